@@ -1,0 +1,2 @@
+//! SIMD kernels.
+#![no_std]

@@ -1,0 +1,5 @@
+//! The std runner of Crystalline: threads, files, tokenizers and the training loop.
+
+pub mod error;
+
+pub use error::{Error, Result};

@@ -1,0 +1,2 @@
+//! The `cllm` binary.
+fn main() {}
