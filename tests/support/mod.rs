@@ -1,0 +1,6 @@
+//! Code shared by the test programs of this folder: `mod support;` brings it in.
+
+#![allow(dead_code, reason = "each test program uses a part of this module")]
+
+pub(crate) mod golden;
+pub(crate) mod reference_model;
