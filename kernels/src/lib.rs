@@ -1,2 +1,56 @@
-//! SIMD kernels.
+//! Hand-written SIMD kernels for training transformers on CPUs.
+//!
+//! `no_std`, no allocation, no global state: slices and strided views in, slices
+//! out. A kernel knows shapes and numbers, never a model. Get a table with
+//! [`Kernels::detect`] (or force one: [`Kernels::for_isa`]) and call its methods.
+//!
+//! Every kernel is written once, over lanes, and instantiated for each instruction
+//! set; the scalar one is compiled for every target and is the oracle of the tests.
+//! Instruction sets round differently; within one, the same call gives the same bits,
+//! and splitting a product's rows or columns over calls does not change them.
+//!
+//! ```
+//! use cllm_kernels::{Epilogue, Kernels, MatMut, MatRef, Packed};
+//!
+//! let kernels = Kernels::detect();
+//! let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]);
+//! let mut packed = vec![0.0; kernels.packed_len(2, 2).unwrap()];
+//! kernels.pack(MatRef::new(&b, 2, 2, 2), &mut packed);
+//! let mut c = [0.0; 4];
+//! kernels.gemm(
+//!     MatRef::new(&a, 2, 2, 2),
+//!     Packed::new(&packed, 2, 2),
+//!     MatMut::new(&mut c, 2, 2, 2),
+//!     false,
+//!     &Epilogue::None,
+//! );
+//! assert_eq!(c, [19.0, 22.0, 43.0, 50.0]);
+//! ```
 #![no_std]
+#![expect(unsafe_code, reason = "kernels read and write through pointers and use CPU intrinsics")]
+
+mod adamw;
+mod attention;
+mod dropout;
+mod elementwise;
+mod embedding;
+mod gemm;
+mod isa;
+mod mat;
+mod math;
+mod norm;
+mod product;
+mod rows;
+mod simd;
+mod softmax;
+mod table;
+
+pub use adamw::AdamW;
+pub use dropout::{Dropout, philox4x32};
+pub use gemm::epilogue::Epilogue;
+pub use isa::{Isa, UnknownIsa};
+pub use mat::{MatMut, MatRef};
+pub use product::Packed;
+pub use rows::{Attention, AttentionGrads, NormSaved};
+pub use softmax::IGNORE;
+pub use table::Kernels;

@@ -1,0 +1,134 @@
+//! The backward pass of one head: all keys at once, queries block by block.
+//!
+//! ```text
+//! pack K^T, V^T, K once; dK = dV = 0
+//! for each block of queries
+//!   p     = exp(scale Q K^T - lse)                    (zero beyond the diagonal)
+//!   dp    = dO V^T
+//!   ds    = scale p (mask dp - rowsum(dO O));   p = p mask
+//!   dV   += p^T dO;   dQ = ds K;   dK += ds^T Q
+//! ```
+//! The mask is dropout's (1 without it); `rowsum(dO O)` equals the row's sum of
+//! `p mask dp`, which is what the softmax's gradient subtracts.
+
+use super::{GemmFn, RawAttention, RowsMut, dot, product, query_block, score_stride};
+use crate::gemm::pack::{Source, pack_b, packed_b_len};
+use crate::math;
+use crate::simd::{Simd, load_up_to, store_up_to};
+
+/// # Safety
+/// The operands are valid for their shapes, `lse` is present, `first == 0` and
+/// `queries == keys`; `dq`, `dk`, `dv` and `scratch` overlap nothing else.
+#[inline(always)]
+pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
+    let (n, head) = (a.keys, a.head);
+    let Some(lse) = a.lse else { return };
+    let block = query_block(n, S::MR);
+    let stride = score_stride::<S>(n);
+    let transposed = packed_b_len(head, n, S::NR).unwrap_or(0);
+    let straight = packed_b_len(n, head, S::NR).unwrap_or(0);
+    let rows_len = packed_b_len(block, head, S::NR).unwrap_or(0);
+    let keys_t = a.scratch;
+    let values_t = keys_t.wrapping_add(transposed);
+    let keys = values_t.wrapping_add(transposed);
+    let q_rows = keys.wrapping_add(straight);
+    let dout_rows = q_rows.wrapping_add(rows_len);
+    let p = RowsMut { ptr: dout_rows.wrapping_add(rows_len), stride };
+    let ds = RowsMut { ptr: p.ptr.wrapping_add(block * stride), stride };
+    // SAFETY: `scratch` holds the areas just laid out; the rest is the caller's promise.
+    unsafe {
+        pack_b(s, Source { ptr: a.k.ptr, row: 1, col: a.k.stride }, head, n, keys_t);
+        pack_b(s, Source { ptr: a.v.ptr, row: 1, col: a.v.stride }, head, n, values_t);
+        pack_b(s, Source { ptr: a.k.ptr, row: a.k.stride, col: 1 }, n, head, keys);
+        for r in 0..n {
+            for c in 0..head {
+                *a.dk.ptr.add(r * a.dk.stride + c) = 0.0;
+                *a.dv.ptr.add(r * a.dv.stride + c) = 0.0;
+            }
+        }
+        let mut start = 0;
+        while start < n {
+            let rows = block.min(n - start);
+            let seen = start + rows;
+            let q = a.q.ptr.add(start * a.q.stride);
+            let dout = a.dout.ptr.add(start * a.dout.stride);
+            let panel = head * S::NR;
+            gemm(&product((rows, seen, head), q, a.q.stride, 1, keys_t, panel, p, false));
+            gemm(&product((rows, seen, head), dout, a.dout.stride, 1, values_t, panel, ds, false));
+            for r in 0..rows {
+                let out = a.out.ptr.add((start + r) * a.out.stride);
+                let delta = dot(s, dout.add(r * a.dout.stride), out, head);
+                let row = ScoreRow {
+                    p: p.ptr.add(r * stride),
+                    ds: ds.ptr.add(r * stride),
+                    valid: start + r + 1,
+                    seen,
+                    lse: *lse.add(start + r),
+                    delta,
+                };
+                score_gradient(s, a, &row, start + r);
+            }
+            pack_b(s, Source { ptr: dout, row: a.dout.stride, col: 1 }, rows, head, dout_rows);
+            pack_b(s, Source { ptr: q, row: a.q.stride, col: 1 }, rows, head, q_rows);
+            let panel = rows * S::NR;
+            gemm(&product((seen, head, rows), p.ptr, 1, stride, dout_rows, panel, a.dv, true));
+            gemm(&product((seen, head, rows), ds.ptr, 1, stride, q_rows, panel, a.dk, true));
+            let dq = RowsMut { ptr: a.dq.ptr.add(start * a.dq.stride), stride: a.dq.stride };
+            gemm(&product((rows, head, seen), ds.ptr, stride, 1, keys, n * S::NR, dq, false));
+            start += rows;
+        }
+    }
+}
+
+/// One query's row of scores: `p` holds `Q K^T`, `ds` holds `dO V^T`.
+struct ScoreRow {
+    p: *mut f32,
+    ds: *mut f32,
+    /// Keys that the query sees.
+    valid: usize,
+    /// Keys that the block sees: the rest of the row becomes zero.
+    seen: usize,
+    lse: f32,
+    delta: f32,
+}
+
+/// Turns `p` into masked probabilities and `ds` into the gradient of the scores.
+///
+/// # Safety
+/// Both rows hold `seen` floats.
+#[inline(always)]
+unsafe fn score_gradient<S: Simd>(s: S, a: &RawAttention, row: &ScoreRow, query: usize) {
+    let (scale, lse, delta) = (s.splat(a.scale), s.splat(row.lse), s.splat(row.delta));
+    let mut mask = [1.0_f32; 16];
+    let mut i = 0;
+    while i < row.valid {
+        let left = (row.valid - i).min(S::LANES);
+        if let Some((dropout, first_row)) = &a.dropout {
+            let mask_row = first_row.wrapping_add(query as u32);
+            dropout.fill_mask(mask_row, i, &mut mask[..left]);
+        }
+        // SAFETY: elements i .. i + left, below `valid`.
+        unsafe {
+            let score = load_up_to(s, row.p.add(i), left);
+            let p = math::exp(s, s.sub(s.mul(score, scale), lse));
+            let mut dp = load_up_to(s, row.ds.add(i), left);
+            let mut kept = p;
+            if a.dropout.is_some() {
+                let m = load_up_to(s, mask.as_ptr(), left);
+                dp = s.mul(dp, m);
+                kept = s.mul(p, m);
+            }
+            let ds = s.mul(s.mul(p, s.sub(dp, delta)), scale);
+            store_up_to(s, row.p.add(i), kept, left);
+            store_up_to(s, row.ds.add(i), ds, left);
+        }
+        i += left;
+    }
+    for j in row.valid..row.seen {
+        // SAFETY: elements below `seen`.
+        unsafe {
+            *row.p.add(j) = 0.0;
+            *row.ds.add(j) = 0.0;
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Causal attention of one head, without the `T x T` matrix of scores.
+//!
+//! Queries are taken in blocks of [`query_block`] rows. A block's scores against
+//! all keys that it may see live in scratch (`block x keys` floats, sized to stay
+//! in L2), never the scores of the whole sequence; the masked half is not computed
+//! beyond the block's own diagonal. The backward pass computes a block's scores
+//! again from the saved log-sum-exp of each row (Dao et al., "FlashAttention",
+//! 2022, algorithm 4 of appendix B), so nothing quadratic is ever stored.
+//!
+//! Keys are transposed into packed panels once a head, and every product below
+//! runs on the micro-kernel of [`crate::gemm`].
+
+pub(crate) mod backward;
+pub(crate) mod forward;
+
+use crate::dropout::Dropout;
+use crate::gemm::pack::packed_b_len;
+use crate::gemm::{RawEpilogue, RawGemm};
+use crate::simd::Simd;
+
+/// One head over raw memory. Built by the safe methods of [`crate::Kernels`].
+///
+/// Shapes: q, out, dq, dout `queries x head`; k, v, dk, dv `keys x head`;
+/// `lse` has `queries` floats. Query i sees keys `0..=first + i`.
+#[derive(Clone, Copy)]
+pub(crate) struct RawAttention {
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) head: usize,
+    pub(crate) first: usize,
+    /// Scores are multiplied by this: `1 / sqrt(head)`.
+    pub(crate) scale: f32,
+    pub(crate) q: Rows,
+    pub(crate) k: Rows,
+    pub(crate) v: Rows,
+    /// Forward: written. Backward: read.
+    pub(crate) out: RowsMut,
+    /// Log of each row's sum of exponentials. Forward: written if present. Backward: read.
+    pub(crate) lse: Option<*mut f32>,
+    pub(crate) dout: Rows,
+    pub(crate) dq: RowsMut,
+    pub(crate) dk: RowsMut,
+    pub(crate) dv: RowsMut,
+    /// Mask of the probabilities; query i is its row `row + i`.
+    pub(crate) dropout: Option<(Dropout, u32)>,
+    pub(crate) scratch: *mut f32,
+}
+
+/// Rows of `head` contiguous floats, `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) ptr: *const f32,
+    pub(crate) stride: usize,
+}
+
+/// [`Rows`] for writing.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsMut {
+    pub(crate) ptr: *mut f32,
+    pub(crate) stride: usize,
+}
+
+impl Rows {
+    pub(crate) const NONE: Self = Self { ptr: core::ptr::null(), stride: 0 };
+}
+
+impl RowsMut {
+    pub(crate) const NONE: Self = Self { ptr: core::ptr::null_mut(), stride: 0 };
+}
+
+/// A product on the table's own GEMM.
+pub(crate) type GemmFn = unsafe fn(&RawGemm);
+
+/// Most rows of scores held at once: a multiple of every `MR`.
+const MAX_QUERY_BLOCK: usize = 48;
+/// Floats of scores held at once, if that allows for a register block: 256 KiB,
+/// half of a 512 KiB L2.
+const SCORES: usize = 64 * 1024;
+
+/// Queries processed together against `keys` keys: a multiple of `mr`.
+pub(crate) fn query_block(keys: usize, mr: usize) -> usize {
+    let fit = SCORES / keys.max(1) / mr * mr;
+    fit.clamp(mr, MAX_QUERY_BLOCK / mr * mr)
+}
+
+/// Floats between two rows of scores.
+pub(crate) fn score_stride<S: Simd>(keys: usize) -> usize {
+    keys.next_multiple_of(S::NR)
+}
+
+/// A plain `C = A B` (or `C += A B`) with packed B.
+#[expect(clippy::too_many_arguments, reason = "names the operands of one product")]
+#[inline(always)]
+pub(crate) fn product(
+    (m, n, k): (usize, usize, usize),
+    a: *const f32,
+    a_row: usize,
+    a_col: usize,
+    b: *const f32,
+    b_panel: usize,
+    c: RowsMut,
+    accumulate: bool,
+) -> RawGemm {
+    RawGemm {
+        m,
+        n,
+        k,
+        a,
+        a_row,
+        a_col,
+        b,
+        b_panel,
+        c: c.ptr,
+        c_row: c.stride,
+        accumulate,
+        epilogue: RawEpilogue::NONE,
+    }
+}
+
+/// Floats of scratch for the forward pass, `None` on overflow.
+pub(crate) fn forward_scratch<S: Simd>(keys: usize, head: usize) -> Option<usize> {
+    let keys_t = packed_b_len(head, keys, S::NR)?;
+    let values = packed_b_len(keys, head, S::NR)?;
+    let scores = query_block(keys, S::MR).checked_mul(score_stride::<S>(keys))?;
+    keys_t.checked_add(values)?.checked_add(scores)
+}
+
+/// Floats of scratch for the backward pass, `None` on overflow.
+pub(crate) fn backward_scratch<S: Simd>(keys: usize, head: usize) -> Option<usize> {
+    let block = query_block(keys, S::MR);
+    let transposed = packed_b_len(head, keys, S::NR)?.checked_mul(2)?;
+    let straight = packed_b_len(keys, head, S::NR)?;
+    let rows = packed_b_len(block, head, S::NR)?.checked_mul(2)?;
+    let scores = block.checked_mul(score_stride::<S>(keys))?.checked_mul(2)?;
+    transposed.checked_add(straight)?.checked_add(rows)?.checked_add(scores)
+}
+
+/// Dot product of two rows of `n` floats.
+///
+/// # Safety
+/// Both hold `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn dot<S: Simd>(s: S, a: *const f32, b: *const f32, n: usize) -> f32 {
+    let mut sum = s.splat(0.0);
+    let mut i = 0;
+    while i < n {
+        let left = (n - i).min(S::LANES);
+        // SAFETY: elements i .. i + left of both.
+        unsafe {
+            let (x, y) = (
+                crate::simd::load_up_to(s, a.add(i), left),
+                crate::simd::load_up_to(s, b.add(i), left),
+            );
+            sum = s.mul_add(x, y, sum);
+        }
+        i += left;
+    }
+    s.sum(sum)
+}

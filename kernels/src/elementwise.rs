@@ -1,0 +1,163 @@
+//! Passes over flat arrays: add, scale, multiply by a mask, sums, GELU, column sums.
+//!
+//! Each is one read (and one write) of memory; there is nothing to win but bandwidth.
+
+use crate::dropout::Dropout;
+use crate::math;
+use crate::simd::{Simd, load_up_to, store_up_to};
+
+/// `dst[i] = f(dst[i], src[i])`.
+macro_rules! in_place {
+    ($s:ident, $n:expr, $dst:expr, $src:expr, |$x:ident, $y:ident| $f:expr) => {{
+        let mut i = 0;
+        while i < $n {
+            let left = ($n - i).min(S::LANES);
+            // SAFETY: elements i .. i + left of both arrays, of at least n each.
+            unsafe {
+                let $x = load_up_to($s, $dst.add(i), left);
+                let $y = load_up_to($s, $src.add(i), left);
+                store_up_to($s, $dst.add(i), $f, left);
+            }
+            i += left;
+        }
+    }};
+}
+
+/// `dst += src`.
+///
+/// # Safety
+/// Both hold `n` floats; they are the same array or disjoint.
+#[inline(always)]
+pub(crate) unsafe fn accumulate<S: Simd>(s: S, dst: *mut f32, src: *const f32, n: usize) {
+    in_place!(s, n, dst, src, |x, y| s.add(x, y));
+}
+
+/// `dst *= factor`.
+///
+/// # Safety
+/// `dst` holds `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn scale<S: Simd>(s: S, dst: *mut f32, factor: f32, n: usize) {
+    let by = s.splat(factor);
+    in_place!(s, n, dst, dst, |x, _y| s.mul(x, by));
+}
+
+/// `dst = gelu(src)`.
+///
+/// # Safety
+/// Both hold `n` floats; they are the same array or disjoint.
+#[inline(always)]
+pub(crate) unsafe fn gelu<S: Simd>(s: S, dst: *mut f32, src: *const f32, n: usize) {
+    in_place!(s, n, dst, src, |_x, y| math::gelu(s, y));
+}
+
+/// `grad *= gelu'(pre)`.
+///
+/// # Safety
+/// Both hold `n` floats; they are the same array or disjoint.
+#[inline(always)]
+pub(crate) unsafe fn gelu_backward<S: Simd>(s: S, grad: *mut f32, pre: *const f32, n: usize) {
+    in_place!(s, n, grad, pre, |x, y| s.mul(x, math::gelu_slope(s, y)));
+}
+
+/// `dst = src * mask` for one row of a dropout site.
+///
+/// # Safety
+/// Both hold `n` floats; they are the same array or disjoint.
+#[inline(always)]
+pub(crate) unsafe fn dropout_row<S: Simd>(
+    s: S,
+    dst: *mut f32,
+    src: *const f32,
+    n: usize,
+    dropout: &Dropout,
+    row: u32,
+) {
+    let mut mask = [0.0_f32; 64];
+    let mut i = 0;
+    while i < n {
+        let chunk = (n - i).min(64);
+        dropout.fill_mask(row, i, &mut mask[..chunk]);
+        // SAFETY: elements i .. i + chunk of both arrays; the mask has at least `chunk`.
+        unsafe {
+            let (dst, src) = (dst.add(i), src.add(i));
+            let mut q = 0;
+            while q < chunk {
+                let left = (chunk - q).min(S::LANES);
+                let x = load_up_to(s, src.add(q), left);
+                let m = load_up_to(s, mask.as_ptr().add(q), left);
+                store_up_to(s, dst.add(q), s.mul(x, m), left);
+                q += left;
+            }
+        }
+        i += chunk;
+    }
+}
+
+/// Sum of squares, in `4 * LANES` running sums of `f32` combined at the end.
+///
+/// # Safety
+/// `src` holds `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn sum_squares<S: Simd>(s: S, src: *const f32, n: usize) -> f32 {
+    let mut sums = [s.splat(0.0); 4];
+    let mut i = 0;
+    while i + 4 * S::LANES <= n {
+        for (q, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: i + 4 * LANES <= n.
+            let x = unsafe { s.load(src.add(i + q * S::LANES)) };
+            *sum = s.mul_add(x, x, *sum);
+        }
+        i += 4 * S::LANES;
+    }
+    while i < n {
+        let left = (n - i).min(S::LANES);
+        // SAFETY: i + left <= n.
+        let x = unsafe { load_up_to(s, src.add(i), left) };
+        sums[0] = s.mul_add(x, x, sums[0]);
+        i += left;
+    }
+    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+}
+
+/// `dst (+)= ` sum of the rows of `src` (`rows x cols`, rows `stride` apart).
+///
+/// Rows are added in groups of [`ROW_GROUP`] whose sums are then added, so the
+/// rounding error grows with the square root of the depth, not with the rows.
+///
+/// # Safety
+/// `src` is valid for `rows` rows of `cols`, `dst` for `cols`; they are disjoint.
+#[inline(always)]
+pub(crate) unsafe fn column_sum<S: Simd>(
+    s: S,
+    src: *const f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    dst: *mut f32,
+    accumulate: bool,
+) {
+    let mut j = 0;
+    while j < cols {
+        let left = (cols - j).min(S::LANES);
+        // SAFETY: columns j .. j + left of every row and of dst.
+        unsafe {
+            let mut total = if accumulate { load_up_to(s, dst.add(j), left) } else { s.splat(0.0) };
+            let mut first = 0;
+            while first < rows {
+                let end = (first + ROW_GROUP).min(rows);
+                let mut sum = s.splat(0.0);
+                for r in first..end {
+                    sum = s.add(sum, load_up_to(s, src.add(r * stride + j), left));
+                }
+                total = s.add(total, sum);
+                first = end;
+            }
+            store_up_to(s, dst.add(j), total, left);
+        }
+        j += left;
+    }
+}
+
+/// Rows summed before they are added to the total: near the square root of 4,096 rows.
+const ROW_GROUP: usize = 64;

@@ -1,0 +1,63 @@
+//! Products whose operands are both packed on the way: weight gradients.
+//!
+//! `dW = X^T dY` sums over all tokens. Read in place, a row of `X^T` would touch
+//! a new cache line for every token, so blocks of `KC` tokens of both operands
+//! are packed into scratch, in the fixed order of the tokens.
+
+use super::pack::{Source, pack_a, pack_b, packed_a_len, packed_b_len};
+use super::{KC, RawGemm, micro};
+use crate::simd::Simd;
+
+/// Floats of scratch for a product of `m x n` tiles, of any inner dimension.
+pub(crate) fn scratch_len<S: Simd>(m: usize, n: usize) -> Option<usize> {
+    // A vector's worth of slack for the last column of packed A.
+    packed_a_len(m, KC, S::MR).checked_add(packed_b_len(KC, n, S::NR)?)?.checked_add(S::LANES)
+}
+
+/// `C (+)= A B` with `g.a` an `m x k` source and B given by `b` (`g.b` is ignored).
+///
+/// # Safety
+/// As for [`super::gemm`], with `scratch` valid for [`scratch_len`] floats that
+/// overlap nothing else.
+#[inline(always)]
+pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm, b: Source, scratch: *mut f32) {
+    let packed_b = scratch;
+    let b_len = packed_b_len(KC, g.n, S::NR).unwrap_or(0);
+    let packed_a = scratch.wrapping_add(b_len);
+    let mut depth = 0;
+    loop {
+        let kc = KC.min(g.k - depth);
+        let accumulate = g.accumulate || depth > 0;
+        // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised.
+        unsafe {
+            let b = Source { ptr: b.ptr.add(depth * b.row), ..b };
+            pack_b(s, b, kc, g.n, packed_b);
+            let a = Source { ptr: g.a.add(depth * g.a_col), row: g.a_row, col: g.a_col };
+            pack_a(s, a, g.m, kc, packed_a);
+            let mut j = 0;
+            while j < g.n {
+                let cols = S::NR.min(g.n - j);
+                let mut i = 0;
+                while i < g.m {
+                    let rows = S::MR.min(g.m - i);
+                    let tile = micro::Tile {
+                        kc,
+                        a: packed_a.add(i * kc),
+                        a_row: 1,
+                        a_col: S::MR,
+                        b: packed_b.add(j * kc),
+                        c: g.c.add(i * g.c_row + j),
+                        c_row: g.c_row,
+                    };
+                    micro::run(s, &tile, rows, cols, accumulate);
+                    i += rows;
+                }
+                j += cols;
+            }
+        }
+        depth += kc;
+        if depth == g.k {
+            return;
+        }
+    }
+}

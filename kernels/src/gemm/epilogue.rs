@@ -1,0 +1,175 @@
+//! What happens to a tile of a product while it is still in L1.
+
+use crate::dropout::Dropout;
+use crate::mat::{MatMut, MatRef};
+use crate::math;
+use crate::simd::{Simd, load_up_to, store_up_to};
+
+/// Work fused into a product `C = A B`, applied once all of the sum is there.
+///
+/// Every operand has the shape of C, a bias its number of columns. With
+/// accumulation the sum includes what C held before.
+#[derive(Debug)]
+pub enum Epilogue<'a> {
+    /// `C = A B`
+    None,
+    /// `C = A B + bias`
+    Bias(&'a [f32]),
+    /// `pre = A B + bias`, `C = gelu(pre)`: both are kept, the backward pass wants `pre`.
+    Gelu {
+        /// Added to each row before the activation.
+        bias: Option<&'a [f32]>,
+        /// Receives the input of the activation: overwritten.
+        pre: MatMut<'a>,
+    },
+    /// `C = dropout(A B + bias) + residual`
+    Residual {
+        /// Added to each row.
+        bias: Option<&'a [f32]>,
+        /// Added to C, never dropped. May be the memory of C itself.
+        residual: MatRef<'a>,
+        /// Mask and scale for the product, and the mask's row of C's row 0.
+        dropout: Option<(Dropout, u32)>,
+    },
+    /// `C = (A B) * gelu'(pre)`: the backward pass of [`Epilogue::Gelu`].
+    GeluGrad {
+        /// The input of the activation, from the forward pass.
+        pre: MatRef<'a>,
+    },
+}
+
+/// [`Epilogue`] with pointers in place of borrows.
+#[derive(Clone, Copy)]
+pub(crate) struct RawEpilogue {
+    kind: Kind,
+    bias: Option<*const f32>,
+    other: *mut f32,
+    other_row: usize,
+    dropout: Option<(Dropout, u32)>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    None,
+    Bias,
+    Gelu,
+    Residual,
+    GeluGrad,
+}
+
+impl RawEpilogue {
+    pub(crate) const NONE: Self = Self {
+        kind: Kind::None,
+        bias: None,
+        other: core::ptr::null_mut(),
+        other_row: 0,
+        dropout: None,
+    };
+
+    /// # Panics
+    /// If an operand has not the shape of the `m x n` product.
+    pub(crate) fn new(epilogue: &Epilogue<'_>, m: usize, n: usize) -> Self {
+        let check = |rows, cols| assert!(rows == m && cols == n, "epilogue operand is not {m}x{n}");
+        let bias = |b: &Option<&[f32]>| {
+            b.map(|b| {
+                assert!(b.len() == n, "bias has {} elements, not {n}", b.len());
+                b.as_ptr()
+            })
+        };
+        match epilogue {
+            Epilogue::None => Self::NONE,
+            Epilogue::Bias(b) => Self { kind: Kind::Bias, bias: bias(&Some(b)), ..Self::NONE },
+            Epilogue::Gelu { bias: b, pre } => {
+                check(pre.rows(), pre.cols());
+                Self {
+                    kind: Kind::Gelu,
+                    bias: bias(b),
+                    other: pre.ptr,
+                    other_row: pre.row_stride,
+                    dropout: None,
+                }
+            }
+            Epilogue::Residual { bias: b, residual, dropout } => {
+                check(residual.rows(), residual.cols());
+                assert!(residual.col_stride == 1, "residual rows must be contiguous");
+                Self {
+                    kind: Kind::Residual,
+                    bias: bias(b),
+                    other: residual.ptr.cast_mut(),
+                    other_row: residual.row_stride,
+                    dropout: *dropout,
+                }
+            }
+            Epilogue::GeluGrad { pre } => {
+                check(pre.rows(), pre.cols());
+                assert!(pre.col_stride == 1, "activation rows must be contiguous");
+                Self {
+                    kind: Kind::GeluGrad,
+                    bias: None,
+                    other: pre.ptr.cast_mut(),
+                    other_row: pre.row_stride,
+                    dropout: None,
+                }
+            }
+        }
+    }
+}
+
+/// Applies the epilogue to the `rows x cols` tile at `c`, which is C's tile at (i, j).
+///
+/// # Safety
+/// The tile and the operands' tiles at (i, j) are valid memory of the epilogue's kind.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+pub(super) unsafe fn apply<S: Simd>(
+    s: S,
+    e: &RawEpilogue,
+    c: *mut f32,
+    c_row: usize,
+    i: usize,
+    j: usize,
+    rows: usize,
+    cols: usize,
+) {
+    if e.kind == Kind::None {
+        return;
+    }
+    let mut mask = [1.0_f32; 16];
+    for r in 0..rows {
+        if let Some((dropout, first_row)) = &e.dropout {
+            dropout.fill_mask(first_row.wrapping_add((i + r) as u32), j, &mut mask[..cols]);
+        }
+        let mut q = 0;
+        while q < cols {
+            let n = S::LANES.min(cols - q);
+            // SAFETY: element (i + r, j + q .. j + q + n) of C and of the operands.
+            unsafe {
+                let at = c.add(r * c_row + q);
+                let mut x = load_up_to(s, at, n);
+                if let Some(bias) = e.bias {
+                    x = s.add(x, load_up_to(s, bias.add(j + q), n));
+                }
+                let other = e.other.wrapping_add((i + r) * e.other_row + j + q);
+                match e.kind {
+                    Kind::None | Kind::Bias => {}
+                    Kind::Gelu => {
+                        store_up_to(s, other, x, n);
+                        x = math::gelu(s, x);
+                    }
+                    Kind::Residual => {
+                        let residual = load_up_to(s, other, n);
+                        if e.dropout.is_some() {
+                            x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
+                        }
+                        x = s.add(x, residual);
+                    }
+                    Kind::GeluGrad => {
+                        x = s.mul(x, math::gelu_slope(s, load_up_to(s, other, n)));
+                    }
+                }
+                store_up_to(s, at, x, n);
+            }
+            q += n;
+        }
+    }
+}

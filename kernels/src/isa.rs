@@ -1,0 +1,255 @@
+//! Instruction sets: their names, their detection, and the shells that carry them.
+//!
+//! A shell is a function with `#[target_feature]` around a generic kernel. Only
+//! shells and what they inline use vector registers, so a binary built for plain
+//! x86-64 runs everywhere and picks its table at run time.
+
+use crate::adamw::{self, AdamW};
+use crate::attention::{self, RawAttention};
+use crate::dropout::Dropout;
+use crate::elementwise;
+use crate::embedding::{self, RawEmbedding};
+use crate::gemm::pack::{self, Source};
+use crate::gemm::{self, RawGemm};
+use crate::norm::{self, RawNorm};
+use crate::simd::Simd;
+use crate::simd::scalar::Scalar;
+use crate::softmax::{self, RawCrossEntropy};
+use crate::table::Kernels;
+use core::fmt;
+use core::str::FromStr;
+
+/// An instruction set that kernels exist for, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust: the oracle, on every target.
+    Scalar,
+    /// x86-64 AVX without fused multiply-add.
+    Avx,
+    /// x86-64 AVX2 with FMA.
+    Avx2,
+}
+
+impl Isa {
+    /// All of them, weakest first.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx, Self::Avx2];
+
+    /// The name that `--isa` takes.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx => "avx",
+            Self::Avx2 => "avx2",
+        }
+    }
+
+    /// Whether this CPU and its system run it. False on `target_os = "none"`, where
+    /// nobody can be asked: use `Kernels::assume_*` there.
+    #[must_use]
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx => detect::avx(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => detect::avx() && detect::avx2(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The strongest one that this CPU runs.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|isa| isa.is_supported()).unwrap_or(Self::Scalar)
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text is not the name of an instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownIsa;
+
+impl fmt::Display for UnknownIsa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not an instruction set: use scalar, avx or avx2")
+    }
+}
+
+impl core::error::Error for UnknownIsa {}
+
+impl FromStr for Isa {
+    type Err = UnknownIsa;
+
+    fn from_str(text: &str) -> Result<Self, UnknownIsa> {
+        Self::ALL.into_iter().find(|isa| isa.name() == text).ok_or(UnknownIsa)
+    }
+}
+
+/// CPUID through `cpufeatures`, which works without std and also asks XCR0 whether
+/// the system saves the wide registers.
+#[cfg(target_arch = "x86_64")]
+mod detect {
+    cpufeatures::new!(has_avx, "avx");
+    cpufeatures::new!(has_avx2, "avx2", "fma");
+
+    pub(super) fn avx() -> bool {
+        has_avx::get()
+    }
+
+    pub(super) fn avx2() -> bool {
+        has_avx2::get()
+    }
+}
+
+/// Builds one table: a shell for each kernel, all with the same features.
+macro_rules! kernel_table {
+    ($module:ident, $isa:expr, $token:expr, $lanes:ty $(, $feature:literal)?) => {
+        pub(crate) mod $module {
+            use super::*;
+
+            /// # Safety
+            /// The CPU has this module's instruction set.
+            #[inline(always)]
+            unsafe fn token() -> $lanes {
+                // SAFETY: passed on from the caller: the table is handed out only where
+                // its instruction set was detected or vouched for.
+                #[allow(unused_unsafe, reason = "the scalar token needs no proof")]
+                unsafe { $token }
+            }
+
+            kernel_table!(@shells $($feature)?;
+                fn gemm(g: &RawGemm) = gemm::gemm;
+                fn gemm_both(g: &RawGemm, b: Source, scratch: *mut f32) = gemm::both::gemm;
+                fn pack_b(src: Source, k: usize, n: usize, dst: *mut f32) = pack::pack_b;
+                fn norm_forward(a: &RawNorm) = norm::forward;
+                fn norm_backward(a: &RawNorm) = norm::backward;
+                fn cross_entropy(a: &RawCrossEntropy) = softmax::cross_entropy;
+                fn embedding_gather(a: &RawEmbedding) = embedding::gather;
+                fn embedding_scatter(
+                    tokens: *const u32, rows: usize, grad: *const f32, grad_row: usize,
+                    cols: usize, table: *mut f32, first_id: usize, ids: usize
+                ) = embedding::scatter_add;
+                fn accumulate(dst: *mut f32, src: *const f32, n: usize) = elementwise::accumulate;
+                fn scale(dst: *mut f32, factor: f32, n: usize) = elementwise::scale;
+                fn gelu(dst: *mut f32, src: *const f32, n: usize) = elementwise::gelu;
+                fn gelu_backward(grad: *mut f32, pre: *const f32, n: usize) =
+                    elementwise::gelu_backward;
+                fn dropout_row(
+                    dst: *mut f32, src: *const f32, n: usize, dropout: &Dropout, row: u32
+                ) = elementwise::dropout_row;
+                fn column_sum(
+                    src: *const f32, stride: usize, rows: usize, cols: usize,
+                    dst: *mut f32, accumulate: bool
+                ) = elementwise::column_sum;
+                fn adamw(
+                    h: &AdamW, p: *mut f32, g: *const f32, m: *mut f32, v: *mut f32, n: usize
+                ) = adamw::adamw;
+            );
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn sum_squares(src: *const f32, n: usize) -> f32 {
+                // SAFETY: passed on from the caller.
+                unsafe { elementwise::sum_squares(token(), src, n) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn attention_forward(a: &RawAttention) {
+                // SAFETY: passed on from the caller.
+                unsafe { attention::forward::forward(token(), gemm, a) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn attention_backward(a: &RawAttention) {
+                // SAFETY: passed on from the caller.
+                unsafe { attention::backward::backward(token(), gemm, a) }
+            }
+
+            pub(crate) static TABLE: Kernels = Kernels {
+                isa: $isa,
+                lanes: <$lanes as Simd>::LANES,
+                mr: <$lanes as Simd>::MR,
+                nr: <$lanes as Simd>::NR,
+                gemm_scratch: gemm::both::scratch_len::<$lanes>,
+                attention_forward_scratch: attention::forward_scratch::<$lanes>,
+                attention_backward_scratch: attention::backward_scratch::<$lanes>,
+                gemm,
+                gemm_both,
+                pack_b,
+                norm_forward,
+                norm_backward,
+                cross_entropy,
+                embedding_gather,
+                embedding_scatter,
+                accumulate,
+                scale,
+                gelu,
+                gelu_backward,
+                dropout_row,
+                column_sum,
+                sum_squares,
+                adamw,
+                attention_forward,
+                attention_backward,
+            };
+        }
+    };
+    (@shells $($feature:literal)?;
+        $(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:path;)*) => {
+        kernel_table!(@each [$($feature)?] $(fn $name($($arg: $ty),*) = $kernel;)*);
+    };
+    (@each $features:tt $(fn $name:ident($($arg:ident: $ty:ty),*) = $kernel:path;)*) => {
+        $(kernel_table!(@shell $features fn $name($($arg: $ty),*) = $kernel;);)*
+    };
+    (@shell [$($feature:literal)?] fn $name:ident($($arg:ident: $ty:ty),*) = $kernel:path;) => {
+        $(#[target_feature(enable = $feature)])?
+        #[allow(clippy::too_many_arguments, reason = "the raw form of a safe method")]
+        unsafe fn $name($($arg: $ty),*) {
+            // SAFETY: passed on from the caller.
+            unsafe { $kernel(token(), $($arg),*) }
+        }
+    };
+}
+
+kernel_table!(scalar, Isa::Scalar, Scalar, Scalar);
+#[cfg(target_arch = "x86_64")]
+kernel_table!(avx, Isa::Avx, crate::simd::avx::Avx::assume(), crate::simd::avx::Avx, "avx");
+#[cfg(target_arch = "x86_64")]
+kernel_table!(
+    avx2,
+    Isa::Avx2,
+    crate::simd::avx2::Avx2::assume(),
+    crate::simd::avx2::Avx2,
+    "avx2,fma"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::Isa;
+
+    #[test]
+    fn names_round_trip() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.name().parse(), Ok(isa));
+        }
+        assert!("sse9".parse::<Isa>().is_err());
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn detection_agrees_with_std() {
+        extern crate std;
+        let avx = std::is_x86_feature_detected!("avx");
+        let fma = std::is_x86_feature_detected!("fma");
+        assert_eq!(Isa::Avx.is_supported(), avx);
+        let avx2 = std::is_x86_feature_detected!("avx2") && fma;
+        assert_eq!(Isa::Avx2.is_supported(), avx2);
+        assert!(Isa::best().is_supported());
+    }
+}

@@ -1,0 +1,153 @@
+//! Layer normalisation, forward and backward, a row at a time.
+//!
+//! Ba, Kiros and Hinton, "Layer normalization" (2016):
+//! `y = (x - mean) * rstd * gain + bias`, `rstd = 1 / sqrt(variance + eps)`,
+//! with the variance of the population. The variance is a second pass over the
+//! row (it is in L1), for the one-pass form cancels.
+
+use crate::simd::{Simd, load_up_to, store_up_to};
+
+/// A row-wise pass over raw memory. Built by the safe methods of [`crate::Kernels`].
+#[derive(Clone, Copy)]
+pub(crate) struct RawNorm {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) x: *const f32,
+    pub(crate) x_row: usize,
+    pub(crate) gain: *const f32,
+    /// Forward only.
+    pub(crate) bias: Option<*const f32>,
+    pub(crate) eps: f32,
+    /// Forward: written. Backward: read.
+    pub(crate) mean: *mut f32,
+    pub(crate) rstd: *mut f32,
+    /// Forward: the result. Backward: the gradient of x.
+    pub(crate) out: *mut f32,
+    pub(crate) out_row: usize,
+    /// Backward: the gradient of y.
+    pub(crate) dy: *const f32,
+    pub(crate) dy_row: usize,
+    /// Backward: add to `out` instead of overwriting it.
+    pub(crate) accumulate: bool,
+    /// Backward: overwritten with this pass's sums over rows.
+    pub(crate) dgain: *mut f32,
+    pub(crate) dbias: Option<*mut f32>,
+}
+
+/// # Safety
+/// All operands of the forward pass are valid for their shapes; `out` overlaps nothing else.
+#[inline(always)]
+pub(crate) unsafe fn forward<S: Simd>(s: S, a: &RawNorm) {
+    let n = a.cols;
+    let inverse = 1.0 / n as f32;
+    for r in 0..a.rows {
+        // SAFETY: row r of each operand, columns below n.
+        unsafe {
+            let x = a.x.add(r * a.x_row);
+            let mut total = s.splat(0.0);
+            let mut i = 0;
+            while i < n {
+                let left = (n - i).min(S::LANES);
+                total = s.add(total, load_up_to(s, x.add(i), left));
+                i += left;
+            }
+            let mean = s.sum(total) * inverse;
+            let centre = s.splat(mean);
+            let mut squares = s.splat(0.0);
+            let mut i = 0;
+            while i + S::LANES <= n {
+                let d = s.sub(s.load(x.add(i)), centre);
+                squares = s.mul_add(d, d, squares);
+                i += S::LANES;
+            }
+            let mut variance = s.sum(squares);
+            while i < n {
+                let d = *x.add(i) - mean;
+                variance += d * d;
+                i += 1;
+            }
+            let rstd = 1.0 / libm::sqrtf(variance * inverse + a.eps);
+            *a.mean.add(r) = mean;
+            *a.rstd.add(r) = rstd;
+            let factor = s.splat(rstd);
+            let y = a.out.add(r * a.out_row);
+            let mut i = 0;
+            while i < n {
+                let left = (n - i).min(S::LANES);
+                let hat = s.mul(s.sub(load_up_to(s, x.add(i), left), centre), factor);
+                let scaled = s.mul(hat, load_up_to(s, a.gain.add(i), left));
+                let shifted = match a.bias {
+                    Some(bias) => s.add(scaled, load_up_to(s, bias.add(i), left)),
+                    None => scaled,
+                };
+                store_up_to(s, y.add(i), shifted, left);
+                i += left;
+            }
+        }
+    }
+}
+
+/// With `h = (x - mean) rstd` and `w = gain dy`, row by row:
+/// `dx = rstd (w - mean(w) - h mean(w h))`; over rows: `dgain = sum dy h`, `dbias = sum dy`.
+///
+/// # Safety
+/// All operands of the backward pass are valid for their shapes; `out`, `dgain` and
+/// `dbias` overlap nothing else.
+#[inline(always)]
+pub(crate) unsafe fn backward<S: Simd>(s: S, a: &RawNorm) {
+    let n = a.cols;
+    let inverse = 1.0 / n as f32;
+    for i in 0..n {
+        // SAFETY: element i of the two sums, of n each.
+        unsafe {
+            *a.dgain.add(i) = 0.0;
+            if let Some(dbias) = a.dbias {
+                *dbias.add(i) = 0.0;
+            }
+        }
+    }
+    for r in 0..a.rows {
+        // SAFETY: row r of each operand, columns below n.
+        unsafe {
+            let (x, dy) = (a.x.add(r * a.x_row), a.dy.add(r * a.dy_row));
+            let centre = s.splat(*a.mean.add(r));
+            let rstd = *a.rstd.add(r);
+            let factor = s.splat(rstd);
+            let (mut sum_w, mut sum_wh) = (s.splat(0.0), s.splat(0.0));
+            let mut i = 0;
+            while i < n {
+                let left = (n - i).min(S::LANES);
+                let grad = load_up_to(s, dy.add(i), left);
+                let hat = s.mul(s.sub(load_up_to(s, x.add(i), left), centre), factor);
+                let w = s.mul(grad, load_up_to(s, a.gain.add(i), left));
+                sum_w = s.add(sum_w, w);
+                // Lanes beyond n have w = 0, whatever h is there.
+                sum_wh = s.mul_add(w, hat, sum_wh);
+                let dgain = load_up_to(s, a.dgain.add(i), left);
+                store_up_to(s, a.dgain.add(i), s.mul_add(grad, hat, dgain), left);
+                if let Some(dbias) = a.dbias {
+                    let sum = s.add(load_up_to(s, dbias.add(i), left), grad);
+                    store_up_to(s, dbias.add(i), sum, left);
+                }
+                i += left;
+            }
+            let mean_w = s.splat(s.sum(sum_w) * inverse);
+            let mean_wh = s.splat(s.sum(sum_wh) * inverse);
+            let dx = a.out.add(r * a.out_row);
+            let mut i = 0;
+            while i < n {
+                let left = (n - i).min(S::LANES);
+                let grad = load_up_to(s, dy.add(i), left);
+                let hat = s.mul(s.sub(load_up_to(s, x.add(i), left), centre), factor);
+                let w = s.mul(grad, load_up_to(s, a.gain.add(i), left));
+                let inner = s.sub(s.sub(w, mean_w), s.mul(hat, mean_wh));
+                let mut out = s.mul(inner, factor);
+                if a.accumulate {
+                    out = s.add(out, load_up_to(s, dx.add(i), left));
+                }
+                store_up_to(s, dx.add(i), out, left);
+                i += left;
+            }
+        }
+    }
+}

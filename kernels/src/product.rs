@@ -1,0 +1,127 @@
+//! Matrix products of the table: packing, packed products, weight gradients.
+
+use crate::gemm::pack::{Source, packed_b_len};
+use crate::gemm::{RawEpilogue, RawGemm};
+use crate::mat::{MatMut, MatRef};
+use crate::{Epilogue, Kernels};
+
+/// A packed right-hand side: `k x n`, laid out by [`Kernels::pack`] of the same table.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    data: &'a [f32],
+    k: usize,
+    n: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// Names the shape of what [`Kernels::pack`] wrote to `data`.
+    #[must_use]
+    pub fn new(data: &'a [f32], k: usize, n: usize) -> Self {
+        Self { data, k, n }
+    }
+}
+
+impl Kernels {
+    /// Floats that a packed `k x n` matrix takes, `None` on overflow.
+    #[must_use]
+    pub fn packed_len(&self, k: usize, n: usize) -> Option<usize> {
+        packed_b_len(k, n, self.nr)
+    }
+
+    /// Packs `b` for use as a right-hand side. Overwrites `dst`, padding included.
+    /// Pass `w.t()` to pack the transpose.
+    ///
+    /// # Panics
+    /// If `dst` is not exactly [`Kernels::packed_len`] long.
+    pub fn pack(&self, b: MatRef<'_>, dst: &mut [f32]) {
+        assert_eq!(Some(dst.len()), self.packed_len(b.rows(), b.cols()), "pack: wrong length");
+        let src = Source { ptr: b.ptr, row: b.row_stride, col: b.col_stride };
+        // SAFETY: `b` is valid for its shape, `dst` has the length of its packed form,
+        // and `&mut` keeps them apart.
+        unsafe { (self.pack_b)(src, b.rows(), b.cols(), dst.as_mut_ptr()) }
+    }
+
+    /// `C = A B`, or `C += A B` with `accumulate`, then the epilogue.
+    ///
+    /// A is `m x k` with any strides, B packed `k x n`, C `m x n`. C overlaps neither
+    /// A nor B nor an operand of the epilogue, except that a residual may be C.
+    /// The bits of an element depend on `k`, A's row and B's column alone.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together.
+    pub fn gemm(
+        &self,
+        a: MatRef<'_>,
+        b: Packed<'_>,
+        c: MatMut<'_>,
+        accumulate: bool,
+        epilogue: &Epilogue<'_>,
+    ) {
+        let (m, n, k) = (c.rows(), c.cols(), a.cols());
+        assert!(a.rows() == m && b.k == k && b.n == n, "gemm: shapes differ");
+        assert_eq!(Some(b.data.len()), self.packed_len(k, n), "gemm: B is not packed so");
+        let g = RawGemm {
+            m,
+            n,
+            k,
+            a: a.ptr,
+            a_row: a.row_stride,
+            a_col: a.col_stride,
+            b: b.data.as_ptr(),
+            b_panel: k * self.nr,
+            c: c.ptr,
+            c_row: c.row_stride,
+            accumulate,
+            epilogue: RawEpilogue::new(epilogue, m, n),
+        };
+        // SAFETY: the views are valid for the shapes just checked; `c` is exclusive.
+        unsafe { (self.gemm)(&g) }
+    }
+
+    /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result.
+    #[must_use]
+    pub fn gemm_scratch_len(&self, m: usize, n: usize) -> Option<usize> {
+        (self.gemm_scratch)(m, n)
+    }
+
+    /// `C = A B`, or `C += A B`, for operands used once: both are packed on the way.
+    ///
+    /// For weight gradients `dW = X^T dY`: pass `x.t()`, `dy`. Blocks of the inner
+    /// dimension are added in their order, whatever `m` and `n` are.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or `scratch` is too short.
+    pub fn gemm_unpacked(
+        &self,
+        a: MatRef<'_>,
+        b: MatRef<'_>,
+        c: MatMut<'_>,
+        accumulate: bool,
+        scratch: &mut [f32],
+    ) {
+        let (m, n, k) = (c.rows(), c.cols(), a.cols());
+        assert!(a.rows() == m && b.rows() == k && b.cols() == n, "gemm_unpacked: shapes differ");
+        assert!(
+            self.gemm_scratch_len(m, n).is_some_and(|need| need <= scratch.len()),
+            "gemm_unpacked: scratch is too short"
+        );
+        let g = RawGemm {
+            m,
+            n,
+            k,
+            a: a.ptr,
+            a_row: a.row_stride,
+            a_col: a.col_stride,
+            b: core::ptr::null(),
+            b_panel: 0,
+            c: c.ptr,
+            c_row: c.row_stride,
+            accumulate,
+            epilogue: RawEpilogue::NONE,
+        };
+        let b = Source { ptr: b.ptr, row: b.row_stride, col: b.col_stride };
+        // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
+        // exclusive, and scratch is long enough.
+        unsafe { (self.gemm_both)(&g, b, scratch.as_mut_ptr()) }
+    }
+}

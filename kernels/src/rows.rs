@@ -1,0 +1,400 @@
+//! Row-wise and head-wise methods of the table: norms, attention, cross-entropy, embeddings.
+
+use crate::Kernels;
+use crate::attention::{RawAttention, Rows, RowsMut};
+use crate::dropout::Dropout;
+use crate::embedding::RawEmbedding;
+use crate::mat::{MatMut, MatRef};
+use crate::norm::RawNorm;
+use crate::softmax::{IGNORE, RawCrossEntropy};
+
+/// What the forward pass of a layer norm leaves for the backward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct NormSaved<'a> {
+    /// Input of the forward pass, `rows x cols`.
+    pub x: MatRef<'a>,
+    /// Gain, `cols`.
+    pub gain: &'a [f32],
+    /// Mean of each row.
+    pub mean: &'a [f32],
+    /// `1 / sqrt(variance + eps)` of each row.
+    pub rstd: &'a [f32],
+}
+
+/// The inputs of one head of causal attention.
+///
+/// q is `queries x head`, k and v are `keys x head`, rows contiguous. Query i
+/// attends to keys `0..=first + i`.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Queries.
+    pub q: MatRef<'a>,
+    /// Keys.
+    pub k: MatRef<'a>,
+    /// Values.
+    pub v: MatRef<'a>,
+    /// Position of query 0 among the keys: 0 unless keys come from a cache.
+    pub first: usize,
+    /// Factor of the scores: `1 / sqrt(head)`.
+    pub scale: f32,
+    /// Mask of the probabilities and the mask's row for query 0.
+    pub dropout: Option<(Dropout, u32)>,
+}
+
+/// Gradients of one head, each overwritten.
+#[derive(Debug)]
+pub struct AttentionGrads<'a> {
+    /// Of the queries.
+    pub dq: MatMut<'a>,
+    /// Of the keys.
+    pub dk: MatMut<'a>,
+    /// Of the values.
+    pub dv: MatMut<'a>,
+}
+
+/// # Panics
+/// If the rows are not contiguous.
+fn rows_of(m: MatRef<'_>) -> Rows {
+    assert!(m.col_stride == 1, "rows must be contiguous");
+    Rows { ptr: m.ptr, stride: m.row_stride }
+}
+
+fn rows_mut_of(m: &MatMut<'_>) -> RowsMut {
+    RowsMut { ptr: m.ptr, stride: m.row_stride }
+}
+
+impl Kernels {
+    /// Layer norm of each row of `x`: overwrites `y`, `mean` and `rstd`.
+    ///
+    /// # Panics
+    /// If a shape does not fit that of `x`.
+    #[expect(clippy::too_many_arguments, reason = "four inputs and three outputs, all slices")]
+    pub fn layer_norm(
+        &self,
+        x: MatRef<'_>,
+        gain: &[f32],
+        bias: Option<&[f32]>,
+        eps: f32,
+        y: MatMut<'_>,
+        mean: &mut [f32],
+        rstd: &mut [f32],
+    ) {
+        let (rows, cols) = (x.rows(), x.cols());
+        assert!(y.rows() == rows && y.cols() == cols, "layer_norm: y is not {rows}x{cols}");
+        assert!(mean.len() == rows && rstd.len() == rows, "layer_norm: {rows} rows");
+        assert!(gain.len() == cols && bias.is_none_or(|b| b.len() == cols), "layer_norm: {cols}");
+        let x = rows_of(x);
+        let a = RawNorm {
+            rows,
+            cols,
+            x: x.ptr,
+            x_row: x.stride,
+            gain: gain.as_ptr(),
+            bias: bias.map(<[f32]>::as_ptr),
+            eps,
+            mean: mean.as_mut_ptr(),
+            rstd: rstd.as_mut_ptr(),
+            out: y.ptr,
+            out_row: y.row_stride,
+            dy: core::ptr::null(),
+            dy_row: 0,
+            accumulate: false,
+            dgain: core::ptr::null_mut(),
+            dbias: None,
+        };
+        // SAFETY: the shapes were just checked; outputs are exclusive.
+        unsafe { (self.norm_forward)(&a) }
+    }
+
+    /// Backward pass of [`Kernels::layer_norm`].
+    ///
+    /// `dx` is overwritten, or added to with `accumulate`; `dgain` and `dbias` are
+    /// overwritten with the sums over these rows.
+    ///
+    /// # Panics
+    /// If a shape does not fit that of `saved.x`.
+    pub fn layer_norm_backward(
+        &self,
+        saved: &NormSaved<'_>,
+        dy: MatRef<'_>,
+        dx: MatMut<'_>,
+        accumulate: bool,
+        dgain: &mut [f32],
+        dbias: Option<&mut [f32]>,
+    ) {
+        let (rows, cols) = (saved.x.rows(), saved.x.cols());
+        assert!(dy.rows() == rows && dy.cols() == cols, "layer_norm_backward: dy");
+        assert!(dx.rows() == rows && dx.cols() == cols, "layer_norm_backward: dx");
+        assert!(saved.mean.len() == rows && saved.rstd.len() == rows, "layer_norm_backward: rows");
+        assert!(saved.gain.len() == cols && dgain.len() == cols, "layer_norm_backward: gain");
+        assert!(dbias.as_ref().is_none_or(|b| b.len() == cols), "layer_norm_backward: bias");
+        let (x, dy) = (rows_of(saved.x), rows_of(dy));
+        let a = RawNorm {
+            rows,
+            cols,
+            x: x.ptr,
+            x_row: x.stride,
+            gain: saved.gain.as_ptr(),
+            bias: None,
+            eps: 0.0,
+            mean: saved.mean.as_ptr().cast_mut(),
+            rstd: saved.rstd.as_ptr().cast_mut(),
+            out: dx.ptr,
+            out_row: dx.row_stride,
+            dy: dy.ptr,
+            dy_row: dy.stride,
+            accumulate,
+            dgain: dgain.as_mut_ptr(),
+            dbias: dbias.map(<[f32]>::as_mut_ptr),
+        };
+        // SAFETY: the shapes were just checked; outputs are exclusive; mean and rstd are
+        // only read in this direction.
+        unsafe { (self.norm_backward)(&a) }
+    }
+
+    /// Floats of scratch for [`Kernels::attention`] over `keys` keys.
+    #[must_use]
+    pub fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
+        (self.attention_forward_scratch)(keys, head)
+    }
+
+    /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
+    #[must_use]
+    pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
+        (self.attention_backward_scratch)(keys, head)
+    }
+
+    /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
+    /// each query's scores, which the backward pass wants.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short.
+    pub fn attention(
+        &self,
+        a: &Attention<'_>,
+        out: MatMut<'_>,
+        lse: Option<&mut [f32]>,
+        scratch: &mut [f32],
+    ) {
+        let (queries, keys, head) = (a.q.rows(), a.k.rows(), a.q.cols());
+        let need = self.attention_scratch_len(keys, head);
+        assert!(need.is_some_and(|n| n <= scratch.len()), "attention: scratch is too short");
+        assert!(out.rows() == queries && out.cols() == head, "attention: out");
+        assert!(lse.as_ref().is_none_or(|l| l.len() == queries), "attention: lse");
+        let raw = RawAttention {
+            out: rows_mut_of(&out),
+            lse: lse.map(<[f32]>::as_mut_ptr),
+            scratch: scratch.as_mut_ptr(),
+            ..raw_attention(a)
+        };
+        // SAFETY: the shapes were just checked; out, lse and scratch are exclusive.
+        unsafe { (self.attention_forward)(&raw) }
+    }
+
+    /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
+    /// many queries as keys): overwrites the three gradients.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short.
+    pub fn attention_backward(
+        &self,
+        a: &Attention<'_>,
+        out: MatRef<'_>,
+        lse: &[f32],
+        dout: MatRef<'_>,
+        grads: &mut AttentionGrads<'_>,
+        scratch: &mut [f32],
+    ) {
+        let (n, head) = (a.q.rows(), a.q.cols());
+        let need = self.attention_backward_scratch_len(n, head);
+        assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
+        assert!(a.first == 0 && a.k.rows() == n, "attention_backward: not a whole sequence");
+        assert!(lse.len() == n, "attention_backward: lse");
+        for (rows, cols) in [
+            (out.rows(), out.cols()),
+            (dout.rows(), dout.cols()),
+            (grads.dq.rows(), grads.dq.cols()),
+            (grads.dk.rows(), grads.dk.cols()),
+            (grads.dv.rows(), grads.dv.cols()),
+        ] {
+            assert!(rows == n && cols == head, "attention_backward: not {n}x{head}");
+        }
+        let out = rows_of(out);
+        let raw = RawAttention {
+            out: RowsMut { ptr: out.ptr.cast_mut(), stride: out.stride },
+            lse: Some(lse.as_ptr().cast_mut()),
+            dout: rows_of(dout),
+            dq: rows_mut_of(&grads.dq),
+            dk: rows_mut_of(&grads.dk),
+            dv: rows_mut_of(&grads.dv),
+            scratch: scratch.as_mut_ptr(),
+            ..raw_attention(a)
+        };
+        // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
+        // and lse are only read in this direction.
+        unsafe { (self.attention_backward)(&raw) }
+    }
+
+    /// Cross-entropy of each row of `logits` against its target; see
+    /// [`crate::IGNORE`] for targets that do not count.
+    ///
+    /// Overwrites `losses` (nats). With `grad_scale` the logits become their own
+    /// gradient times that; without, they are left as they are.
+    ///
+    /// # Panics
+    /// If lengths differ, there are no columns, or a target is not a column.
+    pub fn cross_entropy(
+        &self,
+        logits: MatMut<'_>,
+        targets: &[u32],
+        losses: &mut [f32],
+        grad_scale: Option<f32>,
+    ) {
+        let (rows, cols) = (logits.rows(), logits.cols());
+        assert!(targets.len() == rows && losses.len() == rows, "cross_entropy: {rows} rows");
+        assert!(cols > 0, "cross_entropy: no columns");
+        let known = |t: &u32| *t == IGNORE || (*t as usize) < cols;
+        assert!(targets.iter().all(known), "cross_entropy: a target is not below {cols}");
+        let a = RawCrossEntropy {
+            rows,
+            cols,
+            logits: logits.ptr,
+            row_stride: logits.row_stride,
+            targets: targets.as_ptr(),
+            losses: losses.as_mut_ptr(),
+            grad_scale,
+        };
+        // SAFETY: shapes and targets were just checked; outputs are exclusive.
+        unsafe { (self.cross_entropy)(&a) }
+    }
+
+    /// `out[r] = table[tokens[r]] + positions[(first + r) % period + offset]`: overwrites.
+    ///
+    /// `table` and `positions` are whole rows of `out.cols()` floats.
+    ///
+    /// # Panics
+    /// If lengths do not fit, or a token or a position is outside its table.
+    #[expect(clippy::too_many_arguments, reason = "two tables, their indices and the result")]
+    pub fn embedding(
+        &self,
+        tokens: &[u32],
+        table: &[f32],
+        positions: &[f32],
+        first: usize,
+        period: usize,
+        offset: usize,
+        out: MatMut<'_>,
+    ) {
+        let (rows, cols) = (out.rows(), out.cols());
+        assert!(tokens.len() == rows, "embedding: {} tokens for {rows} rows", tokens.len());
+        let inside = |t: &u32| (*t as usize) < table.len() / cols.max(1);
+        assert!(tokens.iter().all(inside), "embedding: a token is outside the table");
+        let most = offset + period.min(first.saturating_add(rows));
+        assert!(period > 0 && most <= positions.len() / cols.max(1), "embedding: positions");
+        let a = RawEmbedding {
+            rows,
+            cols,
+            tokens: tokens.as_ptr(),
+            table: table.as_ptr(),
+            positions: positions.as_ptr(),
+            first,
+            period,
+            offset,
+            out: out.ptr,
+            out_row: out.row_stride,
+        };
+        // SAFETY: tokens and positions were just checked; out is exclusive.
+        unsafe { (self.embedding_gather)(&a) }
+    }
+
+    /// Adds each row of `grad` to the row `tokens[r] - first_id` of `table` (whole rows
+    /// of `grad.cols()`), in the order of the rows; tokens outside the table's
+    /// range are left to the caller of the other ranges.
+    ///
+    /// # Panics
+    /// If there are not as many tokens as rows.
+    pub fn embedding_backward(
+        &self,
+        tokens: &[u32],
+        grad: MatRef<'_>,
+        table: &mut [f32],
+        first_id: usize,
+    ) {
+        let (rows, cols) = (grad.rows(), grad.cols());
+        assert!(tokens.len() == rows, "embedding_backward: {} tokens", tokens.len());
+        let grad = rows_of(grad);
+        let ids = table.len() / cols.max(1);
+        // SAFETY: `ids` whole rows fit in the table; the shapes were just checked.
+        unsafe {
+            (self.embedding_scatter)(
+                tokens.as_ptr(),
+                rows,
+                grad.ptr,
+                grad.stride,
+                cols,
+                table.as_mut_ptr(),
+                first_id,
+                ids,
+            );
+        }
+    }
+
+    /// `dst = ` sum over the rows of `src`, or `dst += ` it with `accumulate`.
+    ///
+    /// # Panics
+    /// If `dst` has not `src.cols()` elements.
+    pub fn column_sum(&self, src: MatRef<'_>, dst: &mut [f32], accumulate: bool) {
+        assert_eq!(dst.len(), src.cols(), "column_sum: columns");
+        let rows = rows_of(src);
+        let dst = dst.as_mut_ptr();
+        // SAFETY: `src` is valid for its shape, `dst` for its columns.
+        unsafe {
+            (self.column_sum)(rows.ptr, rows.stride, src.rows(), src.cols(), dst, accumulate);
+        }
+    }
+
+    /// `dst = src * mask`, row by row; row r has the mask's row `first_row + r`.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn dropout(&self, src: MatRef<'_>, dst: MatMut<'_>, dropout: &Dropout, first_row: u32) {
+        assert!(src.rows() == dst.rows() && src.cols() == dst.cols(), "dropout: shapes differ");
+        let (from, cols) = (rows_of(src), src.cols());
+        for r in 0..src.rows() {
+            let row = first_row.wrapping_add(r as u32);
+            // SAFETY: row r of both, of `cols` floats each.
+            unsafe {
+                let (to, from) = (dst.ptr.add(r * dst.row_stride), from.ptr.add(r * from.stride));
+                (self.dropout_row)(to, from, cols, dropout, row);
+            }
+        }
+    }
+}
+
+/// The inputs; the outputs of either direction are filled in by the caller.
+///
+/// # Panics
+/// If q, k and v do not fit together.
+fn raw_attention(a: &Attention<'_>) -> RawAttention {
+    let (queries, keys, head) = (a.q.rows(), a.k.rows(), a.q.cols());
+    assert!(a.k.cols() == head && a.v.cols() == head && a.v.rows() == keys, "attention: k, v");
+    assert!(a.first + queries <= keys, "attention: query {queries} has no key");
+    RawAttention {
+        queries,
+        keys,
+        head,
+        first: a.first,
+        scale: a.scale,
+        q: rows_of(a.q),
+        k: rows_of(a.k),
+        v: rows_of(a.v),
+        out: RowsMut::NONE,
+        lse: None,
+        dout: Rows::NONE,
+        dq: RowsMut::NONE,
+        dk: RowsMut::NONE,
+        dv: RowsMut::NONE,
+        dropout: a.dropout,
+        scratch: core::ptr::null_mut(),
+    }
+}

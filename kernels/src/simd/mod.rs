@@ -1,0 +1,82 @@
+//! The vector abstraction that every kernel is written against once.
+//!
+//! A kernel is a generic `#[inline(always)]` function over [`Simd`]; the shells
+//! in `crate::isa` carry `#[target_feature]` and instantiate it. A value of a
+//! type that implements [`Simd`] is a *token*: it exists only where the
+//! instruction set does, so its arithmetic is safe to call and only memory
+//! access through pointers stays `unsafe`.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+pub(crate) mod scalar;
+
+/// Lanes of `f32`, and the register block that suits their number.
+///
+/// `min` and `max` follow x86: **the second operand is returned if either is
+/// NaN**, on every instruction set. Put the value whose NaN must survive second.
+pub(crate) trait Simd: Copy {
+    /// A vector of [`Simd::LANES`] floats.
+    type V: Copy;
+    /// Floats in a vector.
+    const LANES: usize;
+    /// Rows of the GEMM register block.
+    const MR: usize;
+    /// Columns of the GEMM register block: a multiple of `LANES`.
+    const NR: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// `p` is valid for reading `LANES` floats (any alignment of 4).
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `p` is valid for writing `LANES` floats (any alignment of 4).
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// The first `n < LANES` floats, zero in the other lanes.
+    /// # Safety
+    /// `p` is valid for reading `n` floats.
+    unsafe fn load_first(self, p: *const f32, n: usize) -> Self::V;
+    /// Stores the first `n < LANES` lanes and touches nothing else.
+    /// # Safety
+    /// `p` is valid for writing `n` floats.
+    unsafe fn store_first(self, p: *mut f32, v: Self::V, n: usize);
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// `a * b + c`: fused where the instruction set fuses, two roundings elsewhere.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Nearest integer, ties to even, for `|a| < 2^22`.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `2^a` for integral `a` in `-127..=128`; `-127` gives 0 and `128` infinity.
+    fn exp2_int(self, a: Self::V) -> Self::V;
+    /// Sum of the lanes, halves first.
+    fn sum(self, a: Self::V) -> f32;
+    /// Largest lane, NaN ignored or not as the order falls.
+    fn max_lane(self, a: Self::V) -> f32;
+}
+
+/// Loads `n <= LANES` floats, zero in the lanes beyond.
+///
+/// # Safety
+/// `p` is valid for reading `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn load_up_to<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+    // SAFETY: passed on from the caller; the branch keeps each call in its range.
+    unsafe { if n >= S::LANES { s.load(p) } else { s.load_first(p, n) } }
+}
+
+/// Stores the first `n <= LANES` lanes.
+///
+/// # Safety
+/// `p` is valid for writing `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, v: S::V, n: usize) {
+    // SAFETY: passed on from the caller; the branch keeps each call in its range.
+    unsafe { if n >= S::LANES { s.store(p, v) } else { s.store_first(p, v, n) } }
+}

@@ -1,0 +1,151 @@
+//! Softmax cross-entropy over rows of logits, loss and gradient in one visit.
+//!
+//! The caller makes a block of logits with a product, hands it here, and uses it
+//! as the gradient of the same block: the logits of a whole batch never exist.
+//!
+//! `loss = ln(sum exp(x - max)) + max - x[target]`,
+//! `dx = (exp(x - max) / sum - onehot(target)) * grad_scale`.
+
+use crate::math;
+use crate::simd::{Simd, load_up_to, store_up_to};
+
+/// A target that does not count: its loss and gradient are zero.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Rows of logits over raw memory. Built by the safe methods of [`crate::Kernels`].
+#[derive(Clone, Copy)]
+pub(crate) struct RawCrossEntropy {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) logits: *mut f32,
+    pub(crate) row_stride: usize,
+    pub(crate) targets: *const u32,
+    pub(crate) losses: *mut f32,
+    /// `Some`: the logits become their gradient, times this. `None`: they stay.
+    pub(crate) grad_scale: Option<f32>,
+}
+
+/// Largest of `n >= 1` floats.
+///
+/// # Safety
+/// `x` holds `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn max_of<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
+    // SAFETY: reads stay below n.
+    unsafe {
+        if n < S::LANES {
+            let mut most = *x;
+            for i in 1..n {
+                most = if *x.add(i) > most { *x.add(i) } else { most };
+            }
+            return most;
+        }
+        let mut most = s.load(x);
+        let mut i = S::LANES;
+        while i + S::LANES <= n {
+            most = s.max(most, s.load(x.add(i)));
+            i += S::LANES;
+        }
+        // The last vector may overlap what was seen: a maximum does not mind.
+        s.max_lane(s.max(most, s.load(x.add(n - S::LANES))))
+    }
+}
+
+/// `x = exp((x - offset) * factor)`, and the sum of the results.
+///
+/// # Safety
+/// `x` holds `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn exp_in_place<S: Simd>(
+    s: S,
+    x: *mut f32,
+    n: usize,
+    offset: f32,
+    factor: f32,
+) -> f32 {
+    let (offset, factor) = (s.splat(offset), s.splat(factor));
+    let mut sum = s.splat(0.0);
+    let mut i = 0;
+    // SAFETY: reads and writes stay below n.
+    unsafe {
+        while i + S::LANES <= n {
+            let e = math::exp(s, s.mul(s.sub(s.load(x.add(i)), offset), factor));
+            s.store(x.add(i), e);
+            sum = s.add(sum, e);
+            i += S::LANES;
+        }
+        let mut total = s.sum(sum);
+        if i < n {
+            let left = n - i;
+            let e = math::exp(s, s.mul(s.sub(s.load_first(x.add(i), left), offset), factor));
+            s.store_first(x.add(i), e, left);
+            for q in i..n {
+                total += *x.add(q);
+            }
+        }
+        total
+    }
+}
+
+/// # Safety
+/// All operands are valid for their shapes and disjoint; a target is below `cols` or
+/// [`IGNORE`]; `cols >= 1`.
+#[inline(always)]
+pub(crate) unsafe fn cross_entropy<S: Simd>(s: S, a: &RawCrossEntropy) {
+    let n = a.cols;
+    for r in 0..a.rows {
+        // SAFETY: row r of the operands, columns below n.
+        unsafe {
+            let x = a.logits.add(r * a.row_stride);
+            let target = *a.targets.add(r);
+            if target == IGNORE {
+                *a.losses.add(r) = 0.0;
+                if a.grad_scale.is_some() {
+                    for i in 0..n {
+                        *x.add(i) = 0.0;
+                    }
+                }
+                continue;
+            }
+            let target = target as usize;
+            let most = max_of(s, x, n);
+            let at_target = *x.add(target);
+            let sum = match a.grad_scale {
+                Some(scale) => {
+                    let sum = exp_in_place(s, x, n, most, 1.0);
+                    let factor = s.splat(scale / sum);
+                    let mut i = 0;
+                    while i < n {
+                        let left = (n - i).min(S::LANES);
+                        let p = s.mul(load_up_to(s, x.add(i), left), factor);
+                        store_up_to(s, x.add(i), p, left);
+                        i += left;
+                    }
+                    *x.add(target) -= scale;
+                    sum
+                }
+                None => {
+                    let offset = s.splat(most);
+                    let mut sum = s.splat(0.0);
+                    let mut i = 0;
+                    while i + S::LANES <= n {
+                        sum = s.add(sum, math::exp(s, s.sub(s.load(x.add(i)), offset)));
+                        i += S::LANES;
+                    }
+                    let mut total = s.sum(sum);
+                    let mut tail = [0.0_f32; 16];
+                    if i < n {
+                        let left = n - i;
+                        let e = math::exp(s, s.sub(s.load_first(x.add(i), left), offset));
+                        s.store_first(tail.as_mut_ptr(), e, left);
+                        for e in &tail[..left] {
+                            total += *e;
+                        }
+                    }
+                    total
+                }
+            };
+            *a.losses.add(r) = libm::logf(sum) + (most - at_target);
+        }
+    }
+}

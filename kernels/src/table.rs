@@ -1,0 +1,182 @@
+//! The table of kernels: one value per instruction set, safe methods that check shapes.
+//!
+//! The fields are private `unsafe fn`s that trust their arguments; the methods
+//! check every shape first and panic with the numbers if a caller got one wrong.
+//! Matrices and vectors live in the sibling modules of this one: products in
+//! `product`, everything that works on a head or a row in `rows`.
+
+use crate::adamw::AdamW;
+use crate::attention::RawAttention;
+use crate::dropout::Dropout;
+use crate::embedding::RawEmbedding;
+use crate::gemm::RawGemm;
+use crate::gemm::pack::Source;
+use crate::isa::{self, Isa};
+use crate::norm::RawNorm;
+use crate::softmax::RawCrossEntropy;
+
+/// The kernels of one instruction set. Get one from [`Kernels::detect`],
+/// [`Kernels::for_isa`] or, where the CPU cannot be asked, `Kernels::assume_*`.
+pub struct Kernels {
+    pub(crate) isa: Isa,
+    pub(crate) lanes: usize,
+    pub(crate) mr: usize,
+    pub(crate) nr: usize,
+    pub(crate) gemm_scratch: fn(usize, usize) -> Option<usize>,
+    pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
+    pub(crate) attention_backward_scratch: fn(usize, usize) -> Option<usize>,
+    pub(crate) gemm: unsafe fn(&RawGemm),
+    pub(crate) gemm_both: unsafe fn(&RawGemm, Source, *mut f32),
+    pub(crate) pack_b: unsafe fn(Source, usize, usize, *mut f32),
+    pub(crate) norm_forward: unsafe fn(&RawNorm),
+    pub(crate) norm_backward: unsafe fn(&RawNorm),
+    pub(crate) cross_entropy: unsafe fn(&RawCrossEntropy),
+    pub(crate) embedding_gather: unsafe fn(&RawEmbedding),
+    pub(crate) embedding_scatter:
+        unsafe fn(*const u32, usize, *const f32, usize, usize, *mut f32, usize, usize),
+    pub(crate) accumulate: unsafe fn(*mut f32, *const f32, usize),
+    pub(crate) scale: unsafe fn(*mut f32, f32, usize),
+    pub(crate) gelu: unsafe fn(*mut f32, *const f32, usize),
+    pub(crate) gelu_backward: unsafe fn(*mut f32, *const f32, usize),
+    pub(crate) dropout_row: unsafe fn(*mut f32, *const f32, usize, &Dropout, u32),
+    pub(crate) column_sum: unsafe fn(*const f32, usize, usize, usize, *mut f32, bool),
+    pub(crate) sum_squares: unsafe fn(*const f32, usize) -> f32,
+    pub(crate) adamw: unsafe fn(&AdamW, *mut f32, *const f32, *mut f32, *mut f32, usize),
+    pub(crate) attention_forward: unsafe fn(&RawAttention),
+    pub(crate) attention_backward: unsafe fn(&RawAttention),
+}
+
+impl core::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Kernels({})", self.isa)
+    }
+}
+
+impl Kernels {
+    /// The scalar kernels: the oracle, on every target.
+    #[must_use]
+    pub fn scalar() -> &'static Self {
+        &isa::scalar::TABLE
+    }
+
+    /// The strongest kernels that this CPU runs.
+    #[must_use]
+    pub fn detect() -> &'static Self {
+        Self::table(Isa::best())
+    }
+
+    /// The kernels of `isa`, `None` if this CPU (or its system) does not run it.
+    #[must_use]
+    pub fn for_isa(isa: Isa) -> Option<&'static Self> {
+        isa.is_supported().then(|| Self::table(isa))
+    }
+
+    fn table(isa: Isa) -> &'static Self {
+        match isa {
+            Isa::Scalar => &isa::scalar::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx => &isa::avx::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &isa::avx2::TABLE,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => &isa::scalar::TABLE,
+        }
+    }
+
+    /// The AVX kernels, on the caller's word.
+    ///
+    /// # Safety
+    /// The CPU has AVX, and the 256-bit registers are switched on (CR4.OSXSAVE, XCR0
+    /// bits 1 and 2) and saved where threads are switched.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub unsafe fn assume_avx() -> &'static Self {
+        &isa::avx::TABLE
+    }
+
+    /// The AVX2 kernels, on the caller's word.
+    ///
+    /// # Safety
+    /// As for [`Kernels::assume_avx`], and the CPU has AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub unsafe fn assume_avx2() -> &'static Self {
+        &isa::avx2::TABLE
+    }
+
+    /// The instruction set of this table.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Floats in a vector register.
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// Rows and columns of the register block of the products. A tile whose rows
+    /// are a multiple of the first wastes nothing.
+    #[must_use]
+    pub fn register_block(&self) -> (usize, usize) {
+        (self.mr, self.nr)
+    }
+
+    /// `dst += src`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn accumulate(&self, dst: &mut [f32], src: &[f32]) {
+        assert_eq!(dst.len(), src.len(), "accumulate: lengths differ");
+        // SAFETY: equal lengths, and `&mut` keeps them apart.
+        unsafe { (self.accumulate)(dst.as_mut_ptr(), src.as_ptr(), dst.len()) }
+    }
+
+    /// `dst *= factor`.
+    pub fn scale(&self, dst: &mut [f32], factor: f32) {
+        // SAFETY: the slice is its own length.
+        unsafe { (self.scale)(dst.as_mut_ptr(), factor, dst.len()) }
+    }
+
+    /// `dst = gelu(src)` in the tanh form. Overwrites.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gelu(&self, dst: &mut [f32], src: &[f32]) {
+        assert_eq!(dst.len(), src.len(), "gelu: lengths differ");
+        // SAFETY: equal lengths, and `&mut` keeps them apart.
+        unsafe { (self.gelu)(dst.as_mut_ptr(), src.as_ptr(), dst.len()) }
+    }
+
+    /// `grad *= gelu'(pre)`, with `pre` the input of the forward pass.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gelu_backward(&self, grad: &mut [f32], pre: &[f32]) {
+        assert_eq!(grad.len(), pre.len(), "gelu_backward: lengths differ");
+        // SAFETY: equal lengths, and `&mut` keeps them apart.
+        unsafe { (self.gelu_backward)(grad.as_mut_ptr(), pre.as_ptr(), grad.len()) }
+    }
+
+    /// Sum of squares in `f32`: for pieces of up to some 100,000 elements, whose sums
+    /// the caller adds in a fixed order.
+    #[must_use]
+    pub fn sum_squares(&self, src: &[f32]) -> f32 {
+        // SAFETY: the slice is its own length.
+        unsafe { (self.sum_squares)(src.as_ptr(), src.len()) }
+    }
+
+    /// One AdamW update of parameters `p` and moments `m` and `v`, in place.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn adamw(&self, h: &AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let n = p.len();
+        assert!(g.len() == n && m.len() == n && v.len() == n, "adamw: lengths differ");
+        // SAFETY: equal lengths, and `&mut` keeps them apart.
+        unsafe {
+            (self.adamw)(h, p.as_mut_ptr(), g.as_ptr(), m.as_mut_ptr(), v.as_mut_ptr(), n);
+        }
+    }
+}
