@@ -1,2 +1,39 @@
-//! Model.
+//! Training of transformers in memory that the caller hands over.
+//!
+//! `no_std`, no allocation, no thread, no file, no clock. The order of use:
+//!
+//! 1. a [`ModelConfig`],
+//! 2. a [`Plan`]: how many bytes of which pool, exactly,
+//! 3. a [`Trainer`] (or [`Evaluator`]) over the [`Pools`],
+//! 4. [`Trainer::accumulate`] and [`Trainer::update`] for each step,
+//! 5. [`checkpoint`]s on byte slices, and text from a [`generate::Generator`].
+//!
+//! A step is a list of operations over tiles (`program`); what a tile computes is in
+//! `step`; who runs it is up to `engine`.
 #![no_std]
+
+//pub mod checkpoint;
+mod config;
+mod engine;
+//pub mod generate;
+mod init;
+mod line;
+mod optimizer;
+mod params;
+mod plan;
+mod program;
+//pub mod sample;
+mod schedule;
+mod shared;
+mod step;
+mod trainer;
+
+pub use cllm_kernels::{IGNORE, Isa, Kernels};
+pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
+pub use line::{LANES, Line, floats, floats_mut};
+pub use optimizer::{Optimizer, UpdateReport};
+pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
+pub use plan::{BatchShape, Mode, Plan, PlanError, Pool, ROW_BLOCK};
+pub use program::Op;
+pub use schedule::{Decay, Schedule, ScheduleError};
+pub use trainer::{Batch, Evaluator, Loss, Pools, StepError, Trainer};

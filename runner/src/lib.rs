@@ -1,5 +1,6 @@
 //! The std runner of Crystalline: threads, files, tokenizers and the training loop.
 
 pub mod error;
+pub mod settings;
 
 pub use error::{Error, Result};

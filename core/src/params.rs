@@ -1,0 +1,424 @@
+//! The table of parameters: the one order that initialiser, optimizer, checkpoint
+//! and export know.
+//!
+//! Weights, gradients and both moments are flat arenas of the same layout: each
+//! tensor starts on a cache line and the gap behind it stays zero. Matrices of
+//! linear layers are `inputs x outputs` (`y = x W + b`), the token table and the
+//! output projection `vocab_size x d_model`.
+
+use crate::config::{ConfigError, ModelConfig};
+use crate::line::LANES;
+use core::fmt::Write as _;
+
+/// A tensor of the model; those of a block carry its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param {
+    /// Token table, `vocab_size x d_model`.
+    TokenTable,
+    /// Position table, `block_size x d_model`.
+    PositionTable,
+    /// A tensor of a block.
+    Block(usize, BlockParam),
+    /// Gain of the final norm.
+    FinalGain,
+    /// Bias of the final norm.
+    FinalBias,
+    /// Output projection, `vocab_size x d_model`; absent when tied.
+    Head,
+}
+
+/// The tensors of one block, in table order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BlockParam {
+    /// Gain of the norm before attention.
+    Norm1Gain,
+    /// Its bias.
+    Norm1Bias,
+    /// Queries, keys and values side by side, `d_model x 3 d_model`.
+    Qkv,
+    /// Their bias.
+    QkvBias,
+    /// Output projection of attention, `d_model x d_model`.
+    AttnOut,
+    /// Its bias.
+    AttnOutBias,
+    /// Gain of the norm before the feed-forward layer.
+    Norm2Gain,
+    /// Its bias.
+    Norm2Bias,
+    /// First matrix of the feed-forward layer, `d_model x d_ff`.
+    Fc,
+    /// Its bias.
+    FcBias,
+    /// Second matrix of the feed-forward layer, `d_ff x d_model`.
+    MlpOut,
+    /// Its bias.
+    MlpOutBias,
+}
+
+use BlockParam::*;
+
+/// All tensors of a block, in table order.
+const BLOCK: [BlockParam; 12] = [
+    Norm1Gain,
+    Norm1Bias,
+    Qkv,
+    QkvBias,
+    AttnOut,
+    AttnOutBias,
+    Norm2Gain,
+    Norm2Bias,
+    Fc,
+    FcBias,
+    MlpOut,
+    MlpOutBias,
+];
+
+impl BlockParam {
+    fn is_bias(self) -> bool {
+        matches!(self, Norm1Bias | QkvBias | AttnOutBias | Norm2Bias | FcBias | MlpOutBias)
+    }
+
+    /// The name behind `h.<block>.`, as GPT-2's published weights spell it.
+    fn name(self) -> &'static str {
+        match self {
+            Norm1Gain => "ln_1.weight",
+            Norm1Bias => "ln_1.bias",
+            Qkv => "attn.c_attn.weight",
+            QkvBias => "attn.c_attn.bias",
+            AttnOut => "attn.c_proj.weight",
+            AttnOutBias => "attn.c_proj.bias",
+            Norm2Gain => "ln_2.weight",
+            Norm2Bias => "ln_2.bias",
+            Fc => "mlp.c_fc.weight",
+            FcBias => "mlp.c_fc.bias",
+            MlpOut => "mlp.c_proj.weight",
+            MlpOutBias => "mlp.c_proj.bias",
+        }
+    }
+
+    /// Shape; vectors have one row.
+    fn shape(self, c: &ModelConfig) -> (usize, usize) {
+        match self {
+            Norm1Gain | Norm1Bias | Norm2Gain | Norm2Bias | AttnOutBias | MlpOutBias => {
+                (1, c.d_model)
+            }
+            Qkv => (c.d_model, 3 * c.d_model),
+            QkvBias => (1, 3 * c.d_model),
+            AttnOut => (c.d_model, c.d_model),
+            Fc => (c.d_model, c.d_ff),
+            FcBias => (1, c.d_ff),
+            MlpOut => (c.d_ff, c.d_model),
+        }
+    }
+}
+
+/// How a tensor starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f32),
+    /// All ones.
+    Ones,
+    /// All zeros.
+    Zeros,
+}
+
+/// A name such as `h.11.attn.c_attn.weight`.
+pub type Name = heapless::String<40>;
+
+/// One row of the table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamSpec {
+    /// Which tensor.
+    pub param: Param,
+    /// Rows; 1 for vectors.
+    pub rows: usize,
+    /// Columns, contiguous.
+    pub cols: usize,
+    /// First float in the arenas.
+    pub offset: usize,
+    /// Weight decay applies: matrices yes, norms and biases no.
+    pub decay: bool,
+    /// Starting values.
+    pub init: Init,
+}
+
+impl ParamSpec {
+    /// Floats of the tensor.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Never true: every tensor has at least one element.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its place in the arenas.
+    #[must_use]
+    pub fn range(&self) -> core::ops::Range<usize> {
+        self.offset..self.offset + self.len()
+    }
+
+    /// Vectors are one-dimensional outside this crate.
+    #[must_use]
+    pub fn is_vector(&self) -> bool {
+        !self.decay
+    }
+
+    /// The name that files use.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        let mut name = Name::new();
+        let text = match self.param {
+            Param::TokenTable => "wte.weight",
+            Param::PositionTable => "wpe.weight",
+            Param::FinalGain => "ln_f.weight",
+            Param::FinalBias => "ln_f.bias",
+            Param::Head => "lm_head.weight",
+            Param::Block(block, param) => {
+                // A block number has at most 9 digits (MAX_DIMENSION), so this fits.
+                let _ = write!(name, "h.{block}.");
+                param.name()
+            }
+        };
+        let _ = name.push_str(text);
+        name
+    }
+}
+
+/// Offsets of all tensors of one config, computed without a list.
+#[derive(Clone, Copy, Debug)]
+pub struct ParamTable {
+    config: ModelConfig,
+    /// Offset of each tensor inside its block.
+    in_block: [usize; BLOCK.len()],
+    block_start: usize,
+    block_len: usize,
+    final_start: usize,
+    head_start: usize,
+    len: usize,
+    count: usize,
+}
+
+impl ParamTable {
+    /// Lays out the tensors of `config`.
+    ///
+    /// # Errors
+    /// What [`ModelConfig::validate`] finds, or [`ConfigError::Overflow`].
+    pub fn new(config: &ModelConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let overflow = ConfigError::Overflow;
+        let padded = |(rows, cols): (usize, usize)| {
+            rows.checked_mul(cols)
+                .and_then(|n| n.checked_next_multiple_of(LANES))
+                .filter(|n| *n <= isize::MAX as usize / 64)
+                .ok_or(overflow)
+        };
+        let sum = |a: usize, b: usize| a.checked_add(b).ok_or(overflow);
+        let token_table = padded((config.vocab_size, config.d_model))?;
+        let block_start = sum(token_table, padded((config.block_size, config.d_model))?)?;
+        let mut in_block = [0; BLOCK.len()];
+        let mut block_len = 0;
+        for (at, param) in in_block.iter_mut().zip(BLOCK) {
+            *at = block_len;
+            if config.bias || !param.is_bias() {
+                block_len = sum(block_len, padded(param.shape(config))?)?;
+            }
+        }
+        let blocks = block_len.checked_mul(config.n_layer).ok_or(overflow)?;
+        let final_start = sum(block_start, blocks)?;
+        let vector = padded((1, config.d_model))?;
+        let head_start = sum(final_start, vector * (1 + usize::from(config.bias)))?;
+        let head = if config.tied { 0 } else { token_table };
+        let len = sum(head_start, head)?;
+        if len > isize::MAX as usize / 16 {
+            return Err(overflow);
+        }
+        let per_block = if config.bias { BLOCK.len() } else { BLOCK.len() / 2 };
+        let count =
+            3 + usize::from(config.bias) + per_block * config.n_layer + usize::from(!config.tied);
+        Ok(Self {
+            config: *config,
+            in_block,
+            block_start,
+            block_len,
+            final_start,
+            head_start,
+            len,
+            count,
+        })
+    }
+
+    /// Floats of each arena, padding included: a whole number of lines.
+    #[must_use]
+    pub fn arena_len(&self) -> usize {
+        self.len
+    }
+
+    /// Number of tensors.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Number of trained values, padding excluded.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        self.iter().map(|spec| spec.len()).sum()
+    }
+
+    /// The tensors in order.
+    pub fn iter(&self) -> impl Iterator<Item = ParamSpec> + '_ {
+        (0..self.count).filter_map(|i| self.get(i))
+    }
+
+    /// The `index`-th tensor.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<ParamSpec> {
+        let per_block = if self.config.bias { BLOCK.len() } else { BLOCK.len() / 2 };
+        let blocks = per_block * self.config.n_layer;
+        let param = match index {
+            0 => Param::TokenTable,
+            1 => Param::PositionTable,
+            i if i < 2 + blocks => {
+                let (block, within) = ((i - 2) / per_block, (i - 2) % per_block);
+                let step = if self.config.bias { 1 } else { 2 };
+                Param::Block(block, BLOCK[within * step])
+            }
+            i if i < self.count => match i - 2 - blocks {
+                0 => Param::FinalGain,
+                1 if self.config.bias => Param::FinalBias,
+                _ => Param::Head,
+            },
+            _ => return None,
+        };
+        self.spec(param)
+    }
+
+    /// The row of one tensor; `None` if this config does not have it.
+    #[must_use]
+    pub fn spec(&self, param: Param) -> Option<ParamSpec> {
+        let c = &self.config;
+        let has_bias = c.bias;
+        // GPT-2: 0.02, and less for projections into the residual stream, whose
+        // variance grows with the number of branches (Radford et al. 2019, section 2.3).
+        const STD: f32 = 0.02;
+        let residual = STD / libm::sqrtf(2.0 * c.n_layer as f32);
+        let (offset, (rows, cols), init) = match param {
+            Param::TokenTable => (0, (c.vocab_size, c.d_model), Init::Normal(STD)),
+            Param::PositionTable => {
+                let start = (c.vocab_size * c.d_model).next_multiple_of(LANES);
+                (start, (c.block_size, c.d_model), Init::Normal(STD))
+            }
+            Param::Block(block, param) => {
+                if block >= c.n_layer || (param.is_bias() && !has_bias) {
+                    return None;
+                }
+                let init = match param {
+                    Norm1Gain | Norm2Gain => Init::Ones,
+                    Qkv | Fc => Init::Normal(STD),
+                    AttnOut | MlpOut => Init::Normal(residual),
+                    _ => Init::Zeros,
+                };
+                let start = self.block_start + block * self.block_len;
+                (start + self.in_block[param as usize], param.shape(c), init)
+            }
+            Param::FinalGain => (self.final_start, (1, c.d_model), Init::Ones),
+            Param::FinalBias if has_bias => {
+                let start = self.final_start + c.d_model.next_multiple_of(LANES);
+                (start, (1, c.d_model), Init::Zeros)
+            }
+            Param::Head if !c.tied => {
+                (self.head_start, (c.vocab_size, c.d_model), Init::Normal(STD))
+            }
+            Param::FinalBias | Param::Head => return None,
+        };
+        let vector = match param {
+            Param::Block(_, p) => p.shape(c).0 == 1 && !matches!(p, Qkv | AttnOut | Fc | MlpOut),
+            Param::FinalGain | Param::FinalBias => true,
+            _ => false,
+        };
+        Some(ParamSpec { param, rows, cols, offset, decay: !vector, init })
+    }
+
+    /// The matrix that the output projection uses: its own or the token table.
+    #[must_use]
+    pub fn head(&self) -> Param {
+        if self.config.tied { Param::TokenTable } else { Param::Head }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::string::ToString;
+    use std::vec::Vec;
+
+    fn config(bias: bool, tied: bool) -> ModelConfig {
+        ModelConfig {
+            vocab_size: 37,
+            block_size: 9,
+            n_layer: 3,
+            n_head: 3,
+            d_model: 21,
+            d_ff: 50,
+            bias,
+            tied,
+            dropout: 0.0,
+            norm_eps: 1e-5,
+        }
+    }
+
+    #[test]
+    fn tensors_are_adjacent_aligned_and_in_one_order() {
+        for (bias, tied) in [(true, true), (true, false), (false, true), (false, false)] {
+            let table = ParamTable::new(&config(bias, tied)).unwrap();
+            let specs: Vec<_> = table.iter().collect();
+            assert_eq!(specs.len(), table.count());
+            let mut end = 0;
+            for spec in &specs {
+                assert_eq!(spec.offset, end, "{}", spec.name());
+                assert_eq!(spec.offset % LANES, 0);
+                assert_eq!(table.spec(spec.param).as_ref(), Some(spec));
+                end = (spec.offset + spec.len()).next_multiple_of(LANES);
+            }
+            assert_eq!(end, table.arena_len());
+            assert!(table.get(table.count()).is_none());
+        }
+    }
+
+    #[test]
+    fn names_shapes_and_decay_are_gpt2s() {
+        let table = ParamTable::new(&config(true, false)).unwrap();
+        let find = |name: &str| table.iter().find(|s| s.name().as_str() == name).unwrap();
+        let qkv = find("h.2.attn.c_attn.weight");
+        assert_eq!((qkv.rows, qkv.cols, qkv.decay), (21, 63, true));
+        let bias = find("h.0.mlp.c_fc.bias");
+        assert_eq!((bias.rows, bias.cols, bias.decay), (1, 50, false));
+        assert!(!find("ln_f.weight").decay);
+        assert!(find("wpe.weight").decay);
+        assert_eq!(table.iter().last().unwrap().name().to_string(), "lm_head.weight");
+        // 37*21*2 + 9*21 + 3 * (6*21 + 21*63 + 63 + 21*21 + 21*50 + 50 + 50*21) + 2*21
+        let block = 6 * 21 + 21 * 63 + 63 + 21 * 21 + 21 * 50 + 50 + 50 * 21;
+        assert_eq!(table.parameters(), 37 * 21 * 2 + 9 * 21 + 3 * block + 2 * 21);
+    }
+
+    #[test]
+    fn absurd_sizes_are_an_error_not_an_overflow() {
+        let huge = ModelConfig {
+            vocab_size: 1 << 28,
+            d_model: 1 << 28,
+            d_ff: 1 << 28,
+            n_layer: 1 << 28,
+            n_head: 1,
+            ..config(true, true)
+        };
+        assert_eq!(ParamTable::new(&huge).unwrap_err(), ConfigError::Overflow);
+    }
+}

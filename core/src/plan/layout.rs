@@ -1,0 +1,274 @@
+//! Where each buffer lies inside its pool. Offsets count floats and are whole lines.
+//!
+//! Activations of a block, `N` tokens, `C = d_model`, `F = d_ff`, `H` heads:
+//!
+//! ```text
+//! x (N, C)   norm1 (N, C) + mean, rstd (N)   qkv (N, 3C)   att (N, C)   lse (N*H)
+//! mid (N, C) norm2 (N, C) + mean, rstd (N)   fc_pre (N, F) fc (N, F)
+//! ```
+//! `x` enters the block, `mid` is the residual stream between its two halves, and
+//! the next block's `x` leaves it. When only losses are wanted all blocks share
+//! one set of buffers: nothing reads a block's `x` once `mid` is there.
+
+use super::{
+    BatchShape, Mode, ROW_BLOCK, UPDATE_BLOCK, WEIGHT_COLS, WEIGHT_ROWS, head_rows, to_lines,
+};
+use crate::config::ModelConfig;
+use crate::params::ParamTable;
+use cllm_kernels::Kernels;
+
+/// Hands out offsets one after the other.
+struct Bump(usize);
+
+impl Bump {
+    fn take(&mut self, floats: usize) -> Option<usize> {
+        let at = self.0;
+        self.0 = at.checked_add(to_lines(floats)?)?;
+        Some(at)
+    }
+
+    fn matrix(&mut self, rows: usize, cols: usize) -> Option<usize> {
+        self.take(rows.checked_mul(cols)?)
+    }
+}
+
+/// A norm's output and what its backward pass needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NormBuffers {
+    pub(crate) out: usize,
+    pub(crate) mean: usize,
+    pub(crate) rstd: usize,
+}
+
+/// Offsets of one block's activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockBuffers {
+    pub(crate) x: usize,
+    pub(crate) norm1: NormBuffers,
+    pub(crate) qkv: usize,
+    pub(crate) att: usize,
+    pub(crate) lse: usize,
+    pub(crate) mid: usize,
+    pub(crate) norm2: NormBuffers,
+    pub(crate) fc_pre: usize,
+    pub(crate) fc: usize,
+}
+
+impl NormBuffers {
+    fn take(bump: &mut Bump, rows: usize, cols: usize) -> Option<Self> {
+        Some(Self { out: bump.matrix(rows, cols)?, mean: bump.take(rows)?, rstd: bump.take(rows)? })
+    }
+
+    fn shift(self, by: usize) -> Self {
+        Self { out: self.out + by, mean: self.mean + by, rstd: self.rstd + by }
+    }
+}
+
+/// Offsets of the buffers that only training has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GradBuffers {
+    /// Gradient of a block's output, (N, C).
+    pub(crate) dx: usize,
+    /// Gradient of `mid`, (N, C).
+    pub(crate) dmid: usize,
+    /// Gradient of a norm's output, (N, C).
+    pub(crate) dnorm: usize,
+    /// Gradient of the attention's output, (N, C).
+    pub(crate) datt: usize,
+    /// Gradient of queries, keys and values, (N, 3C).
+    pub(crate) dqkv: usize,
+    /// Gradient of `fc_pre`, (N, F).
+    pub(crate) dfc: usize,
+    /// `dx` and `dmid` behind their dropout masks, (N, C) each; absent without dropout.
+    pub(crate) masked_mlp: usize,
+    pub(crate) masked_att: usize,
+    /// Sums of norm gradients of each row block, (blocks, 2C): first and final norm, second norm.
+    pub(crate) partial1: usize,
+    pub(crate) partial2: usize,
+    /// Sum of squares of each optimizer tile of the gradient arena.
+    pub(crate) squares: usize,
+}
+
+/// Offsets of one block's packed weights, both ways round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedBlock {
+    pub(crate) qkv: usize,
+    pub(crate) att: usize,
+    pub(crate) fc: usize,
+    pub(crate) mlp: usize,
+    pub(crate) qkv_t: usize,
+    pub(crate) att_t: usize,
+    pub(crate) fc_t: usize,
+    pub(crate) mlp_t: usize,
+}
+
+/// All offsets of a plan.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    first_block: BlockBuffers,
+    /// Floats between two blocks' activations: 0 when they share them.
+    block_stride: usize,
+    n_layer: usize,
+    x_last: usize,
+    pub(crate) final_norm: NormBuffers,
+    pub(crate) losses: usize,
+    pub(crate) logits: usize,
+    pub(crate) grads: GradBuffers,
+    pub(crate) activations_len: usize,
+    first_packed: PackedBlock,
+    packed_stride: usize,
+    /// Output projection: `d_model x vocab` and back.
+    pub(crate) head: usize,
+    pub(crate) head_t: usize,
+    pub(crate) packed_len: usize,
+    /// Floats of scratch of one worker.
+    pub(crate) scratch_len: usize,
+}
+
+impl Layout {
+    /// `None` if a size overflows.
+    pub(super) fn new(
+        c: &ModelConfig,
+        batch: BatchShape,
+        mode: Mode,
+        kernels: &Kernels,
+    ) -> Option<Self> {
+        let n = batch.sequences.checked_mul(batch.tokens)?;
+        let (d, f) = (c.d_model, c.d_ff);
+        let train = mode == Mode::Train;
+        let mut bump = Bump(0);
+        let first_block = BlockBuffers {
+            x: bump.matrix(n, d)?,
+            norm1: NormBuffers::take(&mut bump, n, d)?,
+            qkv: bump.matrix(n, 3 * d)?,
+            att: bump.matrix(n, d)?,
+            lse: bump.matrix(n, c.n_head)?,
+            mid: bump.matrix(n, d)?,
+            norm2: NormBuffers::take(&mut bump, n, d)?,
+            fc_pre: bump.matrix(n, f)?,
+            fc: bump.matrix(n, f)?,
+        };
+        let block_stride = if train { bump.0 } else { 0 };
+        let others = block_stride.checked_mul(c.n_layer - 1)?;
+        bump.take(others)?;
+        let x_last = bump.matrix(n, d)?;
+        let final_norm = NormBuffers::take(&mut bump, n, d)?;
+        let losses = bump.take(n)?;
+        let logits = bump.matrix(head_rows(n, c.vocab_size), c.vocab_size)?;
+        let mut grads = GradBuffers::default();
+        if train {
+            let blocks = n.div_ceil(ROW_BLOCK);
+            grads = GradBuffers {
+                dx: bump.matrix(n, d)?,
+                dmid: bump.matrix(n, d)?,
+                dnorm: bump.matrix(n, d)?,
+                datt: bump.matrix(n, d)?,
+                dqkv: bump.matrix(n, 3 * d)?,
+                dfc: bump.matrix(n, f)?,
+                masked_mlp: if c.dropout > 0.0 { bump.matrix(n, d)? } else { 0 },
+                masked_att: if c.dropout > 0.0 { bump.matrix(n, d)? } else { 0 },
+                partial1: bump.matrix(blocks, 2 * d)?,
+                partial2: bump.matrix(blocks, 2 * d)?,
+                squares: bump.take(ParamTable::new(c).ok()?.arena_len().div_ceil(UPDATE_BLOCK))?,
+            };
+        }
+        let activations_len = bump.0;
+
+        let mut bump = Bump(0);
+        let first_packed = packed_block(c, kernels, train, &mut |floats| bump.take(floats))?;
+        let packed_stride = bump.0;
+        bump.take(packed_stride.checked_mul(c.n_layer - 1)?)?;
+        let head = bump.take(kernels.packed_len(d, c.vocab_size)?)?;
+        let head_t = if train { bump.take(kernels.packed_len(c.vocab_size, d)?)? } else { 0 };
+        let packed_len = bump.0;
+
+        let (t, head_size) = (batch.tokens, c.head_size());
+        let mut scratch_len = kernels.attention_scratch_len(t, head_size)?;
+        if train {
+            let widest = (3 * d).max(f);
+            let tallest = d.max(f).max(c.vocab_size);
+            let weights =
+                kernels.gemm_scratch_len(WEIGHT_ROWS.min(tallest), WEIGHT_COLS.min(widest))?;
+            scratch_len =
+                scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?).max(weights);
+        }
+        Some(Self {
+            first_block,
+            block_stride,
+            n_layer: c.n_layer,
+            x_last,
+            final_norm,
+            losses,
+            logits,
+            grads,
+            activations_len,
+            first_packed,
+            packed_stride,
+            head,
+            head_t,
+            packed_len,
+            scratch_len: to_lines(scratch_len)?,
+        })
+    }
+
+    /// Activations of a block.
+    pub(crate) fn block(&self, layer: usize) -> BlockBuffers {
+        let by = layer * self.block_stride;
+        let b = &self.first_block;
+        BlockBuffers {
+            x: b.x + by,
+            norm1: b.norm1.shift(by),
+            qkv: b.qkv + by,
+            att: b.att + by,
+            lse: b.lse + by,
+            mid: b.mid + by,
+            norm2: b.norm2.shift(by),
+            fc_pre: b.fc_pre + by,
+            fc: b.fc + by,
+        }
+    }
+
+    /// Residual stream that leaves a block.
+    pub(crate) fn block_output(&self, layer: usize) -> usize {
+        if layer + 1 < self.n_layer { self.block(layer + 1).x } else { self.x_last }
+    }
+
+    /// Packed weights of a block.
+    pub(crate) fn packed(&self, layer: usize) -> PackedBlock {
+        let by = layer * self.packed_stride;
+        let p = &self.first_packed;
+        PackedBlock {
+            qkv: p.qkv + by,
+            att: p.att + by,
+            fc: p.fc + by,
+            mlp: p.mlp + by,
+            qkv_t: p.qkv_t + by,
+            att_t: p.att_t + by,
+            fc_t: p.fc_t + by,
+            mlp_t: p.mlp_t + by,
+        }
+    }
+}
+
+/// Lays out one block's packed weights with `take`; the transposes only for training.
+pub(crate) fn packed_block(
+    c: &ModelConfig,
+    kernels: &Kernels,
+    transposes: bool,
+    take: &mut dyn FnMut(usize) -> Option<usize>,
+) -> Option<PackedBlock> {
+    let (d, f) = (c.d_model, c.d_ff);
+    let mut of = |k: usize, n: usize, wanted: bool| {
+        if wanted { take(kernels.packed_len(k, n)?) } else { Some(0) }
+    };
+    Some(PackedBlock {
+        qkv: of(d, 3 * d, true)?,
+        att: of(d, d, true)?,
+        fc: of(d, f, true)?,
+        mlp: of(f, d, true)?,
+        qkv_t: of(3 * d, d, transposes)?,
+        att_t: of(d, d, transposes)?,
+        fc_t: of(f, d, transposes)?,
+        mlp_t: of(d, f, transposes)?,
+    })
+}

@@ -1,0 +1,302 @@
+//! The memory plan: how many bytes of which pool, before anything starts.
+//!
+//! [`Plan::new`] is arithmetic only. It says what the caller must hand over, and
+//! the [`Layout`] inside it is the only place that knows where a buffer lies.
+
+mod layout;
+
+pub(crate) use layout::Layout;
+
+use crate::config::{ConfigError, ModelConfig};
+use crate::line::{LANES, Line};
+use crate::params::ParamTable;
+use crate::program::{self, Op};
+use cllm_kernels::Kernels;
+use core::fmt;
+
+/// Rows (tokens) of a tile of the forward and backward pass.
+///
+/// A multiple of both register blocks (6 and 4 rows). 96 rows of a 1,024-wide
+/// activation are 384 KiB: they stay in a 512 KiB L2 from one operation of a chain
+/// to the next.
+pub const ROW_BLOCK: usize = 96;
+/// Rows of a tile of a weight gradient.
+pub(crate) const WEIGHT_ROWS: usize = 128;
+/// Columns of a tile of a weight gradient: with `KC` rows it packs to 256 KiB.
+pub(crate) const WEIGHT_COLS: usize = 256;
+/// Columns of a tile of bias gradients and of packing.
+pub(crate) const COLUMN_BLOCK: usize = 256;
+/// Rows of the token or position table in a tile of their gradient.
+pub(crate) const TABLE_ROWS: usize = 256;
+/// Floats of an optimizer tile: four arrays of 128 KiB.
+pub(crate) const UPDATE_BLOCK: usize = 32 * 1024;
+/// Floats of logits that exist at one time, if that allows for a row block: 16 MiB,
+/// half of a 32 MiB L3.
+const LOGITS: usize = 4 * 1024 * 1024;
+
+/// Sequences of equal length that are processed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Tokens in each, at most the model's `block_size`.
+    pub tokens: usize,
+}
+
+/// What the memory is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Forward, backward and optimizer: every layer keeps its activations.
+    Train,
+    /// Losses only: layers share their activations.
+    Evaluate,
+}
+
+/// A kind of memory that the caller hands over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The weights.
+    Parameters,
+    /// Their gradients.
+    Gradients,
+    /// First and second moments of AdamW, one arena after the other.
+    Moments,
+    /// Weights laid out as panels for the products, both ways round.
+    Packed,
+    /// Activations, their gradients, partial sums and a block of logits.
+    Activations,
+    /// Working memory of the tiles, one piece for each worker.
+    Scratch,
+    /// The operations of a step.
+    Queue,
+    /// Token ids and targets of one batch.
+    Batch,
+}
+
+impl Pool {
+    /// All pools.
+    pub const ALL: [Self; 8] = [
+        Self::Parameters,
+        Self::Gradients,
+        Self::Moments,
+        Self::Packed,
+        Self::Activations,
+        Self::Scratch,
+        Self::Queue,
+        Self::Batch,
+    ];
+
+    /// The name that reports use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Parameters => "parameters",
+            Self::Gradients => "gradients",
+            Self::Moments => "moments",
+            Self::Packed => "packed",
+            Self::Activations => "activations",
+            Self::Scratch => "scratch",
+            Self::Queue => "queue",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+/// Why there is no plan, or why memory does not fit one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PlanError {
+    /// The model's config is wrong.
+    Config(ConfigError),
+    /// A batch needs at least one sequence of one token.
+    EmptyBatch,
+    /// Sequences are longer than the position table.
+    TooLong {
+        /// Tokens asked for.
+        tokens: usize,
+        /// The model's `block_size`.
+        block_size: usize,
+    },
+    /// At least one worker is needed.
+    NoWorker,
+    /// A pool handed over is smaller than planned. Sizes in bytes.
+    TooSmall {
+        /// Which one.
+        pool: Pool,
+        /// Bytes planned.
+        need: usize,
+        /// Bytes given.
+        got: usize,
+    },
+}
+
+impl From<ConfigError> for PlanError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Config(error) => error.fmt(f),
+            Self::EmptyBatch => f.write_str("the batch is empty: it needs a sequence of a token"),
+            Self::TooLong { tokens, block_size } => {
+                write!(f, "sequences of {tokens} tokens exceed the model's block_size {block_size}")
+            }
+            Self::NoWorker => f.write_str("no worker: at least one is needed"),
+            Self::TooSmall { pool, need, got } => {
+                write!(f, "the {} pool has {got} bytes but the plan needs {need}", pool.name())
+            }
+        }
+    }
+}
+
+impl core::error::Error for PlanError {}
+
+/// Exact sizes of all memory that a model needs for one batch shape on one
+/// instruction set, and where everything lies in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub(crate) config: ModelConfig,
+    pub(crate) batch: BatchShape,
+    pub(crate) mode: Mode,
+    pub(crate) table: ParamTable,
+    pub(crate) layout: Layout,
+    workers: usize,
+    ops: usize,
+}
+
+impl Plan {
+    /// Plans the memory for batches of `batch` and `workers` workers.
+    ///
+    /// The kernels' register block decides the padding of packed weights, so a plan
+    /// belongs to one instruction set.
+    ///
+    /// # Errors
+    /// What is wrong with the config, the batch or the number of workers.
+    pub fn new(
+        config: &ModelConfig,
+        batch: BatchShape,
+        workers: usize,
+        mode: Mode,
+        kernels: &Kernels,
+    ) -> Result<Self, PlanError> {
+        let table = ParamTable::new(config)?;
+        if batch.sequences == 0 || batch.tokens == 0 {
+            return Err(PlanError::EmptyBatch);
+        }
+        if batch.tokens > config.block_size {
+            let (tokens, block_size) = (batch.tokens, config.block_size);
+            return Err(PlanError::TooLong { tokens, block_size });
+        }
+        if workers == 0 {
+            return Err(PlanError::NoWorker);
+        }
+        let overflow = PlanError::Config(ConfigError::Overflow);
+        let layout = Layout::new(config, batch, mode, kernels).ok_or(overflow)?;
+        let mut plan = Self { config: *config, batch, mode, table, layout, workers, ops: 0 };
+        // Every pool must be addressable before tiles are counted in 32 bits.
+        for pool in Pool::ALL {
+            plan.checked_bytes(pool).ok_or(overflow)?;
+        }
+        let mut fits = true;
+        let mut ops = 0;
+        program::build(&plan, &mut |op| {
+            fits &= op.is_some();
+            ops += 1;
+        });
+        plan.ops = ops;
+        if fits { Ok(plan) } else { Err(overflow) }
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The batch.
+    #[must_use]
+    pub fn batch(&self) -> BatchShape {
+        self.batch
+    }
+
+    /// The table of parameters.
+    #[must_use]
+    pub fn table(&self) -> &ParamTable {
+        &self.table
+    }
+
+    /// Workers that have scratch.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// Bytes of a pool, to the byte.
+    #[must_use]
+    pub fn bytes(&self, pool: Pool) -> usize {
+        // `new` has checked that none overflows.
+        self.checked_bytes(pool).unwrap_or(usize::MAX)
+    }
+
+    /// Lines of a pool of floats; 0 for [`Pool::Queue`] and [`Pool::Batch`].
+    #[must_use]
+    pub fn lines(&self, pool: Pool) -> usize {
+        match pool {
+            Pool::Queue | Pool::Batch => 0,
+            _ => self.bytes(pool) / size_of::<Line>(),
+        }
+    }
+
+    /// Slots of [`Pool::Queue`].
+    #[must_use]
+    pub fn ops(&self) -> usize {
+        self.ops
+    }
+
+    /// Tokens of one batch, each with a target: [`Pool::Batch`] holds twice as many `u32`.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.batch.sequences * self.batch.tokens
+    }
+
+    /// Bytes of all pools; `None` if the sum overflows.
+    #[must_use]
+    pub fn total_bytes(&self) -> Option<usize> {
+        Pool::ALL.iter().try_fold(0_usize, |sum, pool| sum.checked_add(self.bytes(*pool)))
+    }
+
+    /// Checks a pool's size against the plan.
+    pub(crate) fn check(&self, pool: Pool, got: usize) -> Result<(), PlanError> {
+        let need = self.bytes(pool);
+        if got < need { Err(PlanError::TooSmall { pool, need, got }) } else { Ok(()) }
+    }
+
+    fn checked_bytes(&self, pool: Pool) -> Option<usize> {
+        let train = self.mode == Mode::Train;
+        let arena = self.table.arena_len();
+        let floats = match pool {
+            Pool::Parameters => arena,
+            Pool::Gradients => arena * usize::from(train),
+            Pool::Moments => arena.checked_mul(2 * usize::from(train))?,
+            Pool::Packed => self.layout.packed_len,
+            Pool::Activations => self.layout.activations_len,
+            Pool::Scratch => self.layout.scratch_len.checked_mul(self.workers)?,
+            Pool::Queue => return self.ops.checked_mul(size_of::<Op>()),
+            Pool::Batch => self.batch.sequences.checked_mul(self.batch.tokens)?.checked_mul(2)?,
+        };
+        let bytes = floats.checked_mul(size_of::<f32>())?;
+        (bytes <= isize::MAX as usize).then_some(bytes)
+    }
+}
+
+/// Rounds floats up to whole lines.
+pub(crate) fn to_lines(floats: usize) -> Option<usize> {
+    floats.checked_next_multiple_of(LANES)
+}
+
+/// Rows of logits that exist at one time: whole row blocks.
+pub(crate) fn head_rows(rows: usize, vocab: usize) -> usize {
+    (LOGITS / vocab / ROW_BLOCK * ROW_BLOCK).max(ROW_BLOCK).min(rows)
+}

@@ -1,0 +1,89 @@
+//! Memory that the tiles of a step share.
+//!
+//! Tiles of one operation may run at the same time on several workers and write
+//! disjoint parts of one buffer, so a pool is held as a pointer and borrowed piece by
+//! piece. Who may borrow what is decided by the program (`crate::program`): tiles
+//! of an operation write disjoint elements, and an operation starts when those it
+//! reads from are done.
+#![expect(unsafe_code, reason = "hands out pieces of shared pools")]
+
+use crate::line::{LANES, Line};
+use cllm_kernels::{MatMut, MatRef};
+use core::marker::PhantomData;
+
+/// A pool of floats, shared by the tiles of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shared<'a> {
+    ptr: *mut f32,
+    len: usize,
+    memory: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `Shared` is an exclusive borrow that was given to the step; whoever borrows
+// parts of it from another thread owes what `slice` and `slice_mut` ask.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above: sharing the handle gives no access by itself.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(lines: &'a mut [Line]) -> Self {
+        let len = lines.len() * LANES;
+        Self { ptr: lines.as_mut_ptr().cast(), len, memory: PhantomData }
+    }
+
+    #[track_caller]
+    fn check(&self, at: usize, extent: usize) {
+        let fits = at.checked_add(extent).is_some_and(|end| end <= self.len);
+        assert!(fits, "a buffer lies outside its pool: the plan is wrong");
+    }
+
+    /// # Safety
+    /// Nobody writes these floats while the slice lives.
+    #[track_caller]
+    pub(crate) unsafe fn slice(&self, at: usize, len: usize) -> &'a [f32] {
+        self.check(at, len);
+        // SAFETY: inside the pool, as checked; the caller keeps writers away.
+        unsafe { core::slice::from_raw_parts(self.ptr.add(at), len) }
+    }
+
+    /// # Safety
+    /// Nobody else reads or writes these floats while the slice lives.
+    #[track_caller]
+    pub(crate) unsafe fn slice_mut(&self, at: usize, len: usize) -> &'a mut [f32] {
+        self.check(at, len);
+        // SAFETY: inside the pool, as checked; the caller keeps everybody away.
+        unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at), len) }
+    }
+
+    /// Rows of `cols` floats, `stride` apart.
+    ///
+    /// # Safety
+    /// Nobody writes the matrix's elements while it lives.
+    #[track_caller]
+    pub(crate) unsafe fn mat(
+        &self,
+        at: usize,
+        (rows, cols): (usize, usize),
+        stride: usize,
+    ) -> MatRef<'a> {
+        self.check(at, if rows == 0 { 0 } else { (rows - 1) * stride + cols });
+        // SAFETY: inside the pool, as checked; the caller keeps writers away.
+        unsafe { MatRef::from_raw(self.ptr.add(at), rows, cols, stride) }
+    }
+
+    /// Rows of `cols` floats, `stride` apart, for writing.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the matrix's elements while it lives.
+    #[track_caller]
+    pub(crate) unsafe fn mat_mut(
+        &self,
+        at: usize,
+        (rows, cols): (usize, usize),
+        stride: usize,
+    ) -> MatMut<'a> {
+        self.check(at, if rows == 0 { 0 } else { (rows - 1) * stride + cols });
+        // SAFETY: inside the pool, as checked; the caller keeps everybody away.
+        unsafe { MatMut::from_raw(self.ptr.add(at), rows, cols, stride) }
+    }
+}

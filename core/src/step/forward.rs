@@ -1,0 +1,224 @@
+//! The forward pass: embedding, norms, products and attention of one tile each.
+#![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
+
+use super::{Site, Step};
+use crate::params::Param;
+use crate::plan::COLUMN_BLOCK;
+use crate::program::{Matrix, Norm};
+use cllm_kernels::{Attention, Epilogue};
+
+impl Step<'_> {
+    /// Lays out 256 columns of a weight (or of its transpose) as panels.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn pack(&self, matrix: Matrix, block: usize, tile: usize, transposed: bool) {
+        let Some(spec) = self.spec(matrix.weight(self.plan, block)) else { return };
+        let p = self.plan.layout.packed(block);
+        let (at, at_t) = match matrix {
+            Matrix::Qkv => (p.qkv, p.qkv_t),
+            Matrix::AttnOut => (p.att, p.att_t),
+            Matrix::Fc => (p.fc, p.fc_t),
+            Matrix::MlpOut => (p.mlp, p.mlp_t),
+            Matrix::Head => (self.plan.layout.head, self.plan.layout.head_t),
+        };
+        // SAFETY: the tile owns its columns' panels; weights are not being updated.
+        unsafe {
+            let stored = self.params.mat(spec.offset, (spec.rows, spec.cols), spec.cols);
+            // The output projection is stored outputs first: its transpose multiplies x.
+            let flip = transposed != (matrix == Matrix::Head);
+            let source = if flip { stored.t() } else { stored };
+            let first = tile * COLUMN_BLOCK;
+            let part = source.col_range(first, COLUMN_BLOCK.min(source.cols() - first));
+            let len = self.kernels.packed_len(part.rows(), part.cols()).unwrap_or(0);
+            // Whole panels before this one: COLUMN_BLOCK is a multiple of their width.
+            let to = if transposed { at_t } else { at } + first * part.rows();
+            self.kernels.pack(part, self.packed.slice_mut(to, len));
+        }
+    }
+
+    /// `x = dropout(token + position)` for one row block.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn embed(&self, tile: usize) {
+        let (first, rows) = self.rows(tile);
+        let d = self.plan.config.d_model;
+        let at = self.plan.layout.block(0).x + first * d;
+        // SAFETY: the tile owns its rows of x; tables are not being updated.
+        unsafe {
+            let (Some(table), Some(places)) =
+                (self.vector(Param::TokenTable), self.vector(Param::PositionTable))
+            else {
+                return;
+            };
+            let tokens = &self.tokens[first..first + rows];
+            let out = self.act.mat_mut(at, (rows, d), d);
+            let period = self.plan.batch.tokens;
+            self.kernels.embedding(tokens, table, places, first, period, 0, out);
+            if let Some((mask, row)) = self.embed_dropout(first) {
+                // The kernel reads and writes element by element: in place is fine.
+                let (from, to) =
+                    (self.act.mat(at, (rows, d), d), self.act.mat_mut(at, (rows, d), d));
+                self.kernels.dropout(from, to, &mask, row);
+            }
+        }
+    }
+
+    /// One of the norms for one row block.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn norm(&self, norm: Norm, block: usize, tile: usize) {
+        let (first, rows) = self.rows(tile);
+        let d = self.plan.config.d_model;
+        let b = self.plan.layout.block(block);
+        let (x, to) = match norm {
+            Norm::First => (b.x, b.norm1),
+            Norm::Second => (b.mid, b.norm2),
+            Norm::Final => {
+                let last = self.plan.config.n_layer - 1;
+                (self.plan.layout.block_output(last), self.plan.layout.final_norm)
+            }
+        };
+        let (gain, bias) = Self::norm_params(norm, block);
+        // SAFETY: the tile owns its rows of the outputs; x's rows are done.
+        unsafe {
+            let Some(gain) = self.vector(gain) else { return };
+            self.kernels.layer_norm(
+                self.act.mat(x + first * d, (rows, d), d),
+                gain,
+                self.vector(bias),
+                self.plan.config.norm_eps,
+                self.act.mat_mut(to.out + first * d, (rows, d), d),
+                self.act.slice_mut(to.mean + first, rows),
+                self.act.slice_mut(to.rstd + first, rows),
+            );
+        }
+    }
+
+    /// `qkv = norm1 W + b` for one row block.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn qkv(&self, block: usize, tile: usize) {
+        let (first, rows) = self.rows(tile);
+        let d = self.plan.config.d_model;
+        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        // SAFETY: the tile owns its rows of qkv; norm1's rows are done.
+        unsafe {
+            let x = self.act.mat(b.norm1.out + first * d, (rows, d), d);
+            let out = self.act.mat_mut(b.qkv + first * 3 * d, (rows, 3 * d), 3 * d);
+            let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
+            self.kernels.gemm(x, self.packed(p.qkv, d, 3 * d), out, false, &epilogue);
+        }
+    }
+
+    /// The inputs of head `tile` (sequence-major) of a block, and where its columns start.
+    ///
+    /// # Safety
+    /// `qkv` of the sequence is done.
+    pub(super) unsafe fn head_inputs(
+        &self,
+        block: usize,
+        tile: usize,
+    ) -> (Attention<'_>, usize, usize) {
+        let c = &self.plan.config;
+        let (d, head, t) = (c.d_model, c.head_size(), self.plan.batch.tokens);
+        let (sequence, h) = (tile / c.n_head, tile % c.n_head);
+        let first = sequence * t;
+        let qkv = self.plan.layout.block(block).qkv + first * 3 * d + h * head;
+        // SAFETY: passed on from the caller.
+        let part = |i: usize| unsafe { self.act.mat(qkv + i * d, (t, head), 3 * d) };
+        let attention = Attention {
+            q: part(0),
+            k: part(1),
+            v: part(2),
+            first: 0,
+            scale: 1.0 / libm::sqrtf(head as f32),
+            dropout: self.dropout(block, Site::Attention, tile * t),
+        };
+        (attention, first, h * head)
+    }
+
+    /// Attention of one head of one sequence.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn attention(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+        let (d, t) = (self.plan.config.d_model, self.plan.batch.tokens);
+        let b = self.plan.layout.block(block);
+        // SAFETY: the tile owns its head's columns of the sequence's rows and its
+        // stretch of lse; qkv is done.
+        unsafe {
+            let (attention, first, column) = self.head_inputs(block, tile);
+            let head = attention.q.cols();
+            let out = self.act.mat_mut(b.att + first * d + column, (t, head), d);
+            let lse = self.act.slice_mut(b.lse + tile * t, t);
+            self.kernels.attention(&attention, out, Some(lse), scratch);
+        }
+    }
+
+    /// `mid = x + dropout(att W + b)` for one row block.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn attn_out(&self, block: usize, tile: usize) {
+        let (first, rows) = self.rows(tile);
+        let d = self.plan.config.d_model;
+        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        // SAFETY: the tile owns its rows of mid; att's and x's rows are done.
+        unsafe {
+            let x = self.act.mat(b.att + first * d, (rows, d), d);
+            let out = self.act.mat_mut(b.mid + first * d, (rows, d), d);
+            let epilogue = Epilogue::Residual {
+                bias: self.bias(Matrix::AttnOut, block),
+                residual: self.act.mat(b.x + first * d, (rows, d), d),
+                dropout: self.dropout(block, Site::AttnOut, first),
+            };
+            self.kernels.gemm(x, self.packed(p.att, d, d), out, false, &epilogue);
+        }
+    }
+
+    /// `fc = gelu(norm2 W + b)` for one row block; keeps the input of the activation.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn fc(&self, block: usize, tile: usize) {
+        let (first, rows) = self.rows(tile);
+        let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
+        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        // SAFETY: the tile owns its rows of fc and fc_pre; norm2's rows are done.
+        unsafe {
+            let x = self.act.mat(b.norm2.out + first * d, (rows, d), d);
+            let out = self.act.mat_mut(b.fc + first * f, (rows, f), f);
+            let epilogue = Epilogue::Gelu {
+                bias: self.bias(Matrix::Fc, block),
+                pre: self.act.mat_mut(b.fc_pre + first * f, (rows, f), f),
+            };
+            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, &epilogue);
+        }
+    }
+
+    /// The block's output `mid + dropout(fc W + b)` for one row block.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn mlp_out(&self, block: usize, tile: usize) {
+        let (first, rows) = self.rows(tile);
+        let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
+        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        let to = self.plan.layout.block_output(block);
+        // SAFETY: the tile owns its rows of the output; fc's and mid's rows are done.
+        unsafe {
+            let x = self.act.mat(b.fc + first * f, (rows, f), f);
+            let out = self.act.mat_mut(to + first * d, (rows, d), d);
+            let epilogue = Epilogue::Residual {
+                bias: self.bias(Matrix::MlpOut, block),
+                residual: self.act.mat(b.mid + first * d, (rows, d), d),
+                dropout: self.dropout(block, Site::MlpOut, first),
+            };
+            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, &epilogue);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What each tile of a step does: the model's mathematics over shared pools.
+//!
+//! `forward` and `head` run towards the loss, `backward` and `weights` away from it,
+//! `update` changes the weights. Every function here takes a tile and borrows
+//! exactly the rows, heads or columns that the tile owns.
+#![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
+
+mod backward;
+mod forward;
+mod head;
+mod update;
+mod weights;
+
+use crate::params::{Param, ParamSpec};
+use crate::plan::{Plan, ROW_BLOCK};
+use crate::program::{Kind, Matrix, Norm, Op};
+use crate::shared::Shared;
+use cllm_kernels::{AdamW, Dropout, Kernels, Packed};
+
+/// Where dropout masks come from in this micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DropoutKey {
+    pub(crate) probability: f32,
+    pub(crate) seed: u64,
+    pub(crate) step: u32,
+    /// Which micro-batch of the step.
+    pub(crate) micro: u32,
+}
+
+/// Dropout sites of a block; the embedding is site 0 of the model.
+#[derive(Clone, Copy)]
+enum Site {
+    Attention = 1,
+    AttnOut = 2,
+    MlpOut = 3,
+}
+
+/// Everything that the tiles of a step see.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) params: Shared<'a>,
+    pub(crate) grads: Shared<'a>,
+    pub(crate) moments: Shared<'a>,
+    pub(crate) packed: Shared<'a>,
+    pub(crate) act: Shared<'a>,
+    pub(crate) tokens: &'a [u32],
+    pub(crate) targets: &'a [u32],
+    /// Gradients are added to, not overwritten: not the first micro-batch of a step.
+    pub(crate) accumulate: bool,
+    /// Gradient of the loss with respect to one target's loss.
+    pub(crate) loss_scale: f32,
+    pub(crate) dropout: Option<DropoutKey>,
+    pub(crate) adamw: AdamW,
+    pub(crate) weight_decay: f32,
+}
+
+impl Step<'_> {
+    /// Runs one tile.
+    ///
+    /// # Safety
+    /// Operations whose results this one reads are done, no operation that comes
+    /// later in the program has begun, and nobody else runs this tile. `scratch` has
+    /// the plan's size.
+    pub(crate) unsafe fn run_tile(&self, op: Op, tile: usize, scratch: &mut [f32]) {
+        let index = op.index as usize;
+        // SAFETY: each tile function asks for what the caller has promised here.
+        unsafe {
+            match op.kind {
+                Kind::Pack(matrix) => self.pack(matrix, index, tile, false),
+                Kind::PackTransposed(matrix) => self.pack(matrix, index, tile, true),
+                Kind::Embed => self.embed(tile),
+                Kind::Norm(norm) => self.norm(norm, index, tile),
+                Kind::Qkv => self.qkv(index, tile),
+                Kind::Attention => self.attention(index, tile, scratch),
+                Kind::AttnOut => self.attn_out(index, tile),
+                Kind::Fc => self.fc(index, tile),
+                Kind::MlpOut => self.mlp_out(index, tile),
+                Kind::HeadLoss => self.head_loss(index, tile, false),
+                Kind::HeadLossGrad => self.head_loss(index, tile, true),
+                Kind::HeadWeightGrad => self.head_weight_grad(index, tile, scratch),
+                Kind::NormBack(norm) => self.norm_back(norm, index, tile),
+                Kind::MaskMlp => self.mask_mlp(index, tile),
+                Kind::MlpInput => self.mlp_input(index, tile),
+                Kind::FcInput => self.fc_input(index, tile),
+                Kind::MaskAttn => self.mask_attn(index, tile),
+                Kind::AttnInput => self.attn_input(index, tile),
+                Kind::QkvInput => self.qkv_input(index, tile),
+                Kind::MaskEmbed => self.mask_embed(tile),
+                Kind::AttentionBack => self.attention_back(index, tile, scratch),
+                Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, scratch),
+                Kind::BiasGrad(matrix) => self.bias_grad(matrix, index, tile),
+                Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
+                Kind::TokenTableGrad => self.token_table_grad(tile),
+                Kind::PositionTableGrad => self.position_table_grad(tile),
+                Kind::Squares => self.squares(tile),
+                Kind::Update => self.update(index, tile),
+            }
+        }
+    }
+
+    /// First row and number of rows of a row block.
+    fn rows(&self, tile: usize) -> (usize, usize) {
+        let first = tile * ROW_BLOCK;
+        (first, ROW_BLOCK.min(self.plan.tokens() - first))
+    }
+
+    fn spec(&self, param: Param) -> Option<ParamSpec> {
+        self.plan.table.spec(param)
+    }
+
+    /// A vector of parameters, `None` if the model does not have it.
+    ///
+    /// # Safety
+    /// The update is not running.
+    unsafe fn vector(&self, param: Param) -> Option<&[f32]> {
+        let spec = self.spec(param)?;
+        // SAFETY: parameters are only written by the update.
+        Some(unsafe { self.params.slice(spec.offset, spec.len()) })
+    }
+
+    /// A matrix's bias.
+    ///
+    /// # Safety
+    /// The update is not running.
+    unsafe fn bias(&self, matrix: Matrix, block: usize) -> Option<&[f32]> {
+        // SAFETY: passed on from the caller.
+        matrix.bias(block).and_then(|param| unsafe { self.vector(param) })
+    }
+
+    /// Packed weights `k x n` at an offset of their pool.
+    ///
+    /// # Safety
+    /// Packing is done.
+    unsafe fn packed(&self, at: usize, k: usize, n: usize) -> Packed<'_> {
+        let len = self.kernels.packed_len(k, n).unwrap_or(0);
+        // SAFETY: packed weights are only written by the packing operations.
+        Packed::new(unsafe { self.packed.slice(at, len) }, k, n)
+    }
+
+    /// The mask of a site of a block, and its row for row `first` of the batch.
+    fn dropout(&self, block: usize, site: Site, first: usize) -> Option<(Dropout, u32)> {
+        let stream = 4 * block as u32 + site as u32;
+        let per_batch = match site {
+            Site::Attention => self.plan.tokens() * self.plan.config.n_head,
+            Site::AttnOut | Site::MlpOut => self.plan.tokens(),
+        };
+        self.dropout_stream(stream, per_batch, first)
+    }
+
+    /// The mask of the embedding.
+    fn embed_dropout(&self, first: usize) -> Option<(Dropout, u32)> {
+        self.dropout_stream(0, self.plan.tokens(), first)
+    }
+
+    fn dropout_stream(&self, stream: u32, rows: usize, first: usize) -> Option<(Dropout, u32)> {
+        let key = self.dropout?;
+        let mask = Dropout::new(key.probability, key.seed, key.step, stream)?;
+        // Micro-batches of a step follow one another in the mask's rows.
+        let row = key.micro.wrapping_mul(rows as u32).wrapping_add(first as u32);
+        Some((mask, row))
+    }
+
+    /// The norm's gain and bias tensors.
+    fn norm_params(norm: Norm, block: usize) -> (Param, Param) {
+        use crate::params::BlockParam::*;
+        match norm {
+            Norm::First => (Param::Block(block, Norm1Gain), Param::Block(block, Norm1Bias)),
+            Norm::Second => (Param::Block(block, Norm2Gain), Param::Block(block, Norm2Bias)),
+            Norm::Final => (Param::FinalGain, Param::FinalBias),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Gradients of the parameters: products and sums over all tokens, in a fixed order.
+//!
+//! Each tile owns a piece of the result and goes through all tokens itself. There is
+//! no copy of a gradient per worker and nothing to reduce between workers, so the
+//! bits cannot depend on how many there are.
+#![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
+
+use super::Step;
+use crate::params::Param;
+use crate::plan::{COLUMN_BLOCK, ROW_BLOCK, TABLE_ROWS, WEIGHT_COLS, WEIGHT_ROWS};
+use crate::program::{Matrix, Norm};
+
+impl Step<'_> {
+    /// Input and output gradient of a matrix's product: (offset, columns) each.
+    fn operands(&self, matrix: Matrix, block: usize) -> ((usize, usize), (usize, usize)) {
+        let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
+        let (b, g) = (self.plan.layout.block(block), &self.plan.layout.grads);
+        match matrix {
+            Matrix::Qkv => ((b.norm1.out, d), (g.dqkv, 3 * d)),
+            Matrix::AttnOut => ((b.att, d), (self.attn_grad(), d)),
+            Matrix::Fc => ((b.norm2.out, d), (g.dfc, f)),
+            Matrix::MlpOut => ((b.fc, f), (self.mlp_grad(), d)),
+            Matrix::Head => {
+                let v = self.plan.config.vocab_size;
+                ((self.plan.layout.final_norm.out, d), (self.plan.layout.logits, v))
+            }
+        }
+    }
+
+    /// `dW (+)= X^T dY` for one tile of a block's weight.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn weight_grad(
+        &self,
+        matrix: Matrix,
+        block: usize,
+        tile: usize,
+        scratch: &mut [f32],
+    ) {
+        let Some(spec) = self.spec(matrix.weight(self.plan, block)) else { return };
+        let ((x, k), (dy, n)) = self.operands(matrix, block);
+        let tokens = self.plan.tokens();
+        let per_row = n.div_ceil(WEIGHT_COLS);
+        let (i, j) = (tile / per_row * WEIGHT_ROWS, tile % per_row * WEIGHT_COLS);
+        let (rows, cols) = (WEIGHT_ROWS.min(k - i), WEIGHT_COLS.min(n - j));
+        // SAFETY: the tile owns its part of the gradient; X and dY are done.
+        unsafe {
+            let x = self.act.mat(x + i, (tokens, rows), k);
+            let dy = self.act.mat(dy + j, (tokens, cols), n);
+            let out = self.grads.mat_mut(spec.offset + i * n + j, (rows, cols), n);
+            self.kernels.gemm_unpacked(x.t(), dy, out, self.accumulate, scratch);
+        }
+    }
+
+    /// `db (+)= ` column sums of dY for 256 columns.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn bias_grad(&self, matrix: Matrix, block: usize, tile: usize) {
+        let Some(spec) = matrix.bias(block).and_then(|param| self.spec(param)) else { return };
+        let (_, (dy, n)) = self.operands(matrix, block);
+        let first = tile * COLUMN_BLOCK;
+        let cols = COLUMN_BLOCK.min(n - first);
+        // SAFETY: the tile owns its columns of the gradient; dY is done.
+        unsafe {
+            let dy = self.act.mat(dy + first, (self.plan.tokens(), cols), n);
+            let out = self.grads.slice_mut(spec.offset + first, cols);
+            self.kernels.column_sum(dy, out, self.accumulate);
+        }
+    }
+
+    /// Adds up the row blocks' sums for a norm's gain and bias, for 256 columns.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn norm_grad(&self, norm: Norm, block: usize, tile: usize) {
+        let d = self.plan.config.d_model;
+        let g = &self.plan.layout.grads;
+        let partial = if norm == Norm::Second { g.partial2 } else { g.partial1 };
+        let blocks = self.plan.tokens().div_ceil(ROW_BLOCK);
+        let first = tile * COLUMN_BLOCK;
+        let cols = COLUMN_BLOCK.min(d - first);
+        let (gain, bias) = Self::norm_params(norm, block);
+        for (param, half) in [(gain, 0), (bias, d)] {
+            let Some(spec) = self.spec(param) else { continue };
+            // SAFETY: the tile owns its columns of the gradient; the sums are done.
+            unsafe {
+                let sums = self.act.mat(partial + half + first, (blocks, cols), 2 * d);
+                let out = self.grads.slice_mut(spec.offset + first, cols);
+                self.kernels.column_sum(sums, out, self.accumulate);
+            }
+        }
+    }
+
+    /// Adds the embedding's gradient to 256 rows of the token table's.
+    ///
+    /// A tied table already holds the output projection's gradient of this batch.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn token_table_grad(&self, tile: usize) {
+        let Some(spec) = self.spec(Param::TokenTable) else { return };
+        let d = self.plan.config.d_model;
+        let first = tile * TABLE_ROWS;
+        let ids = TABLE_ROWS.min(spec.rows - first);
+        // SAFETY: the tile owns its rows of the gradient; dx is done.
+        unsafe {
+            let out = self.grads.slice_mut(spec.offset + first * d, ids * d);
+            if !self.accumulate && !self.plan.config.tied {
+                out.fill(0.0);
+            }
+            let dx = self.act.mat(self.plan.layout.grads.dx, (self.plan.tokens(), d), d);
+            self.kernels.embedding_backward(self.tokens, dx, out, first);
+        }
+    }
+
+    /// Sums the embedding's gradient over the sequences for 256 positions.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn position_table_grad(&self, tile: usize) {
+        let Some(spec) = self.spec(Param::PositionTable) else { return };
+        let d = self.plan.config.d_model;
+        let first = tile * TABLE_ROWS;
+        let places = TABLE_ROWS.min(spec.rows - first);
+        let t = self.plan.batch.tokens;
+        // SAFETY: the tile owns its rows of the gradient; dx is done.
+        unsafe {
+            let out = self.grads.slice_mut(spec.offset + first * d, places * d);
+            if !self.accumulate {
+                out.fill(0.0);
+            }
+            // Positions beyond the batch's sequences have no gradient.
+            let live = places.min(t.saturating_sub(first)) * d;
+            let sequences = if live > 0 { self.plan.batch.sequences } else { 0 };
+            for sequence in 0..sequences {
+                let at = self.plan.layout.grads.dx + (sequence * t + first) * d;
+                self.kernels.accumulate(&mut out[..live], self.act.slice(at, live));
+            }
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! Training and evaluation of one model in the caller's memory.
+//!
+//! ```text
+//! accumulate(batch) ... accumulate(batch)     gradients of a step's micro-batches
+//! update(rule)                                clip, AdamW, next step
+//! ```
+//! Nothing here allocates. A failed call leaves the weights as they were.
+#![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
+
+use crate::config::ModelConfig;
+use crate::engine::run_alone;
+use crate::init;
+use crate::line::{Line, floats, floats_mut};
+use crate::optimizer::{Optimizer, UpdateReport};
+use crate::params::ParamTable;
+use crate::plan::{Mode, Plan, PlanError, Pool};
+use crate::program::{Op, Program, Section};
+use crate::shared::Shared;
+use crate::step::{DropoutKey, Step};
+use cllm_kernels::{AdamW, IGNORE, Kernels};
+use core::fmt;
+
+/// The memory that a [`Trainer`] or an [`Evaluator`] works in: see [`Plan::bytes`].
+///
+/// A pool may be larger than planned. Contents need not be initialised: all of what
+/// is used is written first. Evaluation needs no gradients and no moments.
+#[derive(Debug)]
+pub struct Pools<'a> {
+    /// [`Pool::Parameters`].
+    pub parameters: &'a mut [Line],
+    /// [`Pool::Gradients`].
+    pub gradients: &'a mut [Line],
+    /// [`Pool::Moments`].
+    pub moments: &'a mut [Line],
+    /// [`Pool::Packed`].
+    pub packed: &'a mut [Line],
+    /// [`Pool::Activations`].
+    pub activations: &'a mut [Line],
+    /// [`Pool::Scratch`].
+    pub scratch: &'a mut [Line],
+    /// [`Pool::Queue`].
+    pub queue: &'a mut [Op],
+}
+
+/// Token ids and what should follow each, sequence after sequence.
+///
+/// A target of [`IGNORE`] does not count.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// `sequences * tokens` ids below `vocab_size`.
+    pub tokens: &'a [u32],
+    /// As many targets.
+    pub targets: &'a [u32],
+}
+
+impl Batch<'_> {
+    /// Targets that count.
+    #[must_use]
+    pub fn counted(&self) -> usize {
+        self.targets.iter().filter(|t| **t != IGNORE).count()
+    }
+}
+
+/// The summed loss of a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// Sum over the targets that count, in nats.
+    pub sum: f64,
+    /// Targets that count.
+    pub counted: usize,
+}
+
+impl Loss {
+    /// Mean in nats a token; NaN if no target counts.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.sum / self.counted as f64
+    }
+}
+
+/// Why a step was not taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum StepError {
+    /// The batch has not the planned shape.
+    BatchSize {
+        /// Tokens planned.
+        need: usize,
+        /// Tokens given.
+        tokens: usize,
+        /// Targets given.
+        targets: usize,
+    },
+    /// A token or target id is not in the vocabulary.
+    UnknownToken {
+        /// Where in the batch.
+        position: usize,
+        /// The id.
+        id: u32,
+        /// The vocabulary.
+        vocab_size: usize,
+    },
+    /// No target counts, so there is no mean loss.
+    NothingCounts,
+    /// The loss is NaN or infinite.
+    NonFiniteLoss(f64),
+    /// The gradient's norm is NaN or infinite.
+    NonFiniteGradient(f64),
+    /// `update` without gradients.
+    NoGradients,
+}
+
+impl fmt::Display for StepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::BatchSize { need, tokens, targets } => write!(
+                f,
+                "the batch has {tokens} tokens and {targets} targets but the plan is for {need}"
+            ),
+            Self::UnknownToken { position, id, vocab_size } => write!(
+                f,
+                "token id {id} at position {position} of the batch is not below the vocabulary's {vocab_size}"
+            ),
+            Self::NothingCounts => f.write_str("no target of the step counts"),
+            Self::NonFiniteLoss(loss) => write!(f, "the loss is {loss}"),
+            Self::NonFiniteGradient(norm) => write!(f, "the gradient's norm is {norm}"),
+            Self::NoGradients => f.write_str("there are no gradients to update from"),
+        }
+    }
+}
+
+impl core::error::Error for StepError {}
+
+/// What training and evaluation have in common: a program over pools.
+#[derive(Debug)]
+struct Machine<'a> {
+    plan: Plan,
+    kernels: &'static Kernels,
+    program: Program<'a>,
+    parameters: &'a mut [Line],
+    gradients: &'a mut [Line],
+    moments: &'a mut [Line],
+    packed: &'a mut [Line],
+    activations: &'a mut [Line],
+    scratch: &'a mut [Line],
+    /// The packed weights are those of `parameters`.
+    packed_is_current: bool,
+}
+
+/// What a section of a step needs beyond the pools.
+#[derive(Default)]
+struct Inputs<'b> {
+    tokens: &'b [u32],
+    targets: &'b [u32],
+    accumulate: bool,
+    loss_scale: f32,
+    dropout: Option<DropoutKey>,
+    adamw: Option<AdamW>,
+    weight_decay: f32,
+}
+
+impl<'a> Machine<'a> {
+    fn new(plan: &Plan, kernels: &'static Kernels, pools: Pools<'a>) -> Result<Self, PlanError> {
+        /// The planned part of a pool.
+        fn take<'p>(
+            plan: &Plan,
+            pool: Pool,
+            lines: &'p mut [Line],
+        ) -> Result<&'p mut [Line], PlanError> {
+            plan.check(pool, size_of_val(lines))?;
+            Ok(&mut lines[..plan.lines(pool)])
+        }
+        plan.check(Pool::Queue, size_of_val(pools.queue))?;
+        let parameters = take(plan, Pool::Parameters, pools.parameters)?;
+        let gradients = take(plan, Pool::Gradients, pools.gradients)?;
+        let moments = take(plan, Pool::Moments, pools.moments)?;
+        let packed = take(plan, Pool::Packed, pools.packed)?;
+        let activations = take(plan, Pool::Activations, pools.activations)?;
+        let scratch = take(plan, Pool::Scratch, pools.scratch)?;
+        // The gaps between tensors must be zero; everything else is written before it is read.
+        for pool in [&mut *parameters, &mut *gradients, &mut *moments] {
+            pool.fill(Line::ZERO);
+        }
+        Ok(Self {
+            plan: *plan,
+            kernels,
+            program: Program::new(plan, pools.queue),
+            parameters,
+            gradients,
+            moments,
+            packed,
+            activations,
+            scratch,
+            packed_is_current: false,
+        })
+    }
+
+    /// Runs sections one after the other.
+    fn run(&mut self, sections: &[Section], inputs: &Inputs<'_>) {
+        let no_update = AdamW {
+            lr: 0.0,
+            beta1: 0.0,
+            beta2: 0.0,
+            eps: 1.0,
+            decay: 0.0,
+            correction1: 1.0,
+            correction2: 1.0,
+            grad_scale: 0.0,
+        };
+        let step = Step {
+            plan: &self.plan,
+            kernels: self.kernels,
+            params: Shared::new(self.parameters),
+            grads: Shared::new(self.gradients),
+            moments: Shared::new(self.moments),
+            packed: Shared::new(self.packed),
+            act: Shared::new(self.activations),
+            tokens: inputs.tokens,
+            targets: inputs.targets,
+            accumulate: inputs.accumulate,
+            loss_scale: inputs.loss_scale,
+            dropout: inputs.dropout,
+            adamw: inputs.adamw.unwrap_or(no_update),
+            weight_decay: inputs.weight_decay,
+        };
+        let per_worker = self.plan.layout.scratch_len;
+        let scratch = &mut floats_mut(self.scratch)[..per_worker];
+        for section in sections {
+            // SAFETY: `self` is borrowed exclusively, so nobody else runs tiles; callers
+            // name the sections in the program's order.
+            unsafe { run_alone(&step, self.program.section(*section), scratch) }
+        }
+    }
+
+    fn check(&self, batch: &Batch<'_>) -> Result<usize, StepError> {
+        let need = self.plan.tokens();
+        let (tokens, targets) = (batch.tokens.len(), batch.targets.len());
+        if tokens != need || targets != need {
+            return Err(StepError::BatchSize { need, tokens, targets });
+        }
+        let vocab_size = self.plan.config.vocab_size;
+        for (ids, may_ignore) in [(batch.tokens, false), (batch.targets, true)] {
+            let unknown = |id: u32| id as usize >= vocab_size && !(may_ignore && id == IGNORE);
+            if let Some(position) = ids.iter().position(|id| unknown(*id)) {
+                return Err(StepError::UnknownToken { position, id: ids[position], vocab_size });
+            }
+        }
+        Ok(batch.counted())
+    }
+
+    /// Packs the weights if they changed since.
+    fn pack(&mut self) {
+        if !self.packed_is_current {
+            self.run(&[Section::Pack], &Inputs::default());
+            self.packed_is_current = true;
+        }
+    }
+
+    fn loss_sum(&self) -> f64 {
+        let losses = &floats(self.activations)[self.plan.layout.losses..][..self.plan.tokens()];
+        tree_sum(losses)
+    }
+
+    fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
+        let counted = self.check(batch)?;
+        self.pack();
+        let inputs = Inputs { tokens: batch.tokens, targets: batch.targets, ..Inputs::default() };
+        self.run(&[Section::Forward, Section::Loss], &inputs);
+        Ok(Loss { sum: self.loss_sum(), counted })
+    }
+}
+
+/// Sum in `f64` over a tree whose shape depends on the length alone.
+fn tree_sum(values: &[f32]) -> f64 {
+    const LEAF: usize = 64;
+    if values.len() <= LEAF {
+        return values.iter().map(|x| f64::from(*x)).sum();
+    }
+    let (left, right) = values.split_at(values.len().div_ceil(2 * LEAF) * LEAF);
+    tree_sum(left) + tree_sum(right)
+}
+
+/// A model being trained.
+#[derive(Debug)]
+pub struct Trainer<'a> {
+    machine: Machine<'a>,
+    seed: u64,
+    updates: u64,
+    micro: u32,
+}
+
+impl<'a> Trainer<'a> {
+    /// Takes the pools; all weights and moments are zero. `seed` decides the initial
+    /// weights and the dropout masks.
+    ///
+    /// # Errors
+    /// [`PlanError::TooSmall`] names the first pool that is too small. A plan made for
+    /// evaluation has no gradients: that is a pool of no bytes where training needs some.
+    pub fn new(
+        plan: &Plan,
+        kernels: &'static Kernels,
+        pools: Pools<'a>,
+        seed: u64,
+    ) -> Result<Self, PlanError> {
+        if plan.mode != Mode::Train {
+            let need = plan.bytes(Pool::Parameters);
+            return Err(PlanError::TooSmall { pool: Pool::Gradients, need, got: 0 });
+        }
+        Ok(Self { machine: Machine::new(plan, kernels, pools)?, seed, updates: 0, micro: 0 })
+    }
+
+    /// Gives every tensor its seeded starting values and zeroes the moments.
+    pub fn initialise(&mut self) {
+        self.machine.packed_is_current = false;
+        self.machine.moments.fill(Line::ZERO);
+        init::initialise(&self.machine.plan.table, self.seed, floats_mut(self.machine.parameters));
+        self.updates = 0;
+        self.micro = 0;
+    }
+
+    /// Computes the gradient of one micro-batch and adds it to the step's.
+    ///
+    /// The loss of the step is the mean over `counted_in_step` targets: those that
+    /// count in all its micro-batches together.
+    ///
+    /// # Errors
+    /// The batch does not fit, or the loss is not finite. After an error the step's
+    /// gradients are discarded; weights and moments are untouched.
+    pub fn accumulate(
+        &mut self,
+        batch: &Batch<'_>,
+        counted_in_step: usize,
+    ) -> Result<Loss, StepError> {
+        let result = self.try_accumulate(batch, counted_in_step);
+        if result.is_err() {
+            self.micro = 0;
+        }
+        result
+    }
+
+    fn try_accumulate(
+        &mut self,
+        batch: &Batch<'_>,
+        counted_in_step: usize,
+    ) -> Result<Loss, StepError> {
+        let counted = self.machine.check(batch)?;
+        if counted_in_step == 0 {
+            return Err(StepError::NothingCounts);
+        }
+        self.machine.pack();
+        let probability = self.machine.plan.config.dropout;
+        let inputs = Inputs {
+            tokens: batch.tokens,
+            targets: batch.targets,
+            accumulate: self.micro > 0,
+            loss_scale: (1.0 / counted_in_step as f64) as f32,
+            dropout: (probability > 0.0).then_some(DropoutKey {
+                probability,
+                seed: self.seed,
+                step: self.updates as u32,
+                micro: self.micro,
+            }),
+            ..Inputs::default()
+        };
+        self.machine.run(&[Section::Forward, Section::Backward], &inputs);
+        self.micro += 1;
+        let sum = self.machine.loss_sum();
+        if sum.is_finite() { Ok(Loss { sum, counted }) } else { Err(StepError::NonFiniteLoss(sum)) }
+    }
+
+    /// Ends a step: clips the gradient by its global norm and applies AdamW.
+    ///
+    /// # Errors
+    /// There are no gradients, or their norm is not finite: then nothing has changed.
+    pub fn update(&mut self, optimizer: &Optimizer, lr: f32) -> Result<UpdateReport, StepError> {
+        if self.micro == 0 {
+            return Err(StepError::NoGradients);
+        }
+        self.micro = 0;
+        self.machine.run(&[Section::Measure], &Inputs::default());
+        let layout = &self.machine.plan.layout;
+        let tiles =
+            self.machine.program.section(Section::Measure).iter().map(|op| op.tiles).sum::<u32>();
+        let squares = &floats(self.machine.activations)[layout.grads.squares..][..tiles as usize];
+        let report = UpdateReport::new(libm::sqrt(tree_sum(squares)), optimizer.grad_clip);
+        if !report.grad_norm.is_finite() {
+            return Err(StepError::NonFiniteGradient(report.grad_norm));
+        }
+        self.updates += 1;
+        let inputs = Inputs {
+            adamw: Some(optimizer.adamw(lr, self.updates, report.scale)),
+            weight_decay: optimizer.weight_decay,
+            ..Inputs::default()
+        };
+        self.machine.run(&[Section::Update], &inputs);
+        self.machine.packed_is_current = false;
+        Ok(report)
+    }
+
+    /// Loss of a batch of the planned shape, without dropout; gradients are untouched.
+    ///
+    /// # Errors
+    /// The batch does not fit.
+    pub fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
+        self.machine.evaluate(batch)
+    }
+
+    /// The plan in force.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.machine.plan
+    }
+
+    /// Updates done.
+    #[must_use]
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// The seed of weights and dropout.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The parameter arena: tensors lie where the table says.
+    #[must_use]
+    pub fn parameters(&self) -> &[f32] {
+        floats(self.machine.parameters)
+    }
+
+    /// The parameter arena, to write weights to.
+    pub fn parameters_mut(&mut self) -> &mut [f32] {
+        self.machine.packed_is_current = false;
+        floats_mut(self.machine.parameters)
+    }
+
+    /// The gradient arena: of the micro-batches since the last update, unclipped.
+    #[must_use]
+    pub fn gradients(&self) -> &[f32] {
+        floats(self.machine.gradients)
+    }
+
+    /// First and second moments, one arena each.
+    #[must_use]
+    pub fn moments(&self) -> (&[f32], &[f32]) {
+        let all = floats(self.machine.moments);
+        all.split_at(self.machine.plan.table.arena_len())
+    }
+
+    /// Sets weights, moments and the number of updates done: the state of a checkpoint.
+    ///
+    /// `fill` gets the three arenas (weights, first moments, second moments), zeroed.
+    pub fn restore<E>(
+        &mut self,
+        updates: u64,
+        fill: impl FnOnce(&mut [f32], &mut [f32], &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.machine.packed_is_current = false;
+        self.machine.parameters.fill(Line::ZERO);
+        self.machine.moments.fill(Line::ZERO);
+        self.micro = 0;
+        let (first, second) =
+            floats_mut(self.machine.moments).split_at_mut(self.machine.plan.table.arena_len());
+        fill(floats_mut(self.machine.parameters), first, second)?;
+        self.updates = updates;
+        Ok(())
+    }
+}
+
+/// A model that only measures losses: one block's activations, no gradients.
+#[derive(Debug)]
+pub struct Evaluator<'a> {
+    machine: Machine<'a>,
+}
+
+impl<'a> Evaluator<'a> {
+    /// Takes the pools of a plan for evaluation (or training); all weights are zero.
+    ///
+    /// # Errors
+    /// [`PlanError::TooSmall`] names the first pool that is too small.
+    pub fn new(
+        plan: &Plan,
+        kernels: &'static Kernels,
+        pools: Pools<'a>,
+    ) -> Result<Self, PlanError> {
+        Ok(Self { machine: Machine::new(plan, kernels, pools)? })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.machine.plan.config
+    }
+
+    /// The table of parameters.
+    #[must_use]
+    pub fn table(&self) -> &ParamTable {
+        &self.machine.plan.table
+    }
+
+    /// The parameter arena, to write weights to.
+    pub fn parameters_mut(&mut self) -> &mut [f32] {
+        self.machine.packed_is_current = false;
+        floats_mut(self.machine.parameters)
+    }
+
+    /// Loss of a batch of the planned shape.
+    ///
+    /// # Errors
+    /// The batch does not fit.
+    pub fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
+        self.machine.evaluate(batch)
+    }
+}

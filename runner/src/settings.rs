@@ -1,0 +1,163 @@
+//! Everything a training run is told, resolved: preset, then file, then flags.
+//!
+//! This is plain data. Where a value came from, and how wrong ones are reported, is
+//! the business of `crate::cli`.
+
+use cllm_core::Isa;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// How text becomes token ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenizerChoice {
+    /// One id a byte.
+    Bytes,
+    /// One id for each character of the training text.
+    Chars,
+    /// Byte-pair encoding with this many ids, trained on the training text.
+    Bpe(usize),
+    /// A `tokenizer.json`, or a folder that holds one.
+    File(PathBuf),
+}
+
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleChoice {
+    /// Stays at the peak.
+    Constant,
+    /// Straight line down to the minimum.
+    Linear,
+    /// Half a cosine down to the minimum.
+    Cosine,
+    /// Stays at the peak, then a straight line down over `lr_decay_steps`.
+    Wsd,
+}
+
+/// How many workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Threads {
+    /// As many as help.
+    Auto,
+    /// Exactly this many.
+    Count(usize),
+}
+
+/// What standard output carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people: a progress bar on a terminal, lines elsewhere.
+    Text,
+    /// One JSON object a line and nothing else.
+    Json,
+}
+
+/// A training run. Field names are the flags' and the configuration file's keys,
+/// with `_` for `-`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// Files and folders of text, JSON lines or token shards, `-` for standard
+    /// input; none means the embedded text.
+    pub data: Vec<String>,
+    /// Separate validation data; none means the tail of `data`.
+    pub val_data: Vec<String>,
+    /// Share of the tokens held out when there is no `val_data`.
+    pub val_fraction: f64,
+    /// Field of a JSON line that holds the text.
+    pub text_field: String,
+    /// Tokenizer; shards bring their own numbering and want `vocab_size` or a file.
+    pub tokenizer: TokenizerChoice,
+    /// Size of the vocabulary for token shards without a tokenizer.
+    pub vocab_size: Option<usize>,
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads.
+    pub n_head: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Width of the feed-forward layer; `None` is four times `n_embd`.
+    pub d_ff: Option<usize>,
+    /// Tokens of a sequence.
+    pub block_size: usize,
+    /// Biases in linear layers and norms.
+    pub bias: bool,
+    /// Output projection shares the token table.
+    pub tied: bool,
+    /// Probability of dropout.
+    pub dropout: f32,
+    /// Sequences of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of a step.
+    pub gradient_accumulation_steps: usize,
+    /// Steps of the run.
+    pub max_steps: u64,
+    /// Peak learning rate.
+    pub learning_rate: f32,
+    /// Learning rate at the end; `None` is a tenth of the peak.
+    pub min_lr: Option<f32>,
+    /// Steps of linear rise.
+    pub warmup_steps: u64,
+    /// Shape of the decay.
+    pub lr_schedule: ScheduleChoice,
+    /// Steps of the fall of `wsd`; `None` is a fifth of the run.
+    pub lr_decay_steps: Option<u64>,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f32,
+    /// AdamW's decay of the first moment.
+    pub beta1: f32,
+    /// AdamW's decay of the second moment.
+    pub beta2: f32,
+    /// AdamW's epsilon.
+    pub adam_eps: f32,
+    /// Largest gradient norm; 0 switches the clip off.
+    pub grad_clip: f32,
+    /// Steps between validations; the last step is always validated.
+    pub eval_interval: u64,
+    /// Validation batches; 0 takes all there are.
+    pub eval_batches: usize,
+    /// Steps between saves of the last checkpoint; the last step is always saved.
+    pub save_interval: u64,
+    /// Checkpoints kept beside the best one.
+    pub keep_checkpoints: usize,
+    /// Steps between reported steps.
+    pub log_interval: u64,
+    /// What standard output carries.
+    pub log_format: LogFormat,
+    /// Run folder: checkpoints, metrics, tokenizer, cached shards.
+    pub out_dir: PathBuf,
+    /// Go on from the run folder's newest good checkpoint.
+    pub resume: bool,
+    /// Seed of weights, data order, dropout and sampling.
+    pub seed: u64,
+    /// Number of workers.
+    pub threads: Threads,
+    /// Instruction set; `None` is the best that the CPU has.
+    #[serde(with = "isa_name")]
+    pub isa: Option<Isa>,
+    /// Tokens of the sample at the end of the run; 0 for none.
+    pub sample_tokens: usize,
+    /// What the sample continues.
+    pub sample_prompt: String,
+}
+
+/// Instruction sets travel by name.
+mod isa_name {
+    use cllm_core::Isa;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    #[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(isa: &Option<Isa>, s: S) -> Result<S::Ok, S::Error> {
+        match isa {
+            Some(isa) => s.serialize_some(isa.name()),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Isa>, D::Error> {
+        let name = Option::<String>::deserialize(d)?;
+        name.map(|name| name.parse().map_err(D::Error::custom)).transpose()
+    }
+}
