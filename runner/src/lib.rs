@@ -1,5 +1,7 @@
 //! The std runner of Crystalline: threads, files, tokenizers and the training loop.
 
 pub mod error;
+pub mod files;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
