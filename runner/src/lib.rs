@@ -3,6 +3,7 @@
 pub mod data;
 pub mod error;
 pub mod files;
+pub mod memory;
 pub mod settings;
 pub mod tokenizer;
 
