@@ -12,7 +12,7 @@
 //! `step`; who runs it is up to `engine`.
 #![no_std]
 
-//pub mod checkpoint;
+pub mod checkpoint;
 mod config;
 mod engine;
 //pub mod generate;
