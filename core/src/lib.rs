@@ -15,14 +15,14 @@
 pub mod checkpoint;
 mod config;
 mod engine;
-//pub mod generate;
+pub mod generate;
 mod init;
 mod line;
 mod optimizer;
 mod params;
 mod plan;
 mod program;
-//pub mod sample;
+pub mod sample;
 mod schedule;
 mod shared;
 mod step;
