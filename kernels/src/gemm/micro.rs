@@ -81,30 +81,31 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize, const ALONG: bool>(
     accumulate: bool,
 ) {
     debug_assert!(V * S::LANES == S::NR && M <= S::MR);
-    debug_assert!(if ALONG { t.a_col == 1 } else { t.a_row == 1 || M == 1 });
+    debug_assert!(t.a_row == 1 || M == 1 || ALONG);
     let mut sums = [[s.splat(0.0); V]; M];
-    // One pointer a row: their distances in a loop cost a chain of additions as long as
-    // the multiply-adds themselves.
     let mut rows = [t.a; M];
     for (i, row) in rows.iter_mut().enumerate() {
-        *row = if ALONG { black_box(t.a.wrapping_add(i * t.a_row)) } else { t.a.wrapping_add(i) };
+        *row = if ALONG {
+            // Hidden from the optimiser, which would keep one pointer and add the distance
+            // five times a step: a chain as long as the multiply-adds themselves.
+            black_box(t.a.wrapping_add(i * t.a_row))
+        } else {
+            t.a.wrapping_add(i)
+        };
     }
+    let along = if ALONG { 1 } else { t.a_col };
     let mut b = t.b;
     // SAFETY: kc steps of one column of A and one row of B each, as the caller promised.
     unsafe {
-        for p in 0..t.kc {
-            let at = if ALONG { p } else { p * t.a_col };
-            let mut lanes = [s.splat(0.0); V];
-            for (v, lanes) in lanes.iter_mut().enumerate() {
-                *lanes = s.load(b.add(v * S::LANES));
+        for _ in 0..t.kc / UNROLL {
+            for u in 0..UNROLL {
+                step(s, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
             }
-            for (sum, row) in sums.iter_mut().zip(&rows) {
-                let x = s.splat(*row.add(at));
-                for (sum, lanes) in sum.iter_mut().zip(&lanes) {
-                    *sum = s.mul_add(x, *lanes, *sum);
-                }
-            }
-            b = b.wrapping_add(S::NR);
+            rows = rows.map(|row| row.wrapping_add(UNROLL * along));
+            b = b.wrapping_add(UNROLL * S::NR);
+        }
+        for u in 0..t.kc % UNROLL {
+            step(s, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
         }
     }
     // SAFETY: C is valid for M rows of `cols` floats.
@@ -130,6 +131,36 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize, const ALONG: bool>(
                         store_up_to(s, c, x, left);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Steps of the inner dimension between two branches.
+const UNROLL: usize = 4;
+
+/// One step of the inner dimension: `sums += A[.., p] B[p, ..]`.
+///
+/// # Safety
+/// `rows` point to rows of A of which element `at` is valid, `b` to `NR` floats.
+#[inline(always)]
+unsafe fn step<S: Simd, const M: usize, const V: usize>(
+    s: S,
+    sums: &mut [[S::V; V]; M],
+    rows: &[*const f32; M],
+    at: usize,
+    b: *const f32,
+) {
+    let mut lanes = [s.splat(0.0); V];
+    // SAFETY: passed on from the caller.
+    unsafe {
+        for (v, lanes) in lanes.iter_mut().enumerate() {
+            *lanes = s.load(b.add(v * S::LANES));
+        }
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            let x = s.splat(*row.add(at));
+            for (sum, lanes) in sum.iter_mut().zip(&lanes) {
+                *sum = s.mul_add(x, *lanes, *sum);
             }
         }
     }
