@@ -1,5 +1,6 @@
 //! The std runner of Crystalline: threads, files, tokenizers and the training loop.
 
+pub mod bench;
 pub mod cli;
 pub mod data;
 pub mod error;
