@@ -43,14 +43,17 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm, b: Source, scratch: *mut f
                 let mut i = 0;
                 while i < g.m {
                     let rows = S::MR.min(g.m - i);
+                    let c = g.c.add(i * g.c_row + j);
                     let tile = micro::Tile {
                         kc,
                         a: packed_a.add(i * kc),
                         a_row: 1,
                         a_col: S::MR,
                         b: packed_b.add(j * kc),
-                        c: g.c.add(i * g.c_row + j),
+                        c,
                         c_row: g.c_row,
+                        start: c,
+                        start_row: g.c_row,
                     };
                     micro::run(s, &tile, rows, cols, accumulate);
                     i += rows;

@@ -68,6 +68,11 @@ macro_rules! shared_avx_operations {
             unsafe { _mm256_maskstore_ps(p, $crate::simd::avx::lane_mask(n), v) }
         }
         #[inline(always)]
+        fn prefetch(self, p: *const f32) {
+            // SAFETY: a hint that touches no memory, whatever the address; x86-64 has SSE.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         fn sum(self, a: __m256) -> f32 {
             // SAFETY: register arithmetic; the token stands for AVX.
             unsafe {
