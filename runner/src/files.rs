@@ -1,0 +1,251 @@
+//! Files that are either the old one or the new one, never half of each.
+//!
+//! A file is written beside its final place under the name `<name>.tmp`, made
+//! durable (fsync), renamed over the old one, and the folder is made durable
+//! too. A crash at any moment leaves the old file or the new one; the `.tmp`
+//! that may stay behind is overwritten by the next attempt.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Replaces the file at `path` by `bytes`, atomically and durably.
+///
+/// # Errors
+/// Any failure to create, write, sync or rename names `path`; the file that
+/// was there stays as it was.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
+    file.commit()
+}
+
+/// Creates `dir` and its parents.
+///
+/// # Errors
+/// Names the folder when it cannot be created, or is a file.
+pub fn create_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|e| Error::io("create the folder", dir, &e))
+}
+
+/// A buffered writer to a temporary file that takes its final name on
+/// [`commit`](AtomicFile::commit) and vanishes when dropped before that.
+#[derive(Debug)]
+pub struct AtomicFile {
+    writer: Option<BufWriter<File>>,
+    path: PathBuf,
+    temporary: PathBuf,
+}
+
+impl AtomicFile {
+    /// Starts to write a new version of `path`.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be created (missing or read-only
+    /// folder), or another process is writing the same file right now.
+    pub fn create(path: &Path) -> Result<Self> {
+        let Some(name) = path.file_name() else {
+            return Err(Error::failure(format!(
+                "cannot write {}: not a file name",
+                path.display()
+            )));
+        };
+        if path.is_dir() {
+            return Err(Error::failure(format!("cannot write {}: it is a folder", path.display())));
+        }
+        let mut temporary_name = OsString::from(name);
+        temporary_name.push(".tmp");
+        let temporary = path.with_file_name(temporary_name);
+        let io = |e: io::Error| Error::io("write", path, &e);
+        // Not truncated before the lock is ours: it may be somebody's work.
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&temporary)
+            .map_err(io)?;
+        match file.try_lock() {
+            // The other writer may have renamed the file between our open and
+            // our lock; then our handle is its finished file.
+            Ok(()) if !temporary.exists() => return Err(busy(path)),
+            Err(TryLockError::WouldBlock) => return Err(busy(path)),
+            // A file system without locks is no reason to refuse to save.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        file.set_len(0).map_err(io)?;
+        Ok(Self {
+            writer: Some(BufWriter::with_capacity(1 << 18, file)),
+            path: path.to_path_buf(),
+            temporary,
+        })
+    }
+
+    /// The final name.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Overwrites bytes at the start of the file (a header whose counts are
+    /// known only at the end), then returns to the end.
+    ///
+    /// # Errors
+    /// Names the file when the write fails.
+    pub fn patch_start(&mut self, bytes: &[u8]) -> Result<()> {
+        let result = (|| {
+            let writer = self.inner()?;
+            writer.seek(SeekFrom::Start(0))?;
+            writer.write_all(bytes)?;
+            writer.seek(SeekFrom::End(0)).map(|_| ())
+        })();
+        result.map_err(|e| Error::io("write", &self.path, &e))
+    }
+
+    /// Flushes, syncs, renames and syncs the folder.
+    ///
+    /// # Errors
+    /// Names the file; the old version then stays in place.
+    pub fn commit(mut self) -> Result<()> {
+        let result = (|| {
+            let mut writer = self.writer.take().ok_or_else(finished)?;
+            writer.flush()?;
+            let file = writer.get_ref();
+            file.sync_all()?;
+            // Renamed while still locked, so that a second writer of the same
+            // file cannot slip in and truncate what is about to be final.
+            fs::rename(&self.temporary, &self.path)?;
+            sync_parent(&self.path)
+        })();
+        if result.is_err() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+        result.map_err(|e| Error::io("write", &self.path, &e))
+    }
+
+    fn inner(&mut self) -> io::Result<&mut BufWriter<File>> {
+        self.writer.as_mut().ok_or_else(finished)
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.inner()?.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner()?.flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            // Never flushed: the bytes are not wanted any more.
+            drop(writer.into_parts());
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn busy(path: &Path) -> Error {
+    Error::failure(format!("cannot write {}: another process is writing it", path.display()))
+}
+
+fn finished() -> io::Error {
+    io::Error::other("the file is already finished")
+}
+
+/// A rename is durable only when the folder is; folders cannot be opened for
+/// that everywhere, and where they cannot there is nothing more to do.
+#[cfg(unix)]
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_parent(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replaces_a_file_and_leaves_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.bin");
+        write_atomic(&path, b"a long first version").unwrap();
+        write_atomic(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(names(dir.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn an_abandoned_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.bin");
+        write_atomic(&path, b"old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"new").unwrap();
+        drop(file);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(dir.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn a_leftover_temporary_file_is_overwritten_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.bin");
+        fs::write(dir.path().join("a.bin.tmp"), b"left by a crash, and longer").unwrap();
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn two_writers_of_one_file_do_not_mix() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.bin");
+        let mut first = AtomicFile::create(&path).unwrap();
+        first.write_all(b"first").unwrap();
+        let second = AtomicFile::create(&path).unwrap_err().to_string();
+        assert!(second.contains("another process"), "{second}");
+        first.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_patched_header_keeps_the_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.bin");
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"....body").unwrap();
+        file.patch_start(b"HEAD").unwrap();
+        file.write_all(b"+tail").unwrap();
+        file.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"HEADbody+tail");
+    }
+
+    #[test]
+    fn a_missing_folder_or_a_folder_as_target_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("no/such/a.bin");
+        let text = write_atomic(&missing, b"x").unwrap_err().to_string();
+        assert!(text.contains("no/such/a.bin"), "{text}");
+        let text = write_atomic(dir.path(), b"x").unwrap_err().to_string();
+        assert!(text.contains("is a folder"), "{text}");
+    }
+}

@@ -1,0 +1,274 @@
+//! Byte-pair encoding, and whatever else a `tokenizer.json` describes.
+//!
+//! Trained here: byte-level as GPT-2's, so any text has an encoding and
+//! decodes to the same bytes. Loaded: any file the `tokenizers` crate reads.
+
+use core::fmt;
+
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, DecoderWrapper};
+
+use super::{END_OF_TEXT, EncodeError};
+use crate::error::{Error, Result};
+
+/// Names that well-known tokenizers give to the end of a text, tried in order.
+const END_NAMES: [&str; 7] =
+    [END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "<|end|>"];
+
+/// A tokenizer of the `tokenizers` crate that knows how a text ends.
+#[derive(Clone)]
+pub struct BpeTokenizer {
+    inner: tokenizers::Tokenizer,
+    end_of_text: u32,
+    vocab_size: usize,
+    /// The bytes of each token, where the decoder is byte-level; otherwise the
+    /// text of a token depends on its neighbours and this is `None`.
+    token_bytes: Option<Vec<Box<[u8]>>>,
+}
+
+impl fmt::Debug for BpeTokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BpeTokenizer")
+            .field("vocab_size", &self.vocab_size)
+            .field("end_of_text", &self.end_of_text)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BpeTokenizer {
+    /// Trains byte-level byte-pair encoding of at most `vocab_size`
+    /// identifiers: the end of text, the 256 bytes, then merges by frequency.
+    ///
+    /// The same texts give the same tokenizer, bit for bit. Texts may be
+    /// pieces of documents, best cut where white space begins. A text with
+    /// little variety gives fewer identifiers than asked for.
+    ///
+    /// # Errors
+    /// A usage error when `vocab_size` is below 257.
+    pub fn train<I>(texts: I, vocab_size: usize) -> Result<Self>
+    where
+        I: Iterator<Item = String> + Send,
+    {
+        if vocab_size < super::bytes::VOCAB_SIZE {
+            return Err(Error::usage(format!(
+                "a byte-pair vocabulary of {vocab_size} is too small: it holds the 256 bytes and \
+                 the end of text, so ask for at least {}",
+                super::bytes::VOCAB_SIZE
+            )));
+        }
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .min_frequency(2)
+            .show_progress(false)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+            .build()
+            .into();
+        let mut inner = byte_level(BPE::default());
+        inner
+            .train(&mut trainer, texts)
+            .map_err(|e| Error::failure(format!("cannot train the tokenizer: {e}")))?;
+        Self::from_inner(inner).map_err(Error::failure)
+    }
+
+    /// A byte-level tokenizer with exactly these words (with their leading
+    /// space where they have one) as tokens after the end of text and the 256
+    /// bytes; anything else is encoded byte by byte.
+    ///
+    /// # Errors
+    /// When a word repeats another one or a single byte.
+    pub fn from_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut vocab: Vec<(String, u32)> = vec![(END_OF_TEXT.to_owned(), 0)];
+        let mut add = |token: String| {
+            let id = vocab.len() as u32;
+            vocab.push((token, id));
+        };
+        (0..=255).for_each(|byte| add(byte_char(byte).to_string()));
+        words.into_iter().for_each(|word| add(word.bytes().map(byte_char).collect()));
+        let wanted = vocab.len();
+        let bpe = BPE::builder()
+            .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), Vec::new())
+            // Without merges, a word is found whole or falls apart into bytes.
+            .ignore_merges(true)
+            .build()
+            .map_err(|e| Error::failure(format!("cannot build the tokenizer: {e}")))?;
+        let mut inner = byte_level(bpe);
+        inner.add_special_tokens(&[AddedToken::from(END_OF_TEXT, true)]);
+        let tokenizer = Self::from_inner(inner).map_err(Error::failure)?;
+        if tokenizer.inner.get_vocab_size(true) != wanted {
+            return Err(Error::failure("cannot build the tokenizer: a word is there twice"));
+        }
+        Ok(tokenizer)
+    }
+
+    /// Reads the text of a `tokenizer.json`; the cause in words if it fails.
+    pub(super) fn from_json(json: &[u8]) -> core::result::Result<Self, String> {
+        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        Self::from_inner(inner)
+    }
+
+    fn from_inner(mut inner: tokenizers::Tokenizer) -> core::result::Result<Self, String> {
+        // Settings for fixed-length classifiers would cut and fill documents.
+        inner.with_truncation(None).map_err(|e| e.to_string())?;
+        inner.with_padding(None);
+        let end_of_text = match END_NAMES.iter().find_map(|name| inner.token_to_id(name)) {
+            Some(id) => id,
+            None => {
+                inner.add_special_tokens(&[AddedToken::from(END_OF_TEXT, true)]);
+                inner.token_to_id(END_OF_TEXT).ok_or("it takes no end-of-text token")?
+            }
+        };
+        // Data that spells a special token is plain text, not a command.
+        inner.set_encode_special_tokens(true);
+        let vocab = inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        let token_bytes = match inner.get_decoder() {
+            Some(DecoderWrapper::ByteLevel(_)) => {
+                let mut table = vec![Box::default(); vocab_size];
+                for (token, id) in vocab {
+                    if id != end_of_text && !inner.get_added_vocabulary().is_special_token(&token) {
+                        table[id as usize] = token_bytes(&token);
+                    }
+                }
+                Some(table)
+            }
+            _ => None,
+        };
+        Ok(Self { inner, end_of_text, vocab_size, token_bytes })
+    }
+
+    /// One more than the largest identifier.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Identifier of the end of text.
+    #[must_use]
+    pub fn end_of_text(&self) -> u32 {
+        self.end_of_text
+    }
+
+    /// The identifier of a token by its spelling in `tokenizer.json`.
+    #[must_use]
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    pub(super) fn to_json(&self) -> core::result::Result<String, String> {
+        self.inner.to_string(true).map_err(|e| e.to_string())
+    }
+
+    pub(super) fn encode_into(
+        &self,
+        text: &[u8],
+        ids: &mut Vec<u32>,
+    ) -> core::result::Result<(), EncodeError> {
+        let encoding = self
+            .inner
+            .encode_fast(super::utf8(text)?, false)
+            .map_err(|e| EncodeError::new(0, format!("the tokenizer refuses the text: {e}")))?;
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
+    /// Appends the bytes of a token; false when they depend on its neighbours.
+    pub(super) fn append_bytes(&self, id: u32, bytes: &mut Vec<u8>) -> bool {
+        let Some(table) = &self.token_bytes else { return false };
+        bytes.extend_from_slice(table.get(id as usize).map_or(&[], |token| token));
+        true
+    }
+
+    /// The text of several tokens together.
+    pub(super) fn decode_together(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, true).unwrap_or_default()
+    }
+}
+
+/// GPT-2's arrangement around a model, without the space before the text.
+fn byte_level(model: BPE) -> tokenizers::Tokenizer {
+    let mut inner = tokenizers::Tokenizer::new(model);
+    inner
+        .with_pre_tokenizer(Some(ByteLevel::new(false, true, true)))
+        .with_decoder(Some(ByteLevel::new(false, true, true)));
+    inner
+}
+
+/// GPT-2's printable stand-in for a byte: itself where it prints, else the
+/// next free character from U+0100 on.
+fn byte_char(byte: u8) -> char {
+    let shift = match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => return char::from(byte),
+        0..=0x20 => u32::from(byte),
+        0x7f..=0xa0 => u32::from(byte) - 0x7f + 0x21,
+        0xad => 0x43,
+    };
+    char::from_u32(0x100 + shift).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The inverse over a whole token; a token with any other character (an added
+/// one) stands for its own text.
+fn token_bytes(token: &str) -> Box<[u8]> {
+    let byte = |c: char| -> Option<u8> {
+        let byte = match c as u32 {
+            code @ 0x100..=0x120 => code - 0x100,
+            code @ 0x121..=0x142 => code - 0x121 + 0x7f,
+            0x143 => 0xad,
+            code => code,
+        };
+        u8::try_from(byte).ok().filter(|&b| byte_char(b) == c)
+    };
+    let bytes: Option<Vec<u8>> = token.chars().map(byte).collect();
+    bytes.unwrap_or_else(|| token.as_bytes().to_vec()).into_boxed_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn byte_characters_are_those_of_the_library() {
+        let ours: HashSet<char> = (0..=255).map(byte_char).collect();
+        assert_eq!(ours, ByteLevel::alphabet().into_iter().collect());
+        assert_eq!(byte_char(b' '), 'Ġ');
+        assert_eq!(byte_char(b'\n'), 'Ċ');
+        for byte in 0..=255 {
+            assert_eq!(*token_bytes(&byte_char(byte).to_string()), [byte], "{byte:#x}");
+        }
+        assert_eq!(*token_bytes("日本"), *"日本".as_bytes());
+    }
+
+    #[test]
+    fn words_are_single_tokens_and_the_rest_is_bytes() {
+        let t = BpeTokenizer::from_words(["The", " cat", " sat"]).unwrap();
+        assert_eq!(t.vocab_size(), 260);
+        let mut ids = Vec::new();
+        t.encode_into(b"The cat sat.\n\nThe", &mut ids).unwrap();
+        let byte = |b: u8| u32::from(b) + 1;
+        assert_eq!(
+            ids,
+            [257, 258, 259]
+                .map(|id: u32| id)
+                .into_iter()
+                .chain([
+                    t.token_to_id(".").unwrap(),
+                    t.token_to_id("Ċ").unwrap(),
+                    t.token_to_id("Ċ").unwrap(),
+                    257
+                ])
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(t.token_to_id("."), Some(byte(b'.')));
+        assert!(BpeTokenizer::from_words(["a"]).is_err(), "one byte is there already");
+    }
+
+    #[test]
+    fn a_vocabulary_below_the_bytes_is_refused() {
+        let error = BpeTokenizer::train(core::iter::empty(), 256).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("257"), "{error}");
+    }
+}

@@ -1,0 +1,257 @@
+//! Text to token identifiers and back: bytes, characters, byte-pair encoding.
+//!
+//! A tokenizer lives in a file called `tokenizer.json`. Byte and character
+//! tokenizers have small formats of their own there
+//! (`{"type":"cllm-bytes"}`, `{"type":"cllm-chars","chars":[..]}`); anything
+//! else is the format of the `tokenizers` crate.
+//!
+//! Text never turns into the end of text or another special token, even when
+//! it spells one. (Tokens that a loaded file adds *without* calling them
+//! special do match: they are part of its ordinary vocabulary.)
+
+use core::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+mod bpe;
+mod bytes;
+mod chars;
+mod stream;
+
+pub use bpe::BpeTokenizer;
+pub use chars::CharTokenizer;
+pub use stream::StreamDecoder;
+
+use crate::error::{Error, Result};
+use crate::files;
+
+/// The file name of a saved tokenizer.
+pub const FILE_NAME: &str = "tokenizer.json";
+
+/// The spelling of the token that ends a text.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+const BYTES_TYPE: &str = "cllm-bytes";
+const CHARS_TYPE: &str = "cllm-chars";
+
+/// How text becomes token identifiers and the other way round.
+#[derive(Debug, Clone)]
+pub enum Tokenizer {
+    /// One token a byte; any data at all can be encoded.
+    Bytes,
+    /// One token a character that occurred in the training text.
+    Chars(CharTokenizer),
+    /// Byte-pair encoding, or another model from a `tokenizer.json`.
+    Bpe(Box<BpeTokenizer>),
+}
+
+/// Why a text could not be encoded, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodeError {
+    offset: usize,
+    what: String,
+}
+
+impl EncodeError {
+    fn new(offset: usize, what: String) -> Self {
+        Self { offset, what }
+    }
+
+    /// Offset in bytes of the offending place in the text given.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// The same as an [`Error`] that names where the text came from and the
+    /// offset there, for a text that starts `base` bytes into its origin.
+    #[must_use]
+    pub fn in_origin(&self, origin: &dyn fmt::Display, base: u64) -> Error {
+        Error::failure(format!("{origin}: at byte {}: {}", base + self.offset as u64, self.what))
+    }
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at byte {}: {}", self.offset, self.what)
+    }
+}
+
+impl core::error::Error for EncodeError {}
+
+impl From<EncodeError> for Error {
+    fn from(error: EncodeError) -> Self {
+        Self::failure(format!("cannot encode the text: {error}"))
+    }
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer in `path`: the file itself, or a folder that holds
+    /// a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Names the file when it is missing or not a tokenizer.
+    pub fn load(path: &Path) -> Result<Self> {
+        let path = file_in(path);
+        let text = std::fs::read(&path).map_err(|e| Error::io("read the tokenizer", &path, &e))?;
+        Self::from_json(&text).map_err(|cause| {
+            Error::failure(format!("{} is not a usable tokenizer: {cause}", path.display()))
+        })
+    }
+
+    /// Reads the text of a `tokenizer.json`; on failure the cause in words.
+    ///
+    /// # Errors
+    /// When it is not JSON, or of no known form.
+    pub fn from_json(text: &[u8]) -> core::result::Result<Self, String> {
+        let json: Value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        match json["type"].as_str() {
+            Some(BYTES_TYPE) => Ok(Self::Bytes),
+            Some(CHARS_TYPE) => CharTokenizer::from_json(&json).map(Self::Chars),
+            _ => BpeTokenizer::from_json(text).map(|bpe| Self::Bpe(Box::new(bpe))),
+        }
+    }
+
+    /// Writes the tokenizer atomically to `path`, a file or an existing folder
+    /// (then as its `tokenizer.json`).
+    ///
+    /// # Errors
+    /// Names the file when it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        files::write_atomic(&file_in(path), self.to_json()?.as_bytes())
+    }
+
+    /// The text that [`save`](Self::save) writes, the same each time.
+    ///
+    /// # Errors
+    /// When a loaded tokenizer cannot be written as JSON again.
+    pub fn to_json(&self) -> Result<String> {
+        match self {
+            Self::Bytes => Ok(format!("{}\n", json!({ "type": BYTES_TYPE }))),
+            Self::Chars(chars) => Ok(format!("{}\n", chars.to_json())),
+            Self::Bpe(bpe) => bpe
+                .to_json()
+                .map_err(|e| Error::failure(format!("cannot write the tokenizer: {e}"))),
+        }
+    }
+
+    /// `bytes`, `chars` or `bpe`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Chars(_) => "chars",
+            Self::Bpe(_) => "bpe",
+        }
+    }
+
+    /// Number of identifiers, the end of text among them: every identifier is
+    /// below it.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Bytes => bytes::VOCAB_SIZE,
+            Self::Chars(chars) => chars.chars().len() + 1,
+            Self::Bpe(bpe) => bpe.vocab_size(),
+        }
+    }
+
+    /// Identifier of `<|endoftext|>` (or what a loaded file calls it).
+    #[must_use]
+    pub fn end_of_text(&self) -> u32 {
+        match self {
+            Self::Bytes => bytes::END_OF_TEXT,
+            Self::Chars(chars) => chars.end_of_text(),
+            Self::Bpe(bpe) => bpe.end_of_text(),
+        }
+    }
+
+    /// The identifiers of `text`.
+    ///
+    /// # Errors
+    /// Text that is not UTF-8 (but for bytes), or a character that the
+    /// character tokenizer does not know.
+    pub fn encode(&self, text: &[u8]) -> core::result::Result<Vec<u32>, EncodeError> {
+        let mut ids = Vec::new();
+        self.encode_into(text, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Appends the identifiers of `text` to `ids`.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); `ids` may then hold a part of the text.
+    pub fn encode_into(
+        &self,
+        text: &[u8],
+        ids: &mut Vec<u32>,
+    ) -> core::result::Result<(), EncodeError> {
+        match self {
+            Self::Bytes => {
+                bytes::encode_into(text, ids);
+                Ok(())
+            }
+            Self::Chars(chars) => chars.encode_into(text, ids),
+            Self::Bpe(bpe) => bpe.encode_into(text, ids),
+        }
+    }
+
+    /// The bytes that `ids` stand for. The end of text, other special tokens
+    /// and identifiers beyond the vocabulary stand for nothing.
+    #[must_use]
+    pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for &id in ids {
+            if !self.append_bytes(id, &mut out) {
+                return match self {
+                    Self::Bpe(bpe) => bpe.decode_together(ids).into_bytes(),
+                    Self::Bytes | Self::Chars(_) => out,
+                };
+            }
+        }
+        out
+    }
+
+    /// As [`decode_bytes`](Self::decode_bytes), with U+FFFD for what is not
+    /// UTF-8.
+    #[must_use]
+    pub fn decode(&self, ids: &[u32]) -> String {
+        String::from_utf8_lossy(&self.decode_bytes(ids)).into_owned()
+    }
+
+    /// Turns identifiers into printable text one at a time.
+    #[must_use]
+    pub fn stream_decoder(&self) -> StreamDecoder<'_> {
+        StreamDecoder::new(self)
+    }
+
+    /// Appends the bytes of one token; false when the tokenizer can only
+    /// decode tokens together.
+    fn append_bytes(&self, id: u32, out: &mut Vec<u8>) -> bool {
+        match self {
+            Self::Bytes => out.extend(bytes::byte_of(id)),
+            Self::Chars(chars) => {
+                let mut buffer = [0; 4];
+                if let Some(c) = chars.char_of(id) {
+                    out.extend_from_slice(c.encode_utf8(&mut buffer).as_bytes());
+                }
+            }
+            Self::Bpe(bpe) => return bpe.append_bytes(id, out),
+        }
+        true
+    }
+}
+
+fn file_in(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(FILE_NAME) } else { path.to_path_buf() }
+}
+
+fn utf8(text: &[u8]) -> core::result::Result<&str, EncodeError> {
+    core::str::from_utf8(text).map_err(|e| {
+        EncodeError::new(
+            e.valid_up_to(),
+            "this is not UTF-8 text; convert it, or use the tokenizer `bytes`".to_owned(),
+        )
+    })
+}
