@@ -1,10 +1,37 @@
-//! From text to batches: token shards, the shuffled order, the loader.
+//! From text to batches: sources, token shards, the shuffled order, the loader.
 //!
-//! The path of a token: [`shard`] files are mapped and joined by [`stream`],
-//! [`sampler`] says which window of the stream comes when, [`loader`] copies
-//! windows into a batch.
+//! The path of a token: [`source`] finds documents, [`pieces`] reads them, [`vocabulary`] trains a
+//! tokenizer on them, [`prepare`] encodes them into [`shard`] files, [`stream`]
+//! joins shards into one sequence, [`sampler`] says which window of it comes
+//! when, [`loader`] copies windows into a batch. [`embedded`] is the text that
+//! the program carries.
 
+use core::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+pub mod embedded;
 pub mod loader;
+pub mod pieces;
+pub mod prepare;
 pub mod sampler;
 pub mod shard;
+pub mod source;
 pub mod stream;
+pub mod vocabulary;
+
+/// SHA-256 of `bytes` in hexadecimal.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Bytes in lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

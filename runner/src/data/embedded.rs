@@ -1,0 +1,48 @@
+//! The text that the program carries: the King James Bible, public domain.
+//!
+//! Where it comes from is told in `runner/data/README.md`.
+
+use std::io::Read;
+
+use flate2::read::GzDecoder;
+
+use crate::error::{Error, Result};
+
+/// Name of the text in messages and fingerprints.
+pub const NAME: &str = "the built-in text (King James Bible)";
+
+/// Length of the text in bytes.
+pub const BYTES: usize = 4_153_207;
+
+static COMPRESSED: &[u8] = include_bytes!("../../data/bible-kjv.txt.gz");
+
+/// The text: ASCII, a chapter's name between blank lines, a verse a line.
+///
+/// # Errors
+/// Only when the program file itself is damaged.
+pub fn text() -> Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(BYTES);
+    GzDecoder::new(COMPRESSED)
+        .read_to_end(&mut text)
+        .map_err(|e| Error::failure(format!("cannot unpack {NAME}: {e}")))?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::sha256_hex;
+
+    #[test]
+    fn the_text_is_whole() {
+        let text = text().unwrap();
+        assert_eq!(text.len(), BYTES);
+        assert!(text.starts_with(b"Genesis 1\n\nIn the beginning God created"));
+        assert!(text.ends_with(b"be with you all. Amen.\n"));
+        assert!(text.is_ascii());
+        assert_eq!(
+            sha256_hex(&text),
+            "dbd05e2e52ecd8fa20be8da9c0eac0dbe2fb8744939cb37cc454686e241bdb02"
+        );
+    }
+}

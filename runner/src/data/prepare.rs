@@ -1,0 +1,414 @@
+//! Text sources encoded once into a folder of token shards.
+//!
+//! The folder holds `train_000000.bin` and so on, `val_000000.bin`, the
+//! `tokenizer.json` and a `meta.json` that says what it was made from. Each
+//! document begins with the end-of-text token, as llm.c has it, which keeps
+//! documents apart. `meta.json` is written first as incomplete and last as
+//! complete, so a folder left by a crash is not taken for a finished one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::pieces::Pieces;
+use super::shard::ShardWriter;
+use super::source::{Source, TEXT_FIELD};
+use super::stream::{TokenStream, find_shards};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::tokenizer::{self, Tokenizer};
+
+/// The file that says what a folder of shards was made from.
+pub const META_FILE: &str = "meta.json";
+
+const META_FORMAT: &str = "cllm-data";
+const META_VERSION: u32 = 1;
+
+/// What to encode.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Text to train on.
+    pub train: Vec<Source>,
+    /// Text to validate on; none means a part of the training text.
+    pub validation: Vec<Source>,
+    /// The field of JSON lines that holds the text.
+    pub text_field: String,
+    /// Share of the tokens, at the end, that validation takes when it has no
+    /// sources of its own: at least 0 and below 1.
+    pub val_fraction: f64,
+    /// Most tokens in a shard.
+    pub shard_tokens: u64,
+}
+
+impl Request {
+    /// To train on `train`, a tenth of it kept for validation.
+    #[must_use]
+    pub fn new(train: Vec<Source>) -> Self {
+        Self {
+            train,
+            validation: Vec::new(),
+            text_field: TEXT_FIELD.to_owned(),
+            val_fraction: 0.1,
+            shard_tokens: 100_000_000,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.val_fraction) {
+            return Err(Error::usage(format!(
+                "--val-fraction {}: must be at least 0 and below 1",
+                self.val_fraction
+            )));
+        }
+        if self.shard_tokens == 0 || self.shard_tokens > ShardWriter::MAX_TOKENS {
+            return Err(Error::usage(format!(
+                "--shard-tokens {}: must be 1 to {}",
+                self.shard_tokens,
+                ShardWriter::MAX_TOKENS
+            )));
+        }
+        Ok(())
+    }
+
+    /// How many of `total` tokens at the end are for validation.
+    fn tail(&self, total: u64) -> u64 {
+        if self.validation.is_empty() { (total as f64 * self.val_fraction) as u64 } else { 0 }
+    }
+}
+
+/// What a folder of shards holds and was made from: its `meta.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    format: String,
+    version: u32,
+    complete: bool,
+    /// `bytes`, `chars` or `bpe`.
+    pub tokenizer: String,
+    /// SHA-256 of the tokenizer's JSON.
+    pub tokenizer_sha256: String,
+    /// Number of identifiers.
+    pub vocab_size: usize,
+    /// Bytes of text, training and validation together.
+    pub bytes: u64,
+    /// Documents, training and validation together.
+    pub documents: u64,
+    /// Tokens to train on.
+    pub train_tokens: u64,
+    /// Tokens to validate on.
+    pub val_tokens: u64,
+    text_field: String,
+    val_fraction: f64,
+    shard_tokens: u64,
+    sources: Vec<Option<String>>,
+    validation_sources: Vec<Option<String>>,
+}
+
+impl Meta {
+    /// The description of a folder yet to be filled.
+    fn new(request: &Request, tokenizer: &Tokenizer) -> Result<Self> {
+        let prints = |sources: &[Source]| -> Result<Vec<Option<String>>> {
+            sources.iter().map(Source::fingerprint).collect()
+        };
+        Ok(Self {
+            format: META_FORMAT.to_owned(),
+            version: META_VERSION,
+            complete: false,
+            tokenizer: tokenizer.name().to_owned(),
+            tokenizer_sha256: super::sha256_hex(tokenizer.to_json()?.as_bytes()),
+            vocab_size: tokenizer.vocab_size(),
+            bytes: 0,
+            documents: 0,
+            train_tokens: 0,
+            val_tokens: 0,
+            text_field: request.text_field.clone(),
+            val_fraction: request.val_fraction,
+            shard_tokens: request.shard_tokens,
+            sources: prints(&request.train)?,
+            validation_sources: prints(&request.validation)?,
+        })
+    }
+
+    /// Reads the `meta.json` of `dir`; `None` when there is none, or none of
+    /// this program's.
+    #[must_use]
+    pub fn load(dir: &Path) -> Option<Self> {
+        let text = fs::read(dir.join(META_FILE)).ok()?;
+        let meta: Self = serde_json::from_slice(&text).ok()?;
+        (meta.format == META_FORMAT && meta.version == META_VERSION).then_some(meta)
+    }
+
+    /// Whether the folder was finished.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Writes the `meta.json` of `dir`.
+    pub(super) fn save(&self, dir: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(self)
+            .map_err(|e| Error::failure(format!("cannot write {META_FILE}: {e}")))?;
+        text.push('\n');
+        files::write_atomic(&dir.join(META_FILE), text.as_bytes())
+    }
+
+    /// Fills in what was counted and marks the folder as finished.
+    pub(super) fn finished(mut self, counts: Counts, train_tokens: u64, val_tokens: u64) -> Self {
+        self.complete = true;
+        self.bytes = counts.bytes;
+        self.documents = counts.documents;
+        (self.train_tokens, self.val_tokens) = (train_tokens, val_tokens);
+        self
+    }
+
+    fn made_alike(&self, other: &Self) -> bool {
+        let recipe = |meta: &Self| {
+            (
+                meta.tokenizer_sha256.clone(),
+                meta.text_field.clone(),
+                meta.val_fraction.to_bits(),
+                meta.sources.clone(),
+                meta.validation_sources.clone(),
+            )
+        };
+        recipe(self) == recipe(other)
+    }
+}
+
+/// What went through the tokenizer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Bytes of text.
+    pub bytes: u64,
+    /// Documents.
+    pub documents: u64,
+    /// Tokens, the end-of-text ones among them.
+    pub tokens: u64,
+}
+
+/// The description of `dir` if it already holds what [`prepare`] would make;
+/// `None` if anything differs: a source, the tokenizer, the split, a missing
+/// shard. Standard input always differs.
+///
+/// # Errors
+/// When a source has gone.
+pub fn current(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<Option<Meta>> {
+    let wanted = Meta::new(request, tokenizer)?;
+    if wanted.sources.iter().chain(&wanted.validation_sources).any(Option::is_none) {
+        return Ok(None);
+    }
+    let Some(meta) = Meta::load(dir).filter(|m| m.complete && m.made_alike(&wanted)) else {
+        return Ok(None);
+    };
+    for (split, tokens) in [("train", meta.train_tokens), ("val", meta.val_tokens)] {
+        let paths = find_shards(dir, split)?;
+        let held = if paths.is_empty() {
+            Some(0)
+        } else {
+            TokenStream::open(&paths).ok().map(|s| s.len())
+        };
+        if held != Some(tokens) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(meta))
+}
+
+/// Encodes `request` into the folder `dir`, in bounded memory.
+///
+/// # Errors
+/// Unreadable, malformed or empty sources, text that the tokenizer refuses
+/// (with file and byte), a folder with shards that this program did not make,
+/// and failed writes. The folder is then left marked as incomplete.
+pub fn prepare(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<Meta> {
+    request.check()?;
+    let meta = Meta::new(request, tokenizer)?;
+    files::create_dir(dir)?;
+    clear(dir)?;
+    meta.save(dir)?;
+    tokenizer.save(&dir.join(tokenizer::FILE_NAME))?;
+
+    let mut train = Split::new(dir, "train", request.shard_tokens, tokenizer.vocab_size());
+    let mut counts =
+        encode(&request.train, &request.text_field, tokenizer, &mut |ids| train.write(ids))?;
+    train.finish()?;
+    let mut val = Split::new(dir, "val", request.shard_tokens, tokenizer.vocab_size());
+    if !request.validation.is_empty() {
+        let sources = &request.validation;
+        let more = encode(sources, &request.text_field, tokenizer, &mut |ids| val.write(ids))?;
+        counts.bytes += more.bytes;
+        counts.documents += more.documents;
+    }
+    let tail = request.tail(train.tokens);
+    if tail > 0 {
+        move_tail(&mut train, tail, &mut val, tokenizer.vocab_size())?;
+    }
+    val.finish()?;
+    let meta = meta.finished(counts, train.tokens, val.tokens);
+    meta.save(dir)?;
+    Ok(meta)
+}
+
+/// Encodes `request` into memory: the training and the validation stream.
+///
+/// # Errors
+/// As [`prepare`], but for writing.
+pub fn encode_in_memory(
+    request: &Request,
+    tokenizer: &Tokenizer,
+) -> Result<(TokenStream, TokenStream)> {
+    request.check()?;
+    let stream = |sources: &[Source]| -> Result<TokenStream> {
+        let mut tokens = Vec::new();
+        let name = sources.first().map_or_else(String::new, |s| s.name().display().to_string());
+        encode(sources, &request.text_field, tokenizer, &mut |ids| {
+            tokens.extend_from_slice(ids);
+            Ok(())
+        })?;
+        Ok(TokenStream::from_tokens(&name, tokens))
+    };
+    let train = stream(&request.train)?;
+    if !request.validation.is_empty() {
+        return Ok((train, stream(&request.validation)?));
+    }
+    let keep = train.len() - request.tail(train.len());
+    Ok(train.split_at(keep))
+}
+
+/// Encodes `sources` and hands the tokens to `sink` part by part.
+///
+/// # Errors
+/// As [`prepare`], and whatever `sink` fails with.
+pub fn encode(
+    sources: &[Source],
+    text_field: &str,
+    tokenizer: &Tokenizer,
+    sink: &mut dyn FnMut(&[u32]) -> Result<()>,
+) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let mut ids = Vec::new();
+    let mut pieces = Pieces::new(sources, text_field);
+    while let Some(piece) = pieces.next_piece()? {
+        ids.clear();
+        if piece.starts_document {
+            ids.push(tokenizer.end_of_text());
+            counts.documents += 1;
+        }
+        tokenizer
+            .encode_into(piece.bytes, &mut ids)
+            .map_err(|e| e.in_origin(&piece.origin, piece.offset))?;
+        counts.bytes += piece.bytes.len() as u64;
+        counts.tokens += ids.len() as u64;
+        sink(&ids)?;
+    }
+    if counts.documents == 0 {
+        let first = sources.first().map_or_else(String::new, |s| s.name().display().to_string());
+        return Err(Error::failure(format!("{first}: no text in the data")));
+    }
+    Ok(counts)
+}
+
+/// The shards of one split, begun and finished as tokens come.
+pub(super) struct Split {
+    dir: PathBuf,
+    name: &'static str,
+    shard_tokens: u64,
+    vocab_size: usize,
+    writer: Option<ShardWriter>,
+    pub(super) paths: Vec<PathBuf>,
+    pub(super) tokens: u64,
+}
+
+impl Split {
+    pub(super) fn new(
+        dir: &Path,
+        name: &'static str,
+        shard_tokens: u64,
+        vocab_size: usize,
+    ) -> Self {
+        let (dir, paths) = (dir.to_path_buf(), Vec::new());
+        Self { dir, name, shard_tokens, vocab_size, writer: None, paths, tokens: 0 }
+    }
+
+    pub(super) fn write(&mut self, mut ids: &[u32]) -> Result<()> {
+        while !ids.is_empty() {
+            let mut writer = match self.writer.take() {
+                Some(writer) => writer,
+                None => {
+                    let name = format!("{}_{:06}.bin", self.name, self.paths.len());
+                    let path = self.dir.join(name);
+                    self.paths.push(path.clone());
+                    ShardWriter::create(&path, self.vocab_size)?
+                }
+            };
+            let room = self.shard_tokens - writer.tokens();
+            let (now, later) = ids.split_at(room.min(ids.len() as u64) as usize);
+            writer.write(now)?;
+            self.tokens += now.len() as u64;
+            ids = later;
+            if writer.tokens() == self.shard_tokens {
+                writer.finish()?;
+            } else {
+                self.writer = Some(writer);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.writer.take().map_or(Ok(()), ShardWriter::finish)
+    }
+}
+
+/// Moves the last `tail` tokens of `train` to `val`. The whole length is known
+/// only when everything is encoded, so the split is made afterwards.
+fn move_tail(train: &mut Split, tail: u64, val: &mut Split, vocab_size: usize) -> Result<()> {
+    let keep = train.tokens - tail;
+    let stream = TokenStream::open(&train.paths)?;
+    copy(&stream.split_at(keep).1, &mut |ids| val.write(ids))?;
+    let cut = (keep / train.shard_tokens) as usize;
+    let inside = keep % train.shard_tokens;
+    if inside > 0 {
+        let start = cut as u64 * train.shard_tokens;
+        let (kept, _) = stream.split_at(start).1.split_at(inside);
+        // The old shard stays mapped until the new one has its name.
+        let mut writer = ShardWriter::create(&train.paths[cut], vocab_size)?;
+        copy(&kept, &mut |ids| writer.write(ids))?;
+        writer.finish()?;
+    }
+    for path in train.paths.drain(cut + usize::from(inside > 0)..) {
+        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+    }
+    train.tokens = keep;
+    Ok(())
+}
+
+fn copy(stream: &TokenStream, sink: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut at = 0;
+    while at < stream.len() {
+        let part = &mut buffer[..(stream.len() - at).min(1 << 16) as usize];
+        stream.fill(at, part)?;
+        sink(part)?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Removes the shards of an earlier preparation, and of nobody else.
+pub(super) fn clear(dir: &Path) -> Result<()> {
+    let ours = Meta::load(dir).is_some();
+    for split in ["train", "val"] {
+        for path in find_shards(dir, split)? {
+            if !ours {
+                return Err(Error::failure(format!(
+                    "{}: a token shard that this program did not make is in the way; choose \
+                     another folder",
+                    path.display()
+                )));
+            }
+            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+        }
+    }
+    Ok(())
+}
