@@ -3,4 +3,5 @@
 #![allow(dead_code, reason = "each test program uses a part of this module")]
 
 pub(crate) mod golden;
+pub(crate) mod memory;
 pub(crate) mod reference_model;
