@@ -3,10 +3,8 @@
 
 mod support;
 
-use cllm_core::{
-    Batch, BatchShape, Isa, Kernels, Mode, ModelConfig, Optimizer, ParamTable, Plan, Trainer,
-};
-use support::golden::{Golden, GoldenConfig, Tensor};
+use cllm_core::{Batch, BatchShape, Isa, Kernels, Mode, Optimizer, Plan, Trainer};
+use support::golden::{Golden, scatter};
 use support::memory::Memory;
 
 /// Largest error of a gradient, relative to the tensor's largest element. The issue
@@ -18,21 +16,6 @@ const LOSS: f64 = 2e-6;
 /// divides by the gradient's size, which magnifies rounding of tiny gradients.
 const WEIGHT: f64 = 5e-5;
 
-fn model(c: &GoldenConfig) -> ModelConfig {
-    ModelConfig {
-        vocab_size: c.vocab_size,
-        block_size: c.block_size,
-        n_layer: c.n_layer,
-        n_head: c.n_head,
-        d_model: c.d_model,
-        d_ff: c.d_ff,
-        bias: c.bias,
-        tied: c.tied,
-        dropout: 0.0,
-        norm_eps: c.layer_norm_eps as f32,
-    }
-}
-
 /// Runs `test` on a fresh trainer with the golden weights, for each file and table.
 fn for_each(mut test: impl FnMut(&Golden, &mut Trainer<'_>, Isa)) {
     let goldens = Golden::all();
@@ -42,23 +25,13 @@ fn for_each(mut test: impl FnMut(&Golden, &mut Trainer<'_>, Isa)) {
         for golden in &goldens {
             let c = &golden.config;
             let shape = BatchShape { sequences: c.batch, tokens: c.tokens_per_sequence };
-            let plan = Plan::new(&model(c), shape, 1, Mode::Train, kernels).unwrap();
+            let plan = Plan::new(&c.model(), shape, 1, Mode::Train, kernels).unwrap();
             let mut memory = Memory::new(&plan);
             let mut trainer = Trainer::new(&plan, kernels, memory.pools(), 1).unwrap();
             let table = *plan.table();
             scatter(&table, &golden.params, trainer.parameters_mut());
             test(golden, &mut trainer, isa);
         }
-    }
-}
-
-fn scatter(table: &ParamTable, tensors: &[Tensor], arena: &mut [f32]) {
-    assert_eq!(tensors.len(), table.count());
-    for (spec, (name, shape, values)) in table.iter().zip(tensors) {
-        assert_eq!(spec.name().as_str(), name);
-        let expected = if spec.is_vector() { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
-        assert_eq!(&expected, shape, "{name}");
-        arena[spec.range()].copy_from_slice(values);
     }
 }
 

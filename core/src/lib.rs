@@ -12,17 +12,17 @@
 //! `step`; who runs it is up to `engine`.
 #![no_std]
 
-//pub mod checkpoint;
+pub mod checkpoint;
 mod config;
 mod engine;
-//pub mod generate;
+pub mod generate;
 mod init;
 mod line;
 mod optimizer;
 mod params;
 mod plan;
 mod program;
-//pub mod sample;
+pub mod sample;
 mod schedule;
 mod shared;
 mod step;

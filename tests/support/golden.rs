@@ -18,6 +18,7 @@
 //! `tests/golden/README.md` says what each file is there for, what the numbers
 //! mean exactly, and which of them no float32 program can reproduce.
 
+use cllm_core::{ModelConfig, ParamTable};
 use core::ops::Range;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,7 +83,23 @@ pub(crate) struct GoldenConfig {
 }
 
 impl GoldenConfig {
-    /// Number of tokens in a micro-batch.
+    /// The model, as the core knows it.
+    pub(crate) fn model(&self) -> ModelConfig {
+        ModelConfig {
+            vocab_size: self.vocab_size,
+            block_size: self.block_size,
+            n_layer: self.n_layer,
+            n_head: self.n_head,
+            d_model: self.d_model,
+            d_ff: self.d_ff,
+            bias: self.bias,
+            tied: self.tied,
+            dropout: 0.0,
+            norm_eps: self.layer_norm_eps as f32,
+        }
+    }
+
+    /// Tokens of one micro-batch.
     pub(crate) fn micro_tokens(&self) -> usize {
         self.batch * self.tokens_per_sequence
     }
@@ -274,5 +291,16 @@ impl File<'_> {
     /// Token ids; the files' `-1` has the bits of [`IGNORED`].
     fn ids(&self, name: &str) -> Vec<u32> {
         self.read(name, Dtype::I32, u32::from_le_bytes).1
+    }
+}
+
+/// Writes golden tensors into a parameter arena, checking names and shapes.
+pub(crate) fn scatter(table: &ParamTable, tensors: &[Tensor], arena: &mut [f32]) {
+    assert_eq!(tensors.len(), table.count());
+    for (spec, (name, shape, values)) in table.iter().zip(tensors) {
+        assert_eq!(spec.name().as_str(), name);
+        let expected = if spec.is_vector() { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        assert_eq!(&expected, shape, "{name}");
+        arena[spec.range()].copy_from_slice(values);
     }
 }

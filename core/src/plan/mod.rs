@@ -5,7 +5,7 @@
 
 mod layout;
 
-pub(crate) use layout::Layout;
+pub(crate) use layout::{Layout, packed_block};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::line::{LANES, Line};

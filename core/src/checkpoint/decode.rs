@@ -1,0 +1,245 @@
+//! Reading a checkpoint from a slice, with every byte checked.
+
+use super::{END, HEADER_LEN, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, VERSION};
+use crate::config::{ConfigError, ModelConfig};
+use crate::params::ParamTable;
+use core::fmt;
+
+/// Why bytes are not a usable checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum CheckpointError {
+    /// The first bytes are not a checkpoint's.
+    Foreign,
+    /// Written by a newer version of this software.
+    Newer {
+        /// The file's version.
+        version: u32,
+    },
+    /// The bytes end before the checkpoint does.
+    Truncated,
+    /// A checksum or a fixed byte is wrong; names the part.
+    Altered(&'static str),
+    /// There are bytes behind the end.
+    Trailing,
+    /// The header's config makes no sense.
+    Config(ConfigError),
+    /// The checkpoint has no optimizer state: it can be run but not trained on.
+    NoMoments,
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Foreign => f.write_str("not a Crystalline checkpoint"),
+            Self::Newer { version } => write!(
+                f,
+                "checkpoint version {version} is newer than this program reads ({VERSION}): use a newer cllm"
+            ),
+            Self::Truncated => f.write_str("truncated checkpoint: the file ends early"),
+            Self::Altered(part) => write!(f, "altered checkpoint: its {part} fails the checksum"),
+            Self::Trailing => f.write_str("altered checkpoint: there are bytes behind its end"),
+            Self::Config(error) => write!(f, "unusable checkpoint: {error}"),
+            Self::NoMoments => f.write_str("the checkpoint has no optimizer state to resume from"),
+        }
+    }
+}
+
+impl core::error::Error for CheckpointError {}
+
+/// A checkpoint whose structure and checksums have been verified.
+#[derive(Clone, Copy, Debug)]
+pub struct Checkpoint<'a> {
+    header: Header,
+    table: ParamTable,
+    meta: &'a [u8],
+    parameters: &'a [u8],
+    moments: Option<(&'a [u8], &'a [u8])>,
+}
+
+/// Takes fixed-size pieces off the front of a slice.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], CheckpointError> {
+        let (head, rest) = self.0.split_at_checked(len).ok_or(CheckpointError::Truncated)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], CheckpointError> {
+        let bytes = self.take(N)?;
+        bytes.try_into().map_err(|_| CheckpointError::Truncated)
+    }
+
+    fn u32(&mut self) -> Result<u32, CheckpointError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, CheckpointError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn size(&mut self) -> Result<usize, CheckpointError> {
+        usize::try_from(self.u64()?).map_err(|_| CheckpointError::Config(ConfigError::Overflow))
+    }
+
+    fn flag(&mut self) -> Result<bool, CheckpointError> {
+        match self.u64()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(CheckpointError::Altered("header")),
+        }
+    }
+
+    fn f32(&mut self) -> Result<f32, CheckpointError> {
+        self.array().map(f32::from_le_bytes)
+    }
+
+    /// The payload of the section `tag`, of `len` bytes if that is known.
+    fn section(
+        &mut self,
+        tag: [u8; 4],
+        name: &'static str,
+        len: Option<usize>,
+    ) -> Result<&'a [u8], CheckpointError> {
+        let start = self.0;
+        let (found, zero, stored) = (self.array::<4>()?, self.u32()?, self.u64()?);
+        if found != tag || zero != 0 || len.is_some_and(|len| stored != len as u64) {
+            return Err(CheckpointError::Altered(name));
+        }
+        let stored = usize::try_from(stored).map_err(|_| CheckpointError::Truncated)?;
+        let payload = self.take(stored)?;
+        // 16 bytes of tag, zero and length stand before the payload.
+        let sum = crc32fast::hash(&start[..16 + stored]);
+        if self.u32()? == sum { Ok(payload) } else { Err(CheckpointError::Altered(name)) }
+    }
+}
+
+impl<'a> Checkpoint<'a> {
+    /// Verifies `bytes` from the first to the last.
+    ///
+    /// # Errors
+    /// What is wrong with them; see [`CheckpointError`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, CheckpointError> {
+        let mut r = Reader(bytes);
+        let magic = &bytes[..bytes.len().min(MAGIC.len())];
+        if magic.is_empty() || !MAGIC.starts_with(magic) {
+            return Err(CheckpointError::Foreign);
+        }
+        r.take(MAGIC.len())?;
+        let version = r.u32()?;
+        if version > VERSION {
+            return Err(CheckpointError::Newer { version });
+        }
+        if version != VERSION || r.u32()? as usize != HEADER_LEN {
+            return Err(CheckpointError::Altered("header"));
+        }
+        let fields = r.take(HEADER_LEN)?;
+        if r.u32()? != crc32fast::hash(fields) {
+            return Err(CheckpointError::Altered("header"));
+        }
+        let (header, has_moments) = read_header(fields)?;
+        let table = ParamTable::new(&header.config).map_err(CheckpointError::Config)?;
+        let overflow = CheckpointError::Config(ConfigError::Overflow);
+        let len = Some(table.parameters().checked_mul(4).ok_or(overflow)?);
+        let meta = r.section(META, "metadata", None)?;
+        let parameters = r.section(PARAMETERS, "weights", len)?;
+        let moments = if has_moments {
+            let first = r.section(MOMENTS1, "first moments", len)?;
+            Some((first, r.section(MOMENTS2, "second moments", len)?))
+        } else {
+            None
+        };
+        r.section(END, "end", Some(0))?;
+        if !r.0.is_empty() {
+            return Err(CheckpointError::Trailing);
+        }
+        Ok(Self { header, table, meta, parameters, moments })
+    }
+
+    /// The model and the run's counters.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The bytes that the writer added for itself.
+    #[must_use]
+    pub fn meta(&self) -> &'a [u8] {
+        self.meta
+    }
+
+    /// Whether the optimizer's state is there.
+    #[must_use]
+    pub fn has_moments(&self) -> bool {
+        self.moments.is_some()
+    }
+
+    /// The weights' bytes in table order: what `weights_sha256` is taken over.
+    #[must_use]
+    pub fn parameter_bytes(&self) -> &'a [u8] {
+        self.parameters
+    }
+
+    /// Copies the weights into a parameter arena of the header's config. The gaps
+    /// between tensors are left alone.
+    ///
+    /// # Panics
+    /// If the arena is shorter than the config's table.
+    pub fn read_parameters(&self, arena: &mut [f32]) {
+        self.read(self.parameters, arena);
+    }
+
+    /// Copies both moments into arenas of the header's config.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NoMoments`].
+    ///
+    /// # Panics
+    /// If an arena is shorter than the config's table.
+    pub fn read_moments(
+        &self,
+        first: &mut [f32],
+        second: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        let (a, b) = self.moments.ok_or(CheckpointError::NoMoments)?;
+        self.read(a, first);
+        self.read(b, second);
+        Ok(())
+    }
+
+    fn read(&self, bytes: &[u8], arena: &mut [f32]) {
+        let mut values =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        for spec in self.table.iter() {
+            for (to, value) in arena[spec.range()].iter_mut().zip(&mut values) {
+                *to = value;
+            }
+        }
+    }
+}
+
+fn read_header(fields: &[u8]) -> Result<(Header, bool), CheckpointError> {
+    let mut r = Reader(fields);
+    let mut sizes = [0; 6];
+    for size in &mut sizes {
+        *size = r.size()?;
+    }
+    let [vocab_size, block_size, n_layer, n_head, d_model, d_ff] = sizes;
+    let (bias, tied) = (r.flag()?, r.flag()?);
+    let (seed, updates, has_moments) = (r.u64()?, r.u64()?, r.flag()?);
+    let (dropout, norm_eps) = (r.f32()?, r.f32()?);
+    let config = ModelConfig {
+        vocab_size,
+        block_size,
+        n_layer,
+        n_head,
+        d_model,
+        d_ff,
+        bias,
+        tied,
+        dropout,
+        norm_eps,
+    };
+    Ok((Header { config, seed, updates }, has_moments))
+}

@@ -1,0 +1,182 @@
+//! Writing a checkpoint, front to back.
+
+use super::{
+    END, FRAME, HEADER_LEN, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, PREAMBLE, VERSION,
+};
+use crate::config::ConfigError;
+use crate::params::ParamTable;
+use core::fmt;
+use crc32fast::Hasher;
+
+/// Where an encoder's bytes go: a slice here, a file in the runner.
+pub trait Sink {
+    /// What can go wrong.
+    type Error;
+
+    /// Takes the next bytes, all of them.
+    ///
+    /// # Errors
+    /// The bytes could not be taken; the encoder stops.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
+}
+
+/// A [`Sink`] that fills a slice.
+#[derive(Debug)]
+pub struct SliceSink<'a> {
+    out: &'a mut [u8],
+    len: usize,
+}
+
+/// The slice is shorter than the checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceFull;
+
+impl fmt::Display for SliceFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the slice is shorter than the checkpoint")
+    }
+}
+
+impl core::error::Error for SliceFull {}
+
+impl<'a> SliceSink<'a> {
+    /// Starts at the front of `out`.
+    #[must_use]
+    pub fn new(out: &'a mut [u8]) -> Self {
+        Self { out, len: 0 }
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        self.len
+    }
+}
+
+impl Sink for SliceSink<'_> {
+    type Error = SliceFull;
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), SliceFull> {
+        let room = self.out.get_mut(self.len..).and_then(|rest| rest.get_mut(..bytes.len()));
+        room.ok_or(SliceFull)?.copy_from_slice(bytes);
+        self.len += bytes.len();
+        Ok(())
+    }
+}
+
+/// Bytes of a checkpoint, exactly.
+///
+/// # Errors
+/// What is wrong with the config.
+pub fn encoded_len(header: &Header, meta: usize, moments: bool) -> Result<usize, ConfigError> {
+    let tensors = ParamTable::new(&header.config)?
+        .parameters()
+        .checked_mul(4)
+        .and_then(|bytes| bytes.checked_mul(if moments { 3 } else { 1 }))
+        .ok_or(ConfigError::Overflow)?;
+    let frames = FRAME * if moments { 5 } else { 3 };
+    tensors
+        .checked_add(PREAMBLE + frames)
+        .and_then(|n| n.checked_add(meta))
+        .ok_or(ConfigError::Overflow)
+}
+
+/// Writes a checkpoint. `parameters` and the two moments are whole arenas of the
+/// config's table; leave the moments out for a model that is only run.
+///
+/// # Errors
+/// The sink's, at the first byte it does not take.
+///
+/// # Panics
+/// If the config is invalid or an arena is shorter than its table.
+pub fn encode<S: Sink>(
+    header: &Header,
+    meta: &[u8],
+    parameters: &[f32],
+    moments: Option<(&[f32], &[f32])>,
+    sink: &mut S,
+) -> Result<(), S::Error> {
+    let table = match ParamTable::new(&header.config) {
+        Ok(table) => table,
+        Err(error) => panic!("cannot encode a checkpoint: {error}"),
+    };
+    sink.write(&MAGIC)?;
+    sink.write(&VERSION.to_le_bytes())?;
+    sink.write(&(HEADER_LEN as u32).to_le_bytes())?;
+    let fields = header_bytes(header, moments.is_some());
+    sink.write(&fields)?;
+    sink.write(&crc32fast::hash(&fields).to_le_bytes())?;
+    Section::start(sink, META, meta.len())?.bytes(meta)?.end()?;
+    tensors(sink, PARAMETERS, &table, parameters)?;
+    if let Some((first, second)) = moments {
+        tensors(sink, MOMENTS1, &table, first)?;
+        tensors(sink, MOMENTS2, &table, second)?;
+    }
+    Section::start(sink, END, 0)?.end()
+}
+
+fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN] {
+    let c = &header.config;
+    let mut out = [0; HEADER_LEN];
+    let mut sink = SliceSink::new(&mut out);
+    let sizes =
+        [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.d_model, c.d_ff].map(|x| x as u64);
+    let flags = [u64::from(c.bias), u64::from(c.tied)];
+    let counters = [header.seed, header.updates, u64::from(moments)];
+    let mut write = |bytes: &[u8]| {
+        // The array has exactly the fields' bytes.
+        let _ = sink.write(bytes);
+    };
+    for value in sizes.into_iter().chain(flags).chain(counters) {
+        write(&value.to_le_bytes());
+    }
+    write(&c.dropout.to_le_bytes());
+    write(&c.norm_eps.to_le_bytes());
+    out
+}
+
+/// A section being written, and the checksum of what it has so far.
+struct Section<'s, S> {
+    sink: &'s mut S,
+    hash: Hasher,
+}
+
+impl<'s, S: Sink> Section<'s, S> {
+    fn start(sink: &'s mut S, tag: [u8; 4], len: usize) -> Result<Self, S::Error> {
+        Self { sink, hash: Hasher::new() }
+            .bytes(&tag)?
+            .bytes(&[0; 4])?
+            .bytes(&(len as u64).to_le_bytes())
+    }
+
+    fn bytes(mut self, bytes: &[u8]) -> Result<Self, S::Error> {
+        self.hash.update(bytes);
+        self.sink.write(bytes)?;
+        Ok(self)
+    }
+
+    fn end(self) -> Result<(), S::Error> {
+        self.sink.write(&self.hash.finalize().to_le_bytes())
+    }
+}
+
+/// A section of all tensors of an arena.
+fn tensors<S: Sink>(
+    sink: &mut S,
+    tag: [u8; 4],
+    table: &ParamTable,
+    arena: &[f32],
+) -> Result<(), S::Error> {
+    let mut section = Section::start(sink, tag, table.parameters() * 4)?;
+    let mut chunk = [0; 4096];
+    for spec in table.iter() {
+        for values in arena[spec.range()].chunks(chunk.len() / 4) {
+            let bytes = &mut chunk[..values.len() * 4];
+            for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
+                to.copy_from_slice(&value.to_le_bytes());
+            }
+            section = section.bytes(bytes)?;
+        }
+    }
+    section.end()
+}
