@@ -12,6 +12,7 @@ use crate::embedding::{self, RawEmbedding};
 use crate::gemm::pack::{self, Source};
 use crate::gemm::{self, RawGemm};
 use crate::norm::{self, RawNorm};
+use crate::peak;
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 use crate::softmax::{self, RawCrossEntropy};
@@ -160,6 +161,12 @@ macro_rules! kernel_table {
             }
 
             $(#[target_feature(enable = $feature)])?
+            unsafe fn fma_peak(iterations: u64) -> (u64, f32) {
+                // SAFETY: passed on from the caller.
+                peak::pass(unsafe { token() }, iterations)
+            }
+
+            $(#[target_feature(enable = $feature)])?
             unsafe fn attention_forward(a: &RawAttention) {
                 // SAFETY: passed on from the caller.
                 unsafe { attention::forward::forward(token(), gemm, a) }
@@ -194,6 +201,7 @@ macro_rules! kernel_table {
                 dropout_row,
                 column_sum,
                 sum_squares,
+                fma_peak,
                 adamw,
                 attention_forward,
                 attention_backward,

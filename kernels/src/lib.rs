@@ -39,6 +39,7 @@ mod isa;
 mod mat;
 mod math;
 mod norm;
+mod peak;
 mod product;
 mod rows;
 mod simd;

@@ -83,7 +83,8 @@ impl<'a> MatRef<'a> {
     #[must_use]
     pub fn row_range(self, first: usize, rows: usize) -> Self {
         assert!(first <= self.rows && rows <= self.rows - first, "rows outside the matrix");
-        let skip = if rows == 0 { 0 } else { first * self.row_stride };
+        let empty = rows == 0 || self.cols == 0;
+        let skip = if empty { 0 } else { first * self.row_stride };
         // SAFETY: a sub-block of a valid matrix (or its untouched start when empty).
         Self { ptr: unsafe { self.ptr.add(skip) }, rows, ..self }
     }

@@ -289,7 +289,7 @@ impl Kernels {
         assert!(tokens.len() == rows, "embedding: {} tokens for {rows} rows", tokens.len());
         let inside = |t: &u32| (*t as usize) < table.len() / cols.max(1);
         assert!(tokens.iter().all(inside), "embedding: a token is outside the table");
-        let most = offset + period.min(first.saturating_add(rows));
+        let most = offset.saturating_add(period.min(first.saturating_add(rows)));
         assert!(period > 0 && most <= positions.len() / cols.max(1), "embedding: positions");
         let a = RawEmbedding {
             rows,
@@ -378,7 +378,8 @@ impl Kernels {
 fn raw_attention(a: &Attention<'_>) -> RawAttention {
     let (queries, keys, head) = (a.q.rows(), a.k.rows(), a.q.cols());
     assert!(a.k.cols() == head && a.v.cols() == head && a.v.rows() == keys, "attention: k, v");
-    assert!(a.first + queries <= keys, "attention: query {queries} has no key");
+    let seen = a.first.checked_add(queries);
+    assert!(seen.is_some_and(|n| n <= keys), "attention: query {queries} has no key");
     RawAttention {
         queries,
         keys,

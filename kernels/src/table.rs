@@ -41,6 +41,7 @@ pub struct Kernels {
     pub(crate) dropout_row: unsafe fn(*mut f32, *const f32, usize, &Dropout, u32),
     pub(crate) column_sum: unsafe fn(*const f32, usize, usize, usize, *mut f32, bool),
     pub(crate) sum_squares: unsafe fn(*const f32, usize) -> f32,
+    pub(crate) fma_peak: unsafe fn(u64) -> (u64, f32),
     pub(crate) adamw: unsafe fn(&AdamW, *mut f32, *const f32, *mut f32, *mut f32, usize),
     pub(crate) attention_forward: unsafe fn(&RawAttention),
     pub(crate) attention_backward: unsafe fn(&RawAttention),

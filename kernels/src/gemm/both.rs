@@ -11,7 +11,7 @@ use crate::simd::Simd;
 /// Floats of scratch for a product of `m x n` tiles, of any inner dimension.
 pub(crate) fn scratch_len<S: Simd>(m: usize, n: usize) -> Option<usize> {
     // A vector's worth of slack for the last column of packed A.
-    packed_a_len(m, KC, S::MR).checked_add(packed_b_len(KC, n, S::NR)?)?.checked_add(S::LANES)
+    packed_a_len(m, KC, S::MR)?.checked_add(packed_b_len(KC, n, S::NR)?)?.checked_add(S::LANES)
 }
 
 /// `C (+)= A B` with `g.a` an `m x k` source and B given by `b` (`g.b` is ignored).
@@ -21,6 +21,9 @@ pub(crate) fn scratch_len<S: Simd>(m: usize, n: usize) -> Option<usize> {
 /// overlap nothing else.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm, b: Source, scratch: *mut f32) {
+    if g.m == 0 || g.n == 0 {
+        return;
+    }
     let packed_b = scratch;
     let b_len = packed_b_len(KC, g.n, S::NR).unwrap_or(0);
     let packed_a = scratch.wrapping_add(b_len);

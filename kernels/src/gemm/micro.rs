@@ -6,6 +6,7 @@
 //! critical path.
 
 use crate::simd::{Simd, load_up_to, store_up_to};
+use core::hint::black_box;
 
 /// One tile's operands. A as in `RawGemm`; B is one panel of `NR` columns.
 pub(super) struct Tile {
@@ -18,30 +19,51 @@ pub(super) struct Tile {
     pub(super) c_row: usize,
 }
 
-/// Dispatches on the number of rows, so that edges keep their sums in registers too.
+/// Dispatches on the number of rows, so that edges keep their sums in registers too,
+/// and on the direction in which A is contiguous, so that addresses are cheap.
 ///
 /// # Safety
 /// A is valid for `rows x kc` elements, B for `kc` rows of `NR`, C for `rows x cols`;
-/// `rows <= MR <= 6`, `cols <= NR`.
+/// `rows <= MR <= 6`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, t: &Tile, rows: usize, cols: usize, accumulate: bool) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        if t.a_col == 1 {
+            sized::<S, true>(s, t, rows, cols, accumulate);
+        } else {
+            sized::<S, false>(s, t, rows, cols, accumulate);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`run`]; `ALONG` says that `a_col == 1`, otherwise `a_row == 1`.
+#[inline(always)]
+pub(super) unsafe fn sized<S: Simd, const ALONG: bool>(
+    s: S,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
     // SAFETY: passed on from the caller; each arm is given exactly its rows.
     unsafe {
         if S::LANES == 1 {
             match rows {
-                1 => tile::<S, 1, 4>(s, t, cols, accumulate),
-                2 => tile::<S, 2, 4>(s, t, cols, accumulate),
-                3 => tile::<S, 3, 4>(s, t, cols, accumulate),
-                _ => tile::<S, 4, 4>(s, t, cols, accumulate),
+                1 => tile::<S, 1, 4, ALONG>(s, t, cols, accumulate),
+                2 => tile::<S, 2, 4, ALONG>(s, t, cols, accumulate),
+                3 => tile::<S, 3, 4, ALONG>(s, t, cols, accumulate),
+                _ => tile::<S, 4, 4, ALONG>(s, t, cols, accumulate),
             }
         } else {
             match rows {
-                1 => tile::<S, 1, 2>(s, t, cols, accumulate),
-                2 => tile::<S, 2, 2>(s, t, cols, accumulate),
-                3 => tile::<S, 3, 2>(s, t, cols, accumulate),
-                4 => tile::<S, 4, 2>(s, t, cols, accumulate),
-                5 => tile::<S, 5, 2>(s, t, cols, accumulate),
-                _ => tile::<S, 6, 2>(s, t, cols, accumulate),
+                1 => tile::<S, 1, 2, ALONG>(s, t, cols, accumulate),
+                2 => tile::<S, 2, 2, ALONG>(s, t, cols, accumulate),
+                3 => tile::<S, 3, 2, ALONG>(s, t, cols, accumulate),
+                4 => tile::<S, 4, 2, ALONG>(s, t, cols, accumulate),
+                5 => tile::<S, 5, 2, ALONG>(s, t, cols, accumulate),
+                _ => tile::<S, 6, 2, ALONG>(s, t, cols, accumulate),
             }
         }
     }
@@ -50,32 +72,40 @@ pub(super) unsafe fn run<S: Simd>(s: S, t: &Tile, rows: usize, cols: usize, accu
 /// `C[M x cols] (+)= A[M x kc] B[kc x NR]`, `V = NR / LANES` vectors a row.
 ///
 /// # Safety
-/// As for [`run`], with `rows == M`.
+/// As for [`sized`], with `rows == M`.
 #[inline(always)]
-unsafe fn tile<S: Simd, const M: usize, const V: usize>(
+unsafe fn tile<S: Simd, const M: usize, const V: usize, const ALONG: bool>(
     s: S,
     t: &Tile,
     cols: usize,
     accumulate: bool,
 ) {
     debug_assert!(V * S::LANES == S::NR && M <= S::MR);
+    debug_assert!(t.a_row == 1 || M == 1 || ALONG);
     let mut sums = [[s.splat(0.0); V]; M];
-    let (mut a, mut b) = (t.a, t.b);
+    let mut rows = [t.a; M];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = if ALONG {
+            // Hidden from the optimiser, which would keep one pointer and add the distance
+            // five times a step: a chain as long as the multiply-adds themselves.
+            black_box(t.a.wrapping_add(i * t.a_row))
+        } else {
+            t.a.wrapping_add(i)
+        };
+    }
+    let along = if ALONG { 1 } else { t.a_col };
+    let mut b = t.b;
     // SAFETY: kc steps of one column of A and one row of B each, as the caller promised.
     unsafe {
-        for _ in 0..t.kc {
-            let mut row = [s.splat(0.0); V];
-            for (v, lanes) in row.iter_mut().enumerate() {
-                *lanes = s.load(b.add(v * S::LANES));
+        for _ in 0..t.kc / UNROLL {
+            for u in 0..UNROLL {
+                step(s, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
             }
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let x = s.splat(*a.add(i * t.a_row));
-                for (v, lanes) in row.iter().enumerate() {
-                    sum[v] = s.mul_add(x, *lanes, sum[v]);
-                }
-            }
-            a = a.wrapping_add(t.a_col);
-            b = b.wrapping_add(S::NR);
+            rows = rows.map(|row| row.wrapping_add(UNROLL * along));
+            b = b.wrapping_add(UNROLL * S::NR);
+        }
+        for u in 0..t.kc % UNROLL {
+            step(s, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
         }
     }
     // SAFETY: C is valid for M rows of `cols` floats.
@@ -89,6 +119,8 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(
                 }
             }
         } else {
+            // A copy: an array that this loop indexes lives in memory, and the sums must not.
+            let sums = sums;
             for (i, sum) in sums.iter().enumerate() {
                 for (v, &lanes) in sum.iter().enumerate() {
                     let left = cols.saturating_sub(v * S::LANES).min(S::LANES);
@@ -99,6 +131,36 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(
                         store_up_to(s, c, x, left);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Steps of the inner dimension between two branches.
+const UNROLL: usize = 4;
+
+/// One step of the inner dimension: `sums += A[.., p] B[p, ..]`.
+///
+/// # Safety
+/// `rows` point to rows of A of which element `at` is valid, `b` to `NR` floats.
+#[inline(always)]
+unsafe fn step<S: Simd, const M: usize, const V: usize>(
+    s: S,
+    sums: &mut [[S::V; V]; M],
+    rows: &[*const f32; M],
+    at: usize,
+    b: *const f32,
+) {
+    let mut lanes = [s.splat(0.0); V];
+    // SAFETY: passed on from the caller.
+    unsafe {
+        for (v, lanes) in lanes.iter_mut().enumerate() {
+            *lanes = s.load(b.add(v * S::LANES));
+        }
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            let x = s.splat(*row.add(at));
+            for (sum, lanes) in sum.iter_mut().zip(&lanes) {
+                *sum = s.mul_add(x, *lanes, *sum);
             }
         }
     }

@@ -84,7 +84,8 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
                 let mut i = 0;
                 while i < g.m {
                     let rows = S::MR.min(g.m - i);
-                    let a = g.a.add(i * g.a_row + depth * g.a_col);
+                    // Without an inner dimension A has no memory to point into.
+                    let a = g.a.wrapping_add(i * g.a_row + depth * g.a_col);
                     let c = g.c.add(i * g.c_row + j);
                     let tile =
                         micro::Tile { kc, a, a_row: g.a_row, a_col: g.a_col, b, c, c_row: g.c_row };

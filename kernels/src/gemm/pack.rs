@@ -15,9 +15,9 @@ pub(crate) const fn packed_b_len(k: usize, n: usize, nr: usize) -> Option<usize>
     }
 }
 
-/// Floats that packed A takes.
-pub(crate) const fn packed_a_len(m: usize, k: usize, mr: usize) -> usize {
-    m.div_ceil(mr) * mr * k
+/// Floats that packed A takes, `None` on overflow.
+pub(crate) const fn packed_a_len(m: usize, k: usize, mr: usize) -> Option<usize> {
+    packed_b_len(k, m, mr)
 }
 
 /// A matrix to pack: element (p, j) is `ptr[p * row + j * col]`.

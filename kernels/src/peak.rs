@@ -1,0 +1,48 @@
+//! The peak of multiply-adds: a loop that touches registers only.
+//!
+//! A caller with a clock times [`crate::Kernels::fma_peak_pass`] and divides: the
+//! table itself has no clock. A share of the peak is a share of what the
+//! strongest instruction set of the machine reaches here, so that the shares
+//! of weaker ones say what is lost by using them.
+
+use crate::Kernels;
+use crate::simd::Simd;
+use core::hint::black_box;
+
+/// Independent chains: two FMA units with a latency of 4 cycles want 8; 12 sums and two
+/// operands fit in 16 registers.
+const CHAINS: usize = 12;
+
+/// `iterations` steps `x = x a + b` of every chain. Returns the floating-point operations
+/// (a multiply-add is two, fused or not) and the sum of the chains.
+#[inline(always)]
+pub(crate) fn pass<S: Simd>(s: S, iterations: u64) -> (u64, f32) {
+    // Hidden values: nothing can be computed before the loop runs. The chains converge
+    // to b / (1 - a) = 1 and stay away from denormals and infinity.
+    let (a, b) = (s.splat(black_box(0.75)), s.splat(black_box(0.25)));
+    let mut chains = [s.splat(0.0); CHAINS];
+    for (i, x) in chains.iter_mut().enumerate() {
+        *x = s.splat(black_box(0.5 + i as f32));
+    }
+    for _ in 0..iterations {
+        for x in &mut chains {
+            *x = s.mul_add(*x, a, b);
+        }
+    }
+    let checksum = chains.iter().map(|x| s.sum(*x)).sum();
+    (iterations * (2 * CHAINS * S::LANES) as u64, checksum)
+}
+
+impl Kernels {
+    /// Multiply-adds in registers, to be timed by the caller: some 10 million iterations
+    /// make a good measurement.
+    ///
+    /// Returns how many floating-point operations it did (a multiply-add counts two) and
+    /// a sum that keeps them from being optimised away: [`Kernels::lanes`] times 12
+    /// once the chains have converged.
+    #[must_use]
+    pub fn fma_peak_pass(&self, iterations: u64) -> (u64, f32) {
+        // SAFETY: the pass touches no memory; the table stands for its instruction set.
+        unsafe { (self.fma_peak)(iterations) }
+    }
+}
