@@ -99,7 +99,7 @@ impl ModelConfig {
                 return Err(ConfigError::TooLarge(field, value));
             }
         }
-        if self.d_model % self.n_head != 0 {
+        if !self.d_model.is_multiple_of(self.n_head) {
             return Err(ConfigError::Heads { d_model: self.d_model, n_head: self.n_head });
         }
         if !(0.0..1.0).contains(&self.dropout) {
