@@ -1,6 +1,8 @@
 //! The std runner of Crystalline: threads, files, tokenizers and the training loop.
 
+pub mod bench;
 pub mod checkpoint;
+pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;

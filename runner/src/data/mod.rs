@@ -4,16 +4,20 @@
 //! tokenizer on them, [`prepare`] encodes them into [`shard`] files, [`stream`]
 //! joins shards into one sequence, [`sampler`] says which window of it comes
 //! when, [`loader`] copies windows into a batch. [`embedded`] is the text that
-//! the program carries.
+//! the program carries, [`mod@reference`] the data set that speed is measured on.
 
 use core::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+mod dice;
 pub mod embedded;
+mod grammar;
+mod lexicon;
 pub mod loader;
 pub mod pieces;
 pub mod prepare;
+pub mod reference;
 pub mod sampler;
 pub mod shard;
 pub mod source;

@@ -106,7 +106,7 @@ pub struct Meta {
 
 impl Meta {
     /// The description of a folder yet to be filled.
-    fn new(request: &Request, tokenizer: &Tokenizer) -> Result<Self> {
+    pub(super) fn new(request: &Request, tokenizer: &Tokenizer) -> Result<Self> {
         let prints = |sources: &[Source]| -> Result<Vec<Option<String>>> {
             sources.iter().map(Source::fingerprint).collect()
         };

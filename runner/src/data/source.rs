@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use super::shard::is_shard;
-use super::stream::find_shards;
+use super::stream::{all_shards, is_of_split};
 use crate::error::{Error, Result};
 
 /// The field of a JSON line that holds its text, unless told otherwise.
@@ -128,8 +128,7 @@ pub fn discover(paths: &[PathBuf]) -> Result<Input> {
                 return Err(Error::failure(format!("{}: no text in this folder", path.display())));
             }
         } else if is_shard(path) {
-            let is_val = path.to_string_lossy().contains("val");
-            if is_val { &mut found.val } else { &mut found.train }.push(path.clone());
+            found.shard(path.clone());
         } else if data.is_file() && data.len() == 0 {
             return Err(Error::failure(format!("{}: the file is empty", path.display())));
         } else {
@@ -165,16 +164,19 @@ impl Found {
         self.sources.len() + self.train.len() + self.val.len()
     }
 
+    fn shard(&mut self, path: PathBuf) {
+        if is_of_split(&path, "val") { &mut self.val } else { &mut self.train }.push(path);
+    }
+
     fn folder(&mut self, dir: &Path, top: bool) -> Result<()> {
         let io = |e| Error::io("list the folder", dir, &e);
         if !self.entered.insert(dir.canonicalize().map_err(io)?) {
             return Ok(());
         }
         if top {
-            let (train, val) = (find_shards(dir, "train")?, find_shards(dir, "val")?);
-            if !train.is_empty() || !val.is_empty() {
-                self.train.extend(train);
-                self.val.extend(val);
+            let shards = all_shards(dir)?;
+            if !shards.is_empty() {
+                shards.into_iter().for_each(|path| self.shard(path));
                 return Ok(());
             }
         }
@@ -257,15 +259,17 @@ mod tests {
     fn shards_are_told_by_their_first_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for name in ["val_000000.bin", "train_000001.bin", "train_000000.bin"] {
+        for name in ["val_000000.bin", "train_000001.bin", "interval.bin"] {
             crate::data::shard::ShardWriter::create(&at(name), 300).unwrap().finish().unwrap();
         }
         fs::write(at("reference.txt"), "text").unwrap();
         let shards = Input::Shards {
-            train: vec![at("train_000000.bin"), at("train_000001.bin")],
+            train: vec![at("interval.bin"), at("train_000001.bin")],
             val: vec![at("val_000000.bin")],
         };
         assert_eq!(discover(&[dir.path().to_path_buf()]).unwrap(), shards);
+        let one = Input::Shards { train: vec![], val: vec![at("val_000000.bin")] };
+        assert_eq!(discover(&[at("val_000000.bin")]).unwrap(), one);
         let mixed = discover(&[at("reference.txt"), at("val_000000.bin")]).unwrap_err();
         assert!(mixed.to_string().contains("reference.txt"), "{mixed}");
         assert_eq!(mixed.exit_code(), 2);

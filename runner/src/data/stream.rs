@@ -143,27 +143,41 @@ impl TokenStream {
     }
 }
 
-/// The shards of one split in `dir`, sorted by name: files that start like a
-/// shard and whose name has `split` (`train` or `val`) as one of its words, as
-/// `train_000000.bin` and llm.c's `fineweb_train_000001.bin` do.
+/// The shards of one split in `dir`, sorted by name: those whose name says
+/// `split`, as [`is_of_split`] has it.
 ///
 /// # Errors
 /// When the folder cannot be listed.
 pub fn find_shards(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
+    let mut found = all_shards(dir)?;
+    found.retain(|path| is_of_split(path, split));
+    Ok(found)
+}
+
+/// All token shards in `dir` (not below it), sorted by name: files called
+/// `*.bin` that start like one.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn all_shards(dir: &Path) -> Result<Vec<PathBuf>> {
     let io = |e| Error::io("list the folder", dir, &e);
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        let has_word = path
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .is_some_and(|stem| stem.split(['_', '-', '.']).any(|word| word == split));
-        if has_word && path.extension().is_some_and(|e| e == "bin") && is_shard(&path) {
+        if path.extension().is_some_and(|e| e == "bin") && is_shard(&path) {
             found.push(path);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a file's name has `split` (`train` or `val`) as one of its words,
+/// as `train_000000.bin` and llm.c's `fineweb_train_000001.bin` do.
+#[must_use]
+pub fn is_of_split(path: &Path, split: &str) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.is_some_and(|stem| stem.split(['_', '-', '.']).any(|word| word == split))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ pub mod event;
 pub mod folder;
 pub mod inputs;
 pub mod metrics;
-pub mod peak;
 pub mod report;
 mod resume;
 mod session;
@@ -22,6 +21,7 @@ use std::time::Instant;
 use cllm_core::checkpoint::Checkpoint;
 use cllm_core::{Kernels, Mode, ModelConfig, Plan, Trainer};
 
+use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta};
 use crate::error::{Error, Result};
 use crate::memory::PoolMemory;
@@ -127,7 +127,8 @@ fn run(
     let rates = Rates {
         flops_per_step: config.step_flops(settings.batch_size, settings.block_size)
             * settings.gradient_accumulation_steps as f64,
-        peak_flops: peak::measure(Duration::from_millis(100)) * workers as f64,
+        // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
+        peak_flops: fma_peak(Kernels::detect(), Duration::from_millis(100)) * workers as f64,
         steps: 0,
         seconds: 0.0,
     };
