@@ -5,20 +5,22 @@ use super::args::{BenchArgs, EvalArgs, GenerateArgs, TokenizeArgs};
 use super::flags::TrainArgs;
 use super::output;
 use super::resolve::{ISA_VARIABLE, isa_from_environment};
-use super::shim::{self, EvalSettings, GenerateSettings, Outcome};
 use super::validate::check_isa;
 use crate::data::prepare::{self, Request};
 use crate::data::source::{Input, Source, discover};
 use crate::data::{reference, vocabulary};
 use crate::error::{Error, Result};
+use crate::eval::{self, EvalSettings};
+use crate::generate::{self, GenerateSettings};
 use crate::settings::TokenizerChoice;
 use crate::tokenizer::{self, Tokenizer};
+use crate::train::{self, Outcome};
 use cllm_core::Isa;
 use std::path::{Path, PathBuf};
 
 pub(super) fn train(args: TrainArgs) -> Result<Status> {
     let resolved = args.resolve()?;
-    Ok(match shim::train(&resolved.settings)? {
+    Ok(match train::train(&resolved.settings)? {
         Outcome::Finished => Status::Done,
         Outcome::Interrupted => Status::Interrupted,
     })
@@ -45,7 +47,7 @@ pub(super) fn generate(args: GenerateArgs) -> Result<()> {
     if args.samples == 0 {
         return Err(Error::usage("--samples 0: it must be at least 1"));
     }
-    shim::generate(&GenerateSettings {
+    generate::generate(&GenerateSettings {
         isa: chosen_isa(args.machine.isa)?,
         log_format: args.machine.log_format,
         checkpoint: args.checkpoint,
@@ -66,7 +68,7 @@ pub(super) fn evaluate(args: EvalArgs) -> Result<()> {
     if args.batch_size == 0 {
         return Err(Error::usage("--batch-size 0: it must be at least 1"));
     }
-    shim::evaluate(&EvalSettings {
+    eval::evaluate(&EvalSettings {
         isa: chosen_isa(args.machine.isa)?,
         log_format: args.machine.log_format,
         checkpoint: args.checkpoint,

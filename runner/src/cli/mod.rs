@@ -13,7 +13,6 @@ mod output;
 mod plan;
 pub mod presets;
 pub mod resolve;
-mod shim;
 mod usage;
 mod validate;
 mod value;
