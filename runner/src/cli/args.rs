@@ -214,7 +214,7 @@ pub struct TokenizeArgs {
     #[arg(long, value_name = "KIND", value_parser = ["bpe", "chars"], conflicts_with = "tokenizer")]
     pub train: Option<String>,
     /// Ids of the tokenizer to train.
-    #[arg(long, value_name = "N", value_parser = parse::<usize>, requires = "train")]
+    #[arg(long, value_name = "N", value_parser = parse::<usize>)]
     pub vocab_size: Option<usize>,
     /// Only write the tokenizer.json, no shards.
     #[arg(long)]

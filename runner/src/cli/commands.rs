@@ -130,7 +130,10 @@ fn tokenizer_choice(args: &TokenizeArgs) -> Result<TokenizerChoice> {
             "--vocab-size {size}: the characters of the text decide how many ids --train chars has"
         ))),
         (Some(_), _, None) => Ok(TokenizerChoice::Chars),
-        (None, Some(choice), _) => Ok(choice.clone()),
+        (None, Some(_), Some(size)) => Err(Error::usage(format!(
+            "--vocab-size {size}: it goes with --train bpe; --tokenizer bpe:{size} says the same"
+        ))),
+        (None, Some(choice), None) => Ok(choice.clone()),
         (None, None, _) => Err(Error::usage("--tokenizer <KIND> is missing")),
     }
 }

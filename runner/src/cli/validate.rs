@@ -64,8 +64,10 @@ impl TrainSettings {
         whole("block_size", self.block_size as u64, 1, MOST)?;
         whole("batch_size", self.batch_size as u64, 1, MOST)?;
         whole("gradient_accumulation_steps", self.gradient_accumulation_steps as u64, 1, MOST)?;
-        if let Some(d_ff) = self.d_ff {
-            whole("d_ff", d_ff as u64, 1, MOST)?;
+        match self.d_ff {
+            Some(d_ff) => whole("d_ff", d_ff as u64, 1, MOST)?,
+            // The feed-forward layer is four times as wide.
+            None => whole("n_embd", self.n_embd as u64, 1, MOST / 4)?,
         }
         if let Some(vocab_size) = self.vocab_size {
             whole("vocab_size", vocab_size as u64, 1, MOST)?;
@@ -222,7 +224,7 @@ mod tests {
             (refused(|s| s.gradient_accumulation_steps = 0), "--gradient-accumulation-steps 0"),
             (refused(|s| s.batch_size = 1 << 22), "--batch-size 4194304: with --block-size 128"),
             (
-                refused(|s| s.gradient_accumulation_steps = 1 << 28),
+                refused(|s| (s.batch_size, s.gradient_accumulation_steps) = (64, 1 << 28)),
                 "--gradient-accumulation-steps 268435456: more than 1099511627776 tokens",
             ),
             (refused(|s| s.n_embd = 0), "--n-embd 0"),

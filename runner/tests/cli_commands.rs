@@ -1,0 +1,116 @@
+//! The commands from one end to the other, in their smallest form.
+
+mod cli_support;
+
+use cli_support::{Ran, run, run_in};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+fn text(dir: &Path) {
+    let verse = "In the beginning God created the heaven and the earth.\n";
+    fs::write(dir.join("t.txt"), verse.repeat(40)).unwrap();
+}
+
+#[track_caller]
+fn events(ran: &Ran) -> Vec<Value> {
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    ran.stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+#[test]
+fn train_resume_generate_and_eval() {
+    let dir = tempfile::tempdir().unwrap();
+    text(dir.path());
+    let small = "train --data t.txt --n_layer 1 --n_head 2 --n_embd 16 --block_size 16 \
+                 --batch_size 2 --max_steps 3 --log_format json --sample_tokens 0 --seed 5";
+    let args: Vec<&str> = small.split_whitespace().collect();
+    let first = events(&run_in(dir.path(), &args));
+    assert_eq!(first[0]["event"], "start");
+    let last = first.last().unwrap();
+    assert_eq!((&last["event"], &last["steps"]), (&json!("done"), &json!(3)));
+
+    // A resumed run needs no flags but those that change.
+    let more = run_in(dir.path(), &["train", "--resume", "--max-steps", "5"]);
+    let more = events(&more);
+    assert_eq!(more[0]["config"]["n_embd"], 16);
+    assert_eq!(more.last().unwrap()["steps"], 5);
+    // Nor does the command as it was do any harm.
+    let again = [&args[..], &["--resume", "--max-steps=6"]].concat();
+    let again: Vec<&str> =
+        again.into_iter().filter(|arg| *arg != "--max_steps" && *arg != "3").collect();
+    assert_eq!(events(&run_in(dir.path(), &again)).last().unwrap()["steps"], 6);
+    run_in(dir.path(), &["train", "--resume", "--n-embd", "32"]).refused(2, &["--n-embd"]);
+
+    let generate =
+        ["generate", "--checkpoint", "out", "--tokens", "5", "--greedy", "--log-format", "json"];
+    let spoken = run_in(dir.path(), &generate).json();
+    assert!(spoken["text"].is_string(), "{spoken}");
+    let eval = ["eval", "--checkpoint", "out", "--data", "t.txt", "--log-format", "json"];
+    let loss = run_in(dir.path(), &eval).json()["val_loss"].as_f64().unwrap();
+    assert!((1.0..6.0).contains(&loss), "{loss}");
+}
+
+#[test]
+fn tokenize_writes_shards_and_trains_tokenizers() {
+    let dir = tempfile::tempdir().unwrap();
+    text(dir.path());
+    let tokenize = |args: &[&str]| {
+        run_in(dir.path(), &[&["tokenize", "--data", "t.txt", "--out"], args].concat())
+    };
+    let bytes = tokenize(&["bytes", "--tokenizer", "bytes", "--val-fraction", "0.25"]);
+    assert_eq!(bytes.code, 0, "{}", bytes.stderr);
+    // 40 verses of 55 bytes and the end of text that begins the document: 2,201 tokens.
+    assert!(
+        bytes.stdout.contains("1651 tokens to train on, 550 to validate on"),
+        "{}",
+        bytes.stdout
+    );
+    let shard = fs::metadata(dir.path().join("bytes/train_000000.bin")).unwrap();
+    assert_eq!(shard.len(), 1024 + 2 * 1651);
+
+    let bpe = tokenize(&["bpe", "--train", "bpe", "--vocab-size", "270"]);
+    assert_eq!(bpe.code, 0, "{}", bpe.stderr);
+    assert!(bpe.stdout.contains("bpe tokenizer of 270 ids"), "{}", bpe.stdout);
+    let only = tokenize(&["only", "--tokenizer", "bpe:270", "--tokenizer-only"]);
+    assert_eq!(only.code, 0, "{}", only.stderr);
+    let read = |path: &str| fs::read(dir.path().join(path)).unwrap();
+    assert_eq!(read("bpe/tokenizer.json"), read("only/tokenizer.json"));
+    assert!(!dir.path().join("only/train_000000.bin").exists());
+    let again = tokenize(&["again", "--tokenizer", "bpe/tokenizer.json"]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert_eq!(read("bpe/train_000000.bin"), read("again/train_000000.bin"));
+
+    for (args, code, part) in [
+        (&["x", "--train", "bpe"][..], 2, "--vocab-size"),
+        (&["x", "--train", "bpe", "--vocab-size", "9"], 2, "--vocab-size 9"),
+        (&["x", "--train", "chars", "--vocab-size", "9"], 2, "--vocab-size 9"),
+        (&["x", "--train", "words"], 2, "--train words"),
+        (&["x", "--tokenizer", "bytes", "--vocab-size", "9"], 2, "--train"),
+        (&["x"], 2, "--tokenizer"),
+        (&["x", "--tokenizer", "bytes", "--val-fraction", "1"], 2, "--val-fraction"),
+        (&["x", "--tokenizer", "bytes", "--shard-tokens", "0"], 2, "--shard-tokens"),
+        (&["x", "--tokenizer", "gone.json"], 1, "gone.json"),
+        (&["x", "--tokenizer", "bytes", "--val-data", "gone.txt"], 1, "gone.txt"),
+        (&["x", "--tokenizer", "bytes", "--val-data", "bytes"], 2, "--val-data"),
+    ] {
+        tokenize(args).refused(code, &[part]);
+    }
+    assert!(!dir.path().join("x").exists());
+}
+
+#[test]
+fn bench_measures_what_it_is_asked_for() {
+    let report = run(&["bench", "--only", "attention", "--seconds", "0.001", "--json"]).json();
+    let peak = report["machine"]["peak_gflops"].as_f64().unwrap();
+    assert!(peak > 0.1);
+    let kernels = report["kernels"].as_array().unwrap();
+    assert!(kernels.len() >= 2);
+    for kernel in kernels {
+        assert!(kernel["kernel"].as_str().unwrap().contains("attention"), "{kernel}");
+        let share = kernel["gflops"].as_f64().unwrap() / peak;
+        assert!((kernel["share_of_peak"].as_f64().unwrap() - share).abs() < 1e-9);
+    }
+    let text = run(&["bench", "--only", "scale", "--seconds", "0.001", "--isa", "all"]).stdout;
+    assert!(text.contains("\nscalar\n") && text.contains("scale/memory"), "{text}");
+}

@@ -1,0 +1,119 @@
+//! `cllm plan` against numbers worked out by hand.
+
+mod cli_support;
+
+use cli_support::{plan, run, run_in};
+use serde_json::json;
+use std::fs;
+
+/// One layer of width 16 over 8 tokens: all tensors are whole cache lines, so nothing is
+/// padding.
+const SMALL: [&str; 12] = [
+    "--n-layer",
+    "1",
+    "--n-head",
+    "2",
+    "--n-embd",
+    "16",
+    "--block-size",
+    "8",
+    "--batch-size",
+    "2",
+    "--vocab-size",
+    "257",
+];
+
+/// Weights of the block: norms' gains, qkv, attention out, fc, mlp out; and their biases.
+const BLOCK: u64 = 16 + 16 * 48 + 16 * 16 + 16 + 16 * 64 + 64 * 16;
+const BLOCK_BIASES: u64 = 16 + 48 + 16 + 16 + 64 + 16;
+/// Token and position tables.
+const TABLES: u64 = 257 * 16 + 8 * 16;
+
+#[test]
+fn parameters_bytes_and_flops_are_those_worked_out_by_hand() {
+    let small = plan(&SMALL);
+    let parameters = TABLES + BLOCK + BLOCK_BIASES + 2 * 16;
+    assert_eq!(small["parameters"], json!(parameters));
+    assert_eq!(small["tensors"], json!(2 + 12 + 2));
+    let pools = &small["pools"];
+    assert_eq!(pools["parameters"], json!(4 * parameters));
+    assert_eq!(pools["gradients"], json!(4 * parameters));
+    assert_eq!(pools["moments"], json!(8 * parameters));
+    // 16 ids and 16 targets of 4 bytes.
+    assert_eq!(pools["batch"], json!(128));
+    let total: u64 = pools.as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(small["total_bytes"], json!(total));
+    assert_eq!(pools.as_object().unwrap().len(), 8);
+    // 6 (4 d^2 + 2 d ff + V d) + 6 T d a token.
+    let token = 6 * (4 * 256 + 2 * 16 * 64 + 257 * 16) + 6 * 8 * 16;
+    assert_eq!(small["step_flops"].as_f64().unwrap(), f64::from(16 * token));
+    assert_eq!(small["tokens_per_step"], json!(16));
+}
+
+#[test]
+fn the_shape_of_the_model_counts() {
+    let parameters = |more: &[&str]| plan(&[&SMALL[..], more].concat())["parameters"].clone();
+    let base = TABLES + BLOCK + 16;
+    assert_eq!(parameters(&["--no-bias"]), json!(base));
+    assert_eq!(parameters(&["--no-bias", "--no-tied"]), json!(base + 257 * 16));
+    assert_eq!(parameters(&["--no-bias", "--d-ff", "32"]), json!(base - 2 * 16 * 32));
+    // Published: https://huggingface.co/openai-community/gpt2, 124M.
+    let gpt2 = plan(&["--preset", "gpt2"]);
+    assert_eq!(gpt2["parameters"], json!(124_439_808));
+    let reference = plan(&["--preset", "reference"]);
+    assert_eq!(reference["parameters"], json!(4_472_320));
+    assert_eq!(reference["tokens_per_step"], json!(4096));
+}
+
+#[test]
+fn accumulation_multiplies_work_but_not_memory() {
+    let one = plan(&SMALL);
+    let three = plan(&[&SMALL[..], &["--gradient-accumulation-steps", "3"]].concat());
+    assert_eq!(three["pools"], one["pools"]);
+    assert_eq!(three["tokens_per_step"], json!(48));
+    let flops = |plan: &serde_json::Value| plan["step_flops"].as_f64().unwrap();
+    assert_eq!(flops(&three), 3.0 * flops(&one));
+}
+
+#[test]
+fn the_vocabulary_is_what_training_would_find() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("t.txt"), "abcabcabd ".repeat(50)).unwrap();
+    let vocab = |args: &[&str]| {
+        let plan = run_in(dir.path(), &[&["plan", "--json", "--no-estimate"], args].concat());
+        plan.json()["config"]["vocab_size"].clone()
+    };
+    assert_eq!(vocab(&["--tokenizer", "bytes"]), json!(257));
+    assert_eq!(vocab(&["--tokenizer", "bpe:999"]), json!(999));
+    // a, b, c, d, the space, and the end of text.
+    assert_eq!(vocab(&["--tokenizer", "chars", "--data", "t.txt"]), json!(6));
+    let shards = ["tokenize", "--data", "t.txt", "--tokenizer", "chars", "--out", "shards"];
+    assert_eq!(run_in(dir.path(), &shards).code, 0);
+    assert_eq!(vocab(&["--data", "shards"]), json!(6));
+    assert_eq!(vocab(&["--tokenizer", "shards/tokenizer.json"]), json!(6));
+    assert_eq!(vocab(&["--data", "shards", "--vocab-size", "64"]), json!(64));
+    fs::remove_file(dir.path().join("shards/tokenizer.json")).unwrap();
+    let unknown = run_in(dir.path(), &["plan", "--data", "shards"]);
+    unknown.refused(2, &["shards", "--vocab-size"]);
+}
+
+#[test]
+fn the_estimate_follows_from_what_was_measured() {
+    let plan = run(&[&["plan", "--json", "--max-steps", "10"], &SMALL[..]].concat()).json();
+    let estimate = |key: &str| plan["estimate"][key].as_f64().unwrap();
+    let step = estimate("seconds_per_step");
+    assert!(step > 0.0 && estimate("peak_flops_per_s") > 1e8);
+    assert!((estimate("seconds") / step - 10.0).abs() < 1e-6);
+    assert!((estimate("tokens_per_s") * step - 16.0).abs() < 1e-6);
+    let rate = plan["step_flops"].as_f64().unwrap() / step;
+    assert!(rate < estimate("gemm_flops_per_s"), "{rate}");
+}
+
+#[test]
+fn people_get_the_same_numbers() {
+    let text = run(&["plan", "--preset", "gpt2", "--no-estimate"]).stdout;
+    for part in ["124,439,808 in 148 tensors", "497,759,232  474.7 MiB", "4,096 tokens", "total"] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    assert!(!text.contains("estimate"), "{text}");
+}
