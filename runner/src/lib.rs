@@ -1,9 +1,19 @@
 //! The std runner of Crystalline: threads, files, tokenizers and the training loop.
 
+pub mod bench;
+pub mod checkpoint;
+pub mod cli;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod files;
+pub mod generate;
+pub mod memory;
+pub mod model;
 pub mod settings;
 pub mod tokenizer;
+pub mod train;
+mod trained;
+pub mod validation;
 
 pub use error::{Error, Result};

@@ -1,2 +1,7 @@
 //! The `cllm` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cllm::cli::main(std::env::args_os())
+}

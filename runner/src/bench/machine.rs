@@ -1,0 +1,85 @@
+//! What the machine can do at most: multiply-adds, and bytes moved.
+
+use super::timing::fastest;
+use cllm_core::Kernels;
+use cllm_kernels::{Epilogue, MatMut, MatRef, Packed};
+use core::hint::black_box;
+use core::time::Duration;
+
+/// Floating-point operations a second of one thread that multiplies and adds in
+/// registers.
+#[must_use]
+pub fn fma_peak(kernels: &Kernels, time: Duration) -> f64 {
+    // Some 100 us: long for the clock, short for the scheduler.
+    const ITERATIONS: u64 = 100_000;
+    let mut flops = 0;
+    let seconds = fastest(time, || {
+        let (done, checksum) = kernels.fma_peak_pass(black_box(ITERATIONS));
+        black_box(checksum);
+        flops = done;
+    });
+    flops as f64 / seconds
+}
+
+/// Floating-point operations a second of one thread in a product of `rows` rows with a
+/// packed `inner x cols` matrix.
+///
+/// # Panics
+/// If the sizes overflow.
+#[must_use]
+pub fn gemm_rate(
+    kernels: &Kernels,
+    (rows, inner, cols): (usize, usize, usize),
+    time: Duration,
+) -> f64 {
+    let a = vec![0.5; rows * inner];
+    let b = vec![0.25; inner * cols];
+    let mut packed = vec![0.0; kernels.packed_len(inner, cols).unwrap_or(0)];
+    kernels.pack(MatRef::new(&b, inner, cols, cols), &mut packed);
+    let mut c = vec![0.0; rows * cols];
+    let seconds = fastest(time, || {
+        kernels.gemm(
+            MatRef::new(black_box(&a), rows, inner, inner),
+            Packed::new(&packed, inner, cols),
+            MatMut::new(&mut c, rows, cols, cols),
+            false,
+            &Epilogue::None,
+        );
+        black_box(&mut c);
+    });
+    (2 * rows * inner * cols) as f64 / seconds
+}
+
+/// Bytes a second that one thread copies between two buffers of `bytes` bytes each, read
+/// and written bytes both counted.
+#[must_use]
+pub fn copy_rate(bytes: usize, time: Duration) -> f64 {
+    let from = vec![1_u8; bytes];
+    let mut to = vec![2_u8; bytes];
+    let seconds = fastest(time, || {
+        black_box(&mut to).copy_from_slice(black_box(&from));
+    });
+    (2 * bytes) as f64 / seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn a_product_stays_below_the_peak_and_near_it() {
+        let kernels = Kernels::detect();
+        let peak = fma_peak(kernels, SHORT);
+        let gemm = gemm_rate(kernels, (96, 256, 256), SHORT);
+        // Other work on the machine may slow either down for a while.
+        assert!(gemm < 1.3 * peak && gemm > 0.05 * peak, "{gemm} of {peak}");
+    }
+
+    #[test]
+    fn copying_is_between_a_disk_and_a_cache() {
+        let rate = copy_rate(8 << 20, SHORT);
+        assert!((1e8..1e13).contains(&rate), "{rate}");
+    }
+}

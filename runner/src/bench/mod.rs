@@ -1,0 +1,4 @@
+//! Measurements of this machine and of the kernels on it.
+
+pub mod machine;
+pub mod timing;

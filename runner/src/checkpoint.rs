@@ -1,0 +1,152 @@
+//! Checkpoint files: written atomically, mapped and verified on the way back.
+//!
+//! The core encodes and decodes; this module gives it files. What a run must know
+//! beyond the core's header travels as JSON in the checkpoint's metadata.
+
+use core::fmt::Display;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use cllm_core::checkpoint::{self, Checkpoint, CheckpointError, Header, Sink};
+use cllm_core::{ParamTable, Trainer};
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::data::hex;
+use crate::error::{Error, Result};
+use crate::files::AtomicFile;
+
+/// A validation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validated {
+    /// After this many steps.
+    pub step: u64,
+    /// Mean loss in nats a token.
+    pub val_loss: f64,
+}
+
+/// What a run remembers beside weights and moments.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The best validation so far.
+    pub best: Option<Validated>,
+    /// The last validation so far.
+    pub last: Option<Validated>,
+    /// The step is due for validation, but was saved before it.
+    pub validation_due: bool,
+    /// Seconds of training so far, over all sessions.
+    pub seconds: f64,
+    /// Tokens in the training data.
+    pub train_tokens: u64,
+    /// Tokens in the validation data.
+    pub val_tokens: u64,
+    /// SHA-256 of the tokenizer's JSON, if there is one.
+    pub tokenizer_sha256: Option<String>,
+    /// Instruction set of the session that wrote the checkpoint.
+    pub isa: String,
+}
+
+/// A mapped checkpoint file.
+#[derive(Debug)]
+pub struct CheckpointFile {
+    path: PathBuf,
+    bytes: Mmap,
+}
+
+impl CheckpointFile {
+    /// Maps the file at `path`; [`parse`](Self::parse) says whether it is good.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |e| Error::io("read the checkpoint", path, &e);
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.is_dir() {
+            return Err(Error::failure(format!(
+                "{} is a folder, not a checkpoint",
+                path.display()
+            )));
+        }
+        #[expect(unsafe_code, reason = "a copy would double the memory of a large model")]
+        // SAFETY: the bytes must not change while mapped. This program replaces
+        // checkpoints by renaming and never writes into one; that nobody else cuts
+        // one while it is read is the duty of whoever owns the run folder.
+        let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self { path: path.to_path_buf(), bytes })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Verifies every byte.
+    ///
+    /// # Errors
+    /// What is wrong; [`CheckpointFile::error`] puts the file's name before it.
+    pub fn parse(&self) -> core::result::Result<Checkpoint<'_>, CheckpointError> {
+        Checkpoint::parse(&self.bytes)
+    }
+
+    /// An error about this file.
+    #[must_use]
+    pub fn error(&self, cause: impl Display) -> Error {
+        Error::failure(format!("{}: {cause}", self.path.display()))
+    }
+
+    /// What the run that wrote `checkpoint` remembered in it.
+    ///
+    /// # Errors
+    /// The metadata is not of this program.
+    pub fn meta(&self, checkpoint: &Checkpoint<'_>) -> Result<Meta> {
+        serde_json::from_slice(checkpoint.meta())
+            .map_err(|e| self.error(format_args!("not a checkpoint of a training run: {e}")))
+    }
+}
+
+/// Hands an encoder's bytes to a file.
+struct FileSink(AtomicFile);
+
+impl Sink for FileSink {
+    type Error = std::io::Error;
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes)
+    }
+}
+
+/// Saves the state of `trainer` to `path`: the old file or the new one, never a part.
+///
+/// # Errors
+/// Names the file when it cannot be written; what was there stays.
+pub fn save(path: &Path, trainer: &Trainer<'_>, meta: &Meta) -> Result<()> {
+    let config = *trainer.plan().config();
+    let header = Header { config, seed: trainer.seed(), updates: trainer.updates() };
+    let meta = serde_json::to_vec(meta)
+        .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
+    let mut sink = FileSink(AtomicFile::create(path)?);
+    checkpoint::encode(&header, &meta, trainer.parameters(), Some(trainer.moments()), &mut sink)
+        .map_err(|e| Error::io("write", path, &e))?;
+    sink.0.commit()
+}
+
+/// SHA-256 over the parameters' bytes (little-endian `f32`) in table order, without
+/// the arena's gaps.
+#[must_use]
+pub fn weights_sha256(table: &ParamTable, arena: &[f32]) -> String {
+    let mut hash = Sha256::new();
+    let mut chunk = [0; 4096];
+    for spec in table.iter() {
+        for values in arena[spec.range()].chunks(chunk.len() / 4) {
+            let bytes = &mut chunk[..values.len() * 4];
+            for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
+                to.copy_from_slice(&value.to_le_bytes());
+            }
+            hash.update(bytes);
+        }
+    }
+    hex(&hash.finalize())
+}

@@ -1,0 +1,240 @@
+//! The commands of `cllm` and their flags.
+
+use super::flags::TrainArgs;
+use super::value::parse;
+use crate::settings::{LogFormat, TokenizerChoice};
+use clap::{Args, Parser, Subcommand};
+use cllm_core::Isa;
+use std::path::PathBuf;
+
+/// Train, evaluate and run small language models on any CPU.
+#[derive(Parser, Debug)]
+#[command(name = "cllm", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "\
+Examples:
+  cllm train                                 a model of bytes learns the built-in text
+  cllm generate --checkpoint out --prompt 'In the beginning'
+  cllm plan --preset gpt2                    memory and time, before anything starts
+
+_ and - are the same in the names of flags. `cllm COMMAND --help` tells more.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Train a model.
+    #[command(after_help = "\
+Examples:
+  cllm train
+  cllm train --data book.txt notes/ --tokenizer bpe:2000 --out-dir runs/books
+  cllm train --config run.toml --learning-rate 5e-4
+  cllm train --resume --out-dir runs/books
+  cllm train --preset reference --data DIR   (made by `cllm data reference --out DIR`)
+
+Ctrl-C saves a checkpoint and ends with exit status 130.")]
+    Train(Box<TrainArgs>),
+    /// Continue a text with a trained model.
+    #[command(after_help = "\
+Examples:
+  cllm generate --checkpoint out --prompt 'And God said'
+  cllm generate --checkpoint out --greedy --tokens 50
+  cllm generate --checkpoint out/best.ckpt --temperature 0.8 --top-k 40 --samples 3")]
+    Generate(GenerateArgs),
+    /// Measure the loss of a trained model on data.
+    #[command(after_help = "\
+Example:
+  cllm eval --checkpoint out --data held-out.txt")]
+    Eval(EvalArgs),
+    /// Turn text into token shards, or train a tokenizer.
+    #[command(after_help = "\
+Examples:
+  cllm tokenize --data book.txt --tokenizer bytes --out shards
+  cllm tokenize --data corpus/ --train bpe --vocab-size 8000 --out shards
+  cllm tokenize --data more/ --tokenizer shards/tokenizer.json --out more-shards")]
+    Tokenize(TokenizeArgs),
+    /// Tell what a run will take: parameters, bytes of each pool, FLOPs, time.
+    #[command(after_help = "\
+Takes every flag of `cllm train` and changes nothing on disk.
+
+Examples:
+  cllm plan
+  cllm plan --preset gpt2 --batch-size 8 --json")]
+    Plan(PlanArgs),
+    /// Measure this machine's multiply-add peak and each kernel as a share of it.
+    #[command(after_help = "\
+Examples:
+  cllm bench
+  cllm bench --isa avx --isa avx2 --only gemm --json")]
+    Bench(BenchArgs),
+    /// Make data sets.
+    #[command(subcommand, arg_required_else_help = true)]
+    Data(DataCommand),
+}
+
+/// Flags of `cllm generate`.
+#[derive(Args, Debug, Clone)]
+pub struct GenerateArgs {
+    /// A run folder (its best checkpoint counts) or a checkpoint file.
+    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
+    pub checkpoint: PathBuf,
+    /// Text to continue.
+    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true)]
+    pub prompt: String,
+    /// Most tokens to generate.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = parse::<usize>,
+          aliases = ["max-new-tokens"])]
+    pub tokens: usize,
+    /// Below 1 likely tokens become more likely; 0 is --greedy.
+    #[arg(long, value_name = "X", default_value = "0.8", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    pub temperature: f32,
+    /// Only the K likeliest tokens; 0 for all.
+    #[arg(long, value_name = "K", default_value = "0", value_parser = parse::<usize>)]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability; 1 for all.
+    #[arg(long, value_name = "P", default_value = "1", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Only tokens at least this likely compared with the likeliest; 0 for all.
+    #[arg(long, value_name = "P", default_value = "0", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Above 1 tokens that have occurred become less likely.
+    #[arg(long, value_name = "X", default_value = "1", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    pub repetition_penalty: f32,
+    /// Always the likeliest token.
+    #[arg(long)]
+    pub greedy: bool,
+    /// Seed of the choices.
+    #[arg(long, value_name = "N", default_value = "1337", value_parser = parse::<u64>)]
+    pub seed: u64,
+    /// How many continuations.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse::<usize>,
+          aliases = ["num-samples"])]
+    pub samples: usize,
+    /// What all commands that compute have.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Flags of `cllm eval`.
+#[derive(Args, Debug, Clone)]
+pub struct EvalArgs {
+    /// A run folder (its best checkpoint counts) or a checkpoint file.
+    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
+    pub checkpoint: PathBuf,
+    /// Files and folders of text, JSON lines or token shards; - is standard input.
+    ///
+    /// Without it the run's own validation data.
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub data: Vec<String>,
+    /// Field of a JSON line that holds the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// A tokenizer.json [default: the checkpoint's].
+    #[arg(long, value_name = "FILE", value_parser = parse::<PathBuf>)]
+    pub tokenizer: Option<PathBuf>,
+    /// Sequences computed together.
+    #[arg(long, value_name = "N", default_value = "16", value_parser = parse::<usize>)]
+    pub batch_size: usize,
+    /// Batches to measure; 0 takes all there are.
+    #[arg(long, value_name = "N", default_value = "0", value_parser = parse::<usize>)]
+    pub batches: usize,
+    /// What all commands that compute have.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Flags of all commands that compute with a trained model.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct MachineArgs {
+    /// Instruction set: scalar, avx or avx2 [default: CLLM_ISA, or the CPU's best].
+    #[arg(long, value_name = "NAME", value_parser = parse::<Isa>)]
+    pub isa: Option<Isa>,
+    /// text for people, json for JSON objects.
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = parse::<LogFormat>)]
+    pub log_format: LogFormat,
+}
+
+/// Flags of `cllm tokenize`.
+#[derive(Args, Debug, Clone)]
+pub struct TokenizeArgs {
+    /// Files and folders of text or JSON lines; - is standard input.
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    pub data: Vec<String>,
+    /// Separate validation data of the same kinds.
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub val_data: Vec<String>,
+    /// Share of the tokens held out for validation when there is no --val-data.
+    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    pub val_fraction: f64,
+    /// Field of a JSON line that holds the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// bytes, chars, bpe:N (trained on the text, N ids) or a tokenizer.json.
+    #[arg(long, value_name = "KIND", value_parser = parse::<TokenizerChoice>,
+          required_unless_present = "train")]
+    pub tokenizer: Option<TokenizerChoice>,
+    /// Train a tokenizer on the text: bpe (give --vocab-size) or chars.
+    #[arg(long, value_name = "KIND", value_parser = ["bpe", "chars"], conflicts_with = "tokenizer")]
+    pub train: Option<String>,
+    /// Ids of the tokenizer to train.
+    #[arg(long, value_name = "N", value_parser = parse::<usize>, requires = "train")]
+    pub vocab_size: Option<usize>,
+    /// Only write the tokenizer.json, no shards.
+    #[arg(long)]
+    pub tokenizer_only: bool,
+    /// Most tokens in a shard.
+    #[arg(long, value_name = "N", value_parser = parse::<u64>)]
+    pub shard_tokens: Option<u64>,
+    /// Folder for the shards and the tokenizer.json.
+    #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
+    pub out: PathBuf,
+}
+
+/// Flags of `cllm plan`.
+#[derive(Args, Debug, Clone)]
+pub struct PlanArgs {
+    /// The run.
+    #[command(flatten)]
+    pub train: Box<TrainArgs>,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Do not measure this machine, so tell no time.
+    #[arg(long)]
+    pub no_estimate: bool,
+}
+
+/// Flags of `cllm bench`.
+#[derive(Args, Debug, Clone)]
+pub struct BenchArgs {
+    /// Instruction set, or all that the CPU has; may be repeated
+    /// [default: CLLM_ISA, or the CPU's best].
+    #[arg(long, value_name = "NAME")]
+    pub isa: Vec<String>,
+    /// Only kernels whose name contains this.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub only: String,
+    /// Seconds to spend on each kernel.
+    #[arg(long, value_name = "X", default_value = "0.2", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    pub seconds: f64,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The data sets that can be made.
+#[derive(Subcommand, Debug, Clone)]
+pub enum DataCommand {
+    /// The data set of the reference workload: 73 MB of text, 9.3 million tokens.
+    ///
+    /// The same bytes each time. Train on it with
+    /// `cllm train --preset reference --data DIR`.
+    Reference {
+        /// Folder to write to.
+        #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
+        out: PathBuf,
+    },
+}

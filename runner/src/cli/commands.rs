@@ -1,0 +1,187 @@
+//! The commands that hand their flags to the rest of the program.
+
+use super::Status;
+use super::args::{BenchArgs, EvalArgs, GenerateArgs, TokenizeArgs};
+use super::flags::TrainArgs;
+use super::output;
+use super::resolve::{ISA_VARIABLE, isa_from_environment};
+use super::validate::check_isa;
+use crate::data::prepare::{self, Request};
+use crate::data::source::{Input, Source, discover};
+use crate::data::{reference, vocabulary};
+use crate::error::{Error, Result};
+use crate::eval::{self, EvalSettings};
+use crate::generate::{self, GenerateSettings};
+use crate::settings::TokenizerChoice;
+use crate::tokenizer::{self, Tokenizer};
+use crate::train::{self, Outcome};
+use cllm_core::Isa;
+use std::path::{Path, PathBuf};
+
+pub(super) fn train(args: TrainArgs) -> Result<Status> {
+    let resolved = args.resolve()?;
+    Ok(match train::train(&resolved.settings)? {
+        Outcome::Finished => Status::Done,
+        Outcome::Interrupted => Status::Interrupted,
+    })
+}
+
+pub(super) fn generate(args: GenerateArgs) -> Result<()> {
+    for (flag, value, most) in [
+        ("--temperature", args.temperature, 1000.0),
+        ("--top-p", args.top_p, 1.0),
+        ("--min-p", args.min_p, 1.0),
+    ] {
+        if !(0.0..=most).contains(&value) {
+            let range = format!("{flag} {value}: it must be at least 0 and at most {most}");
+            return Err(Error::usage(range));
+        }
+    }
+    if args.top_p == 0.0 {
+        return Err(Error::usage("--top-p 0: it must be above 0; --greedy takes the likeliest"));
+    }
+    if !(args.repetition_penalty > 0.0 && args.repetition_penalty.is_finite()) {
+        let value = args.repetition_penalty;
+        return Err(Error::usage(format!("--repetition-penalty {value}: it must be above 0")));
+    }
+    if args.samples == 0 {
+        return Err(Error::usage("--samples 0: it must be at least 1"));
+    }
+    generate::generate(&GenerateSettings {
+        isa: chosen_isa(args.machine.isa)?,
+        log_format: args.machine.log_format,
+        checkpoint: args.checkpoint,
+        prompt: args.prompt,
+        tokens: args.tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        greedy: args.greedy || args.temperature == 0.0,
+        seed: args.seed,
+        samples: args.samples,
+    })
+}
+
+pub(super) fn evaluate(args: EvalArgs) -> Result<()> {
+    if args.batch_size == 0 {
+        return Err(Error::usage("--batch-size 0: it must be at least 1"));
+    }
+    eval::evaluate(&EvalSettings {
+        isa: chosen_isa(args.machine.isa)?,
+        log_format: args.machine.log_format,
+        checkpoint: args.checkpoint,
+        data: args.data,
+        text_field: args.text_field,
+        tokenizer: args.tokenizer,
+        batch_size: args.batch_size,
+        batches: args.batches,
+    })
+}
+
+/// The instruction set of a flag, else of the environment; the CPU has it.
+fn chosen_isa(flag: Option<Isa>) -> Result<Option<Isa>> {
+    let isa = match flag {
+        Some(isa) => Some((isa, "--isa")),
+        None => isa_from_environment()?.map(|isa| (isa, ISA_VARIABLE)),
+    };
+    if let Some((isa, source)) = isa {
+        check_isa(isa, source)?;
+    }
+    Ok(isa.map(|(isa, _)| isa))
+}
+
+pub(super) fn tokenize(args: &TokenizeArgs) -> Result<()> {
+    let choice = tokenizer_choice(args)?;
+    let request = Request {
+        validation: text_sources("--val-data", &args.val_data)?,
+        text_field: args.text_field.clone(),
+        val_fraction: args.val_fraction,
+        ..Request::new(text_sources("--data", &args.data)?)
+    };
+    let request = match args.shard_tokens {
+        Some(shard_tokens) => Request { shard_tokens, ..request },
+        None => request,
+    };
+    let tokenizer = match choice {
+        TokenizerChoice::Bytes => Tokenizer::Bytes,
+        TokenizerChoice::Chars => {
+            // A character that only the validation text has must have a number too.
+            let all = [request.train.clone(), request.validation.clone()].concat();
+            vocabulary::train_chars(&all, &request.text_field)?
+        }
+        TokenizerChoice::Bpe(size) => {
+            vocabulary::train_bpe(&request.train, &request.text_field, size)?
+        }
+        TokenizerChoice::File(path) => Tokenizer::load(&path)?,
+    };
+    let name = format!("{} tokenizer of {} ids", tokenizer.name(), tokenizer.vocab_size());
+    if args.tokenizer_only {
+        crate::files::create_dir(&args.out)?;
+        let path = args.out.join(tokenizer::FILE_NAME);
+        tokenizer.save(&path)?;
+        return output::print(&format!("{}: {name}\n", path.display()));
+    }
+    let meta = prepare::prepare(&request, &tokenizer, &args.out)?;
+    output::print(&format!(
+        "{}: {} tokens to train on, {} to validate on, of {} bytes in {} documents, {name}\n",
+        args.out.display(),
+        meta.train_tokens,
+        meta.val_tokens,
+        meta.bytes,
+        meta.documents,
+    ))
+}
+
+fn tokenizer_choice(args: &TokenizeArgs) -> Result<TokenizerChoice> {
+    match (args.train.as_deref(), &args.tokenizer, args.vocab_size) {
+        (Some("bpe"), _, Some(size)) if size < 257 => Err(Error::usage(format!(
+            "--vocab-size {size}: 256 bytes and the end of text need at least 257 ids"
+        ))),
+        (Some("bpe"), _, Some(size)) => Ok(TokenizerChoice::Bpe(size)),
+        (Some("bpe"), _, None) => Err(Error::usage("--train bpe: give --vocab-size as well")),
+        (Some(_), _, Some(size)) => Err(Error::usage(format!(
+            "--vocab-size {size}: the characters of the text decide how many ids --train chars has"
+        ))),
+        (Some(_), _, None) => Ok(TokenizerChoice::Chars),
+        (None, Some(choice), _) => Ok(choice.clone()),
+        (None, None, _) => Err(Error::usage("--tokenizer <KIND> is missing")),
+    }
+}
+
+fn text_sources(flag: &str, names: &[String]) -> Result<Vec<Source>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let paths: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
+    match discover(&paths)? {
+        Input::Text(sources) => Ok(sources),
+        Input::Shards { train, val } => {
+            let shard = train.first().or(val.first()).map(|path| path.display().to_string());
+            let shard = shard.unwrap_or_default();
+            Err(Error::usage(format!("{flag}: {shard} holds tokens already; give text")))
+        }
+    }
+}
+
+pub(super) fn reference(out: &Path) -> Result<()> {
+    let summary = reference::write_reference(out)?;
+    let mut text = format!(
+        "{}: {} bytes of text in {} documents, {} tokens to train on ({} batches), {} to validate on\n",
+        out.display(),
+        summary.bytes,
+        summary.documents,
+        summary.train_tokens,
+        summary.batches,
+        summary.val_tokens,
+    );
+    for (name, sha256) in &summary.sha256 {
+        text.push_str(&format!("{sha256}  {name}\n"));
+    }
+    output::print(&text)
+}
+
+pub(super) fn bench(_args: &BenchArgs) -> Result<()> {
+    Err(Error::failure("`cllm bench` is not in this build"))
+}

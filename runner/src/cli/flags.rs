@@ -1,0 +1,274 @@
+//! The flags of `cllm train` and the keys of its configuration file: one table.
+//!
+//! A field of [`TrainFlags`] is a flag (with `-`) and a key (with `_`) of that name, both
+//! of which set the field of [`TrainSettings`] of the same name.
+
+use super::presets::Preset;
+use super::value::{Setting, parse};
+use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
+use clap::Args;
+use cllm_core::Isa;
+use std::path::PathBuf;
+use toml::de::DeValue;
+
+/// How the settings of a run are given.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TrainArgs {
+    /// TOML file of settings, `key = value`, one a line; keys are the flags' names.
+    ///
+    /// Flags win over the file, the file over the preset.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Settings to start from: tiny (the default), reference or gpt2.
+    #[arg(long, value_name = "NAME", value_parser = parse::<Preset>)]
+    pub preset: Option<Preset>,
+
+    /// All settings that a flag has set.
+    #[command(flatten)]
+    pub flags: TrainFlags,
+}
+
+/// Why a key of a file was not taken.
+pub(super) enum KeyError {
+    /// There is no such key.
+    Unknown,
+    /// Its value is not one; what would be.
+    Value(&'static str),
+}
+
+macro_rules! train_flags {
+    ($(
+        $heading:literal [$($(#[$list_attr:meta])* $list:ident,)*] {
+            $($(#[$attr:meta])* $field:ident: $ty:ident,)*
+        }
+    )*) => {
+        /// Settings that somebody has set, by flag or in a file.
+        #[derive(Args, Clone, Debug, Default, PartialEq)]
+        pub struct TrainFlags {
+            $(
+                $(
+                    $(#[$list_attr])*
+                    #[arg(long, help_heading = $heading, num_args = 1.., value_name = "PATH")]
+                    pub $list: Option<Vec<String>>,
+                )*
+                $(
+                    $(#[$attr])*
+                    #[arg(long, help_heading = $heading, value_parser = parse::<$ty>,
+                          allow_negative_numbers = true)]
+                    pub $field: Option<$ty>,
+                )*
+            )*
+        }
+
+        impl TrainFlags {
+            /// All keys.
+            pub(super) const KEYS: &'static [&'static str] = &[
+                $($(stringify!($list),)* $(stringify!($field),)*)*
+            ];
+
+            /// Sets what is set here, and says so of each key.
+            pub(super) fn apply(
+                self,
+                settings: &mut TrainSettings,
+                mut on_set: impl FnMut(&'static str),
+            ) {
+                $(
+                    $(
+                        if let Some(value) = self.$list {
+                            settings.$list = value;
+                            on_set(stringify!($list));
+                        }
+                    )*
+                    $(
+                        if let Some(value) = self.$field {
+                            settings.$field = value.into();
+                            on_set(stringify!($field));
+                        }
+                    )*
+                )*
+            }
+
+            /// Sets `key` (an element of [`Self::KEYS`]) to a value of a file.
+            pub(super) fn set(&mut self, key: &str, value: &DeValue<'_>) -> Result<(), KeyError> {
+                match key {
+                    $(
+                        $(stringify!($list) => {
+                            self.$list = Some(texts(value).ok_or(KeyError::Value(TEXTS))?);
+                        })*
+                        $(stringify!($field) => {
+                            let value = <$ty as Setting>::from_toml(value);
+                            self.$field = Some(value.ok_or(KeyError::Value(<$ty>::ACCEPTS))?);
+                        })*
+                    )*
+                    _ => return Err(KeyError::Unknown),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+/// What a list in a file may be.
+const TEXTS: &str = "a text or a list of texts";
+
+fn texts(value: &DeValue<'_>) -> Option<Vec<String>> {
+    match value {
+        DeValue::String(text) => Some(vec![text.clone().into_owned()]),
+        DeValue::Array(list) => {
+            list.iter().map(|text| text.get_ref().as_str().map(str::to_owned)).collect()
+        }
+        _ => None,
+    }
+}
+
+train_flags! {
+    "Data" [
+        /// Files and folders of text, JSON lines or token shards; - is standard input.
+        ///
+        /// Without it the text that the program carries is used.
+        data,
+        /// Separate validation data of the same kinds.
+        val_data,
+    ] {
+        /// Share of the tokens held out for validation when there is no --val-data.
+        #[arg(value_name = "SHARE")]
+        val_fraction: f64,
+        /// Field of a JSON line that holds the text.
+        #[arg(value_name = "NAME")]
+        text_field: String,
+        /// bytes, chars, bpe:N (trained on the text, N ids) or a tokenizer.json.
+        #[arg(value_name = "KIND")]
+        tokenizer: TokenizerChoice,
+        /// Size of the vocabulary, for token shards without a tokenizer.
+        #[arg(value_name = "N")]
+        vocab_size: usize,
+    }
+    "Model" [] {
+        /// Transformer blocks.
+        #[arg(value_name = "N", alias = "num-hidden-layers")]
+        n_layer: usize,
+        /// Attention heads; must divide --n-embd.
+        #[arg(value_name = "N", alias = "num-attention-heads")]
+        n_head: usize,
+        /// Width of the model.
+        #[arg(value_name = "N", aliases = ["d-model", "hidden-size"])]
+        n_embd: usize,
+        /// Width of the feed-forward layer [default: 4 times --n-embd].
+        #[arg(value_name = "N", aliases = ["n-inner", "intermediate-size"])]
+        d_ff: usize,
+        /// Tokens of a sequence.
+        #[arg(value_name = "N", aliases = ["n-positions", "n-ctx"])]
+        block_size: usize,
+        /// Biases in linear layers and norms; --no-bias for none.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        bias: bool,
+        /// Output projection shares the token table; --no-tied for one of its own.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+              alias = "tie-word-embeddings")]
+        tied: bool,
+        /// Probability of dropout.
+        #[arg(value_name = "P")]
+        dropout: f32,
+    }
+    "Training" [] {
+        /// Sequences of a micro-batch.
+        #[arg(value_name = "N", alias = "per-device-train-batch-size")]
+        batch_size: usize,
+        /// Micro-batches of a step.
+        #[arg(value_name = "N")]
+        gradient_accumulation_steps: usize,
+        /// Steps of the run.
+        #[arg(value_name = "N", alias = "max-iters")]
+        max_steps: u64,
+        /// Highest learning rate.
+        #[arg(value_name = "RATE", alias = "lr")]
+        learning_rate: f32,
+        /// Learning rate at the end [default: a tenth of --learning-rate].
+        #[arg(value_name = "RATE")]
+        min_lr: f32,
+        /// Steps over which the learning rate rises.
+        #[arg(value_name = "N", alias = "warmup-iters")]
+        warmup_steps: u64,
+        /// constant, linear, cosine or wsd (warm-up, stable, decay).
+        #[arg(value_name = "SHAPE", alias = "lr-scheduler-type")]
+        lr_schedule: ScheduleChoice,
+        /// Steps of the fall at the end of wsd [default: a fifth of the run].
+        #[arg(value_name = "N")]
+        lr_decay_steps: u64,
+        /// Decoupled weight decay of matrices.
+        #[arg(value_name = "X")]
+        weight_decay: f32,
+        /// AdamW's decay of the first moment.
+        #[arg(value_name = "X", alias = "adam-beta1")]
+        beta1: f32,
+        /// AdamW's decay of the second moment.
+        #[arg(value_name = "X", alias = "adam-beta2")]
+        beta2: f32,
+        /// AdamW's epsilon.
+        #[arg(value_name = "X", alias = "adam-epsilon")]
+        adam_eps: f32,
+        /// Largest norm of the gradient; 0 does not clip.
+        #[arg(value_name = "X", alias = "max-grad-norm")]
+        grad_clip: f32,
+        /// Seed of weights, data order, dropout and sampling.
+        #[arg(value_name = "N")]
+        seed: u64,
+    }
+    "Run" [] {
+        /// Folder of the run: checkpoints, metrics, tokenizer.
+        #[arg(value_name = "DIR", alias = "output-dir")]
+        out_dir: PathBuf,
+        /// Go on from the newest checkpoint in --out-dir.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        resume: bool,
+        /// Steps between validations.
+        #[arg(value_name = "N", alias = "eval-steps")]
+        eval_interval: u64,
+        /// Batches of a validation; 0 takes all there are.
+        #[arg(value_name = "N", alias = "eval-iters")]
+        eval_batches: usize,
+        /// Steps between checkpoints.
+        #[arg(value_name = "N", alias = "save-steps")]
+        save_interval: u64,
+        /// Checkpoints kept beside the best one.
+        #[arg(value_name = "N", alias = "save-total-limit")]
+        keep_checkpoints: usize,
+        /// Steps between reported steps.
+        #[arg(value_name = "N", alias = "logging-steps")]
+        log_interval: u64,
+        /// text for people, json for one JSON object a line on standard output.
+        #[arg(value_name = "FORMAT")]
+        log_format: LogFormat,
+        /// Tokens of the sample at the end; 0 for none.
+        #[arg(value_name = "N")]
+        sample_tokens: usize,
+        /// What the sample continues.
+        #[arg(value_name = "TEXT")]
+        sample_prompt: String,
+    }
+    "Machine" [] {
+        /// auto or a number; for now one thread computes, whatever the number.
+        #[arg(value_name = "N")]
+        threads: Threads,
+        /// Instruction set: scalar, avx or avx2 [default: CLLM_ISA, or the CPU's best].
+        #[arg(value_name = "NAME")]
+        isa: Isa,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_has_a_flag_and_a_key() {
+        let settings = serde_json::to_value(Preset::Tiny.settings()).unwrap();
+        let mut fields: Vec<&str> =
+            settings.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut keys = TrainFlags::KEYS.to_vec();
+        fields.sort_unstable();
+        keys.sort_unstable();
+        assert_eq!(fields, keys);
+    }
+}

@@ -1,0 +1,84 @@
+//! The command line: flags and files in, exit status out.
+//!
+//! [`args`] declares the commands, [`flags`] the settings of a run, [`resolve`] settles
+//! them, [`validate`] refuses what makes no sense. A command is a function that
+//! returns a [`Result`]; here it is chosen, and its error printed.
+
+pub mod args;
+mod commands;
+mod file;
+pub mod flags;
+mod nearest;
+mod output;
+mod plan;
+pub mod presets;
+pub mod resolve;
+mod usage;
+mod validate;
+mod value;
+
+pub use validate::Invalid;
+
+use crate::error::{Error, Result};
+use args::{Cli, Command, DataCommand};
+use clap::Parser as _;
+use clap::error::ErrorKind;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Exit status of a run that Ctrl-C ended, as shells have it for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Done,
+    Interrupted,
+}
+
+/// Runs the program: parses `args`, does what they say, prints errors.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    output::quiet_panics();
+    let args = usage::normalise(args);
+    // A panic is a mistake of this program. It has printed its line already.
+    let result = std::panic::catch_unwind(|| match Cli::try_parse_from(args) {
+        Ok(cli) => run(cli.command),
+        Err(error) => explain(&error),
+    });
+    match result {
+        Ok(Ok(Status::Done)) => ExitCode::SUCCESS,
+        Ok(Ok(Status::Interrupted)) => ExitCode::from(INTERRUPTED),
+        Ok(Err(error)) => {
+            output::print_error(&error.to_string());
+            ExitCode::from(error.exit_code())
+        }
+        Err(payload) => output::exit_of_panic(payload.as_ref()),
+    }
+}
+
+/// Help and version go to standard output; everything else is an error.
+fn explain(error: &clap::Error) -> Result<Status> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            output::print(&error.render().to_string()).map(|()| Status::Done)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            output::print_plain_error(&error.render().to_string());
+            Err(Error::usage("give a command"))
+        }
+        _ => Err(usage::error(error)),
+    }
+}
+
+fn run(command: Command) -> Result<Status> {
+    match command {
+        Command::Train(args) => return commands::train(*args),
+        Command::Generate(args) => commands::generate(args),
+        Command::Eval(args) => commands::evaluate(args),
+        Command::Tokenize(args) => commands::tokenize(&args),
+        Command::Plan(args) => plan::plan(args),
+        Command::Bench(args) => commands::bench(&args),
+        Command::Data(DataCommand::Reference { out }) => commands::reference(&out),
+    }
+    .map(|()| Status::Done)
+}

@@ -1,0 +1,69 @@
+//! What the program prints: results on standard output, one line for an error.
+
+use crate::error::{Error, Result};
+use core::any::Any;
+use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
+
+/// Prints a result. A reader that has gone away (`| head`) wants no more: no error.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(cause) if cause.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::failure(format!("cannot write to standard output: {cause}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints an error as one line; if even that fails nobody can be told.
+pub(super) fn print_error(message: &str) {
+    let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    print_plain_error(&format!("cllm: {line}\n"));
+}
+
+/// Prints text on standard error.
+pub(super) fn print_plain_error(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Lets a panic print one line for a person, not a trace.
+pub(super) fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let message = text_of(info.payload());
+        if is_broken_pipe(message) {
+            return;
+        }
+        let place = info.location().map_or(String::new(), |at| format!(" ({at})"));
+        print_error(&format!("internal error, please report it: {message}{place}"));
+    }));
+}
+
+/// The exit status of a panic that was caught.
+pub(super) fn exit_of_panic(payload: &(dyn Any + Send)) -> ExitCode {
+    if is_broken_pipe(text_of(payload)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+/// `println!` panics when nobody reads any more.
+fn is_broken_pipe(message: &str) -> bool {
+    message.starts_with("failed printing to stdout") && message.contains("Broken pipe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_println_is_told_from_others() {
+        assert!(is_broken_pipe("failed printing to stdout: Broken pipe (os error 32)"));
+        assert!(!is_broken_pipe("failed printing to stdout: No space left on device"));
+        assert_eq!(text_of(&"plain"), "plain");
+        assert_eq!(text_of(&"owned".to_owned()), "owned");
+        assert_eq!(text_of(&7), "no message");
+    }
+}

@@ -1,0 +1,151 @@
+//! The numbers of the presets: the one place to tune them.
+
+use super::value::Setting;
+use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
+
+/// A named set of settings that everything else overrides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preset {
+    /// The default: a model of bytes that learns the embedded text in minutes.
+    #[default]
+    Tiny,
+    /// The reference workload: what speeds are measured on.
+    Reference,
+    /// GPT-2 small, 124 million parameters.
+    Gpt2,
+}
+
+impl Setting for Preset {
+    const ACCEPTS: &'static str = "tiny, reference or gpt2";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|preset| preset.name() == text)
+    }
+}
+
+impl Preset {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tiny, Self::Reference, Self::Gpt2];
+
+    /// The name that `--preset` takes.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Reference => "reference",
+            Self::Gpt2 => "gpt2",
+        }
+    }
+
+    /// All settings of the preset.
+    #[must_use]
+    pub fn settings(self) -> TrainSettings {
+        match self {
+            Self::Tiny => tiny(),
+            Self::Reference => reference(),
+            Self::Gpt2 => gpt2(),
+        }
+    }
+}
+
+fn tiny() -> TrainSettings {
+    TrainSettings {
+        data: Vec::new(),
+        val_data: Vec::new(),
+        val_fraction: 0.1,
+        text_field: "text".to_owned(),
+        tokenizer: TokenizerChoice::Bytes,
+        vocab_size: None,
+        n_layer: 4,
+        n_head: 4,
+        n_embd: 128,
+        d_ff: None,
+        block_size: 128,
+        bias: true,
+        tied: true,
+        dropout: 0.0,
+        batch_size: 16,
+        gradient_accumulation_steps: 1,
+        max_steps: 900,
+        learning_rate: 2e-3,
+        // A tenth of the peak, whatever that is set to.
+        min_lr: None,
+        warmup_steps: 100,
+        lr_schedule: ScheduleChoice::Cosine,
+        lr_decay_steps: None,
+        weight_decay: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        adam_eps: 1e-8,
+        grad_clip: 1.0,
+        eval_interval: 100,
+        eval_batches: 20,
+        save_interval: 100,
+        keep_checkpoints: 2,
+        log_interval: 10,
+        log_format: LogFormat::Text,
+        out_dir: "out".into(),
+        resume: false,
+        seed: 1337,
+        threads: Threads::Auto,
+        isa: None,
+        sample_tokens: 300,
+        sample_prompt: "\n".to_owned(),
+    }
+}
+
+fn reference() -> TrainSettings {
+    TrainSettings {
+        // Shards of `cllm data reference` bring their own tokenizer of as many ids.
+        tokenizer: TokenizerChoice::Bpe(5000),
+        n_layer: 4,
+        n_head: 8,
+        n_embd: 256,
+        d_ff: Some(1024),
+        block_size: 128,
+        batch_size: 32,
+        // 3 epochs of 2,272 batches.
+        max_steps: 6816,
+        learning_rate: 1e-3,
+        warmup_steps: 1000,
+        weight_decay: 0.01,
+        beta2: 0.999,
+        eval_interval: 500,
+        save_interval: 500,
+        sample_tokens: 100,
+        ..tiny()
+    }
+}
+
+fn gpt2() -> TrainSettings {
+    TrainSettings {
+        tokenizer: TokenizerChoice::Bpe(50257),
+        n_layer: 12,
+        n_head: 12,
+        n_embd: 768,
+        block_size: 1024,
+        batch_size: 4,
+        max_steps: 600_000,
+        learning_rate: 6e-4,
+        warmup_steps: 2000,
+        eval_interval: 2000,
+        eval_batches: 50,
+        save_interval: 1000,
+        ..tiny()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_valid_and_found_by_name() {
+        for preset in Preset::ALL {
+            preset.settings().validate().unwrap();
+            assert_eq!(Preset::from_text(preset.name()), Some(preset));
+            assert!(Preset::ACCEPTS.contains(preset.name()));
+        }
+        assert_eq!(Preset::from_text("huge"), None);
+    }
+}

@@ -1,0 +1,193 @@
+//! From flags, environment, file and preset to the settings of a run.
+//!
+//! A flag wins over the environment, that over the file, the file over the preset. Where
+//! each value came from is kept, so that one that makes no sense is reported there.
+
+use super::file::ConfigFile;
+use super::flags::TrainArgs;
+use super::presets::Preset;
+use super::validate::Invalid;
+use super::value::Setting;
+use crate::error::{Error, Result};
+use crate::settings::TrainSettings;
+use cllm_core::Isa;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+/// The environment variable behind `--isa`.
+pub const ISA_VARIABLE: &str = "CLLM_ISA";
+
+/// The settings of a run and where they came from.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Checked settings.
+    pub settings: TrainSettings,
+    /// What everything started from.
+    pub preset: Preset,
+    origins: BTreeMap<&'static str, Origin>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    File { line: usize },
+    Environment,
+    Flag,
+}
+
+impl Resolved {
+    /// Whether somebody set this field, rather than the preset.
+    #[must_use]
+    pub fn is_set(&self, field: &str) -> bool {
+        self.origins.contains_key(field)
+    }
+}
+
+/// The instruction set that the environment asks for.
+///
+/// # Errors
+/// It names none.
+pub fn isa_from_environment() -> Result<Option<Isa>> {
+    isa_from(std::env::var_os(ISA_VARIABLE).as_deref())
+}
+
+fn isa_from(value: Option<&OsStr>) -> Result<Option<Isa>> {
+    // An empty variable is one that was switched off.
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let isa = value.to_str().and_then(Isa::from_text);
+    isa.map(Some).ok_or_else(|| {
+        let value = value.to_string_lossy();
+        Error::usage(format!("{ISA_VARIABLE}={value}: expected {}", Isa::ACCEPTS))
+    })
+}
+
+impl TrainArgs {
+    /// Reads the configuration file and the environment and settles every setting.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a setting that makes no sense.
+    pub fn resolve(self) -> Result<Resolved> {
+        let isa = isa_from_environment();
+        // A flag wins over a variable, even over one that makes no sense.
+        let isa = if self.flags.isa.is_some() { isa.unwrap_or(None) } else { isa? };
+        self.resolve_with(isa)
+    }
+
+    fn resolve_with(self, environment: Option<Isa>) -> Result<Resolved> {
+        let Self { config, preset, flags } = self;
+        let file = config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
+        let preset = preset.or(file.preset).unwrap_or_default();
+        let mut settings = preset.settings();
+        let mut origins = BTreeMap::new();
+        let lines = file.lines;
+        file.settings.apply(&mut settings, |key| {
+            let line = lines.get(key).copied().unwrap_or(1);
+            origins.insert(key, Origin::File { line });
+        });
+        if let Some(isa) = environment {
+            settings.isa = Some(isa);
+            origins.insert("isa", Origin::Environment);
+        }
+        flags.apply(&mut settings, |key| {
+            origins.insert(key, Origin::Flag);
+        });
+        settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), preset))?;
+        Ok(Resolved { settings, preset, origins })
+    }
+}
+
+/// The problem, said where the value was set.
+fn report(
+    wrong: &Invalid,
+    origins: &BTreeMap<&'static str, Origin>,
+    config: Option<&PathBuf>,
+    preset: Preset,
+) -> Error {
+    let Invalid { field, value, problem } = wrong;
+    let flag = wrong.flag();
+    Error::usage(match origins.get(field) {
+        Some(Origin::Flag) => format!("{flag} {value}: {problem}"),
+        Some(Origin::Environment) => format!("{ISA_VARIABLE}={value}: {problem}"),
+        Some(Origin::File { line }) => {
+            let file = config.map_or(Path::new(""), PathBuf::as_path).display();
+            format!("{file}:{line}: {field} = {value}: {problem}")
+        }
+        None => format!("{flag} {value} (of the preset {}): {problem}", preset.name()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::flags::TrainFlags;
+
+    fn with_file(text: &str, args: TrainArgs, environment: Option<Isa>) -> Result<Resolved> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        std::fs::write(&path, text).unwrap();
+        TrainArgs { config: Some(path), ..args }.resolve_with(environment)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_over_the_preset_over_the_default() {
+        let flags = TrainFlags { n_head: Some(16), ..TrainFlags::default() };
+        let args = TrainArgs { flags, ..TrainArgs::default() };
+        let text = "preset = 'reference'\nn_head = 2\nbatch_size = 5";
+        let resolved = with_file(text, args.clone(), None).unwrap();
+        let settings = &resolved.settings;
+        assert_eq!((settings.n_head, settings.batch_size, settings.n_embd), (16, 5, 256));
+        assert!(resolved.is_set("n_head") && !resolved.is_set("n_embd"));
+        // A preset by flag wins over the file's, but not over the file's keys.
+        let args = TrainArgs { preset: Some(Preset::Gpt2), ..args };
+        let settings = with_file(text, args, None).unwrap().settings;
+        assert_eq!((settings.n_head, settings.batch_size, settings.n_embd), (16, 5, 768));
+        let default = TrainArgs::default().resolve_with(None).unwrap();
+        assert_eq!(default.settings, Preset::Tiny.settings());
+    }
+
+    #[test]
+    fn the_environment_stands_between_flag_and_file() {
+        let isa = |resolved: Result<Resolved>| resolved.unwrap().settings.isa;
+        let none = TrainArgs::default();
+        assert_eq!(isa(with_file("", none.clone(), None)), None);
+        assert_eq!(isa(with_file("", none.clone(), Some(Isa::Scalar))), Some(Isa::Scalar));
+        let avx2_file = with_file("isa = 'avx2'", none, Some(Isa::Scalar));
+        assert_eq!(isa(avx2_file), Some(Isa::Scalar));
+        let best = Isa::best();
+        let flags = TrainFlags { isa: Some(best), ..TrainFlags::default() };
+        let flag = TrainArgs { flags, ..TrainArgs::default() };
+        assert_eq!(isa(with_file("", flag, Some(Isa::Scalar))), Some(best));
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named() {
+        assert_eq!(isa_from(None), Ok(None));
+        assert_eq!(isa_from(Some(OsStr::new(""))), Ok(None));
+        assert_eq!(isa_from(Some(OsStr::new("AVX"))), Ok(Some(Isa::Avx)));
+        let error = isa_from(Some(OsStr::new("sse9"))).unwrap_err();
+        assert_eq!(error.to_string(), "CLLM_ISA=sse9: expected scalar, avx or avx2");
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_reported_where_it_was_said() {
+        let error = with_file("\nn_head = 7", TrainArgs::default(), None).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "run.toml:2: n_head = 7: it must divide the width --n-embd 128, as 4 does"
+            ),
+            "{error}"
+        );
+        let flags = TrainFlags { n_head: Some(7), ..TrainFlags::default() };
+        let error = TrainArgs { flags, ..TrainArgs::default() }.resolve_with(None).unwrap_err();
+        assert!(error.to_string().starts_with("--n-head 7: "), "{error}");
+        let flags = TrainFlags { n_embd: Some(130), ..TrainFlags::default() };
+        let error = TrainArgs { flags, ..TrainArgs::default() }.resolve_with(None).unwrap_err();
+        assert!(
+            error.to_string().starts_with(
+                "--n-head 4 (of the preset tiny): it must divide the width --n-embd 130, as 2 does"
+            ),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,163 @@
+//! Arguments before clap and its errors after it.
+//!
+//! Before: `_` becomes `-` in the names of flags, and `--no-bias` becomes
+//! `--bias=false`. After: an error of several lines becomes one.
+
+use crate::error::Error;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::ffi::{OsStr, OsString};
+
+/// Flags that take `true` or `false` and can be switched off with `--no-`.
+const SWITCHES: [&str; 3] = ["bias", "tied", "resume"];
+
+/// Brings the names of flags into the one spelling that clap knows. Values stay.
+pub(super) fn normalise(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut only_values = false;
+    args.into_iter()
+        .map(|arg| {
+            only_values |= arg == "--";
+            if only_values { arg } else { normalise_flag(&arg).unwrap_or(arg) }
+        })
+        .collect()
+}
+
+fn normalise_flag(arg: &OsStr) -> Option<OsString> {
+    let text = arg.to_str()?;
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    let name = name.strip_prefix("--")?.replace('_', "-");
+    let switch = name.strip_prefix("no-").filter(|switch| SWITCHES.contains(switch));
+    Some(match (switch, value) {
+        (Some(switch), None) => format!("--{switch}=false"),
+        (_, Some(value)) => format!("--{name}={value}"),
+        (_, None) => format!("--{name}"),
+    })
+    .map(OsString::from)
+}
+
+/// What clap has to say, in one line.
+pub(super) fn error(error: &clap::Error) -> Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    // clap has `--batch-size <N>`, or `--bias [<BOOL>]`.
+    let arg = text(ContextKind::InvalidArg).unwrap_or_default();
+    let flag = arg.split([' ', '=']).next().unwrap_or_default();
+    let value = text(ContextKind::InvalidValue).unwrap_or_default();
+    let did_you_mean = |kind| text(kind).map(|name| format!(": did you mean {name}?"));
+    let message = match error.kind() {
+        ErrorKind::ValueValidation => {
+            let cause = core::error::Error::source(error).map(ToString::to_string);
+            Some(format!("{flag} {value}: {}", cause.unwrap_or_default()))
+        }
+        ErrorKind::InvalidValue if value.is_empty() => Some(format!("{flag} needs a value")),
+        ErrorKind::InvalidValue => text(ContextKind::ValidValue)
+            .map(|valid| format!("{flag} {value}: expected one of {valid}")),
+        ErrorKind::UnknownArgument => {
+            let help = || ": `cllm COMMAND --help` lists the flags".to_owned();
+            let more = did_you_mean(ContextKind::SuggestedArg).unwrap_or_else(help);
+            Some(if arg.starts_with('-') {
+                format!("unknown flag {flag}{more}")
+            } else {
+                format!("unexpected argument {flag}{more}")
+            })
+        }
+        ErrorKind::InvalidSubcommand => text(ContextKind::InvalidSubcommand).map(|name| {
+            let help = || ": `cllm --help` lists the commands".to_owned();
+            let more = did_you_mean(ContextKind::SuggestedSubcommand).unwrap_or_else(help);
+            format!("unknown command {name}{more}")
+        }),
+        ErrorKind::MissingRequiredArgument => Some(format!("{arg} is missing")),
+        _ => None,
+    };
+    Error::usage(message.unwrap_or_else(|| collapse(&error.to_string())))
+}
+
+/// The lines of clap's own text up to its usage, joined.
+fn collapse(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::Cli;
+    use clap::{CommandFactory as _, Parser as _};
+
+    fn normalised(args: &[&str]) -> Vec<String> {
+        let args = normalise(args.iter().map(OsString::from));
+        args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
+    }
+
+    fn message(args: &[&str]) -> String {
+        let args = [&["cllm"], args].concat();
+        let error = error(&Cli::try_parse_from(args).unwrap_err());
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn names_are_normalised_and_values_are_not() {
+        assert_eq!(
+            normalised(&["cllm", "train", "--batch_size=3", "--out_dir", "a_b", "--data=x_y=z_"]),
+            ["cllm", "train", "--batch-size=3", "--out-dir", "a_b", "--data=x_y=z_"]
+        );
+        assert_eq!(
+            normalised(&["--no-bias", "--no_tied", "--no-estimate", "-v_", "--", "--a_b"]),
+            ["--bias=false", "--tied=false", "--no-estimate", "-v_", "--", "--a_b"]
+        );
+    }
+
+    #[test]
+    fn clap_finds_nothing_wrong_with_the_table_of_flags() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_switch_is_a_flag_that_takes_a_truth() {
+        for switch in SWITCHES {
+            Cli::try_parse_from(["cllm", "train", &format!("--{switch}=false")]).unwrap();
+        }
+    }
+
+    #[test]
+    fn errors_are_one_line_that_names_flag_value_and_what_to_do() {
+        for (args, expected) in [
+            (&["train", "--batch-size", "x"][..], "--batch-size x: expected a whole number"),
+            (&["train", "--batch-size"], "--batch-size needs a value"),
+            (
+                &["train", "--bacth-size", "1"],
+                "unknown flag --bacth-size: did you mean --batch-size?",
+            ),
+            (&["train", "--xyzzy"], "unknown flag --xyzzy: `cllm COMMAND --help` lists the flags"),
+            (
+                &["train", "stray"],
+                "unexpected argument stray: `cllm COMMAND --help` lists the flags",
+            ),
+            (&["tran"], "unknown command tran: did you mean train?"),
+            (&["xyzzy"], "unknown command xyzzy: `cllm --help` lists the commands"),
+            (&["generate"], "--checkpoint <PATH> is missing"),
+            (&["train", "--preset", "big"], "--preset big: expected tiny, reference or gpt2"),
+            (&["train", "--isa", "sse9"], "--isa sse9: expected scalar, avx or avx2"),
+            (&["train", "--threads", "0"], "--threads 0: expected auto or a number from 1 to 1024"),
+            (&["train", "--bias", "maybe"], "--bias maybe: expected true or false"),
+            (&["train", "--learning-rate", "nan"], "--learning-rate nan: expected a number"),
+            (
+                &["train", "--dropout", "-1", "--seed", "1", "--seed", "2"],
+                "the argument '--seed <N>' cannot be used multiple times",
+            ),
+        ] {
+            assert_eq!(message(args), expected);
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What a run may be told: the range of every setting, checked before anything starts.
+
+use crate::error::{Error, Result};
+use crate::settings::{TokenizerChoice, TrainSettings};
+use cllm_core::{Isa, MAX_DIMENSION};
+use core::fmt::Display;
+
+/// A setting that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// The field of [`TrainSettings`].
+    pub field: &'static str,
+    /// Its value, as a person would write it.
+    pub value: String,
+    /// What is wrong, and what is accepted.
+    pub problem: String,
+}
+
+impl Invalid {
+    fn new(field: &'static str, value: impl Display, problem: impl Into<String>) -> Self {
+        Self { field, value: value.to_string(), problem: problem.into() }
+    }
+
+    /// The name of the field's flag.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        format!("--{}", self.field.replace('_', "-"))
+    }
+}
+
+/// Every block costs dozens of operations a step; nobody has trained a hundredth as many.
+const MOST_LAYERS: u64 = 10_000;
+/// Steps are counted in 32 bits where dropout masks are drawn.
+const MOST_STEPS: u64 = u32::MAX as u64;
+const MOST: u64 = MAX_DIMENSION as u64;
+
+impl TrainSettings {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// A usage error that names the flag.
+    pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|wrong| {
+            Error::usage(format!("{} {}: {}", wrong.flag(), wrong.value, wrong.problem))
+        })
+    }
+
+    /// Checks every setting and says which is wrong.
+    ///
+    /// # Errors
+    /// The first that makes no sense.
+    pub fn check(&self) -> core::result::Result<(), Invalid> {
+        self.check_model()?;
+        self.check_rates()?;
+        self.check_run()
+    }
+
+    fn check_model(&self) -> core::result::Result<(), Invalid> {
+        whole("n_layer", self.n_layer as u64, 1, MOST_LAYERS)?;
+        whole("n_head", self.n_head as u64, 1, MOST)?;
+        whole("n_embd", self.n_embd as u64, 1, MOST)?;
+        whole("block_size", self.block_size as u64, 1, MOST)?;
+        whole("batch_size", self.batch_size as u64, 1, MOST)?;
+        whole("gradient_accumulation_steps", self.gradient_accumulation_steps as u64, 1, MOST)?;
+        if let Some(d_ff) = self.d_ff {
+            whole("d_ff", d_ff as u64, 1, MOST)?;
+        }
+        if let Some(vocab_size) = self.vocab_size {
+            whole("vocab_size", vocab_size as u64, 1, MOST)?;
+        }
+        if !self.n_embd.is_multiple_of(self.n_head) {
+            let fits = (1..=self.n_head).rev().find(|h| self.n_embd.is_multiple_of(*h));
+            return Err(Invalid::new(
+                "n_head",
+                self.n_head,
+                format!(
+                    "it must divide the width --n-embd {}, as {} does",
+                    self.n_embd,
+                    fits.unwrap_or(1)
+                ),
+            ));
+        }
+        share("dropout", f64::from(self.dropout), self.dropout)
+    }
+
+    fn check_rates(&self) -> core::result::Result<(), Invalid> {
+        for (field, value) in [
+            ("learning_rate", self.learning_rate),
+            ("min_lr", self.min_lr.unwrap_or(0.0)),
+            ("weight_decay", self.weight_decay),
+            ("grad_clip", self.grad_clip),
+        ] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(Invalid::new(field, value, "it must be 0 or a positive number"));
+            }
+        }
+        if let Some(min) = self.min_lr.filter(|min| *min > self.learning_rate) {
+            let problem = format!("it must not exceed --learning-rate {}", self.learning_rate);
+            return Err(Invalid::new("min_lr", min, problem));
+        }
+        share("beta1", f64::from(self.beta1), self.beta1)?;
+        share("beta2", f64::from(self.beta2), self.beta2)?;
+        if !(self.adam_eps > 0.0 && self.adam_eps.is_finite()) {
+            return Err(Invalid::new("adam_eps", self.adam_eps, "it must be a positive number"));
+        }
+        Ok(())
+    }
+
+    fn check_run(&self) -> core::result::Result<(), Invalid> {
+        whole("max_steps", self.max_steps, 1, MOST_STEPS)?;
+        whole("warmup_steps", self.warmup_steps, 0, MOST_STEPS)?;
+        whole("lr_decay_steps", self.lr_decay_steps.unwrap_or(1), 1, MOST_STEPS)?;
+        whole("eval_interval", self.eval_interval, 1, u64::MAX)?;
+        whole("save_interval", self.save_interval, 1, u64::MAX)?;
+        whole("log_interval", self.log_interval, 1, u64::MAX)?;
+        whole("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST)?;
+        whole("sample_tokens", self.sample_tokens as u64, 0, 1_000_000)?;
+        share("val_fraction", self.val_fraction, self.val_fraction)?;
+        if let TokenizerChoice::Bpe(size) = self.tokenizer
+            && !(257..=MAX_DIMENSION).contains(&size)
+        {
+            let problem = "256 bytes and the end of text need at least 257 ids";
+            return Err(Invalid::new("tokenizer", format!("bpe:{size}"), problem));
+        }
+        if self.text_field.is_empty() {
+            return Err(Invalid::new("text_field", "''", "it must name a field"));
+        }
+        if self.out_dir.as_os_str().is_empty() {
+            return Err(Invalid::new("out_dir", "''", "it must name a folder"));
+        }
+        if let Some(isa) = self.isa {
+            has_isa(isa, Isa::is_supported)?;
+        }
+        Ok(())
+    }
+}
+
+fn whole(
+    field: &'static str,
+    value: u64,
+    least: u64,
+    most: u64,
+) -> core::result::Result<(), Invalid> {
+    if value < least {
+        return Err(Invalid::new(field, value, format!("it must be at least {least}")));
+    }
+    if value > most {
+        return Err(Invalid::new(field, value, format!("the largest accepted value is {most}")));
+    }
+    Ok(())
+}
+
+/// A share of 1: the number tested and the number written.
+fn share(
+    field: &'static str,
+    value: f64,
+    written: impl Display,
+) -> core::result::Result<(), Invalid> {
+    if (0.0..1.0).contains(&value) {
+        return Ok(());
+    }
+    Err(Invalid::new(field, written, "it must be at least 0 and below 1"))
+}
+
+/// The CPU has the instruction set; `supported` answers for it.
+fn has_isa(isa: Isa, supported: impl Fn(Isa) -> bool) -> core::result::Result<(), Invalid> {
+    if supported(isa) {
+        return Ok(());
+    }
+    let has: Vec<&str> =
+        Isa::ALL.into_iter().filter(|isa| supported(*isa)).map(Isa::name).collect();
+    Err(Invalid::new("isa", isa, format!("this CPU lacks it; it has {}", has.join(", "))))
+}
+
+/// Refuses an instruction set that the CPU lacks, for commands other than `train`.
+///
+/// # Errors
+/// A usage error that names what the CPU has.
+pub(super) fn check_isa(isa: Isa, source: &str) -> Result<()> {
+    has_isa(isa, Isa::is_supported)
+        .map_err(|wrong| Error::usage(format!("{source} {}: {}", wrong.value, wrong.problem)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::presets::Preset;
+
+    fn refused(change: impl FnOnce(&mut TrainSettings)) -> String {
+        let mut settings = Preset::Tiny.settings();
+        change(&mut settings);
+        let error = settings.validate().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn zero_and_absurd_sizes_name_the_flag() {
+        for (message, start) in [
+            (refused(|s| s.n_layer = 0), "--n-layer 0: it must be at least 1"),
+            (refused(|s| s.n_layer = 10_001), "--n-layer 10001: the largest accepted"),
+            (refused(|s| s.n_head = 0), "--n-head 0"),
+            (refused(|s| s.n_embd = usize::MAX), "--n-embd 18446744073709551615"),
+            (refused(|s| s.block_size = 0), "--block-size 0"),
+            (refused(|s| s.batch_size = 0), "--batch-size 0"),
+            (refused(|s| s.gradient_accumulation_steps = 0), "--gradient-accumulation-steps 0"),
+            (refused(|s| s.d_ff = Some(0)), "--d-ff 0"),
+            (refused(|s| s.vocab_size = Some(0)), "--vocab-size 0"),
+            (refused(|s| s.max_steps = 0), "--max-steps 0"),
+            (refused(|s| s.max_steps = 1 << 32), "--max-steps 4294967296"),
+            (refused(|s| s.eval_interval = 0), "--eval-interval 0"),
+            (refused(|s| s.save_interval = 0), "--save-interval 0"),
+            (refused(|s| s.log_interval = 0), "--log-interval 0"),
+            (refused(|s| s.keep_checkpoints = 0), "--keep-checkpoints 0"),
+            (refused(|s| s.lr_decay_steps = Some(0)), "--lr-decay-steps 0"),
+            (refused(|s| s.tokenizer = TokenizerChoice::Bpe(256)), "--tokenizer bpe:256"),
+            (refused(|s| s.text_field.clear()), "--text-field ''"),
+            (refused(|s| s.out_dir = "".into()), "--out-dir ''"),
+        ] {
+            assert!(message.starts_with(start), "{message}");
+        }
+    }
+
+    #[test]
+    fn rates_outside_their_range_name_the_flag() {
+        for bad in [f32::NAN, f32::INFINITY, -1.0] {
+            for (message, start) in [
+                (refused(|s| s.learning_rate = bad), "--learning-rate"),
+                (refused(|s| s.min_lr = Some(bad)), "--min-lr"),
+                (refused(|s| s.weight_decay = bad), "--weight-decay"),
+                (refused(|s| s.grad_clip = bad), "--grad-clip"),
+                (refused(|s| s.dropout = bad), "--dropout"),
+                (refused(|s| s.beta1 = bad), "--beta1"),
+                (refused(|s| s.beta2 = bad), "--beta2"),
+                (refused(|s| s.adam_eps = bad), "--adam-eps"),
+                (refused(|s| s.val_fraction = f64::from(bad)), "--val-fraction"),
+            ] {
+                assert!(message.starts_with(start), "{bad}: {message}");
+            }
+        }
+        assert!(refused(|s| s.val_fraction = 1.0).starts_with("--val-fraction 1: "));
+        assert!(refused(|s| s.dropout = 1.0).starts_with("--dropout 1: "));
+        assert!(refused(|s| s.beta2 = 1.0).starts_with("--beta2 1: "));
+        assert!(refused(|s| s.adam_eps = 0.0).starts_with("--adam-eps 0: "));
+        let above = refused(|s| s.min_lr = Some(0.5));
+        assert_eq!(above, "--min-lr 0.5: it must not exceed --learning-rate 0.002");
+    }
+
+    #[test]
+    fn heads_that_do_not_divide_are_told_which_do() {
+        let message = refused(|s| s.n_head = 7);
+        assert_eq!(message, "--n-head 7: it must divide the width --n-embd 128, as 4 does");
+    }
+
+    #[test]
+    fn an_instruction_set_that_the_cpu_lacks_is_refused_with_those_it_has() {
+        let old = |isa| isa <= Isa::Avx;
+        assert_eq!(has_isa(Isa::Scalar, old), Ok(()));
+        let wrong = has_isa(Isa::Avx2, old).unwrap_err();
+        assert_eq!(wrong.problem, "this CPU lacks it; it has scalar, avx");
+        assert_eq!(wrong.flag(), "--isa");
+    }
+
+    #[test]
+    fn a_warm_up_longer_than_the_run_is_allowed() {
+        let mut settings = Preset::Reference.settings();
+        settings.max_steps = 10;
+        settings.validate().unwrap();
+    }
+}

@@ -1,0 +1,196 @@
+//! The loss of a trained model on a text: `cllm eval`.
+
+use core::f64::consts::LN_2;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use cllm_core::{BatchShape, Evaluator, IGNORE, Isa, Mode, Plan};
+use serde::Serialize;
+
+use crate::data::loader::Validation;
+use crate::data::prepare::{self, Request};
+use crate::data::source::{Input, discover};
+use crate::data::stream::{TokenStream, find_shards};
+use crate::error::{Error, Result};
+use crate::memory::PoolMemory;
+use crate::model;
+use crate::settings::LogFormat;
+use crate::tokenizer::Tokenizer;
+use crate::train::folder::RunFolder;
+use crate::train::inputs::Inputs;
+use crate::trained::Trained;
+use crate::validation::Rounds;
+
+/// What `cllm eval` is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvalSettings {
+    /// Run folder or checkpoint file.
+    pub checkpoint: PathBuf,
+    /// Files and folders of text, JSON lines or token shards, `-` for standard input;
+    /// none means the run's own validation data.
+    pub data: Vec<String>,
+    /// Field of a JSON line that holds the text.
+    pub text_field: String,
+    /// Tokenizer file or folder; `None` is the one beside the checkpoint.
+    pub tokenizer: Option<PathBuf>,
+    /// Sequences of a batch.
+    pub batch_size: usize,
+    /// Batches, spread over the data; 0 takes all.
+    pub batches: usize,
+    /// Instruction set; `None` is the best that the CPU has.
+    pub isa: Option<Isa>,
+    /// What standard output carries.
+    pub log_format: LogFormat,
+}
+
+/// The result, as a line of JSON.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    event: &'static str,
+    /// The checkpoint.
+    pub checkpoint: String,
+    /// Steps it was trained for.
+    pub step: u64,
+    /// Mean loss in nats a token.
+    pub val_loss: f64,
+    /// `exp(val_loss)`.
+    pub perplexity: f64,
+    /// Bits to tell a byte of the text, if a tokenizer says how many bytes there are.
+    pub bits_per_byte: Option<f64>,
+    /// Tokens that count.
+    pub tokens: usize,
+}
+
+/// Evaluates and prints the result.
+///
+/// # Errors
+/// A missing or damaged checkpoint, tokenizer or data, too much memory, a closed
+/// standard output.
+pub fn evaluate(settings: &EvalSettings) -> Result<()> {
+    let report = measure(settings)?;
+    let text = match settings.log_format {
+        LogFormat::Json => serde_json::to_string(&report)
+            .map_err(|e| Error::failure(format!("cannot report: {e}")))?,
+        LogFormat::Text => {
+            let bits =
+                report.bits_per_byte.map_or(String::new(), |b| format!("\nbits/byte   {b:.4}"));
+            format!(
+                "checkpoint  {} (step {})\nloss        {:.4} nats a token\nperplexity  {:.3}{bits}\n\
+                 tokens      {}",
+                report.checkpoint, report.step, report.val_loss, report.perplexity, report.tokens
+            )
+        }
+    };
+    writeln!(std::io::stdout(), "{text}")
+        .map_err(|e| Error::failure(format!("cannot write to standard output: {e}")))
+}
+
+/// Evaluates.
+///
+/// # Errors
+/// As [`evaluate`], but for standard output.
+pub fn measure(settings: &EvalSettings) -> Result<Report> {
+    if settings.batch_size == 0 {
+        return Err(Error::usage("--batch-size 0: it must be at least 1"));
+    }
+    let kernels = model::kernels(settings.isa)?;
+    let trained = Trained::open(&settings.checkpoint)?;
+    let config = *trained.config();
+    let given = settings.tokenizer.as_deref();
+    let tokenizer = if given.is_some() || trained.has_tokenizer() {
+        Some(trained.tokenizer(given)?)
+    } else {
+        None
+    };
+    let data = if settings.data.is_empty() {
+        own_data(&trained)?
+    } else {
+        let stream = given_data(settings, tokenizer.as_ref())?;
+        Validation::open(stream, config.vocab_size, config.block_size)?
+    };
+    let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.batches);
+    let batch = BatchShape { sequences: settings.batch_size, tokens: config.block_size };
+    let plan = Plan::new(&config, batch, 1, Mode::Evaluate, kernels).map_err(model::plan_error)?;
+    let mut memory = PoolMemory::allocate(&plan)?;
+    let mut evaluator =
+        Evaluator::new(&plan, kernels, memory.pools()).map_err(model::plan_error)?;
+    trained.read_parameters(evaluator.parameters_mut())?;
+    let (mut tokens, mut targets) = (vec![0; plan.tokens()], vec![0; plan.tokens()]);
+    let mut bytes = 0;
+    let mut row = Vec::with_capacity(config.block_size);
+    let loss = rounds.mean(&data, &mut tokens, &mut targets, |batch| {
+        if let Some(tokenizer) = &tokenizer {
+            for targets in batch.targets.chunks(config.block_size) {
+                row.clear();
+                row.extend(targets.iter().filter(|id| **id != IGNORE));
+                bytes += tokenizer.decode_bytes(&row).len();
+            }
+        }
+        Some(evaluator.evaluate(batch))
+    })?;
+    // Nobody interrupts it, and there is at least one sequence.
+    let Some(loss) = loss.filter(|loss| loss.counted > 0) else {
+        return Err(Error::failure("there is nothing to evaluate on"));
+    };
+    Ok(Report {
+        event: "eval",
+        checkpoint: trained.path().display().to_string(),
+        step: trained.step(),
+        val_loss: loss.mean(),
+        perplexity: loss.mean().exp(),
+        bits_per_byte: (bytes > 0).then(|| loss.sum / LN_2 / bytes as f64),
+        tokens: loss.counted,
+    })
+}
+
+/// The validation data of the run that the checkpoint is of.
+fn own_data(trained: &Trained) -> Result<Validation> {
+    let dir = trained.dir();
+    let folder = RunFolder::existing(&dir);
+    if !folder.has_settings() {
+        return Err(Error::usage(format!(
+            "{}: not a run folder, so it has no data of its own; give --data",
+            dir.display()
+        )));
+    }
+    if folder.data().is_dir() {
+        // Text was made into shards, which are enough even where the text has gone.
+        let shards = find_shards(&folder.data(), "val")?;
+        if !shards.is_empty() {
+            let config = trained.config();
+            let stream = TokenStream::open(&shards)?;
+            return Validation::open(stream, config.vocab_size, config.block_size);
+        }
+    }
+    let inputs = Inputs::open(&folder.settings()?, &folder, true)?;
+    inputs.validation.ok_or_else(|| {
+        Error::usage(format!(
+            "{}: the run has no validation data (--val-fraction 0); give --data",
+            dir.display()
+        ))
+    })
+}
+
+fn given_data(settings: &EvalSettings, tokenizer: Option<&Tokenizer>) -> Result<TokenStream> {
+    let paths: Vec<PathBuf> = settings.data.iter().map(PathBuf::from).collect();
+    match discover(&paths)? {
+        Input::Shards { train, val } => {
+            TokenStream::open(if val.is_empty() { &train } else { &val })
+        }
+        Input::Text(sources) => {
+            let Some(tokenizer) = tokenizer else {
+                return Err(Error::usage(format!(
+                    "{}: there is no tokenizer beside the checkpoint to read text with; give \
+                     --tokenizer",
+                    settings.checkpoint.display()
+                )));
+            };
+            let request = Request {
+                text_field: settings.text_field.clone(),
+                val_fraction: 0.0,
+                ..Request::new(sources)
+            };
+            Ok(prepare::encode_in_memory(&request, tokenizer)?.0)
+        }
+    }
+}

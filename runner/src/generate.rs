@@ -1,0 +1,244 @@
+//! Text from a trained model: `cllm generate`, and the sample at the end of a run.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
+use cllm_core::sample::{Candidate, Sampler, SamplerConfig, SamplerError};
+use cllm_core::{Isa, Kernels, Line, ModelConfig};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model;
+use crate::settings::LogFormat;
+use crate::tokenizer::Tokenizer;
+use crate::trained::Trained;
+
+/// What `cllm generate` is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateSettings {
+    /// Run folder or checkpoint file.
+    pub checkpoint: PathBuf,
+    /// Text to continue; if empty, the start of a document.
+    pub prompt: String,
+    /// Most tokens to generate; less if the model ends the document.
+    pub tokens: usize,
+    /// Logits are divided by this.
+    pub temperature: f32,
+    /// Keeps the k most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the fewest tokens whose probabilities reach this.
+    pub top_p: f32,
+    /// Keeps tokens at least this share as probable as the most probable.
+    pub min_p: f32,
+    /// Makes what was said before less probable; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Always takes the most probable token.
+    pub greedy: bool,
+    /// Seed of the draws; sample `i` has `seed + i`.
+    pub seed: u64,
+    /// Texts to generate.
+    pub samples: usize,
+    /// Instruction set; `None` is the best that the CPU has.
+    pub isa: Option<Isa>,
+    /// What standard output carries.
+    pub log_format: LogFormat,
+}
+
+/// A text as a line of JSON.
+#[derive(Serialize)]
+struct Spoken<'a> {
+    event: &'static str,
+    index: usize,
+    seed: u64,
+    prompt: &'a str,
+    text: &'a str,
+    tokens: usize,
+}
+
+/// Generates text to standard output as it is made, or a JSON line for each text.
+///
+/// # Errors
+/// A missing or damaged checkpoint or tokenizer, a prompt that the tokenizer refuses,
+/// settings out of range, a closed standard output.
+pub fn generate(settings: &GenerateSettings) -> Result<()> {
+    // Before anything is read: a wrong flag needs no checkpoint to be found.
+    Sampler::new(sampler_config(settings, 0)).map_err(sampler_error)?;
+    let kernels = model::kernels(settings.isa)?;
+    let trained = Trained::open(&settings.checkpoint)?;
+    let tokenizer = trained.tokenizer(None)?;
+    let parameters = trained.parameters()?;
+    let mut speaker = Speaker::new(trained.config(), kernels, &tokenizer)?;
+    let mut voice = speaker.voice(&parameters)?;
+    let prompt = &settings.prompt;
+    for index in 0..settings.samples {
+        let config = sampler_config(settings, index);
+        if settings.log_format == LogFormat::Json {
+            let mut text = prompt.clone();
+            let tokens = voice.speak(prompt, settings.tokens, config, &mut |piece| {
+                text.push_str(piece);
+                Ok(())
+            })?;
+            let seed = config.seed;
+            let spoken = Spoken { event: "sample", index, seed, prompt, text: &text, tokens };
+            let line = serde_json::to_string(&spoken)
+                .map_err(|e| Error::failure(format!("cannot write the text: {e}")))?;
+            write(&format!("{line}\n"))?;
+        } else {
+            if settings.samples > 1 {
+                write(&format!("--- {} ---\n", index + 1))?;
+            }
+            write(prompt)?;
+            voice.speak(prompt, settings.tokens, config, &mut write)?;
+            write("\n")?;
+        }
+    }
+    Ok(())
+}
+
+fn write(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::failure(format!("cannot write to standard output: {e}")))
+}
+
+fn sampler_config(settings: &GenerateSettings, index: usize) -> SamplerConfig {
+    SamplerConfig {
+        temperature: if settings.greedy { 0.0 } else { settings.temperature },
+        top_k: settings.top_k,
+        top_p: settings.top_p,
+        min_p: settings.min_p,
+        repetition_penalty: settings.repetition_penalty,
+        seed: settings.seed.wrapping_add(index as u64),
+    }
+}
+
+/// How the sample at the end of a run is drawn.
+pub(crate) fn sample_config(seed: u64) -> SamplerConfig {
+    SamplerConfig { temperature: 0.8, top_p: 0.95, seed, ..SamplerConfig::default() }
+}
+
+/// A setting out of range in the words of the flags.
+fn sampler_error(error: SamplerError) -> Error {
+    let flag = match error {
+        SamplerError::Temperature(_) => "--temperature",
+        SamplerError::TopP(_) => "--top-p",
+        SamplerError::MinP(_) => "--min-p",
+        SamplerError::RepetitionPenalty(_) => "--repetition-penalty",
+    };
+    Error::usage(format!("{flag}: {error}"))
+}
+
+/// The memory that generation works in.
+#[derive(Debug)]
+pub(crate) struct Speaker<'t> {
+    plan: GeneratePlan,
+    kernels: &'static Kernels,
+    tokenizer: &'t Tokenizer,
+    packed: Vec<Line>,
+    cache: Vec<Line>,
+    activations: Vec<Line>,
+    candidates: Vec<Candidate>,
+}
+
+impl<'t> Speaker<'t> {
+    /// Allocates for one text at a time.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        kernels: &'static Kernels,
+        tokenizer: &'t Tokenizer,
+    ) -> Result<Self> {
+        let plan = GeneratePlan::new(config, kernels).map_err(model::plan_error)?;
+        Ok(Self {
+            plan,
+            kernels,
+            tokenizer,
+            packed: filled(plan.packed_lines(), Line::ZERO)?,
+            cache: filled(plan.cache_lines(), Line::ZERO)?,
+            activations: filled(plan.activation_lines(), Line::ZERO)?,
+            candidates: filled(config.vocab_size, Candidate::EMPTY)?,
+        })
+    }
+
+    /// Packs the weights of `parameters`.
+    pub(crate) fn voice<'s>(&'s mut self, parameters: &'s [f32]) -> Result<Voice<'s>> {
+        let pools = GeneratePools {
+            parameters,
+            packed: &mut self.packed,
+            cache: &mut self.cache,
+            activations: &mut self.activations,
+        };
+        Ok(Voice {
+            generator: Generator::new(&self.plan, self.kernels, pools)
+                .map_err(model::plan_error)?,
+            tokenizer: self.tokenizer,
+            candidates: &mut self.candidates,
+        })
+    }
+}
+
+/// `len` values, or an error where `vec!` would end the program.
+fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>> {
+    let mut memory = Vec::new();
+    memory
+        .try_reserve_exact(len)
+        .map_err(|e| Error::failure(format!("not enough memory to generate text: {e}")))?;
+    memory.resize(len, value);
+    Ok(memory)
+}
+
+/// A model ready to continue texts.
+#[derive(Debug)]
+pub(crate) struct Voice<'s> {
+    generator: Generator<'s>,
+    tokenizer: &'s Tokenizer,
+    candidates: &'s mut [Candidate],
+}
+
+impl Voice<'_> {
+    /// Continues `prompt` by at most `tokens` tokens and hands the text to `out` as it
+    /// comes, never half a character. Returns how many tokens there were.
+    pub(crate) fn speak(
+        &mut self,
+        prompt: &str,
+        tokens: usize,
+        config: SamplerConfig,
+        out: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<usize> {
+        let mut sampler = Sampler::new(config).map_err(sampler_error)?;
+        let end = self.tokenizer.end_of_text();
+        let mut text = self
+            .tokenizer
+            .encode(prompt.as_bytes())
+            .map_err(|e| Error::failure(format!("the prompt: {e}")))?;
+        if text.is_empty() {
+            // Every document of the training data begins so.
+            text.push(end);
+        }
+        self.generator.reset();
+        let mut decoder = self.tokenizer.stream_decoder();
+        let mut spoken = 0;
+        while spoken < tokens {
+            let logits = self
+                .generator
+                .logits_after(&text)
+                .map_err(|e| Error::failure(format!("the prompt: {e}")))?;
+            let id = sampler.sample(logits, &text, self.candidates);
+            spoken += 1;
+            if id == end {
+                break;
+            }
+            text.push(id);
+            let piece = decoder.push(id);
+            if !piece.is_empty() {
+                out(&piece)?;
+            }
+        }
+        let rest = decoder.finish();
+        if !rest.is_empty() {
+            out(&rest)?;
+        }
+        Ok(spoken)
+    }
+}

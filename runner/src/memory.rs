@@ -1,0 +1,245 @@
+//! Memory of a run: what the machine has, and the pools that a [`Plan`] asks for.
+//!
+//! Pools are anonymous mappings, not vectors: a vector of 64-byte aligned lines is
+//! zeroed by writing to it, which makes every page resident at once. A mapping is zero
+//! already and its pages appear when first written, huge ones where the system has them
+//! (a first touch then costs a quarter).
+#![expect(unsafe_code, reason = "views a mapping as cache lines")]
+
+mod machine;
+
+pub use machine::{MachineMemory, machine, peak_rss_bytes};
+
+use crate::error::{Error, Result};
+use cllm_core::{Line, Op, Plan, Pool, Pools};
+use memmap2::MmapMut;
+
+/// Zeroed cache lines in a mapping of their own.
+#[derive(Debug)]
+struct Lines {
+    map: Option<MmapMut>,
+    len: usize,
+}
+
+impl Lines {
+    fn allocate(plan: &Plan, pool: Pool) -> Result<Self> {
+        let (len, bytes) = (plan.lines(pool), plan.bytes(pool));
+        if len == 0 {
+            return Ok(Self { map: None, len });
+        }
+        let map = MmapMut::map_anon(bytes).map_err(|cause| refused(pool, bytes, &cause))?;
+        #[cfg(target_os = "linux")]
+        {
+            // Advice only: without huge pages everything works as before.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        debug_assert!(map.len() >= len * size_of::<Line>());
+        Ok(Self { map: Some(map), len })
+    }
+
+    fn get(&mut self) -> &mut [Line] {
+        let Some(map) = &mut self.map else { return &mut [] };
+        let start = map.as_mut_ptr().cast::<Line>();
+        // SAFETY: a mapping starts on a page, so it is aligned; it holds at least `len`
+        // lines (see `allocate`), all bytes of which are initialised, and any bits are
+        // floats. The borrow of `self` makes it exclusive.
+        unsafe { core::slice::from_raw_parts_mut(start, self.len) }
+    }
+}
+
+/// All pools of one plan but the batch, whose ids the caller fills.
+///
+/// ```
+/// # use cllm_core::*;
+/// # let config = ModelConfig { vocab_size: 257, block_size: 8, n_layer: 1, n_head: 2,
+/// #     d_model: 16, d_ff: 64, bias: true, tied: true, dropout: 0.0, norm_eps: 1e-5 };
+/// # let batch = BatchShape { sequences: 2, tokens: 8 };
+/// let kernels = Kernels::detect();
+/// let plan = Plan::new(&config, batch, 1, Mode::Train, kernels)?;
+/// let mut memory = cllm::memory::PoolMemory::allocate(&plan)?;
+/// let trainer = Trainer::new(&plan, kernels, memory.pools(), 1337)?;
+/// # Ok::<(), Box<dyn core::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct PoolMemory {
+    parameters: Lines,
+    gradients: Lines,
+    moments: Lines,
+    packed: Lines,
+    activations: Lines,
+    scratch: Lines,
+    queue: Vec<Op>,
+}
+
+impl PoolMemory {
+    /// Allocates exactly what `plan` says, after [`check_available`].
+    ///
+    /// # Errors
+    /// The machine has not that much, or the system refuses it.
+    pub fn allocate(plan: &Plan) -> Result<Self> {
+        check_available(plan)?;
+        let mut queue = Vec::new();
+        queue
+            .try_reserve_exact(plan.ops())
+            .map_err(|cause| refused(Pool::Queue, plan.bytes(Pool::Queue), &cause))?;
+        queue.resize(plan.ops(), Op::EMPTY);
+        Ok(Self {
+            parameters: Lines::allocate(plan, Pool::Parameters)?,
+            gradients: Lines::allocate(plan, Pool::Gradients)?,
+            moments: Lines::allocate(plan, Pool::Moments)?,
+            packed: Lines::allocate(plan, Pool::Packed)?,
+            activations: Lines::allocate(plan, Pool::Activations)?,
+            scratch: Lines::allocate(plan, Pool::Scratch)?,
+            queue,
+        })
+    }
+
+    /// The pools, for a trainer or an evaluator.
+    pub fn pools(&mut self) -> Pools<'_> {
+        Pools {
+            parameters: self.parameters.get(),
+            gradients: self.gradients.get(),
+            moments: self.moments.get(),
+            packed: self.packed.get(),
+            activations: self.activations.get(),
+            scratch: self.scratch.get(),
+            queue: &mut self.queue,
+        }
+    }
+}
+
+/// Refuses a plan that needs more memory than the machine has to give, with the numbers.
+///
+/// # Errors
+/// The plan needs more than [`MachineMemory::available`]. Where the system cannot be
+/// asked, nothing is refused.
+pub fn check_available(plan: &Plan) -> Result<()> {
+    check_against(plan, machine().as_ref())
+}
+
+fn check_against(plan: &Plan, machine: Option<&MachineMemory>) -> Result<()> {
+    let need = plan.total_bytes().unwrap_or(usize::MAX) as u64;
+    match machine {
+        Some(machine) if need > machine.available => Err(Error::failure(format!(
+            "training needs {} of memory but this machine has {} available of {}: use a smaller \
+             --batch-size, --block-size or model (`cllm plan` shows what takes the memory)",
+            human_bytes(need),
+            human_bytes(machine.available),
+            human_bytes(machine.total),
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn refused(pool: Pool, bytes: usize, cause: &dyn core::fmt::Display) -> Error {
+    Error::failure(format!(
+        "cannot allocate {} for the {} pool: {cause}: use a smaller --batch-size or model",
+        human_bytes(bytes as u64),
+        pool.name()
+    ))
+}
+
+/// Bytes for people: `3.2 GiB`, at most four digits.
+#[must_use]
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cllm_core::{Batch, BatchShape, Kernels, Mode, ModelConfig, Optimizer, Trainer};
+
+    fn plan(n_layer: usize) -> Plan {
+        let config = ModelConfig {
+            vocab_size: 257,
+            block_size: 16,
+            n_layer,
+            n_head: 2,
+            d_model: 32,
+            d_ff: 128,
+            bias: true,
+            tied: true,
+            dropout: 0.0,
+            norm_eps: 1e-5,
+        };
+        let batch = BatchShape { sequences: 2, tokens: 16 };
+        Plan::new(&config, batch, 1, Mode::Train, Kernels::detect()).unwrap()
+    }
+
+    #[test]
+    fn pools_have_the_planned_sizes_and_are_zero() {
+        let plan = plan(2);
+        let mut memory = PoolMemory::allocate(&plan).unwrap();
+        let pools = memory.pools();
+        for (pool, lines) in [
+            (Pool::Parameters, &pools.parameters),
+            (Pool::Gradients, &pools.gradients),
+            (Pool::Moments, &pools.moments),
+            (Pool::Packed, &pools.packed),
+            (Pool::Activations, &pools.activations),
+            (Pool::Scratch, &pools.scratch),
+        ] {
+            assert_eq!(size_of_val(&lines[..]), plan.bytes(pool), "{}", pool.name());
+            assert!(lines.iter().all(|line| *line == Line::ZERO), "{}", pool.name());
+        }
+        assert_eq!(size_of_val(&pools.queue[..]), plan.bytes(Pool::Queue));
+    }
+
+    #[test]
+    fn a_trainer_learns_in_them() {
+        let plan = plan(1);
+        let mut memory = PoolMemory::allocate(&plan).unwrap();
+        let mut trainer = Trainer::new(&plan, Kernels::detect(), memory.pools(), 7).unwrap();
+        trainer.initialise();
+        let tokens: Vec<u32> = (0..32).collect();
+        let targets: Vec<u32> = (1..33).collect();
+        let batch = Batch { tokens: &tokens, targets: &targets };
+        let first = trainer.evaluate(&batch).unwrap().mean();
+        for _ in 0..10 {
+            trainer.accumulate(&batch, 32).unwrap();
+            trainer.update(&Optimizer::default(), 1e-2).unwrap();
+        }
+        let last = trainer.evaluate(&batch).unwrap().mean();
+        assert!(last < first - 1.0, "{first} -> {last}");
+    }
+
+    #[test]
+    fn more_than_the_machine_has_is_refused_with_the_numbers() {
+        let plan = plan(1);
+        let need = plan.total_bytes().unwrap() as u64;
+        let enough = MachineMemory { total: 1 << 40, available: need };
+        assert_eq!(check_against(&plan, Some(&enough)), Ok(()));
+        let short = MachineMemory { total: 8 << 30, available: need - 1 };
+        let error = check_against(&plan, Some(&short)).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        let text = error.to_string();
+        assert!(text.contains(&human_bytes(need)) && text.contains("8.0 GiB"), "{text}");
+        assert_eq!(check_against(&plan, None), Ok(()));
+    }
+
+    #[test]
+    fn bytes_are_short_to_read() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            ((1 << 20) - 1, "1.0 MiB"),
+            (3_435_973_837, "3.2 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(human_bytes(bytes), text);
+        }
+    }
+}

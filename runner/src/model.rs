@@ -1,0 +1,152 @@
+//! From what a person wrote to what the core takes: config, kernels, schedule; with
+//! the core's refusals in the words of the flags.
+
+use cllm_core::{
+    BatchShape, ConfigError, Decay, Isa, Kernels, ModelConfig, Optimizer, PlanError, Schedule,
+};
+
+use crate::error::{Error, Result};
+use crate::settings::{ScheduleChoice, Threads, TrainSettings};
+
+/// Epsilon of the norms: GPT-2's.
+const NORM_EPS: f32 = 1e-5;
+
+/// The model that `settings` describe, for a vocabulary of `vocab_size`.
+///
+/// # Errors
+/// Names the flag that makes no sense.
+pub fn config(settings: &TrainSettings, vocab_size: usize) -> Result<ModelConfig> {
+    let config = ModelConfig {
+        vocab_size,
+        block_size: settings.block_size,
+        n_layer: settings.n_layer,
+        n_head: settings.n_head,
+        d_model: settings.n_embd,
+        d_ff: d_ff(settings),
+        bias: settings.bias,
+        tied: settings.tied,
+        dropout: settings.dropout,
+        norm_eps: NORM_EPS,
+    };
+    config.validate().map_err(config_error)?;
+    Ok(config)
+}
+
+/// Width of the feed-forward layer, given or implied.
+#[must_use]
+pub fn d_ff(settings: &TrainSettings) -> usize {
+    settings.d_ff.unwrap_or_else(|| settings.n_embd.saturating_mul(4))
+}
+
+/// A wrong config in the words of the flags.
+#[must_use]
+pub fn config_error(error: ConfigError) -> Error {
+    let flag = |field: &str| match field {
+        "d_model" => "--n-embd".to_owned(),
+        field => format!("--{}", field.replace('_', "-")),
+    };
+    Error::usage(match error {
+        ConfigError::Zero(field) => format!("{} 0: it must be at least 1", flag(field)),
+        ConfigError::TooLarge(field, value) => format!(
+            "{} {value}: the largest accepted value is {}",
+            flag(field),
+            cllm_core::MAX_DIMENSION
+        ),
+        ConfigError::Heads { d_model, n_head } => format!(
+            "--n-embd {d_model} is not a multiple of --n-head {n_head}: every head needs as many \
+             columns"
+        ),
+        ConfigError::Dropout(p) => format!("--dropout {p}: it must be at least 0 and below 1"),
+        ConfigError::NormEps(_) | ConfigError::Overflow => {
+            format!("{error}; lower --n-layer, --n-embd, --block-size or --batch-size")
+        }
+    })
+}
+
+/// A refused plan in the words of the flags.
+#[must_use]
+pub fn plan_error(error: PlanError) -> Error {
+    match error {
+        PlanError::Config(error) => config_error(error),
+        PlanError::EmptyBatch => {
+            Error::usage("--batch-size and --block-size must both be at least 1")
+        }
+        PlanError::NoWorker => Error::usage("--threads 0: at least one is needed"),
+        PlanError::TooLong { .. } | PlanError::TooSmall { .. } => Error::failure(error.to_string()),
+    }
+}
+
+/// The kernels asked for, or the best that the CPU runs.
+///
+/// # Errors
+/// The CPU lacks the instruction set.
+pub fn kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
+    let Some(isa) = isa else { return Ok(Kernels::detect()) };
+    Kernels::for_isa(isa).ok_or_else(|| {
+        Error::usage(format!("--isa {isa}: this CPU does not have it; its best is {}", Isa::best()))
+    })
+}
+
+/// Batches as the core plans them.
+#[must_use]
+pub fn batch_shape(settings: &TrainSettings) -> BatchShape {
+    BatchShape { sequences: settings.batch_size, tokens: settings.block_size }
+}
+
+/// How many workers a run has: one, until steps are shared among several.
+///
+/// # Errors
+/// None at all were asked for.
+pub fn workers(threads: Threads) -> Result<usize> {
+    match threads {
+        Threads::Count(0) => Err(plan_error(PlanError::NoWorker)),
+        Threads::Auto | Threads::Count(_) => Ok(1),
+    }
+}
+
+/// The learning rate of every step.
+///
+/// # Errors
+/// Rates that make no sense.
+pub fn schedule(settings: &TrainSettings) -> Result<Schedule> {
+    let max_steps = settings.max_steps;
+    let schedule = Schedule {
+        peak: settings.learning_rate,
+        min: settings.min_lr.unwrap_or(settings.learning_rate / 10.0),
+        warmup_steps: settings.warmup_steps,
+        max_steps,
+        decay: match settings.lr_schedule {
+            ScheduleChoice::Constant => Decay::Constant,
+            ScheduleChoice::Linear => Decay::Linear,
+            ScheduleChoice::Cosine => Decay::Cosine,
+            ScheduleChoice::Wsd => Decay::WarmupStableDecay {
+                decay_steps: settings.lr_decay_steps.unwrap_or(max_steps / 5),
+            },
+        },
+    };
+    schedule.validate().map_err(|e| Error::usage(format!("--learning-rate and --min-lr: {e}")))?;
+    Ok(schedule)
+}
+
+/// AdamW and the clip.
+///
+/// # Errors
+/// Names the flag that makes no sense.
+pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
+    let TrainSettings { beta1, beta2, adam_eps, weight_decay, grad_clip, .. } = *settings;
+    for (flag, beta) in [("--beta1", beta1), ("--beta2", beta2)] {
+        if !(0.0..1.0).contains(&beta) {
+            return Err(Error::usage(format!("{flag} {beta}: it must be at least 0 and below 1")));
+        }
+    }
+    for (flag, value) in [("--weight-decay", weight_decay), ("--grad-clip", grad_clip)] {
+        if !(value >= 0.0 && value.is_finite()) {
+            return Err(Error::usage(format!("{flag} {value}: it must be at least 0")));
+        }
+    }
+    if !(adam_eps > 0.0 && adam_eps.is_finite()) {
+        return Err(Error::usage(format!("--adam-eps {adam_eps}: it must be above 0")));
+    }
+    let grad_clip = (grad_clip > 0.0).then_some(grad_clip);
+    Ok(Optimizer { beta1, beta2, eps: adam_eps, weight_decay, grad_clip })
+}

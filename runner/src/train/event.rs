@@ -1,0 +1,182 @@
+//! What a run reports: the lines of `--log-format json` and of `metrics.jsonl`.
+
+use cllm_core::{ModelConfig, Plan, Pool};
+use serde::Serialize;
+
+use crate::settings::TrainSettings;
+
+/// One line. A value that is not a finite number is written as `null`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// A session begins.
+    Start(Box<Start>),
+    /// A reported step.
+    Step(Step),
+    /// A validation.
+    Eval(Eval),
+    /// A session ended on request; the run can go on from here.
+    Interrupted(Interrupted),
+    /// The run has done all its steps.
+    Done(Done),
+    /// Text that the trained model wrote.
+    Sample(Sample),
+}
+
+/// What a session works with.
+#[derive(Clone, Debug, Serialize)]
+pub struct Start {
+    /// Steps done before this session.
+    pub step: u64,
+    /// What the run was told.
+    pub config: TrainSettings,
+    /// The model.
+    pub model: Model,
+    /// Number of trained values.
+    pub parameters: usize,
+    /// Bytes of each pool, to the byte.
+    pub planned_bytes: PlannedBytes,
+    /// Instruction set in use.
+    pub isa: &'static str,
+    /// Workers in use.
+    pub threads: usize,
+    /// Multiply-adds in registers on this machine now, in GFLOP/s of all threads.
+    pub peak_gflops: f64,
+    /// Floating-point operations of a step.
+    pub flops_per_step: f64,
+    /// Tokens of a step.
+    pub tokens_per_step: u64,
+    /// Tokens to train on.
+    pub train_tokens: u64,
+    /// Tokens to validate on.
+    pub val_tokens: u64,
+}
+
+/// The model's dimensions.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Model {
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    block_size: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_embd: usize,
+    d_ff: usize,
+    bias: bool,
+    tied: bool,
+    dropout: f32,
+}
+
+impl From<&ModelConfig> for Model {
+    fn from(c: &ModelConfig) -> Self {
+        Self {
+            vocab_size: c.vocab_size,
+            block_size: c.block_size,
+            n_layer: c.n_layer,
+            n_head: c.n_head,
+            n_embd: c.d_model,
+            d_ff: c.d_ff,
+            bias: c.bias,
+            tied: c.tied,
+            dropout: c.dropout,
+        }
+    }
+}
+
+/// Bytes of each pool and of all together.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PlannedBytes {
+    parameters: usize,
+    gradients: usize,
+    moments: usize,
+    packed: usize,
+    activations: usize,
+    scratch: usize,
+    queue: usize,
+    batch: usize,
+    /// The sum.
+    pub total: usize,
+}
+
+impl From<&Plan> for PlannedBytes {
+    fn from(plan: &Plan) -> Self {
+        Self {
+            parameters: plan.bytes(Pool::Parameters),
+            gradients: plan.bytes(Pool::Gradients),
+            moments: plan.bytes(Pool::Moments),
+            packed: plan.bytes(Pool::Packed),
+            activations: plan.bytes(Pool::Activations),
+            scratch: plan.bytes(Pool::Scratch),
+            queue: plan.bytes(Pool::Queue),
+            batch: plan.bytes(Pool::Batch),
+            total: plan.total_bytes().unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// One step.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Step {
+    /// Steps done, this one among them.
+    pub step: u64,
+    /// Mean training loss of the step before its update, in nats a token.
+    pub loss: f64,
+    /// Learning rate of the update.
+    pub lr: f32,
+    /// Global norm of the gradient before the clip.
+    pub grad_norm: f64,
+    /// Tokens a second since the last reported step.
+    pub tokens_per_s: f64,
+    /// Share of the machine's peak since the last reported step.
+    pub mfu: f64,
+}
+
+/// One validation.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Eval {
+    /// Steps done.
+    pub step: u64,
+    /// Mean loss in nats a token.
+    pub val_loss: f64,
+    /// Whether it is the lowest so far.
+    pub best: bool,
+}
+
+/// The end of a session that was asked to stop.
+#[derive(Clone, Debug, Serialize)]
+pub struct Interrupted {
+    /// Steps done.
+    pub step: u64,
+    /// The checkpoint to go on from.
+    pub checkpoint: String,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Done {
+    /// Steps done.
+    pub steps: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Seconds of training, over all sessions.
+    pub seconds: f64,
+    /// Validation loss after the last step, if there is validation data.
+    pub val_loss: Option<f64>,
+    /// The lowest validation loss and when it was.
+    pub best_val_loss: Option<f64>,
+    /// Steps done at the lowest validation loss.
+    pub best_step: Option<u64>,
+    /// SHA-256 of the parameters' bytes in table order.
+    pub weights_sha256: String,
+    /// Largest resident size of the process, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// Generated text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    /// What it continues.
+    pub prompt: String,
+    /// The prompt and what follows.
+    pub text: String,
+}

@@ -1,0 +1,261 @@
+//! The run folder: what lies where, who may write, and which checkpoint is newest.
+//!
+//! ```text
+//! settings.json     what the run was told
+//! tokenizer.json    how its text becomes tokens
+//! data/             its text as token shards
+//! metrics.jsonl     the reported events
+//! step-<n>.cllm     checkpoints after step n, the newest few
+//! best.cllm         the checkpoint with the lowest validation loss
+//! ```
+
+use core::cmp::Reverse;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+
+use cllm_core::checkpoint::CheckpointError;
+
+use crate::checkpoint::CheckpointFile;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::settings::TrainSettings;
+
+const SETTINGS: &str = "settings.json";
+const LOCK: &str = ".lock";
+const EXTENSION: &str = "cllm";
+
+/// A run folder; locked for this process while it trains in it.
+#[derive(Debug)]
+pub struct RunFolder {
+    dir: PathBuf,
+    /// Released when dropped, and by the system when the process is killed.
+    _lock: Option<File>,
+}
+
+/// What a search for the newest good checkpoint found.
+#[derive(Debug)]
+pub struct Newest {
+    /// The checkpoint; `None` if there is no file of that kind.
+    pub checkpoint: Option<CheckpointFile>,
+    /// Files that were passed over, each with the reason.
+    pub skipped: Vec<String>,
+}
+
+impl RunFolder {
+    /// Looks at the folder without changing anything.
+    #[must_use]
+    pub fn existing(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), _lock: None }
+    }
+
+    /// Creates the folder if need be, locks it and removes what a killed run left
+    /// half-written.
+    ///
+    /// # Errors
+    /// The folder cannot be written, or another process trains in it.
+    pub fn lock(dir: &Path) -> Result<Self> {
+        files::create_dir(dir)?;
+        let path = dir.join(LOCK);
+        let io = |e| Error::io("write into the run folder", dir, &e);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(io)?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Error::failure(format!(
+                "{}: another process is training in this folder; wait for it or choose another \
+                 --out-dir",
+                dir.display()
+            )));
+        }
+        let folder = Self { dir: dir.to_path_buf(), _lock: Some(file) };
+        folder.remove_leftovers()?;
+        Ok(folder)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the token shards of text are kept.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// The log of reported events.
+    #[must_use]
+    pub fn metrics(&self) -> PathBuf {
+        self.dir.join("metrics.jsonl")
+    }
+
+    /// The best checkpoint.
+    #[must_use]
+    pub fn best(&self) -> PathBuf {
+        self.dir.join("best").with_extension(EXTENSION)
+    }
+
+    /// The checkpoint after step `step`.
+    #[must_use]
+    pub fn step(&self, step: u64) -> PathBuf {
+        self.dir.join(format!("step-{step}.{EXTENSION}"))
+    }
+
+    /// What the run was told.
+    ///
+    /// # Errors
+    /// There is no such file, or it is damaged.
+    pub fn settings(&self) -> Result<TrainSettings> {
+        let path = self.dir.join(SETTINGS);
+        let text = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+        serde_json::from_slice(&text)
+            .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
+    }
+
+    /// Whether a run has begun here.
+    #[must_use]
+    pub fn has_settings(&self) -> bool {
+        self.dir.join(SETTINGS).exists()
+    }
+
+    /// Writes down what the run was told.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_settings(&self, settings: &TrainSettings) -> Result<()> {
+        let path = self.dir.join(SETTINGS);
+        let mut text = serde_json::to_string_pretty(settings)
+            .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
+        text.push('\n');
+        files::write_atomic(&path, text.as_bytes())
+    }
+
+    /// Steps of the `step-<n>` checkpoints, newest first.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn steps(&self) -> Result<Vec<u64>> {
+        let mut steps: Vec<u64> = self
+            .names()?
+            .iter()
+            .filter_map(|name| name.strip_prefix("step-")?.strip_suffix(".cllm")?.parse().ok())
+            .collect();
+        steps.sort_by_key(|step| Reverse(*step));
+        Ok(steps)
+    }
+
+    /// Whether there is any checkpoint, good or not.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn has_checkpoints(&self) -> Result<bool> {
+        Ok(self.best().exists() || !self.steps()?.is_empty())
+    }
+
+    /// The newest checkpoint all of whose bytes are as they were written.
+    ///
+    /// # Errors
+    /// A checkpoint is of a newer version of this program, or all are damaged.
+    pub fn newest(&self) -> Result<Newest> {
+        let mut skipped = Vec::new();
+        let best =
+            if self.best().exists() { self.usable(&self.best(), &mut skipped)? } else { None };
+        let best_step = best.as_ref().map(|(_, step)| *step);
+        for step in self.steps()? {
+            if best_step.is_some_and(|best| best > step) {
+                break;
+            }
+            let path = self.step(step);
+            match self.usable(&path, &mut skipped)? {
+                Some((file, found)) if found == step => {
+                    return Ok(Newest { checkpoint: Some(file), skipped });
+                }
+                Some((_, found)) => skipped
+                    .push(format!("{}: the checkpoint inside is of step {found}", path.display())),
+                None => {}
+            }
+        }
+        if best.is_none() && !skipped.is_empty() {
+            return Err(Error::failure(format!(
+                "no checkpoint in {} is usable: {}",
+                self.dir.display(),
+                skipped.join("; ")
+            )));
+        }
+        Ok(Newest { checkpoint: best.map(|(file, _)| file), skipped })
+    }
+
+    /// The checkpoint to run a finished model from: the best one, else the newest.
+    ///
+    /// # Errors
+    /// There is none, or none is usable.
+    pub fn for_use(&self) -> Result<Newest> {
+        let mut skipped = Vec::new();
+        if self.best().exists()
+            && let Some((file, _)) = self.usable(&self.best(), &mut skipped)?
+        {
+            return Ok(Newest { checkpoint: Some(file), skipped });
+        }
+        self.newest()
+    }
+
+    /// Removes `step-<n>` checkpoints older than `newest`, but for the last `keep - 1`.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn prune(&self, newest: u64, keep: usize) -> Result<()> {
+        let older = self.steps()?.into_iter().filter(|step| *step < newest);
+        for step in older.skip(keep.saturating_sub(1)) {
+            let path = self.step(step);
+            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// The file and its step if it is good; otherwise the reason joins `skipped`.
+    fn usable(
+        &self,
+        path: &Path,
+        skipped: &mut Vec<String>,
+    ) -> Result<Option<(CheckpointFile, u64)>> {
+        let file = match CheckpointFile::open(path) {
+            Ok(file) => file,
+            Err(error) => {
+                skipped.push(error.to_string());
+                return Ok(None);
+            }
+        };
+        match file.parse().map(|checkpoint| checkpoint.header().updates) {
+            Ok(step) => Ok(Some((file, step))),
+            // Going on from an older one would overwrite what a newer program made.
+            Err(error @ CheckpointError::Newer { .. }) => Err(file.error(error)),
+            Err(error) => {
+                skipped.push(file.error(error).to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Temporary files of writes that a kill cut short.
+    fn remove_leftovers(&self) -> Result<()> {
+        for name in self.names()? {
+            let ours = |stem: &str| {
+                stem.ends_with(".cllm") || stem.ends_with(".json") || stem.ends_with(".jsonl")
+            };
+            if name.strip_suffix(".tmp").is_some_and(ours) {
+                let path = self.dir.join(name);
+                fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let io = |e| Error::io("list the run folder", &self.dir, &e);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io)? {
+            names.extend(entry.map_err(io)?.file_name().into_string());
+        }
+        Ok(names)
+    }
+}

@@ -1,0 +1,266 @@
+//! What a run trains on: text made into shards in the run folder, or shards in place.
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::Meta;
+use crate::data::loader::{Dataset, Validation};
+use crate::data::prepare::{self, Request};
+use crate::data::source::{Input, Source, discover};
+use crate::data::stream::{TokenStream, find_shards};
+use crate::data::{embedded, sha256_hex, vocabulary};
+use crate::error::{Error, Result};
+use crate::settings::{TokenizerChoice, TrainSettings};
+use crate::tokenizer::{self, Tokenizer};
+
+use super::folder::RunFolder;
+
+/// The data of a run and what its numbers mean.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// How ids become text, if anybody knows.
+    pub tokenizer: Option<Tokenizer>,
+    /// SHA-256 of the tokenizer's JSON.
+    pub tokenizer_sha256: Option<String>,
+    /// Windows to train on.
+    pub train: Dataset,
+    /// Windows to validate on.
+    pub validation: Option<Validation>,
+}
+
+/// Token streams before windows are cut out of them.
+struct Streams {
+    train: TokenStream,
+    validation: Option<TokenStream>,
+    tokenizer: Option<Tokenizer>,
+    vocab_size: usize,
+}
+
+impl Inputs {
+    /// Opens the data of `settings`. With `resumed` set the run has checkpoints: then
+    /// its data may not have changed, and its tokenizer is the one in the folder.
+    ///
+    /// # Errors
+    /// Missing, empty, malformed, too short or changed data, each named.
+    pub fn open(settings: &TrainSettings, folder: &RunFolder, resumed: bool) -> Result<Self> {
+        let block_size = settings.block_size;
+        let Streams { train, validation, tokenizer, vocab_size } =
+            match (text_or_shards(settings)?, validation_sources(settings)?) {
+                (Input::Text(train), Some(Input::Text(validation))) => {
+                    text(settings, folder, resumed, train, validation)?
+                }
+                (Input::Text(train), None) => text(settings, folder, resumed, train, Vec::new())?,
+                (Input::Shards { train, val }, validation) => {
+                    let more = match validation {
+                        Some(Input::Shards { train, val }) => [train, val].concat(),
+                        Some(Input::Text(_)) => return Err(mixed()),
+                        None => val,
+                    };
+                    shards(settings, folder, resumed, &train, &more)?
+                }
+                (Input::Text(_), Some(Input::Shards { .. })) => return Err(mixed()),
+            };
+        let validation = match validation {
+            Some(stream) if stream.len() <= block_size as u64 => {
+                return Err(Error::failure(format!(
+                    "the validation data has {} tokens, but a block of {block_size} needs at least \
+                     {}; give more data, lower --block-size, or set --val-fraction (0 for no \
+                     validation)",
+                    stream.len(),
+                    block_size.saturating_add(1)
+                )));
+            }
+            Some(stream) => Some(Validation::open(stream, vocab_size, block_size)?),
+            None => None,
+        };
+        let tokenizer_sha256 = match &tokenizer {
+            Some(tokenizer) => Some(sha256_hex(tokenizer.to_json()?.as_bytes())),
+            None => None,
+        };
+        let train = Dataset::open(train, vocab_size, block_size, settings.seed)?;
+        Ok(Self { vocab_size, tokenizer, tokenizer_sha256, train, validation })
+    }
+
+    /// Tokens to validate on.
+    #[must_use]
+    pub fn val_tokens(&self) -> u64 {
+        self.validation.as_ref().map_or(0, Validation::tokens)
+    }
+
+    /// Checks that a checkpoint was trained on this data.
+    ///
+    /// # Errors
+    /// Says what differs.
+    pub fn check(&self, meta: &Meta, checkpoint: &Path) -> Result<()> {
+        let differs = |what: &str, was: u64, is: u64| {
+            Err(Error::failure(format!(
+                "{}: the run began with {was} tokens of {what} data, but --data has {is} now; \
+                 restore the data, or start anew in another --out-dir",
+                checkpoint.display()
+            )))
+        };
+        if meta.train_tokens != self.train.tokens() {
+            return differs("training", meta.train_tokens, self.train.tokens());
+        }
+        if meta.val_tokens != self.val_tokens() {
+            return differs("validation", meta.val_tokens, self.val_tokens());
+        }
+        if meta.tokenizer_sha256 != self.tokenizer_sha256 {
+            return Err(Error::failure(format!(
+                "{}: the run began with another tokenizer; restore its {}, or start anew in \
+                 another --out-dir",
+                checkpoint.display(),
+                tokenizer::FILE_NAME
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn mixed() -> Error {
+    Error::usage("--data and --val-data: one is text and the other token shards; give one kind")
+}
+
+fn paths(names: &[String]) -> Vec<PathBuf> {
+    names.iter().map(PathBuf::from).collect()
+}
+
+fn text_or_shards(settings: &TrainSettings) -> Result<Input> {
+    if settings.data.is_empty() {
+        return Ok(Input::Text(vec![Source::from_memory(embedded::NAME, embedded::text()?)]));
+    }
+    discover(&paths(&settings.data))
+}
+
+fn validation_sources(settings: &TrainSettings) -> Result<Option<Input>> {
+    if settings.val_data.is_empty() {
+        return Ok(None);
+    }
+    discover(&paths(&settings.val_data)).map(Some)
+}
+
+fn text(
+    settings: &TrainSettings,
+    folder: &RunFolder,
+    resumed: bool,
+    train: Vec<Source>,
+    validation: Vec<Source>,
+) -> Result<Streams> {
+    let request = Request {
+        validation,
+        text_field: settings.text_field.clone(),
+        val_fraction: settings.val_fraction,
+        ..Request::new(train)
+    };
+    let saved = folder.dir().join(tokenizer::FILE_NAME);
+    let tokenizer = if resumed && saved.exists() {
+        Tokenizer::load(&saved)?
+    } else {
+        let tokenizer = make_tokenizer(settings, &request)?;
+        tokenizer.save(&saved)?;
+        tokenizer
+    };
+    let dir = folder.data();
+    let from_stdin = request.train.iter().chain(&request.validation).any(Source::is_stdin);
+    // Standard input is gone; what was read from it is all there is.
+    let kept = resumed && from_stdin && prepare::Meta::load(&dir).is_some_and(|m| m.is_complete());
+    if !kept && prepare::current(&request, &tokenizer, &dir)?.is_none() {
+        if resumed {
+            return Err(Error::failure(format!(
+                "{}: the data is not what the run began with (--data, --val-data, or the shards \
+                 in {}); restore it, or start anew in another --out-dir",
+                folder.dir().display(),
+                dir.display()
+            )));
+        }
+        prepare::prepare(&request, &tokenizer, &dir)?;
+    }
+    let open = |split| -> Result<Option<TokenStream>> {
+        let paths = find_shards(&dir, split)?;
+        if paths.is_empty() { Ok(None) } else { TokenStream::open(&paths).map(Some) }
+    };
+    let Some(train) = open("train")? else {
+        return Err(Error::failure(format!(
+            "--val-fraction {} leaves nothing to train on",
+            settings.val_fraction
+        )));
+    };
+    let validation = open("val")?;
+    Ok(Streams {
+        train,
+        validation,
+        vocab_size: tokenizer.vocab_size(),
+        tokenizer: Some(tokenizer),
+    })
+}
+
+fn make_tokenizer(settings: &TrainSettings, request: &Request) -> Result<Tokenizer> {
+    let all = || [request.train.clone(), request.validation.clone()].concat();
+    match &settings.tokenizer {
+        TokenizerChoice::Bytes => Ok(Tokenizer::Bytes),
+        // A character that only the validation text has must have a number too.
+        TokenizerChoice::Chars => vocabulary::train_chars(&all(), &request.text_field),
+        TokenizerChoice::Bpe(size) => {
+            vocabulary::train_bpe(&request.train, &request.text_field, *size)
+        }
+        TokenizerChoice::File(path) => Tokenizer::load(path),
+    }
+}
+
+fn shards(
+    settings: &TrainSettings,
+    folder: &RunFolder,
+    resumed: bool,
+    train: &[PathBuf],
+    val: &[PathBuf],
+) -> Result<Streams> {
+    let Some(first) = train.first() else {
+        return Err(Error::failure(format!(
+            "--data: {} is validation data by its name, and there is nothing to train on",
+            val.first().map_or_else(String::new, |path| path.display().to_string())
+        )));
+    };
+    let beside = first.with_file_name(tokenizer::FILE_NAME);
+    let tokenizer = match &settings.tokenizer {
+        TokenizerChoice::File(path) => Some(Tokenizer::load(path)?),
+        _ if beside.exists() => Some(Tokenizer::load(&beside)?),
+        _ => None,
+    };
+    let vocab_size = match (&tokenizer, settings.vocab_size) {
+        (Some(tokenizer), None) => tokenizer.vocab_size(),
+        (Some(tokenizer), Some(size)) if size < tokenizer.vocab_size() => {
+            return Err(Error::usage(format!(
+                "--vocab-size {size}: the tokenizer has {} ids; leave --vocab-size out",
+                tokenizer.vocab_size()
+            )));
+        }
+        (_, Some(size)) => size,
+        (None, None) => {
+            return Err(Error::usage(format!(
+                "--data: {} does not say how many token ids there are; give --vocab-size, or \
+                 --tokenizer with a tokenizer.json",
+                first.display()
+            )));
+        }
+    };
+    if let Some(tokenizer) = tokenizer.as_ref().filter(|_| !resumed) {
+        // Generation looks for it beside the checkpoints.
+        tokenizer.save(&folder.dir().join(tokenizer::FILE_NAME))?;
+    }
+    let all = TokenStream::open(train)?;
+    let (train, validation) = if val.is_empty() {
+        if !(0.0..1.0).contains(&settings.val_fraction) {
+            return Err(Error::usage(format!(
+                "--val-fraction {}: must be at least 0 and below 1",
+                settings.val_fraction
+            )));
+        }
+        let tail = (all.len() as f64 * settings.val_fraction) as u64;
+        let (train, tail) = all.split_at(all.len() - tail);
+        (train, (!tail.is_empty()).then_some(tail))
+    } else {
+        (all, Some(TokenStream::open(val)?))
+    };
+    Ok(Streams { train, validation, tokenizer, vocab_size })
+}

@@ -1,0 +1,149 @@
+//! `metrics.jsonl`: the reported events of a run, each step once, however often the
+//! run was killed and resumed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::event::Event;
+use crate::error::{Error, Result};
+
+/// The open file.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+/// What decides whether a line stays.
+#[derive(Deserialize)]
+struct Line {
+    event: String,
+    step: Option<u64>,
+}
+
+impl Line {
+    /// Whether the line belongs to a run that has done `step` steps and goes on.
+    fn is_before(&self, step: u64) -> bool {
+        match (self.event.as_str(), self.step) {
+            ("step" | "eval", Some(at)) => at <= step,
+            // A session that began here is begun again by the one that resumes.
+            ("start", Some(at)) => at < step,
+            _ => false,
+        }
+    }
+}
+
+impl Metrics {
+    /// Opens the file for a run that has done `step` steps: what a killed session wrote
+    /// about later ones is cut off.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open(path: &Path, step: u64) -> Result<Self> {
+        let io = |e| Error::io("write", path, &e);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(io)?;
+        let keep = length_up_to(&file, step).map_err(io)?;
+        file.set_len(keep).and_then(|()| file.seek(SeekFrom::Start(keep))).map_err(io)?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Appends a line. It reaches the system at once, the disk with [`Metrics::sync`].
+    ///
+    /// # Errors
+    /// Names the file when it cannot be written.
+    pub fn write(&mut self, line: &str) -> Result<()> {
+        let whole = format!("{line}\n");
+        self.file.write_all(whole.as_bytes()).map_err(|e| Error::io("write", &self.path, &e))
+    }
+
+    /// Makes all lines durable: before a checkpoint that implies them.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be written.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io("write", &self.path, &e))
+    }
+}
+
+/// Bytes of the lines up to the first that is beyond `step` or torn.
+fn length_up_to(file: &File, step: u64) -> std::io::Result<u64> {
+    let mut reader = BufReader::new(file);
+    let (mut length, mut line) = (0, Vec::new());
+    loop {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line)?;
+        let stays = line.ends_with(b"\n")
+            && serde_json::from_slice::<Line>(&line).is_ok_and(|line| line.is_before(step));
+        if !stays {
+            return Ok(length);
+        }
+        length += read as u64;
+    }
+}
+
+/// The text of an event.
+///
+/// # Errors
+/// None in practice: every event can be written as JSON.
+pub fn line(event: &Event) -> Result<String> {
+    serde_json::to_string(event).map_err(|e| Error::failure(format!("cannot report: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const RUN: &str = "\
+{\"event\":\"start\",\"step\":0}
+{\"event\":\"step\",\"step\":1}
+{\"event\":\"step\",\"step\":2}
+{\"event\":\"eval\",\"step\":2}
+{\"event\":\"interrupted\",\"step\":2}
+";
+
+    fn reopened(text: &str, step: u64) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        fs::write(&path, text).unwrap();
+        Metrics::open(&path, step).unwrap().write("new").unwrap();
+        fs::read_to_string(&path).unwrap()
+    }
+
+    fn first_lines(n: usize) -> String {
+        RUN.lines().take(n).fold(String::new(), |all, line| all + line + "\n")
+    }
+
+    #[test]
+    fn what_is_beyond_the_step_is_cut() {
+        assert_eq!(reopened(RUN, 2), first_lines(4) + "new\n");
+        assert_eq!(reopened(RUN, 1), first_lines(2) + "new\n");
+        assert_eq!(reopened(RUN, 0), "new\n");
+        assert_eq!(reopened("", 7), "new\n");
+    }
+
+    #[test]
+    fn a_second_session_from_the_same_step_replaces_the_first() {
+        let again =
+            first_lines(4) + "{\"event\":\"start\",\"step\":2}\n{\"event\":\"step\",\"step\":3}\n";
+        assert_eq!(reopened(&again, 2), first_lines(4) + "new\n");
+        assert_eq!(reopened(&again, 3), again + "new\n");
+    }
+
+    #[test]
+    fn a_torn_line_goes() {
+        assert_eq!(reopened(&(first_lines(2) + "{\"event\":\"ste"), 9), first_lines(2) + "new\n");
+        // Whole but for its newline: it cannot be told from a torn one.
+        let unended = first_lines(2) + "{\"event\":\"step\",\"step\":2}";
+        assert_eq!(reopened(&unended, 9), first_lines(2) + "new\n");
+    }
+}

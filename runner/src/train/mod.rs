@@ -1,0 +1,308 @@
+//! Training: `cllm train`.
+//!
+//! [`train`] prepares (folder, data, plan, memory, weights), then `session` goes
+//! through the steps. [`folder`] knows where things lie, [`metrics`] and [`report`] what is
+//! said, [`stop`] when to end early.
+
+pub mod event;
+pub mod folder;
+pub mod inputs;
+pub mod metrics;
+pub mod report;
+mod resume;
+mod session;
+pub mod stop;
+
+use core::time::Duration;
+use std::io::{IsTerminal as _, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use cllm_core::checkpoint::Checkpoint;
+use cllm_core::{Kernels, Mode, ModelConfig, Plan, Trainer};
+
+use crate::bench::machine::fma_peak;
+use crate::checkpoint::{CheckpointFile, Meta};
+use crate::error::{Error, Result};
+use crate::memory::PoolMemory;
+use crate::model;
+use crate::settings::TrainSettings;
+use event::{Event, Start};
+use folder::RunFolder;
+use inputs::Inputs;
+use metrics::Metrics;
+use report::Reporter;
+use session::{BatchMemory, Rates, Session};
+use stop::Stop;
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// Asked to stop; saved and to be resumed. The binary exits with 130.
+    Interrupted,
+}
+
+/// Trains as told, until done or until SIGINT or SIGTERM.
+///
+/// # Errors
+/// Wrong settings, data, memory, files or numbers; existing checkpoints stay.
+pub fn train(settings: &TrainSettings) -> Result<Outcome> {
+    let mut stdout = std::io::stdout();
+    let is_terminal = stdout.is_terminal();
+    run(settings, None, &mut stdout, is_terminal)
+}
+
+/// As [`train`], but stops when `stop` is requested and leaves signals alone, and
+/// writes to `out` what [`train`] writes to standard output.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_until(settings: &TrainSettings, stop: &Stop, out: &mut dyn Write) -> Result<Outcome> {
+    run(settings, Some(stop), out, false)
+}
+
+/// What the run in `dir` was told: a base for the settings of a session that resumes it.
+///
+/// # Errors
+/// There is no run, or its `settings.json` is damaged.
+pub fn stored_settings(dir: &Path) -> Result<TrainSettings> {
+    let folder = RunFolder::existing(dir);
+    if !folder.has_settings() {
+        return Err(nothing_to_resume(dir));
+    }
+    folder.settings()
+}
+
+fn nothing_to_resume(dir: &Path) -> Error {
+    Error::failure(format!(
+        "--resume: there is no run in {}; check --out-dir, or leave --resume out to start one",
+        dir.display()
+    ))
+}
+
+fn run(
+    settings: &TrainSettings,
+    stop: Option<&Stop>,
+    out: &mut dyn Write,
+    is_terminal: bool,
+) -> Result<Outcome> {
+    let settings = &resume::normalised(settings);
+    let kernels = check(settings)?;
+    let schedule = model::schedule(settings)?;
+    let optimizer = model::optimizer(settings)?;
+    let folder = open_folder(settings)?;
+    let from = if settings.resume { newest(&folder)? } else { None };
+
+    let inputs = Inputs::open(settings, &folder, from.is_some())?;
+    let config = model::config(settings, inputs.vocab_size)?;
+    let workers = model::workers(settings.threads)?;
+    let plan = Plan::new(&config, model::batch_shape(settings), workers, Mode::Train, kernels)
+        .map_err(model::plan_error)?;
+    let mut memory = PoolMemory::allocate(&plan)?;
+    let mut trainer =
+        Trainer::new(&plan, kernels, memory.pools(), settings.seed).map_err(model::plan_error)?;
+    let meta = match &from {
+        Some(file) => restore(&mut trainer, file, &inputs, &config, kernels)?,
+        None => {
+            trainer.initialise();
+            first_meta(&inputs, kernels)
+        }
+    };
+    let step = trainer.updates();
+    if step > settings.max_steps {
+        return Err(Error::usage(format!(
+            "--max-steps {}: the run has done {step} steps already",
+            settings.max_steps
+        )));
+    }
+    // Only now: what was wrong above has changed nothing.
+    folder.save_settings(settings)?;
+    let metrics = Metrics::open(&folder.metrics(), step)?;
+    let span = (step, settings.max_steps);
+    let reporter = Reporter::new(metrics, out, is_terminal, settings.log_format, span);
+
+    let batch_tokens = plan.tokens() * settings.gradient_accumulation_steps;
+    let rates = Rates {
+        flops_per_step: config.step_flops(settings.batch_size, settings.block_size)
+            * settings.gradient_accumulation_steps as f64,
+        // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
+        peak_flops: fma_peak(Kernels::detect(), Duration::from_millis(100)) * workers as f64,
+        steps: 0,
+        seconds: 0.0,
+    };
+    let start = Start {
+        step,
+        config: settings.clone(),
+        model: (&config).into(),
+        parameters: plan.table().parameters(),
+        planned_bytes: (&plan).into(),
+        isa: kernels.isa().name(),
+        threads: workers,
+        peak_gflops: rates.peak_flops / 1e9,
+        flops_per_step: rates.flops_per_step,
+        tokens_per_step: batch_tokens as u64,
+        train_tokens: inputs.train.tokens(),
+        val_tokens: inputs.val_tokens(),
+    };
+    let (mut tokens, mut targets) = (vec![0; plan.tokens()], vec![0; plan.tokens()]);
+    let signals;
+    let stop = match stop {
+        Some(stop) => stop,
+        None => {
+            signals = Stop::on_signals()?;
+            &signals
+        }
+    };
+    let mut session = Session {
+        settings,
+        folder: &folder,
+        inputs: &inputs,
+        kernels,
+        trainer,
+        optimizer,
+        schedule,
+        reporter,
+        stop,
+        meta,
+        newest: from.map(|file| file.path().to_path_buf()),
+        batch: BatchMemory { tokens: &mut tokens, targets: &mut targets },
+        rates,
+        begin: Instant::now(),
+    };
+    session.reporter.event(&Event::Start(Box::new(start)))?;
+    session.run()
+}
+
+/// Checks what can be checked before any file is touched.
+fn check(settings: &TrainSettings) -> Result<&'static Kernels> {
+    // The vocabulary is not known yet.
+    model::config(settings, 1)?;
+    for (flag, value) in [
+        ("--batch-size", settings.batch_size as u64),
+        ("--gradient-accumulation-steps", settings.gradient_accumulation_steps as u64),
+        ("--max-steps", settings.max_steps),
+        ("--keep-checkpoints", settings.keep_checkpoints as u64),
+    ] {
+        if value == 0 {
+            return Err(Error::usage(format!("{flag} 0: it must be at least 1")));
+        }
+    }
+    let tokens = settings
+        .batch_size
+        .checked_mul(settings.block_size)
+        .and_then(|n| n.checked_mul(settings.gradient_accumulation_steps))
+        .filter(|n| *n <= 1 << 40);
+    if tokens.is_none() {
+        return Err(Error::usage(
+            "--batch-size, --block-size and --gradient-accumulation-steps: too many tokens a step",
+        ));
+    }
+    model::workers(settings.threads)?;
+    model::kernels(settings.isa)
+}
+
+/// Locks the run folder, and checks that the session may work in it.
+fn open_folder(settings: &TrainSettings) -> Result<RunFolder> {
+    let dir = &settings.out_dir;
+    if settings.resume {
+        let stored = stored_settings(dir)?;
+        for change in resume::check(&stored, settings, dir)? {
+            eprintln!("cllm: {change}");
+        }
+        return RunFolder::lock(dir);
+    }
+    let folder = RunFolder::lock(dir)?;
+    if folder.has_checkpoints()? {
+        return Err(Error::failure(format!(
+            "{}: there is a run with checkpoints here; go on with --resume or choose another \
+             --out-dir",
+            dir.display()
+        )));
+    }
+    // Early, so that a run killed while it prepares can be resumed.
+    folder.save_settings(settings)?;
+    Ok(folder)
+}
+
+/// The checkpoint to resume from; `None` if the run was killed before its first.
+fn newest(folder: &RunFolder) -> Result<Option<CheckpointFile>> {
+    let newest = folder.newest()?;
+    for reason in &newest.skipped {
+        eprintln!("cllm: passing over {reason}");
+    }
+    match &newest.checkpoint {
+        Some(file) => eprintln!("cllm: going on from {}", file.path().display()),
+        None => eprintln!(
+            "cllm: {} has no checkpoint yet: starting from the beginning",
+            folder.dir().display()
+        ),
+    }
+    Ok(newest.checkpoint)
+}
+
+fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
+    Meta {
+        best: None,
+        last: None,
+        validation_due: false,
+        seconds: 0.0,
+        train_tokens: inputs.train.tokens(),
+        val_tokens: inputs.val_tokens(),
+        tokenizer_sha256: inputs.tokenizer_sha256.clone(),
+        isa: kernels.isa().name().to_owned(),
+    }
+}
+
+/// Gives `trainer` the state of the checkpoint `file`.
+fn restore(
+    trainer: &mut Trainer<'_>,
+    file: &CheckpointFile,
+    inputs: &Inputs,
+    config: &ModelConfig,
+    kernels: &Kernels,
+) -> Result<Meta> {
+    let checkpoint = file.parse().map_err(|e| file.error(e))?;
+    let meta = file.meta(&checkpoint)?;
+    check_header(&checkpoint, file, trainer.seed(), config)?;
+    inputs.check(&meta, file.path())?;
+    let isa = kernels.isa().name();
+    if meta.isa != isa {
+        eprintln!(
+            "cllm: going on with the instruction set {isa}, not {}: the results will differ in \
+             rounding",
+            meta.isa
+        );
+    }
+    trainer
+        .restore(checkpoint.header().updates, |parameters, first, second| {
+            checkpoint.read_parameters(parameters);
+            checkpoint.read_moments(first, second)
+        })
+        .map_err(|e| file.error(e))?;
+    Ok(Meta { isa: isa.to_owned(), ..meta })
+}
+
+/// Checks that a checkpoint is of this run's model.
+fn check_header(
+    checkpoint: &Checkpoint<'_>,
+    file: &CheckpointFile,
+    seed: u64,
+    config: &ModelConfig,
+) -> Result<()> {
+    let header = checkpoint.header();
+    if header.config != *config {
+        return Err(file.error(format_args!(
+            "the checkpoint is of another model than the settings': {:?}, not {config:?}",
+            header.config
+        )));
+    }
+    if header.seed != seed {
+        return Err(file.error(format_args!(
+            "the checkpoint is of a run with seed {}, not {seed}",
+            header.seed
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! Where events go: always to `metrics.jsonl`, and to standard output as JSON lines,
+//! as plain lines, or as a progress bar.
+
+use std::io::Write;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::event::{Done, Event, Start, Step};
+use super::metrics::{self, Metrics};
+use crate::error::{Error, Result};
+use crate::memory::human_bytes;
+use crate::settings::LogFormat;
+
+/// Reports a run.
+pub struct Reporter<'o> {
+    metrics: Metrics,
+    out: &'o mut dyn Write,
+    output: Output,
+}
+
+#[derive(Debug)]
+enum Output {
+    Json,
+    Text(Text),
+}
+
+/// Output for people.
+#[derive(Debug)]
+struct Text {
+    /// Hidden unless standard output is a terminal.
+    bar: Option<ProgressBar>,
+    max_steps: u64,
+    first_step: u64,
+    begin: Instant,
+    val_loss: Option<f64>,
+}
+
+impl<'o> Reporter<'o> {
+    /// Reports to `metrics` and to `out` in `format`, for a session that goes from
+    /// `step` to `max_steps`. With `is_terminal`, `out` is standard output and a person
+    /// watches.
+    #[must_use]
+    pub fn new(
+        metrics: Metrics,
+        out: &'o mut dyn Write,
+        is_terminal: bool,
+        format: LogFormat,
+        (step, max_steps): (u64, u64),
+    ) -> Self {
+        let output = match format {
+            LogFormat::Json => Output::Json,
+            LogFormat::Text => Output::Text(Text {
+                bar: is_terminal.then(|| progress_bar(step, max_steps)),
+                max_steps,
+                first_step: step,
+                begin: Instant::now(),
+                val_loss: None,
+            }),
+        };
+        Self { metrics, out, output }
+    }
+
+    /// Reports an event.
+    ///
+    /// # Errors
+    /// `metrics.jsonl` or standard output cannot be written.
+    pub fn event(&mut self, event: &Event) -> Result<()> {
+        let line = metrics::line(event)?;
+        self.metrics.write(&line)?;
+        match &mut self.output {
+            Output::Json => print(self.out, &line),
+            Output::Text(text) => text.event(self.out, event),
+        }
+    }
+
+    /// Shows that a step is done that is not reported.
+    pub fn progress(&self, step: u64) {
+        if let Output::Text(Text { bar: Some(bar), .. }) = &self.output {
+            bar.set_position(step);
+        }
+    }
+
+    /// Makes the metrics durable.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.sync()
+    }
+}
+
+fn progress_bar(step: u64, max_steps: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(max_steps), ProgressDrawTarget::stdout());
+    if let Ok(style) = ProgressStyle::with_template("{bar:16} {pos}/{len} {msg} eta {eta}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_position(step);
+    bar.reset_eta();
+    bar
+}
+
+fn print(out: &mut dyn Write, line: &str) -> Result<()> {
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::failure(format!("cannot write to standard output: {e}")))
+}
+
+impl Text {
+    fn event(&mut self, out: &mut dyn Write, event: &Event) -> Result<()> {
+        match event {
+            Event::Start(start) => self.lines(out, &start_lines(start, self.max_steps)),
+            Event::Step(step) => self.step(out, step),
+            Event::Eval(eval) => {
+                self.val_loss = Some(eval.val_loss);
+                let best = if eval.best { ", the best so far" } else { "" };
+                self.lines(
+                    out,
+                    &format!("step {}: validation loss {:.4}{best}", eval.step, eval.val_loss),
+                )
+            }
+            Event::Interrupted(at) => {
+                self.finish();
+                print(
+                    out,
+                    &format!(
+                        "interrupted after step {}: saved {}; go on with --resume",
+                        at.step, at.checkpoint
+                    ),
+                )
+            }
+            Event::Done(done) => {
+                self.finish();
+                print(out, &summary(done))
+            }
+            Event::Sample(sample) => print(out, &format!("\nsample:\n{}", sample.text)),
+        }
+    }
+
+    fn step(&self, out: &mut dyn Write, step: &Step) -> Result<()> {
+        let what = format!(
+            "loss {:.4}  lr {:.2e}  grad norm {:.2}  {} tokens/s  {:.0} % of peak",
+            step.loss,
+            step.lr,
+            step.grad_norm,
+            thousands(step.tokens_per_s as u64),
+            100.0 * step.mfu
+        );
+        if let Some(bar) = &self.bar {
+            let val = self.val_loss.map_or(String::new(), |loss| format!("val {loss:.4}  "));
+            bar.set_position(step.step);
+            bar.set_message(format!("{val}{what}"));
+            return Ok(());
+        }
+        let done = step.step.saturating_sub(self.first_step).max(1);
+        let left = self.max_steps.saturating_sub(step.step);
+        let eta = self.begin.elapsed().as_secs_f64() * left as f64 / done as f64;
+        print(out, &format!("step {}/{}  {what}  eta {}", step.step, self.max_steps, duration(eta)))
+    }
+
+    /// Prints above the bar, if there is one.
+    fn lines(&self, out: &mut dyn Write, text: &str) -> Result<()> {
+        match &self.bar {
+            Some(bar) => {
+                bar.println(text);
+                Ok(())
+            }
+            None => print(out, text),
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}
+
+fn start_lines(start: &Start, max_steps: u64) -> String {
+    let settings = &start.config;
+    let going =
+        if start.step > 0 { format!(", going on from {}", start.step) } else { String::new() };
+    format!(
+        "model   {} layers, {} heads, {} wide, {} token ids: {} parameters\n\
+         memory  {} planned\n\
+         machine {}, {} thread(s), peak {:.0} GFLOP/s\n\
+         data    {} tokens to train on, {} to validate on\n\
+         run     {max_steps} steps of {} tokens{going}, in {}",
+        settings.n_layer,
+        settings.n_head,
+        settings.n_embd,
+        thousands(start.model.vocab_size as u64),
+        thousands(start.parameters as u64),
+        human_bytes(start.planned_bytes.total as u64),
+        start.isa,
+        start.threads,
+        start.peak_gflops,
+        thousands(start.train_tokens),
+        thousands(start.val_tokens),
+        thousands(start.tokens_per_step),
+        settings.out_dir.display(),
+    )
+}
+
+fn summary(done: &Done) -> String {
+    let loss = match (done.val_loss, done.best_val_loss, done.best_step) {
+        (Some(last), Some(best), Some(step)) => {
+            format!("\nvalidation loss {last:.4} (best {best:.4} after step {step})")
+        }
+        _ => String::new(),
+    };
+    format!(
+        "done: {} steps, {} tokens in {}{loss}\nweights sha256 {}",
+        done.steps,
+        thousands(done.tokens),
+        duration(done.seconds),
+        done.weights_sha256
+    )
+}
+
+/// `1234567` as `1,234,567`.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Seconds as `h:mm:ss` or `m:ss`.
+fn duration(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    let (h, m, s) = (s / 3600, s / 60 % 60, s % 60);
+    if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m}:{s:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_for_people() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+        assert_eq!(duration(59.6), "1:00");
+        assert_eq!(duration(3725.0), "1:02:05");
+    }
+}

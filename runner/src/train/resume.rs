@@ -1,0 +1,109 @@
+//! Which settings a resumed run may change.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::model;
+use crate::settings::{TokenizerChoice, TrainSettings};
+
+/// What decides the meaning of weights and of the position in the data.
+const FIXED: [&str; 17] = [
+    "data",
+    "val_data",
+    "val_fraction",
+    "text_field",
+    "tokenizer",
+    "vocab_size",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "d_ff",
+    "block_size",
+    "bias",
+    "tied",
+    "dropout",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+];
+
+/// What does not change the weights that come out.
+const FREE: [&str; 12] = [
+    "max_steps",
+    "eval_interval",
+    "eval_batches",
+    "save_interval",
+    "keep_checkpoints",
+    "log_interval",
+    "log_format",
+    "out_dir",
+    "resume",
+    "threads",
+    "sample_tokens",
+    "sample_prompt",
+];
+
+/// Settings whose paths mean the same from any working folder, with implied values
+/// filled in.
+pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
+    let full = |name: &String| match std::fs::canonicalize(name) {
+        Ok(path) if name != "-" => path.to_str().map_or_else(|| name.clone(), str::to_owned),
+        _ => name.clone(),
+    };
+    let mut settings = settings.clone();
+    settings.data = settings.data.iter().map(full).collect();
+    settings.val_data = settings.val_data.iter().map(full).collect();
+    if let TokenizerChoice::File(path) = &mut settings.tokenizer
+        && let Ok(whole) = path.canonicalize()
+    {
+        *path = whole;
+    }
+    settings.d_ff = Some(model::d_ff(&settings));
+    settings
+}
+
+/// Compares what a run was told with what the session that resumes it is told. Returns
+/// a line for each change that makes the run another one than without it.
+///
+/// # Errors
+/// Names the first key that may not change.
+pub(super) fn check(
+    stored: &TrainSettings,
+    given: &TrainSettings,
+    dir: &Path,
+) -> Result<Vec<String>> {
+    let (stored, given) = (object(stored)?, object(given)?);
+    let differs = |key: &str| stored.get(key) != given.get(key);
+    let show = |values: &Map<String, Value>, key: &str| {
+        values.get(key).map_or_else(|| "nothing".to_owned(), ToString::to_string)
+    };
+    if let Some(key) = FIXED.into_iter().find(|key| differs(key)) {
+        return Err(Error::usage(format!(
+            "--{}: the run in {} began with {}, not {}; give the same value, or start anew in \
+             another --out-dir",
+            key.replace('_', "-"),
+            dir.display(),
+            show(&stored, key),
+            show(&given, key)
+        )));
+    }
+    let changed = given.keys().filter(|key| !FREE.contains(&key.as_str()) && differs(key));
+    Ok(changed
+        .map(|key| {
+            format!(
+                "going on with another {key}: {}, not {}",
+                show(&given, key),
+                show(&stored, key)
+            )
+        })
+        .collect())
+}
+
+fn object(settings: &TrainSettings) -> Result<Map<String, Value>> {
+    match serde_json::to_value(settings) {
+        Ok(Value::Object(map)) => Ok(map),
+        _ => Err(Error::failure("cannot compare settings")),
+    }
+}

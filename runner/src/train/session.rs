@@ -1,0 +1,272 @@
+//! The training loop: steps, validations, checkpoints, until done or asked to stop.
+//!
+//! Everything that a step depends on is a function of the number of updates done
+//! (batches, learning rate, dropout) or lies in a checkpoint (weights, moments, the
+//! best validation so far), so a resumed run gives the same bits.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use cllm_core::{Batch, Kernels, Optimizer, Schedule, StepError, Trainer};
+
+use super::Outcome;
+use super::event::{Done, Eval, Event, Interrupted, Sample, Step};
+use super::folder::RunFolder;
+use super::inputs::Inputs;
+use super::report::Reporter;
+use super::stop::Stop;
+use crate::checkpoint::{self, Meta, Validated};
+use crate::error::{Error, Result};
+use crate::generate::{self, Speaker};
+use crate::memory::peak_rss_bytes;
+use crate::settings::TrainSettings;
+use crate::validation::Rounds;
+
+/// A run under way in this process.
+pub(super) struct Session<'a> {
+    pub(super) settings: &'a TrainSettings,
+    pub(super) folder: &'a RunFolder,
+    pub(super) inputs: &'a Inputs,
+    pub(super) kernels: &'static Kernels,
+    pub(super) trainer: Trainer<'a>,
+    pub(super) optimizer: Optimizer,
+    pub(super) schedule: Schedule,
+    pub(super) reporter: Reporter<'a>,
+    pub(super) stop: &'a Stop,
+    /// What checkpoints remember; `seconds` is as of the start of the session.
+    pub(super) meta: Meta,
+    /// The newest good checkpoint.
+    pub(super) newest: Option<PathBuf>,
+    pub(super) batch: BatchMemory<'a>,
+    pub(super) rates: Rates,
+    pub(super) begin: Instant,
+}
+
+/// Token ids and targets of one micro-batch.
+pub(super) struct BatchMemory<'a> {
+    pub(super) tokens: &'a mut [u32],
+    pub(super) targets: &'a mut [u32],
+}
+
+/// Speed since the last reported step.
+pub(super) struct Rates {
+    pub(super) flops_per_step: f64,
+    pub(super) peak_flops: f64,
+    pub(super) steps: u64,
+    pub(super) seconds: f64,
+}
+
+impl Rates {
+    /// Tokens a second and the share of the peak; starts over.
+    fn take(&mut self, tokens_per_step: u64) -> (f64, f64) {
+        let (steps, seconds) = (self.steps as f64, self.seconds.max(1e-9));
+        (self.steps, self.seconds) = (0, 0.0);
+        let tokens = steps * tokens_per_step as f64 / seconds;
+        (tokens, steps * self.flops_per_step / seconds / self.peak_flops)
+    }
+}
+
+/// Whether something that happens every `interval` steps happens after `step`.
+fn is_due(step: u64, interval: u64) -> bool {
+    interval > 0 && step.is_multiple_of(interval)
+}
+
+impl Session<'_> {
+    pub(super) fn run(mut self) -> Result<Outcome> {
+        if self.meta.validation_due {
+            self.validate()?;
+            if self.stop.requested() {
+                return self.interrupt();
+            }
+            self.save()?;
+        }
+        while self.trainer.updates() < self.settings.max_steps {
+            if self.stop.requested() {
+                return self.interrupt();
+            }
+            self.step()?;
+            let step = self.trainer.updates();
+            let is_last = step == self.settings.max_steps;
+            if is_last || is_due(step, self.settings.eval_interval) {
+                self.meta.validation_due = self.inputs.validation.is_some();
+                self.validate()?;
+            }
+            if self.stop.requested() {
+                return self.interrupt();
+            }
+            if is_last || is_due(step, self.settings.save_interval) {
+                self.save()?;
+            }
+        }
+        self.finish()
+    }
+
+    /// Tokens of a step.
+    fn tokens_per_step(&self) -> usize {
+        self.batch.tokens.len() * self.settings.gradient_accumulation_steps
+    }
+
+    /// One step; nothing here allocates unless the step is reported.
+    fn step(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let done = self.trainer.updates();
+        let counted = self.tokens_per_step();
+        let mut sum = 0.0;
+        for micro in 0..self.settings.gradient_accumulation_steps as u64 {
+            self.fill(done, micro)?;
+            let BatchMemory { tokens, targets } = &self.batch;
+            let loss = self.trainer.accumulate(&Batch { tokens, targets }, counted);
+            sum += loss.map_err(|e| self.stopped(done + 1, e))?.sum;
+        }
+        let lr = self.schedule.rate(done);
+        let update = self.trainer.update(&self.optimizer, lr);
+        let update = update.map_err(|e| self.stopped(done + 1, e))?;
+        self.rates.steps += 1;
+        self.rates.seconds += start.elapsed().as_secs_f64();
+        let step = done + 1;
+        let is_edge = step == 1 || step == self.settings.max_steps;
+        if is_edge || is_due(step, self.settings.log_interval) {
+            let (tokens_per_s, mfu) = self.rates.take(counted as u64);
+            let (loss, grad_norm) = (sum / counted as f64, update.grad_norm);
+            self.reporter.event(&Event::Step(Step {
+                step,
+                loss,
+                lr,
+                grad_norm,
+                tokens_per_s,
+                mfu,
+            }))?;
+        } else {
+            self.reporter.progress(step);
+        }
+        Ok(())
+    }
+
+    /// Fills the batch with micro-batch `micro` of the step after `done` updates.
+    fn fill(&mut self, done: u64, micro: u64) -> Result<()> {
+        let accumulated = self.settings.gradient_accumulation_steps as u64;
+        let batch_size = self.settings.batch_size;
+        let batch = done.wrapping_mul(accumulated).wrapping_add(micro);
+        let first = batch.wrapping_mul(batch_size as u64);
+        let BatchMemory { tokens, targets } = &mut self.batch;
+        self.inputs.train.fill_batch(first, batch_size, tokens, targets)
+    }
+
+    /// Measures the loss on the validation data, and saves the best weights. Leaves
+    /// the validation due if asked to stop in between.
+    fn validate(&mut self) -> Result<()> {
+        let Some(data) = &self.inputs.validation else { return Ok(()) };
+        let settings = self.settings;
+        let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.eval_batches);
+        let (trainer, stop) = (&mut self.trainer, self.stop);
+        let loss = rounds.mean(data, self.batch.tokens, self.batch.targets, |batch| {
+            (!stop.requested()).then(|| trainer.evaluate(batch))
+        })?;
+        let Some(loss) = loss else { return Ok(()) };
+        let (step, val_loss) = (self.trainer.updates(), loss.mean());
+        if !val_loss.is_finite() {
+            return Err(self.stopped(step, StepError::NonFiniteLoss(val_loss)));
+        }
+        let now = Validated { step, val_loss };
+        let best = self.meta.best.is_none_or(|best| val_loss < best.val_loss);
+        self.reporter.event(&Event::Eval(Eval { step, val_loss, best }))?;
+        self.meta.last = Some(now);
+        self.meta.validation_due = false;
+        if best {
+            self.meta.best = Some(now);
+            self.write(self.folder.best())?;
+        }
+        Ok(())
+    }
+
+    /// Saves `step-<n>` and removes the oldest, unless the weights are bad: a bad
+    /// checkpoint must not take the place of a good one.
+    fn save(&mut self) -> Result<PathBuf> {
+        let step = self.trainer.updates();
+        self.fill(step, 0)?;
+        let BatchMemory { tokens, targets } = &self.batch;
+        let loss = self.trainer.evaluate(&Batch { tokens, targets });
+        let loss = loss.map_err(|e| self.stopped(step, e))?.mean();
+        if !loss.is_finite() {
+            return Err(self.stopped(step, StepError::NonFiniteLoss(loss)));
+        }
+        let path = self.folder.step(step);
+        self.write(path.clone())?;
+        self.folder.prune(step, self.settings.keep_checkpoints)?;
+        Ok(path)
+    }
+
+    fn write(&mut self, path: PathBuf) -> Result<()> {
+        self.reporter.sync()?;
+        let meta = Meta { seconds: self.seconds(), ..self.meta.clone() };
+        checkpoint::save(&path, &self.trainer, &meta)?;
+        self.newest = Some(path);
+        Ok(())
+    }
+
+    fn seconds(&self) -> f64 {
+        self.meta.seconds + self.begin.elapsed().as_secs_f64()
+    }
+
+    /// The error of a step that went wrong.
+    fn stopped(&self, step: u64, cause: StepError) -> Error {
+        let advice = match cause {
+            StepError::NonFiniteLoss(_) | StepError::NonFiniteGradient(_) => {
+                "; lower --learning-rate or --grad-clip, or warm up longer"
+            }
+            _ => "",
+        };
+        let kept = match &self.newest {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "no checkpoint was saved before".to_owned(),
+        };
+        Error::failure(format!("stopped at step {step}: {cause}{advice}; {kept}"))
+    }
+
+    /// Saves and ends the session, not the run.
+    fn interrupt(mut self) -> Result<Outcome> {
+        let path = self.save()?;
+        let (step, checkpoint) = (self.trainer.updates(), path.display().to_string());
+        self.reporter.event(&Event::Interrupted(Interrupted { step, checkpoint }))?;
+        Ok(Outcome::Interrupted)
+    }
+
+    /// Reports the end of the run.
+    fn finish(mut self) -> Result<Outcome> {
+        // All is saved: the next signal need not wait for anything.
+        self.stop.request();
+        let steps = self.trainer.updates();
+        let table = self.trainer.plan().table();
+        let done = Done {
+            steps,
+            tokens: steps * self.tokens_per_step() as u64,
+            seconds: self.seconds(),
+            val_loss: self.meta.last.map(|last| last.val_loss),
+            best_val_loss: self.meta.best.map(|best| best.val_loss),
+            best_step: self.meta.best.map(|best| best.step),
+            weights_sha256: checkpoint::weights_sha256(table, self.trainer.parameters()),
+            peak_rss_bytes: peak_rss_bytes(),
+        };
+        self.reporter.event(&Event::Done(done))?;
+        self.sample()?;
+        Ok(Outcome::Finished)
+    }
+
+    /// Lets the trained model speak.
+    fn sample(&mut self) -> Result<()> {
+        let Some(tokenizer) = &self.inputs.tokenizer else { return Ok(()) };
+        if self.settings.sample_tokens == 0 {
+            return Ok(());
+        }
+        let prompt = self.settings.sample_prompt.clone();
+        let mut text = prompt.clone();
+        let config = generate::sample_config(self.settings.seed);
+        let mut speaker = Speaker::new(self.trainer.plan().config(), self.kernels, tokenizer)?;
+        let mut voice = speaker.voice(self.trainer.parameters())?;
+        voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
+            text.push_str(piece);
+            Ok(())
+        })?;
+        self.reporter.event(&Event::Sample(Sample { prompt, text }))
+    }
+}

@@ -1,0 +1,110 @@
+//! A trained model on disk: a checkpoint and the tokenizer beside it.
+
+use std::path::{Path, PathBuf};
+
+use cllm_core::{ModelConfig, ParamTable};
+
+use crate::checkpoint::CheckpointFile;
+use crate::error::{Error, Result};
+use crate::memory::{human_bytes, machine};
+use crate::model;
+use crate::tokenizer::{self, Tokenizer};
+use crate::train::folder::RunFolder;
+
+/// A good checkpoint.
+#[derive(Debug)]
+pub(crate) struct Trained {
+    file: CheckpointFile,
+    config: ModelConfig,
+    step: u64,
+}
+
+impl Trained {
+    /// Opens `path`: a checkpoint, or a run folder (then its best or newest one).
+    /// Damaged checkpoints of a folder that are passed over are named on standard error.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = if path.is_dir() {
+            let folder = RunFolder::existing(path);
+            let found = folder.for_use()?;
+            for reason in &found.skipped {
+                eprintln!("cllm: passing over {reason}");
+            }
+            found.checkpoint.ok_or_else(|| {
+                Error::failure(format!("{}: no checkpoint in this folder", path.display()))
+            })?
+        } else {
+            CheckpointFile::open(path)?
+        };
+        let header = *file.parse().map_err(|e| file.error(e))?.header();
+        Ok(Self { file, config: header.config, step: header.updates })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The model.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Steps that it was trained for.
+    pub(crate) fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The folder that the checkpoint lies in.
+    pub(crate) fn dir(&self) -> PathBuf {
+        let parent = self.path().parent().filter(|dir| !dir.as_os_str().is_empty());
+        parent.unwrap_or(Path::new(".")).to_path_buf()
+    }
+
+    /// The tokenizer at `given`, or else beside the checkpoint.
+    pub(crate) fn tokenizer(&self, given: Option<&Path>) -> Result<Tokenizer> {
+        let beside = self.dir().join(tokenizer::FILE_NAME);
+        let path = given.unwrap_or(&beside);
+        let tokenizer = Tokenizer::load(path)?;
+        if tokenizer.vocab_size() > self.config.vocab_size {
+            return Err(Error::failure(format!(
+                "{}: a tokenizer of {} ids does not go with {}, which has {}",
+                path.display(),
+                tokenizer.vocab_size(),
+                self.path().display(),
+                self.config.vocab_size
+            )));
+        }
+        Ok(tokenizer)
+    }
+
+    /// Whether there is a tokenizer beside the checkpoint.
+    pub(crate) fn has_tokenizer(&self) -> bool {
+        self.dir().join(tokenizer::FILE_NAME).exists()
+    }
+
+    /// Copies the weights into `arena`, which is laid out by the config's table.
+    pub(crate) fn read_parameters(&self, arena: &mut [f32]) -> Result<()> {
+        self.file.parse().map_err(|e| self.file.error(e))?.read_parameters(arena);
+        Ok(())
+    }
+
+    /// An arena of the weights.
+    pub(crate) fn parameters(&self) -> Result<Vec<f32>> {
+        let table = ParamTable::new(&self.config).map_err(model::config_error)?;
+        let len = table.arena_len();
+        let need = len as u64 * 4;
+        if let Some(machine) = machine()
+            && need > machine.available
+        {
+            return Err(Error::failure(format!(
+                "{}: its weights need {} but this machine has {} available",
+                self.path().display(),
+                human_bytes(need),
+                human_bytes(machine.available)
+            )));
+        }
+        let mut arena = vec![0.0; len];
+        self.read_parameters(&mut arena)?;
+        Ok(arena)
+    }
+}

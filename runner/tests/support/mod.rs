@@ -1,0 +1,122 @@
+//! A tiny run in a temporary folder, shared by the tests of the training loop.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cllm::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
+use cllm::train::stop::Stop;
+use cllm::train::{Outcome, train_until};
+use serde_json::Value;
+
+/// A text with something to learn in it.
+pub(crate) fn text() -> String {
+    let words = ["the sea ", "and ", "the land ", "were ", "made ", "in ", "a day.\n", "so "];
+    let mut state = 12345_u32;
+    let mut text = String::new();
+    while text.len() < 20_000 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        text.push_str(words[(state >> 24) as usize % words.len()]);
+    }
+    text
+}
+
+/// A run of a few steps of a very small model, in `dir/run`, on `dir/text.txt`.
+pub(crate) fn settings(dir: &Path) -> TrainSettings {
+    let data = dir.join("text.txt");
+    if !data.exists() {
+        fs::write(&data, text()).unwrap();
+    }
+    TrainSettings {
+        data: vec![data.to_str().unwrap().to_owned()],
+        val_data: Vec::new(),
+        val_fraction: 0.1,
+        text_field: "text".to_owned(),
+        tokenizer: TokenizerChoice::Bytes,
+        vocab_size: None,
+        n_layer: 2,
+        n_head: 2,
+        n_embd: 32,
+        d_ff: None,
+        block_size: 16,
+        bias: true,
+        tied: true,
+        dropout: 0.1,
+        batch_size: 4,
+        gradient_accumulation_steps: 2,
+        max_steps: 12,
+        learning_rate: 3e-3,
+        min_lr: None,
+        warmup_steps: 2,
+        lr_schedule: ScheduleChoice::Cosine,
+        lr_decay_steps: None,
+        weight_decay: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        adam_eps: 1e-8,
+        grad_clip: 1.0,
+        eval_interval: 4,
+        eval_batches: 3,
+        save_interval: 3,
+        keep_checkpoints: 2,
+        log_interval: 1,
+        log_format: LogFormat::Json,
+        out_dir: dir.join("run"),
+        resume: false,
+        seed: 7,
+        threads: Threads::Auto,
+        isa: None,
+        sample_tokens: 0,
+        sample_prompt: String::new(),
+    }
+}
+
+/// Trains without touching signals.
+pub(crate) fn train(settings: &TrainSettings) -> cllm::Result<Outcome> {
+    train_until(settings, &Stop::new(), &mut std::io::sink())
+}
+
+/// The lines of the run's `metrics.jsonl`.
+pub(crate) fn metrics(settings: &TrainSettings) -> Vec<Value> {
+    let text = fs::read_to_string(settings.out_dir.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The events of one kind.
+pub(crate) fn events(settings: &TrainSettings, kind: &str) -> Vec<Value> {
+    metrics(settings).into_iter().filter(|event| event["event"] == kind).collect()
+}
+
+/// `weights_sha256` of a finished run.
+pub(crate) fn sha(settings: &TrainSettings) -> String {
+    let done = events(settings, "done");
+    assert_eq!(done.len(), 1, "the run is done once");
+    done[0]["weights_sha256"].as_str().unwrap().to_owned()
+}
+
+/// Trains a fresh run in `dir` to its end and returns `weights_sha256`.
+pub(crate) fn undisturbed(dir: &Path) -> String {
+    let settings = settings(dir);
+    assert_eq!(train(&settings), Ok(Outcome::Finished));
+    sha(&settings)
+}
+
+/// The checkpoints in the run folder, by name.
+pub(crate) fn checkpoints(settings: &TrainSettings) -> Vec<String> {
+    names(&settings.out_dir).into_iter().filter(|name| name.contains(".cllm")).collect()
+}
+
+/// The names in a folder, sorted.
+pub(crate) fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A checkpoint's path.
+pub(crate) fn step_file(settings: &TrainSettings, step: u64) -> PathBuf {
+    settings.out_dir.join(format!("step-{step}.cllm"))
+}

@@ -1,0 +1,172 @@
+//! A whole run: what it learns, says and leaves behind.
+
+mod support;
+
+use std::fs;
+
+use cllm::eval::{EvalSettings, measure};
+use cllm::settings::{LogFormat, TokenizerChoice, TrainSettings};
+use cllm::train::stop::Stop;
+use cllm::train::{Outcome, train_until};
+use support::{checkpoints, events, metrics, names, settings, sha, train, undisturbed};
+
+#[test]
+fn a_run_lowers_the_loss_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings {
+        max_steps: 60,
+        eval_interval: 20,
+        save_interval: 25,
+        dropout: 0.0,
+        ..settings(dir.path())
+    };
+    assert_eq!(train(&settings), Ok(Outcome::Finished));
+    let lines = metrics(&settings);
+    assert_eq!(lines[0]["event"], "start");
+    assert_eq!(lines.last().unwrap()["event"], "done");
+    let pools = lines[0]["planned_bytes"].as_object().unwrap();
+    let total = pools["total"].as_u64().unwrap();
+    let sum: u64 =
+        pools.iter().filter(|(k, _)| *k != "total").map(|(_, v)| v.as_u64().unwrap()).sum();
+    assert_eq!(sum, total);
+
+    let steps = events(&settings, "step");
+    assert_eq!(steps.len(), 60);
+    let loss = |i: usize| steps[i]["loss"].as_f64().unwrap();
+    // Uniform over 257 ids, then something learned.
+    assert!((loss(0) - 257_f64.ln()).abs() < 0.2, "{}", loss(0));
+    assert!(loss(59) < 3.2, "{}", loss(59));
+    for (i, step) in steps.iter().enumerate() {
+        assert_eq!(step["step"], i as u64 + 1);
+        assert!(step["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert!((0.0..1.0).contains(&step["mfu"].as_f64().unwrap()));
+        assert!(step["grad_norm"].as_f64().unwrap() > 0.0);
+    }
+    let evals = events(&settings, "eval");
+    let at: Vec<u64> = evals.iter().map(|e| e["step"].as_u64().unwrap()).collect();
+    assert_eq!(at, [20, 40, 60]);
+    let val = |i: usize| evals[i]["val_loss"].as_f64().unwrap();
+    assert!(val(2) < val(0) && val(2) < 3.2, "{} {}", val(0), val(2));
+
+    let done = lines.last().unwrap();
+    assert_eq!(done["steps"], 60);
+    assert_eq!(done["tokens"], 60 * 2 * 4 * 16);
+    assert_eq!(done["val_loss"].as_f64(), Some(val(2)));
+    assert_eq!(done["weights_sha256"].as_str().unwrap().len(), 64);
+    assert!(done["peak_rss_bytes"].as_u64().is_none_or(|bytes| bytes > total));
+
+    assert_eq!(checkpoints(&settings), ["best.cllm", "step-50.cllm", "step-60.cllm"]);
+    for name in ["settings.json", "tokenizer.json", "metrics.jsonl", "data"] {
+        assert!(settings.out_dir.join(name).exists(), "{name}");
+    }
+    assert!(!names(&settings.out_dir).iter().any(|name| name.ends_with(".tmp")));
+}
+
+#[test]
+fn the_seed_decides_every_bit() {
+    let [a, b, c] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let first = undisturbed(a.path());
+    assert_eq!(undisturbed(b.path()), first);
+    let other = TrainSettings { seed: 8, ..settings(c.path()) };
+    train(&other).unwrap();
+    assert_ne!(sha(&other), first);
+}
+
+#[test]
+fn the_sha_is_over_the_checkpoints_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let sha = undisturbed(dir.path());
+    let settings = settings(dir.path());
+    let bytes = fs::read(support::step_file(&settings, 12)).unwrap();
+    let checkpoint = cllm_core::checkpoint::Checkpoint::parse(&bytes).unwrap();
+    assert_eq!(cllm::data::sha256_hex(checkpoint.parameter_bytes()), sha);
+}
+
+#[test]
+fn evaluation_of_a_run_repeats_its_validation() {
+    let dir = tempfile::tempdir().unwrap();
+    undisturbed(dir.path());
+    let settings = settings(dir.path());
+    let eval = EvalSettings {
+        checkpoint: settings.out_dir.clone(),
+        data: Vec::new(),
+        text_field: "text".to_owned(),
+        tokenizer: None,
+        batch_size: settings.batch_size,
+        batches: settings.eval_batches,
+        isa: None,
+        log_format: LogFormat::Json,
+    };
+    // The text may go: the shards are in the run folder.
+    fs::remove_file(dir.path().join("text.txt")).unwrap();
+    let report = measure(&eval).unwrap();
+    let best = &events(&settings, "done")[0];
+    assert_eq!(best["best_step"], report.step);
+    let expected = best["best_val_loss"].as_f64().unwrap();
+    assert!((report.val_loss - expected).abs() < 1e-6, "{} {expected}", report.val_loss);
+    // Bytes: a token is a byte.
+    let bits = report.bits_per_byte.unwrap();
+    assert!((bits - report.val_loss / core::f64::consts::LN_2).abs() < 1e-2, "{bits}");
+
+    let other = dir.path().join("other.txt");
+    fs::write(&other, support::text()).unwrap();
+    let data = vec![other.to_str().unwrap().to_owned()];
+    let all = measure(&EvalSettings { data, batches: 0, ..eval }).unwrap();
+    assert_eq!(all.tokens, 20_000 / 16 * 16);
+}
+
+#[test]
+fn a_request_to_stop_saves_and_a_resume_finishes() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = undisturbed(a.path());
+    let settings = settings(b.path());
+    let stop = Stop::new();
+    stop.request();
+    let mut out = Vec::new();
+    assert_eq!(train_until(&settings, &stop, &mut out), Ok(Outcome::Interrupted));
+    assert_eq!(checkpoints(&settings), ["step-0.cllm"]);
+    let resumed = TrainSettings { resume: true, ..settings };
+    assert_eq!(train(&resumed), Ok(Outcome::Finished));
+    assert_eq!(sha(&resumed), expected);
+}
+
+#[test]
+fn every_kind_of_tokenizer_trains() {
+    for tokenizer in [TokenizerChoice::Chars, TokenizerChoice::Bpe(300)] {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = TrainSettings { tokenizer, sample_tokens: 8, ..settings(dir.path()) };
+        assert_eq!(train(&settings), Ok(Outcome::Finished));
+        assert_eq!(events(&settings, "sample").len(), 1);
+    }
+}
+
+#[test]
+fn shards_are_trained_on_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = settings(dir.path());
+    train(&text).unwrap();
+    let shards = dir.path().join("shards");
+    fs::rename(text.out_dir.join("data"), &shards).unwrap();
+    fs::remove_file(shards.join("tokenizer.json")).unwrap();
+    let data = vec![shards.to_str().unwrap().to_owned()];
+    let bare = TrainSettings { data, out_dir: dir.path().join("again"), ..text.clone() };
+    let message = train(&bare).unwrap_err().to_string();
+    assert!(message.contains("--vocab-size"), "{message}");
+    let sized = TrainSettings { vocab_size: Some(257), ..bare.clone() };
+    assert_eq!(train(&sized), Ok(Outcome::Finished));
+    assert_eq!(sha(&sized), sha(&text));
+    assert!(!sized.out_dir.join("data").exists());
+    let small = TrainSettings { vocab_size: Some(100), out_dir: dir.path().join("small"), ..bare };
+    let message = train(&small).unwrap_err().to_string();
+    assert!(message.contains("vocabulary has 100"), "{message}");
+}
+
+#[test]
+fn without_validation_data_there_is_no_validation() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings { val_fraction: 0.0, ..settings(dir.path()) };
+    assert_eq!(train(&settings), Ok(Outcome::Finished));
+    assert!(events(&settings, "eval").is_empty());
+    assert!(events(&settings, "done")[0]["val_loss"].is_null());
+    assert_eq!(checkpoints(&settings), ["step-12.cllm", "step-9.cllm"]);
+}
