@@ -72,7 +72,7 @@ impl RowsMut {
 pub(crate) type GemmFn = unsafe fn(&RawGemm);
 
 /// Most rows of scores held at once: a multiple of every `MR`.
-const MAX_QUERY_BLOCK: usize = 48;
+const MAX_QUERY_BLOCK: usize = 24;
 /// Floats of scores held at once, if that allows for a register block: 256 KiB,
 /// half of a 512 KiB L2.
 const SCORES: usize = 64 * 1024;

@@ -1,5 +1,6 @@
 //! What happens to a tile of a product while it is still in L1.
 
+use super::Place;
 use crate::dropout::Dropout;
 use crate::mat::{MatMut, MatRef};
 use crate::math;
@@ -66,6 +67,15 @@ impl RawEpilogue {
         dropout: None,
     };
 
+    pub(super) fn is_none(&self) -> bool {
+        self.kind == Kind::None
+    }
+
+    /// Whether an operand that is read is the matrix at `c`.
+    pub(super) fn reads(&self, c: *mut f32) -> bool {
+        self.kind == Kind::Residual && core::ptr::eq(self.other, c)
+    }
+
     /// # Panics
     /// If an operand has not the shape of the `m x n` product.
     pub(crate) fn new(epilogue: &Epilogue<'_>, m: usize, n: usize) -> Self {
@@ -115,25 +125,21 @@ impl RawEpilogue {
     }
 }
 
-/// Applies the epilogue to the `rows x cols` tile at `c`, which is C's tile at (i, j).
+/// Sends the sums of a tile through the epilogue to C's tile at `c`.
 ///
 /// # Safety
-/// The tile and the operands' tiles at (i, j) are valid memory of the epilogue's kind.
+/// `sums` holds the tile in rows of `NR`; the tile of C and the operands' tiles are valid
+/// memory of the epilogue's kind.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
 pub(super) unsafe fn apply<S: Simd>(
     s: S,
     e: &RawEpilogue,
+    sums: *const f32,
     c: *mut f32,
     c_row: usize,
-    i: usize,
-    j: usize,
-    rows: usize,
-    cols: usize,
+    at: &Place,
 ) {
-    if e.kind == Kind::None {
-        return;
-    }
+    let &Place { i, j, rows, cols } = at;
     let mut mask = [1.0_f32; 16];
     for r in 0..rows {
         if let Some((dropout, first_row)) = &e.dropout {
@@ -142,10 +148,10 @@ pub(super) unsafe fn apply<S: Simd>(
         let mut q = 0;
         while q < cols {
             let n = S::LANES.min(cols - q);
-            // SAFETY: element (i + r, j + q .. j + q + n) of C and of the operands.
+            // SAFETY: elements (r, q .. q + n) of the buffer and of the tile of C, and
+            // (i + r, j + q .. j + q + n) of the operands.
             unsafe {
-                let at = c.add(r * c_row + q);
-                let mut x = load_up_to(s, at, n);
+                let mut x = load_up_to(s, sums.add(r * S::NR + q), n);
                 if let Some(bias) = e.bias {
                     x = s.add(x, load_up_to(s, bias.add(j + q), n));
                 }
@@ -167,7 +173,7 @@ pub(super) unsafe fn apply<S: Simd>(
                         x = s.mul(x, math::gelu_slope(s, load_up_to(s, other, n)));
                     }
                 }
-                store_up_to(s, at, x, n);
+                store_up_to(s, c.add(r * c_row + q), x, n);
             }
             q += n;
         }

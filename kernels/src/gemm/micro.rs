@@ -15,15 +15,20 @@ pub(super) struct Tile {
     pub(super) a_row: usize,
     pub(super) a_col: usize,
     pub(super) b: *const f32,
+    /// Where the result goes.
     pub(super) c: *mut f32,
     pub(super) c_row: usize,
+    /// What the result adds to when it accumulates: C itself or a partial sum of it.
+    pub(super) start: *const f32,
+    pub(super) start_row: usize,
 }
 
 /// Dispatches on the number of rows, so that edges keep their sums in registers too,
 /// and on the direction in which A is contiguous, so that addresses are cheap.
 ///
 /// # Safety
-/// A is valid for `rows x kc` elements, B for `kc` rows of `NR`, C for `rows x cols`;
+/// A is valid for `rows x kc` elements, B for `kc` rows of `NR`, C and, to
+/// accumulate, its start for `rows x cols`;
 /// `rows <= MR <= 6`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, t: &Tile, rows: usize, cols: usize, accumulate: bool) {
@@ -114,7 +119,8 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize, const ALONG: bool>(
             for (i, sum) in sums.iter().enumerate() {
                 for (v, &lanes) in sum.iter().enumerate() {
                     let c = t.c.add(i * t.c_row + v * S::LANES);
-                    let x = if accumulate { s.add(lanes, s.load(c)) } else { lanes };
+                    let start = t.start.wrapping_add(i * t.start_row + v * S::LANES);
+                    let x = if accumulate { s.add(lanes, s.load(start)) } else { lanes };
                     s.store(c, x);
                 }
             }
@@ -126,8 +132,12 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize, const ALONG: bool>(
                     let left = cols.saturating_sub(v * S::LANES).min(S::LANES);
                     if left > 0 {
                         let c = t.c.add(i * t.c_row + v * S::LANES);
-                        let x =
-                            if accumulate { s.add(lanes, load_up_to(s, c, left)) } else { lanes };
+                        let start = t.start.wrapping_add(i * t.start_row + v * S::LANES);
+                        let x = if accumulate {
+                            s.add(lanes, load_up_to(s, start, left))
+                        } else {
+                            lanes
+                        };
                         store_up_to(s, c, x, left);
                     }
                 }

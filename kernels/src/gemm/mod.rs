@@ -12,7 +12,7 @@
 //!     for each group of MR rows of A             (A: L2 -> L1)
 //!       micro-kernel: MR x NR sums in registers over KC products
 //!       first block: overwrite C; later ones: add to it
-//!       last block: epilogue on the MR x NR tile, still in L1
+//!       last block: into a buffer, from there through the epilogue to C
 //! ```
 //!
 //! The order of additions to an element of `C` depends on `k` alone, never on
@@ -28,13 +28,14 @@ mod micro;
 pub(crate) mod pack;
 
 use crate::simd::Simd;
+use core::mem::MaybeUninit;
 pub(crate) use epilogue::RawEpilogue;
 
 /// Depth of a block of the inner dimension.
 ///
 /// A panel block is `256 * 16 * 4` bytes = 16 KiB, half of a 32 KiB L1; the other
-/// half holds the rows of A and C that stream by. 128 and 512 measured 3 % and
-/// 2 % slower on the reference products (Zen 3, `cllm bench`).
+/// half holds the rows of A and C that stream by. 512 gave 0.95 to 1.02 of its speed on
+/// the reference products (Zen 3, one thread, in turns).
 pub(crate) const KC: usize = 256;
 
 /// A product over raw memory. Built by the safe methods of [`crate::Kernels`].
@@ -61,40 +62,29 @@ pub(crate) struct RawGemm {
 ///
 /// # Safety
 /// All of A, of the first `k` rows of the panels of B, of C and of the epilogue's
-/// operands is valid memory; C overlaps none of the others (a residual that *is* C
-/// excepted, for it is read before C's element is written).
+/// operands is valid memory; C overlaps none of the others, a residual that *is* C
+/// excepted.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
     if g.m == 0 || g.n == 0 {
         return;
     }
+    // A residual that is C must be whole when it is read: no block may write C before.
+    let in_place = g.epilogue.reads(g.c);
     let mut depth = 0;
     // `k == 0` still runs once, to overwrite C and apply the epilogue.
     loop {
         let kc = KC.min(g.k - depth);
-        let last = depth + kc == g.k;
-        let accumulate = g.accumulate || depth > 0;
+        let last = in_place || depth + kc == g.k;
         let mut j = 0;
         while j < g.n {
             let cols = S::NR.min(g.n - j);
-            // SAFETY: the offsets stay inside A, B and C as the caller promised:
-            // depth + kc <= k, j + cols <= n, i + rows <= m.
-            unsafe {
-                let b = g.b.add(j / S::NR * g.b_panel + depth * S::NR);
-                let mut i = 0;
-                while i < g.m {
-                    let rows = S::MR.min(g.m - i);
-                    // Without an inner dimension A has no memory to point into.
-                    let a = g.a.wrapping_add(i * g.a_row + depth * g.a_col);
-                    let c = g.c.add(i * g.c_row + j);
-                    let tile =
-                        micro::Tile { kc, a, a_row: g.a_row, a_col: g.a_col, b, c, c_row: g.c_row };
-                    micro::run(s, &tile, rows, cols, accumulate);
-                    if last {
-                        epilogue::apply(s, &g.epilogue, c, g.c_row, i, j, rows, cols);
-                    }
-                    i += rows;
-                }
+            let mut i = 0;
+            while i < g.m {
+                let rows = S::MR.min(g.m - i);
+                // SAFETY: the tile is inside C; passed on from the caller.
+                unsafe { place(s, g, &Place { i, j, rows, cols }, depth, last) };
+                i += rows;
             }
             j += cols;
         }
@@ -104,3 +94,60 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
         }
     }
 }
+
+/// A tile of C.
+pub(crate) struct Place {
+    i: usize,
+    j: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// One tile: a depth block of it, or all from `depth` on if those are the `last` ones.
+///
+/// Before an epilogue the sums go to a buffer, and through the epilogue from there to
+/// C: what it reads of C (as a residual) is still what the caller put there.
+///
+/// # Safety
+/// As for [`gemm`]; the tile is inside C, which holds the sum of the blocks before.
+#[inline(always)]
+unsafe fn place<S: Simd>(s: S, g: &RawGemm, at: &Place, mut depth: usize, last: bool) {
+    let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
+    let buffered = last && !g.epilogue.is_none();
+    // SAFETY: depth + kc <= k, panel j / NR is one of B's, the buffer holds MR x NR floats
+    // and is read where it was written.
+    unsafe {
+        let c = g.c.add(at.i * g.c_row + at.j);
+        let (to, to_row) =
+            if buffered { (buffer.as_mut_ptr().cast(), S::NR) } else { (c, g.c_row) };
+        let (mut start, mut start_row) = (c, g.c_row);
+        let mut accumulate = g.accumulate || depth > 0;
+        loop {
+            let kc = KC.min(g.k - depth);
+            let tile = micro::Tile {
+                kc,
+                // Without an inner dimension A has no memory to point into.
+                a: g.a.wrapping_add(at.i * g.a_row + depth * g.a_col),
+                a_row: g.a_row,
+                a_col: g.a_col,
+                b: g.b.add(at.j / S::NR * g.b_panel + depth * S::NR),
+                c: to,
+                c_row: to_row,
+                start,
+                start_row,
+            };
+            micro::run(s, &tile, at.rows, at.cols, accumulate);
+            depth += kc;
+            if !last || depth == g.k {
+                break;
+            }
+            (start, start_row, accumulate) = (to, to_row, true);
+        }
+        if buffered {
+            epilogue::apply(s, &g.epilogue, to, c, g.c_row, at);
+        }
+    }
+}
+
+/// Elements of the largest register block.
+const MAX_TILE: usize = 96;

@@ -45,6 +45,7 @@ pub(crate) unsafe fn pack_b<S: Simd>(s: S, src: Source, k: usize, n: usize, dst:
             let from = src.ptr.add(j * src.col);
             if src.col == 1 && cols == S::NR {
                 for p in 0..k {
+                    s.prefetch(from.wrapping_add((p + AHEAD) * src.row));
                     let mut q = 0;
                     while q < S::NR {
                         s.store(panel.add(p * S::NR + q), s.load(from.add(p * src.row + q)));
@@ -87,6 +88,7 @@ pub(crate) unsafe fn pack_a<S: Simd>(s: S, src: Source, m: usize, k: usize, dst:
             let whole = src.row == 1 && S::LANES > S::MR && m - i >= S::LANES;
             if whole {
                 for p in 0..k.saturating_sub(1) {
+                    s.prefetch(from.wrapping_add((p + AHEAD) * src.col));
                     s.store(panel.add(p * S::MR), s.load(from.add(p * src.col)));
                 }
             }
@@ -100,3 +102,6 @@ pub(crate) unsafe fn pack_a<S: Simd>(s: S, src: Source, m: usize, k: usize, dst:
         i += rows;
     }
 }
+
+/// Rows or columns between a prefetch and its use: some 50 ns of copying.
+const AHEAD: usize = 24;

@@ -31,8 +31,7 @@ macro_rules! shared_avx_operations {
     () => {
         type V = __m256;
         const LANES: usize = 8;
-        // 12 sums, 2 columns and 1 or 2 broadcasts fill the 16 registers; 6x16 reaches
-        // 98-100 % of the FMA peak from cache (`cllm bench`).
+        // 12 sums, 2 columns and 1 or 2 broadcasts fill the 16 registers.
         const MR: usize = 6;
         const NR: usize = 16;
 
@@ -66,6 +65,11 @@ macro_rules! shared_avx_operations {
         unsafe fn store_first(self, p: *mut f32, v: __m256, n: usize) {
             // SAFETY: masked lanes are not written; the caller's promise covers the rest.
             unsafe { _mm256_maskstore_ps(p, $crate::simd::avx::lane_mask(n), v) }
+        }
+        #[inline(always)]
+        fn prefetch(self, p: *const f32) {
+            // SAFETY: a hint that touches no memory, whatever the address; x86-64 has SSE.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         fn sum(self, a: __m256) -> f32 {

@@ -42,6 +42,9 @@ pub(crate) trait Simd: Copy {
     /// `p` is valid for writing `n` floats.
     unsafe fn store_first(self, p: *mut f32, v: Self::V, n: usize);
 
+    /// Asks for the cache line at `p` ahead of its use. Any address will do.
+    fn prefetch(self, p: *const f32);
+
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;

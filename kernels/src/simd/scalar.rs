@@ -39,6 +39,8 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn store_first(self, _: *mut f32, _: f32, _: usize) {}
     #[inline(always)]
+    fn prefetch(self, _: *const f32) {}
+    #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
         a + b
     }

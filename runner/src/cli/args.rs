@@ -89,19 +89,19 @@ pub struct GenerateArgs {
           aliases = ["max-new-tokens"])]
     pub tokens: usize,
     /// Below 1 likely tokens become more likely; 0 is --greedy.
-    #[arg(long, value_name = "X", default_value = "0.8", value_parser = parse::<f32>)]
+    #[arg(long, value_name = "X", default_value = "0.8", value_parser = parse::<f32>, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Only the K likeliest tokens; 0 for all.
     #[arg(long, value_name = "K", default_value = "0", value_parser = parse::<usize>)]
     pub top_k: usize,
     /// Only the likeliest tokens that together have this probability; 1 for all.
-    #[arg(long, value_name = "P", default_value = "1", value_parser = parse::<f32>)]
+    #[arg(long, value_name = "P", default_value = "1", value_parser = parse::<f32>, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Only tokens at least this likely compared with the likeliest; 0 for all.
-    #[arg(long, value_name = "P", default_value = "0", value_parser = parse::<f32>)]
+    #[arg(long, value_name = "P", default_value = "0", value_parser = parse::<f32>, allow_negative_numbers = true)]
     pub min_p: f32,
     /// Above 1 tokens that have occurred become less likely.
-    #[arg(long, value_name = "X", default_value = "1", value_parser = parse::<f32>)]
+    #[arg(long, value_name = "X", default_value = "1", value_parser = parse::<f32>, allow_negative_numbers = true)]
     pub repetition_penalty: f32,
     /// Always the likeliest token.
     #[arg(long)]
@@ -167,7 +167,7 @@ pub struct TokenizeArgs {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub val_data: Vec<String>,
     /// Share of the tokens held out for validation when there is no --val-data.
-    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = parse::<f64>)]
+    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = parse::<f64>, allow_negative_numbers = true)]
     pub val_fraction: f64,
     /// Field of a JSON line that holds the text.
     #[arg(long, value_name = "NAME", default_value = "text")]
@@ -218,7 +218,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub only: String,
     /// Seconds to spend on each kernel.
-    #[arg(long, value_name = "X", default_value = "0.2", value_parser = parse::<f64>)]
+    #[arg(long, value_name = "X", default_value = "0.2", value_parser = parse::<f64>, allow_negative_numbers = true)]
     pub seconds: f64,
     /// One JSON object instead of a table.
     #[arg(long)]

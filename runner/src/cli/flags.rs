@@ -54,7 +54,8 @@ macro_rules! train_flags {
                 )*
                 $(
                     $(#[$attr])*
-                    #[arg(long, help_heading = $heading, value_parser = parse::<$ty>)]
+                    #[arg(long, help_heading = $heading, value_parser = parse::<$ty>,
+                          allow_negative_numbers = true)]
                     pub $field: Option<$ty>,
                 )*
             )*

@@ -44,9 +44,9 @@ pub(super) fn error(error: &clap::Error) -> Error {
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
         _ => None,
     };
-    // `--batch-size <N>` as clap has it is shown as `--batch-size`.
+    // clap has `--batch-size <N>`, or `--bias [<BOOL>]`.
     let arg = text(ContextKind::InvalidArg).unwrap_or_default();
-    let flag = arg.split(" <").next().unwrap_or_default();
+    let flag = arg.split([' ', '=']).next().unwrap_or_default();
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     let did_you_mean = |kind| text(kind).map(|name| format!(": did you mean {name}?"));
     let message = match error.kind() {

@@ -1,0 +1,276 @@
+//! Causal attention against its definition, its gradients against differences.
+#![allow(clippy::needless_range_loop, reason = "indices read like the formulas")]
+
+mod common;
+
+use cllm_kernels::{Attention, AttentionGrads, Dropout, Kernels};
+use common::{Grid, Rng, assert_close, each_isa, reference, tolerance};
+use reference::Head;
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    queries: usize,
+    keys: usize,
+    head: usize,
+    first: usize,
+    dropout: bool,
+}
+
+impl Shape {
+    /// A whole sequence, as the backward pass wants it.
+    fn square(n: usize, head: usize, dropout: bool) -> Self {
+        Self { queries: n, keys: n, head, first: 0, dropout }
+    }
+}
+
+const MASK_ROW: u32 = 77;
+
+fn dropout(shape: Shape) -> Option<(Dropout, u32)> {
+    shape.dropout.then(|| (Dropout::new(0.25, 5, 9, 4).unwrap(), MASK_ROW))
+}
+
+/// The factors of the probabilities, `queries x keys`.
+fn masks(shape: Shape) -> Vec<f64> {
+    let mut all = Vec::new();
+    for i in 0..shape.queries {
+        let mut row = vec![1.0; shape.keys];
+        if let Some((dropout, first)) = dropout(shape) {
+            dropout.fill_mask(first + i as u32, 0, &mut row);
+        }
+        all.extend(row.into_iter().map(f64::from));
+    }
+    all
+}
+
+struct Inputs {
+    q: Grid,
+    k: Grid,
+    v: Grid,
+}
+
+impl Inputs {
+    fn new(rng: &mut Rng, shape: Shape, range: f32) -> Self {
+        let mut q = Grid::random(rng, shape.queries, shape.head);
+        let values = q.values();
+        q.fill(|i, j| values[i * shape.head + j] * range);
+        let k = Grid::random(rng, shape.keys, shape.head);
+        let v = Grid::random(rng, shape.keys, shape.head);
+        Self { q, k, v }
+    }
+
+    fn attention(&self, shape: Shape) -> Attention<'_> {
+        Attention {
+            q: self.q.view(),
+            k: self.k.view(),
+            v: self.v.view(),
+            first: shape.first,
+            scale: scale(shape),
+            dropout: dropout(shape),
+        }
+    }
+}
+
+fn scale(shape: Shape) -> f32 {
+    1.0 / (shape.head as f32).sqrt()
+}
+
+/// Runs `test` with the reference's description of `shape`.
+fn with_head<T>(shape: Shape, test: impl FnOnce(&Head<'_>) -> T) -> T {
+    let masks = masks(shape);
+    let mask = |i: usize, j: usize| masks[i * shape.keys + j];
+    test(&Head {
+        queries: shape.queries,
+        keys: shape.keys,
+        head: shape.head,
+        first: shape.first,
+        scale: f64::from(scale(shape)),
+        mask: &mask,
+    })
+}
+
+/// The forward pass, checked in full; returns what the backward pass wants.
+fn forward(kernels: &Kernels, shape: Shape, inputs: &Inputs, rng: &mut Rng) -> (Grid, Grid) {
+    let what = format!("{kernels:?} {shape:?}");
+    let mut out = Grid::blank_somewhere(rng, shape.queries, shape.head);
+    let mut lse = Grid::blank(1, shape.queries, 0, 1 + rng.below(7));
+    let need = kernels.attention_scratch_len(shape.keys, shape.head).unwrap();
+    let mut scratch = Grid::blank(1, need, 0, 1 + rng.below(7));
+    let (a, room) = (inputs.attention(shape), scratch.slice_mut());
+    kernels.attention(&a, out.view_mut(), Some(lse.slice_mut()), room);
+    for grid in [&out, &lse, &scratch] {
+        grid.assert_frame(&what);
+    }
+    let (q, k, v) = (inputs.q.wide(), inputs.k.wide(), inputs.v.wide());
+    let exact = with_head(shape, |head| reference::attention(head, &q, &k, &v));
+    let bound = |size| tolerance::attention(shape.keys, shape.head, exact.largest, size);
+    let masks = masks(shape);
+    for i in 0..shape.queries {
+        let at = format!("{what} query {i}");
+        assert_close(lse.at(0, i), exact.lse[i], bound(1.0 + exact.lse[i].abs()), &at);
+        for c in 0..shape.head {
+            let size: f64 = (0..=shape.first + i)
+                .map(|j| i * shape.keys + j)
+                .map(|e| exact.p[e] * masks[e] * v[e % shape.keys * shape.head + c].abs())
+                .sum();
+            let e = i * shape.head + c;
+            assert_close(out.at(i, c), exact.out[e], bound(size), format!("{at} column {c}"));
+        }
+    }
+    // Without the log-sum-exp the result is the same.
+    let mut other = Grid::blank_somewhere(rng, shape.queries, shape.head);
+    kernels.attention(&a, other.view_mut(), None, scratch.slice_mut());
+    assert_eq!(other.bits(), out.bits(), "{what}: lse changes the result");
+    (out, lse)
+}
+
+#[test]
+fn forward_matches_the_definition() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(31);
+        for n in [1, 2, 3, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 100, 257] {
+            for head in [1, 3, 8, 17, 32, 65] {
+                let shape = Shape::square(n, head, rng.coin());
+                let inputs = Inputs::new(&mut rng, shape, 3.0);
+                forward(kernels, shape, &inputs, &mut rng);
+            }
+        }
+    });
+}
+
+#[test]
+fn forward_with_a_cache_matches_the_definition() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(32);
+        for first in [0, 1, 4, 7, 16, 64, 100] {
+            for queries in [1, 2, 3, 5, 6, 9, 50] {
+                // A cache may be longer than what is visible: the rest is stale.
+                for spare in [0, 3] {
+                    let keys = first + queries + spare;
+                    let dropout = rng.below(4) == 0;
+                    let head = rng.size(33);
+                    let shape = Shape { queries, keys, head, first, dropout };
+                    let mut inputs = Inputs::new(&mut rng, shape, 2.0);
+                    for row in first + queries..keys {
+                        for c in 0..head {
+                            inputs.k.set(row, c, f32::NAN);
+                            inputs.v.set(row, c, f32::INFINITY);
+                        }
+                    }
+                    forward(kernels, shape, &inputs, &mut rng);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(33);
+        for (queries, first) in [(20, 0), (1, 19), (3, 10)] {
+            let shape = Shape { queries, keys: first + queries, head: 8, first, dropout: false };
+            let inputs = Inputs::new(&mut rng, shape, 1000.0);
+            forward(kernels, shape, &inputs, &mut rng);
+        }
+    });
+}
+
+#[test]
+fn gradients_match_formulas_and_differences() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(34);
+        for n in [1, 2, 3, 5, 6, 7, 9, 16, 17, 33, 65, 100, 257] {
+            for head in [1, 3, 8, 17, 32] {
+                let shape = Shape::square(n, head, rng.coin());
+                check_gradients(kernels, shape, &mut rng);
+            }
+        }
+        check_gradients(kernels, Shape::square(12, 8, true), &mut rng);
+        check_gradients(kernels, Shape::square(12, 8, false), &mut rng);
+    });
+}
+
+fn check_gradients(kernels: &Kernels, shape: Shape, rng: &mut Rng) {
+    let (n, head) = (shape.keys, shape.head);
+    let what = format!("{kernels:?} {shape:?}");
+    let inputs = Inputs::new(rng, shape, 2.0);
+    let (out, lse) = forward(kernels, shape, &inputs, rng);
+    let dout = Grid::random(rng, n, head);
+    let mut blank = || Grid::blank_somewhere(rng, n, head);
+    let (mut dq, mut dk, mut dv) = (blank(), blank(), blank());
+    let need = kernels.attention_backward_scratch_len(n, head).unwrap();
+    let mut scratch = Grid::blank(1, need, 0, 1 + rng.below(7));
+    let mut grads = AttentionGrads { dq: dq.view_mut(), dk: dk.view_mut(), dv: dv.view_mut() };
+    kernels.attention_backward(
+        &inputs.attention(shape),
+        out.view(),
+        lse.slice(),
+        dout.view(),
+        &mut grads,
+        scratch.slice_mut(),
+    );
+    let (mut q, mut k, mut v) = (inputs.q.wide(), inputs.k.wide(), inputs.v.wide());
+    let weights = dout.wide();
+    with_head(shape, |h| {
+        let exact = reference::attention_backward(h, &q, &k, &v, &weights);
+        let largest = reference::attention(h, &q, &k, &v).largest;
+        let bound = |size| tolerance::attention(n, head, largest, size);
+        for (name, grid, (values, sizes)) in
+            [("dq", &dq, &exact.dq), ("dk", &dk, &exact.dk), ("dv", &dv, &exact.dv)]
+        {
+            grid.assert_frame(&what);
+            for e in 0..n * head {
+                let at = format!("{what} {name} ({}, {})", e / head, e % head);
+                assert_close(grid.at(e / head, e % head), values[e], bound(sizes[e]), at);
+            }
+        }
+        scratch.assert_frame(&what);
+        if n > 17 || head > 8 {
+            return;
+        }
+        let loss = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
+            let out = reference::attention(h, q, k, v).out;
+            out.iter().zip(&weights).map(|(x, w)| x * w).sum()
+        };
+        for e in 0..n * head {
+            let (i, c) = (e / head, e % head);
+            let slack = |size: f64| bound(size) + tolerance::DIFFERENCES;
+            let (k0, v0) = (k.clone(), v.clone());
+            let slope = reference::difference(&mut q, e, |q| loss(q, &k0, &v0));
+            assert_close(dq.at(i, c), slope, slack(exact.dq.1[e]), format!("{what} dq {i} {c}"));
+            let q0 = q.clone();
+            let slope = reference::difference(&mut k, e, |k| loss(&q0, k, &v0));
+            assert_close(dk.at(i, c), slope, slack(exact.dk.1[e]), format!("{what} dk {i} {c}"));
+            let slope = reference::difference(&mut v, e, |v| loss(&q0, &k0, v));
+            assert_close(dv.at(i, c), slope, slack(exact.dv.1[e]), format!("{what} dv {i} {c}"));
+        }
+    });
+}
+
+#[test]
+fn repeated_calls_give_the_same_bits_whatever_scratch_held() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(35);
+        let shape = Shape::square(65, 17, true);
+        let inputs = Inputs::new(&mut rng, shape, 2.0);
+        let dout = Grid::random(&mut rng, 65, 17);
+        let mut first: Option<[Vec<u32>; 4]> = None;
+        for fill in [0.0, f32::NAN, 1e30] {
+            let mut out = Grid::blank(65, 17, 0, 1);
+            let mut lse = vec![0.0; 65];
+            let need = kernels.attention_backward_scratch_len(65, 17).unwrap();
+            let mut scratch = vec![fill; need.max(kernels.attention_scratch_len(65, 17).unwrap())];
+            let a = inputs.attention(shape);
+            kernels.attention(&a, out.view_mut(), Some(&mut lse), &mut scratch);
+            scratch.fill(fill);
+            let mut grads = [1, 2, 3].map(|offset| Grid::blank(65, 17, offset, offset));
+            let [dq, dk, dv] = &mut grads;
+            let mut views =
+                AttentionGrads { dq: dq.view_mut(), dk: dk.view_mut(), dv: dv.view_mut() };
+            let (o, d) = (out.view(), dout.view());
+            kernels.attention_backward(&a, o, &lse, d, &mut views, &mut scratch);
+            let bits = [out.bits(), grads[0].bits(), grads[1].bits(), grads[2].bits()];
+            assert_eq!(first.get_or_insert_with(|| bits.clone()), &bits, "{kernels:?}");
+        }
+    });
+}

@@ -1,0 +1,370 @@
+//! Matrix products against the naive reference, on every instruction set.
+#![allow(clippy::needless_range_loop, reason = "indices read like the formulas")]
+
+mod common;
+
+use cllm_kernels::{Dropout, Epilogue, Kernels, MatMut, MatRef, Packed};
+use common::{Grid, Rng, SIZES, assert_close, each_isa, reference, tolerance};
+
+/// A random `rows x cols` matrix, plain or as the transpose of a stored one.
+fn operand(rng: &mut Rng, rows: usize, cols: usize, transposed: bool) -> Grid {
+    if transposed { Grid::random(rng, cols, rows) } else { Grid::random(rng, rows, cols) }
+}
+
+fn view(grid: &Grid, transposed: bool) -> MatRef<'_> {
+    if transposed { grid.view().t() } else { grid.view() }
+}
+
+fn wide(grid: &Grid, transposed: bool) -> Vec<f64> {
+    if !transposed {
+        return grid.wide();
+    }
+    (0..grid.rows * grid.cols).map(|e| f64::from(grid.at(e % grid.rows, e / grid.rows))).collect()
+}
+
+/// Packs into a guarded, unaligned buffer.
+fn pack(kernels: &Kernels, rng: &mut Rng, b: MatRef<'_>) -> Grid {
+    let len = kernels.packed_len(b.rows(), b.cols()).unwrap();
+    let mut packed = Grid::blank(1, len, 0, 1 + rng.below(7));
+    kernels.pack(b, packed.slice_mut());
+    packed.assert_frame("pack");
+    assert!(packed.slice().iter().all(|x| x.is_finite()), "pack left padding unwritten");
+    packed
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    a_t: bool,
+    b_t: bool,
+    accumulate: bool,
+}
+
+impl Case {
+    fn random(rng: &mut Rng, most: usize) -> Self {
+        let (m, n, k) = (rng.size(most), rng.size(most), rng.size(most));
+        Self { m, n, k, a_t: rng.coin(), b_t: rng.coin(), accumulate: rng.coin() }
+    }
+}
+
+/// Kinds of epilogue, by number, so that a test can go through them.
+const EPILOGUES: usize = 8;
+
+/// Runs one packed product with epilogue `kind` and checks every element.
+fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
+    let Case { m, n, k, a_t, b_t, accumulate } = case;
+    let what = format!("{kernels:?} {case:?} epilogue {kind}");
+    let (a, b) = (operand(rng, m, k, a_t), operand(rng, k, n, b_t));
+    let packed = pack(kernels, rng, view(&b, b_t));
+    let bias = Grid::random(rng, 1, n);
+    let other = Grid::random(rng, m, n);
+    let mut pre = Grid::blank_somewhere(rng, m, n);
+    let mut c = Grid::blank_somewhere(rng, m, n);
+    if accumulate {
+        c.fill(|_, _| rng.float());
+    }
+    let before: Vec<f64> = if accumulate { c.wide() } else { vec![0.0; m * n] };
+    let dropout = Dropout::new(0.3, 11, 5, 2).unwrap();
+    let first_row = 1000;
+    let epilogue = match kind {
+        0 => Epilogue::None,
+        1 => Epilogue::Bias(bias.slice()),
+        2 => Epilogue::Gelu { bias: None, pre: pre.view_mut() },
+        3 => Epilogue::Gelu { bias: Some(bias.slice()), pre: pre.view_mut() },
+        4 => Epilogue::Residual { bias: None, residual: other.view(), dropout: None },
+        5 => Epilogue::Residual {
+            bias: Some(bias.slice()),
+            residual: other.view(),
+            dropout: Some((dropout, first_row)),
+        },
+        6 => Epilogue::Residual { bias: Some(bias.slice()), residual: other.view(), dropout: None },
+        _ => Epilogue::GeluGrad { pre: other.view() },
+    };
+    let with_bias = matches!(kind, 1 | 3 | 5 | 6);
+    let packed_b = Packed::new(packed.slice(), k, n);
+    kernels.gemm(view(&a, a_t), packed_b, c.view_mut(), accumulate, &epilogue);
+    c.assert_frame(&what);
+    pre.assert_frame(&what);
+
+    let (sums, sizes) = reference::matmul(&wide(&a, a_t), &wide(&b, b_t), m, n, k);
+    let mut mask = vec![1.0; n];
+    for i in 0..m {
+        if kind == 5 {
+            dropout.fill_mask(first_row + i as u32, 0, &mut mask);
+        }
+        for j in 0..n {
+            let e = i * n + j;
+            let add = if with_bias { f64::from(bias.at(0, j)) } else { 0.0 };
+            let sum = sums[e] + before[e] + add;
+            let bound = tolerance::gemm(k, sizes[e] + before[e].abs() + add.abs());
+            let (other, kept) = (f64::from(other.at(i, j)), f64::from(mask[j]));
+            let at = format!("{what} at ({i}, {j})");
+            match kind {
+                0 | 1 => assert_close(c.at(i, j), sum, bound, at),
+                2 | 3 => {
+                    assert_close(pre.at(i, j), sum, bound, format!("{at}, pre"));
+                    let bound = bound * tolerance::GELU_STEEPEST + tolerance::gelu(sum);
+                    assert_close(c.at(i, j), reference::gelu(sum), bound, at);
+                }
+                4..=6 => {
+                    let exact = sum * kept + other;
+                    let bound = bound * kept + tolerance::sum(1, (sum * kept).abs() + other.abs());
+                    assert_close(c.at(i, j), exact, bound, at);
+                }
+                _ => {
+                    let slope = reference::gelu_slope(other);
+                    let bound =
+                        bound * slope.abs() + (sum.abs() + bound) * tolerance::gelu_slope(other);
+                    assert_close(c.at(i, j), sum * slope, bound + tolerance::TINY, at);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_stride_accumulation_and_epilogue_matches_the_reference() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(1);
+        for kind in 0..EPILOGUES {
+            for bits in 0..8 {
+                let (a_t, b_t, accumulate) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+                for (m, n, k) in [(7, 17, 5), (13, 33, 9), (6, 16, 8), (1, 1, 1)] {
+                    check(kernels, Case { m, n, k, a_t, b_t, accumulate }, kind, &mut rng);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn every_odd_size_in_each_dimension_matches_the_reference() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(2);
+        for size in SIZES {
+            for (m, n, k) in [(size, 9, 7), (5, size, 7), (5, 9, size)] {
+                let (a_t, b_t, accumulate) = (rng.coin(), rng.coin(), rng.coin());
+                let case = Case { m, n, k, a_t, b_t, accumulate };
+                let kind = rng.below(EPILOGUES);
+                check(kernels, case, kind, &mut rng);
+            }
+        }
+    });
+}
+
+#[test]
+fn random_shapes_match_the_reference() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(3);
+        for round in 0..150 {
+            let most = if round % 10 == 0 { 257 } else { 65 };
+            let (case, kind) = (Case::random(&mut rng, most), rng.below(EPILOGUES));
+            check(kernels, case, kind, &mut rng);
+        }
+    });
+}
+
+#[test]
+fn several_depth_blocks_match_the_reference() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(4);
+        for k in [256, 512, 513, 770, 1025] {
+            for accumulate in [false, true] {
+                for kind in [0, 3, 5, 7] {
+                    let (a_t, b_t) = (rng.coin(), rng.coin());
+                    let case = Case { m: 7, n: 18, k, a_t, b_t, accumulate };
+                    check(kernels, case, kind, &mut rng);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_empty_inner_dimension_leaves_the_epilogue() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(5);
+        for kind in 0..EPILOGUES {
+            for accumulate in [false, true] {
+                for a_t in [false, true] {
+                    let case = Case { m: 7, n: 17, k: 0, a_t, b_t: false, accumulate };
+                    check(kernels, case, kind, &mut rng);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn empty_results_touch_nothing() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(6);
+        for (m, n) in [(0, 5), (5, 0), (0, 0)] {
+            let case = Case { m, n, k: 3, a_t: false, b_t: false, accumulate: false };
+            check(kernels, case, 0, &mut rng);
+            let (a, b) = (Grid::random(&mut rng, m, 3), Grid::random(&mut rng, 3, n));
+            let mut c = Grid::blank_somewhere(&mut rng, m, n);
+            let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, 3).unwrap()];
+            kernels.gemm_unpacked(a.view(), b.view(), c.view_mut(), true, &mut scratch);
+            c.assert_frame("empty");
+        }
+    });
+}
+
+/// Runs one product that packs both operands and checks every element.
+fn check_unpacked(kernels: &Kernels, case: Case, rng: &mut Rng) {
+    let Case { m, n, k, a_t, b_t, accumulate } = case;
+    let what = format!("{kernels:?} unpacked {case:?}");
+    let (a, b) = (operand(rng, m, k, a_t), operand(rng, k, n, b_t));
+    let mut c = Grid::blank_somewhere(rng, m, n);
+    if accumulate {
+        c.fill(|_, _| rng.float());
+    }
+    let before: Vec<f64> = if accumulate { c.wide() } else { vec![0.0; m * n] };
+    let len = kernels.gemm_scratch_len(m, n, k).unwrap();
+    let mut scratch = Grid::blank(1, len, 0, 1 + rng.below(7));
+    let (a_view, b_view) = (view(&a, a_t), view(&b, b_t));
+    kernels.gemm_unpacked(a_view, b_view, c.view_mut(), accumulate, scratch.slice_mut());
+    c.assert_frame(&what);
+    scratch.assert_frame(&what);
+    let (sums, sizes) = reference::matmul(&wide(&a, a_t), &wide(&b, b_t), m, n, k);
+    for i in 0..m {
+        for j in 0..n {
+            let e = i * n + j;
+            let bound = tolerance::gemm(k, sizes[e] + before[e].abs());
+            let at = format!("{what} at ({i}, {j})");
+            assert_close(c.at(i, j), sums[e] + before[e], bound, at);
+        }
+    }
+}
+
+#[test]
+fn products_that_pack_both_operands_match_the_reference() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(7);
+        for bits in 0..8 {
+            let (a_t, b_t, accumulate) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+            for (m, n, k) in [(7, 17, 5), (13, 33, 300), (8, 16, 256), (6, 3, 0), (1, 1, 1)] {
+                check_unpacked(kernels, Case { m, n, k, a_t, b_t, accumulate }, &mut rng);
+            }
+        }
+        for size in SIZES {
+            for (m, n, k) in [(size, 9, 7), (5, size, 7), (5, 9, size), (size, 17, 2)] {
+                let (a_t, b_t, accumulate) = (true, false, rng.coin());
+                check_unpacked(kernels, Case { m, n, k, a_t, b_t, accumulate }, &mut rng);
+            }
+        }
+        for _ in 0..60 {
+            let case = Case { k: rng.size(257) * 3, ..Case::random(&mut rng, 65) };
+            check_unpacked(kernels, case, &mut rng);
+        }
+    });
+}
+
+#[test]
+fn any_tiling_of_a_packed_product_gives_the_same_bits() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(8);
+        for (m, n, k) in [(37, 50, 300), (19, 33, 17), (64, 64, 513)] {
+            let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
+            let mut whole = Grid::blank(m, n, 3, 1);
+            let packed = pack(kernels, &mut rng, b.view());
+            let all = Packed::new(packed.slice(), k, n);
+            kernels.gemm(a.view(), all, whole.view_mut(), false, &Epilogue::None);
+            for _ in 0..6 {
+                let (row, col) = (rng.below(m + 1), rng.below(n + 1));
+                for (i, rows) in [(0, row), (row, m - row)] {
+                    for (j, cols) in [(0, col), (col, n - col)] {
+                        let packed = pack(kernels, &mut rng, b.view().col_range(j, cols));
+                        let mut part = Grid::blank_somewhere(&mut rng, rows, cols);
+                        kernels.gemm(
+                            a.view().row_range(i, rows),
+                            Packed::new(packed.slice(), k, cols),
+                            part.view_mut(),
+                            false,
+                            &Epilogue::None,
+                        );
+                        for r in 0..rows {
+                            for c in 0..cols {
+                                let (x, y) = (part.at(r, c), whole.at(i + r, j + c));
+                                assert_eq!(x.to_bits(), y.to_bits(), "{kernels:?} ({r}, {c})");
+                            }
+                        }
+                    }
+                }
+            }
+            let mut again = Grid::blank(m, n, 0, 5);
+            kernels.gemm(a.view(), all, again.view_mut(), false, &Epilogue::None);
+            assert_eq!(again.bits(), whole.bits(), "{kernels:?}: a second call differs");
+            let stored = {
+                let mut t = Grid::blank(k, m, 2, 3);
+                t.fill(|i, j| a.at(j, i));
+                t
+            };
+            let mut strided = Grid::blank(m, n, 1, 5);
+            kernels.gemm(stored.view().t(), all, strided.view_mut(), false, &Epilogue::None);
+            assert_eq!(strided.bits(), whole.bits(), "{kernels:?}: strides of A change bits");
+        }
+    });
+}
+
+#[test]
+fn any_tiling_of_a_weight_gradient_gives_the_same_bits() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(9);
+        let (m, n, k) = (45, 50, 700);
+        let (x, dy) = (Grid::random(&mut rng, k, m), Grid::random(&mut rng, k, n));
+        let run = |i: usize, rows: usize, j: usize, cols: usize| {
+            let mut c = Grid::blank(rows, cols, 1, 2);
+            let mut scratch = vec![f32::NAN; kernels.gemm_scratch_len(rows, cols, k).unwrap()];
+            let a = x.view().t().row_range(i, rows);
+            let b = dy.view().col_range(j, cols);
+            kernels.gemm_unpacked(a, b, c.view_mut(), false, &mut scratch);
+            c
+        };
+        let whole = run(0, m, 0, n);
+        assert_eq!(run(0, m, 0, n).bits(), whole.bits());
+        for (i, rows, j, cols) in [(0, 12, 0, 16), (12, 33, 16, 34), (5, 7, 3, 11), (44, 1, 49, 1)]
+        {
+            let part = run(i, rows, j, cols);
+            for r in 0..rows {
+                for c in 0..cols {
+                    let (x, y) = (part.at(r, c), whole.at(i + r, j + c));
+                    assert_eq!(x.to_bits(), y.to_bits(), "{kernels:?} tile {i} {j} at {r} {c}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+#[expect(unsafe_code, reason = "two views of one matrix, as callers with raw memory have them")]
+fn a_residual_may_be_the_result_itself() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(10);
+        for (m, n, k) in [(7, 17, 5), (13, 33, 256), (13, 33, 257), (6, 16, 800)] {
+            for dropout in [None, Dropout::new(0.3, 1, 2, 3).map(|d| (d, 9))] {
+                let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
+                let bias = Grid::vector(&mut rng, n);
+                let packed = pack(kernels, &mut rng, b.view());
+                let packed = Packed::new(packed.slice(), k, n);
+                let residual = Grid::random(&mut rng, m, n);
+                let epilogue =
+                    |residual| Epilogue::Residual { bias: Some(bias.slice()), residual, dropout };
+                let mut apart = Grid::blank(m, n, 0, 1);
+                let c = apart.view_mut();
+                kernels.gemm(a.view(), packed, c, false, &epilogue(residual.view()));
+                let mut same = residual.values();
+                let at = same.as_mut_ptr();
+                // SAFETY: both views are of the m x n floats of `same`, which nobody else
+                // uses; the product allows a residual to be its result.
+                let (c, r) =
+                    unsafe { (MatMut::from_raw(at, m, n, n), MatRef::from_raw(at, m, n, n)) };
+                kernels.gemm(a.view(), packed, c, false, &epilogue(r));
+                assert_eq!(same, apart.values(), "{kernels:?} {m}x{n}x{k}");
+            }
+        }
+    });
+}

@@ -1,0 +1,304 @@
+//! Wrong shapes panic before any memory is touched, on every instruction set.
+#![allow(clippy::needless_range_loop, reason = "indices read like the formulas")]
+
+mod common;
+
+use cllm_kernels::{
+    AdamW, Attention, AttentionGrads, Dropout, Epilogue, Kernels, MatMut, MatRef, NormSaved, Packed,
+};
+use common::{each_isa, panics};
+
+/// Fails unless the expression panics.
+macro_rules! refused {
+    ($($what:expr => $call:expr;)*) => {
+        $(assert!(panics(|| { let _ = $call; }), "accepted: {}", $what);)*
+    };
+}
+
+fn mat(data: &[f32], rows: usize, cols: usize) -> MatRef<'_> {
+    MatRef::new(data, rows, cols, cols)
+}
+
+fn out(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
+    MatMut::new(data, rows, cols, cols)
+}
+
+const ZEROS: [f32; 256] = [0.0; 256];
+
+#[test]
+fn views_must_fit_their_slices() {
+    let data = [0.0; 12];
+    refused! {
+        "rows beyond the end" => MatRef::new(&data, 4, 4, 4);
+        "a stride beyond the end" => MatRef::new(&data, 3, 2, 6);
+        "an overflowing stride" => MatRef::new(&data, 3, 1, usize::MAX);
+        "an overflowing extent" => MatRef::new(&data, 2, 2, usize::MAX);
+        "overlapping writable rows" => MatMut::new(&mut [0.0; 12], 3, 4, 3);
+        "writable rows beyond the end" => MatMut::new(&mut [0.0; 12], 4, 4, 4);
+        "rows outside" => mat(&data, 3, 4).row_range(2, 2);
+        "overflowing rows" => mat(&data, 3, 4).row_range(2, usize::MAX);
+        "columns outside" => mat(&data, 3, 4).col_range(5, 0);
+        "a row outside" => out(&mut [0.0; 12], 3, 4).row_mut(3);
+    }
+    // Nothing is lost at the edges.
+    let view = mat(&data, 3, 4);
+    assert_eq!((view.row_range(3, 0).rows(), view.col_range(4, 0).cols()), (0, 0));
+    let empty = MatRef::new(&[], 5, 0, 100);
+    assert_eq!((empty.row_range(3, 2).rows(), empty.t().rows()), (2, 0));
+}
+
+#[test]
+fn products_check_every_operand() {
+    each_isa(|kernels| {
+        let gemm = |a: (usize, usize), b: (usize, usize), c: (usize, usize), packed: usize| {
+            let mut data = [0.0; 64];
+            let view = out(&mut data, c.0, c.1);
+            let packed = Packed::new(&ZEROS[..packed], b.0, b.1);
+            kernels.gemm(mat(&ZEROS, a.0, a.1), packed, view, false, &Epilogue::None);
+        };
+        let right = kernels.packed_len(4, 5).unwrap();
+        gemm((3, 4), (4, 5), (3, 5), right);
+        refused! {
+            "too many rows of A" => gemm((4, 4), (4, 5), (3, 5), right);
+            "A deeper than B" => gemm((3, 5), (4, 5), (3, 5), right);
+            "C wider than B" => gemm((3, 4), (4, 5), (3, 6), right);
+            "a short packed B" => gemm((3, 4), (4, 5), (3, 5), right - 1);
+            "a long packed B" => gemm((3, 4), (4, 5), (3, 5), right + 1);
+            "pack to a short slice" => kernels.pack(mat(&ZEROS, 4, 5), &mut [0.0; 3]);
+        }
+        assert_eq!(kernels.packed_len(usize::MAX, 2), None);
+        assert_eq!(kernels.packed_len(2, usize::MAX), None);
+
+        let epilogue = |e: &Epilogue<'_>| {
+            let mut c = [0.0; 15];
+            let packed = Packed::new(&ZEROS[..right], 4, 5);
+            kernels.gemm(mat(&ZEROS, 3, 4), packed, out(&mut c, 3, 5), false, e);
+        };
+        let (wide, tall) = (mat(&ZEROS, 3, 6), mat(&ZEROS, 4, 5));
+        let transposed = mat(&ZEROS, 5, 3).t();
+        let bias = Some(&ZEROS[..5]);
+        refused! {
+            "a short bias" => epilogue(&Epilogue::Bias(&ZEROS[..4]));
+            "a long bias" => epilogue(&Epilogue::Bias(&ZEROS[..6]));
+            "a wide pre" =>
+                epilogue(&Epilogue::Gelu { bias, pre: out(&mut [0.0; 18], 3, 6) });
+            "a short bias of gelu" => epilogue(&Epilogue::Gelu {
+                bias: Some(&ZEROS[..4]), pre: out(&mut [0.0; 15], 3, 5)
+            });
+            "a wide residual" =>
+                epilogue(&Epilogue::Residual { bias, residual: wide, dropout: None });
+            "a tall residual" =>
+                epilogue(&Epilogue::Residual { bias, residual: tall, dropout: None });
+            "a transposed residual" =>
+                epilogue(&Epilogue::Residual { bias, residual: transposed, dropout: None });
+            "a wide activation" => epilogue(&Epilogue::GeluGrad { pre: wide });
+            "a transposed activation" => epilogue(&Epilogue::GeluGrad { pre: transposed });
+        }
+
+        let unpacked = |a: (usize, usize), b: (usize, usize), short: usize| {
+            let mut scratch = vec![0.0; kernels.gemm_scratch_len(3, 5, 4).unwrap() - short];
+            let (a, b) = (mat(&ZEROS, a.0, a.1), mat(&ZEROS, b.0, b.1));
+            kernels.gemm_unpacked(a, b, out(&mut [0.0; 15], 3, 5), false, &mut scratch);
+        };
+        unpacked((3, 4), (4, 5), 0);
+        refused! {
+            "short scratch" => unpacked((3, 4), (4, 5), 1);
+            "A with more rows than C" => unpacked((4, 4), (4, 5), 0);
+            "A deeper than B" => unpacked((3, 5), (4, 5), 0);
+            "B wider than C" => unpacked((3, 4), (4, 6), 0);
+        }
+        assert_eq!(kernels.gemm_scratch_len(usize::MAX, 1, 1), None);
+        assert_eq!(kernels.gemm_scratch_len(1, usize::MAX, 1), None);
+    });
+}
+
+#[test]
+fn flat_passes_check_their_lengths() {
+    each_isa(|kernels| {
+        let h = AdamW {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.9,
+            eps: 1e-8,
+            decay: 0.0,
+            correction1: 1.0,
+            correction2: 1.0,
+            grad_scale: 1.0,
+        };
+        let dropout = Dropout::new(0.5, 1, 2, 3).unwrap();
+        let x = &ZEROS[..8];
+        refused! {
+            "accumulate" => kernels.accumulate(&mut [0.0; 9], x);
+            "gelu" => kernels.gelu(&mut [0.0; 9], x);
+            "gelu, a long source" => kernels.gelu(&mut [0.0; 7], x);
+            "gelu_backward" => kernels.gelu_backward(&mut [0.0; 9], x);
+            "adamw, gradient" =>
+                kernels.adamw(&h, &mut [0.0; 9], x, &mut [0.0; 9], &mut [0.0; 9]);
+            "adamw, m" => kernels.adamw(&h, &mut [0.0; 8], x, &mut [0.0; 7], &mut [0.0; 8]);
+            "adamw, v" => kernels.adamw(&h, &mut [0.0; 8], x, &mut [0.0; 8], &mut [0.0; 7]);
+            "column_sum" => kernels.column_sum(mat(&ZEROS, 3, 4), &mut [0.0; 5], false);
+            "column_sum of a transpose" =>
+                kernels.column_sum(mat(&ZEROS, 3, 4).t(), &mut [0.0; 3], false);
+            "dropout, rows" =>
+                kernels.dropout(mat(&ZEROS, 3, 4), out(&mut [0.0; 16], 4, 4), &dropout, 0);
+            "dropout, columns" =>
+                kernels.dropout(mat(&ZEROS, 3, 4), out(&mut [0.0; 16], 3, 5), &dropout, 0);
+            "a probability of 1" => Dropout::new(1.0, 0, 0, 0);
+            "a probability of NaN" => Dropout::new(f32::NAN, 0, 0, 0);
+        }
+    });
+}
+
+/// Row-wise kernels with one length wrong at a time, by its place in `n`.
+fn norm(kernels: &Kernels, n: [usize; 6]) {
+    let [y_rows, y_cols, mean, rstd, gain, bias] = n;
+    let (mut y, mut means, mut rstds) = ([0.0; 64], vec![0.0; mean], vec![0.0; rstd]);
+    let (gain, bias) = (&ZEROS[..gain], Some(&ZEROS[..bias]));
+    let y = out(&mut y, y_rows, y_cols);
+    kernels.layer_norm(mat(&ZEROS, 3, 5), gain, bias, 1e-5, y, &mut means, &mut rstds);
+}
+
+fn norm_backward(kernels: &Kernels, n: [usize; 9]) {
+    let [dy_rows, dy_cols, dx_rows, dx_cols, mean, rstd, gain, dgain, dbias] = n;
+    let x = mat(&ZEROS, 3, 5);
+    let (mean, rstd) = (&ZEROS[..mean], &ZEROS[..rstd]);
+    let saved = NormSaved { x, gain: &ZEROS[..gain], mean, rstd };
+    let (mut dx, mut dgain, mut dbias) = ([0.0; 64], vec![0.0; dgain], vec![0.0; dbias]);
+    let (dy, dx) = (mat(&ZEROS, dy_rows, dy_cols), out(&mut dx, dx_rows, dx_cols));
+    kernels.layer_norm_backward(&saved, dy, dx, false, &mut dgain, Some(&mut dbias));
+}
+
+/// Calls `run` with `right`, then with each number one more and one less: those must panic.
+fn refuses_each<const N: usize>(right: [usize; N], run: impl Fn([usize; N])) {
+    run(right);
+    for i in 0..N {
+        for wrong in [right[i] + 1, right[i] - 1] {
+            let mut numbers = right;
+            numbers[i] = wrong;
+            assert!(panics(|| run(numbers)), "accepted {numbers:?} instead of {right:?}");
+        }
+    }
+}
+
+#[test]
+fn norms_and_losses_check_their_shapes() {
+    each_isa(|kernels| {
+        refuses_each([3, 5, 3, 3, 5, 5], |n| norm(kernels, n));
+        refuses_each([3, 5, 3, 5, 3, 3, 5, 5, 5], |n| norm_backward(kernels, n));
+        refuses_each([3, 3], |[targets, losses]| {
+            let mut losses = vec![0.0; losses];
+            let targets = vec![0; targets];
+            kernels.cross_entropy(out(&mut [0.0; 15], 3, 5), &targets, &mut losses, None);
+        });
+        let loss = |cols: usize, target: u32| {
+            let mut logits = [0.0; 15];
+            kernels.cross_entropy(out(&mut logits, 1, cols), &[target], &mut [0.0], Some(1.0));
+        };
+        loss(5, 4);
+        refused! {
+            "a target beyond the columns" => loss(5, 5);
+            "a target near the ignored one" => loss(5, u32::MAX - 1);
+            "no columns" => loss(0, u32::MAX);
+        }
+    });
+}
+
+#[test]
+fn embeddings_check_tokens_and_positions() {
+    each_isa(|kernels| {
+        let run = |tokens: &[u32], table: usize, places: usize, at: [usize; 3]| {
+            let mut y = [0.0; 8];
+            let (table, places) = (&ZEROS[..table], &ZEROS[..places]);
+            kernels.embedding(tokens, table, places, at[0], at[1], at[2], out(&mut y, 2, 4));
+        };
+        run(&[0, 2], 12, 8, [0, 2, 0]);
+        run(&[0, 2], 12, 8, [usize::MAX - 5, 2, 0]);
+        refused! {
+            "a token outside" => run(&[0, 3], 12, 8, [0, 2, 0]);
+            "a token in half a row" => run(&[0, 2], 11, 8, [0, 2, 0]);
+            "too few tokens" => run(&[0], 12, 8, [0, 2, 0]);
+            "too many tokens" => run(&[0, 1, 1], 12, 8, [0, 2, 0]);
+            "a position outside" => run(&[0, 2], 12, 8, [1, 3, 0]);
+            "an offset outside" => run(&[0, 2], 12, 8, [0, 2, 1]);
+            "an overflowing offset" => run(&[0, 2], 12, 8, [0, 2, usize::MAX]);
+            "no period" => run(&[0, 2], 12, 8, [0, 0, 0]);
+            "tokens of the backward pass" =>
+                kernels.embedding_backward(&[0], mat(&ZEROS, 2, 4), &mut [0.0; 12], 0);
+        }
+    });
+}
+
+#[test]
+fn attention_checks_its_shapes() {
+    each_isa(|kernels| {
+        let forward = |n: [usize; 10]| {
+            let [queries, q_head, keys, k_head, values, v_head, first, rows, cols, lse] = n;
+            let a = Attention {
+                q: mat(&ZEROS, queries, q_head),
+                k: mat(&ZEROS, keys, k_head),
+                v: mat(&ZEROS, values, v_head),
+                first,
+                scale: 1.0,
+                dropout: None,
+            };
+            let mut scratch = vec![0.0; kernels.attention_scratch_len(16, 16).unwrap()];
+            let (mut data, mut sums) = ([0.0; 64], vec![0.0; lse]);
+            kernels.attention(&a, out(&mut data, rows, cols), Some(&mut sums), &mut scratch);
+        };
+        forward([3, 4, 5, 4, 5, 4, 2, 3, 4, 3]);
+        for (i, wrong) in [(0, 4), (1, 5), (2, 6), (3, 5), (4, 4), (5, 3), (6, 3), (7, 4)] {
+            let mut n = [3, 4, 5, 4, 5, 4, 2, 3, 4, 3];
+            n[i] = wrong;
+            assert!(panics(|| forward(n)), "accepted {n:?}");
+        }
+        refused! {
+            "columns of the result" => forward([3, 4, 5, 4, 5, 4, 2, 3, 5, 3]);
+            "length of lse" => forward([3, 4, 5, 4, 5, 4, 2, 3, 4, 2]);
+            "an overflowing first" => forward([3, 4, 5, 4, 5, 4, usize::MAX - 1, 3, 4, 3]);
+        }
+        let square = mat(&ZEROS, 5, 4);
+        let a = Attention { q: square, k: square, v: square, first: 0, scale: 1.0, dropout: None };
+        let need = kernels.attention_scratch_len(5, 4).unwrap();
+        refused! {
+            "short scratch" => kernels.attention(
+                &a, out(&mut [0.0; 20], 5, 4), None, &mut vec![0.0; need - 1]
+            );
+        }
+        let backward = |n: [usize; 11], short: usize, first: usize| {
+            let len = kernels.attention_backward_scratch_len(5, 4).unwrap();
+            let mut scratch = vec![0.0; len - short];
+            let mut data = [[0.0; 64]; 3];
+            let [q, k, v] = &mut data;
+            let mut grads = AttentionGrads {
+                dq: out(q, n[0], n[1]),
+                dk: out(k, n[2], n[3]),
+                dv: out(v, n[4], n[5]),
+            };
+            let a = Attention { first, ..a };
+            let (o, d) = (mat(&ZEROS, n[6], n[7]), mat(&ZEROS, n[8], n[9]));
+            kernels.attention_backward(&a, o, &ZEROS[..n[10]], d, &mut grads, &mut scratch);
+        };
+        let right = [5, 4, 5, 4, 5, 4, 5, 4, 5, 4, 5];
+        refuses_each(right, |n| backward(n, 0, 0));
+        refused! {
+            "short scratch, backward" => backward(right, 1, 0);
+            "a cache in the backward pass" => backward(right, 0, 1);
+        }
+        let shorter = Attention { q: mat(&ZEROS, 4, 4), ..a };
+        refused! {
+            "fewer queries than keys, backward" => {
+                let mut data = [[0.0; 64]; 3];
+                let [q, k, v] = &mut data;
+                let mut grads = AttentionGrads {
+                    dq: out(q, 4, 4), dk: out(k, 5, 4), dv: out(v, 5, 4)
+                };
+                let rows = mat(&ZEROS, 4, 4);
+                let mut scratch = [0.0; 4096];
+                let lse = &ZEROS[..4];
+                kernels.attention_backward(&shorter, rows, lse, rows, &mut grads, &mut scratch);
+            };
+        }
+        assert_eq!(kernels.attention_scratch_len(usize::MAX, 4), None);
+        assert_eq!(kernels.attention_backward_scratch_len(usize::MAX, 4), None);
+    });
+}

@@ -1,0 +1,53 @@
+//! The freestanding program ends with the hosted run's loss, to the bit.
+//!
+//! This test trains the same workload with std underneath, builds the program that has
+//! nothing underneath, and hands it the loss to reach.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+#[path = "freestanding/src/workload.rs"]
+mod workload;
+
+use cllm_core::{Isa, Kernels};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use workload::Memory;
+
+/// Builds the program in a target folder of its own and returns its path.
+fn build(profile: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/freestanding");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freestanding");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--profile", profile, "--target-dir"])
+        .arg(&target)
+        .current_dir(&folder)
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "the freestanding program does not build ({profile})");
+    target.join(if profile == "dev" { "debug" } else { profile }).join("freestanding")
+}
+
+fn hosted(isa: Isa) -> Option<(f64, f64)> {
+    let kernels = Kernels::for_isa(isa)?;
+    let mut memory = Box::new(Memory::EMPTY);
+    Some(workload::train(kernels, &mut memory).expect("the hosted run trains"))
+}
+
+#[test]
+fn without_std_the_loss_is_the_same() {
+    for profile in ["dev", "release"] {
+        let program = build(profile);
+        let exit = |isa: &str, loss: f64| {
+            let bits = format!("{:016x}", loss.to_bits());
+            Command::new(&program).args([isa, &bits]).status().expect("the program runs").code()
+        };
+        for isa in Isa::ALL {
+            let Some((first, last)) = hosted(isa) else { continue };
+            assert!(last < first - 1.0, "{isa}: the hosted loss went from {first} to {last}");
+            assert_eq!(exit(isa.name(), last), Some(0), "{isa} {profile}: hosted {last}");
+            // The check can fail: another loss is not accepted.
+            let other = f64::from_bits(last.to_bits() ^ 1);
+            assert_eq!(exit(isa.name(), other), Some(1), "{isa} {profile}");
+        }
+        assert_eq!(exit("none", 0.0), Some(2));
+    }
+}

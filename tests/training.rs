@@ -1,0 +1,215 @@
+//! Properties of training that no golden file can show: dropout, accumulation,
+//! repeatability, and errors that leave the weights alone.
+
+mod support;
+
+use cllm_core::{
+    Batch, BatchShape, IGNORE, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan, StepError, Trainer,
+};
+use support::memory::Memory;
+
+const CONFIG: ModelConfig = ModelConfig {
+    vocab_size: 61,
+    block_size: 40,
+    n_layer: 2,
+    n_head: 3,
+    d_model: 24,
+    d_ff: 50,
+    bias: true,
+    tied: false,
+    dropout: 0.0,
+    norm_eps: 1e-5,
+};
+const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
+
+fn tables() -> impl Iterator<Item = &'static Kernels> {
+    Isa::ALL.into_iter().filter_map(Kernels::for_isa)
+}
+
+/// Deterministic ids: a small linear congruential generator.
+fn ids(n: usize, seed: u32) -> Vec<u32> {
+    let mut x = seed;
+    (0..n)
+        .map(|_| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 16) % CONFIG.vocab_size as u32
+        })
+        .collect()
+}
+
+/// Runs `test` on a fresh, initialised trainer.
+fn with_trainer<R>(
+    config: ModelConfig,
+    shape: BatchShape,
+    kernels: &'static Kernels,
+    test: impl FnOnce(&mut Trainer<'_>) -> R,
+) -> R {
+    let plan = Plan::new(&config, shape, 1, Mode::Train, kernels).unwrap();
+    let mut memory = Memory::new(&plan);
+    let mut trainer = Trainer::new(&plan, kernels, memory.pools(), 9).unwrap();
+    trainer.initialise();
+    test(&mut trainer)
+}
+
+/// The gradient along random directions against central differences of the loss that
+/// `accumulate` reports: with dropout both sides must draw the same masks.
+#[test]
+fn gradients_are_slopes_with_and_without_dropout() {
+    let n = SHAPE.sequences * SHAPE.tokens;
+    let (tokens, mut targets) = (ids(n, 1), ids(n, 2));
+    targets[5] = IGNORE;
+    let batch = Batch { tokens: &tokens, targets: &targets };
+    let counted = 2 * batch.counted();
+    for kernels in tables() {
+        for dropout in [0.0, 0.2] {
+            let config = ModelConfig { dropout, ..CONFIG };
+            with_trainer(config, SHAPE, kernels, |trainer| {
+                // Larger weights than the initial ones: slopes well above rounding.
+                let start: Vec<f32> = trainer.parameters().iter().map(|x| x * 4.0).collect();
+                // The step's loss over two micro-batches at weights `w`, from step 0's masks.
+                let mut loss = |w: &[f32]| {
+                    trainer
+                        .restore(0, |p, _, _| {
+                            p.copy_from_slice(w);
+                            Ok::<(), ()>(())
+                        })
+                        .unwrap();
+                    let a = trainer.accumulate(&batch, counted).unwrap().sum;
+                    let b = trainer.accumulate(&batch, counted).unwrap().sum;
+                    if dropout > 0.0 {
+                        assert_ne!(a, b, "micro-batches have masks of their own");
+                    }
+                    ((a + b) / counted as f64, trainer.gradients().to_vec())
+                };
+                let (_, gradient) = loss(&start);
+                let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+                for direction in 0..6_u32 {
+                    // Mostly along the gradient, so the slope is large beside the noise.
+                    let d: Vec<f64> = ids(start.len(), 77 + direction)
+                        .iter()
+                        .zip(&gradient)
+                        .map(|(r, g)| f64::from(*g) / norm * (f64::from(*r % 7) - 2.0))
+                        .collect();
+                    let h = 4e-4;
+                    let at = |sign: f64| -> Vec<f32> {
+                        start
+                            .iter()
+                            .zip(&d)
+                            .map(|(w, d)| (f64::from(*w) + sign * h * d) as f32)
+                            .collect()
+                    };
+                    let slope = (loss(&at(1.0)).0 - loss(&at(-1.0)).0) / (2.0 * h);
+                    let dot: f64 = gradient.iter().zip(&d).map(|(g, d)| f64::from(*g) * d).sum();
+                    // h^2 times the third derivative, and losses that carry 1e-7 / h of noise.
+                    let error = (slope - dot).abs() / dot.abs().max(1e-2);
+                    assert!(error < 1e-3, "{kernels:?} dropout {dropout}: {slope} for {dot}");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn two_micro_batches_are_one_large_batch() {
+    for kernels in tables() {
+        let large = BatchShape { sequences: 2 * SHAPE.sequences, ..SHAPE };
+        let n = large.sequences * large.tokens;
+        let (tokens, targets) = (ids(n, 3), ids(n, 4));
+        let whole = with_trainer(CONFIG, large, kernels, |trainer| {
+            trainer.accumulate(&Batch { tokens: &tokens, targets: &targets }, n).unwrap();
+            trainer.gradients().to_vec()
+        });
+        let halves = with_trainer(CONFIG, SHAPE, kernels, |trainer| {
+            for half in [0..n / 2, n / 2..n] {
+                let batch = Batch { tokens: &tokens[half.clone()], targets: &targets[half] };
+                trainer.accumulate(&batch, n).unwrap();
+            }
+            trainer.gradients().to_vec()
+        });
+        let scale = whole.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        for (a, b) in whole.iter().zip(&halves) {
+            assert!((a - b).abs() <= 1e-5 * scale, "{kernels:?}: {a} for {b}");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits() {
+    let config = ModelConfig { dropout: 0.1, ..CONFIG };
+    let n = SHAPE.sequences * SHAPE.tokens;
+    for kernels in tables() {
+        let run = || {
+            with_trainer(config, SHAPE, kernels, |trainer| {
+                for step in 0..5 {
+                    let (tokens, targets) = (ids(n, 10 + step), ids(n, 20 + step));
+                    trainer.accumulate(&Batch { tokens: &tokens, targets: &targets }, n).unwrap();
+                    trainer.update(&Optimizer::default(), 1e-2).unwrap();
+                }
+                trainer.parameters().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(run(), run(), "{kernels:?}");
+    }
+}
+
+#[test]
+fn bad_steps_are_refused_and_change_nothing() {
+    let n = SHAPE.sequences * SHAPE.tokens;
+    let (tokens, targets) = (ids(n, 1), ids(n, 2));
+    with_trainer(CONFIG, SHAPE, Kernels::detect(), |trainer| {
+        let before = trainer.parameters().to_vec();
+        let good = Batch { tokens: &tokens, targets: &targets };
+        let optimizer = Optimizer::default();
+        assert_eq!(trainer.update(&optimizer, 0.1), Err(StepError::NoGradients));
+
+        let short = Batch { tokens: &tokens[1..], targets: &targets };
+        let size = StepError::BatchSize { need: n, tokens: n - 1, targets: n };
+        assert_eq!(trainer.accumulate(&short, n), Err(size));
+
+        let vocab_size = CONFIG.vocab_size;
+        for id in [vocab_size as u32, IGNORE] {
+            let mut unknown = tokens.clone();
+            unknown[7] = id;
+            let batch = Batch { tokens: &unknown, targets: &targets };
+            let error = StepError::UnknownToken { position: 7, id, vocab_size };
+            assert_eq!(trainer.accumulate(&batch, n), Err(error));
+            assert_eq!(trainer.evaluate(&batch), Err(error));
+        }
+        assert_eq!(trainer.accumulate(&good, 0), Err(StepError::NothingCounts));
+
+        // A weight that is not a number reaches the loss and stops the step.
+        let at = before.len() / 2;
+        trainer.parameters_mut()[at] = f32::NAN;
+        assert!(matches!(trainer.accumulate(&good, n), Err(StepError::NonFiniteLoss(_))));
+        assert_eq!(trainer.update(&optimizer, 0.1), Err(StepError::NoGradients));
+        trainer.parameters_mut()[at] = before[at];
+        assert_eq!(trainer.parameters(), before);
+        assert_eq!(trainer.updates(), 0);
+
+        trainer.accumulate(&good, n).unwrap();
+        trainer.update(&optimizer, 0.1).unwrap();
+        assert_ne!(trainer.parameters(), before);
+    });
+}
+
+#[test]
+fn the_clip_bites_only_above_its_norm() {
+    let n = SHAPE.sequences * SHAPE.tokens;
+    let (tokens, targets) = (ids(n, 1), ids(n, 2));
+    let batch = Batch { tokens: &tokens, targets: &targets };
+    with_trainer(CONFIG, SHAPE, Kernels::detect(), |trainer| {
+        let mut report = |clip| {
+            trainer.accumulate(&batch, n).unwrap();
+            let norm: f64 = trainer.gradients().iter().map(|g| f64::from(*g).powi(2)).sum();
+            let optimizer = Optimizer { grad_clip: clip, ..Optimizer::default() };
+            let report = trainer.update(&optimizer, 0.0).unwrap();
+            assert!((report.grad_norm / norm.sqrt() - 1.0).abs() < 1e-5);
+            report
+        };
+        let free = report(None);
+        assert_eq!(free.scale, 1.0);
+        assert_eq!(report(Some(1e6)).scale, 1.0);
+        let clipped = report(Some(0.1));
+        assert!((f64::from(clipped.scale) * clipped.grad_norm - 0.1).abs() < 1e-5);
+    });
+}
