@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use cllm::settings::TrainSettings;
+use cllm::settings::{ScheduleChoice, TrainSettings};
 use support::{
     arguments, checkpoints, command, course, events, names, settings, sha, step_file, undisturbed,
 };
@@ -115,6 +115,70 @@ fn standard_output_is_the_metrics_and_nothing_else() {
     assert!(output.stderr.is_empty());
     let other = tempfile::tempdir().unwrap();
     assert_eq!(sha(&settings), undisturbed(other.path()));
+}
+
+#[test]
+fn a_resume_needs_no_more_than_the_folder() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = undisturbed(a.path());
+    let settings = settings(b.path());
+    let short = TrainSettings { max_steps: 6, ..settings.clone() };
+    // The rate must not depend on where the run is said to end.
+    let constant = |s| TrainSettings { lr_schedule: ScheduleChoice::Constant, ..s };
+    assert!(command(&constant(short)).stdout(Stdio::null()).status().unwrap().success());
+    let mut resume = Command::new(env!("CARGO_BIN_EXE_cllm"));
+    resume.args(["train", "--resume", "--max-steps", "12", "--out-dir"]).arg(&settings.out_dir);
+    let output = resume.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let whole = constant(support::settings(a.path()));
+    fs::remove_dir_all(&whole.out_dir).unwrap();
+    support::train(&whole).unwrap();
+    assert_ne!(sha(&whole), expected, "another schedule");
+    assert_eq!(sha(&settings), sha(&whole));
+}
+
+/// Writes to standard output until the model stops, with `flags` behind the checkpoint.
+fn generated(settings: &TrainSettings, flags: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cllm"));
+    command.arg("generate").arg("--checkpoint").arg(&settings.out_dir).args(flags);
+    let output = command.output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    (output.status.code(), out, err)
+}
+
+#[test]
+fn a_trained_model_speaks() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings { max_steps: 60, dropout: 0.0, ..settings(dir.path()) };
+    support::train(&settings).unwrap();
+    // Longer than the model's context of 16: it goes on all the same.
+    let flags = ["--prompt", "the sea é", "--tokens", "50", "--temperature", "0.7"];
+    let (code, text, err) = generated(&settings, &flags);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(text.starts_with("the sea é") && text.chars().count() > 30, "{text}");
+    assert_eq!(generated(&settings, &flags).1, text, "the same seed");
+    let other = [&flags[..], &["--seed", "2"]].concat();
+    assert_ne!(generated(&settings, &other).1, text);
+    let greedy = |seed| generated(&settings, &["--greedy", "--tokens", "20", "--seed", seed]).1;
+    assert_eq!(greedy("1"), greedy("2"));
+
+    let json = ["--log-format", "json", "--samples", "2", "--tokens", "5", "--prompt", ""];
+    let (_, lines, _) = generated(&settings, &json);
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["index"], 1);
+
+    let best = settings.out_dir.join("best.cllm");
+    let mut bytes = fs::read(&best).unwrap();
+    bytes.truncate(1000);
+    fs::write(&best, bytes).unwrap();
+    let (code, _, err) = generated(&settings, &["--tokens", "1"]);
+    assert_eq!(code, Some(0));
+    assert!(err.contains("best.cllm: truncated"), "{err}");
+    let torn = TrainSettings { out_dir: best, ..settings };
+    let (code, out, err) = generated(&torn, &[]);
+    assert_eq!((code, out.as_str(), err.lines().count()), (Some(1), "", 1), "{err}");
 }
 
 /// Runs `cllm train` where files may have at most `blocks` blocks of 512 bytes: a write
