@@ -38,7 +38,9 @@ fn a_run_survives_kills() {
     };
     let whole = settings(a.path());
     let begin = Instant::now();
-    assert!(command(&whole).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        command(&whole).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    );
     let undisturbed = begin.elapsed();
 
     let mut killed = settings(b.path());
@@ -82,7 +84,9 @@ fn signals_save_and_exit_with_130() {
     let whole = tempfile::tempdir().unwrap();
     let long = |dir: &Path| TrainSettings { max_steps: 400, dropout: 0.0, ..settings(dir) };
     let whole = long(whole.path());
-    assert!(command(&whole).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        command(&whole).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    );
     for name in ["-INT", "-TERM"] {
         let dir = tempfile::tempdir().unwrap();
         let settings =
@@ -100,7 +104,14 @@ fn signals_save_and_exit_with_130() {
         assert!((20..400).contains(&step));
         assert_eq!(checkpoints(&settings), [format!("step-{step}.cllm")]);
         let resumed = TrainSettings { resume: true, ..settings };
-        assert!(command(&resumed).stdout(Stdio::null()).status().unwrap().success());
+        assert!(
+            command(&resumed)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        );
         assert_eq!(sha(&resumed), sha(&whole));
     }
 }
@@ -125,7 +136,14 @@ fn a_resume_needs_no_more_than_the_folder() {
     let short = TrainSettings { max_steps: 6, ..settings.clone() };
     // The rate must not depend on where the run is said to end.
     let constant = |s| TrainSettings { lr_schedule: ScheduleChoice::Constant, ..s };
-    assert!(command(&constant(short)).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        command(&constant(short))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
     let mut resume = Command::new(env!("CARGO_BIN_EXE_cllm"));
     resume.args(["train", "--resume", "--max-steps", "12", "--out-dir"]).arg(&settings.out_dir);
     let output = resume.output().unwrap();
@@ -199,7 +217,9 @@ fn a_write_that_fails_is_an_error_and_spares_the_checkpoints() {
     let settings = settings(dir.path());
     let short =
         TrainSettings { max_steps: 6, lr_schedule: settings.lr_schedule, ..settings.clone() };
-    assert!(command(&short).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        command(&short).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    );
     let before: Vec<_> = checkpoints(&settings)
         .into_iter()
         .map(|name| (fs::read(settings.out_dir.join(&name)).unwrap(), name))
