@@ -1,10 +1,13 @@
 //! The commands of `cllm` and their flags.
 
 use super::flags::TrainArgs;
-use super::value::parse;
+use super::presets::Preset;
+use super::value::{Setting, parse};
 use crate::settings::{LogFormat, TokenizerChoice};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::Isa;
+use serde_json::Value;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Train, evaluate and run small language models on any CPU.
@@ -21,6 +24,36 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Parses the arguments; help shows the defaults of the settings of a run.
+///
+/// # Errors
+/// What is wrong with them, or a request for help.
+pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    for name in ["train", "plan"] {
+        command = command.mut_subcommand(name, show_defaults);
+    }
+    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
+}
+
+/// Adds the default, which is the preset's, to the help of each setting.
+fn show_defaults(command: clap::Command) -> clap::Command {
+    // By way of text, which has as few digits as tell a number.
+    let text = serde_json::to_string(&Preset::default().settings()).unwrap_or_default();
+    let Ok(Value::Object(defaults)) = serde_json::from_str(&text) else { return command };
+    command.mut_args(|arg| {
+        let shown = match defaults.get(arg.get_id().as_str()) {
+            None | Some(Value::Null | Value::Array(_)) => None,
+            Some(Value::String(text)) if text.trim() == text => Some(text.clone()),
+            Some(other) => Some(other.to_string()),
+        };
+        match (shown, arg.get_help().cloned()) {
+            (Some(shown), Some(help)) => arg.help(format!("{help} [default: {shown}]")),
+            _ => arg,
+        }
+    })
 }
 
 /// The commands.
@@ -68,7 +101,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   cllm bench
-  cllm bench --isa avx --isa avx2 --only gemm --json")]
+  cllm bench --isa all --only gemm
+  cllm bench --isa avx --isa avx2 --json")]
     Bench(BenchArgs),
     /// Make data sets.
     #[command(subcommand, arg_required_else_help = true)]
@@ -81,8 +115,8 @@ pub struct GenerateArgs {
     /// A run folder (its best checkpoint counts) or a checkpoint file.
     #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
     pub checkpoint: PathBuf,
-    /// Text to continue.
-    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true)]
+    /// Text to continue [default: none, the start of a document].
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub prompt: String,
     /// Most tokens to generate.
     #[arg(long, value_name = "N", default_value = "256", value_parser = parse::<usize>,
@@ -207,13 +241,30 @@ pub struct PlanArgs {
     pub no_estimate: bool,
 }
 
+/// Which instruction sets to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IsaChoice {
+    /// All that the CPU has.
+    All,
+    /// This one.
+    One(Isa),
+}
+
+impl Setting for IsaChoice {
+    const ACCEPTS: &'static str = "all, scalar, avx or avx2";
+
+    fn from_text(text: &str) -> Option<Self> {
+        if text == "all" { Some(Self::All) } else { Isa::from_text(text).map(Self::One) }
+    }
+}
+
 /// Flags of `cllm bench`.
 #[derive(Args, Debug, Clone)]
 pub struct BenchArgs {
     /// Instruction set, or all that the CPU has; may be repeated
     /// [default: CLLM_ISA, or the CPU's best].
-    #[arg(long, value_name = "NAME")]
-    pub isa: Vec<String>,
+    #[arg(long, value_name = "NAME", value_parser = parse::<IsaChoice>)]
+    pub isa: Vec<IsaChoice>,
     /// Only kernels whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub only: String,

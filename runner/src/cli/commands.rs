@@ -1,11 +1,12 @@
 //! The commands that hand their flags to the rest of the program.
 
 use super::Status;
-use super::args::{BenchArgs, EvalArgs, GenerateArgs, TokenizeArgs};
+use super::args::{BenchArgs, EvalArgs, GenerateArgs, IsaChoice, TokenizeArgs};
 use super::flags::TrainArgs;
 use super::output;
 use super::resolve::{ISA_VARIABLE, isa_from_environment};
 use super::validate::check_isa;
+use crate::bench::report::Report;
 use crate::data::prepare::{self, Request};
 use crate::data::source::{Input, Source, discover};
 use crate::data::{reference, vocabulary};
@@ -16,6 +17,7 @@ use crate::settings::TokenizerChoice;
 use crate::tokenizer::{self, Tokenizer};
 use crate::train::{self, Outcome};
 use cllm_core::Isa;
+use core::time::Duration;
 use std::path::{Path, PathBuf};
 
 pub(super) fn train(args: TrainArgs) -> Result<Status> {
@@ -27,23 +29,6 @@ pub(super) fn train(args: TrainArgs) -> Result<Status> {
 }
 
 pub(super) fn generate(args: GenerateArgs) -> Result<()> {
-    for (flag, value, most) in [
-        ("--temperature", args.temperature, 1000.0),
-        ("--top-p", args.top_p, 1.0),
-        ("--min-p", args.min_p, 1.0),
-    ] {
-        if !(0.0..=most).contains(&value) {
-            let range = format!("{flag} {value}: it must be at least 0 and at most {most}");
-            return Err(Error::usage(range));
-        }
-    }
-    if args.top_p == 0.0 {
-        return Err(Error::usage("--top-p 0: it must be above 0; --greedy takes the likeliest"));
-    }
-    if !(args.repetition_penalty > 0.0 && args.repetition_penalty.is_finite()) {
-        let value = args.repetition_penalty;
-        return Err(Error::usage(format!("--repetition-penalty {value}: it must be above 0")));
-    }
     if args.samples == 0 {
         return Err(Error::usage("--samples 0: it must be at least 1"));
     }
@@ -182,6 +167,31 @@ pub(super) fn reference(out: &Path) -> Result<()> {
     output::print(&text)
 }
 
-pub(super) fn bench(_args: &BenchArgs) -> Result<()> {
-    Err(Error::failure("`cllm bench` is not in this build"))
+pub(super) fn bench(args: &BenchArgs) -> Result<()> {
+    if !(args.seconds > 0.0 && args.seconds <= 60.0) {
+        let problem = "it must be above 0 and at most 60";
+        return Err(Error::usage(format!("--seconds {}: {problem}", args.seconds)));
+    }
+    let mut isas = Vec::new();
+    for choice in &args.isa {
+        match choice {
+            IsaChoice::All => isas.extend(Isa::ALL.into_iter().filter(|isa| isa.is_supported())),
+            IsaChoice::One(isa) => isas.extend(chosen_isa(Some(*isa))?),
+        }
+    }
+    if isas.is_empty() {
+        isas.push(chosen_isa(None)?.unwrap_or_else(Isa::best));
+    }
+    isas.sort_unstable();
+    isas.dedup();
+    let report = Report::measure(&isas, &args.only, Duration::from_secs_f64(args.seconds));
+    if report.kernels.is_empty() {
+        return Err(Error::usage(format!("--only {}: no kernel has this in its name", args.only)));
+    }
+    output::print(&if args.json {
+        let json = serde_json::to_string(&report);
+        json.map_err(|e| Error::failure(format!("cannot report: {e}")))? + "\n"
+    } else {
+        report.text()
+    })
 }

@@ -20,8 +20,7 @@ mod value;
 pub use validate::Invalid;
 
 use crate::error::{Error, Result};
-use args::{Cli, Command, DataCommand};
-use clap::Parser as _;
+use args::{Command, DataCommand};
 use clap::error::ErrorKind;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -41,17 +40,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     output::quiet_panics();
     let args = usage::normalise(args);
     // A panic is a mistake of this program. It has printed its line already.
-    let result = std::panic::catch_unwind(|| match Cli::try_parse_from(args) {
+    let result = std::panic::catch_unwind(|| match args::from_args(args) {
         Ok(cli) => run(cli.command),
         Err(error) => explain(&error),
     });
     match result {
         Ok(Ok(Status::Done)) => ExitCode::SUCCESS,
         Ok(Ok(Status::Interrupted)) => ExitCode::from(INTERRUPTED),
-        Ok(Err(error)) => {
-            output::print_error(&error.to_string());
-            ExitCode::from(error.exit_code())
-        }
+        Ok(Err(error)) => output::exit_of_error(&error),
         Err(payload) => output::exit_of_panic(payload.as_ref()),
     }
 }

@@ -2,22 +2,33 @@
 
 use crate::error::{Error, Result};
 use core::any::Any;
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
-/// Prints a result. A reader that has gone away (`| head`) wants no more: no error.
+/// Exit status when the reader of standard output has gone away (`| head`), as shells
+/// have it for SIGPIPE.
+const BROKEN_PIPE: u8 = 141;
+
+/// Prints a result.
 pub(super) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(cause) if cause.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::failure(format!("cannot write to standard output: {cause}")))
-        }
-        _ => Ok(()),
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|cause| Error::failure(format!("cannot write to standard output: {cause}")))
+}
+
+/// Prints why a command failed, and gives its exit status.
+pub(super) fn exit_of_error(error: &Error) -> ExitCode {
+    let message = error.to_string();
+    if is_broken_pipe(&message) {
+        return ExitCode::from(BROKEN_PIPE);
     }
+    print_error(&message);
+    ExitCode::from(error.exit_code())
 }
 
 /// Prints an error as one line; if even that fails nobody can be told.
-pub(super) fn print_error(message: &str) {
+fn print_error(message: &str) {
     let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     print_plain_error(&format!("cllm: {line}\n"));
 }
@@ -41,7 +52,7 @@ pub(super) fn quiet_panics() {
 
 /// The exit status of a panic that was caught.
 pub(super) fn exit_of_panic(payload: &(dyn Any + Send)) -> ExitCode {
-    if is_broken_pipe(text_of(payload)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if is_broken_pipe(text_of(payload)) { ExitCode::from(BROKEN_PIPE) } else { ExitCode::FAILURE }
 }
 
 fn text_of(payload: &(dyn Any + Send)) -> &str {
@@ -49,9 +60,13 @@ fn text_of(payload: &(dyn Any + Send)) -> &str {
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-/// `println!` panics when nobody reads any more.
+/// Whether standard output has no reader any more: nobody is left to be told. The error
+/// is in the words of this crate, or of `println!`, which panics.
 fn is_broken_pipe(message: &str) -> bool {
-    message.starts_with("failed printing to stdout") && message.contains("Broken pipe")
+    let standard_output = ["cannot write to standard output: ", "failed printing to stdout: "]
+        .iter()
+        .any(|start| message.starts_with(start));
+    standard_output && message.contains("Broken pipe")
 }
 
 #[cfg(test)]
@@ -59,7 +74,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_of_println_is_told_from_others() {
+    fn a_closed_pipe_is_told_from_other_errors() {
+        assert!(is_broken_pipe("cannot write to standard output: Broken pipe (os error 32)"));
+        assert!(!is_broken_pipe("cannot write out/metrics.jsonl: Broken pipe (os error 32)"));
         assert!(is_broken_pipe("failed printing to stdout: Broken pipe (os error 32)"));
         assert!(!is_broken_pipe("failed printing to stdout: No space left on device"));
         assert_eq!(text_of(&"plain"), "plain");

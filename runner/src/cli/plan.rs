@@ -2,15 +2,16 @@
 
 use super::args::PlanArgs;
 use super::output;
-use super::resolve::Resolved;
+use super::presets::Preset;
 use crate::bench::machine;
 use crate::data::source::{Input, Source, discover};
 use crate::data::{embedded, vocabulary};
 use crate::error::{Error, Result};
 use crate::memory::{self, human_bytes};
+use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
-use cllm_core::{BatchShape, Kernels, Mode, ModelConfig, Plan, Pool, ROW_BLOCK};
+use cllm_core::{Kernels, Mode, Plan, Pool, ROW_BLOCK};
 use core::fmt::Write as _;
 use core::time::Duration;
 use serde_json::{Value, json};
@@ -20,14 +21,14 @@ use std::path::PathBuf;
 pub(super) fn plan(args: PlanArgs) -> Result<()> {
     let resolved = args.train.resolve()?;
     let settings = &resolved.settings;
-    let kernels = settings.isa.and_then(Kernels::for_isa).unwrap_or_else(Kernels::detect);
-    let config = model_config(settings, vocab_size(&resolved)?);
-    let batch = BatchShape { sequences: settings.batch_size, tokens: settings.block_size };
-    let plan = Plan::new(&config, batch, 1, Mode::Train, kernels)
-        .map_err(|error| Error::usage(error.to_string()))?;
+    let kernels = model::kernels(settings.isa)?;
+    let config = model::config(settings, vocab_size(settings)?)?;
+    let workers = model::workers(settings.threads)?;
+    let plan = Plan::new(&config, model::batch_shape(settings), workers, Mode::Train, kernels)
+        .map_err(model::plan_error)?;
     let report = Report {
         settings,
-        preset: resolved.preset.name(),
+        preset: resolved.preset.map(Preset::name),
         kernels,
         plan: &plan,
         estimate: (!args.no_estimate).then(|| Estimate::measure(&plan, settings, kernels)),
@@ -36,24 +37,8 @@ pub(super) fn plan(args: PlanArgs) -> Result<()> {
     output::print(&if args.json { format!("{}\n", report.json()) } else { report.text() })
 }
 
-fn model_config(settings: &TrainSettings, vocab_size: usize) -> ModelConfig {
-    ModelConfig {
-        vocab_size,
-        block_size: settings.block_size,
-        n_layer: settings.n_layer,
-        n_head: settings.n_head,
-        d_model: settings.n_embd,
-        d_ff: settings.d_ff.unwrap_or(4 * settings.n_embd),
-        bias: settings.bias,
-        tied: settings.tied,
-        dropout: settings.dropout,
-        norm_eps: 1e-5,
-    }
-}
-
 /// Ids of the vocabulary that training would find, without training a tokenizer of pairs.
-fn vocab_size(resolved: &Resolved) -> Result<usize> {
-    let settings = &resolved.settings;
+fn vocab_size(settings: &TrainSettings) -> Result<usize> {
     if let Some(size) = settings.vocab_size {
         return Ok(size);
     }
@@ -100,9 +85,10 @@ struct Estimate {
     seconds_per_step: f64,
 }
 
-/// Share of a step that is not matrix products: norms, activations, the softmax, packing,
-/// the optimizer. Measured on the reference workload; smaller models have more of it.
-const PRODUCTS_SHARE: f64 = 0.85;
+/// Rate of a whole step as a share of that of its products alone: the rest are norms, the
+/// softmax, attention's small products, packing and the optimizer. Measured steps of the
+/// presets and of models between them had 0.63 to 0.78.
+const STEP_SHARE: f64 = 0.7;
 
 impl Estimate {
     fn measure(plan: &Plan, settings: &TrainSettings, kernels: &Kernels) -> Self {
@@ -113,7 +99,7 @@ impl Estimate {
         // it than measures quickly.
         let (inner, cols) = (config.d_model.min(2048), config.d_ff.min(4096));
         let gemm = machine::gemm_rate(kernels, (ROW_BLOCK, inner, cols), time);
-        let seconds_per_step = step_flops(plan, settings) / (gemm * PRODUCTS_SHARE);
+        let seconds_per_step = step_flops(plan, settings) / (gemm * STEP_SHARE);
         Self { peak, gemm, seconds_per_step }
     }
 }
@@ -127,7 +113,7 @@ fn step_flops(plan: &Plan, settings: &TrainSettings) -> f64 {
 /// All that is told.
 struct Report<'a> {
     settings: &'a TrainSettings,
-    preset: &'static str,
+    preset: Option<&'static str>,
     kernels: &'a Kernels,
     plan: &'a Plan,
     estimate: Option<Estimate>,

@@ -1,15 +1,17 @@
 //! From flags, environment, file and preset to the settings of a run.
 //!
-//! A flag wins over the environment, that over the file, the file over the preset. Where
-//! each value came from is kept, so that one that makes no sense is reported there.
+//! A flag wins over the environment, that over the file, the file over the preset, or over
+//! what a run to be resumed was told. Where each value came from is kept, so that one that
+//! makes no sense is reported there.
 
 use super::file::ConfigFile;
-use super::flags::TrainArgs;
+use super::flags::{TrainArgs, TrainFlags};
 use super::presets::Preset;
 use super::validate::Invalid;
 use super::value::Setting;
 use crate::error::{Error, Result};
 use crate::settings::TrainSettings;
+use crate::train::stored_settings;
 use cllm_core::Isa;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -23,8 +25,8 @@ pub const ISA_VARIABLE: &str = "CLLM_ISA";
 pub struct Resolved {
     /// Checked settings.
     pub settings: TrainSettings,
-    /// What everything started from.
-    pub preset: Preset,
+    /// What everything started from; `None` if that was the run that is resumed.
+    pub preset: Option<Preset>,
     origins: BTreeMap<&'static str, Origin>,
 }
 
@@ -76,8 +78,8 @@ impl TrainArgs {
     fn resolve_with(self, environment: Option<Isa>) -> Result<Resolved> {
         let Self { config, preset, flags } = self;
         let file = config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
-        let preset = preset.or(file.preset).unwrap_or_default();
-        let mut settings = preset.settings();
+        let base = Base::of(preset.or(file.preset), &flags, &file.settings)?;
+        let mut settings = base.settings;
         let mut origins = BTreeMap::new();
         let lines = file.lines;
         file.settings.apply(&mut settings, |key| {
@@ -91,8 +93,29 @@ impl TrainArgs {
         flags.apply(&mut settings, |key| {
             origins.insert(key, Origin::Flag);
         });
-        settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), preset))?;
-        Ok(Resolved { settings, preset, origins })
+        settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
+        Ok(Resolved { settings, preset: base.preset, origins })
+    }
+}
+
+/// What everything else overrides: a preset, or the run that is to be resumed.
+struct Base {
+    settings: TrainSettings,
+    preset: Option<Preset>,
+}
+
+impl Base {
+    fn of(preset: Option<Preset>, flags: &TrainFlags, file: &TrainFlags) -> Result<Self> {
+        let resume = flags.resume.or(file.resume).unwrap_or(false);
+        if preset.is_some() || !resume {
+            let preset = preset.unwrap_or_default();
+            return Ok(Self { settings: preset.settings(), preset: Some(preset) });
+        }
+        let given = flags.out_dir.as_ref().or(file.out_dir.as_ref());
+        let out_dir = given.cloned().unwrap_or_else(|| Preset::default().settings().out_dir);
+        let settings = stored_settings(&out_dir)?;
+        // The folder may have been moved, or be named from elsewhere.
+        Ok(Self { settings: TrainSettings { out_dir, ..settings }, preset: None })
     }
 }
 
@@ -101,7 +124,7 @@ fn report(
     wrong: &Invalid,
     origins: &BTreeMap<&'static str, Origin>,
     config: Option<&PathBuf>,
-    preset: Preset,
+    preset: Option<Preset>,
 ) -> Error {
     let Invalid { field, value, problem } = wrong;
     let flag = wrong.flag();
@@ -112,14 +135,17 @@ fn report(
             let file = config.map_or(Path::new(""), PathBuf::as_path).display();
             format!("{file}:{line}: {field} = {value}: {problem}")
         }
-        None => format!("{flag} {value} (of the preset {}): {problem}", preset.name()),
+        None => {
+            let base =
+                preset.map_or("run to resume".to_owned(), |p| format!("preset {}", p.name()));
+            format!("{flag} {value} (of the {base}): {problem}")
+        }
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::flags::TrainFlags;
 
     fn with_file(text: &str, args: TrainArgs, environment: Option<Isa>) -> Result<Resolved> {
         let dir = tempfile::tempdir().unwrap();
@@ -167,6 +193,34 @@ mod tests {
         let error = isa_from(Some(OsStr::new("sse9"))).unwrap_err();
         assert_eq!(error.to_string(), "CLLM_ISA=sse9: expected scalar, avx or avx2");
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_with_its_own_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = TrainSettings {
+            batch_size: 3,
+            max_steps: 77,
+            out_dir: "elsewhere".into(),
+            ..Preset::Reference.settings()
+        };
+        let text = serde_json::to_string(&stored).unwrap();
+        std::fs::write(dir.path().join("settings.json"), text).unwrap();
+        let flags = TrainFlags {
+            resume: Some(true),
+            max_steps: Some(99),
+            out_dir: Some(dir.path().into()),
+            ..TrainFlags::default()
+        };
+        let args = TrainArgs { flags, ..TrainArgs::default() };
+        let resolved = args.clone().resolve_with(None).unwrap();
+        assert_eq!(resolved.preset, None);
+        let wanted =
+            TrainSettings { max_steps: 99, out_dir: dir.path().into(), resume: true, ..stored };
+        assert_eq!(resolved.settings, wanted);
+        // A preset that is asked for counts, so that it can be refused if it differs.
+        let tiny = TrainArgs { preset: Some(Preset::Tiny), ..args };
+        assert_eq!(tiny.resolve_with(None).unwrap().settings.batch_size, 16);
     }
 
     #[test]

@@ -29,12 +29,11 @@ fn normalise_flag(arg: &OsStr) -> Option<OsString> {
     };
     let name = name.strip_prefix("--")?.replace('_', "-");
     let switch = name.strip_prefix("no-").filter(|switch| SWITCHES.contains(switch));
-    Some(match (switch, value) {
+    Some(OsString::from(match (switch, value) {
         (Some(switch), None) => format!("--{switch}=false"),
         (_, Some(value)) => format!("--{name}={value}"),
         (_, None) => format!("--{name}"),
-    })
-    .map(OsString::from)
+    }))
 }
 
 /// What clap has to say, in one line.

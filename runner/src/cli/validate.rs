@@ -32,6 +32,8 @@ impl Invalid {
 const MOST_LAYERS: u64 = 10_000;
 /// Steps are counted in 32 bits where dropout masks are drawn.
 const MOST_STEPS: u64 = u32::MAX as u64;
+/// Tokens of a step, all micro-batches together.
+const MOST_TOKENS: u64 = 1 << 40;
 const MOST: u64 = MAX_DIMENSION as u64;
 
 impl TrainSettings {
@@ -67,6 +69,20 @@ impl TrainSettings {
         }
         if let Some(vocab_size) = self.vocab_size {
             whole("vocab_size", vocab_size as u64, 1, MOST)?;
+        }
+        // Rows of a batch are counted in 32 bits where dropout masks are drawn.
+        let tokens = self.batch_size as u64 * self.block_size as u64;
+        if tokens > MOST {
+            let problem = format!(
+                "with --block-size {} that is {tokens} tokens at once, more than {MOST}",
+                self.block_size
+            );
+            return Err(Invalid::new("batch_size", self.batch_size, problem));
+        }
+        if tokens.saturating_mul(self.gradient_accumulation_steps as u64) > MOST_TOKENS {
+            let problem = format!("more than {MOST_TOKENS} tokens a step");
+            let steps = self.gradient_accumulation_steps;
+            return Err(Invalid::new("gradient_accumulation_steps", steps, problem));
         }
         if !self.n_embd.is_multiple_of(self.n_head) {
             let fits = (1..=self.n_head).rev().find(|h| self.n_embd.is_multiple_of(*h));
@@ -204,6 +220,12 @@ mod tests {
             (refused(|s| s.block_size = 0), "--block-size 0"),
             (refused(|s| s.batch_size = 0), "--batch-size 0"),
             (refused(|s| s.gradient_accumulation_steps = 0), "--gradient-accumulation-steps 0"),
+            (refused(|s| s.batch_size = 1 << 22), "--batch-size 4194304: with --block-size 128"),
+            (
+                refused(|s| s.gradient_accumulation_steps = 1 << 28),
+                "--gradient-accumulation-steps 268435456: more than 1099511627776 tokens",
+            ),
+            (refused(|s| s.n_embd = 0), "--n-embd 0"),
             (refused(|s| s.d_ff = Some(0)), "--d-ff 0"),
             (refused(|s| s.vocab_size = Some(0)), "--vocab-size 0"),
             (refused(|s| s.max_steps = 0), "--max-steps 0"),

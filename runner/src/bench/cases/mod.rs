@@ -1,0 +1,125 @@
+//! Every kernel in the shapes of the reference workload, ready to be timed.
+
+mod passes;
+mod products;
+
+use cllm_core::{Kernels, ROW_BLOCK};
+use cllm_kernels::{MatMut, MatRef};
+
+/// Tokens of a row block: what a tile of a step works on.
+const ROWS: usize = ROW_BLOCK;
+/// Tokens of a batch.
+const TOKENS: usize = 4096;
+/// Tokens of a sequence.
+const SEQUENCE: usize = 128;
+/// Width of the model.
+const WIDTH: usize = 256;
+/// Width of a head.
+const HEAD: usize = 32;
+/// Width of the feed-forward layer.
+const FORWARD: usize = 1024;
+/// Size of the vocabulary.
+const VOCAB: usize = 5000;
+
+/// Inputs whose every element is denormal, for [`visit`].
+pub const DENORMAL: f32 = 1e-39;
+
+/// What one call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Floating-point operations of products; what surrounds them is not counted.
+    Flops(u64),
+    /// Bytes read and written in a working set that stays in a core's own cache.
+    Cache(u64),
+    /// Bytes read and written in a working set larger than any cache.
+    Memory(u64),
+}
+
+impl Work {
+    /// Operations or bytes.
+    #[must_use]
+    pub fn amount(self) -> u64 {
+        match self {
+            Self::Flops(n) | Self::Cache(n) | Self::Memory(n) => n,
+        }
+    }
+}
+
+/// A kernel with data to work on.
+pub struct Case {
+    /// `kernel/what of the step`.
+    pub name: String,
+    /// What one call of `run` does.
+    pub work: Work,
+    /// Calls the kernel once.
+    pub run: Box<dyn FnMut()>,
+}
+
+impl core::fmt::Debug for Case {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Case").field("name", &self.name).field("work", &self.work).finish()
+    }
+}
+
+impl Case {
+    fn flops(name: impl Into<String>, flops: usize, run: impl FnMut() + 'static) -> Self {
+        Self { name: name.into(), work: Work::Flops(flops as u64), run: Box::new(run) }
+    }
+
+    fn cache(name: impl Into<String>, floats: usize, run: impl FnMut() + 'static) -> Self {
+        Self { name: name.into(), work: Work::Cache(4 * floats as u64), run: Box::new(run) }
+    }
+}
+
+/// Makes all cases one after the other, so that only one's data is there at a time, with
+/// inputs of about `range`.
+pub fn visit(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
+    products::visit(kernels, range, see);
+    passes::visit(kernels, range, see);
+}
+
+/// `n` reproducible floats in -0.5..0.5 times `range`.
+fn floats(n: usize, range: f32) -> Vec<f32> {
+    let mut state = 1_u64;
+    core::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * range
+    })
+    .take(n)
+    .collect()
+}
+
+fn mat(data: &[f32], rows: usize, cols: usize) -> MatRef<'_> {
+    MatRef::new(data, rows, cols, data.len() / rows)
+}
+
+fn out(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
+    let stride = data.len() / rows;
+    MatMut::new(data, rows, cols, stride)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cllm_core::Isa;
+
+    #[test]
+    fn every_case_runs_on_every_instruction_set() {
+        for isa in Isa::ALL {
+            let Some(kernels) = Kernels::for_isa(isa) else { continue };
+            let mut names = Vec::new();
+            visit(kernels, 1.0, &mut |mut case| {
+                // The large working sets only cost time here.
+                if !matches!(case.work, Work::Memory(_)) {
+                    (case.run)();
+                }
+                assert!(case.work.amount() > 0, "{}", case.name);
+                names.push(case.name);
+            });
+            let all = names.len();
+            names.sort();
+            names.dedup();
+            assert!(all == names.len() && all > 25, "{names:?}");
+        }
+    }
+}

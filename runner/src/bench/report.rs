@@ -1,0 +1,197 @@
+//! The kernels' rates beside what the machine can do at most.
+
+use super::cases::{Case, Work, visit};
+use super::machine::{copy_rate, fma_peak};
+use super::timing::fastest;
+use cllm_core::{Isa, Kernels};
+use core::fmt::Write as _;
+use core::time::Duration;
+use serde::Serialize;
+
+/// What this machine can do at most, on one thread.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Limits {
+    /// The strongest instruction set.
+    #[serde(serialize_with = "name")]
+    pub isa: Isa,
+    /// Its multiply-adds in registers, in GFLOP/s: shares of weaker ones are shares of this
+    /// too, and so say what is lost by using them.
+    pub peak_gflops: f64,
+    /// Copying within a core's own cache, GB/s read and written.
+    pub cache_copy_gb_per_s: f64,
+    /// Copying in memory, GB/s read and written.
+    pub memory_copy_gb_per_s: f64,
+}
+
+/// What a kernel reached.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rate {
+    /// The instruction set.
+    #[serde(serialize_with = "name")]
+    pub isa: Isa,
+    /// The kernel and what it did.
+    pub kernel: String,
+    /// Seconds of one call.
+    pub seconds: f64,
+    /// GFLOP/s, of products.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gflops: Option<f64>,
+    /// Share of the peak, of products.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_of_peak: Option<f64>,
+    /// GB/s, of passes over memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gb_per_s: Option<f64>,
+    /// Share of what copying reaches in the same place, of passes over memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_of_copy: Option<f64>,
+}
+
+/// All that was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The machine.
+    pub machine: Limits,
+    /// The kernels.
+    pub kernels: Vec<Rate>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn name<S: serde::Serializer>(isa: &Isa, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(isa.name())
+}
+
+impl Report {
+    /// Measures the kernels of `isas` whose name contains `only`, each for about `time`.
+    ///
+    /// Instruction sets that the CPU lacks are passed over.
+    #[must_use]
+    pub fn measure(isas: &[Isa], only: &str, time: Duration) -> Self {
+        let best = Kernels::detect();
+        let mut peak = fma_peak(best, time);
+        let mut machine = Limits {
+            isa: best.isa(),
+            peak_gflops: 0.0,
+            cache_copy_gb_per_s: copy_rate(64 * 1024, time) / 1e9,
+            memory_copy_gb_per_s: copy_rate(32 << 20, time) / 1e9,
+        };
+        let mut measured = Vec::new();
+        for kernels in isas.iter().filter_map(|isa| Kernels::for_isa(*isa)) {
+            visit(kernels, 1.0, &mut |case: Case| {
+                if !case.name.contains(only) {
+                    return;
+                }
+                // Clocks change with heat and neighbours: the peak is looked for all along.
+                peak = peak.max(fma_peak(best, time / 10));
+                let Case { name, work, mut run } = case;
+                measured.push((kernels.isa(), name, work, fastest(time, &mut run)));
+            });
+        }
+        machine.peak_gflops = peak / 1e9;
+        let kernels = measured
+            .into_iter()
+            .map(|(isa, kernel, work, seconds)| Rate::new(isa, kernel, work, seconds, &machine))
+            .collect();
+        Self { machine, kernels }
+    }
+
+    /// A table for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let Limits { isa, peak_gflops, cache_copy_gb_per_s, memory_copy_gb_per_s } = self.machine;
+        let mut text = format!(
+            "one thread: {peak_gflops:.1} GFLOP/s multiply-add peak ({isa}), copying \
+             {cache_copy_gb_per_s:.1} GB/s in cache, {memory_copy_gb_per_s:.1} GB/s in memory\n"
+        );
+        let mut last = None;
+        for rate in &self.kernels {
+            if last != Some(rate.isa) {
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "\n{}", rate.isa);
+                last = Some(rate.isa);
+            }
+            let (value, unit) = match (rate.gflops, rate.gb_per_s) {
+                (Some(gflops), _) => (gflops, "GFLOP/s"),
+                (None, bytes) => (bytes.unwrap_or(0.0), "GB/s"),
+            };
+            let (share, of) = match (rate.share_of_peak, rate.share_of_copy) {
+                (Some(share), _) => (share, "peak"),
+                (None, share) => (share.unwrap_or(0.0), "copy"),
+            };
+            let percent = 100.0 * share;
+            let _ = writeln!(
+                text,
+                "  {:<38}{value:>8.1} {unit:<8}{percent:>6.1} % of {of}",
+                rate.kernel
+            );
+        }
+        text
+    }
+}
+
+impl Rate {
+    fn new(isa: Isa, kernel: String, work: Work, seconds: f64, machine: &Limits) -> Self {
+        let giga = work.amount() as f64 / seconds / 1e9;
+        let mut rate = Self {
+            isa,
+            kernel,
+            seconds,
+            gflops: None,
+            share_of_peak: None,
+            gb_per_s: None,
+            share_of_copy: None,
+        };
+        match work {
+            Work::Flops(_) => {
+                rate.gflops = Some(giga);
+                rate.share_of_peak = Some(giga / machine.peak_gflops);
+            }
+            Work::Cache(_) => {
+                rate.gb_per_s = Some(giga);
+                rate.share_of_copy = Some(giga / machine.cache_copy_gb_per_s);
+            }
+            Work::Memory(_) => {
+                rate.gb_per_s = Some(giga);
+                rate.share_of_copy = Some(giga / machine.memory_copy_gb_per_s);
+            }
+        }
+        rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACHINE: Limits = Limits {
+        isa: Isa::Avx2,
+        peak_gflops: 100.0,
+        cache_copy_gb_per_s: 80.0,
+        memory_copy_gb_per_s: 20.0,
+    };
+
+    #[test]
+    fn shares_are_of_the_limit_that_applies() {
+        let rate = |work| Rate::new(Isa::Avx, "k".to_owned(), work, 0.5, &MACHINE);
+        let product = rate(Work::Flops(25_000_000_000));
+        assert_eq!((product.gflops, product.share_of_peak), (Some(50.0), Some(0.5)));
+        assert_eq!((product.gb_per_s, product.share_of_copy), (None, None));
+        let cached = rate(Work::Cache(10_000_000_000));
+        assert_eq!((cached.gb_per_s, cached.share_of_copy), (Some(20.0), Some(0.25)));
+        let far = rate(Work::Memory(5_000_000_000));
+        assert_eq!((far.gb_per_s, far.share_of_copy), (Some(10.0), Some(0.5)));
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_kernel_asked_for() {
+        let report = Report::measure(&[Isa::Scalar], "gelu", Duration::from_millis(1));
+        assert!(report.kernels.iter().all(|k| k.kernel.contains("gelu") && k.seconds > 0.0));
+        assert_eq!(report.kernels.len(), 2);
+        let text = report.text();
+        assert_eq!(text.matches("of copy").count(), 2, "{text}");
+        assert!(text.contains("\nscalar\n"), "{text}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["kernels"][0]["isa"], "scalar");
+        assert!(json["machine"]["peak_gflops"].as_f64().unwrap() > 0.1);
+    }
+}
