@@ -72,7 +72,8 @@ fn tiny() -> TrainSettings {
         gradient_accumulation_steps: 1,
         max_steps: 1500,
         learning_rate: 3e-3,
-        min_lr: Some(6e-5),
+        // A tenth of the peak, whatever that is set to.
+        min_lr: None,
         warmup_steps: 100,
         lr_schedule: ScheduleChoice::Cosine,
         lr_decay_steps: None,
