@@ -94,7 +94,7 @@ fn weight_gradient(
     inputs: usize,
     outputs: usize,
 ) -> Case {
-    let (m, n) = (128, 256);
+    let (m, n) = (inputs.min(256), outputs.min(256));
     let (x, dy) = (floats(tokens * inputs, range), floats(tokens * outputs, range));
     let mut c = vec![0.0; m * n];
     let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, tokens).unwrap_or(0)];
