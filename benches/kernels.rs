@@ -112,7 +112,7 @@ fn products(kernels: &'static Kernels, range: f32, cases: &mut Vec<Case>) {
     for (m, n, x_stride, dy_stride) in [(128, 256, 256, 1024), (128, 256, 1024, 256)] {
         let (x, dy) = (floats(tokens * x_stride, range), floats(tokens * dy_stride, range));
         let mut c = vec![0.0; m * n];
-        let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n).unwrap()];
+        let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, tokens).unwrap()];
         let name = format!("weight_gradient/{m}x{n}x{tokens}, X of {x_stride}");
         cases.push(Case::flops(name, 2 * m * n * tokens, move || {
             let (x, dy) = (mat(&x, tokens, m), mat(&dy, tokens, n));

@@ -78,10 +78,11 @@ impl Kernels {
         unsafe { (self.gemm)(&g) }
     }
 
-    /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result.
+    /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result of
+    /// `k` products each.
     #[must_use]
-    pub fn gemm_scratch_len(&self, m: usize, n: usize) -> Option<usize> {
-        (self.gemm_scratch)(m, n)
+    pub fn gemm_scratch_len(&self, m: usize, n: usize, k: usize) -> Option<usize> {
+        (self.gemm_scratch)(m, n, k)
     }
 
     /// `C = A B`, or `C += A B`, for operands used once: both are packed on the way.
@@ -102,7 +103,7 @@ impl Kernels {
         let (m, n, k) = (c.rows(), c.cols(), a.cols());
         assert!(a.rows() == m && b.rows() == k && b.cols() == n, "gemm_unpacked: shapes differ");
         assert!(
-            self.gemm_scratch_len(m, n).is_some_and(|need| need <= scratch.len()),
+            self.gemm_scratch_len(m, n, k).is_some_and(|need| need <= scratch.len()),
             "gemm_unpacked: scratch is too short"
         );
         let g = RawGemm {

@@ -22,7 +22,7 @@ pub struct Kernels {
     pub(crate) lanes: usize,
     pub(crate) mr: usize,
     pub(crate) nr: usize,
-    pub(crate) gemm_scratch: fn(usize, usize) -> Option<usize>,
+    pub(crate) gemm_scratch: fn(usize, usize, usize) -> Option<usize>,
     pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
     pub(crate) attention_backward_scratch: fn(usize, usize) -> Option<usize>,
     pub(crate) gemm: unsafe fn(&RawGemm),

@@ -206,7 +206,7 @@ fn empty_results_touch_nothing() {
             check(kernels, case, 0, &mut rng);
             let (a, b) = (Grid::random(&mut rng, m, 3), Grid::random(&mut rng, 3, n));
             let mut c = Grid::blank_somewhere(&mut rng, m, n);
-            let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n).unwrap()];
+            let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, 3).unwrap()];
             kernels.gemm_unpacked(a.view(), b.view(), c.view_mut(), true, &mut scratch);
             c.assert_frame("empty");
         }
@@ -223,7 +223,7 @@ fn check_unpacked(kernels: &Kernels, case: Case, rng: &mut Rng) {
         c.fill(|_, _| rng.float());
     }
     let before: Vec<f64> = if accumulate { c.wide() } else { vec![0.0; m * n] };
-    let len = kernels.gemm_scratch_len(m, n).unwrap();
+    let len = kernels.gemm_scratch_len(m, n, k).unwrap();
     let mut scratch = Grid::blank(1, len, 0, 1 + rng.below(7));
     let (a_view, b_view) = (view(&a, a_t), view(&b, b_t));
     kernels.gemm_unpacked(a_view, b_view, c.view_mut(), accumulate, scratch.slice_mut());
@@ -318,7 +318,7 @@ fn any_tiling_of_a_weight_gradient_gives_the_same_bits() {
         let (x, dy) = (Grid::random(&mut rng, k, m), Grid::random(&mut rng, k, n));
         let run = |i: usize, rows: usize, j: usize, cols: usize| {
             let mut c = Grid::blank(rows, cols, 1, 2);
-            let mut scratch = vec![f32::NAN; kernels.gemm_scratch_len(rows, cols).unwrap()];
+            let mut scratch = vec![f32::NAN; kernels.gemm_scratch_len(rows, cols, k).unwrap()];
             let a = x.view().t().row_range(i, rows);
             let b = dy.view().col_range(j, cols);
             kernels.gemm_unpacked(a, b, c.view_mut(), false, &mut scratch);

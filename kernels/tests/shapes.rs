@@ -96,7 +96,7 @@ fn products_check_every_operand() {
         }
 
         let unpacked = |a: (usize, usize), b: (usize, usize), short: usize| {
-            let mut scratch = vec![0.0; kernels.gemm_scratch_len(3, 5).unwrap() - short];
+            let mut scratch = vec![0.0; kernels.gemm_scratch_len(3, 5, 4).unwrap() - short];
             let (a, b) = (mat(&ZEROS, a.0, a.1), mat(&ZEROS, b.0, b.1));
             kernels.gemm_unpacked(a, b, out(&mut [0.0; 15], 3, 5), false, &mut scratch);
         };
@@ -107,8 +107,8 @@ fn products_check_every_operand() {
             "A deeper than B" => unpacked((3, 5), (4, 5), 0);
             "B wider than C" => unpacked((3, 4), (4, 6), 0);
         }
-        assert_eq!(kernels.gemm_scratch_len(usize::MAX, 1), None);
-        assert_eq!(kernels.gemm_scratch_len(1, usize::MAX), None);
+        assert_eq!(kernels.gemm_scratch_len(usize::MAX, 1, 1), None);
+        assert_eq!(kernels.gemm_scratch_len(1, usize::MAX, 1), None);
     });
 }
 

@@ -170,3 +170,21 @@ fn without_validation_data_there_is_no_validation() {
     assert!(events(&settings, "done")[0]["val_loss"].is_null());
     assert_eq!(checkpoints(&settings), ["step-12.cllm", "step-9.cllm"]);
 }
+
+#[test]
+fn too_little_data_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = settings(dir.path());
+    fs::write(&small.data[0], "only a few words").unwrap();
+    let error = train(&small).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("text.txt: 16 tokens"), "{message}");
+    assert!(message.contains("block of 16 needs at least 17"), "{message}");
+    assert_eq!(error.exit_code(), 1);
+    // Enough to train on, too little to validate on.
+    fs::write(&small.data[0], "only a few words ".repeat(5)).unwrap();
+    let message = train(&small).unwrap_err().to_string();
+    assert!(message.contains("validation data has 8 tokens"), "{message}");
+    let none = TrainSettings { val_fraction: 0.0, max_steps: 1, ..small };
+    assert_eq!(train(&none), Ok(Outcome::Finished));
+}

@@ -185,12 +185,12 @@ impl Layout {
         let (t, head_size) = (batch.tokens, c.head_size());
         let mut scratch_len = kernels.attention_scratch_len(t, head_size)?;
         if train {
-            let widest = (3 * d).max(f);
-            let tallest = d.max(f).max(c.vocab_size);
-            let weights =
-                kernels.gemm_scratch_len(WEIGHT_ROWS.min(tallest), WEIGHT_COLS.min(widest))?;
-            scratch_len =
-                scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?).max(weights);
+            // The largest tile of any weight's gradient, as it is stored.
+            for (rows, cols) in [(d, 3 * d), (d, d), (d, f), (f, d), (c.vocab_size, d)] {
+                let (rows, cols) = (WEIGHT_ROWS.min(rows), WEIGHT_COLS.min(cols));
+                scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, cols, n)?);
+            }
+            scratch_len = scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?);
         }
         Some(Self {
             first_block,

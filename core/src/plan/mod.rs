@@ -20,8 +20,9 @@ use core::fmt;
 /// activation are 384 KiB: they stay in a 512 KiB L2 from one operation of a chain
 /// to the next.
 pub const ROW_BLOCK: usize = 96;
-/// Rows of a tile of a weight gradient.
-pub(crate) const WEIGHT_ROWS: usize = 128;
+/// Rows of a tile of a weight gradient. Against 128 the reference step is 1 to 7 % faster
+/// (four runs in turns, Zen 3, one thread): packing dY is shared by more rows.
+pub(crate) const WEIGHT_ROWS: usize = 256;
 /// Columns of a tile of a weight gradient: with `KC` rows it packs to 256 KiB.
 pub(crate) const WEIGHT_COLS: usize = 256;
 /// Columns of a tile of bias gradients and of packing.

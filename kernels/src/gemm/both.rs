@@ -8,10 +8,10 @@ use super::pack::{Source, pack_a, pack_b, packed_a_len, packed_b_len};
 use super::{KC, RawGemm, micro};
 use crate::simd::Simd;
 
-/// Floats of scratch for a product of `m x n` tiles, of any inner dimension.
-pub(crate) fn scratch_len<S: Simd>(m: usize, n: usize) -> Option<usize> {
-    // A vector's worth of slack for the last column of packed A.
-    packed_a_len(m, KC, S::MR)?.checked_add(packed_b_len(KC, n, S::NR)?)?.checked_add(S::LANES)
+/// Floats of scratch for an `m x n` result of `k` products each: one block of either.
+pub(crate) fn scratch_len<S: Simd>(m: usize, n: usize, k: usize) -> Option<usize> {
+    let kc = KC.min(k);
+    packed_a_len(m, kc, S::MR)?.checked_add(packed_b_len(kc, n, S::NR)?)
 }
 
 /// `C (+)= A B` with `g.a` an `m x k` source and B given by `b` (`g.b` is ignored).
@@ -25,7 +25,7 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm, b: Source, scratch: *mut f
         return;
     }
     let packed_b = scratch;
-    let b_len = packed_b_len(KC, g.n, S::NR).unwrap_or(0);
+    let b_len = packed_b_len(KC.min(g.k), g.n, S::NR).unwrap_or(0);
     let packed_a = scratch.wrapping_add(b_len);
     let mut depth = 0;
     loop {

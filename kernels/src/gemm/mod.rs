@@ -34,8 +34,8 @@ pub(crate) use epilogue::RawEpilogue;
 /// Depth of a block of the inner dimension.
 ///
 /// A panel block is `256 * 16 * 4` bytes = 16 KiB, half of a 32 KiB L1; the other
-/// half holds the rows of A and C that stream by. 128 and 512 measured 3 % and
-/// 2 % slower on the reference products (Zen 3, `cllm bench`).
+/// half holds the rows of A and C that stream by. 512 gave 0.95 to 1.02 of its speed on
+/// the reference products (Zen 3, one thread, in turns).
 pub(crate) const KC: usize = 256;
 
 /// A product over raw memory. Built by the safe methods of [`crate::Kernels`].

@@ -31,8 +31,7 @@ macro_rules! shared_avx_operations {
     () => {
         type V = __m256;
         const LANES: usize = 8;
-        // 12 sums, 2 columns and 1 or 2 broadcasts fill the 16 registers; 6x16 reaches
-        // 98-100 % of the FMA peak from cache (`cllm bench`).
+        // 12 sums, 2 columns and 1 or 2 broadcasts fill the 16 registers.
         const MR: usize = 6;
         const NR: usize = 16;
 

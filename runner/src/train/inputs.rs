@@ -61,6 +61,16 @@ impl Inputs {
                 }
                 (Input::Text(_), Some(Input::Shards { .. })) => return Err(mixed()),
             };
+        if train.len() <= block_size as u64 {
+            let named = settings.data.join(", ");
+            return Err(Error::failure(format!(
+                "{}: {} tokens to train on, but a block of {block_size} needs at least {}; give more \
+                 data or lower --block-size",
+                if named.is_empty() { embedded::NAME } else { &named },
+                train.len(),
+                block_size.saturating_add(1)
+            )));
+        }
         let validation = match validation {
             Some(stream) if stream.len() <= block_size as u64 => {
                 return Err(Error::failure(format!(

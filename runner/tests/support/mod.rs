@@ -120,3 +120,48 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
 pub(crate) fn step_file(settings: &TrainSettings, step: u64) -> PathBuf {
     settings.out_dir.join(format!("step-{step}.cllm"))
 }
+
+/// `cllm train` with the flags of `settings`.
+pub(crate) fn command(settings: &TrainSettings) -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cllm"));
+    command.args(arguments(settings));
+    command
+}
+
+/// The flags of `settings`, but for what is `None`.
+pub(crate) fn arguments(settings: &TrainSettings) -> Vec<String> {
+    let mut args = vec!["train".to_owned()];
+    let Value::Object(values) = serde_json::to_value(settings).unwrap() else { unreachable!() };
+    for (key, value) in values {
+        let flag = format!("--{}", key.replace('_', "-"));
+        let values = match value {
+            Value::Null => continue,
+            Value::Array(values) if values.is_empty() => continue,
+            Value::Array(values) => values,
+            value => vec![value],
+        };
+        args.push(match &values[0] {
+            Value::Bool(set) => format!("{flag}={set}"),
+            value => format!("{flag}={}", plain(value)),
+        });
+        args.extend(values[1..].iter().map(plain));
+    }
+    args
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// What a run reported of its steps and validations, without how fast it was.
+pub(crate) fn course(settings: &TrainSettings) -> Vec<Value> {
+    let mut lines = metrics(settings);
+    lines.retain(|line| line["event"] == "step" || line["event"] == "eval");
+    for line in &mut lines {
+        if let Value::Object(fields) = line {
+            fields.remove("tokens_per_s");
+            fields.remove("mfu");
+        }
+    }
+    lines
+}

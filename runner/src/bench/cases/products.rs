@@ -94,10 +94,10 @@ fn weight_gradient(
     inputs: usize,
     outputs: usize,
 ) -> Case {
-    let (m, n) = (128, 256);
+    let (m, n) = (inputs.min(256), outputs.min(256));
     let (x, dy) = (floats(tokens * inputs, range), floats(tokens * outputs, range));
     let mut c = vec![0.0; m * n];
-    let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n).unwrap_or(0)];
+    let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, tokens).unwrap_or(0)];
     Case::flops(format!("weight gradient/{name} {m}x{n}x{tokens}"), 2 * m * n * tokens, move || {
         let (x, dy) = (mat(&x, tokens, m), mat(&dy, tokens, n));
         kernels.gemm_unpacked(x.t(), dy, out(&mut c, m, n), false, &mut scratch);

@@ -1,0 +1,277 @@
+//! Going on: the same bits from any step, and what may be different meanwhile.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use cllm::settings::TrainSettings;
+use cllm::train::stop::Stop;
+use cllm::train::{Outcome, train_until};
+use support::{checkpoints, course, events, names, settings, sha, step_file, train, undisturbed};
+
+/// Output that asks for a stop when it sees a text.
+struct StopAt {
+    text: String,
+    stop: Stop,
+}
+
+impl Write for StopAt {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if String::from_utf8_lossy(bytes).contains(&self.text) {
+            self.stop.request();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Trains until `text` is printed, then stops in an orderly way.
+fn train_to(settings: &TrainSettings, text: &str) -> cllm::Result<Outcome> {
+    let stop = Stop::new();
+    let mut out = StopAt { text: text.to_owned(), stop: stop.clone() };
+    train_until(settings, &stop, &mut out)
+}
+
+fn resumed(settings: &TrainSettings) -> TrainSettings {
+    TrainSettings { resume: true, ..settings.clone() }
+}
+
+/// A finished run in `dir` of which only the checkpoints up to step 6 are left.
+fn run_to_six(dir: &Path) -> TrainSettings {
+    let settings = TrainSettings { keep_checkpoints: 9, ..settings(dir) };
+    let interrupted = train_to(&settings, "\"event\":\"step\",\"step\":7,");
+    assert_eq!(interrupted, Ok(Outcome::Interrupted));
+    fs::remove_file(step_file(&settings, 7)).unwrap();
+    assert_eq!(checkpoints(&settings), ["best.cllm", "step-3.cllm", "step-6.cllm"]);
+    settings
+}
+
+#[test]
+fn from_any_step_the_bits_are_the_same() {
+    let whole = tempfile::tempdir().unwrap();
+    let expected = undisturbed(whole.path());
+    let whole = settings(whole.path());
+    for kind in ["step", "eval"] {
+        for step in 1..=12 {
+            if kind == "eval" && step % 4 != 0 {
+                continue;
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let settings = settings(dir.path());
+            let text = format!("\"event\":\"{kind}\",\"step\":{step},");
+            assert_eq!(train_to(&settings, &text), Ok(Outcome::Interrupted), "{text}");
+            assert!(step_file(&settings, step).exists());
+            assert_eq!(train(&resumed(&settings)), Ok(Outcome::Finished), "{text}");
+            assert_eq!(sha(&settings), expected, "{text}");
+            assert_eq!(course(&settings), course(&whole), "{text}");
+            let done = |s| events(s, "done")[0]["best_val_loss"].as_f64();
+            assert_eq!(done(&settings), done(&whole));
+        }
+    }
+}
+
+#[test]
+fn stopped_at_every_step_the_bits_are_the_same() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = undisturbed(a.path());
+    let mut settings = settings(b.path());
+    for step in 1..=12 {
+        let text = format!("\"event\":\"step\",\"step\":{step},");
+        assert_eq!(train_to(&settings, &text), Ok(Outcome::Interrupted));
+        settings.resume = true;
+    }
+    assert_eq!(train(&settings), Ok(Outcome::Finished));
+    assert_eq!(sha(&settings), expected);
+    assert_eq!(events(&settings, "step").len(), 12);
+    // A finished run can be resumed: there is nothing left to do.
+    assert_eq!(train(&settings), Ok(Outcome::Finished));
+    assert_eq!(sha(&settings), expected);
+}
+
+#[test]
+fn a_bad_checkpoint_is_passed_over() {
+    let whole = tempfile::tempdir().unwrap();
+    let expected = undisturbed(whole.path());
+    type Damage = fn(Vec<u8>) -> Vec<u8>;
+    let damages: [(&str, Damage); 5] = [
+        ("truncated", |mut bytes| {
+            bytes.truncate(bytes.len() / 2);
+            bytes
+        }),
+        ("empty", |_| Vec::new()),
+        ("altered", |mut bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            bytes
+        }),
+        ("zeroed", |bytes| vec![0; bytes.len()]),
+        ("foreign", |_| b"not a checkpoint at all".to_vec()),
+    ];
+    for (what, damage) in damages {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = run_to_six(dir.path());
+        let newest = step_file(&settings, 6);
+        fs::write(&newest, damage(fs::read(&newest).unwrap())).unwrap();
+        assert_eq!(train(&resumed(&settings)), Ok(Outcome::Finished), "{what}");
+        assert_eq!(sha(&settings), expected, "{what}");
+    }
+}
+
+#[test]
+fn bad_checkpoints_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = run_to_six(dir.path());
+    for name in ["step-6.cllm", "best.cllm"] {
+        fs::write(settings.out_dir.join(name), "torn").unwrap();
+    }
+    let output = support::command(&resumed(&settings)).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("step-6.cllm: not a Crystalline checkpoint"), "{text}");
+    assert!(text.contains("best.cllm"), "{text}");
+    assert!(text.contains("going on from") && text.contains("step-3.cllm"), "{text}");
+
+    // All of them bad: an error that names them, and nothing is overwritten.
+    let names = checkpoints(&settings);
+    for name in &names {
+        fs::write(settings.out_dir.join(name), "torn").unwrap();
+    }
+    let message = train(&resumed(&settings)).unwrap_err().to_string();
+    assert!(message.contains("step-12.cllm") && message.contains("best.cllm"), "{message}");
+    assert_eq!(checkpoints(&settings), names);
+    for name in names {
+        assert_eq!(fs::read(settings.out_dir.join(name)).unwrap(), b"torn");
+    }
+}
+
+#[test]
+fn a_newer_version_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = run_to_six(dir.path());
+    let newest = step_file(&settings, 6);
+    let mut bytes = fs::read(&newest).unwrap();
+    bytes[8..12].copy_from_slice(&99_u32.to_le_bytes());
+    fs::write(&newest, &bytes).unwrap();
+    let error = train(&resumed(&settings)).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("step-6.cllm") && message.contains("99"), "{message}");
+    assert_eq!(error.exit_code(), 1);
+    assert_eq!(fs::read(&newest).unwrap(), bytes);
+}
+
+#[test]
+fn what_a_run_is_made_of_may_not_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = resumed(&run_to_six(dir.path()));
+    let before = fs::read(settings.out_dir.join("settings.json")).unwrap();
+    for (flag, changed) in [
+        ("--n-layer", TrainSettings { n_layer: 3, ..settings.clone() }),
+        ("--seed", TrainSettings { seed: 1, ..settings.clone() }),
+        ("--batch-size", TrainSettings { batch_size: 8, ..settings.clone() }),
+        ("--data", TrainSettings { data: Vec::new(), ..settings.clone() }),
+        ("--d-ff", TrainSettings { d_ff: Some(64), ..settings.clone() }),
+    ] {
+        let error = train(&changed).unwrap_err();
+        assert!(error.to_string().starts_with(flag), "{error}");
+        assert_eq!(error.exit_code(), 2, "{error}");
+    }
+    assert_eq!(fs::read(settings.out_dir.join("settings.json")).unwrap(), before);
+    // The implied width said aloud is no change, and the rest may change.
+    let more = TrainSettings {
+        d_ff: Some(128),
+        max_steps: 14,
+        eval_interval: 3,
+        save_interval: 5,
+        log_interval: 2,
+        learning_rate: 1e-3,
+        ..settings
+    };
+    assert_eq!(train(&more), Ok(Outcome::Finished));
+    assert_eq!(events(&more, "done")[0]["steps"], 14);
+}
+
+#[test]
+fn changed_data_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = resumed(&run_to_six(dir.path()));
+    fs::write(&settings.data[0], support::text() + "one more line\n").unwrap();
+    let message = train(&settings).unwrap_err().to_string();
+    assert!(message.contains("--data"), "{message}");
+}
+
+#[test]
+fn a_run_is_not_started_over_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = run_to_six(dir.path());
+    let message = train(&settings).unwrap_err().to_string();
+    assert!(message.contains("--resume") && message.contains("--out-dir"), "{message}");
+    let nowhere = TrainSettings { out_dir: dir.path().join("none"), ..resumed(&settings) };
+    let message = train(&nowhere).unwrap_err().to_string();
+    assert!(message.contains("none") && message.contains("--resume"), "{message}");
+    assert!(!nowhere.out_dir.exists());
+    let over = TrainSettings { max_steps: 2, ..resumed(&settings) };
+    let message = train(&over).unwrap_err().to_string();
+    assert!(message.starts_with("--max-steps 2"), "{message}");
+}
+
+#[test]
+fn leftovers_of_a_killed_write_are_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = run_to_six(dir.path());
+    for name in ["step-9.cllm.tmp", "best.cllm.tmp", "settings.json.tmp"] {
+        fs::write(settings.out_dir.join(name), "half of it").unwrap();
+    }
+    fs::write(settings.out_dir.join("notes.tmp"), "somebody else's").unwrap();
+    assert_eq!(train(&resumed(&settings)), Ok(Outcome::Finished));
+    let left: Vec<String> =
+        names(&settings.out_dir).into_iter().filter(|name| name.ends_with(".tmp")).collect();
+    assert_eq!(left, ["notes.tmp"]);
+}
+
+#[test]
+fn weights_that_blow_up_stop_the_run_and_spare_the_good_checkpoint() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = undisturbed(a.path());
+    // One checkpoint is kept: a bad one must not take its place.
+    let settings = TrainSettings { keep_checkpoints: 1, ..run_to_six(b.path()) };
+    let good = fs::read(step_file(&settings, 6)).unwrap();
+    let absurd = TrainSettings {
+        learning_rate: 1e30,
+        grad_clip: 0.0,
+        save_interval: 1,
+        eval_interval: 1,
+        ..resumed(&settings)
+    };
+    let error = train(&absurd).unwrap_err();
+    let message = error.to_string();
+    assert_eq!(error.exit_code(), 1);
+    assert!(
+        message.contains("stopped at step 7") || message.contains("stopped at step 8"),
+        "{message}"
+    );
+    assert!(message.contains("step-6.cllm") && message.contains("--learning-rate"), "{message}");
+    assert_eq!(fs::read(step_file(&settings, 6)).unwrap(), good);
+    assert!(!step_file(&settings, 7).exists());
+    assert_eq!(train(&resumed(&settings)), Ok(Outcome::Finished));
+    assert_eq!(sha(&settings), expected);
+}
+
+#[test]
+fn a_fresh_run_that_blows_up_names_its_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings {
+        learning_rate: 1e30,
+        warmup_steps: 0,
+        val_fraction: 0.0,
+        ..settings(dir.path())
+    };
+    let message = train(&settings).unwrap_err().to_string();
+    assert!(message.starts_with("stopped at step 2: "), "{message}");
+    assert!(message.contains("no checkpoint was saved"), "{message}");
+    assert!(checkpoints(&settings).is_empty());
+}

@@ -1,0 +1,267 @@
+//! `cllm train` as a process: signals, kills, and disks that refuse.
+#![cfg(unix)]
+
+mod support;
+
+use core::time::Duration;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use cllm::settings::{ScheduleChoice, TrainSettings};
+use support::{
+    arguments, checkpoints, command, course, events, names, settings, sha, step_file, undisturbed,
+};
+
+/// SIGKILLs and resumptions of `a_run_survives_kills`.
+const KILLS: usize = 20;
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Killed at 20 random moments and resumed each time, a run ends with the weights of one
+/// that was never killed. To watch: `cargo test --test train_process kills -- --nocapture`.
+#[test]
+fn a_run_survives_kills() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let settings = |dir: &Path| TrainSettings {
+        max_steps: 600,
+        save_interval: 7,
+        eval_interval: 50,
+        log_interval: 5,
+        sample_tokens: 8,
+        ..settings(dir)
+    };
+    let whole = settings(a.path());
+    let begin = Instant::now();
+    assert!(
+        command(&whole).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    );
+    let undisturbed = begin.elapsed();
+
+    let mut killed = settings(b.path());
+    // Moments over the whole of a session: preparation, steps, validation, saving. Together
+    // they last no longer than the run, so it cannot end before the last of them.
+    let longest = undisturbed.mul_f64(1.8 / KILLS as f64) + Duration::from_millis(80);
+    let mut random = u64::from(std::process::id());
+    let mut kills = 0;
+    while kills < KILLS {
+        killed.resume = killed.out_dir.join("settings.json").exists();
+        let quiet = Stdio::null;
+        let mut child = command(&killed).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let moment = longest.mul_f64((random >> 40) as f64 / (1_u64 << 24) as f64);
+        std::thread::sleep(moment);
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        let ended = status.code().is_some();
+        assert!(!ended || status.success(), "a session ended by itself with {status}");
+        if ended {
+            break;
+        }
+        kills += 1;
+        if killed.out_dir.exists() {
+            println!("killed after {moment:?}: {:?}", checkpoints(&killed));
+        }
+    }
+    assert!(kills >= KILLS / 2, "the run was over after {kills} kills");
+    killed.resume = true;
+    let output = command(&killed).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(sha(&killed), sha(&whole));
+    assert_eq!(course(&killed), course(&whole));
+    assert_eq!(checkpoints(&killed), checkpoints(&whole));
+    assert!(!names(&killed.out_dir).iter().any(|name| name.ends_with(".tmp")));
+    println!("{kills} kills, {}", sha(&killed));
+}
+
+#[test]
+fn signals_save_and_exit_with_130() {
+    let whole = tempfile::tempdir().unwrap();
+    let long = |dir: &Path| TrainSettings { max_steps: 400, dropout: 0.0, ..settings(dir) };
+    let whole = long(whole.path());
+    assert!(
+        command(&whole).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    );
+    for name in ["-INT", "-TERM"] {
+        let dir = tempfile::tempdir().unwrap();
+        let settings =
+            TrainSettings { save_interval: 1_000, eval_interval: 1_000, ..long(dir.path()) };
+        let mut child = command(&settings).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // Under way.
+        lines.by_ref().map(Result::unwrap).find(|l| l.contains("\"step\":20,")).unwrap();
+        signal(&child, name);
+        let last = lines.map(Result::unwrap).last().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{name}");
+        let event: serde_json::Value = serde_json::from_str(&last).unwrap();
+        assert_eq!(event["event"], "interrupted");
+        let step = event["step"].as_u64().unwrap();
+        assert!((20..400).contains(&step));
+        assert_eq!(checkpoints(&settings), [format!("step-{step}.cllm")]);
+        let resumed = TrainSettings { resume: true, ..settings };
+        assert!(
+            command(&resumed)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert_eq!(sha(&resumed), sha(&whole));
+    }
+}
+
+#[test]
+fn standard_output_is_the_metrics_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let output = command(&settings).output().unwrap();
+    let metrics = fs::read_to_string(settings.out_dir.join("metrics.jsonl")).unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), metrics);
+    assert!(output.stderr.is_empty());
+    let other = tempfile::tempdir().unwrap();
+    assert_eq!(sha(&settings), undisturbed(other.path()));
+}
+
+#[test]
+fn a_resume_needs_no_more_than_the_folder() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = undisturbed(a.path());
+    let settings = settings(b.path());
+    let short = TrainSettings { max_steps: 6, ..settings.clone() };
+    // The rate must not depend on where the run is said to end.
+    let constant = |s| TrainSettings { lr_schedule: ScheduleChoice::Constant, ..s };
+    assert!(
+        command(&constant(short))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut resume = Command::new(env!("CARGO_BIN_EXE_cllm"));
+    resume.args(["train", "--resume", "--max-steps", "12", "--out-dir"]).arg(&settings.out_dir);
+    let output = resume.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let whole = constant(support::settings(a.path()));
+    fs::remove_dir_all(&whole.out_dir).unwrap();
+    support::train(&whole).unwrap();
+    assert_ne!(sha(&whole), expected, "another schedule");
+    assert_eq!(sha(&settings), sha(&whole));
+}
+
+/// Writes to standard output until the model stops, with `flags` behind the checkpoint.
+fn generated(settings: &TrainSettings, flags: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cllm"));
+    command.arg("generate").arg("--checkpoint").arg(&settings.out_dir).args(flags);
+    let output = command.output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    (output.status.code(), out, err)
+}
+
+#[test]
+fn a_trained_model_speaks() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings { max_steps: 60, dropout: 0.0, ..settings(dir.path()) };
+    support::train(&settings).unwrap();
+    // Longer than the model's context of 16: it goes on all the same.
+    let flags = ["--prompt", "the sea é", "--tokens", "50", "--temperature", "0.7"];
+    let (code, text, err) = generated(&settings, &flags);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(text.starts_with("the sea é") && text.chars().count() > 30, "{text}");
+    assert_eq!(generated(&settings, &flags).1, text, "the same seed");
+    let other = [&flags[..], &["--seed", "2"]].concat();
+    assert_ne!(generated(&settings, &other).1, text);
+    let greedy = |seed| generated(&settings, &["--greedy", "--tokens", "20", "--seed", seed]).1;
+    assert_eq!(greedy("1"), greedy("2"));
+
+    let json = ["--log-format", "json", "--samples", "2", "--tokens", "5", "--prompt", ""];
+    let (_, lines, _) = generated(&settings, &json);
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["index"], 1);
+
+    let best = settings.out_dir.join("best.cllm");
+    let mut bytes = fs::read(&best).unwrap();
+    bytes.truncate(1000);
+    fs::write(&best, bytes).unwrap();
+    let (code, _, err) = generated(&settings, &["--tokens", "1"]);
+    assert_eq!(code, Some(0));
+    assert!(err.contains("best.cllm: truncated"), "{err}");
+    let torn = TrainSettings { out_dir: best, ..settings };
+    let (code, out, err) = generated(&torn, &[]);
+    assert_eq!((code, out.as_str(), err.lines().count()), (Some(1), "", 1), "{err}");
+}
+
+/// Runs `cllm train` where files may have at most `blocks` blocks of 512 bytes: a write
+/// beyond fails, as on a full disk.
+fn limited(settings: &TrainSettings, blocks: u64) -> (bool, String) {
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+    let output = Command::new("sh")
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_cllm")])
+        .args(arguments(settings))
+        .output()
+        .unwrap();
+    (output.status.code() == Some(1), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_write_that_fails_is_an_error_and_spares_the_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let short =
+        TrainSettings { max_steps: 6, lr_schedule: settings.lr_schedule, ..settings.clone() };
+    assert!(
+        command(&short).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    );
+    let before: Vec<_> = checkpoints(&settings)
+        .into_iter()
+        .map(|name| (fs::read(settings.out_dir.join(&name)).unwrap(), name))
+        .collect();
+    let resumed = TrainSettings { resume: true, ..settings };
+    // A checkpoint has some 400 KB.
+    let (failed, text) = limited(&resumed, 200);
+    assert!(failed, "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(last.contains("cannot write") && last.contains(".cllm"), "{text}");
+    for (bytes, name) in &before {
+        assert_eq!(&fs::read(resumed.out_dir.join(name)).unwrap(), bytes, "{name}");
+    }
+    assert!(!names(&resumed.out_dir).iter().any(|name| name.ends_with(".tmp")));
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a file");
+    fs::write(&file, "").unwrap();
+    let settings = TrainSettings { out_dir: file.join("run"), ..settings(dir.path()) };
+    let output = command(&settings).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("a file/run"), "{text}");
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings { max_steps: 1_000_000, ..settings(dir.path()) };
+    let mut child = command(&settings).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.by_ref().map(Result::unwrap).find(|line| line.contains("\"step\":3,")).unwrap();
+    let resumed = TrainSettings { resume: true, ..settings.clone() };
+    let output = command(&resumed).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("another process"), "{text}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(step_file(&settings, 3).exists() || !events(&settings, "step").is_empty());
+}
