@@ -79,9 +79,12 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
         let mut j = 0;
         while j < g.n {
             let cols = S::NR.min(g.n - j);
+            let next = g.b.wrapping_add((j / S::NR + 1) * g.b_panel + depth * S::NR);
+            let mut ahead = Ahead::new::<S>(if j + cols < g.n { kc } else { 0 }, g.m, next);
             let mut i = 0;
             while i < g.m {
                 let rows = S::MR.min(g.m - i);
+                ahead.fetch(s);
                 // SAFETY: the tile is inside C; passed on from the caller.
                 unsafe { place(s, g, &Place { i, j, rows, cols }, depth, last) };
                 i += rows;
@@ -94,6 +97,36 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
         }
     }
 }
+
+/// The panel that comes next, fetched into cache a piece with each group of rows: its
+/// first use would otherwise wait for L3 while nothing else is to be done.
+struct Ahead {
+    next: *const f32,
+    /// Cache lines left, and how many go with each group of rows.
+    lines: usize,
+    share: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn new<S: Simd>(kc: usize, rows: usize, next: *const f32) -> Self {
+        let lines = kc * S::NR / LINE;
+        Self { next, lines, share: lines.div_ceil(rows.div_ceil(S::MR)) }
+    }
+
+    #[inline(always)]
+    fn fetch<S: Simd>(&mut self, s: S) {
+        let now = self.share.min(self.lines);
+        for _ in 0..now {
+            s.prefetch(self.next);
+            self.next = self.next.wrapping_add(LINE);
+        }
+        self.lines -= now;
+    }
+}
+
+/// Floats of a cache line.
+const LINE: usize = 16;
 
 /// A tile of C.
 pub(crate) struct Place {

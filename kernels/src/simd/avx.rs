@@ -69,7 +69,7 @@ macro_rules! shared_avx_operations {
         #[inline(always)]
         fn prefetch(self, p: *const f32) {
             // SAFETY: a hint that touches no memory, whatever the address; x86-64 has SSE.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         }
         #[inline(always)]
         fn sum(self, a: __m256) -> f32 {
