@@ -7,8 +7,9 @@ use cllm_core::{
     Batch, BatchShape, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op, Optimizer,
     Plan, PlanError, Pool, Pools, Trainer,
 };
+use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicUsize, Ordering};
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::System;
 use support::memory::Memory;
 
 /// The system's allocator, with a count of calls and of bytes of this thread's tests.
