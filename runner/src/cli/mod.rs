@@ -1,7 +1,7 @@
 //! The command line: flags and files in, exit status out.
 //!
 //! [`args`] declares the commands, [`flags`] the settings of a run, [`resolve`] settles
-//! them, [`validate`] refuses what makes no sense. A command is a function that
+//! them, `validate` refuses what makes no sense. A command is a function that
 //! returns a [`Result`]; here it is chosen, and its error printed.
 
 pub mod args;

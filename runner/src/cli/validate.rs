@@ -205,7 +205,15 @@ mod tests {
     use crate::cli::presets::Preset;
 
     fn refused(change: impl FnOnce(&mut TrainSettings)) -> String {
-        let mut settings = Preset::Tiny.settings();
+        // Presets are tuned now and then: the messages below want fixed numbers.
+        let mut settings = TrainSettings {
+            n_embd: 128,
+            n_head: 4,
+            block_size: 128,
+            batch_size: 16,
+            learning_rate: 2e-3,
+            ..Preset::Tiny.settings()
+        };
         change(&mut settings);
         let error = settings.validate().unwrap_err();
         assert_eq!(error.exit_code(), 2);
