@@ -75,7 +75,7 @@ Ctrl-C saves a checkpoint and ends with exit status 130.")]
 Examples:
   cllm generate --checkpoint out --prompt 'And God said'
   cllm generate --checkpoint out --greedy --tokens 50
-  cllm generate --checkpoint out/best.ckpt --temperature 0.8 --top-k 40 --samples 3")]
+  cllm generate --checkpoint out/best.cllm --temperature 0.8 --top-k 40 --samples 3")]
     Generate(GenerateArgs),
     /// Measure the loss of a trained model on data.
     #[command(after_help = "\
