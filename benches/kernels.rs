@@ -92,7 +92,7 @@ fn products(kernels: &'static Kernels, range: f32, cases: &mut Vec<Case>) {
         kernels.pack(mat(&b, k, n), &mut packed);
         cases.push(Case::flops(format!("gemm/{m}x{n}x{k}"), 2 * m * n * k, move || {
             let packed = Packed::new(&packed, k, n);
-            kernels.gemm(mat(&a, m, k), packed, out(&mut c, m, n), false, &Epilogue::None);
+            kernels.gemm(mat(&a, m, k), packed, out(&mut c, m, n), false, Epilogue::None);
         }));
     }
     let (m, n, k) = (128, 1024, 256);
@@ -103,7 +103,7 @@ fn products(kernels: &'static Kernels, range: f32, cases: &mut Vec<Case>) {
     cases.push(Case::flops(format!("gemm_gelu/{m}x{n}x{k}"), 2 * m * n * k, move || {
         let epilogue = Epilogue::Gelu { bias: None, pre: out(&mut pre, m, n) };
         let packed = Packed::new(&packed, k, n);
-        kernels.gemm(mat(&a, m, k), packed, out(&mut c, m, n), false, &epilogue);
+        kernels.gemm(mat(&a, m, k), packed, out(&mut c, m, n), false, epilogue);
     }));
     cases.push(Case::floats(format!("pack/{k}x{n}"), 2 * k * n, move || {
         kernels.pack(mat(&b, k, n), &mut target);

@@ -8,7 +8,7 @@
 use crate::program::Op;
 use crate::step::Step;
 
-/// Runs all tiles of `ops` in an order that respects the program.
+/// Runs all tiles of `ops`: run by run, and row-wise runs block by block.
 ///
 /// # Safety
 /// `ops` is a section of the program of `step.plan`, sections before it are done,
@@ -24,8 +24,9 @@ pub(crate) unsafe fn run_alone(step: &Step<'_>, ops: &[Op], scratch: &mut [f32])
         let (run, later) = rest.split_at(chain);
         for tile in 0..first.tiles {
             for &op in run {
-                // SAFETY: operations before `run` are done; inside it tile i needs only
-                // tile i of the operation before, which has just run on this thread.
+                // SAFETY: operations before `run` are done and none after it has begun;
+                // inside it this thread goes through block after block, each in the
+                // program's order.
                 unsafe { step.run_tile(op, tile as usize, scratch) }
             }
         }

@@ -8,8 +8,8 @@
 use crate::config::{ConfigError, ModelConfig};
 use crate::line::{LANES, Line, floats_mut};
 use crate::params::{BlockParam, Param, ParamTable};
-use crate::plan::{PlanError, Pool, ROW_BLOCK, packed_block, to_lines};
-use cllm_kernels::{Attention, Epilogue, Kernels, MatMut, MatRef, Packed};
+use crate::plan::{PlanError, Pool, ROW_BLOCK, check_kernels, packed_block, to_lines};
+use cllm_kernels::{Attention, Epilogue, Isa, Kernels, MatMut, MatRef, Packed};
 use core::fmt;
 
 /// Exact sizes of the memory that generation needs besides the weights.
@@ -22,6 +22,7 @@ pub struct GeneratePlan {
     activations_len: usize,
     chunk: usize,
     scratch_len: usize,
+    isa: Isa,
 }
 
 /// The memory that a [`Generator`] works in: lines as the plan says.
@@ -69,7 +70,16 @@ impl GeneratePlan {
         if bytes.iter().any(|n| *n > isize::MAX as usize / 4) {
             return None;
         }
-        Some(Self { config: *c, table, packed_len, cache_len, activations_len, chunk, scratch_len })
+        Some(Self {
+            config: *c,
+            table,
+            packed_len,
+            cache_len,
+            activations_len,
+            chunk,
+            scratch_len,
+            isa: kernels.isa(),
+        })
     }
 
     /// The model.
@@ -192,13 +202,13 @@ impl<'a> Generator<'a> {
     /// Packs the weights and starts with an empty context.
     ///
     /// # Errors
-    /// [`PlanError::TooSmall`] names the first pool that is too small; the cache counts
-    /// as activations.
+    /// The plan is for other kernels, or a pool is too small; the cache counts as activations.
     pub fn new(
         plan: &GeneratePlan,
         kernels: &'static Kernels,
         pools: GeneratePools<'a>,
     ) -> Result<Self, PlanError> {
+        check_kernels(plan.isa, kernels)?;
         let check = |pool, need: usize, got: usize| {
             let (need, got) = (need * size_of::<f32>(), got * size_of::<f32>());
             if got < need { Err(PlanError::TooSmall { pool, need, got }) } else { Ok(()) }
@@ -290,7 +300,7 @@ impl<'a> Generator<'a> {
         let at = self.plan.packed_len - head_len(&c, self.kernels);
         let head = packed(self.kernels, self.packed, at, d, c.vocab_size);
         let logits = MatMut::new(self.buffers.logits, 1, c.vocab_size, c.vocab_size);
-        self.kernels.gemm(MatRef::new(last, 1, d, d), head, logits, false, &Epilogue::None);
+        self.kernels.gemm(MatRef::new(last, 1, d, d), head, logits, false, Epilogue::None);
     }
 
     /// `norm = layer_norm(x)` for the first `rows` rows.
@@ -322,7 +332,7 @@ impl<'a> Generator<'a> {
         let weights = packed(self.kernels, self.packed, at.qkv, d, 3 * d);
         let bias = vector(QkvBias).map_or(Epilogue::None, Epilogue::Bias);
         let qkv = MatMut::new(b.qkv, rows, 3 * d, 3 * d);
-        self.kernels.gemm(MatRef::new(b.norm, rows, d, d), weights, qkv, false, &bias);
+        self.kernels.gemm(MatRef::new(b.norm, rows, d, d), weights, qkv, false, bias);
 
         let per_block = 2 * c.block_size.saturating_mul(d).next_multiple_of(LANES);
         let (keys, values) =
@@ -354,7 +364,7 @@ impl<'a> Generator<'a> {
             dropout: None,
         };
         let out = MatMut::new(b.norm, rows, d, d);
-        self.kernels.gemm(MatRef::new(b.att, rows, d, d), weights, out, false, &epilogue);
+        self.kernels.gemm(MatRef::new(b.att, rows, d, d), weights, out, false, epilogue);
         b.x[..rows * d].copy_from_slice(&b.norm[..rows * d]);
     }
 
@@ -372,7 +382,7 @@ impl<'a> Generator<'a> {
         let epilogue =
             Epilogue::Gelu { bias: vector(FcBias), pre: MatMut::new(b.fc_pre, rows, f, f) };
         let out = MatMut::new(b.fc, rows, f, f);
-        self.kernels.gemm(MatRef::new(b.norm, rows, d, d), weights, out, false, &epilogue);
+        self.kernels.gemm(MatRef::new(b.norm, rows, d, d), weights, out, false, epilogue);
         let weights = packed(self.kernels, self.packed, at.mlp, f, d);
         let epilogue = Epilogue::Residual {
             bias: vector(MlpOutBias),
@@ -380,7 +390,7 @@ impl<'a> Generator<'a> {
             dropout: None,
         };
         let out = MatMut::new(b.norm, rows, d, d);
-        self.kernels.gemm(MatRef::new(b.fc, rows, f, f), weights, out, false, &epilogue);
+        self.kernels.gemm(MatRef::new(b.fc, rows, f, f), weights, out, false, epilogue);
         b.x[..rows * d].copy_from_slice(&b.norm[..rows * d]);
     }
 }

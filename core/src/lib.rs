@@ -31,7 +31,7 @@ mod trainer;
 pub use cllm_kernels::{IGNORE, Isa, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use line::{LANES, Line, floats, floats_mut};
-pub use optimizer::{Optimizer, UpdateReport};
+pub use optimizer::{Optimizer, OptimizerError, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
 pub use plan::{BatchShape, Mode, Plan, PlanError, Pool, ROW_BLOCK};
 pub use program::Op;

@@ -1,6 +1,7 @@
 //! The numbers of an update: AdamW's settings and the clip by global norm.
 
 use cllm_kernels::AdamW;
+use core::fmt;
 
 /// Settings of AdamW and of the clip. The learning rate comes with each step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +25,47 @@ impl Default for Optimizer {
     }
 }
 
+/// A setting that makes no sense, and its value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OptimizerError {
+    /// Which one.
+    pub setting: &'static str,
+    /// What it is.
+    pub value: f32,
+}
+
+impl fmt::Display for OptimizerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}: it is out of range", self.setting, self.value)
+    }
+}
+
+impl core::error::Error for OptimizerError {}
+
 impl Optimizer {
+    /// Checks every setting: decays from 0 to below 1, the others finite and at least 0
+    /// (the clip above 0).
+    ///
+    /// # Errors
+    /// The first one out of range.
+    pub fn validate(&self) -> Result<(), OptimizerError> {
+        let below_one = |x: f32| (0.0..1.0).contains(&x);
+        let natural = |x: f32| x >= 0.0 && x.is_finite();
+        let clip = self.grad_clip.unwrap_or(1.0);
+        for (setting, value, good) in [
+            ("beta1", self.beta1, below_one(self.beta1)),
+            ("beta2", self.beta2, below_one(self.beta2)),
+            ("eps", self.eps, natural(self.eps)),
+            ("weight_decay", self.weight_decay, natural(self.weight_decay)),
+            ("grad_clip", clip, natural(clip) && clip > 0.0),
+        ] {
+            if !good {
+                return Err(OptimizerError { setting, value });
+            }
+        }
+        Ok(())
+    }
+
     /// The update of one step; `updates` counts from 1.
     pub(crate) fn adamw(&self, lr: f32, updates: u64, grad_scale: f32) -> AdamW {
         let correction = |beta: f32| (1.0 - libm::pow(f64::from(beta), updates as f64)) as f32;

@@ -141,6 +141,7 @@ pub struct ParamSpec {
     pub offset: usize,
     /// Weight decay applies: matrices yes, norms and biases no.
     pub decay: bool,
+    vector: bool,
     /// Starting values.
     pub init: Init,
 }
@@ -167,7 +168,7 @@ impl ParamSpec {
     /// Vectors are one-dimensional outside this crate.
     #[must_use]
     pub fn is_vector(&self) -> bool {
-        !self.decay
+        self.vector
     }
 
     /// The name that files use.
@@ -203,6 +204,7 @@ pub struct ParamTable {
     head_start: usize,
     len: usize,
     count: usize,
+    parameters: usize,
 }
 
 impl ParamTable {
@@ -239,6 +241,18 @@ impl ParamTable {
         if len > isize::MAX as usize / 16 {
             return Err(overflow);
         }
+        // In closed form: a hostile header may claim any number of blocks. No product
+        // overflows where the padded lengths did not.
+        let values = |(rows, cols): (usize, usize)| rows * cols;
+        let block_values: usize = BLOCK
+            .iter()
+            .filter(|param| config.bias || !param.is_bias())
+            .map(|param| values(param.shape(config)))
+            .sum();
+        let tables = values((config.vocab_size, config.d_model)) * (1 + usize::from(!config.tied))
+            + values((config.block_size, config.d_model));
+        let norm = config.d_model * (1 + usize::from(config.bias));
+        let parameters = tables + block_values * config.n_layer + norm;
         let per_block = if config.bias { BLOCK.len() } else { BLOCK.len() / 2 };
         let count =
             3 + usize::from(config.bias) + per_block * config.n_layer + usize::from(!config.tied);
@@ -251,6 +265,7 @@ impl ParamTable {
             head_start,
             len,
             count,
+            parameters,
         })
     }
 
@@ -269,7 +284,7 @@ impl ParamTable {
     /// Number of trained values, padding excluded.
     #[must_use]
     pub fn parameters(&self) -> usize {
-        self.iter().map(|spec| spec.len()).sum()
+        self.parameters
     }
 
     /// The tensors in order.
@@ -343,7 +358,7 @@ impl ParamTable {
             Param::FinalGain | Param::FinalBias => true,
             _ => false,
         };
-        Some(ParamSpec { param, rows, cols, offset, decay: !vector, init })
+        Some(ParamSpec { param, rows, cols, offset, decay: !vector, vector, init })
     }
 
     /// The matrix that the output projection uses: its own or the token table.
@@ -381,14 +396,16 @@ mod tests {
             let table = ParamTable::new(&config(bias, tied)).unwrap();
             let specs: Vec<_> = table.iter().collect();
             assert_eq!(specs.len(), table.count());
-            let mut end = 0;
+            let (mut end, mut values) = (0, 0);
             for spec in &specs {
                 assert_eq!(spec.offset, end, "{}", spec.name());
+                values += spec.len();
                 assert_eq!(spec.offset % LANES, 0);
                 assert_eq!(table.spec(spec.param).as_ref(), Some(spec));
                 end = (spec.offset + spec.len()).next_multiple_of(LANES);
             }
             assert_eq!(end, table.arena_len());
+            assert_eq!(values, table.parameters());
             assert!(table.get(table.count()).is_none());
         }
     }

@@ -14,7 +14,8 @@
 //! Backward  logits, loss and their gradient, then for each block from the last:
 //!             rows: norms, inputs of the four products     (the critical path)
 //!             heads: attention
-//!             tiles: gradients of weights, biases, gains   (nobody waits for them)
+//!             tiles: gradients of weights, biases, gains   (before the buffers they read
+//!                    are used for the next block)
 //!           gradients of the token and position tables
 //! Measure   sum of squares of the gradient, by tiles
 //! Update    AdamW, by tiles of each tensor
@@ -188,7 +189,12 @@ impl Section {
             Kind::HeadLoss => Self::Loss,
             Kind::Squares => Self::Measure,
             Kind::Update => Self::Update,
-            _ => Self::Backward,
+            Kind::HeadLossGrad | Kind::HeadWeightGrad | Kind::NormBack(_) => Self::Backward,
+            Kind::MaskMlp | Kind::MlpInput | Kind::FcInput | Kind::MaskAttn => Self::Backward,
+            Kind::AttnInput | Kind::QkvInput | Kind::MaskEmbed => Self::Backward,
+            Kind::AttentionBack | Kind::WeightGrad(_) | Kind::BiasGrad(_) => Self::Backward,
+            Kind::NormGrad(_) | Kind::TokenTableGrad => Self::Backward,
+            Kind::PositionTableGrad => Self::Backward,
         }
     }
 }

@@ -7,12 +7,14 @@ use core::fmt;
 pub enum Decay {
     /// Stays at the peak.
     Constant,
-    /// Straight line from the peak to the minimum at the last step.
+    /// Straight line from the peak to the minimum, which the step after the last one has.
     Linear,
-    /// Half a cosine from the peak to the minimum (Loshchilov and Hutter, "SGDR", 2017).
+    /// Half a cosine from the peak to the minimum, which the step after the last one has
+    /// (Loshchilov and Hutter, "SGDR", 2017).
     Cosine,
     /// Stays at the peak, then falls in a straight line over the last `decay_steps`
-    /// steps (Hu et al., "MiniCPM", 2024, section 4).
+    /// steps and reaches the minimum with the last one (Hu et al., "MiniCPM", 2024,
+    /// section 4).
     WarmupStableDecay {
         /// Length of the fall.
         decay_steps: u64,
@@ -24,7 +26,7 @@ pub enum Decay {
 pub struct Schedule {
     /// Highest rate, reached at the end of warm-up.
     pub peak: f32,
-    /// Rate at the last step and after it.
+    /// Rate after the last step: what the decays run towards.
     pub min: f32,
     /// Steps of linear rise: step `i` (from 0) has `peak * (i + 1) / (warmup + 1)`.
     pub warmup_steps: u64,
@@ -85,7 +87,7 @@ impl Schedule {
     pub fn rate(&self, step: u64) -> f32 {
         let (peak, min) = (f64::from(self.peak), f64::from(self.min));
         if step < self.warmup_steps {
-            return (peak * (step + 1) as f64 / (self.warmup_steps + 1) as f64) as f32;
+            return (peak * (step as f64 + 1.0) / (self.warmup_steps as f64 + 1.0)) as f32;
         }
         let start = match self.decay {
             Decay::Constant => return self.peak,
@@ -104,7 +106,8 @@ impl Schedule {
         let progress = (step - start) as f64 / length as f64;
         let share = match self.decay {
             Decay::Cosine => 0.5 * (1.0 + libm::cos(core::f64::consts::PI * progress)),
-            _ => 1.0 - progress,
+            Decay::WarmupStableDecay { .. } => 1.0 - (step - start + 1) as f64 / length as f64,
+            Decay::Linear | Decay::Constant => 1.0 - progress,
         };
         (min + share * (peak - min)) as f32
     }
@@ -145,13 +148,18 @@ mod tests {
     fn stable_phase_lasts_until_the_decay() {
         let s = schedule(Decay::WarmupStableDecay { decay_steps: 20 });
         assert_eq!(s.rate(88), 1.0);
-        assert_eq!(s.rate(89), 1.0);
-        assert!((s.rate(99) - 0.55).abs() < 1e-6);
-        assert_eq!(s.rate(109), 0.1);
+        assert!(s.rate(89) < 1.0);
+        assert!((s.rate(98) - 0.55).abs() < 1e-6);
+        // The last of 109 steps, and what is after it.
+        assert_eq!((s.rate(108), s.rate(109)), (0.1, 0.1));
+        let short = schedule(Decay::WarmupStableDecay { decay_steps: 1 });
+        assert_eq!((short.rate(107), short.rate(108)), (1.0, 0.1));
         // A decay longer than the run starts after warm-up.
         let long = schedule(Decay::WarmupStableDecay { decay_steps: 500 });
-        assert_eq!(long.rate(9), 1.0);
-        assert!(long.rate(10) < 1.0);
+        assert_eq!(long.rate(8), 0.9);
+        assert!(long.rate(9) < 1.0 && long.rate(9) > 0.98);
+        let endless = Schedule { warmup_steps: u64::MAX, ..s };
+        assert!(endless.rate(108) < 1e-6);
     }
 
     #[test]

@@ -25,6 +25,12 @@ unsafe impl Send for Shared<'_> {}
 // SAFETY: as above: sharing the handle gives no access by itself.
 unsafe impl Sync for Shared<'_> {}
 
+/// Floats from the first to one past the last of some rows; the most there is on overflow.
+fn extent(rows: usize, cols: usize, stride: usize) -> usize {
+    let Some(before) = rows.checked_sub(1) else { return 0 };
+    before.checked_mul(stride).and_then(|n| n.checked_add(cols)).unwrap_or(usize::MAX)
+}
+
 impl<'a> Shared<'a> {
     pub(crate) fn new(lines: &'a mut [Line]) -> Self {
         let len = lines.len() * LANES;
@@ -66,7 +72,7 @@ impl<'a> Shared<'a> {
         (rows, cols): (usize, usize),
         stride: usize,
     ) -> MatRef<'a> {
-        self.check(at, if rows == 0 { 0 } else { (rows - 1) * stride + cols });
+        self.check(at, extent(rows, cols, stride));
         // SAFETY: inside the pool, as checked; the caller keeps writers away.
         unsafe { MatRef::from_raw(self.ptr.add(at), rows, cols, stride) }
     }
@@ -82,7 +88,7 @@ impl<'a> Shared<'a> {
         (rows, cols): (usize, usize),
         stride: usize,
     ) -> MatMut<'a> {
-        self.check(at, if rows == 0 { 0 } else { (rows - 1) * stride + cols });
+        self.check(at, extent(rows, cols, stride));
         // SAFETY: inside the pool, as checked; the caller keeps everybody away.
         unsafe { MatMut::from_raw(self.ptr.add(at), rows, cols, stride) }
     }

@@ -4,14 +4,15 @@
 //! accumulate(batch) ... accumulate(batch)     gradients of a step's micro-batches
 //! update(rule)                                clip, AdamW, next step
 //! ```
-//! Nothing here allocates. A failed call leaves the weights as they were.
+//! Nothing here allocates. A failed call leaves the weights as they were, but for
+//! [`Trainer::restore`].
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use crate::config::ModelConfig;
 use crate::engine::run_alone;
 use crate::init;
 use crate::line::{Line, floats, floats_mut};
-use crate::optimizer::{Optimizer, UpdateReport};
+use crate::optimizer::{Optimizer, OptimizerError, UpdateReport};
 use crate::params::ParamTable;
 use crate::plan::{Mode, Plan, PlanError, Pool};
 use crate::program::{Op, Program, Section};
@@ -107,6 +108,8 @@ pub enum StepError {
     NonFiniteGradient(f64),
     /// `update` without gradients.
     NoGradients,
+    /// A setting of the update makes no sense.
+    Optimizer(OptimizerError),
 }
 
 impl fmt::Display for StepError {
@@ -124,6 +127,7 @@ impl fmt::Display for StepError {
             Self::NonFiniteLoss(loss) => write!(f, "the loss is {loss}"),
             Self::NonFiniteGradient(norm) => write!(f, "the gradient's norm is {norm}"),
             Self::NoGradients => f.write_str("there are no gradients to update from"),
+            Self::Optimizer(error) => error.fmt(f),
         }
     }
 }
@@ -169,6 +173,7 @@ impl<'a> Machine<'a> {
             plan.check(pool, size_of_val(lines))?;
             Ok(&mut lines[..plan.lines(pool)])
         }
+        plan.check_kernels(kernels)?;
         plan.check(Pool::Queue, size_of_val(pools.queue))?;
         let parameters = take(plan, Pool::Parameters, pools.parameters)?;
         let gradients = take(plan, Pool::Gradients, pools.gradients)?;
@@ -293,8 +298,7 @@ impl<'a> Trainer<'a> {
     /// weights and the dropout masks.
     ///
     /// # Errors
-    /// [`PlanError::TooSmall`] names the first pool that is too small. A plan made for
-    /// evaluation has no gradients: that is a pool of no bytes where training needs some.
+    /// The plan is for evaluation or for other kernels, or a pool is too small.
     pub fn new(
         plan: &Plan,
         kernels: &'static Kernels,
@@ -302,8 +306,7 @@ impl<'a> Trainer<'a> {
         seed: u64,
     ) -> Result<Self, PlanError> {
         if plan.mode != Mode::Train {
-            let need = plan.bytes(Pool::Parameters);
-            return Err(PlanError::TooSmall { pool: Pool::Gradients, need, got: 0 });
+            return Err(PlanError::WrongMode);
         }
         Ok(Self { machine: Machine::new(plan, kernels, pools)?, seed, updates: 0, micro: 0 })
     }
@@ -370,12 +373,20 @@ impl<'a> Trainer<'a> {
     /// Ends a step: clips the gradient by its global norm and applies AdamW.
     ///
     /// # Errors
-    /// There are no gradients, or their norm is not finite: then nothing has changed.
+    /// There are no gradients, their norm is not finite, or a setting makes no sense. The
+    /// weights are as before; the step's gradients are discarded.
     pub fn update(&mut self, optimizer: &Optimizer, lr: f32) -> Result<UpdateReport, StepError> {
         if self.micro == 0 {
             return Err(StepError::NoGradients);
         }
         self.micro = 0;
+        optimizer.validate().map_err(StepError::Optimizer)?;
+        if !(lr >= 0.0 && lr.is_finite()) {
+            return Err(StepError::Optimizer(OptimizerError {
+                setting: "learning rate",
+                value: lr,
+            }));
+        }
         self.machine.run(&[Section::Measure], &Inputs::default());
         let layout = &self.machine.plan.layout;
         let tiles =
@@ -450,6 +461,9 @@ impl<'a> Trainer<'a> {
     /// Sets weights, moments and the number of updates done: the state of a checkpoint.
     ///
     /// `fill` gets the three arenas (weights, first moments, second moments), zeroed.
+    ///
+    /// # Errors
+    /// Those of `fill`. The weights are then what it left: restore or initialise again.
     pub fn restore<E>(
         &mut self,
         updates: u64,
@@ -477,7 +491,7 @@ impl<'a> Evaluator<'a> {
     /// Takes the pools of a plan for evaluation (or training); all weights are zero.
     ///
     /// # Errors
-    /// [`PlanError::TooSmall`] names the first pool that is too small.
+    /// The plan is for other kernels, or a pool is too small.
     pub fn new(
         plan: &Plan,
         kernels: &'static Kernels,

@@ -12,6 +12,11 @@
 
 use crate::simd::{Simd, load_up_to, store_up_to};
 
+/// 2^-80. Added to a moment and taken off again it leaves a multiple of 2^-104: what is
+/// smaller becomes zero. Without it moments whose gradient stays zero (tokens that no
+/// longer occur) would sink to denormals and stay there, and those are slow.
+const QUANTUM: f32 = 8.271_806e-25;
+
 /// The numbers of one AdamW update, the same for every element of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -52,6 +57,7 @@ pub(crate) unsafe fn adamw<S: Simd>(
     let root = s.splat(1.0 / libm::sqrtf(h.correction2));
     let (beta1, rest1) = (s.splat(h.beta1), s.splat(1.0 - h.beta1));
     let (beta2, rest2) = (s.splat(h.beta2), s.splat(1.0 - h.beta2));
+    let quantum = s.splat(QUANTUM);
     let (eps, scale) = (s.splat(h.eps), s.splat(h.grad_scale));
     let mut i = 0;
     while i < n {
@@ -62,6 +68,8 @@ pub(crate) unsafe fn adamw<S: Simd>(
             let m1 = s.mul_add(beta1, load_up_to(s, m.add(i), left), s.mul(rest1, grad));
             let m2 = s.mul(s.mul(rest2, grad), grad);
             let m2 = s.mul_add(beta2, load_up_to(s, v.add(i), left), m2);
+            let m1 = s.sub(s.add(m1, quantum), quantum);
+            let m2 = s.sub(s.add(m2, quantum), quantum);
             let update = s.div(m1, s.mul_add(s.sqrt(m2), root, eps));
             let weight = s.mul(load_up_to(s, p.add(i), left), keep);
             store_up_to(s, p.add(i), s.mul_add(step, update, weight), left);

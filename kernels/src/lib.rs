@@ -1,6 +1,6 @@
 //! Hand-written SIMD kernels for training transformers on CPUs.
 //!
-//! `no_std`, no allocation, no global state: slices and strided views in, slices
+//! `no_std`, no allocation, no state but what the CPU can do: slices and views in, slices
 //! out. A kernel knows shapes and numbers, never a model. Get a table with
 //! [`Kernels::detect`] (or force one: [`Kernels::for_isa`]) and call its methods.
 //!
@@ -22,7 +22,7 @@
 //!     Packed::new(&packed, 2, 2),
 //!     MatMut::new(&mut c, 2, 2, 2),
 //!     false,
-//!     &Epilogue::None,
+//!     Epilogue::None,
 //! );
 //! assert_eq!(c, [19.0, 22.0, 43.0, 50.0]);
 //! ```

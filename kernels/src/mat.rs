@@ -44,6 +44,11 @@ fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Opt
     last_row.checked_add(last_col)?.checked_add(1)
 }
 
+/// The stride of an empty matrix is 0, so that no row of it starts outside its memory.
+fn stride_of(rows: usize, cols: usize, row_stride: usize) -> usize {
+    if rows == 0 || cols == 0 { 0 } else { row_stride }
+}
+
 impl<'a> MatRef<'a> {
     /// Rows of `cols` contiguous floats, `row_stride` apart.
     ///
@@ -58,9 +63,10 @@ impl<'a> MatRef<'a> {
 
     /// # Safety
     /// Every element `ptr[i * row_stride + j]` is valid for reads, and nobody writes
-    /// it, for `'a`.
+    /// it, for `'a`; a kernel that says it works in place may.
     #[must_use]
     pub unsafe fn from_raw(ptr: *const f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+        let row_stride = stride_of(rows, cols, row_stride);
         Self { ptr, rows, cols, row_stride, col_stride: 1, memory: PhantomData }
     }
 
@@ -132,6 +138,7 @@ impl<'a> MatMut<'a> {
     #[must_use]
     pub unsafe fn from_raw(ptr: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(rows <= 1 || row_stride >= cols, "rows of a writable matrix overlap");
+        let row_stride = stride_of(rows, cols, row_stride);
         Self { ptr, rows, cols, row_stride, memory: PhantomData }
     }
 

@@ -55,7 +55,7 @@ impl Kernels {
         b: Packed<'_>,
         c: MatMut<'_>,
         accumulate: bool,
-        epilogue: &Epilogue<'_>,
+        epilogue: Epilogue<'_>,
     ) {
         let (m, n, k) = (c.rows(), c.cols(), a.cols());
         assert!(a.rows() == m && b.k == k && b.n == n, "gemm: shapes differ");
@@ -72,7 +72,7 @@ impl Kernels {
             c: c.ptr,
             c_row: c.row_stride,
             accumulate,
-            epilogue: RawEpilogue::new(epilogue, m, n),
+            epilogue: RawEpilogue::new(&epilogue, m, n),
         };
         // SAFETY: the views are valid for the shapes just checked; `c` is exclusive.
         unsafe { (self.gemm)(&g) }

@@ -152,7 +152,7 @@ impl Kernels {
         unsafe { (self.norm_backward)(&a) }
     }
 
-    /// Floats of scratch for [`Kernels::attention`] over `keys` keys.
+    /// Floats of scratch for [`Kernels::attention`] over up to `keys` keys.
     #[must_use]
     pub fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
         (self.attention_forward_scratch)(keys, head)
@@ -350,6 +350,16 @@ impl Kernels {
         // SAFETY: `src` is valid for its shape, `dst` for its columns.
         unsafe {
             (self.column_sum)(rows.ptr, rows.stride, src.rows(), src.cols(), dst, accumulate);
+        }
+    }
+
+    /// `m *= mask`, row by row; row r has the mask's row `first_row + r`.
+    pub fn dropout_in_place(&self, mut m: MatMut<'_>, dropout: &Dropout, first_row: u32) {
+        for r in 0..m.rows() {
+            let row = m.row_mut(r);
+            let (at, cols) = (row.as_mut_ptr(), row.len());
+            // SAFETY: the row is its own length; source and result are the same array.
+            unsafe { (self.dropout_row)(at, at, cols, dropout, first_row.wrapping_add(r as u32)) }
         }
     }
 

@@ -274,3 +274,33 @@ fn repeated_calls_give_the_same_bits_whatever_scratch_held() {
         }
     });
 }
+
+/// A few keys fewer may be taken in larger blocks of queries: scratch for many keys must
+/// do for fewer, for a cache grows within memory that was planned once.
+#[test]
+fn scratch_for_many_keys_does_for_fewer() {
+    each_isa(|kernels| {
+        for head in [3, 16, 64] {
+            let mut most = 0;
+            for keys in 1..9000 {
+                let len = kernels.attention_scratch_len(keys, head).unwrap();
+                assert!(len >= most, "{kernels:?}: {keys} keys of {head} need less than fewer");
+                most = len;
+            }
+        }
+    });
+}
+
+/// So many keys that scores of 24 queries no longer fit: blocks of 18, 12 and fewer.
+#[test]
+fn long_contexts_take_smaller_blocks_of_queries() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(36);
+        for (first, queries) in [(2700, 40), (4000, 30), (8200, 14)] {
+            let keys = first + queries;
+            let shape = Shape { queries, keys, head: 3, first, dropout: false };
+            let inputs = Inputs::new(&mut rng, shape, 2.0);
+            forward(kernels, shape, &inputs, &mut rng);
+        }
+    });
+}

@@ -198,3 +198,27 @@ fn a_peak_pass_counts_its_operations() {
         }
     });
 }
+
+/// Moments whose gradient stays zero must reach zero: denormals are slow.
+#[test]
+fn adamw_moments_do_not_stay_denormal() {
+    each_isa(|kernels| {
+        let h = AdamW {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            decay: 0.0,
+            correction1: 1.0,
+            correction2: 1.0,
+            grad_scale: 1.0,
+        };
+        let (mut p, mut m, mut v) = ([1.0; 11], [0.5; 11], [0.25; 11]);
+        m[3] = -0.5;
+        for _ in 0..4000 {
+            kernels.adamw(&h, &mut p, &[0.0; 11], &mut m, &mut v);
+            assert!(m.iter().chain(&v).all(|x| *x == 0.0 || x.is_normal()), "{kernels:?}");
+        }
+        assert_eq!((m, v), ([0.0; 11], [0.0; 11]), "{kernels:?}");
+    });
+}

@@ -84,7 +84,7 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
     };
     let with_bias = matches!(kind, 1 | 3 | 5 | 6);
     let packed_b = Packed::new(packed.slice(), k, n);
-    kernels.gemm(view(&a, a_t), packed_b, c.view_mut(), accumulate, &epilogue);
+    kernels.gemm(view(&a, a_t), packed_b, c.view_mut(), accumulate, epilogue);
     c.assert_frame(&what);
     pre.assert_frame(&what);
 
@@ -272,7 +272,7 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
             let mut whole = Grid::blank(m, n, 3, 1);
             let packed = pack(kernels, &mut rng, b.view());
             let all = Packed::new(packed.slice(), k, n);
-            kernels.gemm(a.view(), all, whole.view_mut(), false, &Epilogue::None);
+            kernels.gemm(a.view(), all, whole.view_mut(), false, Epilogue::None);
             for _ in 0..6 {
                 let (row, col) = (rng.below(m + 1), rng.below(n + 1));
                 for (i, rows) in [(0, row), (row, m - row)] {
@@ -284,7 +284,7 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
                             Packed::new(packed.slice(), k, cols),
                             part.view_mut(),
                             false,
-                            &Epilogue::None,
+                            Epilogue::None,
                         );
                         for r in 0..rows {
                             for c in 0..cols {
@@ -296,7 +296,7 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
                 }
             }
             let mut again = Grid::blank(m, n, 0, 5);
-            kernels.gemm(a.view(), all, again.view_mut(), false, &Epilogue::None);
+            kernels.gemm(a.view(), all, again.view_mut(), false, Epilogue::None);
             assert_eq!(again.bits(), whole.bits(), "{kernels:?}: a second call differs");
             let stored = {
                 let mut t = Grid::blank(k, m, 2, 3);
@@ -304,7 +304,7 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
                 t
             };
             let mut strided = Grid::blank(m, n, 1, 5);
-            kernels.gemm(stored.view().t(), all, strided.view_mut(), false, &Epilogue::None);
+            kernels.gemm(stored.view().t(), all, strided.view_mut(), false, Epilogue::None);
             assert_eq!(strided.bits(), whole.bits(), "{kernels:?}: strides of A change bits");
         }
     });
@@ -355,14 +355,14 @@ fn a_residual_may_be_the_result_itself() {
                     |residual| Epilogue::Residual { bias: Some(bias.slice()), residual, dropout };
                 let mut apart = Grid::blank(m, n, 0, 1);
                 let c = apart.view_mut();
-                kernels.gemm(a.view(), packed, c, false, &epilogue(residual.view()));
+                kernels.gemm(a.view(), packed, c, false, epilogue(residual.view()));
                 let mut same = residual.values();
                 let at = same.as_mut_ptr();
                 // SAFETY: both views are of the m x n floats of `same`, which nobody else
                 // uses; the product allows a residual to be its result.
                 let (c, r) =
                     unsafe { (MatMut::from_raw(at, m, n, n), MatRef::from_raw(at, m, n, n)) };
-                kernels.gemm(a.view(), packed, c, false, &epilogue(r));
+                kernels.gemm(a.view(), packed, c, false, epilogue(r));
                 assert_eq!(same, apart.values(), "{kernels:?} {m}x{n}x{k}");
             }
         }

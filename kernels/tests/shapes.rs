@@ -54,7 +54,7 @@ fn products_check_every_operand() {
             let mut data = [0.0; 64];
             let view = out(&mut data, c.0, c.1);
             let packed = Packed::new(&ZEROS[..packed], b.0, b.1);
-            kernels.gemm(mat(&ZEROS, a.0, a.1), packed, view, false, &Epilogue::None);
+            kernels.gemm(mat(&ZEROS, a.0, a.1), packed, view, false, Epilogue::None);
         };
         let right = kernels.packed_len(4, 5).unwrap();
         gemm((3, 4), (4, 5), (3, 5), right);
@@ -69,7 +69,7 @@ fn products_check_every_operand() {
         assert_eq!(kernels.packed_len(usize::MAX, 2), None);
         assert_eq!(kernels.packed_len(2, usize::MAX), None);
 
-        let epilogue = |e: &Epilogue<'_>| {
+        let epilogue = |e: Epilogue<'_>| {
             let mut c = [0.0; 15];
             let packed = Packed::new(&ZEROS[..right], 4, 5);
             kernels.gemm(mat(&ZEROS, 3, 4), packed, out(&mut c, 3, 5), false, e);
@@ -78,21 +78,21 @@ fn products_check_every_operand() {
         let transposed = mat(&ZEROS, 5, 3).t();
         let bias = Some(&ZEROS[..5]);
         refused! {
-            "a short bias" => epilogue(&Epilogue::Bias(&ZEROS[..4]));
-            "a long bias" => epilogue(&Epilogue::Bias(&ZEROS[..6]));
+            "a short bias" => epilogue(Epilogue::Bias(&ZEROS[..4]));
+            "a long bias" => epilogue(Epilogue::Bias(&ZEROS[..6]));
             "a wide pre" =>
-                epilogue(&Epilogue::Gelu { bias, pre: out(&mut [0.0; 18], 3, 6) });
-            "a short bias of gelu" => epilogue(&Epilogue::Gelu {
+                epilogue(Epilogue::Gelu { bias, pre: out(&mut [0.0; 18], 3, 6) });
+            "a short bias of gelu" => epilogue(Epilogue::Gelu {
                 bias: Some(&ZEROS[..4]), pre: out(&mut [0.0; 15], 3, 5)
             });
             "a wide residual" =>
-                epilogue(&Epilogue::Residual { bias, residual: wide, dropout: None });
+                epilogue(Epilogue::Residual { bias, residual: wide, dropout: None });
             "a tall residual" =>
-                epilogue(&Epilogue::Residual { bias, residual: tall, dropout: None });
+                epilogue(Epilogue::Residual { bias, residual: tall, dropout: None });
             "a transposed residual" =>
-                epilogue(&Epilogue::Residual { bias, residual: transposed, dropout: None });
-            "a wide activation" => epilogue(&Epilogue::GeluGrad { pre: wide });
-            "a transposed activation" => epilogue(&Epilogue::GeluGrad { pre: transposed });
+                epilogue(Epilogue::Residual { bias, residual: transposed, dropout: None });
+            "a wide activation" => epilogue(Epilogue::GeluGrad { pre: wide });
+            "a transposed activation" => epilogue(Epilogue::GeluGrad { pre: transposed });
         }
 
         let unpacked = |a: (usize, usize), b: (usize, usize), short: usize| {

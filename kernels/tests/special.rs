@@ -113,7 +113,7 @@ fn a_nan_in_a_product_reaches_its_row_or_column_and_nothing_else() {
                 kernels.pack(b.view(), &mut packed);
                 let mut c = Grid::blank(m, n, 1, 1);
                 let b_packed = Packed::new(&packed, k, n);
-                kernels.gemm(a.view(), b_packed, c.view_mut(), false, &Epilogue::None);
+                kernels.gemm(a.view(), b_packed, c.view_mut(), false, Epilogue::None);
                 let mut both = Grid::blank(m, n, 1, 1);
                 let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, k).unwrap()];
                 kernels.gemm_unpacked(a.view(), b.view(), both.view_mut(), false, &mut scratch);

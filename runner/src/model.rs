@@ -72,7 +72,10 @@ pub fn plan_error(error: PlanError) -> Error {
             Error::usage("--batch-size and --block-size must both be at least 1")
         }
         PlanError::NoWorker => Error::usage("--threads 0: at least one is needed"),
-        PlanError::TooLong { .. } | PlanError::TooSmall { .. } => Error::failure(error.to_string()),
+        PlanError::TooLong { .. }
+        | PlanError::TooSmall { .. }
+        | PlanError::WrongKernels { .. }
+        | PlanError::WrongMode => Error::failure(error.to_string()),
     }
 }
 

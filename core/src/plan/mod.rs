@@ -11,7 +11,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::line::{LANES, Line};
 use crate::params::ParamTable;
 use crate::program::{self, Op};
-use cllm_kernels::Kernels;
+use cllm_kernels::{Isa, Kernels};
 use core::fmt;
 
 /// Rows (tokens) of a tile of the forward and backward pass.
@@ -31,9 +31,12 @@ pub(crate) const COLUMN_BLOCK: usize = 256;
 pub(crate) const TABLE_ROWS: usize = 256;
 /// Floats of an optimizer tile: four arrays of 128 KiB.
 pub(crate) const UPDATE_BLOCK: usize = 32 * 1024;
-/// Floats of logits that exist at one time, if that allows for a row block: 16 MiB,
+/// Floats of logits that exist at one time, if that allows for [`HEAD_BLOCKS`]: 16 MiB,
 /// half of a 32 MiB L3.
 const LOGITS: usize = 4 * 1024 * 1024;
+/// Row blocks of logits at the least: the gradient of the output projection is read and
+/// written once for each group of them, 154 MB for GPT-2's vocabulary.
+const HEAD_BLOCKS: usize = 4;
 
 /// Sequences of equal length that are processed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +122,15 @@ pub enum PlanError {
     },
     /// At least one worker is needed.
     NoWorker,
+    /// The plan was made for another instruction set, whose packed weights differ.
+    WrongKernels {
+        /// The plan's.
+        plan: Isa,
+        /// That of the kernels handed over.
+        kernels: Isa,
+    },
+    /// Training needs a plan for [`Mode::Train`].
+    WrongMode,
     /// A pool handed over is smaller than planned. Sizes in bytes.
     TooSmall {
         /// Which one.
@@ -145,6 +157,10 @@ impl fmt::Display for PlanError {
                 write!(f, "sequences of {tokens} tokens exceed the model's block_size {block_size}")
             }
             Self::NoWorker => f.write_str("no worker: at least one is needed"),
+            Self::WrongKernels { plan, kernels } => {
+                write!(f, "the plan is for {plan} kernels but {kernels} kernels were given")
+            }
+            Self::WrongMode => f.write_str("the plan is for evaluation: it has no gradients"),
             Self::TooSmall { pool, need, got } => {
                 write!(f, "the {} pool has {got} bytes but the plan needs {need}", pool.name())
             }
@@ -163,6 +179,7 @@ pub struct Plan {
     pub(crate) mode: Mode,
     pub(crate) table: ParamTable,
     pub(crate) layout: Layout,
+    isa: Isa,
     workers: usize,
     ops: usize,
 }
@@ -195,7 +212,16 @@ impl Plan {
         }
         let overflow = PlanError::Config(ConfigError::Overflow);
         let layout = Layout::new(config, batch, mode, kernels).ok_or(overflow)?;
-        let mut plan = Self { config: *config, batch, mode, table, layout, workers, ops: 0 };
+        let mut plan = Self {
+            config: *config,
+            batch,
+            mode,
+            table,
+            layout,
+            isa: kernels.isa(),
+            workers,
+            ops: 0,
+        };
         // Every pool must be addressable before tiles are counted in 32 bits.
         for pool in Pool::ALL {
             plan.checked_bytes(pool).ok_or(overflow)?;
@@ -268,6 +294,11 @@ impl Plan {
         Pool::ALL.iter().try_fold(0_usize, |sum, pool| sum.checked_add(self.bytes(*pool)))
     }
 
+    /// Checks that the plan was made for these kernels.
+    pub(crate) fn check_kernels(&self, kernels: &Kernels) -> Result<(), PlanError> {
+        check_kernels(self.isa, kernels)
+    }
+
     /// Checks a pool's size against the plan.
     pub(crate) fn check(&self, pool: Pool, got: usize) -> Result<(), PlanError> {
         let need = self.bytes(pool);
@@ -292,6 +323,12 @@ impl Plan {
     }
 }
 
+/// Packed weights of one instruction set are nonsense to another.
+pub(crate) fn check_kernels(plan: Isa, kernels: &Kernels) -> Result<(), PlanError> {
+    let kernels = kernels.isa();
+    if plan == kernels { Ok(()) } else { Err(PlanError::WrongKernels { plan, kernels }) }
+}
+
 /// Rounds floats up to whole lines.
 pub(crate) fn to_lines(floats: usize) -> Option<usize> {
     floats.checked_next_multiple_of(LANES)
@@ -299,5 +336,5 @@ pub(crate) fn to_lines(floats: usize) -> Option<usize> {
 
 /// Rows of logits that exist at one time: whole row blocks.
 pub(crate) fn head_rows(rows: usize, vocab: usize) -> usize {
-    (LOGITS / vocab / ROW_BLOCK * ROW_BLOCK).max(ROW_BLOCK).min(rows)
+    (LOGITS / vocab / ROW_BLOCK).max(HEAD_BLOCKS).saturating_mul(ROW_BLOCK).min(rows)
 }

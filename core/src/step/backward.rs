@@ -113,12 +113,9 @@ impl Step<'_> {
         let d = self.plan.config.d_model;
         let at = self.plan.layout.grads.dx + first * d;
         if let Some((mask, row)) = self.embed_dropout(first) {
-            // SAFETY: the tile owns its rows of dx; the kernel works element by element.
-            unsafe {
-                let source = self.act.mat(at, (rows, d), d);
-                let target = self.act.mat_mut(at, (rows, d), d);
-                self.kernels.dropout(source, target, &mask, row);
-            }
+            // SAFETY: the tile owns its rows of dx.
+            let dx = unsafe { self.act.mat_mut(at, (rows, d), d) };
+            self.kernels.dropout_in_place(dx, &mask, row);
         }
     }
 
@@ -136,7 +133,7 @@ impl Step<'_> {
             let pre = self.act.mat(b.fc_pre + first * f, (rows, f), f);
             let out = self.act.mat_mut(self.plan.layout.grads.dfc + first * f, (rows, f), f);
             let weights = self.packed(p.mlp_t, d, f);
-            self.kernels.gemm(dy, weights, out, false, &Epilogue::GeluGrad { pre });
+            self.kernels.gemm(dy, weights, out, false, Epilogue::GeluGrad { pre });
         }
     }
 
@@ -192,7 +189,7 @@ impl Step<'_> {
         unsafe {
             let dy = self.act.mat(from + first * k, (rows, k), k);
             let out = self.act.mat_mut(to + first * n, (rows, n), n);
-            self.kernels.gemm(dy, self.packed(weights, k, n), out, false, &Epilogue::None);
+            self.kernels.gemm(dy, self.packed(weights, k, n), out, false, Epilogue::None);
         }
     }
 

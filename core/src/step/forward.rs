@@ -32,7 +32,8 @@ impl Step<'_> {
             let part = source.col_range(first, COLUMN_BLOCK.min(source.cols() - first));
             let len = self.kernels.packed_len(part.rows(), part.cols()).unwrap_or(0);
             // Whole panels before this one: COLUMN_BLOCK is a multiple of their width.
-            let to = if transposed { at_t } else { at } + first * part.rows();
+            let panels = if transposed { at_t } else { at };
+            let to = panels + first * part.rows();
             self.kernels.pack(part, self.packed.slice_mut(to, len));
         }
     }
@@ -57,10 +58,8 @@ impl Step<'_> {
             let period = self.plan.batch.tokens;
             self.kernels.embedding(tokens, table, places, first, period, 0, out);
             if let Some((mask, row)) = self.embed_dropout(first) {
-                // The kernel reads and writes element by element: in place is fine.
-                let (from, to) =
-                    (self.act.mat(at, (rows, d), d), self.act.mat_mut(at, (rows, d), d));
-                self.kernels.dropout(from, to, &mask, row);
+                let x = self.act.mat_mut(at, (rows, d), d);
+                self.kernels.dropout_in_place(x, &mask, row);
             }
         }
     }
@@ -110,7 +109,7 @@ impl Step<'_> {
             let x = self.act.mat(b.norm1.out + first * d, (rows, d), d);
             let out = self.act.mat_mut(b.qkv + first * 3 * d, (rows, 3 * d), 3 * d);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
-            self.kernels.gemm(x, self.packed(p.qkv, d, 3 * d), out, false, &epilogue);
+            self.kernels.gemm(x, self.packed(p.qkv, d, 3 * d), out, false, epilogue);
         }
     }
 
@@ -176,7 +175,7 @@ impl Step<'_> {
                 residual: self.act.mat(b.x + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::AttnOut, first),
             };
-            self.kernels.gemm(x, self.packed(p.att, d, d), out, false, &epilogue);
+            self.kernels.gemm(x, self.packed(p.att, d, d), out, false, epilogue);
         }
     }
 
@@ -196,7 +195,7 @@ impl Step<'_> {
                 bias: self.bias(Matrix::Fc, block),
                 pre: self.act.mat_mut(b.fc_pre + first * f, (rows, f), f),
             };
-            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, &epilogue);
+            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, epilogue);
         }
     }
 
@@ -218,7 +217,7 @@ impl Step<'_> {
                 residual: self.act.mat(b.mid + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::MlpOut, first),
             };
-            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, &epilogue);
+            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, epilogue);
         }
     }
 }

@@ -30,7 +30,7 @@ impl Step<'_> {
             let x = self.act.mat(layout.final_norm.out + first * d, (rows, d), d);
             let mut logits = self.act.mat_mut(layout.logits + in_group * v, (rows, v), v);
             let head = self.packed(layout.head, d, v);
-            self.kernels.gemm(x, head, logits.reborrow(), false, &Epilogue::None);
+            self.kernels.gemm(x, head, logits.reborrow(), false, Epilogue::None);
             let targets = &self.targets[first..first + rows];
             let losses = self.act.slice_mut(layout.losses + first, rows);
             let scale = grad.then_some(self.loss_scale);
@@ -38,7 +38,7 @@ impl Step<'_> {
             if grad {
                 let dnorm = self.act.mat_mut(layout.grads.dnorm + first * d, (rows, d), d);
                 let back = self.packed(layout.head_t, v, d);
-                self.kernels.gemm(logits.as_ref(), back, dnorm, false, &Epilogue::None);
+                self.kernels.gemm(logits.as_ref(), back, dnorm, false, Epilogue::None);
             }
         }
     }

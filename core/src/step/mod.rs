@@ -60,9 +60,12 @@ impl Step<'_> {
     /// Runs one tile.
     ///
     /// # Safety
-    /// Operations whose results this one reads are done, no operation that comes
-    /// later in the program has begun, and nobody else runs this tile. `scratch` has
-    /// the plan's size.
+    /// - What the tile reads is there: every earlier operation that is not row-wise, or
+    ///   that is not in the same run of row-wise operations, is done; of the
+    ///   same run, this row block is.
+    /// - Nothing that it reads has been overwritten: no later operation outside the run
+    ///   has begun, and inside it a tile touches rows of its own block only.
+    /// - Nobody else runs this tile, and `scratch` (of the plan's size) is this worker's.
     pub(crate) unsafe fn run_tile(&self, op: Op, tile: usize, scratch: &mut [f32]) {
         let index = op.index as usize;
         // SAFETY: each tile function asks for what the caller has promised here.

@@ -117,12 +117,25 @@ pub(crate) fn product(
     }
 }
 
-/// Floats of scratch for the forward pass, `None` on overflow.
+/// Floats of scores for any number of keys up to `keys`, `None` on overflow.
+///
+/// A few keys fewer may allow for a larger block of queries, and that take more.
+fn most_scores<S: Simd>(keys: usize) -> Option<usize> {
+    let mut most = 0;
+    for block in (S::MR..=MAX_QUERY_BLOCK).step_by(S::MR) {
+        // The most keys that are taken in blocks of this size.
+        let fits = if block == S::MR { keys } else { keys.min(SCORES / block) };
+        let stride = fits.checked_next_multiple_of(S::NR)?;
+        most = most.max(block.checked_mul(stride)?);
+    }
+    Some(most)
+}
+
+/// Floats of scratch for the forward pass over up to `keys` keys, `None` on overflow.
 pub(crate) fn forward_scratch<S: Simd>(keys: usize, head: usize) -> Option<usize> {
     let keys_t = packed_b_len(head, keys, S::NR)?;
     let values = packed_b_len(keys, head, S::NR)?;
-    let scores = query_block(keys, S::MR).checked_mul(score_stride::<S>(keys))?;
-    keys_t.checked_add(values)?.checked_add(scores)
+    keys_t.checked_add(values)?.checked_add(most_scores::<S>(keys)?)
 }
 
 /// Floats of scratch for the backward pass, `None` on overflow.

@@ -35,6 +35,9 @@ pub(crate) struct Source {
 /// do not overlap.
 #[inline(always)]
 pub(crate) unsafe fn pack_b<S: Simd>(s: S, src: Source, k: usize, n: usize, dst: *mut f32) {
+    if k == 0 {
+        return;
+    }
     let mut j = 0;
     while j < n {
         let cols = S::NR.min(n - j);
@@ -45,7 +48,7 @@ pub(crate) unsafe fn pack_b<S: Simd>(s: S, src: Source, k: usize, n: usize, dst:
             let from = src.ptr.add(j * src.col);
             if src.col == 1 && cols == S::NR {
                 for p in 0..k {
-                    s.prefetch(from.wrapping_add((p + AHEAD) * src.row));
+                    s.prefetch(from.wrapping_add((p + AHEAD).wrapping_mul(src.row)));
                     let mut q = 0;
                     while q < S::NR {
                         s.store(panel.add(p * S::NR + q), s.load(from.add(p * src.row + q)));
@@ -75,6 +78,9 @@ pub(crate) unsafe fn pack_b<S: Simd>(s: S, src: Source, k: usize, n: usize, dst:
 /// do not overlap.
 #[inline(always)]
 pub(crate) unsafe fn pack_a<S: Simd>(s: S, src: Source, m: usize, k: usize, dst: *mut f32) {
+    if k == 0 {
+        return;
+    }
     let mut i = 0;
     while i < m {
         let rows = S::MR.min(m - i);
@@ -88,7 +94,7 @@ pub(crate) unsafe fn pack_a<S: Simd>(s: S, src: Source, m: usize, k: usize, dst:
             let whole = src.row == 1 && S::LANES > S::MR && m - i >= S::LANES;
             if whole {
                 for p in 0..k.saturating_sub(1) {
-                    s.prefetch(from.wrapping_add((p + AHEAD) * src.col));
+                    s.prefetch(from.wrapping_add((p + AHEAD).wrapping_mul(src.col)));
                     s.store(panel.add(p * S::MR), s.load(from.add(p * src.col)));
                 }
             }

@@ -43,7 +43,7 @@ pub fn gemm_rate(
             Packed::new(&packed, inner, cols),
             MatMut::new(&mut c, rows, cols, cols),
             false,
-            &Epilogue::None,
+            Epilogue::None,
         );
         black_box(&mut c);
     });

@@ -71,7 +71,7 @@ fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> 
             Fused::GeluGrad => Epilogue::GeluGrad { pre: mat(&other, m, n) },
         };
         let packed = Packed::new(&packed, k, n);
-        kernels.gemm(mat(&a, m, k), packed, out(&mut c, m, n), false, &epilogue);
+        kernels.gemm(mat(&a, m, k), packed, out(&mut c, m, n), false, epilogue);
     })
 }
 
