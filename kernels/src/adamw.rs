@@ -12,9 +12,9 @@
 
 use crate::simd::{Simd, load_up_to, store_up_to};
 
-/// 2^-80. Added to a moment and taken off again it leaves a multiple of 2^-104: what is
-/// smaller becomes zero. Without it moments whose gradient stays zero (tokens that no
-/// longer occur) would sink to denormals and stay there, and those are slow.
+/// 2^-80. Added to a moment and taken off again it leaves a multiple of 2^-104 (5e-32),
+/// nothing beside `eps` and a normal number. Without it moments whose gradient stays zero
+/// (tokens that no longer occur) would sink to denormals and stay there, which is slow.
 const QUANTUM: f32 = 8.271_806e-25;
 
 /// The numbers of one AdamW update, the same for every element of a tensor.
