@@ -48,7 +48,7 @@ const SHAPE: BatchShape = BatchShape { sequences: 4, tokens: 64 };
 
 fn config() -> ModelConfig {
     ModelConfig {
-        vocab_size: 320,
+        vocab_size: 256,
         block_size: 64,
         n_layer: 2,
         n_head: 2,
@@ -149,7 +149,7 @@ fn bytes_are_those_of_the_shapes() {
     assert_eq!(plan.bytes(Pool::Batch), 2 * 4 * 256);
     assert_eq!(plan.bytes(Pool::Queue), plan.ops() * size_of::<Op>());
     // Scalar panels are 4 wide and these widths are multiples of 16: no padding.
-    let matrices = 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256) + 64 * 320;
+    let matrices = 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256) + 64 * 256;
     assert_eq!(plan.bytes(Pool::Packed), 2 * 4 * matrices);
     let one = Plan::new(&config(), SHAPE, 1, Mode::Train, Kernels::scalar()).unwrap();
     assert_eq!(plan.bytes(Pool::Scratch), 3 * one.bytes(Pool::Scratch));
@@ -158,7 +158,7 @@ fn bytes_are_those_of_the_shapes() {
     // Per token and block: x, att, mid, two norms and qkv are 8 widths of 64, the
     // feed-forward layer 2 of 256, norms 4 values, lse one a head.
     let block = 256 * (8 * 64 + 2 * 256 + 4 + 2);
-    let shared = 256 * (64 + 64 + 3) + 256 * 320;
+    let shared = 256 * (64 + 64 + 3) + 256 * 256;
     let grads = 256 * (4 * 64 + 3 * 64 + 256 + 2 * 64) + 2 * 3 * 128 + 16;
     assert_eq!(plan.bytes(Pool::Activations), 4 * (2 * block + shared + grads));
 }
