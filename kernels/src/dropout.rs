@@ -54,8 +54,7 @@ impl Dropout {
 }
 
 /// Philox4x32 with 10 rounds.
-#[must_use]
-pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
     let ([mut a, mut b, mut c, mut d], [mut k0, mut k1]) = (counter, key);

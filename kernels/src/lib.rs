@@ -47,7 +47,7 @@ mod softmax;
 mod table;
 
 pub use adamw::AdamW;
-pub use dropout::{Dropout, philox4x32};
+pub use dropout::Dropout;
 pub use gemm::epilogue::Epilogue;
 pub use isa::{Isa, UnknownIsa};
 pub use mat::{MatMut, MatRef};

@@ -20,7 +20,6 @@ use crate::softmax::RawCrossEntropy;
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) lanes: usize,
-    pub(crate) mr: usize,
     pub(crate) nr: usize,
     pub(crate) gemm_scratch: fn(usize, usize, usize) -> Option<usize>,
     pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
@@ -115,13 +114,6 @@ impl Kernels {
     #[must_use]
     pub fn lanes(&self) -> usize {
         self.lanes
-    }
-
-    /// Rows and columns of the register block of the products. A tile whose rows
-    /// are a multiple of the first wastes nothing.
-    #[must_use]
-    pub fn register_block(&self) -> (usize, usize) {
-        (self.mr, self.nr)
     }
 
     /// `dst += src`.
