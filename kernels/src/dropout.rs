@@ -16,6 +16,8 @@ pub struct Dropout {
     step: u32,
     threshold: u32,
     scale: f32,
+    /// The site's column that a caller's column 0 is.
+    column: usize,
 }
 
 impl Dropout {
@@ -35,7 +37,15 @@ impl Dropout {
             step,
             threshold: (f64::from(probability) * 4_294_967_296.0) as u32,
             scale: 1.0 / (1.0 - probability),
+            column: 0,
         })
+    }
+
+    /// The same site for somebody who works on its columns from `first` on, counting
+    /// from 0: a part of a matrix gets its part of the mask.
+    #[must_use]
+    pub fn from_column(self, first: usize) -> Self {
+        Self { column: self.column + first, ..self }
     }
 
     /// Writes the mask of columns `col..col + mask.len()` of `row`: 0 or the scale.
@@ -43,7 +53,7 @@ impl Dropout {
         let mut words = [0; 4];
         let mut drawn = usize::MAX;
         for (offset, x) in mask.iter_mut().enumerate() {
-            let at = col + offset;
+            let at = self.column + col + offset;
             if at / 4 != drawn {
                 drawn = at / 4;
                 words = philox4x32([drawn as u32, row, self.stream, self.step], self.key);
@@ -102,6 +112,10 @@ mod tests {
             let (a, b) = parts.split_at_mut(cut);
             dropout.fill_mask(5, 3, a);
             dropout.fill_mask(5, 3 + cut, b);
+            assert_eq!(parts, whole);
+            let (a, b) = parts.split_at_mut(cut);
+            dropout.from_column(3).fill_mask(5, 0, a);
+            dropout.from_column(2).from_column(1).fill_mask(5, cut, b);
             assert_eq!(parts, whole);
         }
     }

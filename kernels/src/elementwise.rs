@@ -123,7 +123,8 @@ pub(crate) unsafe fn sum_squares<S: Simd>(s: S, src: *const f32, n: usize) -> f3
 /// `dst (+)= ` sum of the rows of `src` (`rows x cols`, rows `stride` apart).
 ///
 /// Rows are added in groups of [`ROW_GROUP`] whose sums are then added, so the
-/// rounding error grows with the square root of the depth, not with the rows.
+/// rounding error grows with the square root of the depth, not with the rows. A
+/// column's sum is its own, however many are taken together.
 ///
 /// # Safety
 /// `src` is valid for `rows` rows of `cols`, `dst` for `cols`; they are disjoint.
@@ -137,27 +138,77 @@ pub(crate) unsafe fn column_sum<S: Simd>(
     dst: *mut f32,
     accumulate: bool,
 ) {
+    let columns = Columns { src, stride, rows, dst, accumulate };
     let mut j = 0;
-    while j < cols {
-        let left = (cols - j).min(S::LANES);
-        // SAFETY: columns j .. j + left of every row and of dst.
+    // SAFETY: columns j .. j + V * LANES, then j .. j + left, all below `cols`.
+    unsafe {
+        while j + WIDE * S::LANES <= cols {
+            columns.sum::<S, WIDE>(s, j, S::LANES);
+            j += WIDE * S::LANES;
+        }
+        while j + 2 * S::LANES <= cols {
+            columns.sum::<S, 2>(s, j, S::LANES);
+            j += 2 * S::LANES;
+        }
+        while j < cols {
+            let left = (cols - j).min(S::LANES);
+            columns.sum::<S, 1>(s, j, left);
+            j += left;
+        }
+    }
+}
+
+/// The operands of [`column_sum`].
+struct Columns {
+    src: *const f32,
+    stride: usize,
+    rows: usize,
+    dst: *mut f32,
+    accumulate: bool,
+}
+
+impl Columns {
+    /// Sums `V` vectors of columns from column `j` on, each of `lanes` columns.
+    ///
+    /// # Safety
+    /// As for [`column_sum`]; these columns are among them; if `V > 1`, `lanes` is
+    /// `LANES`.
+    #[inline(always)]
+    unsafe fn sum<S: Simd, const V: usize>(&self, s: S, j: usize, lanes: usize) {
+        let mut totals = [s.splat(0.0); V];
+        let mut first = 0;
+        // SAFETY: those columns of every row and of dst.
         unsafe {
-            let mut total = if accumulate { load_up_to(s, dst.add(j), left) } else { s.splat(0.0) };
-            let mut first = 0;
-            while first < rows {
-                let end = (first + ROW_GROUP).min(rows);
-                let mut sum = s.splat(0.0);
-                for r in first..end {
-                    sum = s.add(sum, load_up_to(s, src.add(r * stride + j), left));
+            let dst = self.dst.add(j);
+            if self.accumulate {
+                for (v, total) in totals.iter_mut().enumerate() {
+                    *total = load_up_to(s, dst.add(v * S::LANES), lanes);
                 }
-                total = s.add(total, sum);
+            }
+            while first < self.rows {
+                let end = (first + ROW_GROUP).min(self.rows);
+                let mut sums = [s.splat(0.0); V];
+                for r in first..end {
+                    let row = self.src.add(r * self.stride + j);
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.add(*sum, load_up_to(s, row.add(v * S::LANES), lanes));
+                    }
+                }
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total = s.add(*total, sum);
+                }
                 first = end;
             }
-            store_up_to(s, dst.add(j), total, left);
+            for (v, total) in totals.into_iter().enumerate() {
+                store_up_to(s, dst.add(v * S::LANES), total, lanes);
+            }
         }
-        j += left;
     }
 }
 
 /// Rows summed before they are added to the total: near the square root of 4,096 rows.
 const ROW_GROUP: usize = 64;
+
+/// Vectors of columns summed together: whole cache lines, read once, and as many sums in
+/// flight as additions take cycles to finish.
+const WIDE: usize = 8;

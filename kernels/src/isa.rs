@@ -181,6 +181,7 @@ macro_rules! kernel_table {
             pub(crate) static TABLE: Kernels = Kernels {
                 isa: $isa,
                 lanes: <$lanes as Simd>::LANES,
+                mr: <$lanes as Simd>::MR,
                 nr: <$lanes as Simd>::NR,
                 gemm_scratch: gemm::both::scratch_len::<$lanes>,
                 attention_forward_scratch: attention::forward_scratch::<$lanes>,

@@ -7,7 +7,9 @@
 //! Every kernel is written once, over lanes, and instantiated for each instruction
 //! set; the scalar one is compiled for every target and is the oracle of the tests.
 //! Instruction sets round differently; within one, the same call gives the same bits,
-//! and splitting a product's rows or columns over calls does not change them.
+//! and work split over calls has the bits of one call: a product by rows, by columns and
+//! at multiples of [`KC`] by depth, a head at multiples of [`Kernels::attention_block`],
+//! what works on rows or elements anywhere. Sums over all of a call are its own.
 //!
 //! ```
 //! use cllm_kernels::{Epilogue, Kernels, MatMut, MatRef, Packed};
@@ -35,6 +37,7 @@ mod dropout;
 mod elementwise;
 mod embedding;
 mod gemm;
+mod heads;
 mod isa;
 mod mat;
 mod math;
@@ -48,10 +51,12 @@ mod table;
 
 pub use adamw::AdamW;
 pub use dropout::Dropout;
+pub use gemm::KC;
 pub use gemm::epilogue::Epilogue;
+pub use heads::{Attention, AttentionGrads};
 pub use isa::{Isa, UnknownIsa};
 pub use mat::{MatMut, MatRef};
 pub use product::Packed;
-pub use rows::{Attention, AttentionGrads, NormSaved};
+pub use rows::NormSaved;
 pub use softmax::IGNORE;
 pub use table::Kernels;

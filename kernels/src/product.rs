@@ -4,6 +4,7 @@ use crate::gemm::pack::{Source, packed_b_len};
 use crate::gemm::{RawEpilogue, RawGemm};
 use crate::mat::{MatMut, MatRef};
 use crate::{Epilogue, Kernels};
+use core::ops::Range;
 
 /// A packed right-hand side: `k x n`, laid out by [`Kernels::pack`] of the same table.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +29,34 @@ impl Kernels {
         packed_b_len(k, n, self.nr)
     }
 
+    /// Columns of a panel of a packed matrix, a divisor of 16. A panel of `k` rows takes
+    /// `k * panel()` floats, whatever columns it is of.
+    #[must_use]
+    pub fn panel(&self) -> usize {
+        self.nr
+    }
+
+    /// Some columns of a packed matrix, for a part of a product.
+    ///
+    /// # Panics
+    /// If `columns` does not start at a multiple of [`Kernels::panel`], or is not inside
+    /// the matrix.
+    #[must_use]
+    pub fn packed_columns<'a>(&self, b: Packed<'a>, columns: Range<usize>) -> Packed<'a> {
+        let Range { start, end } = columns;
+        assert!(start <= end && end <= b.n, "packed_columns: {start}..{end} of {}", b.n);
+        assert!(start.is_multiple_of(self.nr), "packed_columns: {start} is inside a panel");
+        assert_eq!(Some(b.data.len()), self.packed_len(b.k, b.n), "packed_columns: not packed so");
+        let n = columns.len();
+        let data = &b.data[start * b.k..][..n.next_multiple_of(self.nr) * b.k];
+        Packed { data, n, ..b }
+    }
+
     /// Packs `b` for use as a right-hand side. Overwrites `dst`, padding included.
     /// Pass `w.t()` to pack the transpose.
+    ///
+    /// Panels stand one after the other: a matrix may be packed in parts of some panels'
+    /// columns each.
     ///
     /// # Panics
     /// If `dst` is not exactly [`Kernels::packed_len`] long.
@@ -45,7 +72,9 @@ impl Kernels {
     ///
     /// A is `m x k` with any strides, B packed `k x n`, C `m x n`. C overlaps neither
     /// A nor B nor an operand of the epilogue, except that a residual may be C.
-    /// The bits of an element depend on `k`, A's row and B's column alone.
+    /// The bits of an element depend on `k`, A's row and B's column alone: any partition
+    /// of the rows, and any of the columns at panels ([`Kernels::packed_columns`]), into
+    /// calls gives the same. Columns from j on take a mask [`crate::Dropout::from_column`] j.
     ///
     /// # Panics
     /// If the shapes do not fit together.
@@ -87,8 +116,10 @@ impl Kernels {
 
     /// `C = A B`, or `C += A B`, for operands used once: both are packed on the way.
     ///
-    /// For weight gradients `dW = X^T dY`: pass `x.t()`, `dy`. Blocks of the inner
-    /// dimension are added in their order, whatever `m` and `n` are.
+    /// For weight gradients `dW = X^T dY`: pass `x.t()`, `dy`. Blocks of [`crate::KC`] of the
+    /// inner dimension are added in their order, whatever `m` and `n` are: any partition
+    /// of the rows and columns, and one of `k` at multiples of [`crate::KC`] with accumulation,
+    /// into calls gives the same bits.
     ///
     /// # Panics
     /// If the shapes do not fit together or `scratch` is too short.

@@ -1,7 +1,7 @@
-//! Row-wise and head-wise methods of the table: norms, attention, cross-entropy, embeddings.
+//! Row-wise methods of the table: norms, cross-entropy, embeddings, dropout.
 
 use crate::Kernels;
-use crate::attention::{RawAttention, Rows, RowsMut};
+use crate::attention::Rows;
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
 use crate::mat::{MatMut, MatRef};
@@ -21,46 +21,11 @@ pub struct NormSaved<'a> {
     pub rstd: &'a [f32],
 }
 
-/// The inputs of one head of causal attention.
-///
-/// q is `queries x head`, k and v are `keys x head`, rows contiguous. Query i
-/// attends to keys `0..=first + i`.
-#[derive(Clone, Copy, Debug)]
-pub struct Attention<'a> {
-    /// Queries.
-    pub q: MatRef<'a>,
-    /// Keys.
-    pub k: MatRef<'a>,
-    /// Values.
-    pub v: MatRef<'a>,
-    /// Position of query 0 among the keys: 0 unless keys come from a cache.
-    pub first: usize,
-    /// Factor of the scores: `1 / sqrt(head)`.
-    pub scale: f32,
-    /// Mask of the probabilities and the mask's row for query 0.
-    pub dropout: Option<(Dropout, u32)>,
-}
-
-/// Gradients of one head, each overwritten.
-#[derive(Debug)]
-pub struct AttentionGrads<'a> {
-    /// Of the queries.
-    pub dq: MatMut<'a>,
-    /// Of the keys.
-    pub dk: MatMut<'a>,
-    /// Of the values.
-    pub dv: MatMut<'a>,
-}
-
 /// # Panics
 /// If the rows are not contiguous.
-fn rows_of(m: MatRef<'_>) -> Rows {
+pub(crate) fn rows_of(m: MatRef<'_>) -> Rows {
     assert!(m.col_stride == 1, "rows must be contiguous");
     Rows { ptr: m.ptr, stride: m.row_stride }
-}
-
-fn rows_mut_of(m: &MatMut<'_>) -> RowsMut {
-    RowsMut { ptr: m.ptr, stride: m.row_stride }
 }
 
 impl Kernels {
@@ -150,89 +115,6 @@ impl Kernels {
         // SAFETY: the shapes were just checked; outputs are exclusive; mean and rstd are
         // only read in this direction.
         unsafe { (self.norm_backward)(&a) }
-    }
-
-    /// Floats of scratch for [`Kernels::attention`] over up to `keys` keys.
-    #[must_use]
-    pub fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.attention_forward_scratch)(keys, head)
-    }
-
-    /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
-    #[must_use]
-    pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.attention_backward_scratch)(keys, head)
-    }
-
-    /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
-    /// each query's scores, which the backward pass wants.
-    ///
-    /// # Panics
-    /// If the shapes do not fit together or scratch is too short.
-    pub fn attention(
-        &self,
-        a: &Attention<'_>,
-        out: MatMut<'_>,
-        lse: Option<&mut [f32]>,
-        scratch: &mut [f32],
-    ) {
-        let (queries, keys, head) = (a.q.rows(), a.k.rows(), a.q.cols());
-        let need = self.attention_scratch_len(keys, head);
-        assert!(need.is_some_and(|n| n <= scratch.len()), "attention: scratch is too short");
-        assert!(out.rows() == queries && out.cols() == head, "attention: out");
-        assert!(lse.as_ref().is_none_or(|l| l.len() == queries), "attention: lse");
-        let raw = RawAttention {
-            out: rows_mut_of(&out),
-            lse: lse.map(<[f32]>::as_mut_ptr),
-            scratch: scratch.as_mut_ptr(),
-            ..raw_attention(a)
-        };
-        // SAFETY: the shapes were just checked; out, lse and scratch are exclusive.
-        unsafe { (self.attention_forward)(&raw) }
-    }
-
-    /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
-    /// many queries as keys): overwrites the three gradients.
-    ///
-    /// # Panics
-    /// If the shapes do not fit together or scratch is too short.
-    pub fn attention_backward(
-        &self,
-        a: &Attention<'_>,
-        out: MatRef<'_>,
-        lse: &[f32],
-        dout: MatRef<'_>,
-        grads: &mut AttentionGrads<'_>,
-        scratch: &mut [f32],
-    ) {
-        let (n, head) = (a.q.rows(), a.q.cols());
-        let need = self.attention_backward_scratch_len(n, head);
-        assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
-        assert!(a.first == 0 && a.k.rows() == n, "attention_backward: not a whole sequence");
-        assert!(lse.len() == n, "attention_backward: lse");
-        for (rows, cols) in [
-            (out.rows(), out.cols()),
-            (dout.rows(), dout.cols()),
-            (grads.dq.rows(), grads.dq.cols()),
-            (grads.dk.rows(), grads.dk.cols()),
-            (grads.dv.rows(), grads.dv.cols()),
-        ] {
-            assert!(rows == n && cols == head, "attention_backward: not {n}x{head}");
-        }
-        let out = rows_of(out);
-        let raw = RawAttention {
-            out: RowsMut { ptr: out.ptr.cast_mut(), stride: out.stride },
-            lse: Some(lse.as_ptr().cast_mut()),
-            dout: rows_of(dout),
-            dq: rows_mut_of(&grads.dq),
-            dk: rows_mut_of(&grads.dk),
-            dv: rows_mut_of(&grads.dv),
-            scratch: scratch.as_mut_ptr(),
-            ..raw_attention(a)
-        };
-        // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
-        // and lse are only read in this direction.
-        unsafe { (self.attention_backward)(&raw) }
     }
 
     /// Cross-entropy of each row of `logits` against its target; see
@@ -378,34 +260,5 @@ impl Kernels {
                 (self.dropout_row)(to, from, cols, dropout, row);
             }
         }
-    }
-}
-
-/// The inputs; the outputs of either direction are filled in by the caller.
-///
-/// # Panics
-/// If q, k and v do not fit together.
-fn raw_attention(a: &Attention<'_>) -> RawAttention {
-    let (queries, keys, head) = (a.q.rows(), a.k.rows(), a.q.cols());
-    assert!(a.k.cols() == head && a.v.cols() == head && a.v.rows() == keys, "attention: k, v");
-    let seen = a.first.checked_add(queries);
-    assert!(seen.is_some_and(|n| n <= keys), "attention: query {queries} has no key");
-    RawAttention {
-        queries,
-        keys,
-        head,
-        first: a.first,
-        scale: a.scale,
-        q: rows_of(a.q),
-        k: rows_of(a.k),
-        v: rows_of(a.v),
-        out: RowsMut::NONE,
-        lse: None,
-        dout: Rows::NONE,
-        dq: RowsMut::NONE,
-        dk: RowsMut::NONE,
-        dv: RowsMut::NONE,
-        dropout: a.dropout,
-        scratch: core::ptr::null_mut(),
     }
 }

@@ -3,10 +3,10 @@
 //! The fields are private `unsafe fn`s that trust their arguments; the methods
 //! check every shape first and panic with the numbers if a caller got one wrong.
 //! Matrices and vectors live in the sibling modules of this one: products in
-//! `product`, everything that works on a head or a row in `rows`.
+//! `product`, everything that works on a row in `rows`, on a head in `heads`.
 
 use crate::adamw::AdamW;
-use crate::attention::RawAttention;
+use crate::attention::{RawAttention, Wanted};
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
 use crate::gemm::RawGemm;
@@ -20,10 +20,11 @@ use crate::softmax::RawCrossEntropy;
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) lanes: usize,
+    pub(crate) mr: usize,
     pub(crate) nr: usize,
     pub(crate) gemm_scratch: fn(usize, usize, usize) -> Option<usize>,
     pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
-    pub(crate) attention_backward_scratch: fn(usize, usize) -> Option<usize>,
+    pub(crate) attention_backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
     pub(crate) gemm: unsafe fn(&RawGemm),
     pub(crate) gemm_both: unsafe fn(&RawGemm, Source, *mut f32),
     pub(crate) pack_b: unsafe fn(Source, usize, usize, *mut f32),

@@ -1,4 +1,5 @@
-//! The backward pass of one head: all keys at once, queries block by block.
+//! The backward pass of one head, or of a part of it: all keys of the part at once,
+//! queries block by block.
 //!
 //! ```text
 //! pack K^T, V^T, K once; dK = dV = 0
@@ -10,6 +11,13 @@
 //! ```
 //! The mask is dropout's (1 without it); `rowsum(dO O)` equals the row's sum of
 //! `p mask dp`, which is what the softmax's gradient subtracts.
+//!
+//! A part is dQ of some blocks of queries, over the keys that they see, or dK and dV of
+//! some keys, over the queries that see them. The two make the scores twice, seven
+//! products for five. Every sum of a part has the terms of the whole pass in the order
+//! of the whole pass, so the bits are the same: a row of dQ sums over keys from key 0
+//! to the end of its block, a row of dK and dV over the blocks that see it, and what is
+//! added within a block is the whole block's.
 
 use super::{GemmFn, RawAttention, RowsMut, dot, product, query_block, score_stride};
 use crate::gemm::pack::{Source, pack_b, packed_b_len};
@@ -18,38 +26,45 @@ use crate::simd::{Simd, load_up_to, store_up_to};
 
 /// # Safety
 /// The operands are valid for their shapes, `lse` is present, `first == 0` and
-/// `queries == keys`; `dq`, `dk`, `dv` and `scratch` overlap nothing else.
+/// `queries == keys`; `dq`, `dk`, `dv` and `scratch` overlap nothing else; `rows` and
+/// `cols` fit what is wanted.
 #[inline(always)]
 pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
-    let (n, head) = (a.keys, a.head);
+    let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
     let Some(lse) = a.lse else { return };
-    let block = query_block(n, S::MR);
+    let block = query_block(a.keys, S::MR);
     let stride = score_stride::<S>(n);
     let transposed = packed_b_len(head, n, S::NR).unwrap_or(0);
-    let straight = packed_b_len(n, head, S::NR).unwrap_or(0);
-    let rows_len = packed_b_len(block, head, S::NR).unwrap_or(0);
+    let straight = packed_b_len(n, head, S::NR).filter(|_| a.dq.is_some()).unwrap_or(0);
+    let rows_len = packed_b_len(block, head, S::NR).filter(|_| a.dkv.is_some()).unwrap_or(0);
     let keys_t = a.scratch;
     let values_t = keys_t.wrapping_add(transposed);
     let keys = values_t.wrapping_add(transposed);
     let q_rows = keys.wrapping_add(straight);
     let dout_rows = q_rows.wrapping_add(rows_len);
     let p = RowsMut { ptr: dout_rows.wrapping_add(rows_len), stride };
-    let ds = RowsMut { ptr: p.ptr.wrapping_add(block * stride), stride };
+    let ds = p.from(block);
     // SAFETY: `scratch` holds the areas just laid out; the rest is the caller's promise.
     unsafe {
-        pack_b(s, Source { ptr: a.k.ptr, row: 1, col: a.k.stride }, head, n, keys_t);
-        pack_b(s, Source { ptr: a.v.ptr, row: 1, col: a.v.stride }, head, n, values_t);
-        pack_b(s, Source { ptr: a.k.ptr, row: a.k.stride, col: 1 }, n, head, keys);
-        for r in 0..n {
-            for c in 0..head {
-                *a.dk.ptr.add(r * a.dk.stride + c) = 0.0;
-                *a.dv.ptr.add(r * a.dv.stride + c) = 0.0;
+        let k = a.k.ptr.add(low * a.k.stride);
+        let v = a.v.ptr.add(low * a.v.stride);
+        pack_b(s, Source { ptr: k, row: 1, col: a.k.stride }, head, n, keys_t);
+        pack_b(s, Source { ptr: v, row: 1, col: a.v.stride }, head, n, values_t);
+        if a.dq.is_some() {
+            pack_b(s, Source { ptr: k, row: a.k.stride, col: 1 }, n, head, keys);
+        }
+        if let Some((dk, dv)) = a.dkv {
+            for r in 0..n {
+                for c in 0..head {
+                    *dk.ptr.add(r * dk.stride + c) = 0.0;
+                    *dv.ptr.add(r * dv.stride + c) = 0.0;
+                }
             }
         }
-        let mut start = 0;
-        while start < n {
-            let rows = block.min(n - start);
-            let seen = start + rows;
+        let mut start = a.rows.start;
+        while start < a.rows.end {
+            let rows = block.min(a.rows.end - start);
+            let seen = (start + rows - low).min(n);
             let q = a.q.ptr.add(start * a.q.stride);
             let dout = a.dout.ptr.add(start * a.dout.stride);
             let panel = head * S::NR;
@@ -61,20 +76,24 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
                 let row = ScoreRow {
                     p: p.ptr.add(r * stride),
                     ds: ds.ptr.add(r * stride),
-                    valid: start + r + 1,
+                    valid: (start + r + 1).saturating_sub(low).min(seen),
                     seen,
                     lse: *lse.add(start + r),
                     delta,
                 };
                 score_gradient(s, a, &row, start + r);
             }
-            pack_b(s, Source { ptr: dout, row: a.dout.stride, col: 1 }, rows, head, dout_rows);
-            pack_b(s, Source { ptr: q, row: a.q.stride, col: 1 }, rows, head, q_rows);
-            let panel = rows * S::NR;
-            gemm(&product((seen, head, rows), p.ptr, 1, stride, dout_rows, panel, a.dv, true));
-            gemm(&product((seen, head, rows), ds.ptr, 1, stride, q_rows, panel, a.dk, true));
-            let dq = RowsMut { ptr: a.dq.ptr.add(start * a.dq.stride), stride: a.dq.stride };
-            gemm(&product((rows, head, seen), ds.ptr, stride, 1, keys, n * S::NR, dq, false));
+            if let Some((dk, dv)) = a.dkv {
+                pack_b(s, Source { ptr: dout, row: a.dout.stride, col: 1 }, rows, head, dout_rows);
+                pack_b(s, Source { ptr: q, row: a.q.stride, col: 1 }, rows, head, q_rows);
+                let panel = rows * S::NR;
+                gemm(&product((seen, head, rows), p.ptr, 1, stride, dout_rows, panel, dv, true));
+                gemm(&product((seen, head, rows), ds.ptr, 1, stride, q_rows, panel, dk, true));
+            }
+            if let Some(dq) = a.dq {
+                let dq = dq.from(start - a.rows.start);
+                gemm(&product((rows, head, seen), ds.ptr, stride, 1, keys, n * S::NR, dq, false));
+            }
             start += rows;
         }
     }
@@ -84,9 +103,9 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
 struct ScoreRow {
     p: *mut f32,
     ds: *mut f32,
-    /// Keys that the query sees.
+    /// Keys of the part that the query sees.
     valid: usize,
-    /// Keys that the block sees: the rest of the row becomes zero.
+    /// Keys of the part that the block sees: the rest of the row becomes zero.
     seen: usize,
     lse: f32,
     delta: f32,
@@ -105,7 +124,7 @@ unsafe fn score_gradient<S: Simd>(s: S, a: &RawAttention, row: &ScoreRow, query:
         let left = (row.valid - i).min(S::LANES);
         if let Some((dropout, first_row)) = &a.dropout {
             let mask_row = first_row.wrapping_add(query as u32);
-            dropout.fill_mask(mask_row, i, &mut mask[..left]);
+            dropout.fill_mask(mask_row, a.cols.start + i, &mut mask[..left]);
         }
         // SAFETY: elements i .. i + left, below `valid`.
         unsafe {

@@ -1,7 +1,7 @@
-//! The forward pass of one head.
+//! The forward pass of one head, or of some of its queries.
 //!
 //! ```text
-//! pack K^T and V once
+//! pack K^T and V once, as far as the last query sees
 //! for each block of queries
 //!   scores = Q_block K^T                 (keys up to the block's last query)
 //!   for each row: p = exp(scale (s - max)), zero beyond the diagonal; keep 1 / sum
@@ -15,7 +15,7 @@ use crate::softmax::{exp_in_place, max_of};
 
 /// # Safety
 /// The operands are valid for their shapes, `out`, `lse` and `scratch` overlap
-/// nothing else; `first + queries <= keys`.
+/// nothing else; `first + queries <= keys`; `rows` are whole blocks of the queries.
 #[inline(always)]
 pub(crate) unsafe fn forward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
     // Packing the keys pays from a few rows on; one new token reads them in place.
@@ -23,22 +23,24 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
         // SAFETY: passed on from the caller.
         return unsafe { few_queries(s, a) };
     }
+    let keys = a.first + a.rows.end;
     let keys_t = a.scratch;
-    let keys_t_len = packed_b_len(a.head, a.keys, S::NR).unwrap_or(0);
+    let keys_t_len = packed_b_len(a.head, keys, S::NR).unwrap_or(0);
     let values = keys_t.wrapping_add(keys_t_len);
-    let values_len = packed_b_len(a.keys, a.head, S::NR).unwrap_or(0);
-    let stride = score_stride::<S>(a.keys);
+    let values_len = packed_b_len(keys, a.head, S::NR).unwrap_or(0);
+    let stride = score_stride::<S>(keys);
     let scores = RowsMut { ptr: values.wrapping_add(values_len), stride };
     let block = query_block(a.keys, S::MR);
     // SAFETY: `scratch` holds the three areas just laid out; the rest is the caller's promise.
     unsafe {
         let k = Source { ptr: a.k.ptr, row: 1, col: a.k.stride };
-        pack_b(s, k, a.head, a.keys, keys_t);
+        pack_b(s, k, a.head, keys, keys_t);
         let v = Source { ptr: a.v.ptr, row: a.v.stride, col: 1 };
-        pack_b(s, v, a.keys, a.head, values);
-        let mut start = 0;
-        while start < a.queries {
-            let rows = block.min(a.queries - start);
+        pack_b(s, v, keys, a.head, values);
+        let mut start = a.rows.start;
+        while start < a.rows.end {
+            let rows = block.min(a.rows.end - start);
+            let written = start - a.rows.start;
             let seen = a.first + start + rows;
             let q = a.q.ptr.add(start * a.q.stride);
             let panel = a.head * S::NR;
@@ -54,15 +56,15 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
                     *row.add(j) = 0.0;
                 }
                 if let Some(lse) = a.lse {
-                    *lse.add(start + r) = most * a.scale + libm::logf(sum);
+                    *lse.add(written + r) = most * a.scale + libm::logf(sum);
                 }
                 if let Some((dropout, first_row)) = &a.dropout {
                     let mask_row = first_row.wrapping_add((start + r) as u32);
                     crate::elementwise::dropout_row(s, row, row, valid, dropout, mask_row);
                 }
             }
-            let out = RowsMut { ptr: a.out.ptr.add(start * a.out.stride), stride: a.out.stride };
-            let panel = a.keys * S::NR;
+            let out = RowsMut { ptr: a.out.ptr.add(written * a.out.stride), stride: a.out.stride };
+            let panel = keys * S::NR;
             gemm(&product((rows, a.head, seen), scores.ptr, stride, 1, values, panel, out, false));
             for (r, factor) in factors[..rows].iter().enumerate() {
                 crate::elementwise::scale(s, out.ptr.add(r * out.stride), *factor, a.head);
@@ -75,7 +77,7 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
 /// A few queries against a long cache: keys and values are read once, in place.
 ///
 /// # Safety
-/// As for [`forward`].
+/// As for [`forward`]; `rows` are all queries.
 #[inline(always)]
 unsafe fn few_queries<S: Simd>(s: S, a: &RawAttention) {
     let row = a.scratch;

@@ -9,6 +9,10 @@
 //!
 //! Keys are transposed into packed panels once a head, and every product below
 //! runs on the micro-kernel of [`crate::gemm`].
+//!
+//! A head may be worked on in parts. A part takes the very blocks of queries that the
+//! whole head takes: a block decides how far its rows of scores go (zeros stand beyond
+//! the diagonal), so a part starts at a multiple of [`query_block`] of the whole head.
 
 pub(crate) mod backward;
 pub(crate) mod forward;
@@ -21,13 +25,20 @@ use crate::simd::Simd;
 /// One head over raw memory. Built by the safe methods of [`crate::Kernels`].
 ///
 /// Shapes: q, out, dq, dout `queries x head`; k, v, dk, dv `keys x head`;
-/// `lse` has `queries` floats. Query i sees keys `0..=first + i`.
+/// `lse` has `queries` floats. Query i sees keys `0..=first + i`. What is written
+/// has, and begins with, the rows of the part alone.
 #[derive(Clone, Copy)]
 pub(crate) struct RawAttention {
     pub(crate) queries: usize,
     pub(crate) keys: usize,
     pub(crate) head: usize,
     pub(crate) first: usize,
+    /// The queries to work on: whole blocks, but for the last block of the head.
+    pub(crate) rows: Span,
+    /// Backward: the keys to go over. The whole head's, or those up to the last query of
+    /// `rows` for dQ alone; for dK and dV alone any, with `rows` from the block on that
+    /// sees the first of them.
+    pub(crate) cols: Span,
     /// Scores are multiplied by this: `1 / sqrt(head)`.
     pub(crate) scale: f32,
     pub(crate) q: Rows,
@@ -38,12 +49,20 @@ pub(crate) struct RawAttention {
     /// Log of each row's sum of exponentials. Forward: written if present. Backward: read.
     pub(crate) lse: Option<*mut f32>,
     pub(crate) dout: Rows,
-    pub(crate) dq: RowsMut,
-    pub(crate) dk: RowsMut,
-    pub(crate) dv: RowsMut,
+    /// Backward: written if wanted, a row for each of `rows`.
+    pub(crate) dq: Option<RowsMut>,
+    /// Backward: dK and dV, written if wanted, a row for each of `cols`.
+    pub(crate) dkv: Option<(RowsMut, RowsMut)>,
     /// Mask of the probabilities; query i is its row `row + i`.
     pub(crate) dropout: Option<(Dropout, u32)>,
     pub(crate) scratch: *mut f32,
+}
+
+/// The queries or keys `start..end` of a head.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 /// Rows of `head` contiguous floats, `stride` apart.
@@ -66,6 +85,11 @@ impl Rows {
 
 impl RowsMut {
     pub(crate) const NONE: Self = Self { ptr: core::ptr::null_mut(), stride: 0 };
+
+    /// The rows from `first` on.
+    pub(crate) fn from(self, first: usize) -> Self {
+        Self { ptr: self.ptr.wrapping_add(first * self.stride), ..self }
+    }
 }
 
 /// A product on the table's own GEMM.
@@ -138,14 +162,35 @@ pub(crate) fn forward_scratch<S: Simd>(keys: usize, head: usize) -> Option<usize
     keys_t.checked_add(values)?.checked_add(most_scores::<S>(keys)?)
 }
 
-/// Floats of scratch for the backward pass, `None` on overflow.
-pub(crate) fn backward_scratch<S: Simd>(keys: usize, head: usize) -> Option<usize> {
+/// What of a head the backward pass is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    All,
+    /// dQ of some queries.
+    Queries,
+    /// dK and dV of some keys.
+    Keys,
+}
+
+/// Floats of scratch for the backward pass over `span` of a head's `keys` keys, `None` on
+/// overflow.
+pub(crate) fn backward_scratch<S: Simd>(
+    keys: usize,
+    span: usize,
+    head: usize,
+    wanted: Wanted,
+) -> Option<usize> {
     let block = query_block(keys, S::MR);
-    let transposed = packed_b_len(head, keys, S::NR)?.checked_mul(2)?;
-    let straight = packed_b_len(keys, head, S::NR)?;
-    let rows = packed_b_len(block, head, S::NR)?.checked_mul(2)?;
-    let scores = block.checked_mul(score_stride::<S>(keys))?.checked_mul(2)?;
-    transposed.checked_add(straight)?.checked_add(rows)?.checked_add(scores)
+    let transposed = packed_b_len(head, span, S::NR)?.checked_mul(2)?;
+    let scores = block.checked_mul(score_stride::<S>(span))?.checked_mul(2)?;
+    let mut need = transposed.checked_add(scores)?;
+    if wanted != Wanted::Keys {
+        need = need.checked_add(packed_b_len(span, head, S::NR)?)?;
+    }
+    if wanted != Wanted::Queries {
+        need = need.checked_add(packed_b_len(block, head, S::NR)?.checked_mul(2)?)?;
+    }
+    Some(need)
 }
 
 /// Dot product of two rows of `n` floats.

@@ -1,0 +1,338 @@
+//! Head-wise methods of the table: causal attention, forward and backward, of a whole
+//! head or of a part of it.
+
+use crate::Kernels;
+use crate::attention::{RawAttention, Rows, RowsMut, Span, Wanted, query_block};
+use crate::dropout::Dropout;
+use crate::mat::{MatMut, MatRef};
+use crate::rows::rows_of;
+use core::ops::Range;
+
+/// The inputs of one head of causal attention.
+///
+/// q is `queries x head`, k and v are `keys x head`, rows contiguous. Query i
+/// attends to keys `0..=first + i`.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Queries.
+    pub q: MatRef<'a>,
+    /// Keys.
+    pub k: MatRef<'a>,
+    /// Values.
+    pub v: MatRef<'a>,
+    /// Position of query 0 among the keys: 0 unless keys come from a cache.
+    pub first: usize,
+    /// Factor of the scores: `1 / sqrt(head)`.
+    pub scale: f32,
+    /// Mask of the probabilities and the mask's row for query 0.
+    pub dropout: Option<(Dropout, u32)>,
+}
+
+/// Gradients of one head, each overwritten.
+#[derive(Debug)]
+pub struct AttentionGrads<'a> {
+    /// Of the queries.
+    pub dq: MatMut<'a>,
+    /// Of the keys.
+    pub dk: MatMut<'a>,
+    /// Of the values.
+    pub dv: MatMut<'a>,
+}
+
+fn rows_mut_of(m: &MatMut<'_>) -> RowsMut {
+    RowsMut { ptr: m.ptr, stride: m.row_stride }
+}
+
+impl Kernels {
+    /// Queries that attention over `keys` keys takes together.
+    ///
+    /// Parts of a head start at multiples of this: see [`Kernels::attention_queries`].
+    /// It depends on the instruction set; 24 on all of them for up to 2,730 keys.
+    #[must_use]
+    pub fn attention_block(&self, keys: usize) -> usize {
+        query_block(keys, self.mr)
+    }
+
+    /// Floats of scratch for [`Kernels::attention`] over up to `keys` keys, and for any
+    /// part of it.
+    #[must_use]
+    pub fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
+        (self.attention_forward_scratch)(keys, head)
+    }
+
+    /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
+    #[must_use]
+    pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
+        (self.attention_backward_scratch)(keys, keys, head, Wanted::All)
+    }
+
+    /// Floats of scratch for [`Kernels::attention_backward_queries`] of any queries of a
+    /// sequence of `keys`: less than for all of the backward pass.
+    #[must_use]
+    pub fn attention_backward_queries_scratch_len(
+        &self,
+        keys: usize,
+        head: usize,
+    ) -> Option<usize> {
+        (self.attention_backward_scratch)(keys, keys, head, Wanted::Queries)
+    }
+
+    /// Floats of scratch for [`Kernels::attention_backward_keys`] of up to `part` keys of a
+    /// sequence of `keys`: less than for all of the backward pass.
+    #[must_use]
+    pub fn attention_backward_keys_scratch_len(
+        &self,
+        keys: usize,
+        part: usize,
+        head: usize,
+    ) -> Option<usize> {
+        (self.attention_backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
+    }
+
+    /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
+    /// each query's scores, which the backward pass wants.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short.
+    pub fn attention(
+        &self,
+        a: &Attention<'_>,
+        out: MatMut<'_>,
+        lse: Option<&mut [f32]>,
+        scratch: &mut [f32],
+    ) {
+        self.attention_queries(a, 0..a.q.rows(), out, lse, scratch);
+    }
+
+    /// [`Kernels::attention`] of the queries in `queries` alone, with the bits that the
+    /// whole call gives them. `a` describes the whole head.
+    ///
+    /// Overwrites `out` (`queries.len() x head`) and `lse` (`queries.len()`). Reads of q
+    /// those queries, of k and v the rows `0..a.first + queries.end`, and no others:
+    /// parts of a head may run at the same time. Each part packs the keys that it
+    /// sees again.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short; if `queries` does not
+    /// start at a multiple of [`Kernels::attention_block`]`(a.k.rows())`, or ends neither
+    /// at one nor with the last query.
+    pub fn attention_queries(
+        &self,
+        a: &Attention<'_>,
+        queries: Range<usize>,
+        out: MatMut<'_>,
+        lse: Option<&mut [f32]>,
+        scratch: &mut [f32],
+    ) {
+        let (keys, head) = (a.k.rows(), a.q.cols());
+        let need = self.attention_scratch_len(keys, head);
+        assert!(need.is_some_and(|n| n <= scratch.len()), "attention: scratch is too short");
+        let rows = self.blocks(a, &queries);
+        assert!(out.rows() == queries.len() && out.cols() == head, "attention: out");
+        assert!(lse.as_ref().is_none_or(|l| l.len() == queries.len()), "attention: lse");
+        let raw = RawAttention {
+            rows,
+            out: rows_mut_of(&out),
+            lse: lse.map(<[f32]>::as_mut_ptr),
+            scratch: scratch.as_mut_ptr(),
+            ..raw_attention(a)
+        };
+        if queries.is_empty() {
+            return;
+        }
+        // SAFETY: the shapes were just checked; out, lse and scratch are exclusive.
+        unsafe { (self.attention_forward)(&raw) }
+    }
+
+    /// A part of the queries.
+    ///
+    /// # Panics
+    /// If it is not made of whole blocks.
+    fn blocks(&self, a: &Attention<'_>, queries: &Range<usize>) -> Span {
+        let (all, block) = (a.q.rows(), self.attention_block(a.k.rows()));
+        let &Range { start, end } = queries;
+        assert!(start <= end && end <= all, "attention: queries {start}..{end} of {all}");
+        let whole = |at: usize| at.is_multiple_of(block) || at == all;
+        assert!(whole(start) && whole(end), "attention: {start}..{end} cuts a block of {block}");
+        Span { start, end }
+    }
+
+    /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
+    /// many queries as keys): overwrites the three gradients.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short.
+    pub fn attention_backward(
+        &self,
+        a: &Attention<'_>,
+        out: MatRef<'_>,
+        lse: &[f32],
+        dout: MatRef<'_>,
+        grads: &mut AttentionGrads<'_>,
+        scratch: &mut [f32],
+    ) {
+        let (n, head) = (a.q.rows(), a.q.cols());
+        let need = self.attention_backward_scratch_len(n, head);
+        assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
+        for grad in [&grads.dq, &grads.dk, &grads.dv] {
+            assert_shape(grad.as_ref(), n, head);
+        }
+        let raw = RawAttention {
+            dq: Some(rows_mut_of(&grads.dq)),
+            dkv: Some((rows_mut_of(&grads.dk), rows_mut_of(&grads.dv))),
+            scratch: scratch.as_mut_ptr(),
+            ..raw_backward(a, out, lse, dout)
+        };
+        // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
+        // and lse are only read in this direction.
+        unsafe { (self.attention_backward)(&raw) }
+    }
+
+    /// The part of [`Kernels::attention_backward`] that makes `dq` for the queries in
+    /// `queries` alone, with the bits that the whole call gives them. Inputs are the
+    /// whole head's.
+    ///
+    /// Overwrites `dq` (`queries.len() x head`). Reads of q, `out`, `lse` and `dout`
+    /// those queries, of k and v the rows `0..queries.end`, and no others. All queries
+    /// and all keys (see [`Kernels::attention_backward_keys`]) in parts make the scores
+    /// twice: seven products instead of five.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short; if `queries` does not
+    /// start at a multiple of [`Kernels::attention_block`]`(a.k.rows())`, or ends neither
+    /// at one nor with the last query.
+    #[expect(clippy::too_many_arguments, reason = "the inputs and the part of them")]
+    pub fn attention_backward_queries(
+        &self,
+        a: &Attention<'_>,
+        queries: Range<usize>,
+        out: MatRef<'_>,
+        lse: &[f32],
+        dout: MatRef<'_>,
+        dq: MatMut<'_>,
+        scratch: &mut [f32],
+    ) {
+        let (n, head) = (a.q.rows(), a.q.cols());
+        let need = self.attention_backward_queries_scratch_len(n, head);
+        assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
+        let rows = self.blocks(a, &queries);
+        assert_shape(dq.as_ref(), queries.len(), head);
+        let raw = RawAttention {
+            rows,
+            cols: Span { start: 0, end: queries.end },
+            dq: Some(rows_mut_of(&dq)),
+            scratch: scratch.as_mut_ptr(),
+            ..raw_backward(a, out, lse, dout)
+        };
+        if queries.is_empty() {
+            return;
+        }
+        // SAFETY: the shapes were just checked; dq and scratch are exclusive; out and lse
+        // are only read in this direction.
+        unsafe { (self.attention_backward)(&raw) }
+    }
+
+    /// The part of [`Kernels::attention_backward`] that makes `dk` and `dv` for the keys
+    /// in `keys` alone, with the bits that the whole call gives them. Inputs are the
+    /// whole head's.
+    ///
+    /// Overwrites `dk` and `dv` (`keys.len() x head` each). `keys` may be any range; one
+    /// that starts at a multiple of [`Kernels::attention_block`] does least in vain, one
+    /// of a multiple of 16 keys fills the vectors. Reads of k and v those keys, of q,
+    /// `out`, `lse` and `dout` the queries from the multiple of the block on that is not
+    /// above `keys.start`, and no others.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short.
+    #[expect(clippy::too_many_arguments, reason = "the inputs, the part of them, two results")]
+    pub fn attention_backward_keys(
+        &self,
+        a: &Attention<'_>,
+        keys: Range<usize>,
+        out: MatRef<'_>,
+        lse: &[f32],
+        dout: MatRef<'_>,
+        dk: MatMut<'_>,
+        dv: MatMut<'_>,
+        scratch: &mut [f32],
+    ) {
+        let (n, head) = (a.q.rows(), a.q.cols());
+        let Range { start, end } = keys;
+        assert!(start <= end && end <= n, "attention_backward: keys {start}..{end} of {n}");
+        let need = self.attention_backward_keys_scratch_len(n, keys.len(), head);
+        assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
+        for grad in [&dk, &dv] {
+            assert_shape(grad.as_ref(), keys.len(), head);
+        }
+        let block = self.attention_block(n);
+        let raw = RawAttention {
+            rows: Span { start: start / block * block, end: n },
+            cols: Span { start, end },
+            dkv: Some((rows_mut_of(&dk), rows_mut_of(&dv))),
+            scratch: scratch.as_mut_ptr(),
+            ..raw_backward(a, out, lse, dout)
+        };
+        if keys.is_empty() {
+            return;
+        }
+        // SAFETY: the shapes were just checked; dk, dv and scratch are exclusive; out and
+        // lse are only read in this direction.
+        unsafe { (self.attention_backward)(&raw) }
+    }
+}
+
+/// # Panics
+/// If `m` is not `rows x cols`.
+fn assert_shape(m: MatRef<'_>, rows: usize, cols: usize) {
+    let fits = m.rows() == rows && m.cols() == cols;
+    assert!(fits, "attention_backward: {}x{} is not {rows}x{cols}", m.rows(), m.cols());
+}
+
+/// The inputs of the backward pass, for all of the head and none of the gradients.
+///
+/// # Panics
+/// If they are not those of a whole sequence, or do not fit together.
+fn raw_backward(a: &Attention<'_>, out: MatRef<'_>, lse: &[f32], dout: MatRef<'_>) -> RawAttention {
+    let (n, head) = (a.q.rows(), a.q.cols());
+    assert!(a.first == 0 && a.k.rows() == n, "attention_backward: not a whole sequence");
+    assert!(lse.len() == n, "attention_backward: lse");
+    assert_shape(out, n, head);
+    assert_shape(dout, n, head);
+    let out = rows_of(out);
+    RawAttention {
+        out: RowsMut { ptr: out.ptr.cast_mut(), stride: out.stride },
+        lse: Some(lse.as_ptr().cast_mut()),
+        dout: rows_of(dout),
+        ..raw_attention(a)
+    }
+}
+
+/// The inputs; the outputs of either direction are filled in by the caller.
+///
+/// # Panics
+/// If q, k and v do not fit together.
+fn raw_attention(a: &Attention<'_>) -> RawAttention {
+    let (queries, keys, head) = (a.q.rows(), a.k.rows(), a.q.cols());
+    assert!(a.k.cols() == head && a.v.cols() == head && a.v.rows() == keys, "attention: k, v");
+    let seen = a.first.checked_add(queries);
+    assert!(seen.is_some_and(|n| n <= keys), "attention: query {queries} has no key");
+    RawAttention {
+        queries,
+        keys,
+        head,
+        first: a.first,
+        rows: Span { start: 0, end: queries },
+        cols: Span { start: 0, end: keys },
+        scale: a.scale,
+        q: rows_of(a.q),
+        k: rows_of(a.k),
+        v: rows_of(a.v),
+        out: RowsMut::NONE,
+        lse: None,
+        dout: Rows::NONE,
+        dq: None,
+        dkv: None,
+        dropout: a.dropout,
+        scratch: core::ptr::null_mut(),
+    }
+}
