@@ -3,7 +3,7 @@
 
 mod support;
 
-use cllm_core::{Batch, BatchShape, Isa, Kernels, Mode, Optimizer, Plan, Trainer};
+use cllm_core::{Batch, BatchShape, Engine, Isa, Kernels, Mode, Optimizer, Plan, Trainer};
 use support::golden::{Golden, scatter};
 use support::memory::Memory;
 
@@ -27,7 +27,9 @@ fn for_each(mut test: impl FnMut(&Golden, &mut Trainer<'_>, Isa)) {
             let shape = BatchShape { sequences: c.batch, tokens: c.tokens_per_sequence };
             let plan = Plan::new(&c.model(), shape, 1, Mode::Train, kernels).unwrap();
             let mut memory = Memory::new(&plan);
-            let mut trainer = Trainer::new(&plan, kernels, memory.pools(), 1).unwrap();
+            let (pools, queue) = memory.parts();
+            let engine = Engine::new(&plan, queue).unwrap();
+            let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
             let table = *plan.table();
             scatter(&table, &golden.params, trainer.parameters_mut());
             test(golden, &mut trainer, isa);

@@ -3,13 +3,19 @@
 
 mod support;
 
+use cllm::data::loader::Dataset;
+use cllm::data::prefetch::with_loader;
+use cllm::data::stream::TokenStream;
 use cllm_core::{
-    Batch, BatchShape, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op, Optimizer,
-    Plan, PlanError, Pool, Pools, Trainer,
+    Batch, BatchShape, Engine, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op,
+    Optimizer, Plan, PlanError, Pool, Pools, Queue, Slot, Trainer,
 };
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::time::Duration;
 use std::alloc::System;
+use std::thread;
 use support::memory::Memory;
 
 /// The system's allocator, with a count of each thread's calls.
@@ -85,7 +91,9 @@ fn a_step_allocates_nothing() {
         let plan = Plan::new(&config(), SHAPE, 1, Mode::Train, kernels).unwrap();
         let (tokens, targets) = ids(&plan);
         let mut memory = Memory::new(&plan);
-        let mut trainer = Trainer::new(&plan, kernels, memory.pools(), 1).unwrap();
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&plan, queue).unwrap();
+        let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
         trainer.initialise();
         for window in 0..3 {
             let before = CALLS.get();
@@ -93,6 +101,50 @@ fn a_step_allocates_nothing() {
             assert_eq!(CALLS.get() - before, 0, "{isa}: allocations in step {window}");
         }
     }
+}
+
+#[test]
+fn batches_made_ready_allocate_nothing_in_either_thread() {
+    const STEPS: u64 = 40;
+    let kernels = Kernels::detect();
+    let plan = Plan::new(&config(), SHAPE, 1, Mode::Train, kernels).unwrap();
+    let mut memory = Memory::new(&plan);
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).unwrap();
+    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
+    trainer.initialise();
+    let stream = TokenStream::from_tokens("t", (0..20_000).map(|i| i * 7 % 256).collect());
+    let data = Dataset::open(stream, 256, SHAPE.tokens, 1).unwrap();
+    // The loader's count at the start of each batch: what it did since the last one, waiting
+    // and handing over among it, is in between.
+    let in_loader = [const { AtomicUsize::new(0) }; STEPS as usize];
+    let fill = |n: u64, tokens: &mut [u32], targets: &mut [u32]| {
+        in_loader[n as usize].store(CALLS.get(), Relaxed);
+        if n % 10 == 5 {
+            // Now the other thread waits.
+            thread::sleep(Duration::from_millis(20));
+        }
+        data.fill_batch(n * SHAPE.sequences as u64, SHAPE.sequences, tokens, targets)
+    };
+    let (calls, waited) = with_loader(1, plan.tokens(), 0..STEPS, fill, |mut prefetch| {
+        let before = CALLS.get();
+        for n in 0..STEPS {
+            let batch = prefetch.take()?;
+            trainer.accumulate(&batch.get(), plan.tokens()).unwrap();
+            prefetch.recycle(batch);
+            trainer.update(&Optimizer::default(), 1e-3).unwrap();
+            if n % 10 == 0 {
+                // Now the loader waits.
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok((CALLS.get() - before, prefetch.waited()))
+    })
+    .unwrap();
+    assert_eq!(calls, 0, "allocations in the training thread");
+    assert!(waited > 0.0, "the training thread never waited");
+    let in_loader = in_loader.map(AtomicUsize::into_inner);
+    assert!(in_loader.iter().all(|calls| *calls == in_loader[0]), "in the loader: {in_loader:?}");
 }
 
 #[test]
@@ -112,13 +164,16 @@ fn every_planned_line_is_used_and_no_other() {
         ];
         // A guard line behind each pool: larger pools are allowed, the rest is not touched.
         let mut lines = pools.map(|pool| vec![poison; plan.lines(pool) + 1]);
-        let mut queue = vec![Op::EMPTY; plan.ops() + 1];
+        let mut ops = vec![Op::EMPTY; plan.ops() + 1];
+        let mut slots: Vec<Slot> = (0..=plan.slots()).map(|_| Slot::new()).collect();
+        let mut words: Vec<AtomicU64> =
+            (0..=plan.words()).map(|_| AtomicU64::new(u64::MAX)).collect();
         {
             let [parameters, gradients, moments, packed, activations, scratch] = &mut lines;
-            let queue = &mut queue;
-            let pools =
-                Pools { parameters, gradients, moments, packed, activations, scratch, queue };
-            let mut trainer = Trainer::new(&plan, kernels, pools, 1).unwrap();
+            let queue = Queue { ops: &mut ops, slots: &mut slots, words: &mut words };
+            let pools = Pools { parameters, gradients, moments, packed, activations, scratch };
+            let engine = Engine::new(&plan, queue).unwrap();
+            let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
             trainer.initialise();
             step(&mut trainer, &tokens, &targets);
         }
@@ -134,20 +189,26 @@ fn every_planned_line_is_used_and_no_other() {
             let idle = planned.iter().filter(|line| untouched(line)).count();
             assert_eq!(idle, 0, "{isa}: {} of {} lines of {}", idle, planned.len(), pool.name());
         }
-        assert_eq!(queue[plan.ops()], Op::EMPTY);
-        assert!(queue[..plan.ops()].iter().all(|op| *op != Op::EMPTY));
+        assert_eq!(ops[plan.ops()], Op::EMPTY);
+        assert!(ops[..plan.ops()].iter().all(|op| *op != Op::EMPTY));
+        assert_eq!(words.pop().unwrap().into_inner(), u64::MAX);
+        assert!(words.into_iter().all(|word| word.into_inner() != u64::MAX));
     }
 }
 
 #[test]
 fn bytes_are_those_of_the_shapes() {
-    let plan = Plan::new(&config(), SHAPE, 3, Mode::Train, Kernels::scalar()).unwrap();
+    // Tiles as for one worker: with more, gradients of activations and logits are doubled.
+    let scalar = Kernels::scalar();
+    let plan = Plan::with_tiles_for(&config(), SHAPE, 3, 1, Mode::Train, scalar).unwrap();
     let arena = plan.table().arena_len() * 4;
     assert_eq!(plan.bytes(Pool::Parameters), arena);
     assert_eq!(plan.bytes(Pool::Gradients), arena);
     assert_eq!(plan.bytes(Pool::Moments), 2 * arena);
     assert_eq!(plan.bytes(Pool::Batch), 2 * 4 * 256);
-    assert_eq!(plan.bytes(Pool::Queue), plan.ops() * size_of::<Op>());
+    assert_eq!(plan.bytes(Pool::Operations), plan.ops() * size_of::<Op>());
+    assert_eq!(plan.bytes(Pool::Slots), plan.slots() * 64);
+    assert_eq!(plan.bytes(Pool::Words), plan.words() * 8);
     // Scalar panels are 4 wide and these widths are multiples of 16: no padding.
     let matrices = 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256) + 64 * 256;
     assert_eq!(plan.bytes(Pool::Packed), 2 * 4 * matrices);
@@ -159,7 +220,7 @@ fn bytes_are_those_of_the_shapes() {
     // feed-forward layer 2 of 256, norms 4 values, lse one a head.
     let block = 256 * (8 * 64 + 2 * 256 + 4 + 2);
     let shared = 256 * (64 + 64 + 3) + 256 * 256;
-    let grads = 256 * (4 * 64 + 3 * 64 + 256 + 2 * 64) + 2 * 3 * 128 + 16;
+    let grads = 256 * (4 * 64 + 3 * 64 + 256 + 2 * 64) + 2 * 8 * 128 + 16;
     assert_eq!(plan.bytes(Pool::Activations), 4 * (2 * block + shared + grads));
 }
 
@@ -172,10 +233,17 @@ fn a_pool_one_line_short_is_named() {
             continue;
         }
         let mut memory = Memory::new(&plan);
-        memory.shorten(pool);
-        let error = Trainer::new(&plan, kernels, memory.pools(), 1).unwrap_err();
+        let unit = memory.shorten(pool);
+        let mut whole = Memory::new(&plan);
+        let (pools, queue) = memory.parts();
+        let of_engine = [Pool::Operations, Pool::Slots, Pool::Words].contains(&pool);
+        let error = if of_engine {
+            Engine::new(&plan, queue).unwrap_err()
+        } else {
+            let engine = Engine::new(&plan, whole.parts().1).unwrap();
+            Trainer::new(&plan, kernels, pools, &engine, 1).unwrap_err()
+        };
         let need = plan.bytes(pool);
-        let unit = if pool == Pool::Queue { size_of::<Op>() } else { size_of::<Line>() };
         assert_eq!(error, PlanError::TooSmall { pool, need, got: need - unit });
     }
 }
@@ -190,13 +258,18 @@ fn evaluation_needs_less_and_gives_the_same_loss() {
     let (tokens, targets) = ids(&plan);
     let batch = Batch { tokens: &tokens, targets: &targets };
     let (mut a, mut b) = (Memory::new(&plan), Memory::new(&small));
-    let mut trainer = Trainer::new(&plan, kernels, a.pools(), 1).unwrap();
+    let (pools, queue) = a.parts();
+    let engine = Engine::new(&plan, queue).unwrap();
+    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
     trainer.initialise();
-    let mut evaluator = Evaluator::new(&small, kernels, b.pools()).unwrap();
+    let (pools, queue) = b.parts();
+    let engine_of_small = Engine::new(&small, queue).unwrap();
+    let mut evaluator = Evaluator::new(&small, kernels, pools, &engine_of_small).unwrap();
     evaluator.parameters_mut().copy_from_slice(trainer.parameters());
     assert_eq!(evaluator.evaluate(&batch).unwrap(), trainer.evaluate(&batch).unwrap());
-    assert!(matches!(
-        Trainer::new(&small, kernels, Memory::new(&small).pools(), 1),
-        Err(PlanError::WrongMode)
-    ));
+    let (mut c, mut d) = (Memory::new(&small), Memory::new(&small));
+    let refused = Trainer::new(&small, kernels, c.parts().0, &engine_of_small, 1);
+    assert_eq!(refused.unwrap_err(), PlanError::WrongMode);
+    let refused = Evaluator::new(&small, kernels, d.parts().0, &engine);
+    assert_eq!(refused.unwrap_err(), PlanError::WrongEngine);
 }

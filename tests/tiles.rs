@@ -7,8 +7,8 @@
 mod support;
 
 use cllm_core::{
-    Batch, BatchShape, BlockParam, Kernels, Mode, ModelConfig, Optimizer, Param, Plan, PlanError,
-    Trainer,
+    Batch, BatchShape, BlockParam, Engine, Kernels, Mode, ModelConfig, Optimizer, Param, Plan,
+    PlanError, Trainer,
 };
 use core::ops::Range;
 use support::memory::Memory;
@@ -46,7 +46,9 @@ fn gradients_beyond_the_first_tile_are_slopes() {
         let config = ModelConfig { tied, dropout, ..CONFIG };
         let plan = Plan::new(&config, SHAPE, 1, Mode::Train, kernels).unwrap();
         let mut memory = Memory::new(&plan);
-        let mut trainer = Trainer::new(&plan, kernels, memory.pools(), 1).unwrap();
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&plan, queue).unwrap();
+        let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
         trainer.initialise();
         let n = plan.tokens();
         let (tokens, targets) = (ids(n, 5), ids(n, 6));
@@ -129,7 +131,9 @@ fn an_update_reaches_every_weight_once() {
     let kernels = Kernels::detect();
     let plan = Plan::new(&CONFIG, SHAPE, 1, Mode::Train, kernels).unwrap();
     let mut memory = Memory::new(&plan);
-    let mut trainer = Trainer::new(&plan, kernels, memory.pools(), 1).unwrap();
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).unwrap();
+    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
     trainer.initialise();
     let n = plan.tokens();
     let (tokens, targets) = (ids(n, 5), ids(n, 6));
@@ -156,7 +160,9 @@ fn a_plan_is_for_its_own_kernels() {
     let scalar = Plan::new(&config, SHAPE, 1, Mode::Train, Kernels::scalar()).unwrap();
     let best = Kernels::detect();
     let mut memory = Memory::new(&scalar);
-    let result = Trainer::new(&scalar, best, memory.pools(), 1);
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&scalar, queue).unwrap();
+    let result = Trainer::new(&scalar, best, pools, &engine, 1);
     if best.isa() == Kernels::scalar().isa() {
         assert!(result.is_ok());
     } else {

@@ -4,7 +4,8 @@
 mod support;
 
 use cllm_core::{
-    Batch, BatchShape, IGNORE, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan, StepError, Trainer,
+    Batch, BatchShape, Engine, IGNORE, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan, StepError,
+    Trainer,
 };
 use support::memory::Memory;
 
@@ -46,7 +47,9 @@ fn with_trainer<R>(
 ) -> R {
     let plan = Plan::new(&config, shape, 1, Mode::Train, kernels).unwrap();
     let mut memory = Memory::new(&plan);
-    let mut trainer = Trainer::new(&plan, kernels, memory.pools(), 9).unwrap();
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).unwrap();
+    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 9).unwrap();
     trainer.initialise();
     test(&mut trainer)
 }

@@ -4,12 +4,14 @@
 //!
 //! 1. a [`ModelConfig`],
 //! 2. a [`Plan`]: how many bytes of which pool, exactly,
-//! 3. a [`Trainer`] (or [`Evaluator`]) over the [`Pools`],
-//! 4. [`Trainer::accumulate`] and [`Trainer::update`] for each step,
-//! 5. [`checkpoint`]s on byte slices, and text from a [`generate::Generator`].
+//! 3. an [`Engine`] over a [`Queue`], and on each thread that is to work for it
+//!    [`Worker::run`] (none is needed: the caller then does everything),
+//! 4. a [`Trainer`] (or [`Evaluator`]) over the [`Pools`],
+//! 5. [`Trainer::accumulate`] and [`Trainer::update`] for each step,
+//! 6. [`checkpoint`]s on byte slices, and text from a [`generate::Generator`].
 //!
 //! A step is a list of operations over tiles (`program`); what a tile computes is in
-//! `step`; who runs it is up to `engine`.
+//! `step`; who runs it and when is up to `engine`.
 #![no_std]
 
 pub mod checkpoint;
@@ -21,7 +23,9 @@ mod line;
 mod optimizer;
 mod params;
 mod plan;
+mod primitive;
 mod program;
+pub mod ring;
 pub mod sample;
 mod schedule;
 mod shared;
@@ -30,6 +34,9 @@ mod trainer;
 
 pub use cllm_kernels::{IGNORE, Isa, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
+pub use engine::{
+    Activity, Engine, EngineError, Idle, Observer, Queue, SeatError, Slot, Spin, Unobserved, Worker,
+};
 pub use line::{LANES, Line, floats, floats_mut};
 pub use optimizer::{Optimizer, OptimizerError, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};

@@ -2,30 +2,36 @@
 //!
 //! An [`Op`] is a range of tiles that may run in any order or at the same time: they
 //! write disjoint elements, and what they write does not depend on who runs them.
-//! The list is in an order in which every operation finds its inputs done. Operations
-//! over row blocks ([`Kind::is_row_wise`]) read only the same row block of the
-//! operation before, so a run of them may be executed block by block, which keeps a
-//! block's activations in cache; a scheduler with a counter per block may go further.
+//! Operations are grouped into the stages that the engine schedules. A row stage takes
+//! each row block through a chain of operations while its activations are in cache;
+//! a list of operations shares all their tiles out at once. The list is in an order in which
+//! every stage comes behind those it waits for.
 //!
 //! ```text
-//! Pack      weights -> panels, both ways round                       (once a step)
-//! Forward   embed | per block: norm1 qkv / attention / out norm2 fc mlp | final norm
-//! Loss      logits and cross-entropy by row blocks                   (evaluation)
-//! Backward  logits, loss and their gradient, then for each block from the last:
-//!             rows: norms, inputs of the four products     (the critical path)
-//!             heads: attention
-//!             tiles: gradients of weights, biases, gains   (before the buffers they read
-//!                    are used for the next block)
-//!           gradients of the token and position tables
-//! Measure   sum of squares of the gradient, by tiles
+//! Pack      weights -> panels, both ways round, by layer              (once an update)
+//! Forward   F(0): embed norm1 qkv | A(0) | F(1): out norm2 fc mlp norm1 qkv | A(1) | ...
+//!           ... | F(L): out norm2 fc mlp, final norm
+//! Loss      logits and cross-entropy by groups of rows                 (evaluation)
+//! Backward  B(L-1): by groups of rows: logits, loss, their gradient, then half a block:
+//!                   norms and inputs of the products, down to the attention's output
+//!           H(g):   gradient of the output projection from group g, in order of g
+//!           for each block l from the last:
+//!             A'(l):  attention
+//!             W1(l):  gradients of fc, mlp, out, their biases, norm2 (reads B(l))
+//!             W2(l):  gradients of qkv (reads A'(l))
+//!             B(l-1): inputs of qkv, norm1, then the half block of l - 1
+//!           T: gradients of the tables and the last norm, sum of the losses
+//! Measure   sum of squares of the gradient by tiles; their sum and the clip
 //! Update    AdamW, by tiles of each tensor
 //! ```
+//!
+//! What a stage overwrites: the gradients of block l lie in one of `gradient_sets` sets of
+//! buffers, so B(l) waits for W1 and W2 of block `l + gradient_sets`, which read the set
+//! before; B(L-1) of group g waits for H of the group whose logits it overwrites.
 
+use crate::engine::{NONE, Needs, Reads, Shape, Stage};
 use crate::params::{BlockParam, Param};
-use crate::plan::{
-    COLUMN_BLOCK, Mode, Plan, ROW_BLOCK, TABLE_ROWS, UPDATE_BLOCK, WEIGHT_COLS, WEIGHT_ROWS,
-    head_rows,
-};
+use crate::plan::{COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, update_block};
 use core::ops::Range;
 
 /// One of the matrices that products use.
@@ -97,7 +103,7 @@ pub(crate) enum Kind {
     Embed,
     Norm(Norm),
     Qkv,
-    /// Tiles are heads of sequences.
+    /// Tiles are groups of heads of spans of sequences.
     Attention,
     AttnOut,
     Fc,
@@ -117,7 +123,7 @@ pub(crate) enum Kind {
     AttnInput,
     QkvInput,
     MaskEmbed,
-    /// Tiles are heads of sequences.
+    /// As [`Kind::Attention`].
     AttentionBack,
     // Gradients of parameters.
     WeightGrad(Matrix),
@@ -125,13 +131,17 @@ pub(crate) enum Kind {
     NormGrad(Norm),
     TokenTableGrad,
     PositionTableGrad,
+    /// Sum of the losses, one tile.
+    LossSum,
     /// Tiles of the whole gradient arena.
     Squares,
+    /// The gradient's norm and the clip, one tile.
+    Clip,
     /// Tiles of tensor number `index`.
     Update,
 }
 
-/// One operation of a step: the type of the slots of [`crate::Pool::Queue`].
+/// One operation of a step: the type of [`crate::Pool::Operations`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Op {
     pub(crate) kind: Kind,
@@ -142,29 +152,6 @@ pub struct Op {
 impl Op {
     /// An operation of no tiles, to fill slots with.
     pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
-}
-
-impl Kind {
-    /// Whether tile i is row block i and reads no other block of the operation before.
-    pub(crate) fn is_row_wise(self) -> bool {
-        matches!(
-            self,
-            Self::Embed
-                | Self::Norm(_)
-                | Self::Qkv
-                | Self::AttnOut
-                | Self::Fc
-                | Self::MlpOut
-                | Self::NormBack(_)
-                | Self::MaskMlp
-                | Self::MlpInput
-                | Self::FcInput
-                | Self::MaskAttn
-                | Self::AttnInput
-                | Self::QkvInput
-                | Self::MaskEmbed
-        )
-    }
 }
 
 /// A part of the list that is run as a whole.
@@ -179,58 +166,15 @@ pub(crate) enum Section {
 }
 
 impl Section {
-    const COUNT: usize = 6;
-
-    fn of(kind: Kind) -> Self {
-        match kind {
-            Kind::Pack(_) | Kind::PackTransposed(_) => Self::Pack,
-            Kind::Embed | Kind::Norm(_) | Kind::Qkv | Kind::Attention => Self::Forward,
-            Kind::AttnOut | Kind::Fc | Kind::MlpOut => Self::Forward,
-            Kind::HeadLoss => Self::Loss,
-            Kind::Squares => Self::Measure,
-            Kind::Update => Self::Update,
-            Kind::HeadLossGrad | Kind::HeadWeightGrad | Kind::NormBack(_) => Self::Backward,
-            Kind::MaskMlp | Kind::MlpInput | Kind::FcInput | Kind::MaskAttn => Self::Backward,
-            Kind::AttnInput | Kind::QkvInput | Kind::MaskEmbed => Self::Backward,
-            Kind::AttentionBack | Kind::WeightGrad(_) | Kind::BiasGrad(_) => Self::Backward,
-            Kind::NormGrad(_) | Kind::TokenTableGrad => Self::Backward,
-            Kind::PositionTableGrad => Self::Backward,
-        }
-    }
+    pub(crate) const COUNT: usize = 6;
 }
 
-/// The operations of a plan, in the caller's slots.
-#[derive(Debug)]
-pub(crate) struct Program<'a> {
-    ops: &'a [Op],
-    ends: [usize; Section::COUNT],
-}
-
-impl<'a> Program<'a> {
-    /// Fills `slots` (at least `plan.ops()` of them) with the operations of `plan`.
-    pub(crate) fn new(plan: &Plan, slots: &'a mut [Op]) -> Self {
-        let mut ends = [0; Section::COUNT];
-        let mut len = 0;
-        build(plan, &mut |op| {
-            // `Plan::new` has seen every operation fit.
-            if let (Some(op), Some(slot)) = (op, slots.get_mut(len)) {
-                *slot = op;
-                len += 1;
-                ends[Section::of(op.kind) as usize] = len;
-            }
-        });
-        // A section without operations ends where the one before does.
-        for i in 1..Section::COUNT {
-            ends[i] = ends[i].max(ends[i - 1]);
-        }
-        Self { ops: &slots[..len], ends }
-    }
-
-    pub(crate) fn section(&self, section: Section) -> &'a [Op] {
-        let i = section as usize;
-        let start = if i == 0 { 0 } else { self.ends[i - 1] };
-        &self.ops[start..self.ends[i]]
-    }
+/// What [`build`] gives out: the operations of a stage, then the stage.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Emitted {
+    /// `None` where a count exceeds 32 bits.
+    Op(Option<Op>),
+    Stage(Section, Stage),
 }
 
 /// Rows of group `group` of the output projection.
@@ -240,133 +184,332 @@ pub(crate) fn head_group(plan: &Plan, group: usize) -> Range<usize> {
     first..(first + rows).min(plan.tokens())
 }
 
-/// Emits every operation of `plan` in order; `None` where a count exceeds 32 bits.
-pub(crate) fn build(plan: &Plan, emit: &mut dyn FnMut(Option<Op>)) {
-    Builder { plan, emit }.all();
+/// Emits every operation and stage of `plan` in order.
+pub(crate) fn build(plan: &Plan, emit: &mut dyn FnMut(Emitted)) {
+    let mut builder = Builder { plan, emit, section: Section::Pack, ops: 0, stages: 0 };
+    let train = plan.mode == Mode::Train;
+    builder.pack(train);
+    builder.forward();
+    builder.loss();
+    if train {
+        builder.backward();
+        builder.update();
+    }
 }
 
 struct Builder<'p, 'e> {
     plan: &'p Plan,
-    emit: &'e mut dyn FnMut(Option<Op>),
+    emit: &'e mut dyn FnMut(Emitted),
+    section: Section,
+    ops: usize,
+    stages: u16,
+}
+
+/// An operation to emit: kind, index, tiles.
+type NewOp = (Kind, usize, usize);
+
+/// Gradient stages of a block.
+#[derive(Clone, Copy)]
+struct WeightStages {
+    rows: u16,
+    qkv: u16,
 }
 
 impl Builder<'_, '_> {
-    fn op(&mut self, kind: Kind, index: usize, tiles: usize) {
+    fn op(&mut self, (kind, index, tiles): NewOp) {
         let op = u32::try_from(index).ok().zip(u32::try_from(tiles).ok());
-        (self.emit)(op.map(|(index, tiles)| Op { kind, index, tiles }));
+        (self.emit)(Emitted::Op(op.map(|(index, tiles)| Op { kind, index, tiles })));
+        self.ops += 1;
     }
 
-    fn rows(&mut self, kind: Kind, index: usize) {
-        self.op(kind, index, self.plan.tokens().div_ceil(ROW_BLOCK));
+    /// Emits a stage over the operations since `first_op` and gives its number.
+    fn stage(&mut self, shape: Shape, tiles: usize, needs: Needs, first_op: usize) -> u16 {
+        let tiles = u32::try_from(tiles).unwrap_or(u32::MAX);
+        let (first_op, ops) = (first_op as u32, (self.ops - first_op) as u32);
+        let stage = Stage { first_op, ops, tiles, shape, needs };
+        (self.emit)(Emitted::Stage(self.section, stage));
+        // `Plan::new` refuses a plan of more stages than there are numbers.
+        self.stages = self.stages.wrapping_add(1);
+        self.stages.wrapping_sub(1)
     }
 
-    fn heads(&mut self, kind: Kind, index: usize) {
-        self.op(kind, index, self.plan.batch.sequences * self.plan.config.n_head);
+    fn list(&mut self, needs: Needs, ops: impl IntoIterator<Item = NewOp>) -> u16 {
+        let first_op = self.ops;
+        let mut tiles = 0_usize;
+        for op in ops {
+            tiles = tiles.saturating_add(op.2);
+            self.op(op);
+        }
+        self.stage(Shape::List, tiles, needs, first_op)
     }
 
-    fn all(&mut self) {
-        let layers = self.plan.config.n_layer;
-        let train = self.plan.mode == Mode::Train;
-        self.pack(train);
-        self.forward();
-        let group = head_rows(self.plan.tokens(), self.plan.config.vocab_size);
-        let groups = self.plan.tokens().div_ceil(group);
-        for g in 0..groups {
-            let tiles = head_group(self.plan, g).len().div_ceil(ROW_BLOCK);
-            self.op(Kind::HeadLoss, g, tiles);
+    /// A chain of operations (kind, index) over the row blocks of `rows`.
+    fn rows(&mut self, rows: &Range<usize>, level: usize, needs: Needs, chain: &Chain) -> u16 {
+        let block = self.plan.grain.row_block;
+        let tiles = rows.len().div_ceil(block);
+        let first_block = (rows.start / block) as u32;
+        let shape = Shape::Rows { first_block, level: level as u32 };
+        let first_op = self.ops;
+        for &(kind, index) in chain {
+            self.op((kind, index, tiles));
         }
-        if !train {
-            return;
-        }
-        for g in 0..groups {
-            let tiles = head_group(self.plan, g).len().div_ceil(ROW_BLOCK);
-            self.op(Kind::HeadLossGrad, g, tiles);
-            self.op(Kind::HeadWeightGrad, g, weight_tiles(self.plan, Matrix::Head));
-        }
-        self.rows(Kind::NormBack(Norm::Final), 0);
-        for layer in (0..layers).rev() {
-            self.block_backward(layer);
-        }
-        self.op(Kind::NormGrad(Norm::First), 0, column_tiles(self.plan.config.d_model));
-        let c = &self.plan.config;
-        if c.dropout > 0.0 {
-            self.rows(Kind::MaskEmbed, 0);
-        }
-        self.op(Kind::TokenTableGrad, 0, c.vocab_size.div_ceil(TABLE_ROWS));
-        self.op(Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS));
-        self.op(Kind::Squares, 0, self.plan.table.arena_len().div_ceil(UPDATE_BLOCK));
-        for (index, spec) in self.plan.table.iter().enumerate() {
-            self.op(Kind::Update, index, spec.len().div_ceil(UPDATE_BLOCK));
-        }
+        self.stage(shape, tiles, needs, first_op)
     }
 
     fn pack(&mut self, train: bool) {
-        for layer in 0..self.plan.config.n_layer {
-            for matrix in Matrix::OF_BLOCK {
-                self.pack_matrix(matrix, layer, train);
-            }
+        self.section = Section::Pack;
+        let plan = self.plan;
+        for layer in 0..plan.config.n_layer {
+            let ops = Matrix::OF_BLOCK.iter().flat_map(|m| Self::pack_ops(plan, *m, layer, train));
+            self.list(Needs::NOTHING, ops);
         }
-        self.pack_matrix(Matrix::Head, 0, train);
+        self.list(Needs::NOTHING, Self::pack_ops(plan, Matrix::Head, 0, train));
     }
 
-    fn pack_matrix(&mut self, matrix: Matrix, layer: usize, train: bool) {
-        let (inputs, outputs) = matrix.shape(self.plan);
-        self.op(Kind::Pack(matrix), layer, column_tiles(outputs));
-        if train {
-            self.op(Kind::PackTransposed(matrix), layer, column_tiles(inputs));
-        }
+    fn pack_ops(
+        plan: &Plan,
+        m: Matrix,
+        layer: usize,
+        train: bool,
+    ) -> impl Iterator<Item = NewOp> + use<> {
+        let (inputs, outputs) = m.shape(plan);
+        let there = (Kind::Pack(m), layer, column_tiles(outputs));
+        let back = (Kind::PackTransposed(m), layer, column_tiles(inputs));
+        [Some(there), train.then_some(back)].into_iter().flatten()
+    }
+
+    /// The stage that packs a layer's weights; that of the output projection is the last.
+    fn packed(layer: usize) -> u16 {
+        layer as u16
     }
 
     fn forward(&mut self) {
-        self.rows(Kind::Embed, 0);
-        for layer in 0..self.plan.config.n_layer {
-            self.rows(Kind::Norm(Norm::First), layer);
-            self.rows(Kind::Qkv, layer);
-            self.heads(Kind::Attention, layer);
-            self.rows(Kind::AttnOut, layer);
-            self.rows(Kind::Norm(Norm::Second), layer);
-            self.rows(Kind::Fc, layer);
-            self.rows(Kind::MlpOut, layer);
-        }
-        self.rows(Kind::Norm(Norm::Final), 0);
-    }
-
-    /// Everything of a block's backward pass, from the gradient of its output to
-    /// that of its input. The row-wise end of one block runs into the start of the
-    /// next, so the gradients of parameters stand in between: what they read is
-    /// overwritten after them.
-    fn block_backward(&mut self, layer: usize) {
-        let c = self.plan.config;
-        let columns = column_tiles(c.d_model);
-        let last = layer + 1 == c.n_layer;
-        if c.dropout > 0.0 {
-            self.rows(Kind::MaskMlp, layer);
-        }
-        self.rows(Kind::MlpInput, layer);
-        self.rows(Kind::FcInput, layer);
-        self.rows(Kind::NormBack(Norm::Second), layer);
-        if c.dropout > 0.0 {
-            self.rows(Kind::MaskAttn, layer);
-        }
-        self.rows(Kind::AttnInput, layer);
-        self.heads(Kind::AttentionBack, layer);
-        // The norm above this block left its partial sums before this block began.
-        if last {
-            self.op(Kind::NormGrad(Norm::Final), 0, columns);
-        } else {
-            self.op(Kind::NormGrad(Norm::First), layer + 1, columns);
-        }
-        self.op(Kind::NormGrad(Norm::Second), layer, columns);
-        for matrix in Matrix::OF_BLOCK.into_iter().rev() {
-            self.op(Kind::WeightGrad(matrix), layer, weight_tiles(self.plan, matrix));
-            if c.bias {
-                self.op(Kind::BiasGrad(matrix), layer, column_tiles(matrix.shape(self.plan).1));
+        self.section = Section::Forward;
+        let layers = self.plan.config.n_layer;
+        let all = 0..self.plan.tokens();
+        let parts = self.plan.grain.forward_parts();
+        for layer in 0..=layers {
+            let mut chain = Chain::new();
+            let mut then = |kind, index| {
+                let _ = chain.push((kind, index));
+            };
+            match layer.checked_sub(1) {
+                None => then(Kind::Embed, 0),
+                Some(before) => {
+                    then(Kind::AttnOut, before);
+                    then(Kind::Norm(Norm::Second), before);
+                    then(Kind::Fc, before);
+                    then(Kind::MlpOut, before);
+                }
+            }
+            if layer < layers {
+                then(Kind::Norm(Norm::First), layer);
+                then(Kind::Qkv, layer);
+            } else {
+                then(Kind::Norm(Norm::Final), 0);
+            }
+            // The last stage uses the weights of the block before it, which are packed.
+            let packed = if layer < layers { Self::packed(layer) } else { NONE };
+            let spans = (layer * parts) as u32;
+            let needs = Needs { level: layer as u32, spans, stages: [packed, NONE, NONE] };
+            self.rows(&all, layer + 1, needs, &chain);
+            if layer < layers {
+                self.attention(Kind::Attention, layer, layer + 1, parts, Reads::UpToSpan);
             }
         }
-        self.rows(Kind::QkvInput, layer);
-        self.rows(Kind::NormBack(Norm::First), layer);
+    }
+
+    fn attention(
+        &mut self,
+        kind: Kind,
+        layer: usize,
+        level: usize,
+        parts: usize,
+        reads: Reads,
+    ) -> u16 {
+        let tiles = self.plan.cut().spans() * parts;
+        let shape = Shape::Attention { parts: parts as u32, reads };
+        let needs = Needs { level: level as u32, ..Needs::NOTHING };
+        let first_op = self.ops;
+        self.op((kind, layer, tiles));
+        self.stage(shape, tiles, needs, first_op)
+    }
+
+    fn groups(&self) -> usize {
+        self.plan.tokens().div_ceil(head_rows(self.plan.tokens(), self.plan.config.vocab_size))
+    }
+
+    fn loss(&mut self) {
+        self.section = Section::Loss;
+        let layers = self.plan.config.n_layer;
+        let (first, buffers) = (self.stages, self.plan.layout.logits_buffers);
+        for group in 0..self.groups() {
+            // The group before that has its logits in the same place.
+            let before = group.checked_sub(buffers).map_or(NONE, |g| first.wrapping_add(g as u16));
+            let stages = [Self::packed(layers), before, NONE];
+            let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
+            let mut chain = Chain::new();
+            let _ = chain.push((Kind::HeadLoss, group));
+            self.rows(&head_group(self.plan, group), layers + 2, needs, &chain);
+        }
+        let needs = Needs { level: layers as u32 + 2, ..Needs::NOTHING };
+        self.list(needs, [(Kind::LossSum, 0, 1)]);
+    }
+
+    fn backward(&mut self) {
+        self.section = Section::Backward;
+        let layers = self.plan.config.n_layer;
+        let last_head = self.heads();
+        let parts = (self.plan.grain.forward_parts(), self.plan.grain.backward_parts());
+        let late = self.plan.grain.critical_first;
+        // Of the gradients emitted those that read the buffers to be written next: with
+        // `late`, which needs two sets, the last ones are those of two blocks before.
+        let overwritten = if late { 0 } else { self.plan.grain.gradient_sets - 1 };
+        // The latest first.
+        let mut done = [None::<WeightStages>; 2];
+        let mut attention = None;
+        for layer in (0..layers).rev() {
+            let level = layers + 2 + (layers - 1 - layer);
+            if layer + 1 < layers {
+                self.block_rows(Some(layer), level, parts, done[overwritten]);
+            }
+            let heads = self.attention(Kind::AttentionBack, layer, level, parts.1, Reads::Sequence);
+            if late {
+                // Gradients of weights follow the critical path one block behind.
+                if let Some((layer, heads)) = attention.replace((layer, heads)) {
+                    done = [Some(self.weights(layer, heads)), done[0]];
+                }
+            } else {
+                done = [Some(self.weights(layer, heads)), done[0]];
+            }
+        }
+        self.block_rows(None, 2 * layers + 2, parts, done[overwritten]);
+        if let Some((layer, heads)) = attention {
+            self.weights(layer, heads);
+        }
+        let c = &self.plan.config;
+        let needs =
+            Needs { level: 2 * layers as u32 + 2, spans: 0, stages: [last_head, NONE, NONE] };
+        let ops = [
+            (Kind::TokenTableGrad, 0, c.vocab_size.div_ceil(TABLE_ROWS)),
+            (Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS)),
+            (Kind::NormGrad(Norm::First), 0, column_tiles(c.d_model)),
+            (Kind::LossSum, 0, 1),
+        ];
+        self.list(needs, ops);
+    }
+
+    /// Output projection and loss by groups of rows, the rows going on into the last block.
+    /// Gives the last stage of the projection's gradient.
+    fn heads(&mut self) -> u16 {
+        let layers = self.plan.config.n_layer;
+        let (first, buffers) = (self.stages, self.plan.layout.logits_buffers);
+        // Stages alternate: rows of a group, gradient of the weights from it.
+        let gradient = |group: usize| first.wrapping_add((2 * group + 1) as u16);
+        let mut last = NONE;
+        for group in 0..self.groups() {
+            let overwrites = group.checked_sub(buffers).map_or(NONE, gradient);
+            let stages = [Self::packed(layers), overwrites, NONE];
+            let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
+            let mut chain = Chain::new();
+            let _ = chain.push((Kind::HeadLossGrad, group));
+            let _ = chain.push((Kind::NormBack(Norm::Final), 0));
+            self.half_block(layers - 1, &mut chain);
+            let rows = self.rows(&head_group(self.plan, group), layers + 2, needs, &chain);
+            // Groups are added up in their order.
+            let needs = Needs { stages: [rows, last, NONE], ..Needs::NOTHING };
+            let tiles = weight_tiles(self.plan, Matrix::Head);
+            last = self.list(needs, [(Kind::HeadWeightGrad, group, tiles)]);
+        }
+        last
+    }
+
+    /// From a block's output to the output of its attention.
+    fn half_block(&self, layer: usize, chain: &mut Chain) {
+        let masked = self.plan.config.dropout > 0.0;
+        for (kind, wanted) in [
+            (Kind::MaskMlp, masked),
+            (Kind::MlpInput, true),
+            (Kind::FcInput, true),
+            (Kind::NormBack(Norm::Second), true),
+            (Kind::MaskAttn, masked),
+            (Kind::AttnInput, true),
+        ] {
+            if wanted {
+                let _ = chain.push((kind, layer));
+            }
+        }
+    }
+
+    /// From the attention of the block above through the half block of `layer`, or to the
+    /// embedding.
+    fn block_rows(
+        &mut self,
+        layer: Option<usize>,
+        level: usize,
+        parts: (usize, usize),
+        overwrites: Option<WeightStages>,
+    ) {
+        let layers = self.plan.config.n_layer;
+        let above = layer.map_or(0, |layer| layer + 1);
+        let mut chain = Chain::new();
+        let _ = chain.push((Kind::QkvInput, above));
+        let _ = chain.push((Kind::NormBack(Norm::First), above));
+        match layer {
+            Some(layer) => self.half_block(layer, &mut chain),
+            None if self.plan.config.dropout > 0.0 => {
+                let _ = chain.push((Kind::MaskEmbed, 0));
+            }
+            None => {}
+        }
+        let spans = layers * parts.0 + (layers - above) * parts.1;
+        let stages = overwrites.map_or([NONE; 3], |w| [w.rows, w.qkv, NONE]);
+        let needs = Needs { level: level as u32 - 1, spans: spans as u32, stages };
+        self.rows(&(0..self.plan.tokens()), level, needs, &chain);
+    }
+
+    /// Gradients of a block's parameters, and of the norm above it, whose sums lie in
+    /// the same set of buffers.
+    fn weights(&mut self, layer: usize, attention: u16) -> WeightStages {
+        let c = self.plan.config;
+        let level = (c.n_layer + 2 + (c.n_layer - 1 - layer)) as u32;
+        let columns = column_tiles(c.d_model);
+        let plan = self.plan;
+        let weight = move |m: Matrix| (Kind::WeightGrad(m), layer, weight_tiles(plan, m));
+        let bias = move |m: Matrix| {
+            c.bias.then(|| (Kind::BiasGrad(m), layer, column_tiles(m.shape(plan).1)))
+        };
+        let above = if layer + 1 == c.n_layer {
+            (Kind::NormGrad(Norm::Final), 0, columns)
+        } else {
+            (Kind::NormGrad(Norm::First), layer + 1, columns)
+        };
+        let matrices = [Matrix::MlpOut, Matrix::Fc, Matrix::AttnOut];
+        let norms = [(Kind::NormGrad(Norm::Second), layer, columns), above];
+        let ops = matrices.into_iter().map(weight).chain(matrices.into_iter().filter_map(bias));
+        let rows = self.list(Needs { level, ..Needs::NOTHING }, ops.chain(norms));
+        let needs = Needs { stages: [attention, NONE, NONE], ..Needs::NOTHING };
+        let qkv = self.list(needs, [weight(Matrix::Qkv)].into_iter().chain(bias(Matrix::Qkv)));
+        WeightStages { rows, qkv }
+    }
+
+    fn update(&mut self) {
+        self.section = Section::Measure;
+        let arena = self.plan.table.arena_len();
+        let block = update_block(arena);
+        let tiles = arena.div_ceil(block);
+        let squares = self.list(Needs::NOTHING, [(Kind::Squares, 0, tiles)]);
+        let needs = |stage| Needs { stages: [stage, NONE, NONE], ..Needs::NOTHING };
+        let clip = self.list(needs(squares), [(Kind::Clip, 0, 1)]);
+        self.section = Section::Update;
+        let tensors = self.plan.table.iter().enumerate();
+        let ops = tensors.map(|(i, spec)| (Kind::Update, i, spec.len().div_ceil(block)));
+        self.list(needs(clip), ops);
     }
 }
+
+/// Kinds and indices of a chain: the longest has eight operations.
+type Chain = heapless::Vec<(Kind, usize), 8>;
 
 fn column_tiles(columns: usize) -> usize {
     columns.div_ceil(COLUMN_BLOCK)
@@ -381,5 +524,5 @@ pub(crate) fn stored_shape(plan: &Plan, matrix: Matrix) -> (usize, usize) {
 
 fn weight_tiles(plan: &Plan, matrix: Matrix) -> usize {
     let (rows, cols) = stored_shape(plan, matrix);
-    rows.div_ceil(WEIGHT_ROWS) * cols.div_ceil(WEIGHT_COLS)
+    rows.div_ceil(plan.grain.weight_rows) * cols.div_ceil(plan.grain.weight_cols)
 }

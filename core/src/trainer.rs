@@ -6,18 +6,17 @@
 //! ```
 //! Nothing here allocates. A failed call leaves the weights as they were, but for
 //! [`Trainer::restore`].
-#![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use crate::config::ModelConfig;
-use crate::engine::run_alone;
+use crate::engine::{Engine, EngineError, Idle, Spin};
 use crate::init;
 use crate::line::{Line, floats, floats_mut};
 use crate::optimizer::{Optimizer, OptimizerError, UpdateReport};
 use crate::params::ParamTable;
 use crate::plan::{Mode, Plan, PlanError, Pool};
-use crate::program::{Op, Program, Section};
+use crate::program::Section;
 use crate::shared::Shared;
-use crate::step::{DropoutKey, Step};
+use crate::step::{DropoutKey, Outcome, Step};
 use cllm_kernels::{AdamW, IGNORE, Kernels};
 use core::fmt;
 
@@ -39,8 +38,6 @@ pub struct Pools<'a> {
     pub activations: &'a mut [Line],
     /// [`Pool::Scratch`].
     pub scratch: &'a mut [Line],
-    /// [`Pool::Queue`].
-    pub queue: &'a mut [Op],
 }
 
 /// Token ids and what should follow each, sequence after sequence.
@@ -110,6 +107,14 @@ pub enum StepError {
     NoGradients,
     /// A setting of the update makes no sense.
     Optimizer(OptimizerError),
+    /// The step was not run to its end.
+    Engine(EngineError),
+}
+
+impl From<EngineError> for StepError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
 }
 
 impl fmt::Display for StepError {
@@ -128,18 +133,21 @@ impl fmt::Display for StepError {
             Self::NonFiniteGradient(norm) => write!(f, "the gradient's norm is {norm}"),
             Self::NoGradients => f.write_str("there are no gradients to update from"),
             Self::Optimizer(error) => error.fmt(f),
+            Self::Engine(error) => error.fmt(f),
         }
     }
 }
 
 impl core::error::Error for StepError {}
 
-/// What training and evaluation have in common: a program over pools.
-#[derive(Debug)]
+/// What training and evaluation have in common: runs of an engine over pools.
 struct Machine<'a> {
     plan: Plan,
     kernels: &'static Kernels,
-    program: Program<'a>,
+    engine: &'a Engine<'a>,
+    /// How the calling thread waits for the workers.
+    idle: &'a (dyn Idle + Sync),
+    outcome: Outcome,
     parameters: &'a mut [Line],
     gradients: &'a mut [Line],
     moments: &'a mut [Line],
@@ -148,6 +156,12 @@ struct Machine<'a> {
     scratch: &'a mut [Line],
     /// The packed weights are those of `parameters`.
     packed_is_current: bool,
+}
+
+impl fmt::Debug for Machine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("plan", &self.plan).finish_non_exhaustive()
+    }
 }
 
 /// What a section of a step needs beyond the pools.
@@ -160,10 +174,16 @@ struct Inputs<'b> {
     dropout: Option<DropoutKey>,
     adamw: Option<AdamW>,
     weight_decay: f32,
+    grad_clip: Option<f32>,
 }
 
 impl<'a> Machine<'a> {
-    fn new(plan: &Plan, kernels: &'static Kernels, pools: Pools<'a>) -> Result<Self, PlanError> {
+    fn new(
+        plan: &Plan,
+        kernels: &'static Kernels,
+        pools: Pools<'a>,
+        engine: &'a Engine<'a>,
+    ) -> Result<Self, PlanError> {
         /// The planned part of a pool.
         fn take<'p>(
             plan: &Plan,
@@ -174,7 +194,9 @@ impl<'a> Machine<'a> {
             Ok(&mut lines[..plan.lines(pool)])
         }
         plan.check_kernels(kernels)?;
-        plan.check(Pool::Queue, size_of_val(pools.queue))?;
+        if !engine.is_for(plan) {
+            return Err(PlanError::WrongEngine);
+        }
         let parameters = take(plan, Pool::Parameters, pools.parameters)?;
         let gradients = take(plan, Pool::Gradients, pools.gradients)?;
         let moments = take(plan, Pool::Moments, pools.moments)?;
@@ -188,7 +210,9 @@ impl<'a> Machine<'a> {
         Ok(Self {
             plan: *plan,
             kernels,
-            program: Program::new(plan, pools.queue),
+            engine,
+            idle: &Spin,
+            outcome: Outcome::new(),
             parameters,
             gradients,
             moments,
@@ -199,8 +223,8 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Runs sections one after the other.
-    fn run(&mut self, sections: &[Section], inputs: &Inputs<'_>) {
+    /// Runs sections that follow one another.
+    fn run(&mut self, sections: &[Section], inputs: &Inputs<'_>) -> Result<(), EngineError> {
         let no_update = AdamW {
             lr: 0.0,
             beta1: 0.0,
@@ -219,6 +243,7 @@ impl<'a> Machine<'a> {
             moments: Shared::new(self.moments),
             packed: Shared::new(self.packed),
             act: Shared::new(self.activations),
+            scratch: Shared::new(self.scratch),
             tokens: inputs.tokens,
             targets: inputs.targets,
             accumulate: inputs.accumulate,
@@ -226,14 +251,18 @@ impl<'a> Machine<'a> {
             dropout: inputs.dropout,
             adamw: inputs.adamw.unwrap_or(no_update),
             weight_decay: inputs.weight_decay,
+            grad_clip: inputs.grad_clip,
+            outcome: &self.outcome,
         };
-        let per_worker = self.plan.layout.scratch_len;
-        let scratch = &mut floats_mut(self.scratch)[..per_worker];
-        for section in sections {
-            // SAFETY: `self` is borrowed exclusively, so nobody else runs tiles; callers
-            // name the sections in the program's order.
-            unsafe { run_alone(&step, self.program.section(*section), scratch) }
-        }
+        self.engine.run(&step, sections, self.idle)
+    }
+
+    /// As [`Machine::run`], on packed weights: they are packed if they have changed since.
+    fn run_packed(&mut self, then: [Section; 2], inputs: &Inputs<'_>) -> Result<(), EngineError> {
+        let sections = [Section::Pack, then[0], then[1]];
+        self.run(&sections[usize::from(self.packed_is_current)..], inputs)?;
+        self.packed_is_current = true;
+        Ok(())
     }
 
     fn check(&self, batch: &Batch<'_>) -> Result<usize, StepError> {
@@ -252,36 +281,12 @@ impl<'a> Machine<'a> {
         Ok(batch.counted())
     }
 
-    /// Packs the weights if they changed since.
-    fn pack(&mut self) {
-        if !self.packed_is_current {
-            self.run(&[Section::Pack], &Inputs::default());
-            self.packed_is_current = true;
-        }
-    }
-
-    fn loss_sum(&self) -> f64 {
-        let losses = &floats(self.activations)[self.plan.layout.losses..][..self.plan.tokens()];
-        tree_sum(losses)
-    }
-
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
         let counted = self.check(batch)?;
-        self.pack();
         let inputs = Inputs { tokens: batch.tokens, targets: batch.targets, ..Inputs::default() };
-        self.run(&[Section::Forward, Section::Loss], &inputs);
-        Ok(Loss { sum: self.loss_sum(), counted })
+        self.run_packed([Section::Forward, Section::Loss], &inputs)?;
+        Ok(Loss { sum: self.outcome.loss(), counted })
     }
-}
-
-/// Sum in `f64` over a tree whose shape depends on the length alone.
-fn tree_sum(values: &[f32]) -> f64 {
-    const LEAF: usize = 64;
-    if values.len() <= LEAF {
-        return values.iter().map(|x| f64::from(*x)).sum();
-    }
-    let (left, right) = values.split_at(values.len().div_ceil(2 * LEAF) * LEAF);
-    tree_sum(left) + tree_sum(right)
 }
 
 /// A model being trained.
@@ -295,20 +300,35 @@ pub struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     /// Takes the pools; all weights and moments are zero. `seed` decides the initial
-    /// weights and the dropout masks.
+    /// weights and the dropout masks. The workers of `engine` do the work, and this
+    /// thread does while there are none.
     ///
     /// # Errors
-    /// The plan is for evaluation or for other kernels, or a pool is too small.
+    /// The plan is for evaluation or for other kernels, the engine is for another plan, or a
+    /// pool is too small.
     pub fn new(
         plan: &Plan,
         kernels: &'static Kernels,
         pools: Pools<'a>,
+        engine: &'a Engine<'a>,
         seed: u64,
     ) -> Result<Self, PlanError> {
         if plan.mode != Mode::Train {
             return Err(PlanError::WrongMode);
         }
-        Ok(Self { machine: Machine::new(plan, kernels, pools)?, seed, updates: 0, micro: 0 })
+        Ok(Self {
+            machine: Machine::new(plan, kernels, pools, engine)?,
+            seed,
+            updates: 0,
+            micro: 0,
+        })
+    }
+
+    /// How the thread that calls waits for the workers: [`Spin`] unless told.
+    #[must_use]
+    pub fn wait_with(mut self, idle: &'a (dyn Idle + Sync)) -> Self {
+        self.machine.idle = idle;
+        self
     }
 
     /// Gives every tensor its seeded starting values and zeroes the moments.
@@ -349,7 +369,6 @@ impl<'a> Trainer<'a> {
         if counted_in_step == 0 {
             return Err(StepError::NothingCounts);
         }
-        self.machine.pack();
         let probability = self.machine.plan.config.dropout;
         let inputs = Inputs {
             tokens: batch.tokens,
@@ -364,17 +383,18 @@ impl<'a> Trainer<'a> {
             }),
             ..Inputs::default()
         };
-        self.machine.run(&[Section::Forward, Section::Backward], &inputs);
+        self.machine.run_packed([Section::Forward, Section::Backward], &inputs)?;
         self.micro += 1;
-        let sum = self.machine.loss_sum();
+        let sum = self.machine.outcome.loss();
         if sum.is_finite() { Ok(Loss { sum, counted }) } else { Err(StepError::NonFiniteLoss(sum)) }
     }
 
     /// Ends a step: clips the gradient by its global norm and applies AdamW.
     ///
     /// # Errors
-    /// There are no gradients, their norm is not finite, or a setting makes no sense. The
-    /// weights are as before; the step's gradients are discarded.
+    /// There are no gradients, their norm is not finite, or a setting makes no sense: the
+    /// weights are as before and the step's gradients are discarded. After a worker's panic
+    /// some weights are updated and others not: restore a checkpoint.
     pub fn update(&mut self, optimizer: &Optimizer, lr: f32) -> Result<UpdateReport, StepError> {
         if self.micro == 0 {
             return Err(StepError::NoGradients);
@@ -387,23 +407,20 @@ impl<'a> Trainer<'a> {
                 value: lr,
             }));
         }
-        self.machine.run(&[Section::Measure], &Inputs::default());
-        let layout = &self.machine.plan.layout;
-        let tiles =
-            self.machine.program.section(Section::Measure).iter().map(|op| op.tiles).sum::<u32>();
-        let squares = &floats(self.machine.activations)[layout.grads.squares..][..tiles as usize];
-        let report = UpdateReport::new(libm::sqrt(tree_sum(squares)), optimizer.grad_clip);
+        let updates = self.updates + 1;
+        let inputs = Inputs {
+            adamw: Some(optimizer.adamw(lr, updates, 1.0)),
+            weight_decay: optimizer.weight_decay,
+            grad_clip: optimizer.grad_clip,
+            ..Inputs::default()
+        };
+        self.machine.packed_is_current = false;
+        self.machine.run(&[Section::Measure, Section::Update], &inputs)?;
+        let report = self.machine.outcome.update();
         if !report.grad_norm.is_finite() {
             return Err(StepError::NonFiniteGradient(report.grad_norm));
         }
-        self.updates += 1;
-        let inputs = Inputs {
-            adamw: Some(optimizer.adamw(lr, self.updates, report.scale)),
-            weight_decay: optimizer.weight_decay,
-            ..Inputs::default()
-        };
-        self.machine.run(&[Section::Update], &inputs);
-        self.machine.packed_is_current = false;
+        self.updates = updates;
         Ok(report)
     }
 
@@ -491,13 +508,21 @@ impl<'a> Evaluator<'a> {
     /// Takes the pools of a plan for evaluation (or training); all weights are zero.
     ///
     /// # Errors
-    /// The plan is for other kernels, or a pool is too small.
+    /// The plan is for other kernels, the engine is for another plan, or a pool is too small.
     pub fn new(
         plan: &Plan,
         kernels: &'static Kernels,
         pools: Pools<'a>,
+        engine: &'a Engine<'a>,
     ) -> Result<Self, PlanError> {
-        Ok(Self { machine: Machine::new(plan, kernels, pools)? })
+        Ok(Self { machine: Machine::new(plan, kernels, pools, engine)? })
+    }
+
+    /// As [`Trainer::wait_with`].
+    #[must_use]
+    pub fn wait_with(mut self, idle: &'a (dyn Idle + Sync)) -> Self {
+        self.machine.idle = idle;
+        self
     }
 
     /// The model.

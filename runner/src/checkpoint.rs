@@ -38,6 +38,9 @@ pub struct Meta {
     pub validation_due: bool,
     /// Seconds of training so far, over all sessions.
     pub seconds: f64,
+    /// Those among them in which training waited for batches.
+    #[serde(default)]
+    pub data_wait_seconds: f64,
     /// Tokens in the training data.
     pub train_tokens: u64,
     /// Tokens in the validation data.

@@ -4,7 +4,7 @@ use core::f64::consts::LN_2;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::{BatchShape, Evaluator, IGNORE, Isa, Mode, Plan};
+use cllm_core::{BatchShape, Engine, Evaluator, IGNORE, Isa, Mode, Plan};
 use serde::Serialize;
 
 use crate::data::loader::Validation;
@@ -112,8 +112,10 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     let batch = BatchShape { sequences: settings.batch_size, tokens: config.block_size };
     let plan = Plan::new(&config, batch, 1, Mode::Evaluate, kernels).map_err(model::plan_error)?;
     let mut memory = PoolMemory::allocate(&plan)?;
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).map_err(model::plan_error)?;
     let mut evaluator =
-        Evaluator::new(&plan, kernels, memory.pools()).map_err(model::plan_error)?;
+        Evaluator::new(&plan, kernels, pools, &engine).map_err(model::plan_error)?;
     trained.read_parameters(evaluator.parameters_mut())?;
     let (mut tokens, mut targets) = (vec![0; plan.tokens()], vec![0; plan.tokens()]);
     let mut bytes = 0;

@@ -11,7 +11,8 @@ mod machine;
 pub use machine::{MachineMemory, machine, peak_rss_bytes};
 
 use crate::error::{Error, Result};
-use cllm_core::{Line, Op, Plan, Pool, Pools};
+use cllm_core::{Line, Op, Plan, Pool, Pools, Queue, Slot};
+use core::sync::atomic::AtomicU64;
 use memmap2::MmapMut;
 
 /// Zeroed cache lines in a mapping of their own.
@@ -57,7 +58,9 @@ impl Lines {
 /// let kernels = Kernels::detect();
 /// let plan = Plan::new(&config, batch, 1, Mode::Train, kernels)?;
 /// let mut memory = cllm::memory::PoolMemory::allocate(&plan)?;
-/// let trainer = Trainer::new(&plan, kernels, memory.pools(), 1337)?;
+/// let (pools, queue) = memory.parts();
+/// let engine = Engine::new(&plan, queue)?;
+/// let trainer = Trainer::new(&plan, kernels, pools, &engine, 1337)?;
 /// # Ok::<(), Box<dyn core::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -68,7 +71,9 @@ pub struct PoolMemory {
     packed: Lines,
     activations: Lines,
     scratch: Lines,
-    queue: Vec<Op>,
+    ops: Vec<Op>,
+    slots: Vec<Slot>,
+    words: Vec<AtomicU64>,
 }
 
 impl PoolMemory {
@@ -77,12 +82,7 @@ impl PoolMemory {
     /// # Errors
     /// The machine has not that much, or the system refuses it.
     pub fn allocate(plan: &Plan) -> Result<Self> {
-        check_available(plan)?;
-        let mut queue = Vec::new();
-        queue
-            .try_reserve_exact(plan.ops())
-            .map_err(|cause| refused(Pool::Queue, plan.bytes(Pool::Queue), &cause))?;
-        queue.resize(plan.ops(), Op::EMPTY);
+        check_available(plan, 1)?;
         Ok(Self {
             parameters: Lines::allocate(plan, Pool::Parameters)?,
             gradients: Lines::allocate(plan, Pool::Gradients)?,
@@ -90,35 +90,59 @@ impl PoolMemory {
             packed: Lines::allocate(plan, Pool::Packed)?,
             activations: Lines::allocate(plan, Pool::Activations)?,
             scratch: Lines::allocate(plan, Pool::Scratch)?,
-            queue,
+            ops: items(plan, Pool::Operations, plan.ops(), || Op::EMPTY)?,
+            slots: items(plan, Pool::Slots, plan.slots(), Slot::new)?,
+            words: items(plan, Pool::Words, plan.words(), || AtomicU64::new(0))?,
         })
     }
 
-    /// The pools, for a trainer or an evaluator.
-    pub fn pools(&mut self) -> Pools<'_> {
-        Pools {
+    /// The pools, for a trainer or an evaluator, and the queue, for its engine.
+    pub fn parts(&mut self) -> (Pools<'_>, Queue<'_>) {
+        let queue = Queue { ops: &mut self.ops, slots: &mut self.slots, words: &mut self.words };
+        let pools = Pools {
             parameters: self.parameters.get(),
             gradients: self.gradients.get(),
             moments: self.moments.get(),
             packed: self.packed.get(),
             activations: self.activations.get(),
             scratch: self.scratch.get(),
-            queue: &mut self.queue,
-        }
+        };
+        (pools, queue)
     }
 }
 
-/// Refuses a plan that needs more memory than the machine has to give, with the numbers.
+/// `count` items of one of the engine's pools.
+fn items<T>(plan: &Plan, pool: Pool, count: usize, item: impl FnMut() -> T) -> Result<Vec<T>> {
+    let mut items = Vec::new();
+    items.try_reserve_exact(count).map_err(|cause| refused(pool, plan.bytes(pool), &cause))?;
+    items.resize_with(count, item);
+    Ok(items)
+}
+
+/// Bytes of a pool for a run that holds `batches` batches at a time.
+#[must_use]
+pub fn pool_bytes(plan: &Plan, pool: Pool, batches: usize) -> usize {
+    let times = if pool == Pool::Batch { batches } else { 1 };
+    plan.bytes(pool).saturating_mul(times)
+}
+
+/// Bytes of all pools for a run that holds `batches` batches at a time.
+#[must_use]
+pub fn total_bytes(plan: &Plan, batches: usize) -> usize {
+    Pool::ALL.iter().fold(0, |sum, pool| sum.saturating_add(pool_bytes(plan, *pool, batches)))
+}
+
+/// Refuses a plan that needs more memory than the machine has to give, with the numbers, when
+/// `batches` batches are held at a time.
 ///
 /// # Errors
 /// The plan needs more than [`MachineMemory::available`]. Where the system cannot be
 /// asked, nothing is refused.
-pub fn check_available(plan: &Plan) -> Result<()> {
-    check_against(plan, machine().as_ref())
+pub fn check_available(plan: &Plan, batches: usize) -> Result<()> {
+    check_against(total_bytes(plan, batches) as u64, machine().as_ref())
 }
 
-fn check_against(plan: &Plan, machine: Option<&MachineMemory>) -> Result<()> {
-    let need = plan.total_bytes().unwrap_or(usize::MAX) as u64;
+fn check_against(need: u64, machine: Option<&MachineMemory>) -> Result<()> {
     match machine {
         Some(machine) if need > machine.available => Err(Error::failure(format!(
             "training needs {} of memory but this machine has {} available of {}: use a smaller \
@@ -158,7 +182,7 @@ pub fn human_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cllm_core::{Batch, BatchShape, Kernels, Mode, ModelConfig, Optimizer, Trainer};
+    use cllm_core::{Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Trainer};
 
     fn plan(n_layer: usize) -> Plan {
         let config = ModelConfig {
@@ -181,7 +205,7 @@ mod tests {
     fn pools_have_the_planned_sizes_and_are_zero() {
         let plan = plan(2);
         let mut memory = PoolMemory::allocate(&plan).unwrap();
-        let pools = memory.pools();
+        let (pools, queue) = memory.parts();
         for (pool, lines) in [
             (Pool::Parameters, &pools.parameters),
             (Pool::Gradients, &pools.gradients),
@@ -193,14 +217,18 @@ mod tests {
             assert_eq!(size_of_val(&lines[..]), plan.bytes(pool), "{}", pool.name());
             assert!(lines.iter().all(|line| *line == Line::ZERO), "{}", pool.name());
         }
-        assert_eq!(size_of_val(&pools.queue[..]), plan.bytes(Pool::Queue));
+        assert_eq!(size_of_val(&queue.ops[..]), plan.bytes(Pool::Operations));
+        assert_eq!(size_of_val(&queue.slots[..]), plan.bytes(Pool::Slots));
+        assert_eq!(size_of_val(&queue.words[..]), plan.bytes(Pool::Words));
     }
 
     #[test]
     fn a_trainer_learns_in_them() {
         let plan = plan(1);
         let mut memory = PoolMemory::allocate(&plan).unwrap();
-        let mut trainer = Trainer::new(&plan, Kernels::detect(), memory.pools(), 7).unwrap();
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&plan, queue).unwrap();
+        let mut trainer = Trainer::new(&plan, Kernels::detect(), pools, &engine, 7).unwrap();
         trainer.initialise();
         let tokens: Vec<u32> = (0..32).collect();
         let targets: Vec<u32> = (1..33).collect();
@@ -217,15 +245,17 @@ mod tests {
     #[test]
     fn more_than_the_machine_has_is_refused_with_the_numbers() {
         let plan = plan(1);
-        let need = plan.total_bytes().unwrap() as u64;
+        let need = total_bytes(&plan, 1) as u64;
+        assert_eq!(need, plan.total_bytes().unwrap() as u64);
+        assert_eq!(total_bytes(&plan, 9) as u64, need + 8 * plan.bytes(Pool::Batch) as u64);
         let enough = MachineMemory { total: 1 << 40, available: need };
-        assert_eq!(check_against(&plan, Some(&enough)), Ok(()));
+        assert_eq!(check_against(need, Some(&enough)), Ok(()));
         let short = MachineMemory { total: 8 << 30, available: need - 1 };
-        let error = check_against(&plan, Some(&short)).unwrap_err();
+        let error = check_against(need, Some(&short)).unwrap_err();
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         assert!(text.contains(&human_bytes(need)) && text.contains("8.0 GiB"), "{text}");
-        assert_eq!(check_against(&plan, None), Ok(()));
+        assert_eq!(check_against(need, None), Ok(()));
     }
 
     #[test]

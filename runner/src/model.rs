@@ -75,7 +75,8 @@ pub fn plan_error(error: PlanError) -> Error {
         PlanError::TooLong { .. }
         | PlanError::TooSmall { .. }
         | PlanError::WrongKernels { .. }
-        | PlanError::WrongMode => Error::failure(error.to_string()),
+        | PlanError::WrongMode
+        | PlanError::WrongEngine => Error::failure(error.to_string()),
     }
 }
 
@@ -94,6 +95,13 @@ pub fn kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
 #[must_use]
 pub fn batch_shape(settings: &TrainSettings) -> BatchShape {
     BatchShape { sequences: settings.batch_size, tokens: settings.block_size }
+}
+
+/// Batches that a run holds in memory: those made ready ahead, and one for validations and
+/// checks before saving.
+#[must_use]
+pub fn batches(settings: &TrainSettings) -> usize {
+    settings.prefetch.saturating_add(1)
 }
 
 /// How many workers a run has: one, until steps are shared among several.

@@ -134,6 +134,9 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Number of workers.
     pub threads: Threads,
+    /// Batches made ready ahead of the step that needs them.
+    #[serde(default = "default_prefetch")]
+    pub prefetch: usize,
     /// Instruction set; `None` is the best that the CPU has.
     #[serde(with = "isa_name")]
     pub isa: Option<Isa>,
@@ -141,6 +144,11 @@ pub struct TrainSettings {
     pub sample_tokens: usize,
     /// What the sample continues.
     pub sample_prompt: String,
+}
+
+/// For runs that began before there was a choice.
+pub(crate) const fn default_prefetch() -> usize {
+    4
 }
 
 /// Instruction sets travel by name.

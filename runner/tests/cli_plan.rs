@@ -3,6 +3,7 @@
 mod cli_support;
 
 use cli_support::{plan, run, run_in};
+use cllm_core::Pool;
 use serde_json::json;
 use std::fs;
 
@@ -39,11 +40,11 @@ fn parameters_bytes_and_flops_are_those_worked_out_by_hand() {
     assert_eq!(pools["parameters"], json!(4 * parameters));
     assert_eq!(pools["gradients"], json!(4 * parameters));
     assert_eq!(pools["moments"], json!(8 * parameters));
-    // 16 ids and 16 targets of 4 bytes.
-    assert_eq!(pools["batch"], json!(128));
+    // 16 ids and 16 targets of 4 bytes: the four made ready by default, and one for validation.
+    assert_eq!(pools["batch"], json!(5 * 128));
     let total: u64 = pools.as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
     assert_eq!(small["total_bytes"], json!(total));
-    assert_eq!(pools.as_object().unwrap().len(), 8);
+    assert_eq!(pools.as_object().unwrap().len(), Pool::ALL.len());
     // 6 (4 d^2 + 2 d ff + V d) + 6 T d a token.
     let token = 6 * (4 * 256 + 2 * 16 * 64 + 257 * 16) + 6 * 8 * 16;
     assert_eq!(small["step_flops"].as_f64().unwrap(), f64::from(16 * token));
@@ -73,6 +74,18 @@ fn accumulation_multiplies_work_but_not_memory() {
     assert_eq!(three["tokens_per_step"], json!(48));
     let flops = |plan: &serde_json::Value| plan["step_flops"].as_f64().unwrap();
     assert_eq!(flops(&three), 3.0 * flops(&one));
+}
+
+#[test]
+fn batches_made_ready_take_memory() {
+    for (flags, batches) in [(&["--prefetch", "1"][..], 2), (&["--prefetch", "64"], 65)] {
+        let plan = plan(&[&SMALL[..], flags].concat());
+        assert_eq!(plan["prefetch"], json!(batches - 1));
+        assert_eq!(plan["pools"]["batch"], json!(batches * 128));
+        let pools = plan["pools"].as_object().unwrap();
+        let total: u64 = pools.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+        assert_eq!(plan["total_bytes"], json!(total));
+    }
 }
 
 #[test]

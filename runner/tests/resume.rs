@@ -8,7 +8,7 @@ use std::path::Path;
 
 use cllm::settings::TrainSettings;
 use cllm::train::stop::Stop;
-use cllm::train::{Outcome, train_until};
+use cllm::train::{Outcome, stored_settings, train_until};
 use support::{checkpoints, course, events, names, settings, sha, step_file, train, undisturbed};
 
 /// Output that asks for a stop when it sees a text.
@@ -193,6 +193,22 @@ fn what_a_run_is_made_of_may_not_change() {
     };
     assert_eq!(train(&more), Ok(Outcome::Finished));
     assert_eq!(events(&more, "done")[0]["steps"], 14);
+}
+
+#[test]
+fn a_run_from_before_there_was_a_choice_goes_on() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = undisturbed(a.path());
+    let settings = run_to_six(b.path());
+    let file = settings.out_dir.join("settings.json");
+    let text = fs::read_to_string(&file).unwrap();
+    let old = text.replace("\n  \"prefetch\": 4,", "");
+    assert!(old.len() < text.len(), "{text}");
+    fs::write(&file, old).unwrap();
+    assert_eq!(stored_settings(&settings.out_dir).unwrap().prefetch, 4);
+    let other = TrainSettings { prefetch: 2, ..resumed(&settings) };
+    assert_eq!(train(&other), Ok(Outcome::Finished));
+    assert_eq!(sha(&other), expected);
 }
 
 #[test]

@@ -4,11 +4,14 @@ mod support;
 
 use std::fs;
 
+use cllm::data::loader::Dataset;
+use cllm::data::shard::ShardWriter;
+use cllm::data::stream::TokenStream;
 use cllm::eval::{EvalSettings, measure};
 use cllm::settings::{LogFormat, TokenizerChoice, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
-use support::{checkpoints, events, metrics, names, settings, sha, train, undisturbed};
+use support::{checkpoints, course, events, metrics, names, settings, sha, train, undisturbed};
 
 #[test]
 fn a_run_lowers_the_loss_and_says_so() {
@@ -70,6 +73,66 @@ fn the_seed_decides_every_bit() {
     let other = TrainSettings { seed: 8, ..settings(c.path()) };
     train(&other).unwrap();
     assert_ne!(sha(&other), first);
+}
+
+#[test]
+fn batches_made_ready_ahead_are_the_same_batches() {
+    let runs = [1, 2, 16, 64].map(|prefetch| {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = TrainSettings { prefetch, ..settings(dir.path()) };
+        assert_eq!(train(&settings), Ok(Outcome::Finished));
+        (sha(&settings), course(&settings))
+    });
+    for run in &runs[1..] {
+        assert_eq!(*run, runs[0]);
+    }
+}
+
+#[test]
+fn time_spent_waiting_for_data_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    train(&settings).unwrap();
+    let done = &events(&settings, "done")[0];
+    let value = |key: &str| done[key].as_f64().unwrap();
+    let waited = value("data_wait_seconds");
+    assert!((value("data_wait_share") - waited / value("seconds")).abs() < 1e-9);
+    // Every step is reported, so that their times are all there are.
+    let steps = events(&settings, "step");
+    let sum: f64 = steps.iter().map(|step| step["data_wait"].as_f64().unwrap()).sum();
+    assert!((sum - waited).abs() < 1e-9, "{sum} {waited}");
+    assert!((0.0..value("seconds")).contains(&waited), "{waited}");
+}
+
+#[test]
+fn a_bad_token_stops_the_run_at_the_step_that_wants_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = settings(dir.path());
+    let shards = dir.path().join("shards");
+    fs::create_dir(&shards).unwrap();
+    let mut tokens: Vec<u32> = (0..20_000).map(|i| i * 7 % 257).collect();
+    // The tenth micro-batch, the second of step 5, wants this one.
+    let order = Dataset::open(TokenStream::from_tokens("t", tokens.clone()), 257, 16, base.seed);
+    tokens[order.unwrap().sampler().window(9 * 4 + 2) as usize + 8] = 300;
+    let path = shards.join("train_000000.bin");
+    let mut shard = ShardWriter::create(&path, 257).unwrap();
+    shard.write(&tokens).unwrap();
+    shard.finish().unwrap();
+    let bad = Dataset::open(TokenStream::open(&[path]).unwrap(), 257, 16, base.seed).unwrap();
+    let direct = bad.fill_batch(9 * 4, 4, &mut [0; 64], &mut [0; 64]).unwrap_err();
+    for prefetch in [1, 4, 64] {
+        let settings = TrainSettings {
+            data: vec![shards.to_str().unwrap().to_owned()],
+            vocab_size: Some(257),
+            val_fraction: 0.0,
+            save_interval: 100,
+            prefetch,
+            out_dir: dir.path().join(format!("run{prefetch}")),
+            ..base.clone()
+        };
+        assert_eq!(train(&settings), Err(direct.clone()));
+        assert_eq!(events(&settings, "step").len(), 4, "prefetch {prefetch}");
+    }
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! Heap memory for a plan: what a caller of the core hands over.
 
-use cllm_core::{Line, Op, Plan, Pool, Pools};
+use cllm_core::{Line, Op, Plan, Pool, Pools, Queue, Slot};
+use core::sync::atomic::AtomicU64;
 
 /// Exactly the bytes that a plan asks for.
 pub(crate) struct Memory {
     lines: Vec<Vec<Line>>,
-    queue: Vec<Op>,
+    ops: Vec<Op>,
+    slots: Vec<Slot>,
+    words: Vec<AtomicU64>,
 }
 
 /// The pools made of lines, in the order of [`Memory::lines`].
@@ -23,23 +26,30 @@ impl Memory {
     pub(crate) fn new(plan: &Plan) -> Self {
         let poison = Line([f32::NAN; cllm_core::LANES]);
         let lines = LINE_POOLS.map(|pool| vec![poison; plan.lines(pool)]).into();
-        Self { lines, queue: vec![Op::EMPTY; plan.ops()] }
+        let mut memory =
+            Self { lines, ops: vec![Op::EMPTY; plan.ops()], slots: vec![], words: vec![] };
+        memory.slots.resize_with(plan.slots(), Slot::new);
+        memory.words.resize_with(plan.words(), || AtomicU64::new(u64::MAX));
+        memory
     }
 
-    /// Takes one line (or queue slot) off a pool.
-    pub(crate) fn shorten(&mut self, pool: Pool) {
-        match LINE_POOLS.iter().position(|p| *p == pool) {
-            Some(i) => drop(self.lines[i].pop()),
-            None => drop(self.queue.pop()),
+    /// Takes one element off a pool and says how many bytes it had.
+    pub(crate) fn shorten(&mut self, pool: Pool) -> usize {
+        match (pool, LINE_POOLS.iter().position(|p| *p == pool)) {
+            (_, Some(i)) => self.lines[i].pop().map_or(0, |x| size_of_val(&x)),
+            (Pool::Slots, _) => self.slots.pop().map_or(0, |x| size_of_val(&x)),
+            (Pool::Words, _) => self.words.pop().map_or(0, |x| size_of_val(&x)),
+            _ => self.ops.pop().map_or(0, |x| size_of_val(&x)),
         }
     }
 
-    pub(crate) fn pools(&mut self) -> Pools<'_> {
+    /// The pools of a trainer and the queue of its engine.
+    pub(crate) fn parts(&mut self) -> (Pools<'_>, Queue<'_>) {
         let [parameters, gradients, moments, packed, activations, scratch] = &mut self.lines[..]
         else {
             unreachable!("six pools are made of lines")
         };
-        let queue = &mut self.queue;
-        Pools { parameters, gradients, moments, packed, activations, scratch, queue }
+        let queue = Queue { ops: &mut self.ops, slots: &mut self.slots, words: &mut self.words };
+        (Pools { parameters, gradients, moments, packed, activations, scratch }, queue)
     }
 }

@@ -10,9 +10,7 @@
 //! the next block's `x` leaves it. When only losses are wanted all blocks share
 //! one set of buffers: nothing reads a block's `x` once `mid` is there.
 
-use super::{
-    BatchShape, Mode, ROW_BLOCK, UPDATE_BLOCK, WEIGHT_COLS, WEIGHT_ROWS, head_rows, to_lines,
-};
+use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, to_lines, update_block};
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use cllm_kernels::Kernels;
@@ -64,14 +62,14 @@ impl NormBuffers {
     }
 }
 
-/// Offsets of the buffers that only training has.
+/// Offsets of one set of the buffers that only training has.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct GradBuffers {
     /// Gradient of a block's output, (N, C).
     pub(crate) dx: usize,
     /// Gradient of `mid`, (N, C).
     pub(crate) dmid: usize,
-    /// Gradient of a norm's output, (N, C).
+    /// Gradient of a norm's output, (N, C); one for all sets.
     pub(crate) dnorm: usize,
     /// Gradient of the attention's output, (N, C).
     pub(crate) datt: usize,
@@ -82,11 +80,45 @@ pub(crate) struct GradBuffers {
     /// `dx` and `dmid` behind their dropout masks, (N, C) each; absent without dropout.
     pub(crate) masked_mlp: usize,
     pub(crate) masked_att: usize,
-    /// Sums of norm gradients of each row block, (blocks, 2C): first and final norm, second norm.
+    /// Sums of norm gradients of each [`PARTIAL_ROWS`] rows, (pieces, 2C): the norm above the
+    /// block (the next block's first or the final one), and the second norm.
     pub(crate) partial1: usize,
     pub(crate) partial2: usize,
-    /// Sum of squares of each optimizer tile of the gradient arena.
-    pub(crate) squares: usize,
+}
+
+impl GradBuffers {
+    fn take(bump: &mut Bump, n: usize, c: &ModelConfig, dnorm: usize) -> Option<Self> {
+        let (d, f) = (c.d_model, c.d_ff);
+        let pieces = n.div_ceil(PARTIAL_ROWS);
+        let masked = if c.dropout > 0.0 { n } else { 0 };
+        Some(Self {
+            dnorm,
+            dx: bump.matrix(n, d)?,
+            dmid: bump.matrix(n, d)?,
+            datt: bump.matrix(n, d)?,
+            dqkv: bump.matrix(n, 3 * d)?,
+            dfc: bump.matrix(n, f)?,
+            masked_mlp: bump.matrix(masked, d)?,
+            masked_att: bump.matrix(masked, d)?,
+            partial1: bump.matrix(pieces, 2 * d)?,
+            partial2: bump.matrix(pieces, 2 * d)?,
+        })
+    }
+
+    fn shift(self, by: usize) -> Self {
+        Self {
+            dnorm: self.dnorm,
+            dx: self.dx + by,
+            dmid: self.dmid + by,
+            datt: self.datt + by,
+            dqkv: self.dqkv + by,
+            dfc: self.dfc + by,
+            masked_mlp: self.masked_mlp + by,
+            masked_att: self.masked_att + by,
+            partial1: self.partial1 + by,
+            partial2: self.partial2 + by,
+        }
+    }
 }
 
 /// Offsets of one block's packed weights, both ways round.
@@ -112,8 +144,15 @@ pub(crate) struct Layout {
     x_last: usize,
     pub(crate) final_norm: NormBuffers,
     pub(crate) losses: usize,
-    pub(crate) logits: usize,
-    pub(crate) grads: GradBuffers,
+    logits: usize,
+    /// Groups of logits that exist at one time.
+    pub(crate) logits_buffers: usize,
+    logits_stride: usize,
+    first_grads: GradBuffers,
+    grads_stride: usize,
+    gradient_sets: usize,
+    /// Sum of squares of each optimizer tile of the gradient arena.
+    pub(crate) squares: usize,
     pub(crate) activations_len: usize,
     first_packed: PackedBlock,
     packed_stride: usize,
@@ -131,6 +170,7 @@ impl Layout {
         c: &ModelConfig,
         batch: BatchShape,
         mode: Mode,
+        grain: &Grain,
         kernels: &Kernels,
     ) -> Option<Self> {
         let n = batch.sequences.checked_mul(batch.tokens)?;
@@ -154,23 +194,22 @@ impl Layout {
         let x_last = bump.matrix(n, d)?;
         let final_norm = NormBuffers::take(&mut bump, n, d)?;
         let losses = bump.take(n)?;
-        let logits = bump.matrix(head_rows(n, c.vocab_size), c.vocab_size)?;
-        let mut grads = GradBuffers::default();
+        let group = head_rows(n, c.vocab_size);
+        let logits_buffers = grain.logits_rows.div_ceil(group).min(n.div_ceil(group));
+        let logits = bump.0;
+        bump.matrix(group, c.vocab_size)?;
+        let logits_stride = bump.0 - logits;
+        bump.take(logits_stride.checked_mul(logits_buffers - 1)?)?;
+        let mut first_grads = GradBuffers::default();
+        let (mut grads_stride, mut squares) = (0, 0);
         if train {
-            let blocks = n.div_ceil(ROW_BLOCK);
-            grads = GradBuffers {
-                dx: bump.matrix(n, d)?,
-                dmid: bump.matrix(n, d)?,
-                dnorm: bump.matrix(n, d)?,
-                datt: bump.matrix(n, d)?,
-                dqkv: bump.matrix(n, 3 * d)?,
-                dfc: bump.matrix(n, f)?,
-                masked_mlp: if c.dropout > 0.0 { bump.matrix(n, d)? } else { 0 },
-                masked_att: if c.dropout > 0.0 { bump.matrix(n, d)? } else { 0 },
-                partial1: bump.matrix(blocks, 2 * d)?,
-                partial2: bump.matrix(blocks, 2 * d)?,
-                squares: bump.take(ParamTable::new(c).ok()?.arena_len().div_ceil(UPDATE_BLOCK))?,
-            };
+            let dnorm = bump.matrix(n, d)?;
+            let start = bump.0;
+            first_grads = GradBuffers::take(&mut bump, n, c, dnorm)?;
+            grads_stride = bump.0 - start;
+            bump.take(grads_stride.checked_mul(grain.gradient_sets - 1)?)?;
+            let arena = ParamTable::new(c).ok()?.arena_len();
+            squares = bump.take(arena.div_ceil(update_block(arena)))?;
         }
         let activations_len = bump.0;
 
@@ -187,7 +226,7 @@ impl Layout {
         if train {
             // The largest tile of any weight's gradient, as it is stored.
             for (rows, cols) in [(d, 3 * d), (d, d), (d, f), (f, d), (c.vocab_size, d)] {
-                let (rows, cols) = (WEIGHT_ROWS.min(rows), WEIGHT_COLS.min(cols));
+                let (rows, cols) = (grain.weight_rows.min(rows), grain.weight_cols.min(cols));
                 scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, cols, n)?);
             }
             scratch_len = scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?);
@@ -200,7 +239,12 @@ impl Layout {
             final_norm,
             losses,
             logits,
-            grads,
+            logits_buffers,
+            logits_stride,
+            first_grads,
+            grads_stride,
+            gradient_sets: grain.gradient_sets,
+            squares,
             activations_len,
             first_packed,
             packed_stride,
@@ -231,6 +275,22 @@ impl Layout {
     /// Residual stream that leaves a block.
     pub(crate) fn block_output(&self, layer: usize) -> usize {
         if layer + 1 < self.n_layer { self.block(layer + 1).x } else { self.x_last }
+    }
+
+    /// Gradients of the activations of a block.
+    pub(crate) fn grads(&self, layer: usize) -> GradBuffers {
+        self.grads_into(layer + 1)
+    }
+
+    /// Gradients of what enters a block: those of the block before it, and in the first
+    /// block those of the embedding.
+    pub(crate) fn grads_into(&self, layer: usize) -> GradBuffers {
+        self.first_grads.shift(layer % self.gradient_sets * self.grads_stride)
+    }
+
+    /// Logits of a group of rows.
+    pub(crate) fn logits(&self, group: usize) -> usize {
+        self.logits + group % self.logits_buffers * self.logits_stride
     }
 
     /// Packed weights of a block.

@@ -3,40 +3,39 @@
 //! [`Plan::new`] is arithmetic only. It says what the caller must hand over, and
 //! the [`Layout`] inside it is the only place that knows where a buffer lies.
 
+mod grain;
 mod layout;
 
+pub(crate) use grain::Grain;
+pub use grain::ROW_BLOCK;
 pub(crate) use layout::{Layout, packed_block};
 
 use crate::config::{ConfigError, ModelConfig};
+use crate::engine::{self, Cut, MAX_TILES, NONE, Slot};
 use crate::line::{LANES, Line};
 use crate::params::ParamTable;
-use crate::program::{self, Op};
+use crate::primitive::AtomicU64;
+use crate::program::{self, Emitted, Op};
 use cllm_kernels::{Isa, Kernels};
 use core::fmt;
 
-/// Rows (tokens) of a tile of the forward and backward pass.
-///
-/// A multiple of both register blocks (6 and 4 rows). 96 rows of a 1,024-wide
-/// activation are 384 KiB: they stay in a 512 KiB L2 from one operation of a chain
-/// to the next.
-pub const ROW_BLOCK: usize = 96;
-/// Rows of a tile of a weight gradient. Against 128 the reference step is 1 to 7 % faster
-/// (four runs in turns, Zen 3, one thread): packing dY is shared by more rows.
-pub(crate) const WEIGHT_ROWS: usize = 256;
-/// Columns of a tile of a weight gradient: with `KC` rows it packs to 256 KiB.
-pub(crate) const WEIGHT_COLS: usize = 256;
+/// Rows whose norm gradients are summed up together, before these sums are: part of the
+/// promise that bits do not depend on tiles.
+pub(crate) const PARTIAL_ROWS: usize = 32;
 /// Columns of a tile of bias gradients and of packing.
 pub(crate) const COLUMN_BLOCK: usize = 256;
 /// Rows of the token or position table in a tile of their gradient.
 pub(crate) const TABLE_ROWS: usize = 256;
-/// Floats of an optimizer tile: four arrays of 128 KiB.
-pub(crate) const UPDATE_BLOCK: usize = 32 * 1024;
-/// Floats of logits that exist at one time, if that allows for [`HEAD_BLOCKS`]: 16 MiB,
-/// half of a 32 MiB L3.
-const LOGITS: usize = 4 * 1024 * 1024;
-/// Row blocks of logits at the least: the gradient of the output projection is read and
-/// written once for each group of them, 154 MB for GPT-2's vocabulary.
-const HEAD_BLOCKS: usize = 4;
+/// Floats of an optimizer tile, at least: four arrays of 128 KiB.
+const UPDATE_BLOCK: usize = 32 * 1024;
+/// Most optimizer tiles of a model: well below what an operation can have.
+const UPDATE_TILES: usize = 1 << 18;
+/// Floats of logits of a group of rows, if that allows for [`GROUP_ROWS`]: 8 MiB.
+const LOGITS: usize = 2 * 1024 * 1024;
+/// Rows of a group of logits come in multiples of this: whole row blocks of every size.
+/// The gradient of the output projection is read and written once for each group,
+/// 154 MB for GPT-2's vocabulary.
+const GROUP_ROWS: usize = 384;
 
 /// Sequences of equal length that are processed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,22 +70,28 @@ pub enum Pool {
     Activations,
     /// Working memory of the tiles, one piece for each worker.
     Scratch,
-    /// The operations of a step.
-    Queue,
+    /// The engine: operations of a step.
+    Operations,
+    /// The engine: stages of a step and how many of their tiles are done.
+    Slots,
+    /// The engine: the workers' shares of every stage, and counters of token blocks.
+    Words,
     /// Token ids and targets of one batch.
     Batch,
 }
 
 impl Pool {
     /// All pools.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Parameters,
         Self::Gradients,
         Self::Moments,
         Self::Packed,
         Self::Activations,
         Self::Scratch,
-        Self::Queue,
+        Self::Operations,
+        Self::Slots,
+        Self::Words,
         Self::Batch,
     ];
 
@@ -100,7 +105,9 @@ impl Pool {
             Self::Packed => "packed",
             Self::Activations => "activations",
             Self::Scratch => "scratch",
-            Self::Queue => "queue",
+            Self::Operations => "operations",
+            Self::Slots => "slots",
+            Self::Words => "words",
             Self::Batch => "batch",
         }
     }
@@ -131,6 +138,8 @@ pub enum PlanError {
     },
     /// Training needs a plan for [`Mode::Train`].
     WrongMode,
+    /// The engine was made for a plan with other stages.
+    WrongEngine,
     /// A pool handed over is smaller than planned. Sizes in bytes.
     TooSmall {
         /// Which one.
@@ -161,6 +170,7 @@ impl fmt::Display for PlanError {
                 write!(f, "the plan is for {plan} kernels but {kernels} kernels were given")
             }
             Self::WrongMode => f.write_str("the plan is for evaluation: it has no gradients"),
+            Self::WrongEngine => f.write_str("the engine was made for another plan"),
             Self::TooSmall { pool, need, got } => {
                 write!(f, "the {} pool has {got} bytes but the plan needs {need}", pool.name())
             }
@@ -179,9 +189,11 @@ pub struct Plan {
     pub(crate) mode: Mode,
     pub(crate) table: ParamTable,
     pub(crate) layout: Layout,
+    pub(crate) grain: Grain,
     isa: Isa,
     workers: usize,
     ops: usize,
+    slots: usize,
 }
 
 impl Plan {
@@ -199,6 +211,22 @@ impl Plan {
         mode: Mode,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
+        Self::with_tiles_for(config, batch, workers, workers, mode, kernels)
+    }
+
+    /// As [`Plan::new`], but cut into tiles as for `tiles_for` workers: to measure here
+    /// what the tiles for more workers cost. The bits of a step do not depend on it.
+    ///
+    /// # Errors
+    /// As for [`Plan::new`].
+    pub fn with_tiles_for(
+        config: &ModelConfig,
+        batch: BatchShape,
+        workers: usize,
+        tiles_for: usize,
+        mode: Mode,
+        kernels: &Kernels,
+    ) -> Result<Self, PlanError> {
         let table = ParamTable::new(config)?;
         if batch.sequences == 0 || batch.tokens == 0 {
             return Err(PlanError::EmptyBatch);
@@ -207,32 +235,47 @@ impl Plan {
             let (tokens, block_size) = (batch.tokens, config.block_size);
             return Err(PlanError::TooLong { tokens, block_size });
         }
-        if workers == 0 {
+        if workers == 0 || tiles_for == 0 {
             return Err(PlanError::NoWorker);
         }
         let overflow = PlanError::Config(ConfigError::Overflow);
-        let layout = Layout::new(config, batch, mode, kernels).ok_or(overflow)?;
+        batch.sequences.checked_mul(batch.tokens).ok_or(overflow)?;
+        let grain = Grain::new(config, batch, mode, tiles_for, kernels);
+        let layout = Layout::new(config, batch, mode, &grain, kernels).ok_or(overflow)?;
         let mut plan = Self {
             config: *config,
             batch,
             mode,
             table,
             layout,
+            grain,
             isa: kernels.isa(),
             workers,
             ops: 0,
+            slots: 0,
         };
         // Every pool must be addressable before tiles are counted in 32 bits.
         for pool in Pool::ALL {
             plan.checked_bytes(pool).ok_or(overflow)?;
         }
         let mut fits = true;
-        let mut ops = 0;
-        program::build(&plan, &mut |op| {
-            fits &= op.is_some();
-            ops += 1;
+        let (mut ops, mut slots) = (0, 0);
+        program::build(&plan, &mut |emitted| match emitted {
+            Emitted::Op(op) => {
+                fits &= op.is_some();
+                ops += 1;
+            }
+            Emitted::Stage(_, stage) => {
+                fits &= stage.tiles as usize <= MAX_TILES;
+                slots += 1;
+            }
         });
-        plan.ops = ops;
+        (plan.ops, plan.slots) = (ops, slots);
+        // Stages are numbered in 16 bits.
+        fits &= slots < usize::from(NONE);
+        for pool in [Pool::Operations, Pool::Slots, Pool::Words] {
+            plan.checked_bytes(pool).ok_or(overflow)?;
+        }
         if fits { Ok(plan) } else { Err(overflow) }
     }
 
@@ -267,19 +310,43 @@ impl Plan {
         self.checked_bytes(pool).unwrap_or(usize::MAX)
     }
 
-    /// Lines of a pool of floats; 0 for [`Pool::Queue`] and [`Pool::Batch`].
+    /// Lines of a pool of floats; 0 for those of the engine and [`Pool::Batch`].
     #[must_use]
     pub fn lines(&self, pool: Pool) -> usize {
         match pool {
-            Pool::Queue | Pool::Batch => 0,
+            Pool::Operations | Pool::Slots | Pool::Words | Pool::Batch => 0,
             _ => self.bytes(pool) / size_of::<Line>(),
         }
     }
 
-    /// Slots of [`Pool::Queue`].
+    /// Operations of [`Pool::Operations`].
     #[must_use]
     pub fn ops(&self) -> usize {
         self.ops
+    }
+
+    /// Slots of [`Pool::Slots`].
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Words of [`Pool::Words`].
+    #[must_use]
+    pub fn words(&self) -> usize {
+        engine::words(self.workers, self.slots, &self.cut()).unwrap_or(usize::MAX)
+    }
+
+    /// How the engine sees the batch.
+    pub(crate) fn cut(&self) -> Cut {
+        Cut {
+            rows: self.tokens(),
+            row_block: self.grain.row_block,
+            sequence: self.batch.tokens,
+            span: self.grain.span,
+            levels: 2 * self.config.n_layer + 2,
+            in_place: self.mode == Mode::Evaluate,
+        }
     }
 
     /// Tokens of one batch, each with a target: [`Pool::Batch`] holds twice as many `u32`.
@@ -315,7 +382,12 @@ impl Plan {
             Pool::Packed => self.layout.packed_len,
             Pool::Activations => self.layout.activations_len,
             Pool::Scratch => self.layout.scratch_len.checked_mul(self.workers)?,
-            Pool::Queue => return self.ops.checked_mul(size_of::<Op>()),
+            Pool::Operations => return self.ops.checked_mul(size_of::<Op>()),
+            Pool::Slots => return self.slots.checked_mul(size_of::<Slot>()),
+            Pool::Words => {
+                let words = engine::words(self.workers, self.slots, &self.cut())?;
+                return words.checked_mul(size_of::<AtomicU64>());
+            }
             Pool::Batch => self.batch.sequences.checked_mul(self.batch.tokens)?.checked_mul(2)?,
         };
         let bytes = floats.checked_mul(size_of::<f32>())?;
@@ -334,7 +406,18 @@ pub(crate) fn to_lines(floats: usize) -> Option<usize> {
     floats.checked_next_multiple_of(LANES)
 }
 
-/// Rows of logits that exist at one time: whole row blocks.
+/// Floats of an optimizer tile of an arena.
+///
+/// The gradient's squares are summed up tile by tile, so it depends on the model alone:
+/// bits must not depend on the number of workers.
+pub(crate) fn update_block(arena: usize) -> usize {
+    arena.div_ceil(UPDATE_TILES).next_multiple_of(LANES).max(UPDATE_BLOCK)
+}
+
+/// Rows of a group of the output projection.
+///
+/// The gradient of its weights is summed up group by group, so the size depends on the
+/// vocabulary alone: bits must not depend on the number of workers.
 pub(crate) fn head_rows(rows: usize, vocab: usize) -> usize {
-    (LOGITS / vocab / ROW_BLOCK).max(HEAD_BLOCKS).saturating_mul(ROW_BLOCK).min(rows)
+    (LOGITS / vocab / GROUP_ROWS).max(1).saturating_mul(GROUP_ROWS).min(rows)
 }

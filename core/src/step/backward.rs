@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::{Site, Step};
-use crate::plan::ROW_BLOCK;
+use crate::plan::PARTIAL_ROWS;
 use crate::program::Norm;
 use cllm_kernels::{AttentionGrads, Epilogue, NormSaved};
 
@@ -22,52 +22,66 @@ impl Step<'_> {
     pub(super) unsafe fn norm_back(&self, norm: Norm, block: usize, tile: usize) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
-        let (layout, g) = (&self.plan.layout, &self.plan.layout.grads);
+        let layout = &self.plan.layout;
         let b = layout.block(block);
         let (x, saved, from, to, partial) = match norm {
             Norm::Final => {
-                let x = layout.block_output(self.plan.config.n_layer - 1);
-                (x, layout.final_norm, None, g.dx, g.partial1)
+                let last = self.plan.config.n_layer - 1;
+                let g = layout.grads(last);
+                (layout.block_output(last), layout.final_norm, None, g.dx, g.partial1)
             }
-            Norm::Second => (b.mid, b.norm2, Some(g.dx), g.dmid, g.partial2),
-            Norm::First => (b.x, b.norm1, Some(g.dmid), g.dx, g.partial1),
+            Norm::Second => {
+                let g = layout.grads(block);
+                (b.mid, b.norm2, Some(g.dx), g.dmid, g.partial2)
+            }
+            Norm::First => {
+                let into = layout.grads_into(block);
+                (b.x, b.norm1, Some(layout.grads(block).dmid), into.dx, into.partial1)
+            }
         };
+        let dnorm = layout.grads(block).dnorm;
         let (gain, bias) = Self::norm_params(norm, block);
-        // SAFETY: the tile owns its rows of the output and its row of partial sums.
-        unsafe {
-            let Some(gain) = self.vector(gain) else { return };
-            if let Some(from) = from {
-                let stream = self.act.slice(from + first * d, rows * d);
-                self.act.slice_mut(to + first * d, rows * d).copy_from_slice(stream);
+        let Some(gain) = self.spec(gain) else { return };
+        let end = first + rows;
+        // Row blocks are whole pieces, but for the batch's last one.
+        for first in (first..end).step_by(PARTIAL_ROWS) {
+            let rows = PARTIAL_ROWS.min(end - first);
+            // SAFETY: the tile owns its rows of the output and their partial sums;
+            // parameters are not being updated.
+            unsafe {
+                if let Some(from) = from {
+                    let stream = self.act.slice(from + first * d, rows * d);
+                    self.act.slice_mut(to + first * d, rows * d).copy_from_slice(stream);
+                }
+                let saved = NormSaved {
+                    x: self.act.mat(x + first * d, (rows, d), d),
+                    gain: self.params.slice(gain.offset, gain.len()),
+                    mean: self.act.slice(saved.mean + first, rows),
+                    rstd: self.act.slice(saved.rstd + first, rows),
+                };
+                let sums = partial + first / PARTIAL_ROWS * 2 * d;
+                let dbias = self.spec(bias).map(|_| self.act.slice_mut(sums + d, d));
+                self.kernels.layer_norm_backward(
+                    &saved,
+                    self.act.mat(dnorm + first * d, (rows, d), d),
+                    self.act.mat_mut(to + first * d, (rows, d), d),
+                    from.is_some(),
+                    self.act.slice_mut(sums, d),
+                    dbias,
+                );
             }
-            let saved = NormSaved {
-                x: self.act.mat(x + first * d, (rows, d), d),
-                gain,
-                mean: self.act.slice(saved.mean + first, rows),
-                rstd: self.act.slice(saved.rstd + first, rows),
-            };
-            let sums = partial + first / ROW_BLOCK * 2 * d;
-            let dbias = self.spec(bias).map(|_| self.act.slice_mut(sums + d, d));
-            self.kernels.layer_norm_backward(
-                &saved,
-                self.act.mat(g.dnorm + first * d, (rows, d), d),
-                self.act.mat_mut(to + first * d, (rows, d), d),
-                from.is_some(),
-                self.act.slice_mut(sums, d),
-                dbias,
-            );
         }
     }
 
     /// Gradient of the second feed-forward product's output: `dx`, masked if there is dropout.
-    pub(super) fn mlp_grad(&self) -> usize {
-        let g = &self.plan.layout.grads;
+    pub(super) fn mlp_grad(&self, block: usize) -> usize {
+        let g = self.plan.layout.grads(block);
         if self.dropout.is_some() { g.masked_mlp } else { g.dx }
     }
 
     /// Gradient of the attention projection's output: `dmid`, masked if there is dropout.
-    pub(super) fn attn_grad(&self) -> usize {
-        let g = &self.plan.layout.grads;
+    pub(super) fn attn_grad(&self, block: usize) -> usize {
+        let g = self.plan.layout.grads(block);
         if self.dropout.is_some() { g.masked_att } else { g.dmid }
     }
 
@@ -91,7 +105,7 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn mask_mlp(&self, block: usize, tile: usize) {
-        let g = &self.plan.layout.grads;
+        let g = self.plan.layout.grads(block);
         // SAFETY: passed on from the caller.
         unsafe { self.mask(block, Site::MlpOut, tile, g.dx, g.masked_mlp) }
     }
@@ -99,7 +113,7 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn mask_attn(&self, block: usize, tile: usize) {
-        let g = &self.plan.layout.grads;
+        let g = self.plan.layout.grads(block);
         // SAFETY: passed on from the caller.
         unsafe { self.mask(block, Site::AttnOut, tile, g.dmid, g.masked_att) }
     }
@@ -111,7 +125,7 @@ impl Step<'_> {
     pub(super) unsafe fn mask_embed(&self, tile: usize) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
-        let at = self.plan.layout.grads.dx + first * d;
+        let at = self.plan.layout.grads_into(0).dx + first * d;
         if let Some((mask, row)) = self.embed_dropout(first) {
             // SAFETY: the tile owns its rows of dx.
             let dx = unsafe { self.act.mat_mut(at, (rows, d), d) };
@@ -129,9 +143,10 @@ impl Step<'_> {
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
         // SAFETY: the tile owns its rows of dfc; its rows of dy and fc_pre are done.
         unsafe {
-            let dy = self.act.mat(self.mlp_grad() + first * d, (rows, d), d);
+            let dy = self.act.mat(self.mlp_grad(block) + first * d, (rows, d), d);
             let pre = self.act.mat(b.fc_pre + first * f, (rows, f), f);
-            let out = self.act.mat_mut(self.plan.layout.grads.dfc + first * f, (rows, f), f);
+            let dfc = self.plan.layout.grads(block).dfc;
+            let out = self.act.mat_mut(dfc + first * f, (rows, f), f);
             let weights = self.packed(p.mlp_t, d, f);
             self.kernels.gemm(dy, weights, out, false, Epilogue::GeluGrad { pre });
         }
@@ -143,7 +158,7 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn fc_input(&self, block: usize, tile: usize) {
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let g = &self.plan.layout.grads;
+        let g = self.plan.layout.grads(block);
         let weights = self.plan.layout.packed(block).fc_t;
         // SAFETY: passed on from the caller.
         unsafe { self.input_grad(tile, (g.dfc, f), weights, (g.dnorm, d)) }
@@ -156,9 +171,9 @@ impl Step<'_> {
     pub(super) unsafe fn attn_input(&self, block: usize, tile: usize) {
         let d = self.plan.config.d_model;
         let weights = self.plan.layout.packed(block).att_t;
-        let to = self.plan.layout.grads.datt;
+        let to = self.plan.layout.grads(block).datt;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (self.attn_grad(), d), weights, (to, d)) }
+        unsafe { self.input_grad(tile, (self.attn_grad(block), d), weights, (to, d)) }
     }
 
     /// `dnorm = dqkv W^T` for one row block.
@@ -167,7 +182,7 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn qkv_input(&self, block: usize, tile: usize) {
         let d = self.plan.config.d_model;
-        let g = &self.plan.layout.grads;
+        let g = self.plan.layout.grads(block);
         let weights = self.plan.layout.packed(block).qkv_t;
         // SAFETY: passed on from the caller.
         unsafe { self.input_grad(tile, (g.dqkv, 3 * d), weights, (g.dnorm, d)) }
@@ -193,24 +208,39 @@ impl Step<'_> {
         }
     }
 
-    /// Gradients of one head's queries, keys and values.
+    /// Gradients of queries, keys and values of some heads of a sequence; where spans are
+    /// parts of it, of the span's queries or of its keys and values.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn attention_back(&self, block: usize, tile: usize, scratch: &mut [f32]) {
-        let (d, t) = (self.plan.config.d_model, self.plan.batch.tokens);
-        let (b, g) = (self.plan.layout.block(block), &self.plan.layout.grads);
-        // SAFETY: the tile owns its head's columns of the sequence's rows of dqkv.
-        unsafe {
-            let (attention, first, column) = self.head_inputs(block, tile);
-            let shape = (t, attention.q.cols());
-            let at = g.dqkv + first * 3 * d + column;
-            let part = |i: usize| self.act.mat_mut(at + i * d, shape, 3 * d);
-            let mut grads = AttentionGrads { dq: part(0), dk: part(1), dv: part(2) };
-            let out = self.act.mat(b.att + first * d + column, shape, d);
-            let lse = self.act.slice(b.lse + tile * t, t);
-            let dout = self.act.mat(g.datt + first * d + column, shape, d);
-            self.kernels.attention_backward(&attention, out, lse, dout, &mut grads, scratch);
+        let (d, t, grain) = (self.plan.config.d_model, self.plan.batch.tokens, &self.plan.grain);
+        let (b, g) = (self.plan.layout.block(block), self.plan.layout.grads(block));
+        let (span, part) = (tile / grain.backward_parts(), tile % grain.backward_parts());
+        let (first, rows) = self.span(span);
+        for h in grain.heads(part, self.plan.config.n_head) {
+            // SAFETY: the tile owns its heads' columns of the span's rows of dq, or of dk
+            // and dv, or of all three; what it reads of the sequence is done.
+            unsafe {
+                let head = self.head_inputs(block, first / t, h);
+                let (a, n) = (&head.inputs, head.inputs.q.cols());
+                let at = first * d + head.column;
+                let out = self.act.mat(b.att + at, (t, n), d);
+                let lse = self.act.slice(b.lse + head.lse, t);
+                let dout = self.act.mat(g.datt + at, (t, n), d);
+                let at = g.dqkv + (first + rows.start) * 3 * d + head.column;
+                let grad = |i: usize| self.act.mat_mut(at + i * d, (rows.len(), n), 3 * d);
+                if !grain.parted {
+                    let mut grads = AttentionGrads { dq: grad(0), dk: grad(1), dv: grad(2) };
+                    self.kernels.attention_backward(a, out, lse, dout, &mut grads, scratch);
+                } else if part < grain.forward_parts() {
+                    let (dq, rows) = (grad(0), rows.clone());
+                    self.kernels.attention_backward_queries(a, rows, out, lse, dout, dq, scratch);
+                } else {
+                    let (dk, dv, rows) = (grad(1), grad(2), rows.clone());
+                    self.kernels.attention_backward_keys(a, rows, out, lse, dout, dk, dv, scratch);
+                }
+            }
         }
     }
 }

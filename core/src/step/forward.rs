@@ -6,6 +6,16 @@ use crate::params::Param;
 use crate::plan::COLUMN_BLOCK;
 use crate::program::{Matrix, Norm};
 use cllm_kernels::{Attention, Epilogue};
+use core::ops::Range;
+
+/// One head of one sequence.
+pub(super) struct Head<'a> {
+    pub(super) inputs: Attention<'a>,
+    /// Where its columns start in a row of `d_model`.
+    pub(super) column: usize,
+    /// Where its rows of lse start.
+    pub(super) lse: usize,
+}
 
 impl Step<'_> {
     /// Lays out 256 columns of a weight (or of its transpose) as panels.
@@ -113,48 +123,57 @@ impl Step<'_> {
         }
     }
 
-    /// The inputs of head `tile` (sequence-major) of a block, and where its columns start.
+    /// Head `h` of a sequence.
     ///
     /// # Safety
-    /// `qkv` of the sequence is done.
-    pub(super) unsafe fn head_inputs(
-        &self,
-        block: usize,
-        tile: usize,
-    ) -> (Attention<'_>, usize, usize) {
+    /// The rows of `qkv` that are read through it are done.
+    pub(super) unsafe fn head_inputs(&self, block: usize, sequence: usize, h: usize) -> Head<'_> {
         let c = &self.plan.config;
         let (d, head, t) = (c.d_model, c.head_size(), self.plan.batch.tokens);
-        let (sequence, h) = (tile / c.n_head, tile % c.n_head);
-        let first = sequence * t;
-        let qkv = self.plan.layout.block(block).qkv + first * 3 * d + h * head;
+        let qkv = self.plan.layout.block(block).qkv + sequence * t * 3 * d + h * head;
         // SAFETY: passed on from the caller.
         let part = |i: usize| unsafe { self.act.mat(qkv + i * d, (t, head), 3 * d) };
-        let attention = Attention {
+        // Heads of the whole batch have rows of lse and of the mask one after the other.
+        let lse = (sequence * c.n_head + h) * t;
+        let inputs = Attention {
             q: part(0),
             k: part(1),
             v: part(2),
             first: 0,
             scale: 1.0 / libm::sqrtf(head as f32),
-            dropout: self.dropout(block, Site::Attention, tile * t),
+            dropout: self.dropout(block, Site::Attention, lse),
         };
-        (attention, first, h * head)
+        Head { inputs, column: h * head, lse }
     }
 
-    /// Attention of one head of one sequence.
+    /// Rows of the sequence of a span, and of the span within it.
+    pub(super) fn span(&self, span: usize) -> (usize, Range<usize>) {
+        let rows = self.plan.cut().span_rows(span);
+        let first = rows.start / self.plan.batch.tokens * self.plan.batch.tokens;
+        (first, rows.start - first..rows.end - first)
+    }
+
+    /// Attention of some heads for the queries of a span.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn attention(&self, block: usize, tile: usize, scratch: &mut [f32]) {
-        let (d, t) = (self.plan.config.d_model, self.plan.batch.tokens);
+        let (d, t, grain) = (self.plan.config.d_model, self.plan.batch.tokens, &self.plan.grain);
         let b = self.plan.layout.block(block);
-        // SAFETY: the tile owns its head's columns of the sequence's rows and its
-        // stretch of lse; qkv is done.
-        unsafe {
-            let (attention, first, column) = self.head_inputs(block, tile);
-            let head = attention.q.cols();
-            let out = self.act.mat_mut(b.att + first * d + column, (t, head), d);
-            let lse = self.act.slice_mut(b.lse + tile * t, t);
-            self.kernels.attention(&attention, out, Some(lse), scratch);
+        let (span, part) = (tile / grain.forward_parts(), tile % grain.forward_parts());
+        let (first, queries) = self.span(span);
+        for h in grain.heads(part, self.plan.config.n_head) {
+            // SAFETY: the tile owns its heads' columns of the span's rows and their
+            // stretch of lse; qkv is done up to the span's end.
+            unsafe {
+                let head = self.head_inputs(block, first / t, h);
+                let shape = (queries.len(), head.inputs.q.cols());
+                let at = (first + queries.start) * d + head.column;
+                let out = self.act.mat_mut(b.att + at, shape, d);
+                let lse = self.act.slice_mut(b.lse + head.lse + queries.start, queries.len());
+                let (inputs, queries) = (&head.inputs, queries.clone());
+                self.kernels.attention_queries(inputs, queries, out, Some(lse), scratch);
+            }
         }
     }
 

@@ -1,14 +1,13 @@
 //! Output projection and cross-entropy, fused by row blocks.
 //!
-//! The logits of a whole batch never exist. A group of rows (as many as fit 16 MiB)
-//! has logits at one time; a tile makes those of its row block, turns them into
+//! The logits of a whole batch need not exist. A few groups of rows (of 8 MiB or 384 rows)
+//! have logits at one time; a tile makes those of its row block, turns them into
 //! losses and, in training, into their own gradient, and at once multiplies that
 //! back to the final norm's output. The gradient of the weights then takes the
 //! group's rows in their order.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::Step;
-use crate::plan::{ROW_BLOCK, WEIGHT_COLS, WEIGHT_ROWS};
 use crate::program::{Matrix, head_group, stored_shape};
 use cllm_kernels::Epilogue;
 
@@ -19,16 +18,16 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn head_loss(&self, group: usize, tile: usize, grad: bool) {
+        let (first, rows) = self.rows(tile);
         let (d, v) = (self.plan.config.d_model, self.plan.config.vocab_size);
         let layout = &self.plan.layout;
-        let group = head_group(self.plan, group);
-        let in_group = tile * ROW_BLOCK;
-        let first = group.start + in_group;
-        let rows = ROW_BLOCK.min(group.end - first);
+        // Groups are whole row blocks.
+        let in_group = first - head_group(self.plan, group).start;
+        let dnorm = layout.grads(self.plan.config.n_layer - 1).dnorm;
         // SAFETY: the tile owns its rows of logits, losses and dnorm; the final norm is done.
         unsafe {
             let x = self.act.mat(layout.final_norm.out + first * d, (rows, d), d);
-            let mut logits = self.act.mat_mut(layout.logits + in_group * v, (rows, v), v);
+            let mut logits = self.act.mat_mut(layout.logits(group) + in_group * v, (rows, v), v);
             let head = self.packed(layout.head, d, v);
             self.kernels.gemm(x, head, logits.reborrow(), false, Epilogue::None);
             let targets = &self.targets[first..first + rows];
@@ -36,7 +35,7 @@ impl Step<'_> {
             let scale = grad.then_some(self.loss_scale);
             self.kernels.cross_entropy(logits.reborrow(), targets, losses, scale);
             if grad {
-                let dnorm = self.act.mat_mut(layout.grads.dnorm + first * d, (rows, d), d);
+                let dnorm = self.act.mat_mut(dnorm + first * d, (rows, d), d);
                 let back = self.packed(layout.head_t, v, d);
                 self.kernels.gemm(logits.as_ref(), back, dnorm, false, Epilogue::None);
             }
@@ -53,12 +52,10 @@ impl Step<'_> {
         let rows = head_group(self.plan, group);
         let Some(spec) = self.spec(self.plan.table.head()) else { return };
         let (height, width) = stored_shape(self.plan, Matrix::Head);
-        let per_row = width.div_ceil(WEIGHT_COLS);
-        let (i, j) = (tile / per_row * WEIGHT_ROWS, tile % per_row * WEIGHT_COLS);
-        let (m, n) = (WEIGHT_ROWS.min(height - i), WEIGHT_COLS.min(width - j));
+        let (i, j, m, n) = self.weight_tile(tile, height, width);
         // SAFETY: the tile owns its part of the gradient; the group's logits are done.
         unsafe {
-            let dlogits = self.act.mat(layout.logits + i, (rows.len(), m), v);
+            let dlogits = self.act.mat(layout.logits(group) + i, (rows.len(), m), v);
             let x = self.act.mat(layout.final_norm.out + rows.start * d + j, (rows.len(), n), d);
             let out = self.grads.mat_mut(spec.offset + i * width + j, (m, n), width);
             let accumulate = self.accumulate || group > 0;

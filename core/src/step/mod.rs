@@ -11,8 +11,11 @@ mod head;
 mod update;
 mod weights;
 
+use crate::engine::{Activity, Job, Observer, Shape, Taken};
+use crate::optimizer::UpdateReport;
 use crate::params::{Param, ParamSpec};
-use crate::plan::{Plan, ROW_BLOCK};
+use crate::plan::Plan;
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::program::{Kind, Matrix, Norm, Op};
 use crate::shared::Shared;
 use cllm_kernels::{AdamW, Dropout, Kernels, Packed};
@@ -35,6 +38,46 @@ enum Site {
     MlpOut = 3,
 }
 
+/// What a run finds out as a whole: written by one tile each, read after the run or by
+/// tiles that wait for that one.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    loss: AtomicU64,
+    grad_norm: AtomicU64,
+    scale: AtomicU32,
+}
+
+impl Outcome {
+    pub(crate) fn new() -> Self {
+        let nan = f64::NAN.to_bits();
+        Self { loss: AtomicU64::new(nan), grad_norm: AtomicU64::new(nan), scale: AtomicU32::new(0) }
+    }
+
+    // Relaxed throughout: the engine orders tiles that wait for one another.
+
+    fn set_loss(&self, sum: f64) {
+        self.loss.store(sum.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Sum of the losses of all targets that count.
+    pub(crate) fn loss(&self) -> f64 {
+        f64::from_bits(self.loss.load(Ordering::Relaxed))
+    }
+
+    fn set_update(&self, report: UpdateReport) {
+        self.grad_norm.store(report.grad_norm.to_bits(), Ordering::Relaxed);
+        self.scale.store(report.scale.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Norm of the gradient, and the clip's factor.
+    pub(crate) fn update(&self) -> UpdateReport {
+        UpdateReport {
+            grad_norm: f64::from_bits(self.grad_norm.load(Ordering::Relaxed)),
+            scale: f32::from_bits(self.scale.load(Ordering::Relaxed)),
+        }
+    }
+}
+
 /// Everything that the tiles of a step see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step<'a> {
@@ -45,26 +88,61 @@ pub(crate) struct Step<'a> {
     pub(crate) moments: Shared<'a>,
     pub(crate) packed: Shared<'a>,
     pub(crate) act: Shared<'a>,
+    /// A piece for each seat.
+    pub(crate) scratch: Shared<'a>,
     pub(crate) tokens: &'a [u32],
     pub(crate) targets: &'a [u32],
-    /// Gradients are added to, not overwritten: not the first micro-batch of a step.
+    /// Add to the gradients that are there.
     pub(crate) accumulate: bool,
-    /// Gradient of the loss with respect to one target's loss.
+    /// Gradient of each counted target's loss.
     pub(crate) loss_scale: f32,
+    /// Masks of this micro-batch; none in evaluation.
     pub(crate) dropout: Option<DropoutKey>,
+    /// The update, but for its decay and scale, which are the tensor's and the clip's.
     pub(crate) adamw: AdamW,
     pub(crate) weight_decay: f32,
+    pub(crate) grad_clip: Option<f32>,
+    pub(crate) outcome: &'a Outcome,
+}
+
+impl Job for Step<'_> {
+    unsafe fn run(&self, ops: &[Op], taken: &Taken, seat: usize, observer: &mut dyn Observer) {
+        let Taken { stage, tile, stolen, .. } = *taken;
+        let ops = &ops[stage.first_op as usize..][..stage.ops as usize];
+        let len = self.plan.layout.scratch_len;
+        // SAFETY: the piece is the seat's own, and nobody else runs a tile for the seat.
+        let scratch = unsafe { self.scratch.slice_mut(seat * len, len) };
+        let mut run = |op: Op, tile: u32| {
+            observer.enter(Activity::Tile { op, tile, stolen });
+            // SAFETY: the engine gives out tiles when what they wait for is done, and the
+            // program says what that is; a chain is gone through in order.
+            unsafe { self.run_tile(op, tile as usize, scratch) }
+        };
+        match stage.shape {
+            Shape::Rows { first_block, .. } => {
+                for &op in ops {
+                    run(op, first_block + tile);
+                }
+            }
+            Shape::Attention { .. } | Shape::List => {
+                let mut tile = tile;
+                for &op in ops {
+                    if tile < op.tiles {
+                        return run(op, tile);
+                    }
+                    tile -= op.tiles;
+                }
+            }
+        }
+    }
 }
 
 impl Step<'_> {
     /// Runs one tile.
     ///
     /// # Safety
-    /// - What the tile reads is there: every earlier operation that is not row-wise, or
-    ///   that is not in the same run of row-wise operations, is done; of the
-    ///   same run, this row block is.
-    /// - Nothing that it reads has been overwritten: no later operation outside the run
-    ///   has begun, and inside it a tile touches rows of its own block only.
+    /// - What the stage of the operation waits for (see [`crate::program`]) is done, and of a
+    ///   chain what comes before it on this row block.
     /// - Nobody else runs this tile, and `scratch` (of the plan's size) is this worker's.
     pub(crate) unsafe fn run_tile(&self, op: Op, tile: usize, scratch: &mut [f32]) {
         let index = op.index as usize;
@@ -97,7 +175,9 @@ impl Step<'_> {
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
                 Kind::TokenTableGrad => self.token_table_grad(tile),
                 Kind::PositionTableGrad => self.position_table_grad(tile),
+                Kind::LossSum => self.loss_sum(),
                 Kind::Squares => self.squares(tile),
+                Kind::Clip => self.clip(),
                 Kind::Update => self.update(index, tile),
             }
         }
@@ -105,8 +185,8 @@ impl Step<'_> {
 
     /// First row and number of rows of a row block.
     fn rows(&self, tile: usize) -> (usize, usize) {
-        let first = tile * ROW_BLOCK;
-        (first, ROW_BLOCK.min(self.plan.tokens() - first))
+        let first = tile * self.plan.grain.row_block;
+        (first, self.plan.grain.row_block.min(self.plan.tokens() - first))
     }
 
     fn spec(&self, param: Param) -> Option<ParamSpec> {

@@ -2,8 +2,19 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::Step;
-use crate::plan::UPDATE_BLOCK;
+use crate::optimizer::UpdateReport;
+use crate::plan::update_block;
 use cllm_kernels::AdamW;
+
+/// Sum in `f64` over a tree whose shape depends on the length alone.
+fn tree_sum(values: &[f32]) -> f64 {
+    const LEAF: usize = 64;
+    if values.len() <= LEAF {
+        return values.iter().map(|x| f64::from(*x)).sum();
+    }
+    let (left, right) = values.split_at(values.len().div_ceil(2 * LEAF) * LEAF);
+    tree_sum(left) + tree_sum(right)
+}
 
 impl Step<'_> {
     /// Sum of squares of one tile of the gradient arena, padding (zero) included.
@@ -11,30 +22,60 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn squares(&self, tile: usize) {
-        let first = tile * UPDATE_BLOCK;
-        let len = UPDATE_BLOCK.min(self.plan.table.arena_len() - first);
+        let arena = self.plan.table.arena_len();
+        let block = update_block(arena);
+        let first = tile * block;
+        let len = block.min(arena - first);
         // SAFETY: the tile owns its sum; gradients are done.
         unsafe {
             let sum = self.kernels.sum_squares(self.grads.slice(first, len));
-            self.act.slice_mut(self.plan.layout.grads.squares + tile, 1)[0] = sum;
+            self.act.slice_mut(self.plan.layout.squares + tile, 1)[0] = sum;
         }
     }
 
-    /// AdamW on one tile of tensor number `index`.
+    /// Adds up the losses of all rows.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn loss_sum(&self) {
+        // SAFETY: the losses are done.
+        let losses = unsafe { self.act.slice(self.plan.layout.losses, self.plan.tokens()) };
+        self.outcome.set_loss(tree_sum(losses));
+    }
+
+    /// Global norm of the gradient, and what the clip makes of it.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn clip(&self) {
+        let arena = self.plan.table.arena_len();
+        let tiles = arena.div_ceil(update_block(arena));
+        // SAFETY: the sums of squares are done.
+        let squares = unsafe { self.act.slice(self.plan.layout.squares, tiles) };
+        let norm = libm::sqrt(tree_sum(squares));
+        self.outcome.set_update(UpdateReport::new(norm, self.grad_clip));
+    }
+
+    /// AdamW on one tile of tensor number `index`; nothing if the gradient is not finite.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn update(&self, index: usize, tile: usize) {
         let Some(spec) = self.plan.table.get(index) else { return };
-        let start = tile * UPDATE_BLOCK;
-        let len = UPDATE_BLOCK.min(spec.len() - start);
+        let UpdateReport { grad_norm, scale } = self.outcome.update();
+        if !grad_norm.is_finite() {
+            return;
+        }
+        let arena = self.plan.table.arena_len();
+        let block = update_block(arena);
+        let start = tile * block;
+        let len = block.min(spec.len() - start);
         let at = spec.offset + start;
         let decay = if spec.decay { self.weight_decay } else { 0.0 };
-        let arena = self.plan.table.arena_len();
         // SAFETY: the tile owns its piece of weights and moments; gradients are done.
         unsafe {
             self.kernels.adamw(
-                &AdamW { decay, ..self.adamw },
+                &AdamW { decay, grad_scale: scale, ..self.adamw },
                 self.params.slice_mut(at, len),
                 self.grads.slice(at, len),
                 self.moments.slice_mut(at, len),

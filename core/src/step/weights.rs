@@ -7,24 +7,37 @@
 
 use super::Step;
 use crate::params::Param;
-use crate::plan::{COLUMN_BLOCK, ROW_BLOCK, TABLE_ROWS, WEIGHT_COLS, WEIGHT_ROWS};
+use crate::plan::{COLUMN_BLOCK, PARTIAL_ROWS, TABLE_ROWS};
 use crate::program::{Matrix, Norm};
 
 impl Step<'_> {
     /// Input and output gradient of a matrix's product: (offset, columns) each.
     fn operands(&self, matrix: Matrix, block: usize) -> ((usize, usize), (usize, usize)) {
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let (b, g) = (self.plan.layout.block(block), &self.plan.layout.grads);
+        let (b, g) = (self.plan.layout.block(block), self.plan.layout.grads(block));
         match matrix {
             Matrix::Qkv => ((b.norm1.out, d), (g.dqkv, 3 * d)),
-            Matrix::AttnOut => ((b.att, d), (self.attn_grad(), d)),
+            Matrix::AttnOut => ((b.att, d), (self.attn_grad(block), d)),
             Matrix::Fc => ((b.norm2.out, d), (g.dfc, f)),
-            Matrix::MlpOut => ((b.fc, f), (self.mlp_grad(), d)),
+            Matrix::MlpOut => ((b.fc, f), (self.mlp_grad(block), d)),
             Matrix::Head => {
                 let v = self.plan.config.vocab_size;
-                ((self.plan.layout.final_norm.out, d), (self.plan.layout.logits, v))
+                ((self.plan.layout.final_norm.out, d), (self.plan.layout.logits(0), v))
             }
         }
+    }
+
+    /// First row, first column, rows and columns of a tile of a weight's gradient.
+    pub(super) fn weight_tile(
+        &self,
+        tile: usize,
+        height: usize,
+        width: usize,
+    ) -> (usize, usize, usize, usize) {
+        let (rows, cols) = (self.plan.grain.weight_rows, self.plan.grain.weight_cols);
+        let per_row = width.div_ceil(cols);
+        let (i, j) = (tile / per_row * rows, tile % per_row * cols);
+        (i, j, rows.min(height - i), cols.min(width - j))
     }
 
     /// `dW (+)= X^T dY` for one tile of a block's weight.
@@ -41,9 +54,7 @@ impl Step<'_> {
         let Some(spec) = self.spec(matrix.weight(self.plan, block)) else { return };
         let ((x, k), (dy, n)) = self.operands(matrix, block);
         let tokens = self.plan.tokens();
-        let per_row = n.div_ceil(WEIGHT_COLS);
-        let (i, j) = (tile / per_row * WEIGHT_ROWS, tile % per_row * WEIGHT_COLS);
-        let (rows, cols) = (WEIGHT_ROWS.min(k - i), WEIGHT_COLS.min(n - j));
+        let (i, j, rows, cols) = self.weight_tile(tile, k, n);
         // SAFETY: the tile owns its part of the gradient; X and dY are done.
         unsafe {
             let x = self.act.mat(x + i, (tokens, rows), k);
@@ -70,15 +81,19 @@ impl Step<'_> {
         }
     }
 
-    /// Adds up the row blocks' sums for a norm's gain and bias, for 256 columns.
+    /// Adds up the sums of each [`PARTIAL_ROWS`] rows for a norm's gain and bias, for 256 columns.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn norm_grad(&self, norm: Norm, block: usize, tile: usize) {
         let d = self.plan.config.d_model;
-        let g = &self.plan.layout.grads;
-        let partial = if norm == Norm::Second { g.partial2 } else { g.partial1 };
-        let blocks = self.plan.tokens().div_ceil(ROW_BLOCK);
+        let layout = &self.plan.layout;
+        let partial = match norm {
+            Norm::First => layout.grads_into(block).partial1,
+            Norm::Second => layout.grads(block).partial2,
+            Norm::Final => layout.grads(self.plan.config.n_layer - 1).partial1,
+        };
+        let pieces = self.plan.tokens().div_ceil(PARTIAL_ROWS);
         let first = tile * COLUMN_BLOCK;
         let cols = COLUMN_BLOCK.min(d - first);
         let (gain, bias) = Self::norm_params(norm, block);
@@ -86,7 +101,7 @@ impl Step<'_> {
             let Some(spec) = self.spec(param) else { continue };
             // SAFETY: the tile owns its columns of the gradient; the sums are done.
             unsafe {
-                let sums = self.act.mat(partial + half + first, (blocks, cols), 2 * d);
+                let sums = self.act.mat(partial + half + first, (pieces, cols), 2 * d);
                 let out = self.grads.slice_mut(spec.offset + first, cols);
                 self.kernels.column_sum(sums, out, self.accumulate);
             }
@@ -110,7 +125,7 @@ impl Step<'_> {
             if !self.accumulate && !self.plan.config.tied {
                 out.fill(0.0);
             }
-            let dx = self.act.mat(self.plan.layout.grads.dx, (self.plan.tokens(), d), d);
+            let dx = self.act.mat(self.plan.layout.grads_into(0).dx, (self.plan.tokens(), d), d);
             self.kernels.embedding_backward(self.tokens, dx, out, first);
         }
     }
@@ -135,7 +150,7 @@ impl Step<'_> {
             let live = places.min(t.saturating_sub(first)) * d;
             let sequences = if live > 0 { self.plan.batch.sequences } else { 0 };
             for sequence in 0..sequences {
-                let at = self.plan.layout.grads.dx + (sequence * t + first) * d;
+                let at = self.plan.layout.grads_into(0).dx + (sequence * t + first) * d;
                 self.kernels.accumulate(&mut out[..live], self.act.slice(at, live));
             }
         }

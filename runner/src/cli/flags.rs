@@ -251,6 +251,9 @@ train_flags! {
         /// auto or a number; for now one thread computes, whatever the number.
         #[arg(value_name = "N")]
         threads: Threads,
+        /// Batches made ready ahead of the step that needs them, 1 to 64.
+        #[arg(value_name = "N")]
+        prefetch: usize,
         /// Instruction set: scalar, avx or avx2 [default: CLLM_ISA, or the CPU's best].
         #[arg(value_name = "NAME")]
         isa: Isa,

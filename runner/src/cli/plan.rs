@@ -125,8 +125,13 @@ impl Report<'_> {
         self.plan.tokens() as u64 * self.settings.gradient_accumulation_steps as u64
     }
 
+    /// Bytes of a pool; the run holds more batches than the plan's one.
+    fn bytes(&self, pool: Pool) -> usize {
+        memory::pool_bytes(self.plan, pool, model::batches(self.settings))
+    }
+
     fn total_bytes(&self) -> u64 {
-        self.plan.total_bytes().unwrap_or(usize::MAX) as u64
+        memory::total_bytes(self.plan, model::batches(self.settings)) as u64
     }
 
     fn fits(&self) -> Option<bool> {
@@ -137,7 +142,7 @@ impl Report<'_> {
         let config = self.plan.config();
         let pools: serde_json::Map<String, Value> = Pool::ALL
             .iter()
-            .map(|pool| (pool.name().to_owned(), json!(self.plan.bytes(*pool))))
+            .map(|pool| (pool.name().to_owned(), json!(self.bytes(*pool))))
             .collect();
         let steps = self.settings.max_steps;
         json!({
@@ -155,6 +160,7 @@ impl Report<'_> {
             },
             "batch_size": self.settings.batch_size,
             "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
+            "prefetch": self.settings.prefetch,
             "max_steps": steps,
             "isa": self.kernels.isa().name(),
             "parameters": self.plan.table().parameters(),
@@ -213,8 +219,7 @@ impl Report<'_> {
         line("", format!("{:.3} GFLOP", step_flops(self.plan, settings) / 1e9));
         line("memory", format!("(bytes, {} kernels)", self.kernels.isa()));
         for pool in Pool::ALL {
-            let bytes = self.plan.bytes(pool);
-            line(&format!("  {}", pool.name()), pair(bytes));
+            line(&format!("  {}", pool.name()), pair(self.bytes(pool)));
         }
         line("  total", pair(self.total_bytes() as usize));
         if let (Some(memory), Some(fits)) = (self.memory, self.fits()) {

@@ -1,7 +1,9 @@
 //! The numbers of the presets: the one place to tune them.
 
 use super::value::Setting;
-use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
+use crate::settings::{
+    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, default_prefetch,
+};
 
 /// A named set of settings that everything else overrides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +94,7 @@ fn tiny() -> TrainSettings {
         resume: false,
         seed: 1337,
         threads: Threads::Auto,
+        prefetch: default_prefetch(),
         isa: None,
         sample_tokens: 300,
         sample_prompt: "\n".to_owned(),

@@ -1,5 +1,6 @@
 //! What a run may be told: the range of every setting, checked before anything starts.
 
+use crate::data::prefetch::MAX_DEPTH;
 use crate::error::{Error, Result};
 use crate::settings::{TokenizerChoice, TrainSettings};
 use cllm_core::{Isa, MAX_DIMENSION};
@@ -132,6 +133,7 @@ impl TrainSettings {
         whole("save_interval", self.save_interval, 1, u64::MAX)?;
         whole("log_interval", self.log_interval, 1, u64::MAX)?;
         whole("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST)?;
+        whole("prefetch", self.prefetch as u64, 1, MAX_DEPTH as u64)?;
         whole("sample_tokens", self.sample_tokens as u64, 0, 1_000_000)?;
         share("val_fraction", self.val_fraction, self.val_fraction)?;
         if let TokenizerChoice::Bpe(size) = self.tokenizer
@@ -244,6 +246,8 @@ mod tests {
             (refused(|s| s.save_interval = 0), "--save-interval 0"),
             (refused(|s| s.log_interval = 0), "--log-interval 0"),
             (refused(|s| s.keep_checkpoints = 0), "--keep-checkpoints 0"),
+            (refused(|s| s.prefetch = 0), "--prefetch 0: it must be at least 1"),
+            (refused(|s| s.prefetch = 65), "--prefetch 65: the largest accepted value is 64"),
             (refused(|s| s.lr_decay_steps = Some(0)), "--lr-decay-steps 0"),
             (refused(|s| s.tokenizer = TokenizerChoice::Bpe(256)), "--tokenizer bpe:256"),
             (refused(|s| s.text_field.clear()), "--text-field ''"),

@@ -3,7 +3,7 @@
 //! The path of a token: [`source`] finds documents, [`pieces`] reads them, [`vocabulary`] trains a
 //! tokenizer on them, [`prepare`] encodes them into [`shard`] files, [`stream`]
 //! joins shards into one sequence, [`sampler`] says which window of it comes
-//! when, [`loader`] copies windows into a batch. [`embedded`] is the text that
+//! when, [`loader`] copies windows into a batch, [`prefetch`] does so ahead of need. [`embedded`] is the text that
 //! the program carries, [`mod@reference`] the data set that speed is measured on.
 
 use core::fmt::Write;
@@ -16,6 +16,7 @@ mod grammar;
 mod lexicon;
 pub mod loader;
 pub mod pieces;
+pub mod prefetch;
 pub mod prepare;
 pub mod reference;
 pub mod sampler;

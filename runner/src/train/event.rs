@@ -3,6 +3,7 @@
 use cllm_core::{ModelConfig, Plan, Pool};
 use serde::Serialize;
 
+use crate::memory::{pool_bytes, total_bytes};
 use crate::settings::TrainSettings;
 
 /// One line. A value that is not a finite number is written as `null`.
@@ -92,14 +93,18 @@ pub struct PlannedBytes {
     packed: usize,
     activations: usize,
     scratch: usize,
-    queue: usize,
+    operations: usize,
+    slots: usize,
+    words: usize,
     batch: usize,
     /// The sum.
     pub total: usize,
 }
 
-impl From<&Plan> for PlannedBytes {
-    fn from(plan: &Plan) -> Self {
+impl PlannedBytes {
+    /// Those of a run that holds `batches` batches at a time.
+    #[must_use]
+    pub fn new(plan: &Plan, batches: usize) -> Self {
         Self {
             parameters: plan.bytes(Pool::Parameters),
             gradients: plan.bytes(Pool::Gradients),
@@ -107,9 +112,11 @@ impl From<&Plan> for PlannedBytes {
             packed: plan.bytes(Pool::Packed),
             activations: plan.bytes(Pool::Activations),
             scratch: plan.bytes(Pool::Scratch),
-            queue: plan.bytes(Pool::Queue),
-            batch: plan.bytes(Pool::Batch),
-            total: plan.total_bytes().unwrap_or(usize::MAX),
+            operations: plan.bytes(Pool::Operations),
+            slots: plan.bytes(Pool::Slots),
+            words: plan.bytes(Pool::Words),
+            batch: pool_bytes(plan, Pool::Batch, batches),
+            total: total_bytes(plan, batches),
         }
     }
 }
@@ -129,6 +136,8 @@ pub struct Step {
     pub tokens_per_s: f64,
     /// Share of the machine's peak since the last reported step.
     pub mfu: f64,
+    /// Seconds spent waiting for a batch since the last reported step.
+    pub data_wait: f64,
 }
 
 /// One validation.
@@ -160,6 +169,10 @@ pub struct Done {
     pub tokens: u64,
     /// Seconds of training, over all sessions.
     pub seconds: f64,
+    /// Seconds spent waiting for batches, over all sessions.
+    pub data_wait_seconds: f64,
+    /// Their share of `seconds`.
+    pub data_wait_share: f64,
     /// Validation loss after the last step, if there is validation data.
     pub val_loss: Option<f64>,
     /// The lowest validation loss and when it was.

@@ -92,6 +92,21 @@ impl Inputs {
         Ok(Self { vocab_size, tokenizer, tokenizer_sha256, train, validation })
     }
 
+    /// Fills the buffers with the run's micro-batch number `batch`, of `batch_size` sequences.
+    ///
+    /// # Errors
+    /// What [`Dataset::fill_batch`] refuses.
+    pub fn fill(
+        &self,
+        batch: u64,
+        batch_size: usize,
+        tokens: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<()> {
+        let first = batch.wrapping_mul(batch_size as u64);
+        self.train.fill_batch(first, batch_size, tokens, targets)
+    }
+
     /// Tokens to validate on.
     #[must_use]
     pub fn val_tokens(&self) -> u64 {

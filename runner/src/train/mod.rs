@@ -19,15 +19,16 @@ use std::path::Path;
 use std::time::Instant;
 
 use cllm_core::checkpoint::Checkpoint;
-use cllm_core::{Kernels, Mode, ModelConfig, Plan, Trainer};
+use cllm_core::{Engine, Kernels, Mode, ModelConfig, Plan, Trainer};
 
 use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta};
+use crate::data::prefetch;
 use crate::error::{Error, Result};
-use crate::memory::PoolMemory;
+use crate::memory::{PoolMemory, check_available};
 use crate::model;
 use crate::settings::TrainSettings;
-use event::{Event, Start};
+use event::{Event, PlannedBytes, Start};
 use folder::RunFolder;
 use inputs::Inputs;
 use metrics::Metrics;
@@ -100,9 +101,12 @@ fn run(
     let workers = model::workers(settings.threads)?;
     let plan = Plan::new(&config, model::batch_shape(settings), workers, Mode::Train, kernels)
         .map_err(model::plan_error)?;
+    check_available(&plan, model::batches(settings))?;
     let mut memory = PoolMemory::allocate(&plan)?;
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).map_err(model::plan_error)?;
     let mut trainer =
-        Trainer::new(&plan, kernels, memory.pools(), settings.seed).map_err(model::plan_error)?;
+        Trainer::new(&plan, kernels, pools, &engine, settings.seed).map_err(model::plan_error)?;
     let meta = match &from {
         Some(file) => restore(&mut trainer, file, &inputs, &config, kernels)?,
         None => {
@@ -131,13 +135,14 @@ fn run(
         peak_flops: fma_peak(Kernels::detect(), Duration::from_millis(100)) * workers as f64,
         steps: 0,
         seconds: 0.0,
+        waited: 0.0,
     };
     let start = Start {
         step,
         config: settings.clone(),
         model: (&config).into(),
         parameters: plan.table().parameters(),
-        planned_bytes: (&plan).into(),
+        planned_bytes: PlannedBytes::new(&plan, model::batches(settings)),
         isa: kernels.isa().name(),
         threads: workers,
         peak_gflops: rates.peak_flops / 1e9,
@@ -155,24 +160,32 @@ fn run(
             &signals
         }
     };
-    let mut session = Session {
-        settings,
-        folder: &folder,
-        inputs: &inputs,
-        kernels,
-        trainer,
-        optimizer,
-        schedule,
-        reporter,
-        stop,
-        meta,
-        newest: from.map(|file| file.path().to_path_buf()),
-        batch: BatchMemory { tokens: &mut tokens, targets: &mut targets },
-        rates,
-        begin: Instant::now(),
+    let accumulated = settings.gradient_accumulation_steps as u64;
+    let batches = step.saturating_mul(accumulated)..settings.max_steps.saturating_mul(accumulated);
+    let fill = |batch, tokens: &mut [u32], targets: &mut [u32]| {
+        inputs.fill(batch, settings.batch_size, tokens, targets)
     };
-    session.reporter.event(&Event::Start(Box::new(start)))?;
-    session.run()
+    prefetch::with_loader(settings.prefetch, plan.tokens(), batches, fill, |prefetch| {
+        let mut session = Session {
+            settings,
+            folder: &folder,
+            inputs: &inputs,
+            kernels,
+            trainer,
+            optimizer,
+            schedule,
+            reporter,
+            stop,
+            meta,
+            newest: from.map(|file| file.path().to_path_buf()),
+            prefetch,
+            batch: BatchMemory { tokens: &mut tokens, targets: &mut targets },
+            rates,
+            begin: Instant::now(),
+        };
+        session.reporter.event(&Event::Start(Box::new(start)))?;
+        session.run()
+    })
 }
 
 /// Checks what can be checked before any file is touched.
@@ -189,6 +202,7 @@ fn check(settings: &TrainSettings) -> Result<&'static Kernels> {
             return Err(Error::usage(format!("{flag} 0: it must be at least 1")));
         }
     }
+    prefetch::check_depth(settings.prefetch)?;
     let tokens = settings
         .batch_size
         .checked_mul(settings.block_size)
@@ -248,6 +262,7 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
         last: None,
         validation_due: false,
         seconds: 0.0,
+        data_wait_seconds: 0.0,
         train_tokens: inputs.train.tokens(),
         val_tokens: inputs.val_tokens(),
         tokenizer_sha256: inputs.tokenizer_sha256.clone(),

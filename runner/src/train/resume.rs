@@ -30,7 +30,7 @@ const FIXED: [&str; 17] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 12] = [
+const FREE: [&str; 13] = [
     "max_steps",
     "eval_interval",
     "eval_batches",
@@ -41,6 +41,7 @@ const FREE: [&str; 12] = [
     "out_dir",
     "resume",
     "threads",
+    "prefetch",
     "sample_tokens",
     "sample_prompt",
 ];

@@ -16,6 +16,7 @@ use super::inputs::Inputs;
 use super::report::Reporter;
 use super::stop::Stop;
 use crate::checkpoint::{self, Meta, Validated};
+use crate::data::prefetch::Prefetch;
 use crate::error::{Error, Result};
 use crate::generate::{self, Speaker};
 use crate::memory::peak_rss_bytes;
@@ -23,7 +24,7 @@ use crate::settings::TrainSettings;
 use crate::validation::Rounds;
 
 /// A run under way in this process.
-pub(super) struct Session<'a> {
+pub(super) struct Session<'a, 'p> {
     pub(super) settings: &'a TrainSettings,
     pub(super) folder: &'a RunFolder,
     pub(super) inputs: &'a Inputs,
@@ -33,16 +34,19 @@ pub(super) struct Session<'a> {
     pub(super) schedule: Schedule,
     pub(super) reporter: Reporter<'a>,
     pub(super) stop: &'a Stop,
-    /// What checkpoints remember; `seconds` is as of the start of the session.
+    /// What checkpoints remember; its seconds are as of the start of the session.
     pub(super) meta: Meta,
     /// The newest good checkpoint.
     pub(super) newest: Option<PathBuf>,
+    /// Where steps get their batches.
+    pub(super) prefetch: Prefetch<'p>,
+    /// For validations and checks before saving.
     pub(super) batch: BatchMemory<'a>,
     pub(super) rates: Rates,
     pub(super) begin: Instant,
 }
 
-/// Token ids and targets of one micro-batch.
+/// Token ids and targets of one batch.
 pub(super) struct BatchMemory<'a> {
     pub(super) tokens: &'a mut [u32],
     pub(super) targets: &'a mut [u32],
@@ -54,6 +58,8 @@ pub(super) struct Rates {
     pub(super) peak_flops: f64,
     pub(super) steps: u64,
     pub(super) seconds: f64,
+    /// Seconds that the session had waited for batches then.
+    pub(super) waited: f64,
 }
 
 impl Rates {
@@ -71,7 +77,7 @@ fn is_due(step: u64, interval: u64) -> bool {
     interval > 0 && step.is_multiple_of(interval)
 }
 
-impl Session<'_> {
+impl Session<'_, '_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
         if self.meta.validation_due {
             self.validate()?;
@@ -112,10 +118,10 @@ impl Session<'_> {
         let done = self.trainer.updates();
         let counted = self.tokens_per_step();
         let mut sum = 0.0;
-        for micro in 0..self.settings.gradient_accumulation_steps as u64 {
-            self.fill(done, micro)?;
-            let BatchMemory { tokens, targets } = &self.batch;
-            let loss = self.trainer.accumulate(&Batch { tokens, targets }, counted);
+        for _ in 0..self.settings.gradient_accumulation_steps {
+            let batch = self.prefetch.take()?;
+            let loss = self.trainer.accumulate(&batch.get(), counted);
+            self.prefetch.recycle(batch);
             sum += loss.map_err(|e| self.stopped(done + 1, e))?.sum;
         }
         let lr = self.schedule.rate(done);
@@ -127,6 +133,9 @@ impl Session<'_> {
         let is_edge = step == 1 || step == self.settings.max_steps;
         if is_edge || is_due(step, self.settings.log_interval) {
             let (tokens_per_s, mfu) = self.rates.take(counted as u64);
+            let waited = self.prefetch.waited();
+            let data_wait = waited - self.rates.waited;
+            self.rates.waited = waited;
             let (loss, grad_norm) = (sum / counted as f64, update.grad_norm);
             self.reporter.event(&Event::Step(Step {
                 step,
@@ -135,21 +144,12 @@ impl Session<'_> {
                 grad_norm,
                 tokens_per_s,
                 mfu,
+                data_wait,
             }))?;
         } else {
             self.reporter.progress(step);
         }
         Ok(())
-    }
-
-    /// Fills the batch with micro-batch `micro` of the step after `done` updates.
-    fn fill(&mut self, done: u64, micro: u64) -> Result<()> {
-        let accumulated = self.settings.gradient_accumulation_steps as u64;
-        let batch_size = self.settings.batch_size;
-        let batch = done.wrapping_mul(accumulated).wrapping_add(micro);
-        let first = batch.wrapping_mul(batch_size as u64);
-        let BatchMemory { tokens, targets } = &mut self.batch;
-        self.inputs.train.fill_batch(first, batch_size, tokens, targets)
     }
 
     /// Measures the loss on the validation data, and saves the best weights. Leaves
@@ -183,8 +183,10 @@ impl Session<'_> {
     /// checkpoint must not take the place of a good one.
     fn save(&mut self) -> Result<PathBuf> {
         let step = self.trainer.updates();
-        self.fill(step, 0)?;
-        let BatchMemory { tokens, targets } = &self.batch;
+        // The first batch of the next step.
+        let batch = step.saturating_mul(self.settings.gradient_accumulation_steps as u64);
+        let BatchMemory { tokens, targets } = &mut self.batch;
+        self.inputs.fill(batch, self.settings.batch_size, tokens, targets)?;
         let loss = self.trainer.evaluate(&Batch { tokens, targets });
         let loss = loss.map_err(|e| self.stopped(step, e))?.mean();
         if !loss.is_finite() {
@@ -198,7 +200,11 @@ impl Session<'_> {
 
     fn write(&mut self, path: PathBuf) -> Result<()> {
         self.reporter.sync()?;
-        let meta = Meta { seconds: self.seconds(), ..self.meta.clone() };
+        let meta = Meta {
+            seconds: self.seconds(),
+            data_wait_seconds: self.data_wait_seconds(),
+            ..self.meta.clone()
+        };
         checkpoint::save(&path, &self.trainer, &meta)?;
         self.newest = Some(path);
         Ok(())
@@ -206,6 +212,10 @@ impl Session<'_> {
 
     fn seconds(&self) -> f64 {
         self.meta.seconds + self.begin.elapsed().as_secs_f64()
+    }
+
+    fn data_wait_seconds(&self) -> f64 {
+        self.meta.data_wait_seconds + self.prefetch.waited()
     }
 
     /// The error of a step that went wrong.
@@ -237,10 +247,13 @@ impl Session<'_> {
         self.stop.request();
         let steps = self.trainer.updates();
         let table = self.trainer.plan().table();
+        let (seconds, data_wait_seconds) = (self.seconds(), self.data_wait_seconds());
         let done = Done {
             steps,
             tokens: steps * self.tokens_per_step() as u64,
-            seconds: self.seconds(),
+            seconds,
+            data_wait_seconds,
+            data_wait_share: data_wait_seconds / seconds.max(1e-9),
             val_loss: self.meta.last.map(|last| last.val_loss),
             best_val_loss: self.meta.best.map(|best| best.val_loss),
             best_step: self.meta.best.map(|best| best.step),

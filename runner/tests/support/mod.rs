@@ -65,6 +65,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         resume: false,
         seed: 7,
         threads: Threads::Auto,
+        prefetch: 4,
         isa: None,
         sample_tokens: 0,
         sample_prompt: String::new(),
@@ -161,6 +162,7 @@ pub(crate) fn course(settings: &TrainSettings) -> Vec<Value> {
         if let Value::Object(fields) = line {
             fields.remove("tokens_per_s");
             fields.remove("mfu");
+            fields.remove("data_wait");
         }
     }
     lines

@@ -21,7 +21,7 @@ struct Pool(UnsafeCell<Memory>);
 // SAFETY: this process has one thread.
 unsafe impl Sync for Pool {}
 
-static POOL: Pool = Pool(UnsafeCell::new(Memory::EMPTY));
+static POOL: Pool = Pool(UnsafeCell::new(Memory::new()));
 
 /// Runs the program and returns its exit status.
 fn run(isa: &[u8], expected: &[u8]) -> i32 {

@@ -1,9 +1,10 @@
 //! What the freestanding program trains, and what the hosted test trains beside it.
 
 use cllm_core::{
-    Batch, BatchShape, Kernels, Line, Mode, ModelConfig, Op, Optimizer, Plan, PlanError, Pools,
-    StepError, Trainer,
+    Batch, BatchShape, Engine, Kernels, Line, Mode, ModelConfig, Op, Optimizer, Plan, PlanError,
+    Pools, Queue, Slot, StepError, Trainer,
 };
+use core::sync::atomic::AtomicU64;
 
 /// A byte model of a few hundred lines of memory.
 pub(crate) const CONFIG: ModelConfig = ModelConfig {
@@ -32,6 +33,8 @@ pub(crate) const PACKED: usize = 4096;
 pub(crate) const ACTIVATIONS: usize = 16384;
 pub(crate) const SCRATCH: usize = 8192;
 pub(crate) const OPS: usize = 160;
+pub(crate) const SLOTS: usize = 32;
+pub(crate) const WORDS: usize = 64;
 
 /// All memory that the training touches, besides the stack.
 pub(crate) struct Memory {
@@ -41,19 +44,25 @@ pub(crate) struct Memory {
     pub(crate) packed: [Line; PACKED],
     pub(crate) activations: [Line; ACTIVATIONS],
     pub(crate) scratch: [Line; SCRATCH],
-    pub(crate) queue: [Op; OPS],
+    pub(crate) ops: [Op; OPS],
+    pub(crate) slots: [Slot; SLOTS],
+    pub(crate) words: [AtomicU64; WORDS],
 }
 
 impl Memory {
-    pub(crate) const EMPTY: Self = Self {
-        parameters: [Line::ZERO; PARAMETERS],
-        gradients: [Line::ZERO; PARAMETERS],
-        moments: [Line::ZERO; MOMENTS],
-        packed: [Line::ZERO; PACKED],
-        activations: [Line::ZERO; ACTIVATIONS],
-        scratch: [Line::ZERO; SCRATCH],
-        queue: [Op::EMPTY; OPS],
-    };
+    pub(crate) const fn new() -> Self {
+        Self {
+            parameters: [Line::ZERO; PARAMETERS],
+            gradients: [Line::ZERO; PARAMETERS],
+            moments: [Line::ZERO; MOMENTS],
+            packed: [Line::ZERO; PACKED],
+            activations: [Line::ZERO; ACTIVATIONS],
+            scratch: [Line::ZERO; SCRATCH],
+            ops: [Op::EMPTY; OPS],
+            slots: [const { Slot::new() }; SLOTS],
+            words: [const { AtomicU64::new(0) }; WORDS],
+        }
+    }
 }
 
 /// Why there is no final loss.
@@ -73,9 +82,10 @@ pub(crate) fn train(kernels: &'static Kernels, memory: &mut Memory) -> Result<(f
         packed: &mut memory.packed,
         activations: &mut memory.activations,
         scratch: &mut memory.scratch,
-        queue: &mut memory.queue,
     };
-    let mut trainer = Trainer::new(&plan, kernels, pools, 42).map_err(Failure::Plan)?;
+    let queue = Queue { ops: &mut memory.ops, slots: &mut memory.slots, words: &mut memory.words };
+    let engine = Engine::new(&plan, queue).map_err(Failure::Plan)?;
+    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 42).map_err(Failure::Plan)?;
     trainer.initialise();
     let (mut first, mut last) = (f64::NAN, f64::NAN);
     for step in 0..STEPS {

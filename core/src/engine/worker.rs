@@ -1,0 +1,292 @@
+//! A thread's part in the engine: take a tile, run it, say it is done.
+//!
+//! ```text
+//! until closed or no longer wanted
+//!   seen = work
+//!   own shares, oldest stage first: take the front tile if it is ready
+//!   else, oldest stage first, seats in turn from a random one:
+//!     the back half of the share if its first tile is ready, or the front tile if that is
+//!   run it, count it; found nothing: wait for `work` to move on from `seen`
+//! ```
+//! Own shares come first at every stage: the tiles of a later stage that are ready are
+//! those whose inputs this worker has just made. Stealing looks at the oldest stage, where
+//! the others are behind.
+//!
+//! **No tile is forgotten.** Of the unfinished tiles of a run take the first, by stage and
+//! number. All that it waits for comes before it, so it is ready; every tile before it in
+//! its share is done or taken, so it is at the front, where its owner and every thief look.
+#![expect(unsafe_code, reason = "reads the job that the caller lent")]
+
+use super::fault::{Access, fence};
+use super::idle::Idle;
+use super::observe::{Activity, Observer, Unobserved};
+use super::range::Share;
+use super::{Engine, LINE, Taken};
+use crate::primitive::Ordering;
+use core::fmt;
+
+/// Why a thread cannot serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeatError {
+    /// All seats of the plan are taken.
+    Full {
+        /// How many there are.
+        seats: usize,
+    },
+    /// The engine was closed.
+    Closed,
+}
+
+impl fmt::Display for SeatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full { seats } => {
+                write!(f, "all {seats} seats of the engine are taken: plan for more workers")
+            }
+            Self::Closed => f.write_str("the engine is closed"),
+        }
+    }
+}
+
+impl core::error::Error for SeatError {}
+
+/// A seat at an engine.
+#[derive(Debug)]
+pub struct Worker<'e, I: Idle + ?Sized> {
+    engine: &'e Engine<'e>,
+    idle: &'e I,
+    seat: usize,
+    run: u32,
+    /// Stages before this one are done in `run`.
+    first: usize,
+    dice: u32,
+}
+
+impl<'e, I: Idle + ?Sized> Worker<'e, I> {
+    /// Serves the engine on this thread until it is closed or `idle` no longer stays. Any
+    /// thread may call it at any time, also while a run is under way.
+    ///
+    /// # Errors
+    /// There is no free seat, or the engine is closed.
+    ///
+    /// # Panics
+    /// If a tile does; the engine's caller then has an error, and other workers go on.
+    pub fn run(engine: &'e Engine<'e>, idle: &'e I) -> Result<(), SeatError> {
+        Self::run_observed(engine, idle, &mut Unobserved)
+    }
+
+    /// As [`Worker::run`]; `observer` is told what the worker turns to.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn run_observed(
+        engine: &'e Engine<'e>,
+        idle: &'e I,
+        observer: &mut dyn Observer,
+    ) -> Result<(), SeatError> {
+        let mut worker = Self::join(engine, idle)?;
+        observer.enter(Activity::Rest);
+        loop {
+            let seen = engine.work.seen();
+            if engine.is_over() {
+                return Ok(());
+            }
+            if worker.serve_one(observer) {
+                continue;
+            }
+            if !idle.stays() {
+                return Ok(());
+            }
+            observer.enter(worker.nothing_to_do());
+            engine.work.wait(seen, idle);
+            observer.enter(Activity::Search);
+        }
+    }
+
+    /// Takes a seat.
+    pub(super) fn join(engine: &'e Engine<'e>, idle: &'e I) -> Result<Self, SeatError> {
+        if engine.is_over() {
+            return Err(SeatError::Closed);
+        }
+        for seat in 0..engine.seats {
+            let word = &engine.seat_words[seat * LINE];
+            if word.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                let dice = engine.steal_seed.load(Ordering::Relaxed) ^ (seat as u32 + 1);
+                let run = Share::NO_RUN;
+                return Ok(Self { engine, idle, seat, run, first: 0, dice: dice | 1 });
+            }
+        }
+        Err(SeatError::Full { seats: engine.seats })
+    }
+
+    /// The caller's own part in the run that it waits for.
+    pub(super) fn help(mut self) {
+        let engine = self.engine;
+        loop {
+            let seen = engine.work.seen();
+            if engine.has_ended() || engine.poisoned.load(Ordering::Acquire) {
+                return;
+            }
+            if !self.serve_one(&mut Unobserved) {
+                engine.work.wait(seen, self.idle);
+            }
+        }
+    }
+
+    fn nothing_to_do(&self) -> Activity {
+        let takes_part = self.seat < self.engine.members.load(Ordering::Relaxed) as usize;
+        let under_way = self.engine.remaining.load(Ordering::Relaxed) > 0;
+        if takes_part && under_way { Activity::Wait } else { Activity::Rest }
+    }
+
+    /// Takes and runs one tile; false if there is none to take.
+    fn serve_one(&mut self, observer: &mut dyn Observer) -> bool {
+        let engine = self.engine;
+        // Whoever ends a poisoned run waits until nobody is inside. Both store, fence and
+        // look: one of them sees the other's store.
+        engine.inside(self.seat).store(1, Ordering::Relaxed);
+        fence(Access::Enter);
+        let guard = Inside { worker: self };
+        if engine.poisoned.load(Ordering::Acquire) {
+            return false;
+        }
+        let Some(taken) = guard.worker.take() else { return false };
+        // SAFETY: a tile of the run is taken, so its publisher has written the cell before
+        // and waits for the tile; what it points to lives as long.
+        let job = engine.job.with(|cell| unsafe { (*cell).map(|job| &*job) });
+        if let Some(job) = job {
+            let mut unwinding = Poison { worker: guard.worker, is_over: false };
+            // SAFETY: `take` gives a ready tile to one worker; the seat is this worker's.
+            unsafe { job.run(engine.ops, &taken, unwinding.worker.seat, observer) }
+            unwinding.is_over = true;
+        }
+        observer.enter(Activity::Search);
+        engine.complete(&taken, guard.worker.idle);
+        true
+    }
+
+    /// A ready tile of the run under way.
+    pub(super) fn take(&mut self) -> Option<Taken> {
+        let engine = self.engine;
+        let stages = engine.published();
+        if stages.run != self.run {
+            self.run = stages.run;
+            self.first = stages.start as usize;
+        }
+        let members = engine.members.load(Ordering::Relaxed) as usize;
+        if self.seat >= members {
+            return None;
+        }
+        let end = stages.end as usize;
+        while self.first < end && engine.slots[self.first].is_done() {
+            self.first += 1;
+        }
+        (self.first..end)
+            .find_map(|id| self.take_own(id))
+            .or_else(|| (self.first..end).find_map(|id| self.steal(id, members)))
+    }
+
+    fn taken(&self, id: usize, tile: u32, stolen: bool) -> Taken {
+        Taken { id, stage: self.engine.slots[id].stage, tile, stolen }
+    }
+
+    fn take_own(&self, id: usize) -> Option<Taken> {
+        let engine = self.engine;
+        let own = engine.share(self.seat, id);
+        let mut share = own.load();
+        let is_open = |share: Share| share.run == self.run && !share.is_empty();
+        let stage = &engine.slots[id].stage;
+        if !is_open(share) || !engine.board.stage_ready(stage, engine.slots) {
+            return None;
+        }
+        while is_open(share) && engine.board.tile_ready(stage, share.start) {
+            if own.take_front(share) {
+                return Some(self.taken(id, share.start, false));
+            }
+            share = own.load();
+        }
+        None
+    }
+
+    fn steal(&mut self, id: usize, members: usize) -> Option<Taken> {
+        let engine = self.engine;
+        let stage = &engine.slots[id].stage;
+        let own = engine.share(self.seat, id);
+        let keeps = own.load();
+        // Until the publisher has opened the own share, what is stolen has no place.
+        if keeps.run != self.run
+            || engine.slots[id].is_done()
+            || !engine.board.stage_ready(stage, engine.slots)
+        {
+            return None;
+        }
+        self.dice ^= self.dice << 13;
+        self.dice ^= self.dice >> 17;
+        self.dice ^= self.dice << 5;
+        let offset = self.dice as usize % members;
+        for i in 0..members {
+            let victim = (offset + i) % members;
+            if victim == self.seat {
+                continue;
+            }
+            let theirs = engine.share(victim, id);
+            let mut share = theirs.load();
+            while share.run == self.run && !share.is_empty() {
+                // What is left of an own share whose front is not ready must not be lost.
+                let takes =
+                    if keeps.is_empty() { (share.end - share.start).div_ceil(2) } else { 1 };
+                let from = share.end - takes;
+                let (tile, got) = if engine.board.tile_ready(stage, from) {
+                    (from, theirs.take_back(share, from))
+                } else if engine.board.tile_ready(stage, share.start) {
+                    (share.start, theirs.take_front(share))
+                } else {
+                    break;
+                };
+                if got {
+                    if tile == from && takes > 1 {
+                        let rest = Share { run: self.run, start: from + 1, end: share.end };
+                        own.open(rest);
+                    }
+                    return Some(self.taken(id, tile, true));
+                }
+                share = theirs.load();
+            }
+        }
+        None
+    }
+}
+
+impl<I: Idle + ?Sized> Drop for Worker<'_, I> {
+    fn drop(&mut self) {
+        self.engine.seat_words[self.seat * LINE].store(0, Ordering::Release);
+        // The caller may be waiting for this worker alone.
+        self.engine.finished.notify(self.idle);
+    }
+}
+
+/// Says that the worker no longer touches the run, also when unwinding.
+struct Inside<'w, 'e, I: Idle + ?Sized> {
+    worker: &'w mut Worker<'e, I>,
+}
+
+impl<I: Idle + ?Sized> Drop for Inside<'_, '_, I> {
+    fn drop(&mut self) {
+        self.worker.engine.inside(self.worker.seat).store(0, Ordering::Release);
+    }
+}
+
+/// Poisons the run if the tile unwinds.
+struct Poison<'w, 'e, I: Idle + ?Sized> {
+    worker: &'w mut Worker<'e, I>,
+    is_over: bool,
+}
+
+impl<I: Idle + ?Sized> Drop for Poison<'_, '_, I> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.worker.engine.poisoned.store(true, Ordering::Release);
+            self.worker.engine.finished.notify(self.worker.idle);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! How finely a step is cut into tiles, for a number of workers.
+//!
+//! Few workers get large tiles, which the kernels run faster; many get small ones, so that
+//! there are enough. **The bits of a step do not depend on it**: whatever is summed over
+//! tokens is summed in pieces of a fixed size ([`PARTIAL_ROWS`], the logits' groups, the
+//! products' own blocks), whatever the tiles are.
+
+use super::{BatchShape, Mode, PARTIAL_ROWS};
+use crate::config::ModelConfig;
+use cllm_kernels::Kernels;
+
+/// Tiles a worker should have of an operation, for the imbalance of one tile to be small.
+const TILES_PER_WORKER: usize = 4;
+/// Most rows (tokens) of a tile of the forward and backward pass.
+///
+/// A multiple of both register blocks (6 and 4 rows). 96 rows of a 1,024-wide
+/// activation are 384 KiB: they stay in a 512 KiB L2 from one operation of a chain
+/// to the next.
+pub const ROW_BLOCK: usize = 96;
+/// Rows of a block, largest first: multiples of [`PARTIAL_ROWS`], and 384 rows are whole
+/// blocks of each.
+const ROW_BLOCKS: [usize; 3] = [ROW_BLOCK, 64, 32];
+/// Rows and columns of a tile of a weight gradient, largest first. Against 128 rows, 256
+/// make the reference step 1 to 7 % faster (four runs in turns, Zen 3, one thread):
+/// packing dY is shared by more rows.
+const WEIGHT_TILES: [(usize, usize); 4] = [(256, 256), (256, 128), (128, 128), (128, 64)];
+
+/// Blocks of queries that a span has at least: every span packs the keys that it sees.
+const SPAN_BLOCKS: usize = 2;
+
+/// Sizes of tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grain {
+    /// Rows (tokens) of a tile of the forward and backward pass.
+    pub(crate) row_block: usize,
+    /// Rows and columns of a tile of a weight's gradient.
+    pub(crate) weight_rows: usize,
+    pub(crate) weight_cols: usize,
+    /// Parts that the heads of a span are cut into for attention.
+    head_parts: usize,
+    /// Queries of a span of attention: a sequence, or a part of it where there are not
+    /// enough heads. Whole blocks of the kernel's.
+    pub(crate) span: usize,
+    /// Spans are parts of sequences: gradients of queries are then made apart from those of
+    /// keys and values, which costs seven products instead of five.
+    pub(crate) parted: bool,
+    /// Sets of buffers for the gradients of a block's activations: with two, the gradients
+    /// of a block's weights need not be ready before the next block's rows begin.
+    pub(crate) gradient_sets: usize,
+    /// Rows of logits in flight.
+    pub(crate) logits_rows: usize,
+    /// Gradients of weights come behind the next block's critical path, not before it.
+    pub(crate) critical_first: bool,
+}
+
+impl Grain {
+    pub(crate) fn new(
+        c: &ModelConfig,
+        batch: BatchShape,
+        mode: Mode,
+        workers: usize,
+        kernels: &Kernels,
+    ) -> Self {
+        let rows = batch.sequences * batch.tokens;
+        let wanted = if workers == 1 { 1 } else { workers.saturating_mul(TILES_PER_WORKER) };
+        let row_block = ROW_BLOCKS
+            .into_iter()
+            .find(|block| rows.div_ceil(*block) >= wanted)
+            .unwrap_or(PARTIAL_ROWS);
+        let tiles = |(height, width): (usize, usize)| {
+            let of = |m: usize, n: usize| m.div_ceil(height) * n.div_ceil(width);
+            let (d, f) = (c.d_model, c.d_ff);
+            of(d, 3 * d) + of(d, d) + of(d, f) + of(f, d)
+        };
+        let (weight_rows, weight_cols) = WEIGHT_TILES
+            .into_iter()
+            .find(|tile| tiles(*tile) >= wanted)
+            .unwrap_or(WEIGHT_TILES[WEIGHT_TILES.len() - 1]);
+        let spans = wanted.div_ceil(batch.sequences * c.n_head);
+        let block = kernels.attention_block(batch.tokens);
+        let span = batch.tokens.div_ceil(spans).next_multiple_of(SPAN_BLOCKS * block);
+        let span = span.min(batch.tokens);
+        Self {
+            row_block,
+            weight_rows,
+            weight_cols,
+            head_parts: wanted.div_ceil(batch.sequences).clamp(1, c.n_head),
+            span,
+            parted: span < batch.tokens,
+            gradient_sets: if workers == 1 || mode == Mode::Evaluate { 1 } else { 2 },
+            logits_rows: if workers == 1 { 1 } else { workers.saturating_mul(2 * row_block) },
+            critical_first: false,
+        }
+    }
+
+    /// Tiles of forward attention over a span.
+    pub(crate) fn forward_parts(&self) -> usize {
+        self.head_parts
+    }
+
+    /// Tiles of backward attention over a span: those of queries, then those of keys and
+    /// values, if they are made apart.
+    pub(crate) fn backward_parts(&self) -> usize {
+        if self.parted { 2 * self.head_parts } else { self.head_parts }
+    }
+
+    /// Heads of part `part` of `heads`, counted over.
+    pub(crate) fn heads(&self, part: usize, heads: usize) -> core::ops::Range<usize> {
+        let part = part % self.head_parts;
+        heads * part / self.head_parts..heads * (part + 1) / self.head_parts
+    }
+}

@@ -1,0 +1,257 @@
+//! The engine's promises: the same bits for any number of workers and any order of
+//! stealing, workers that come and go, panics that become errors.
+
+mod support;
+
+use cllm_core::{
+    Activity, Batch, BatchShape, Engine, EngineError, Idle, Isa, Kernels, Mode, ModelConfig,
+    Observer, Optimizer, Plan, Spin, StepError, Trainer, Worker,
+};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
+use support::memory::Memory;
+
+const CONFIG: ModelConfig = ModelConfig {
+    vocab_size: 300,
+    block_size: 40,
+    n_layer: 3,
+    n_head: 4,
+    d_model: 64,
+    d_ff: 160,
+    bias: true,
+    tied: true,
+    dropout: 0.1,
+    norm_eps: 1e-5,
+};
+const SHAPE: BatchShape = BatchShape { sequences: 13, tokens: 40 };
+
+/// Spins a little, then yields: for more threads than cores.
+struct Yield;
+
+impl Idle for Yield {
+    fn pause(&self, round: u32) -> bool {
+        if round < 64 {
+            core::hint::spin_loop()
+        } else {
+            std::thread::yield_now()
+        }
+        true
+    }
+
+    fn park(&self, _: &AtomicU32, _: u32) {}
+
+    fn wake(&self, _: &AtomicU32) {}
+}
+
+/// Sleeps at random moments: other workers overtake.
+struct Delays(u32);
+
+impl Observer for Delays {
+    fn enter(&mut self, _: Activity) {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if self.0 >> 24 < 6 {
+            std::thread::sleep(Duration::from_micros(u64::from(self.0 >> 8 & 0xff)));
+        }
+    }
+}
+
+/// How a run is shared out.
+#[derive(Clone, Copy, Debug)]
+struct Crew {
+    workers: usize,
+    tiles_for: usize,
+    steal_seed: u32,
+    delays: bool,
+}
+
+impl Crew {
+    const fn of(workers: usize) -> Self {
+        Self { workers, tiles_for: workers, steal_seed: 0, delays: false }
+    }
+}
+
+fn ids(n: usize, mut x: u32, vocab: usize) -> Vec<u32> {
+    let mut next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 8) % vocab as u32
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Weights and losses after some steps, as bits.
+fn train(
+    config: &ModelConfig,
+    shape: BatchShape,
+    kernels: &'static Kernels,
+    crew: Crew,
+    steps: u32,
+) -> Vec<u32> {
+    let plan =
+        Plan::with_tiles_for(config, shape, crew.workers, crew.tiles_for, Mode::Train, kernels)
+            .unwrap();
+    let mut memory = Memory::new(&plan);
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).unwrap();
+    engine.seed_steals(crew.steal_seed);
+    std::thread::scope(|scope| {
+        // The last seat stays free: the caller works alone where there is one worker.
+        for worker in 1..crew.workers.max(2) {
+            let engine = &engine;
+            if crew.workers > 1 {
+                scope.spawn(move || {
+                    let seed = crew.steal_seed.wrapping_add(worker as u32);
+                    if crew.delays {
+                        Worker::run_observed(engine, &Yield, &mut Delays(seed)).unwrap();
+                    } else {
+                        Worker::run(engine, &Yield).unwrap();
+                    }
+                });
+            }
+        }
+        if crew.workers > 1 {
+            let engine = &engine;
+            scope.spawn(move || Worker::run(engine, &Yield).unwrap());
+            while engine.workers() < crew.workers {
+                std::thread::yield_now();
+            }
+        }
+        let mut trainer =
+            Trainer::new(&plan, kernels, pools, &engine, 5).unwrap().wait_with(&Yield);
+        trainer.initialise();
+        let n = plan.tokens();
+        let mut bits = Vec::new();
+        for step in 0..steps {
+            for micro in 0..2 {
+                let tokens = ids(n, 2 * step + micro, config.vocab_size);
+                let targets = ids(n, 1000 + 2 * step + micro, config.vocab_size);
+                let batch = Batch { tokens: &tokens, targets: &targets };
+                let loss = trainer.accumulate(&batch, 2 * n).unwrap();
+                bits.push((loss.sum as f32).to_bits());
+            }
+            let report = trainer.update(&Optimizer::default(), 1e-3).unwrap();
+            bits.push((report.grad_norm as f32).to_bits());
+        }
+        let tokens = ids(n, 77, config.vocab_size);
+        let loss = trainer.evaluate(&Batch { tokens: &tokens, targets: &tokens }).unwrap();
+        bits.push((loss.sum as f32).to_bits());
+        bits.extend(trainer.parameters().iter().map(|x| x.to_bits()));
+        engine.close(&Yield);
+        bits
+    })
+}
+
+#[test]
+fn any_number_of_workers_gives_the_same_bits() {
+    for isa in Isa::ALL {
+        let Some(kernels) = Kernels::for_isa(isa) else { continue };
+        for config in [CONFIG, ModelConfig { dropout: 0.0, tied: false, bias: false, ..CONFIG }] {
+            let alone = train(&config, SHAPE, kernels, Crew::of(1), 3);
+            for workers in [2, 3, 4, 7, 8] {
+                let bits = train(&config, SHAPE, kernels, Crew::of(workers), 3);
+                assert!(bits == alone, "{isa}: {workers} workers differ from one");
+            }
+            for tiles_for in [2, 16, 64] {
+                let crew = Crew { tiles_for, ..Crew::of(1) };
+                let bits = train(&config, SHAPE, kernels, crew, 3);
+                assert!(bits == alone, "{isa}: tiles for {tiles_for} differ");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_sequence_alone_gives_the_same_bits() {
+    let kernels = Kernels::detect();
+    let config = ModelConfig { block_size: 300, ..CONFIG };
+    let shape = BatchShape { sequences: 1, tokens: 290 };
+    let alone = train(&config, shape, kernels, Crew::of(1), 2);
+    for workers in [2, 3, 8, 16] {
+        let bits = train(&config, shape, kernels, Crew::of(workers), 2);
+        assert!(bits == alone, "{workers} workers differ from one");
+    }
+}
+
+#[test]
+fn delays_and_steals_do_not_change_the_bits() {
+    let kernels = Kernels::detect();
+    let alone = train(&CONFIG, SHAPE, kernels, Crew::of(1), 2);
+    for seed in 0..100 {
+        let crew =
+            Crew { steal_seed: seed * 7919, delays: true, ..Crew::of(2 + seed as usize % 4) };
+        let bits = train(&CONFIG, SHAPE, kernels, crew, 2);
+        assert!(bits == alone, "{crew:?} differs from one worker");
+    }
+}
+
+/// Panics at one tile.
+struct Bomb(u32);
+
+impl Observer for Bomb {
+    fn enter(&mut self, activity: Activity) {
+        if let Activity::Tile { .. } = activity {
+            self.0 -= 1;
+            assert!(self.0 > 0, "forced by the test");
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_a_tile_is_an_error_and_nobody_hangs() {
+    let kernels = Kernels::detect();
+    for fuse in [1, 2, 17, 60] {
+        let plan = Plan::new(&CONFIG, SHAPE, 3, Mode::Train, kernels).unwrap();
+        let mut memory = Memory::new(&plan);
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&plan, queue).unwrap();
+        let panicked = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let engine = &engine;
+            for _ in 0..2 {
+                scope.spawn(|| Worker::run(engine, &Yield).unwrap());
+            }
+            scope.spawn(|| {
+                let run = || Worker::run_observed(engine, &Yield, &mut Bomb(fuse));
+                let result = std::panic::catch_unwind(core::panic::AssertUnwindSafe(run));
+                panicked.store(result.is_err(), Ordering::SeqCst);
+            });
+            while engine.workers() < 3 {
+                std::thread::yield_now();
+            }
+            let mut trainer =
+                Trainer::new(&plan, kernels, pools, engine, 5).unwrap().wait_with(&Yield);
+            trainer.initialise();
+            let n = plan.tokens();
+            let tokens = ids(n, 1, CONFIG.vocab_size);
+            let batch = Batch { tokens: &tokens, targets: &tokens };
+            let failed = (0..100).find_map(|_| trainer.accumulate(&batch, n).err());
+            assert_eq!(failed, Some(StepError::Engine(EngineError::Panicked)));
+            // The others are still there and the engine works.
+            assert_eq!(engine.workers(), 2);
+            trainer.initialise();
+            let loss = trainer.accumulate(&batch, n).unwrap();
+            assert_eq!(trainer.update(&Optimizer::default(), 1e-3).map(|_| ()), Ok(()));
+            engine.close(&Yield);
+            let after = trainer.evaluate(&batch).unwrap();
+            assert!(after.sum < loss.sum);
+        });
+        assert!(panicked.into_inner());
+    }
+}
+
+#[test]
+fn the_callers_own_panic_leaves_the_engine_usable() {
+    let kernels = Kernels::detect();
+    let plan = Plan::new(&CONFIG, SHAPE, 2, Mode::Train, kernels).unwrap();
+    let mut memory = Memory::new(&plan);
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).unwrap();
+    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 5).unwrap();
+    trainer.initialise();
+    assert_eq!((engine.workers(), engine.seats()), (0, 2));
+    engine.close(&Spin);
+    assert!(Worker::run(&engine, &Spin).is_err(), "a closed engine takes nobody");
+    let n = plan.tokens();
+    let tokens = ids(n, 1, CONFIG.vocab_size);
+    let batch = Batch { tokens: &tokens, targets: &tokens };
+    assert!(trainer.accumulate(&batch, n).is_ok(), "the caller still works alone");
+}
