@@ -7,6 +7,8 @@ use crate::program::Op;
 pub enum Activity {
     /// An operation of a tile. A tile of row blocks goes through several.
     Tile {
+        /// Number of the stage of the step.
+        stage: usize,
         /// What it does, and where in the model.
         op: Op,
         /// Which of the operation's tiles.

@@ -107,13 +107,13 @@ pub(crate) struct Step<'a> {
 
 impl Job for Step<'_> {
     unsafe fn run(&self, ops: &[Op], taken: &Taken, seat: usize, observer: &mut dyn Observer) {
-        let Taken { stage, tile, stolen, .. } = *taken;
+        let Taken { id, stage, tile, stolen } = *taken;
         let ops = &ops[stage.first_op as usize..][..stage.ops as usize];
         let len = self.plan.layout.scratch_len;
         // SAFETY: the piece is the seat's own, and nobody else runs a tile for the seat.
         let scratch = unsafe { self.scratch.slice_mut(seat * len, len) };
         let mut run = |op: Op, tile: u32| {
-            observer.enter(Activity::Tile { op, tile, stolen });
+            observer.enter(Activity::Tile { stage: id, op, tile, stolen });
             // SAFETY: the engine gives out tiles when what they wait for is done, and the
             // program says what that is; a chain is gone through in order.
             unsafe { self.run_tile(op, tile as usize, scratch) }

@@ -29,130 +29,14 @@
 //! buffers, so B(l) waits for W1 and W2 of block `l + gradient_sets`, which read the set
 //! before; B(L-1) of group g waits for H of the group whose logits it overwrites.
 
+mod op;
+
+pub use op::Op;
+pub(crate) use op::{Kind, Matrix, Norm};
+
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
-use crate::params::{BlockParam, Param};
 use crate::plan::{COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, update_block};
 use core::ops::Range;
-
-/// One of the matrices that products use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Matrix {
-    Qkv,
-    AttnOut,
-    Fc,
-    MlpOut,
-    Head,
-}
-
-impl Matrix {
-    const OF_BLOCK: [Self; 4] = [Self::Qkv, Self::AttnOut, Self::Fc, Self::MlpOut];
-
-    /// The tensor behind it.
-    pub(crate) fn weight(self, plan: &Plan, block: usize) -> Param {
-        match self {
-            Self::Qkv => Param::Block(block, BlockParam::Qkv),
-            Self::AttnOut => Param::Block(block, BlockParam::AttnOut),
-            Self::Fc => Param::Block(block, BlockParam::Fc),
-            Self::MlpOut => Param::Block(block, BlockParam::MlpOut),
-            Self::Head => plan.table.head(),
-        }
-    }
-
-    /// Its bias, whether or not the model has biases.
-    pub(crate) fn bias(self, block: usize) -> Option<Param> {
-        Some(Param::Block(
-            block,
-            match self {
-                Self::Qkv => BlockParam::QkvBias,
-                Self::AttnOut => BlockParam::AttnOutBias,
-                Self::Fc => BlockParam::FcBias,
-                Self::MlpOut => BlockParam::MlpOutBias,
-                Self::Head => return None,
-            },
-        ))
-    }
-
-    /// Inputs and outputs: `y = x W`.
-    pub(crate) fn shape(self, plan: &Plan) -> (usize, usize) {
-        let c = &plan.config;
-        match self {
-            Self::Qkv => (c.d_model, 3 * c.d_model),
-            Self::AttnOut => (c.d_model, c.d_model),
-            Self::Fc => (c.d_model, c.d_ff),
-            Self::MlpOut => (c.d_ff, c.d_model),
-            Self::Head => (c.d_model, c.vocab_size),
-        }
-    }
-}
-
-/// Which norm: the first of a block, the second, or the final one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Norm {
-    First,
-    Second,
-    Final,
-}
-
-/// What an operation does. `Op::index` is its block (layer) unless said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Panels of a weight, or of its transpose.
-    Pack(Matrix),
-    PackTransposed(Matrix),
-    // Forward, by row blocks but for attention.
-    Embed,
-    Norm(Norm),
-    Qkv,
-    /// Tiles are groups of heads of spans of sequences.
-    Attention,
-    AttnOut,
-    Fc,
-    MlpOut,
-    /// Logits and losses of a group of rows (`index`), by row blocks.
-    HeadLoss,
-    /// The same with gradients of the logits and of the final norm's output.
-    HeadLossGrad,
-    /// Gradient of the output projection from a group of rows (`index`).
-    HeadWeightGrad,
-    // Backward, by row blocks.
-    NormBack(Norm),
-    MaskMlp,
-    MlpInput,
-    FcInput,
-    MaskAttn,
-    AttnInput,
-    QkvInput,
-    MaskEmbed,
-    /// As [`Kind::Attention`].
-    AttentionBack,
-    // Gradients of parameters.
-    WeightGrad(Matrix),
-    BiasGrad(Matrix),
-    NormGrad(Norm),
-    TokenTableGrad,
-    PositionTableGrad,
-    /// Sum of the losses, one tile.
-    LossSum,
-    /// Tiles of the whole gradient arena.
-    Squares,
-    /// The gradient's norm and the clip, one tile.
-    Clip,
-    /// Tiles of tensor number `index`.
-    Update,
-}
-
-/// One operation of a step: the type of [`crate::Pool::Operations`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Op {
-    pub(crate) kind: Kind,
-    pub(crate) index: u32,
-    pub(crate) tiles: u32,
-}
-
-impl Op {
-    /// An operation of no tiles, to fill slots with.
-    pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
-}
 
 /// A part of the list that is run as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

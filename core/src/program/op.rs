@@ -1,0 +1,294 @@
+//! Operations: what one does, on which part of the model, in how many tiles.
+
+use crate::params::{BlockParam, Param};
+use crate::plan::Plan;
+
+/// One of the matrices that products use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Matrix {
+    Qkv,
+    AttnOut,
+    Fc,
+    MlpOut,
+    Head,
+}
+
+impl Matrix {
+    /// Those that every block has.
+    pub(crate) const OF_BLOCK: [Self; 4] = [Self::Qkv, Self::AttnOut, Self::Fc, Self::MlpOut];
+
+    /// The tensor behind it.
+    pub(crate) fn weight(self, plan: &Plan, block: usize) -> Param {
+        match self {
+            Self::Qkv => Param::Block(block, BlockParam::Qkv),
+            Self::AttnOut => Param::Block(block, BlockParam::AttnOut),
+            Self::Fc => Param::Block(block, BlockParam::Fc),
+            Self::MlpOut => Param::Block(block, BlockParam::MlpOut),
+            Self::Head => plan.table.head(),
+        }
+    }
+
+    /// Its bias, whether or not the model has biases.
+    pub(crate) fn bias(self, block: usize) -> Option<Param> {
+        Some(Param::Block(
+            block,
+            match self {
+                Self::Qkv => BlockParam::QkvBias,
+                Self::AttnOut => BlockParam::AttnOutBias,
+                Self::Fc => BlockParam::FcBias,
+                Self::MlpOut => BlockParam::MlpOutBias,
+                Self::Head => return None,
+            },
+        ))
+    }
+
+    /// Inputs and outputs: `y = x W`.
+    pub(crate) fn shape(self, plan: &Plan) -> (usize, usize) {
+        let c = &plan.config;
+        match self {
+            Self::Qkv => (c.d_model, 3 * c.d_model),
+            Self::AttnOut => (c.d_model, c.d_model),
+            Self::Fc => (c.d_model, c.d_ff),
+            Self::MlpOut => (c.d_ff, c.d_model),
+            Self::Head => (c.d_model, c.vocab_size),
+        }
+    }
+}
+
+/// Which norm: the first of a block, the second, or the final one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Norm {
+    First,
+    Second,
+    Final,
+}
+
+/// What an operation does. `Op::index` is its block (layer) unless said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Panels of a weight, or of its transpose.
+    Pack(Matrix),
+    PackTransposed(Matrix),
+    // Forward, by row blocks but for attention.
+    Embed,
+    Norm(Norm),
+    Qkv,
+    /// Tiles are groups of heads of spans of sequences.
+    Attention,
+    AttnOut,
+    Fc,
+    MlpOut,
+    /// Logits and losses of a group of rows (`index`), by row blocks.
+    HeadLoss,
+    /// The same with gradients of the logits and of the final norm's output.
+    HeadLossGrad,
+    /// Gradient of the output projection from a group of rows (`index`).
+    HeadWeightGrad,
+    // Backward, by row blocks.
+    NormBack(Norm),
+    MaskMlp,
+    MlpInput,
+    FcInput,
+    MaskAttn,
+    AttnInput,
+    QkvInput,
+    MaskEmbed,
+    /// As [`Kind::Attention`].
+    AttentionBack,
+    // Gradients of parameters.
+    WeightGrad(Matrix),
+    BiasGrad(Matrix),
+    NormGrad(Norm),
+    TokenTableGrad,
+    PositionTableGrad,
+    /// Sum of the losses, one tile.
+    LossSum,
+    /// Tiles of the whole gradient arena.
+    Squares,
+    /// The gradient's norm and the clip, one tile.
+    Clip,
+    /// Tiles of tensor number `index`.
+    Update,
+}
+
+/// One operation of a step: the type of [`crate::Pool::Operations`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Op {
+    pub(crate) kind: Kind,
+    pub(crate) index: u32,
+    pub(crate) tiles: u32,
+}
+
+impl Op {
+    /// An operation of no tiles, to fill slots with.
+    pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
+
+    /// Names of the kinds of operations, for reports: see [`Op::kind`].
+    pub const KINDS: [&str; 45] = [
+        "pack qkv",
+        "pack attn_out",
+        "pack fc",
+        "pack mlp_out",
+        "pack head",
+        "pack qkv^T",
+        "pack attn_out^T",
+        "pack fc^T",
+        "pack mlp_out^T",
+        "pack head^T",
+        "embed",
+        "norm1",
+        "norm2",
+        "final norm",
+        "qkv",
+        "attention",
+        "attn_out",
+        "fc",
+        "mlp_out",
+        "logits and loss",
+        "logits, loss and dlogits",
+        "head dW",
+        "norm1 backward",
+        "norm2 backward",
+        "final norm backward",
+        "mlp_out dropout backward",
+        "mlp_out dX",
+        "fc dX",
+        "attn_out dropout backward",
+        "attn_out dX",
+        "qkv dX",
+        "embed dropout backward",
+        "attention backward",
+        "qkv dW",
+        "attn_out dW",
+        "fc dW",
+        "mlp_out dW",
+        "bias db",
+        "norm gain and bias gradient",
+        "token table gradient",
+        "position table gradient",
+        "loss sum",
+        "gradient norm",
+        "clip",
+        "AdamW",
+    ];
+
+    /// Which of [`Op::KINDS`] it is.
+    #[must_use]
+    pub const fn kind(self) -> usize {
+        match self.kind {
+            Kind::Pack(matrix) => matrix as usize,
+            Kind::PackTransposed(matrix) => 5 + matrix as usize,
+            Kind::Embed => 10,
+            Kind::Norm(norm) => 11 + norm as usize,
+            Kind::Qkv => 14,
+            Kind::Attention => 15,
+            Kind::AttnOut => 16,
+            Kind::Fc => 17,
+            Kind::MlpOut => 18,
+            Kind::HeadLoss => 19,
+            Kind::HeadLossGrad => 20,
+            Kind::HeadWeightGrad => 21,
+            Kind::NormBack(norm) => 22 + norm as usize,
+            Kind::MaskMlp => 25,
+            Kind::MlpInput => 26,
+            Kind::FcInput => 27,
+            Kind::MaskAttn => 28,
+            Kind::AttnInput => 29,
+            Kind::QkvInput => 30,
+            Kind::MaskEmbed => 31,
+            Kind::AttentionBack => 32,
+            Kind::WeightGrad(matrix) => 33 + matrix as usize,
+            Kind::BiasGrad(_) => 37,
+            Kind::NormGrad(_) => 38,
+            Kind::TokenTableGrad => 39,
+            Kind::PositionTableGrad => 40,
+            Kind::LossSum => 41,
+            Kind::Squares => 42,
+            Kind::Clip => 43,
+            Kind::Update => 44,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::KINDS[self.kind()]
+    }
+
+    /// The transformer block that it belongs to, if it belongs to one.
+    #[must_use]
+    pub const fn layer(self) -> Option<u32> {
+        match self.kind {
+            Kind::Pack(Matrix::Head)
+            | Kind::PackTransposed(Matrix::Head)
+            | Kind::Embed
+            | Kind::Norm(Norm::Final)
+            | Kind::HeadLoss
+            | Kind::HeadLossGrad
+            | Kind::HeadWeightGrad
+            | Kind::NormBack(Norm::Final)
+            | Kind::MaskEmbed
+            | Kind::NormGrad(Norm::Final)
+            | Kind::TokenTableGrad
+            | Kind::PositionTableGrad
+            | Kind::LossSum
+            | Kind::Squares
+            | Kind::Clip
+            | Kind::Update => None,
+            _ => Some(self.index),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own() {
+        let matrices = [Matrix::Qkv, Matrix::AttnOut, Matrix::Fc, Matrix::MlpOut, Matrix::Head];
+        let norms = [Norm::First, Norm::Second, Norm::Final];
+        let kinds = matrices.into_iter().flat_map(|m| [Kind::Pack(m), Kind::PackTransposed(m)]);
+        let kinds = kinds.chain(norms.into_iter().flat_map(|n| [Kind::Norm(n), Kind::NormBack(n)]));
+        let kinds = kinds.chain(Matrix::OF_BLOCK.map(Kind::WeightGrad));
+        let kinds = kinds.chain([
+            Kind::Embed,
+            Kind::Qkv,
+            Kind::Attention,
+            Kind::AttnOut,
+            Kind::Fc,
+            Kind::MlpOut,
+            Kind::HeadLoss,
+            Kind::HeadLossGrad,
+            Kind::HeadWeightGrad,
+            Kind::MaskMlp,
+            Kind::MlpInput,
+            Kind::FcInput,
+            Kind::MaskAttn,
+            Kind::AttnInput,
+            Kind::QkvInput,
+            Kind::MaskEmbed,
+            Kind::AttentionBack,
+            Kind::BiasGrad(Matrix::Fc),
+            Kind::NormGrad(Norm::First),
+            Kind::TokenTableGrad,
+            Kind::PositionTableGrad,
+            Kind::LossSum,
+            Kind::Squares,
+            Kind::Clip,
+            Kind::Update,
+        ]);
+        let mut seen = [false; Op::KINDS.len()];
+        for kind in kinds {
+            let op = Op { kind, index: 3, tiles: 1 };
+            assert!(!seen[op.kind()], "{}", op.name());
+            seen[op.kind()] = true;
+        }
+        assert!(seen.iter().all(|seen| *seen));
+        let op = |kind| Op { kind, index: 3, tiles: 1 };
+        assert_eq!(op(Kind::AttnInput).name(), "attn_out dX");
+        assert_eq!(op(Kind::NormBack(Norm::Final)).name(), "final norm backward");
+        assert_eq!(op(Kind::Pack(Matrix::Head)).name(), "pack head");
+        assert_eq!((op(Kind::Fc).layer(), op(Kind::Update).layer()), (Some(3), None));
+    }
+}
