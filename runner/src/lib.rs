@@ -10,6 +10,7 @@ pub mod files;
 pub mod generate;
 pub mod memory;
 pub mod model;
+pub mod pool;
 pub mod settings;
 pub mod tokenizer;
 pub mod train;

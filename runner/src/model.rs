@@ -6,6 +6,7 @@ use cllm_core::{
 };
 
 use crate::error::{Error, Result};
+use crate::pool::cpus;
 use crate::settings::{ScheduleChoice, Threads, TrainSettings};
 
 /// Epsilon of the norms: GPT-2's.
@@ -104,14 +105,15 @@ pub fn batches(settings: &TrainSettings) -> usize {
     settings.prefetch.saturating_add(1)
 }
 
-/// How many workers a run has: one, until steps are shared among several.
+/// How many workers a run has at most; with [`Threads::Auto`] as many as there are CPUs.
 ///
 /// # Errors
 /// None at all were asked for.
 pub fn workers(threads: Threads) -> Result<usize> {
     match threads {
         Threads::Count(0) => Err(plan_error(PlanError::NoWorker)),
-        Threads::Auto | Threads::Count(_) => Ok(1),
+        Threads::Count(count) => Ok(count),
+        Threads::Auto => Ok(cpus::available()),
     }
 }
 

@@ -134,6 +134,9 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Number of workers.
     pub threads: Threads,
+    /// Keeps each worker on a CPU of its own.
+    #[serde(default)]
+    pub pin: bool,
     /// Batches made ready ahead of the step that needs them.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,

@@ -248,9 +248,14 @@ train_flags! {
         sample_prompt: String,
     }
     "Machine" [] {
-        /// auto or a number; for now one thread computes, whatever the number.
+        /// Workers that compute: a number, or auto, which takes as many as are fastest here.
+        ///
+        /// The weights that come out do not depend on it, to the bit.
         #[arg(value_name = "N")]
         threads: Threads,
+        /// Keeps each worker on a CPU of its own.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        pin: bool,
         /// Batches made ready ahead of the step that needs them, 1 to 64.
         #[arg(value_name = "N")]
         prefetch: usize,

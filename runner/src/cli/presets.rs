@@ -94,6 +94,7 @@ fn tiny() -> TrainSettings {
         resume: false,
         seed: 1337,
         threads: Threads::Auto,
+        pin: false,
         prefetch: default_prefetch(),
         isa: None,
         sample_tokens: 300,

@@ -3,6 +3,7 @@
 use cllm_core::{ModelConfig, Plan, Pool};
 use serde::Serialize;
 
+use super::work::WorkReport;
 use crate::memory::{pool_bytes, total_bytes};
 use crate::settings::TrainSettings;
 
@@ -183,6 +184,9 @@ pub struct Done {
     pub weights_sha256: String,
     /// Largest resident size of the process, where the system tells.
     pub peak_rss_bytes: Option<u64>,
+    /// What the workers did in this session's steps.
+    #[serde(flatten)]
+    pub work: WorkReport,
 }
 
 /// Generated text.

@@ -12,6 +12,7 @@ pub mod report;
 mod resume;
 mod session;
 pub mod stop;
+pub mod work;
 
 use core::time::Duration;
 use std::io::{IsTerminal as _, Write};
@@ -23,10 +24,11 @@ use cllm_core::{Engine, Kernels, Mode, ModelConfig, Plan, Trainer};
 
 use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta};
-use crate::data::prefetch;
+use crate::data::prefetch::{self, Prefetch};
 use crate::error::{Error, Result};
 use crate::memory::{PoolMemory, check_available};
 use crate::model;
+use crate::pool::{self, Crew};
 use crate::settings::TrainSettings;
 use event::{Event, PlannedBytes, Start};
 use folder::RunFolder;
@@ -35,6 +37,7 @@ use metrics::Metrics;
 use report::Reporter;
 use session::{BatchMemory, Rates, Session};
 use stop::Stop;
+use work::Work;
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +108,8 @@ fn run(
     let mut memory = PoolMemory::allocate(&plan)?;
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).map_err(model::plan_error)?;
-    let mut trainer =
-        Trainer::new(&plan, kernels, pools, &engine, settings.seed).map_err(model::plan_error)?;
+    let trainer = Trainer::new(&plan, kernels, pools, &engine, settings.seed);
+    let mut trainer = trainer.map_err(model::plan_error)?.wait_with(&pool::CALLER);
     let meta = match &from {
         Some(file) => restore(&mut trainer, file, &inputs, &config, kernels)?,
         None => {
@@ -165,7 +168,8 @@ fn run(
     let fill = |batch, tokens: &mut [u32], targets: &mut [u32]| {
         inputs.fill(batch, settings.batch_size, tokens, targets)
     };
-    prefetch::with_loader(settings.prefetch, plan.tokens(), batches, fill, |prefetch| {
+    let crew = Crew::new(workers, settings.pin);
+    let body = |prefetch: Prefetch<'_>| {
         let mut session = Session {
             settings,
             folder: &folder,
@@ -181,10 +185,14 @@ fn run(
             prefetch,
             batch: BatchMemory { tokens: &mut tokens, targets: &mut targets },
             rates,
+            work: Work::new(&crew),
             begin: Instant::now(),
         };
         session.reporter.event(&Event::Start(Box::new(start)))?;
         session.run()
+    };
+    pool::with_workers(&engine, &crew, || {
+        prefetch::with_loader(settings.prefetch, plan.tokens(), batches, fill, body)
     })
 }
 

@@ -211,12 +211,13 @@ fn summary(done: &Done) -> String {
     };
     format!(
         "done: {} steps, {} tokens in {}, {:.1} s ({:.1} %) of it waiting for data{loss}\n\
-         weights sha256 {}",
+         {}\nweights sha256 {}",
         done.steps,
         thousands(done.tokens),
         duration(done.seconds),
         done.data_wait_seconds,
         100.0 * done.data_wait_share,
+        done.work.text(),
         done.weights_sha256
     )
 }

@@ -30,7 +30,7 @@ const FIXED: [&str; 17] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 13] = [
+const FREE: [&str; 14] = [
     "max_steps",
     "eval_interval",
     "eval_batches",
@@ -41,6 +41,7 @@ const FREE: [&str; 13] = [
     "out_dir",
     "resume",
     "threads",
+    "pin",
     "prefetch",
     "sample_tokens",
     "sample_prompt",

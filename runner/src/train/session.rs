@@ -15,6 +15,7 @@ use super::folder::RunFolder;
 use super::inputs::Inputs;
 use super::report::Reporter;
 use super::stop::Stop;
+use super::work::Work;
 use crate::checkpoint::{self, Meta, Validated};
 use crate::data::prefetch::Prefetch;
 use crate::error::{Error, Result};
@@ -43,6 +44,8 @@ pub(super) struct Session<'a, 'p> {
     /// For validations and checks before saving.
     pub(super) batch: BatchMemory<'a>,
     pub(super) rates: Rates,
+    /// What the workers do in steps.
+    pub(super) work: Work<'a>,
     pub(super) begin: Instant,
 }
 
@@ -90,7 +93,9 @@ impl Session<'_, '_> {
             if self.stop.requested() {
                 return self.interrupt();
             }
+            self.work.begin_step();
             self.step()?;
+            self.work.end_step();
             let step = self.trainer.updates();
             let is_last = step == self.settings.max_steps;
             if is_last || is_due(step, self.settings.eval_interval) {
@@ -259,6 +264,7 @@ impl Session<'_, '_> {
             best_step: self.meta.best.map(|best| best.step),
             weights_sha256: checkpoint::weights_sha256(table, self.trainer.parameters()),
             peak_rss_bytes: peak_rss_bytes(),
+            work: self.work.report(self.prefetch.waited()),
         };
         self.reporter.event(&Event::Done(done))?;
         self.sample()?;

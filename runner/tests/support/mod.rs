@@ -65,6 +65,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         resume: false,
         seed: 7,
         threads: Threads::Auto,
+        pin: false,
         prefetch: 4,
         isa: None,
         sample_tokens: 0,
