@@ -4,7 +4,7 @@ use core::f64::consts::LN_2;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::{BatchShape, Engine, Evaluator, IGNORE, Isa, Mode, Plan};
+use cllm_core::{Batch, BatchShape, Engine, Evaluator, IGNORE, Isa, Mode, Plan};
 use serde::Serialize;
 
 use crate::data::loader::Validation;
@@ -14,7 +14,8 @@ use crate::data::stream::{TokenStream, find_shards};
 use crate::error::{Error, Result};
 use crate::memory::PoolMemory;
 use crate::model;
-use crate::settings::LogFormat;
+use crate::pool::{self, Crew};
+use crate::settings::{LogFormat, Threads};
 use crate::tokenizer::Tokenizer;
 use crate::train::folder::RunFolder;
 use crate::train::inputs::Inputs;
@@ -37,6 +38,8 @@ pub struct EvalSettings {
     pub batch_size: usize,
     /// Batches, spread over the data; 0 takes all.
     pub batches: usize,
+    /// Number of workers.
+    pub threads: Threads,
     /// Instruction set; `None` is the best that the CPU has.
     pub isa: Option<Isa>,
     /// What standard output carries.
@@ -110,17 +113,19 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     };
     let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.batches);
     let batch = BatchShape { sequences: settings.batch_size, tokens: config.block_size };
-    let plan = Plan::new(&config, batch, 1, Mode::Evaluate, kernels).map_err(model::plan_error)?;
+    let workers = model::workers(settings.threads)?;
+    let plan = Plan::new(&config, batch, workers, Mode::Evaluate, kernels);
+    let plan = plan.map_err(model::plan_error)?;
     let mut memory = PoolMemory::allocate(&plan)?;
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).map_err(model::plan_error)?;
-    let mut evaluator =
-        Evaluator::new(&plan, kernels, pools, &engine).map_err(model::plan_error)?;
+    let evaluator = Evaluator::new(&plan, kernels, pools, &engine).map_err(model::plan_error)?;
+    let mut evaluator = evaluator.wait_with(&pool::CALLER);
     trained.read_parameters(evaluator.parameters_mut())?;
     let (mut tokens, mut targets) = (vec![0; plan.tokens()], vec![0; plan.tokens()]);
     let mut bytes = 0;
     let mut row = Vec::with_capacity(config.block_size);
-    let loss = rounds.mean(&data, &mut tokens, &mut targets, |batch| {
+    let count = |batch: &Batch<'_>| {
         if let Some(tokenizer) = &tokenizer {
             for targets in batch.targets.chunks(config.block_size) {
                 row.clear();
@@ -129,6 +134,9 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
             }
         }
         Some(evaluator.evaluate(batch))
+    };
+    let loss = pool::with_workers(&engine, &Crew::new(workers, false), || {
+        rounds.mean(&data, &mut tokens, &mut targets, count)
     })?;
     // Nobody interrupts it, and there is at least one sequence.
     let Some(loss) = loss.filter(|loss| loss.counted > 0) else {

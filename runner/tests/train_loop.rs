@@ -8,7 +8,7 @@ use cllm::data::loader::Dataset;
 use cllm::data::shard::ShardWriter;
 use cllm::data::stream::TokenStream;
 use cllm::eval::{EvalSettings, measure};
-use cllm::settings::{LogFormat, TokenizerChoice, TrainSettings};
+use cllm::settings::{LogFormat, Threads, TokenizerChoice, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
 use support::{checkpoints, course, events, metrics, names, settings, sha, train, undisturbed};
@@ -157,6 +157,7 @@ fn evaluation_of_a_run_repeats_its_validation() {
         tokenizer: None,
         batch_size: settings.batch_size,
         batches: settings.eval_batches,
+        threads: Threads::Count(2),
         isa: None,
         log_format: LogFormat::Json,
     };

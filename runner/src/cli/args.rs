@@ -3,7 +3,7 @@
 use super::flags::TrainArgs;
 use super::presets::Preset;
 use super::value::{Setting, parse};
-use crate::settings::{LogFormat, TokenizerChoice};
+use crate::settings::{LogFormat, Threads, TokenizerChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::Isa;
 use serde_json::Value;
@@ -175,6 +175,9 @@ pub struct EvalArgs {
     /// Batches to measure; 0 takes all there are.
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse::<usize>)]
     pub batches: usize,
+    /// Workers that compute: a number, or auto for one on each CPU.
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse::<Threads>)]
+    pub threads: Threads,
     /// What all commands that compute have.
     #[command(flatten)]
     pub machine: MachineArgs,

@@ -62,6 +62,7 @@ pub(super) fn evaluate(args: EvalArgs) -> Result<()> {
         tokenizer: args.tokenizer,
         batch_size: args.batch_size,
         batches: args.batches,
+        threads: args.threads,
     })
 }
 

@@ -9,6 +9,7 @@ use crate::data::{embedded, vocabulary};
 use crate::error::{Error, Result};
 use crate::memory::{self, human_bytes};
 use crate::model;
+use crate::pool::cpus;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
 use cllm_core::{Kernels, Mode, Plan, Pool, ROW_BLOCK};
@@ -99,7 +100,8 @@ impl Estimate {
         // it than measures quickly.
         let (inner, cols) = (config.d_model.min(2048), config.d_ff.min(4096));
         let gemm = machine::gemm_rate(kernels, (ROW_BLOCK, inner, cols), time);
-        let seconds_per_step = step_flops(plan, settings) / (gemm * STEP_SHARE);
+        let threads = plan.workers().min(cpus::available()) as f64;
+        let seconds_per_step = step_flops(plan, settings) / (threads * gemm * STEP_SHARE);
         Self { peak, gemm, seconds_per_step }
     }
 }
@@ -160,6 +162,7 @@ impl Report<'_> {
             },
             "batch_size": self.settings.batch_size,
             "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
+            "threads": self.plan.workers(),
             "prefetch": self.settings.prefetch,
             "max_steps": steps,
             "isa": self.kernels.isa().name(),
@@ -237,10 +240,11 @@ impl Report<'_> {
             line(
                 "",
                 format!(
-                    "{:.1} GFLOP/s peak, {:.1} in products ({:.0} %), one thread",
+                    "{:.1} GFLOP/s peak, {:.1} in products ({:.0} %), each of {} thread(s)",
                     e.peak / 1e9,
                     e.gemm / 1e9,
-                    100.0 * e.gemm / e.peak
+                    100.0 * e.gemm / e.peak,
+                    self.plan.workers()
                 ),
             );
             line(

@@ -3,6 +3,7 @@
 use cllm_core::{ModelConfig, Plan, Pool};
 use serde::Serialize;
 
+use super::tuner::Tried;
 use super::work::WorkReport;
 use crate::memory::{pool_bytes, total_bytes};
 use crate::settings::TrainSettings;
@@ -13,6 +14,8 @@ use crate::settings::TrainSettings;
 pub enum Event {
     /// A session begins.
     Start(Box<Start>),
+    /// `--threads auto` has found how many workers are fastest.
+    Threads(ThreadsFound),
     /// A reported step.
     Step(Step),
     /// A validation.
@@ -120,6 +123,17 @@ impl PlannedBytes {
             total: total_bytes(plan, batches),
         }
     }
+}
+
+/// How many workers the steps from here on have.
+#[derive(Clone, Debug, Serialize)]
+pub struct ThreadsFound {
+    /// Steps done.
+    pub step: u64,
+    /// The fastest number of workers.
+    pub threads: usize,
+    /// What was tried.
+    pub tried: Vec<Tried>,
 }
 
 /// One step.

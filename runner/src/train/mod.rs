@@ -12,6 +12,7 @@ pub mod report;
 mod resume;
 mod session;
 pub mod stop;
+pub mod tuner;
 pub mod work;
 
 use core::time::Duration;
@@ -28,8 +29,8 @@ use crate::data::prefetch::{self, Prefetch};
 use crate::error::{Error, Result};
 use crate::memory::{PoolMemory, check_available};
 use crate::model;
-use crate::pool::{self, Crew};
-use crate::settings::TrainSettings;
+use crate::pool::{self, Crew, cpus};
+use crate::settings::{Threads, TrainSettings};
 use event::{Event, PlannedBytes, Start};
 use folder::RunFolder;
 use inputs::Inputs;
@@ -37,6 +38,7 @@ use metrics::Metrics;
 use report::Reporter;
 use session::{BatchMemory, Rates, Session};
 use stop::Stop;
+use tuner::Tuner;
 use work::Work;
 
 /// How a session ended.
@@ -135,9 +137,11 @@ fn run(
         flops_per_step: config.step_flops(settings.batch_size, settings.block_size)
             * settings.gradient_accumulation_steps as f64,
         // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
-        peak_flops: fma_peak(Kernels::detect(), Duration::from_millis(100)) * workers as f64,
+        peak_flops: fma_peak(Kernels::detect(), Duration::from_millis(100))
+            * workers.min(cpus::available()) as f64,
         steps: 0,
         seconds: 0.0,
+        is_first: true,
         waited: 0.0,
     };
     let start = Start {
@@ -186,6 +190,11 @@ fn run(
             batch: BatchMemory { tokens: &mut tokens, targets: &mut targets },
             rates,
             work: Work::new(&crew),
+            engine: &engine,
+            tuner: match settings.threads {
+                Threads::Auto => Tuner::new(workers),
+                Threads::Count(count) => Tuner::fixed(count),
+            },
             begin: Instant::now(),
         };
         session.reporter.event(&Event::Start(Box::new(start)))?;

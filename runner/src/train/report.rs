@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::event::{Done, Event, Start, Step};
+use super::event::{Done, Event, Start, Step, ThreadsFound};
 use super::metrics::{self, Metrics};
+use super::tuner::Tried;
 use crate::error::{Error, Result};
 use crate::memory::human_bytes;
 use crate::settings::LogFormat;
@@ -110,6 +111,7 @@ impl Text {
     fn event(&mut self, out: &mut dyn Write, event: &Event) -> Result<()> {
         match event {
             Event::Start(start) => self.lines(out, &start_lines(start, self.max_steps)),
+            Event::Threads(found) => self.lines(out, &threads_line(found)),
             Event::Step(step) => self.step(out, step),
             Event::Eval(eval) => {
                 self.val_loss = Some(eval.val_loss);
@@ -200,6 +202,12 @@ fn start_lines(start: &Start, max_steps: u64) -> String {
         thousands(start.tokens_per_step),
         settings.out_dir.display(),
     )
+}
+
+fn threads_line(found: &ThreadsFound) -> String {
+    let tried = |t: &Tried| format!("{} take {:.1} ms a step", t.threads, 1e3 * t.seconds);
+    let tried: Vec<_> = found.tried.iter().map(tried).collect();
+    format!("threads {} ({})", found.threads, tried.join(", "))
 }
 
 fn summary(done: &Done) -> String {

@@ -7,14 +7,15 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cllm_core::{Batch, Kernels, Optimizer, Schedule, StepError, Trainer};
+use cllm_core::{Batch, Engine, Kernels, Optimizer, Schedule, StepError, Trainer};
 
 use super::Outcome;
-use super::event::{Done, Eval, Event, Interrupted, Sample, Step};
+use super::event::{Done, Eval, Event, Interrupted, Sample, Step, ThreadsFound};
 use super::folder::RunFolder;
 use super::inputs::Inputs;
 use super::report::Reporter;
 use super::stop::Stop;
+use super::tuner::Tuner;
 use super::work::Work;
 use crate::checkpoint::{self, Meta, Validated};
 use crate::data::prefetch::Prefetch;
@@ -44,6 +45,9 @@ pub(super) struct Session<'a, 'p> {
     /// For validations and checks before saving.
     pub(super) batch: BatchMemory<'a>,
     pub(super) rates: Rates,
+    pub(super) engine: &'a Engine<'a>,
+    /// How many workers steps have.
+    pub(super) tuner: Tuner,
     /// What the workers do in steps.
     pub(super) work: Work<'a>,
     pub(super) begin: Instant,
@@ -61,6 +65,8 @@ pub(super) struct Rates {
     pub(super) peak_flops: f64,
     pub(super) steps: u64,
     pub(super) seconds: f64,
+    /// No step has been done in the session.
+    pub(super) is_first: bool,
     /// Seconds that the session had waited for batches then.
     pub(super) waited: f64,
 }
@@ -94,8 +100,9 @@ impl Session<'_, '_> {
                 return self.interrupt();
             }
             self.work.begin_step();
+            let threads = self.tuner.threads();
             self.step()?;
-            self.work.end_step();
+            self.work.end_step(threads);
             let step = self.trainer.updates();
             let is_last = step == self.settings.max_steps;
             if is_last || is_due(step, self.settings.eval_interval) {
@@ -120,6 +127,8 @@ impl Session<'_, '_> {
     /// One step; nothing here allocates unless the step is reported.
     fn step(&mut self) -> Result<()> {
         let start = Instant::now();
+        let waited = self.prefetch.waited();
+        self.engine.limit_workers(self.tuner.threads());
         let done = self.trainer.updates();
         let counted = self.tokens_per_step();
         let mut sum = 0.0;
@@ -133,8 +142,17 @@ impl Session<'_, '_> {
         let update = self.trainer.update(&self.optimizer, lr);
         let update = update.map_err(|e| self.stopped(done + 1, e))?;
         self.rates.steps += 1;
-        self.rates.seconds += start.elapsed().as_secs_f64();
+        let seconds = start.elapsed().as_secs_f64();
+        self.rates.seconds += seconds;
         let step = done + 1;
+        // The first step finds memory that was never touched.
+        let timed = if self.rates.is_first { None } else { Some(seconds) };
+        self.rates.is_first = false;
+        let found = timed.and_then(|s| self.tuner.step(s - (self.prefetch.waited() - waited)));
+        if let Some(threads) = found {
+            let tried = self.tuner.tried().to_vec();
+            self.reporter.event(&Event::Threads(ThreadsFound { step, threads, tried }))?;
+        }
         let is_edge = step == 1 || step == self.settings.max_steps;
         if is_edge || is_due(step, self.settings.log_interval) {
             let (tokens_per_s, mfu) = self.rates.take(counted as u64);

@@ -20,6 +20,8 @@ pub(super) struct Work<'a> {
     after: Vec<Times>,
     sums: Vec<Times>,
     seconds: f64,
+    /// Seconds of steps times the workers that each had.
+    capacity: f64,
     step: Option<Instant>,
     /// CPU time of the training thread and of the process when the session began.
     cpu: (Duration, Duration),
@@ -68,7 +70,8 @@ pub struct OperationReport {
 pub struct WorkReport {
     /// Seconds of steps, validations and checkpoints apart.
     pub step_seconds: f64,
-    /// Share of the workers' time in steps that they were busy.
+    /// Share of the workers' time in steps that they were busy: of those that took part,
+    /// where `--threads auto` has found fewer to be faster.
     pub utilisation: f64,
     /// Share of it that went into queue, steal and wait.
     pub overhead: f64,
@@ -95,6 +98,7 @@ impl<'a> Work<'a> {
             after: zero.clone(),
             sums: zero,
             seconds: 0.0,
+            capacity: 0.0,
             step: None,
             cpu: cpu_times(),
         }
@@ -106,10 +110,12 @@ impl<'a> Work<'a> {
         self.step = Some(Instant::now());
     }
 
-    /// It ends.
-    pub(super) fn end_step(&mut self) {
+    /// It ends; `threads` workers took part.
+    pub(super) fn end_step(&mut self, threads: usize) {
         let Some(begin) = self.step.take() else { return };
-        self.seconds += begin.elapsed().as_secs_f64();
+        let seconds = begin.elapsed().as_secs_f64();
+        self.seconds += seconds;
+        self.capacity += seconds * threads.min(self.sums.len()) as f64;
         self.crew.read(&mut self.after);
         for ((sum, before), after) in self.sums.iter_mut().zip(&self.before).zip(&self.after) {
             sum.add_between(before, after);
@@ -144,7 +150,7 @@ impl<'a> Work<'a> {
                 }
             })
             .collect();
-        let all = seconds * workers.len().max(1) as f64;
+        let all = self.capacity.max(1e-9);
         let total = |of: fn(&WorkerReport) -> f64| workers.iter().map(of).sum::<f64>();
         let (busy, overhead) = (total(|w| w.busy), total(|w| w.queue + w.steal + w.wait));
         let (main, process) = cpu_times();
