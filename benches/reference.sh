@@ -23,7 +23,7 @@ median() {
 }
 
 isas=()
-for isa in scalar avx avx2; do
+for isa in scalar avx avx2 avx512; do
     if "$cllm" plan --isa "$isa" > /dev/null 2>&1; then isas+=("$isa"); fi
 done
 rm -rf "$work/figures" && mkdir -p "$work/figures"
@@ -35,7 +35,7 @@ for run in $(seq "$runs"); do
         [ "$isa" = scalar ] && steps=4
         rm -rf "$work/run"
         "$cllm" train --preset reference --data "$work/data" --isa "$isa" --max-steps "$steps" \
-            --log-interval "$steps" --eval-batches 1 --sample-tokens 0 --log-format json \
+            --threads 1 --log-interval "$steps" --eval-batches 1 --sample-tokens 0 --log-format json \
             --out-dir "$work/run" > "$work/log"
         for name in tokens_per_s mfu loss; do
             grep '"event":"step"' "$work/log" | field "$name" >> "$work/figures/$isa.$name"

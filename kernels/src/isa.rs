@@ -29,11 +29,13 @@ pub enum Isa {
     Avx,
     /// x86-64 AVX2 with FMA.
     Avx2,
+    /// x86-64 AVX-512 F, BW, DQ and VL.
+    Avx512,
 }
 
 impl Isa {
     /// All of them, weakest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx, Self::Avx2];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx, Self::Avx2, Self::Avx512];
 
     /// The name that `--isa` takes.
     #[must_use]
@@ -42,6 +44,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx => "avx",
             Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
         }
     }
 
@@ -55,6 +58,8 @@ impl Isa {
             Self::Avx => detect::avx(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => detect::avx() && detect::avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => detect::avx() && detect::avx2() && detect::avx512(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -79,7 +84,7 @@ pub struct UnknownIsa;
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an instruction set: use scalar, avx or avx2")
+        f.write_str("not an instruction set: use scalar, avx, avx2 or avx512")
     }
 }
 
@@ -99,6 +104,7 @@ impl FromStr for Isa {
 mod detect {
     cpufeatures::new!(has_avx, "avx");
     cpufeatures::new!(has_avx2, "avx2", "fma");
+    cpufeatures::new!(has_avx512, "avx512f", "avx512bw", "avx512dq", "avx512vl");
 
     pub(super) fn avx() -> bool {
         has_avx::get()
@@ -106,6 +112,10 @@ mod detect {
 
     pub(super) fn avx2() -> bool {
         has_avx2::get()
+    }
+
+    pub(super) fn avx512() -> bool {
+        has_avx512::get()
     }
 }
 
@@ -236,6 +246,14 @@ kernel_table!(
     crate::simd::avx2::Avx2,
     "avx2,fma"
 );
+#[cfg(target_arch = "x86_64")]
+kernel_table!(
+    avx512,
+    Isa::Avx512,
+    crate::simd::avx512::Avx512::assume(),
+    crate::simd::avx512::Avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+);
 
 #[cfg(test)]
 mod tests {
@@ -258,6 +276,11 @@ mod tests {
         assert_eq!(Isa::Avx.is_supported(), avx);
         let avx2 = std::is_x86_feature_detected!("avx2") && fma;
         assert_eq!(Isa::Avx2.is_supported(), avx2);
+        let avx512 = std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("avx512dq")
+            && std::is_x86_feature_detected!("avx512vl");
+        assert_eq!(Isa::Avx512.is_supported(), avx2 && avx512);
         assert!(Isa::best().is_supported());
     }
 }

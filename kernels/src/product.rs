@@ -29,7 +29,7 @@ impl Kernels {
         packed_b_len(k, n, self.nr)
     }
 
-    /// Columns of a panel of a packed matrix, a divisor of 16. A panel of `k` rows takes
+    /// Columns of a panel of a packed matrix, a divisor of 32. A panel of `k` rows takes
     /// `k * panel()` floats, whatever columns it is of.
     #[must_use]
     pub fn panel(&self) -> usize {

@@ -79,6 +79,8 @@ impl Kernels {
             Isa::Avx => &isa::avx::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &isa::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &isa::avx512::TABLE,
             #[cfg(not(target_arch = "x86_64"))]
             _ => &isa::scalar::TABLE,
         }
@@ -103,6 +105,17 @@ impl Kernels {
     #[must_use]
     pub unsafe fn assume_avx2() -> &'static Self {
         &isa::avx2::TABLE
+    }
+
+    /// The AVX-512 kernels, on the caller's word.
+    ///
+    /// # Safety
+    /// As for [`Kernels::assume_avx2`], the CPU has AVX-512 F, BW, DQ and VL, and the 512-bit
+    /// and mask registers are switched on (XCR0 bits 5 to 7) and saved too.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub unsafe fn assume_avx512() -> &'static Self {
+        &isa::avx512::TABLE
     }
 
     /// The instruction set of this table.

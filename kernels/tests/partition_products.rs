@@ -23,16 +23,18 @@ fn parts(n: usize, sizes: &[usize]) -> Vec<Range<usize>> {
     parts
 }
 
-/// Partitions of rows that meet at and beside register blocks of 4 and 6.
+/// Partitions of rows that meet at and beside register blocks of 4, 6 and 12.
 fn rows() -> Vec<Vec<Range<usize>>> {
-    let sizes: [&[usize]; 7] = [&[M], &[96, 34], &[64, 66], &[32], &[5, 125], &[1, 2, 3, 23], &[6]];
+    let sizes: [&[usize]; 8] =
+        [&[M], &[96, 34], &[64, 66], &[32], &[5, 125], &[1, 2, 3, 23], &[6], &[12, 11, 7]];
     sizes.iter().map(|sizes| parts(M, sizes)).collect()
 }
 
-/// Partitions of columns that meet at panels.
-fn columns() -> Vec<Vec<Range<usize>>> {
-    [[N, N], [16, 16], [32, 32], [64, 64], [256, 256], [48, 128]]
+/// Partitions of columns that meet at panels of `panel` columns.
+fn columns(panel: usize) -> Vec<Vec<Range<usize>>> {
+    [[N, N], [16, 16], [32, 32], [64, 64], [256, 256], [48, 128], [96, 32]]
         .iter()
+        .filter(|sizes| sizes.iter().all(|size| *size == N || size.is_multiple_of(panel)))
         .map(|sizes| parts(N, sizes))
         .collect()
 }
@@ -135,7 +137,7 @@ fn a_packed_product_in_parts_has_the_bits_of_the_whole() {
                 let product = Product::new(kernels, k, kind, &mut rng);
                 let whole = product.run(kernels, &(0..M), &(0..N), &mut rng);
                 for rows in rows() {
-                    for cols in columns() {
+                    for cols in columns(kernels.panel()) {
                         for rows in &rows {
                             for cols in &cols {
                                 let what = format!("{kernels:?} {k} {kind} {rows:?} {cols:?}");
@@ -199,7 +201,7 @@ fn a_matrix_packed_in_parts_is_packed_the_same() {
             let len = kernels.packed_len(k, N).unwrap();
             let (mut whole, mut pieces) = (vec![f32::NAN; len], vec![f32::NAN; len]);
             kernels.pack(source, &mut whole);
-            for cols in columns() {
+            for cols in columns(kernels.panel()) {
                 pieces.fill(f32::NAN);
                 for cols in cols {
                     let to = &mut pieces[cols.start * k..];
@@ -216,12 +218,12 @@ fn a_matrix_packed_in_parts_is_packed_the_same() {
 fn columns_of_a_packed_matrix_are_checked() {
     each_isa(|kernels| {
         let (k, n, panel) = (3, 50, kernels.panel());
-        assert!(16 % panel == 0, "{panel}");
+        assert!(32 % panel == 0, "{panel}");
         let packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
         let columns = |packed: &[f32], start: usize, end: usize| {
             let _ = kernels.packed_columns(Packed::new(packed, k, n), start..end);
         };
-        for (start, end) in [(0, 0), (0, n), (panel, n), (panel, panel + 1), (48, 48), (48, 50)] {
+        for (start, end) in [(0, 0), (0, n), (panel, n), (panel, panel + 1), (32, 32), (32, n)] {
             columns(&packed, start, end);
         }
         for (start, end) in [(1, n), (panel / 2, n), (0, n + 1), (64, 64), (panel, 0)] {
@@ -257,7 +259,7 @@ fn a_weight_gradient_in_parts_has_the_bits_of_the_whole() {
         let [x, dy] = [M, N].map(|n| Grid::random(&mut rng, k, n));
         let start = Grid::random(&mut rng, M, N);
         // Columns need no panels here: this packing is the call's own.
-        let (all_rows, mut all_columns) = (rows(), columns());
+        let (all_rows, mut all_columns) = (rows(), columns(kernels.panel()));
         all_columns.push(parts(N, &[1, 100, 7]));
         let depths = [&[k][..], &[KC], &[2 * KC, KC], &[KC, 2 * KC]].map(|sizes| parts(k, sizes));
         for accumulate in [false, true] {

@@ -140,7 +140,7 @@ pub(super) unsafe fn apply<S: Simd>(
     at: &Place,
 ) {
     let &Place { i, j, rows, cols } = at;
-    let mut mask = [1.0_f32; 16];
+    let mut mask = [1.0_f32; super::MAX_COLS];
     for r in 0..rows {
         if let Some((dropout, first_row)) = &e.dropout {
             dropout.fill_mask(first_row.wrapping_add((i + r) as u32), j, &mut mask[..cols]);

@@ -29,7 +29,7 @@ pub(super) struct Tile {
 /// # Safety
 /// A is valid for `rows x kc` elements, B for `kc` rows of `NR`, C and, to
 /// accumulate, its start for `rows x cols`;
-/// `rows <= MR <= 6`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
+/// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, t: &Tile, rows: usize, cols: usize, accumulate: bool) {
     // SAFETY: passed on from the caller.
@@ -68,7 +68,14 @@ pub(super) unsafe fn sized<S: Simd, const ALONG: bool>(
                 3 => tile::<S, 3, 2, ALONG>(s, t, cols, accumulate),
                 4 => tile::<S, 4, 2, ALONG>(s, t, cols, accumulate),
                 5 => tile::<S, 5, 2, ALONG>(s, t, cols, accumulate),
-                _ => tile::<S, 6, 2, ALONG>(s, t, cols, accumulate),
+                6 => tile::<S, 6, 2, ALONG>(s, t, cols, accumulate),
+                _ if S::MR == 6 => {}
+                7 => tile::<S, 7, 2, ALONG>(s, t, cols, accumulate),
+                8 => tile::<S, 8, 2, ALONG>(s, t, cols, accumulate),
+                9 => tile::<S, 9, 2, ALONG>(s, t, cols, accumulate),
+                10 => tile::<S, 10, 2, ALONG>(s, t, cols, accumulate),
+                11 => tile::<S, 11, 2, ALONG>(s, t, cols, accumulate),
+                _ => tile::<S, 12, 2, ALONG>(s, t, cols, accumulate),
             }
         }
     }

@@ -186,5 +186,6 @@ unsafe fn place<S: Simd>(s: S, g: &RawGemm, at: &Place, mut depth: usize, last: 
     }
 }
 
-/// Elements of the largest register block.
-const MAX_TILE: usize = 96;
+/// Columns and elements of the largest register block.
+const MAX_COLS: usize = 32;
+const MAX_TILE: usize = 12 * MAX_COLS;

@@ -10,6 +10,8 @@
 pub(crate) mod avx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
 pub(crate) mod scalar;
 
 /// Lanes of `f32`, and the register block that suits their number.

@@ -259,7 +259,7 @@ train_flags! {
         /// Batches made ready ahead of the step that needs them, 1 to 64.
         #[arg(value_name = "N")]
         prefetch: usize,
-        /// Instruction set: scalar, avx or avx2 [default: CLLM_ISA, or the CPU's best].
+        /// Instruction set: scalar, avx, avx2 or avx512 [default: CLLM_ISA, or the CPU's best].
         #[arg(value_name = "NAME")]
         isa: Isa,
     }

@@ -1,0 +1,105 @@
+//! Sixteen lanes on AVX-512 (F, BW, DQ and VL), with fused multiply-add and lane masks.
+
+use super::Simd;
+use core::arch::x86_64::*;
+
+/// Proof that the CPU and the system run AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ and VL, AVX2 and FMA, and the system saves the 512-bit
+    /// and the mask registers.
+    #[inline(always)]
+    pub(crate) unsafe fn assume() -> Self {
+        Self(())
+    }
+}
+
+/// A mask of the first `n` lanes.
+#[inline(always)]
+fn first(n: usize) -> __mmask16 {
+    debug_assert!(n <= 16);
+    ((1_u32 << n) - 1) as __mmask16
+}
+
+macro_rules! operation {
+    ($name:ident($($arg:ident: $ty:ty),*) = $body:expr) => {
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> __m512 {
+            // SAFETY: register arithmetic; the token stands for the instruction set.
+            unsafe { $body }
+        }
+    };
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    // 24 sums and 2 columns; the broadcasts are operands of the multiply-adds. Of the
+    // 32 registers 6 are left for addresses that the compiler keeps as vectors.
+    const MR: usize = 12;
+    const NR: usize = 32;
+
+    operation!(splat(x: f32) = _mm512_set1_ps(x));
+    operation!(add(a: __m512, b: __m512) = _mm512_add_ps(a, b));
+    operation!(sub(a: __m512, b: __m512) = _mm512_sub_ps(a, b));
+    operation!(mul(a: __m512, b: __m512) = _mm512_mul_ps(a, b));
+    operation!(div(a: __m512, b: __m512) = _mm512_div_ps(a, b));
+    operation!(min(a: __m512, b: __m512) = _mm512_min_ps(a, b));
+    operation!(max(a: __m512, b: __m512) = _mm512_max_ps(a, b));
+    operation!(sqrt(a: __m512) = _mm512_sqrt_ps(a));
+    operation!(mul_add(a: __m512, b: __m512, c: __m512) = _mm512_fmadd_ps(a, b, c));
+    // No fraction bits are kept: whole numbers.
+    operation!(round(a: __m512) =
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
+    operation!(exp2_int(a: __m512) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
+        _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127)))));
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller's promise; the token stands for AVX-512.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller's promise; the token stands for AVX-512.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: masked lanes are not read; the caller's promise covers the rest.
+        unsafe { _mm512_maskz_loadu_ps(first(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, v: __m512, n: usize) {
+        // SAFETY: masked lanes are not written; the caller's promise covers the rest.
+        unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: a hint that touches no memory, whatever the address; x86-64 has SSE.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        // SAFETY: register arithmetic; the token stands for AVX-512 with DQ and VL.
+        unsafe {
+            let x = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    fn max_lane(self, a: __m512) -> f32 {
+        // SAFETY: register arithmetic; the token stands for AVX-512 with DQ and VL.
+        unsafe {
+            let x = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+}
