@@ -46,10 +46,18 @@ impl Idle for Yield {
 /// Sleeps at random moments: other workers overtake.
 struct Delays(u32);
 
+/// How often any [`Delays`] slept, and how many stolen tiles it saw.
+static DELAYED: AtomicU32 = AtomicU32::new(0);
+static STOLEN: AtomicU32 = AtomicU32::new(0);
+
 impl Observer for Delays {
-    fn enter(&mut self, _: Activity) {
+    fn enter(&mut self, activity: Activity) {
+        if matches!(activity, Activity::Tile { stolen: true, .. }) {
+            STOLEN.fetch_add(1, Ordering::Relaxed);
+        }
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         if self.0 >> 24 < 6 {
+            DELAYED.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_micros(u64::from(self.0 >> 8 & 0xff)));
         }
     }
@@ -175,12 +183,17 @@ fn one_sequence_alone_gives_the_same_bits() {
 fn delays_and_steals_do_not_change_the_bits() {
     let kernels = Kernels::detect();
     let alone = train(&CONFIG, SHAPE, kernels, Crew::of(1), 2);
+    let counts = || [&DELAYED, &STOLEN].map(|count| count.load(Ordering::Relaxed));
     for seed in 0..100 {
+        let [delayed, stolen] = counts();
         let crew =
             Crew { steal_seed: seed * 7919, delays: true, ..Crew::of(2 + seed as usize % 4) };
         let bits = train(&CONFIG, SHAPE, kernels, crew, 2);
         assert!(bits == alone, "{crew:?} differs from one worker");
+        assert!(counts()[0] > delayed && counts()[1] > stolen, "{crew:?}: nothing was shuffled");
     }
+    let [delayed, stolen] = counts();
+    println!("{delayed} delays, {stolen} operations of stolen tiles");
 }
 
 /// Panics at one tile.

@@ -1,5 +1,4 @@
 //! The memory plan is exact, and a step allocates nothing.
-#![expect(unsafe_code, reason = "a global allocator that counts has an unsafe interface")]
 
 mod support;
 
@@ -10,42 +9,11 @@ use cllm_core::{
     Batch, BatchShape, Engine, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op,
     Optimizer, Plan, PlanError, Pool, Pools, Queue, Slot, Trainer,
 };
-use core::alloc::{GlobalAlloc, Layout};
-use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
-use std::alloc::System;
 use std::thread;
+use support::counting::{Counting, own_calls};
 use support::memory::Memory;
-
-/// The system's allocator, with a count of each thread's calls.
-struct Counting;
-
-thread_local! {
-    static CALLS: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count() {
-    CALLS.with(|calls| calls.set(calls.get() + 1));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: passed on from the caller.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: passed on from the caller.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: passed on from the caller.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -96,9 +64,9 @@ fn a_step_allocates_nothing() {
         let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
         trainer.initialise();
         for window in 0..3 {
-            let before = CALLS.get();
+            let before = own_calls();
             step(&mut trainer, &tokens, &targets);
-            assert_eq!(CALLS.get() - before, 0, "{isa}: allocations in step {window}");
+            assert_eq!(own_calls() - before, 0, "{isa}: allocations in step {window}");
         }
     }
 }
@@ -119,7 +87,7 @@ fn batches_made_ready_allocate_nothing_in_either_thread() {
     // and handing over among it, is in between.
     let in_loader = [const { AtomicUsize::new(0) }; STEPS as usize];
     let fill = |n: u64, tokens: &mut [u32], targets: &mut [u32]| {
-        in_loader[n as usize].store(CALLS.get(), Relaxed);
+        in_loader[n as usize].store(own_calls(), Relaxed);
         if n % 10 == 5 {
             // Now the other thread waits.
             thread::sleep(Duration::from_millis(20));
@@ -127,7 +95,7 @@ fn batches_made_ready_allocate_nothing_in_either_thread() {
         data.fill_batch(n * SHAPE.sequences as u64, SHAPE.sequences, tokens, targets)
     };
     let (calls, waited) = with_loader(1, plan.tokens(), 0..STEPS, fill, |mut prefetch| {
-        let before = CALLS.get();
+        let before = own_calls();
         for n in 0..STEPS {
             let batch = prefetch.take()?;
             trainer.accumulate(&batch.get(), plan.tokens()).unwrap();
@@ -138,7 +106,7 @@ fn batches_made_ready_allocate_nothing_in_either_thread() {
                 thread::sleep(Duration::from_millis(5));
             }
         }
-        Ok((CALLS.get() - before, prefetch.waited()))
+        Ok((own_calls() - before, prefetch.waited()))
     })
     .unwrap();
     assert_eq!(calls, 0, "allocations in the training thread");

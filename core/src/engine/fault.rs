@@ -1,8 +1,8 @@
-//! Where the orderings of the protocols can be weakened, to prove that the models of
-//! `models` would notice.
+//! Where the orderings of the protocols can be weakened and their notifications left out, to
+//! prove that the models of `models` would notice.
 //!
-//! In a program [`order`] is its argument and [`fence`] a fence; only under the model
-//! checker can a test have one of them be a weaker one.
+//! In a program [`order`] is its argument, [`fence`] a fence, and all that is to happen
+//! [`happens`]; only under the model checker can a test have one of them fail.
 
 use crate::primitive::{self, Ordering};
 
@@ -27,6 +27,10 @@ pub(super) enum Access {
     Notify,
     /// Between entering a tile and the look for poison.
     Enter,
+    /// A worker that leaves tells the caller.
+    Leave,
+    /// Who closes the engine tells the workers.
+    Close,
 }
 
 /// The ordering of an access.
@@ -43,8 +47,15 @@ pub(super) fn fence(_: Access) {
     primitive::fence(Ordering::SeqCst);
 }
 
+/// Whether something is done that a protocol depends on.
+#[cfg(not(loom))]
+#[inline(always)]
+pub(super) const fn happens(_: Access) -> bool {
+    true
+}
+
 #[cfg(loom)]
-pub(super) use weakened::{fence, order, weaken};
+pub(super) use weakened::{fence, happens, order, weaken};
 
 #[cfg(loom)]
 mod weakened {
@@ -58,7 +69,7 @@ mod weakened {
         static WEAK: Cell<Option<Access>> = const { Cell::new(None) };
     }
 
-    /// From now on this test's models have `access` unordered.
+    /// From now on this test's models have `access` unordered, or left out.
     pub(in super::super) fn weaken(access: Access) {
         WEAK.set(Some(access));
     }
@@ -68,8 +79,12 @@ mod weakened {
     }
 
     pub(in super::super) fn fence(access: Access) {
-        if WEAK.get() != Some(access) {
+        if happens(access) {
             primitive::fence(Ordering::SeqCst);
         }
+    }
+
+    pub(in super::super) fn happens(access: Access) -> bool {
+        WEAK.get() != Some(access)
     }
 }

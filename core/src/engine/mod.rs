@@ -53,7 +53,7 @@ use crate::primitive::{AtomicBool, AtomicU32, AtomicU64, Ordering, UnsafeCell, s
 use crate::program::{self, Emitted, Op, Section};
 use core::fmt;
 use crossbeam_utils::CachePadded;
-use fault::{Access, fence, order};
+use fault::{Access, fence, happens, order};
 use idle::Event;
 use range::{Range, Share, next_run};
 use stage::Board;
@@ -273,7 +273,9 @@ impl<'a> Engine<'a> {
     /// Later runs are done by the caller alone, and nobody can join.
     pub fn close(&self, idle: &(impl Idle + ?Sized)) {
         self.closed.store(true, Ordering::Release);
-        self.work.notify(idle);
+        if happens(Access::Close) {
+            self.work.notify(idle);
+        }
     }
 
     fn is_taken(&self, seat: usize) -> bool {

@@ -3,11 +3,26 @@
 //! What tiles write is plain memory to the checker: an access that the protocol does not
 //! order behind another one is reported as a race, even if it would have read the right
 //! bytes; a wake-up that can get lost is reported as a deadlock. Each protocol has
-//! models in which one of its orderings is missing, and which must fail.
+//! models in which one of its orderings or steps is missing, and which must fail:
+//!
+//! | protocol | sound | broken: what is missing |
+//! |---|---|---|
+//! | claim and steal | `each_tile_has_one_taker` | release of a share, acquire of a share |
+//! | shares used again | `a_late_thief_takes_nothing_of_the_next_run` | the run's number |
+//! | slots and counters used again | `slots_are_used_again_by_the_next_run` | as for claim and steal |
+//! | dependency release | `a_ready_tile_finds_its_inputs` | release and acquire of a counter |
+//! | completion on *done* | `a_run_ends_when_all_tiles_are_done`, `a_tile_is_counted_when_it_is_done` | counting after running, release and acquire of the last count |
+//! | shutdown with work queued | `a_shutdown_with_work_queued_leaves_none_undone`, `a_worker_may_leave_a_run_to_the_caller`, `nobody_sleeps_through_the_end` | word to the workers, word to the caller |
+//! | park and wake | `no_wake_up_is_lost` | a fence on either side |
+//! | poison | `a_poisoned_run_ends_after_those_inside` | a fence |
+//!
+//! The last of these are in `runs`, those of the ring in `ring/models`.
 
 #![expect(unsafe_code, reason = "plain memory that the protocols are to protect")]
 
 extern crate std;
+
+mod runs;
 
 use super::fault::{Access, weaken};
 use super::range::{Range, Share};
@@ -146,29 +161,36 @@ fn a_share_needs_an_acquiring_load() {
     claim_and_steal();
 }
 
-/// A thief that slept since the last run finds the same numbers in a share of the next.
-#[test]
-fn a_late_thief_takes_nothing_of_the_next_run() {
-    loom::model(|| {
+/// A thief that slept since run 1 finds the same tiles in a share of run `next`.
+fn late_thief(next: u32) {
+    loom::model(move || {
         let word = leak(AtomicU64::new(0));
         Range(word).open(Share { run: 1, start: 0, end: 2 });
         let late = Range(word).load();
         let thief = thread::spawn(move || Range(word).take_back(late, 1));
-        let share = Range(word).load();
-        let mut left = 2;
-        if share.end == 2 && Range(word).take_front(share) {
-            left -= 1;
+        // All that is left, but for what the thief has or will have.
+        let mut share = Range(word).load();
+        while !share.is_empty() && !Range(word).take_front(share) {
+            share = Range(word).load();
         }
-        // Its tiles done, the word is opened for the next run.
-        if thief.join().unwrap() {
-            left -= 1;
-        }
-        assert!(left < 2);
-        Range(word).open(Share { run: 2, start: 0, end: 2 });
-        let thief = thread::spawn(move || Range(word).take_back(late, 1));
-        assert!(!thief.join().unwrap());
-        assert_eq!(Range(word).load(), Share { run: 2, start: 0, end: 2 });
+        // The word is opened for the next run with the thief on its way.
+        Range(word).open(Share { run: next, start: 0, end: 2 });
+        let in_time = thief.join().unwrap();
+        let left = Range(word).load();
+        let took = left != Share { run: next, start: 0, end: 2 };
+        assert!(!(in_time && took), "a tile of the next run was taken for one of the last");
     });
+}
+
+#[test]
+fn a_late_thief_takes_nothing_of_the_next_run() {
+    late_thief(2);
+}
+
+#[test]
+#[should_panic(expected = "a tile of the next run was taken")]
+fn a_share_used_again_needs_the_runs_number() {
+    late_thief(1);
 }
 
 // ---- Dependencies ----------------------------------------------------------------------
@@ -228,10 +250,38 @@ fn a_counter_needs_an_acquiring_look() {
 
 // ---- Park and wake ---------------------------------------------------------------------
 
-/// A parker whose sleeper can be found and freed, so that a lost wake-up can be told.
+/// A parker that knows when the last notification has been given, so that a lost wake-up can
+/// be told: who sleeps then would sleep for ever.
 struct Bed {
-    asleep: Mutex<bool>,
+    sleep: Mutex<Sleep>,
     woken: Condvar,
+}
+
+#[derive(Default)]
+struct Sleep {
+    is_asleep: bool,
+    is_over: bool,
+    is_lost: bool,
+}
+
+impl Bed {
+    fn new() -> Self {
+        Self { sleep: Mutex::new(Sleep::default()), woken: Condvar::new() }
+    }
+
+    /// Nobody notifies again. Frees who sleeps, so that the model ends.
+    fn last_call(&self) {
+        let mut sleep = self.sleep.lock().unwrap();
+        sleep.is_over = true;
+        sleep.is_lost |= sleep.is_asleep;
+        sleep.is_asleep = false;
+        drop(sleep);
+        self.woken.notify_all();
+    }
+
+    fn check(&self) {
+        assert!(!self.sleep.lock().unwrap().is_lost, "a wake-up was lost");
+    }
 }
 
 impl Idle for Bed {
@@ -240,16 +290,18 @@ impl Idle for Bed {
     }
 
     fn park(&self, word: &AtomicU32, seen: u32) {
-        let mut asleep = self.asleep.lock().unwrap();
+        let mut sleep = self.sleep.lock().unwrap();
         // The protocol's fences are to suffice: the weakest look that a system could take.
-        *asleep = word.load(Ordering::Relaxed) == seen;
-        while *asleep {
-            asleep = self.woken.wait(asleep).unwrap();
+        let sleeps = word.load(Ordering::Relaxed) == seen;
+        sleep.is_lost |= sleeps && sleep.is_over;
+        sleep.is_asleep = sleeps && !sleep.is_over;
+        while sleep.is_asleep {
+            sleep = self.woken.wait(sleep).unwrap();
         }
     }
 
     fn wake(&self, _: &AtomicU32) {
-        *self.asleep.lock().unwrap() = false;
+        self.sleep.lock().unwrap().is_asleep = false;
         self.woken.notify_all();
     }
 }
@@ -257,7 +309,7 @@ impl Idle for Bed {
 fn park_and_wake() {
     loom::model(|| {
         let event = Arc::new((Event::new(), AtomicBool::new(false)));
-        let bed = Arc::new(Bed { asleep: Mutex::new(false), woken: Condvar::new() });
+        let bed = Arc::new(Bed::new());
         let sleeper = {
             let (event, bed) = (Arc::clone(&event), Arc::clone(&bed));
             thread::spawn(move || {
@@ -269,11 +321,9 @@ fn park_and_wake() {
         };
         event.1.store(true, Ordering::Release);
         event.0.notify(&*bed);
-        // Nobody notifies again: who sleeps now would sleep for ever.
-        let is_lost = *bed.asleep.lock().unwrap();
-        bed.wake(&AtomicU32::new(0));
+        bed.last_call();
         sleeper.join().unwrap();
-        assert!(!is_lost, "a wake-up was lost");
+        bed.check();
     });
 }
 
@@ -294,133 +344,4 @@ fn who_notifies_needs_a_fence() {
 fn who_sleeps_needs_a_fence() {
     weaken(Access::Sleep);
     park_and_wake();
-}
-
-// ---- Whole runs ------------------------------------------------------------------------
-
-/// Two row blocks, then a tile that reads both.
-struct Sum {
-    rows: [Plain<u32>; 2],
-    total: Plain<u32>,
-}
-
-impl Job for Sum {
-    unsafe fn run(&self, _: &[Op], taken: &Taken, _: usize, _: &mut dyn Observer) {
-        match taken.stage.shape {
-            Shape::Rows { .. } => {
-                let row = &self.rows[taken.tile as usize];
-                row.set(row.get() + 1 + taken.tile);
-            }
-            _ => self.total.set(self.total.get() + self.rows[0].get() + self.rows[1].get()),
-        }
-    }
-}
-
-fn engine(seats: usize) -> &'static Engine<'static> {
-    let slots: Vec<Slot> =
-        [stage(Shape::Rows { first_block: 0, level: 1 }, 2, 0, 0), stage(Shape::List, 1, 1, 0)]
-            .map(|stage| Slot { stage, done: AtomicU32::new(0) })
-            .into();
-    let slots = Box::leak(slots.into_boxed_slice());
-    let count = words(seats, slots.len(), &CUT).unwrap();
-    let words: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
-    let words = Box::leak(words.into_boxed_slice());
-    let mut sections = [const { 0..0 }; Section::COUNT];
-    sections[Section::Forward as usize] = 0..2;
-    leak(Engine::over(&[], slots, words, seats, CUT, sections))
-}
-
-/// A worker beside the caller, for some runs; the worker may come late, and is sent home at
-/// any time with work queued. Fewer preemptions than in the small models: there are many
-/// more places for them.
-fn whole_runs(runs: u32, close_early: bool) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(if runs == 1 && !close_early { 2 } else { 1 });
-    model.check(move || {
-        let idle: &'static Futex = leak(Futex::new());
-        let engine = engine(2);
-        let worker = thread::spawn(move || match Worker::run(engine, idle) {
-            Ok(()) | Err(SeatError::Closed) => {}
-            Err(full) => panic!("{full}"),
-        });
-        let closer = close_early.then(|| thread::spawn(move || engine.close(idle)));
-        let job = Sum { rows: [Plain::new(0), Plain::new(0)], total: Plain::new(0) };
-        for run in 1..=runs {
-            assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
-            // Not taken: done, and visible here.
-            assert_eq!((job.rows[0].get(), job.rows[1].get()), (run, 2 * run));
-            assert_eq!(job.total.get(), 3 * run * (run + 1) / 2);
-        }
-        engine.close(idle);
-        worker.join().unwrap();
-        if let Some(closer) = closer {
-            closer.join().unwrap();
-        }
-    });
-}
-
-#[test]
-fn a_run_ends_when_all_tiles_are_done() {
-    whole_runs(1, false);
-}
-
-#[test]
-fn slots_are_used_again_by_the_next_run() {
-    whole_runs(2, false);
-}
-
-#[test]
-fn a_shutdown_with_work_queued_leaves_none_undone() {
-    whole_runs(1, true);
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn the_end_of_a_stage_needs_a_releasing_count() {
-    weaken(Access::EndStage);
-    whole_runs(1, false);
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn the_end_of_a_run_needs_an_acquiring_look() {
-    weaken(Access::SeeEnd);
-    whole_runs(1, false);
-}
-
-// ---- Poison ----------------------------------------------------------------------------
-
-/// Of who enters a tile and who ends a poisoned run one sees the other: the job is not
-/// read after the run is over.
-fn poison() {
-    loom::model(|| {
-        let engine = engine(1);
-        let job = leak(Plain::new(true));
-        let worker = thread::spawn(move || {
-            engine.inside(0).store(1, Ordering::Relaxed);
-            fence(Access::Enter);
-            if !engine.poisoned.load(Ordering::Acquire) {
-                assert!(job.get(), "the job is gone");
-            }
-            engine.inside(0).store(0, Ordering::Release);
-        });
-        engine.poisoned.store(true, Ordering::Release);
-        fence(Access::Enter);
-        if engine.inside(0).load(Ordering::Acquire) == 0 {
-            job.set(false);
-        }
-        worker.join().unwrap();
-    });
-}
-
-#[test]
-fn a_poisoned_run_ends_after_those_inside() {
-    poison();
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn entering_a_tile_needs_a_fence() {
-    weaken(Access::Enter);
-    poison();
 }

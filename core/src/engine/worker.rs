@@ -17,7 +17,7 @@
 //! its share is done or taken, so it is at the front, where its owner and every thief look.
 #![expect(unsafe_code, reason = "reads the job that the caller lent")]
 
-use super::fault::{Access, fence};
+use super::fault::{Access, fence, happens};
 use super::idle::Idle;
 use super::observe::{Activity, Observer, Unobserved};
 use super::range::Share;
@@ -261,7 +261,9 @@ impl<I: Idle + ?Sized> Drop for Worker<'_, I> {
     fn drop(&mut self) {
         self.engine.seat_words[self.seat * LINE].store(0, Ordering::Release);
         // The caller may be waiting for this worker alone.
-        self.engine.finished.notify(self.idle);
+        if happens(Access::Leave) {
+            self.engine.finished.notify(self.idle);
+        }
     }
 }
 

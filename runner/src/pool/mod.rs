@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::panic::catch_unwind;
 use std::thread::{self, Builder};
 
-use cllm_core::{Engine, Worker};
+use cllm_core::{Engine, Observer, Worker};
 use crossbeam_utils::CachePadded;
 
 use crate::error::{Error, Result};
@@ -81,11 +81,22 @@ pub fn with_workers<R>(
     crew: &Crew,
     body: impl FnOnce() -> Result<R>,
 ) -> Result<R> {
+    with_observers(engine, crew, |n| Recorder::new(&crew.times[n]), body)
+}
+
+/// As [`with_workers`]; worker `n` tells what it does to `observer(n)`.
+fn with_observers<R, O: Observer>(
+    engine: &Engine<'_>,
+    crew: &Crew,
+    observer: impl Fn(usize) -> O + Sync,
+    body: impl FnOnce() -> Result<R>,
+) -> Result<R> {
+    let observer = &observer;
     let idle = &Parking::worker(crew.workers(), cpus::available());
     thread::scope(|scope| {
         let closing = Closing { engine };
         let (ready, started) = std::sync::mpsc::channel();
-        for (n, times) in crew.times.iter().enumerate() {
+        for n in 0..crew.workers() {
             let (name, ready) = (format!("cllm-worker-{n}"), ready.clone());
             let pin = crew.pin;
             let serve = move || {
@@ -93,10 +104,10 @@ pub fn with_workers<R>(
                 // Whoever waits for it may have gone with another thread's error.
                 let _ = ready.send(pinned);
                 drop(ready);
-                let mut recorder = Recorder::new(times);
+                let mut observer = observer(n);
                 // The engine tells its caller of a panic, and the hook has told the user.
                 let _ = catch_unwind(AssertUnwindSafe(|| {
-                    Worker::run_observed(engine, idle, &mut recorder)
+                    Worker::run_observed(engine, idle, &mut observer)
                 }));
             };
             Builder::new().name(name.clone()).spawn_scoped(scope, serve).map_err(|e| {
@@ -130,5 +141,99 @@ struct Closing<'e, 'a> {
 impl Drop for Closing<'_, '_> {
     fn drop(&mut self) {
         self.engine.close(&CALLER);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::PoolMemory;
+    use cllm_core::{
+        Activity, Batch, BatchShape, EngineError, Kernels, Mode, ModelConfig, Optimizer, Plan,
+        StepError, Trainer,
+    };
+
+    const CONFIG: ModelConfig = ModelConfig {
+        vocab_size: 64,
+        block_size: 32,
+        n_layer: 2,
+        n_head: 2,
+        d_model: 32,
+        d_ff: 64,
+        bias: true,
+        tied: true,
+        dropout: 0.0,
+        norm_eps: 1e-5,
+    };
+    const SHAPE: BatchShape = BatchShape { sequences: 16, tokens: 32 };
+
+    /// Panics at its `fuse`-th activity that is a tile.
+    struct Bomb {
+        fuse: u32,
+    }
+
+    impl Observer for Bomb {
+        fn enter(&mut self, activity: Activity) {
+            if let Activity::Tile { .. } = activity {
+                self.fuse -= 1;
+                assert!(self.fuse > 0, "forced by the test");
+            }
+        }
+    }
+
+    /// Steps until one fails, in a pool of three of which `bombs` panic after some tiles.
+    /// Returns the error, and whether the pool still trains.
+    fn steps_with(bombs: usize) -> Result<(StepError, bool)> {
+        let kernels = Kernels::detect();
+        let plan = Plan::new(&CONFIG, SHAPE, 3, Mode::Train, kernels).unwrap();
+        let mut memory = PoolMemory::allocate(&plan)?;
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&plan, queue).unwrap();
+        let mut trainer =
+            Trainer::new(&plan, kernels, pools, &engine, 1).unwrap().wait_with(&CALLER);
+        trainer.initialise();
+        let ids: Vec<u32> = (0..plan.tokens() as u32).map(|i| i * 7 % 64).collect();
+        let batch = Batch { tokens: &ids, targets: &ids };
+        let fuse = |n| if n < bombs { 40 + 20 * n as u32 } else { u32::MAX };
+        with_observers(
+            &engine,
+            &Crew::new(3, false),
+            |n| Bomb { fuse: fuse(n) },
+            || {
+                let mut failed = None;
+                // Until all that are to go have gone; the last error is as good as the first.
+                while engine.workers() > 3 - bombs {
+                    failed = trainer.accumulate(&batch, ids.len()).err().or(failed);
+                }
+                trainer.initialise();
+                let trains = trainer.accumulate(&batch, ids.len()).is_ok()
+                    && trainer.update(&Optimizer::default(), 1e-3).is_ok();
+                Ok((failed.unwrap(), trains))
+            },
+        )
+    }
+
+    #[test]
+    fn a_panic_in_a_tile_is_the_callers_error_and_ends_one_thread_only() {
+        // Some of the workers, then all of them: then the caller works alone.
+        for bombs in [1, 2, 3] {
+            let (error, trains) = steps_with(bombs).unwrap();
+            assert_eq!(error, StepError::Engine(EngineError::Panicked));
+            assert!(trains, "nothing works after {bombs} panics");
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_caller_sends_the_workers_home() {
+        let kernels = Kernels::detect();
+        let plan = Plan::new(&CONFIG, SHAPE, 3, Mode::Train, kernels).unwrap();
+        let mut memory = PoolMemory::allocate(&plan).unwrap();
+        let engine = Engine::new(&plan, memory.parts().1).unwrap();
+        let crew = Crew::new(3, false);
+        let body = || -> Result<()> { panic!("forced by the test") };
+        let run = AssertUnwindSafe(|| with_workers(&engine, &crew, body));
+        assert!(catch_unwind(run).is_err());
+        assert_eq!(engine.workers(), 0);
+        assert_eq!(with_workers(&engine, &Crew::new(0, false), || Ok(1)), Ok(1));
     }
 }

@@ -140,6 +140,8 @@ pub(crate) fn arguments(settings: &TrainSettings) -> Vec<String> {
             Value::Null => continue,
             Value::Array(values) if values.is_empty() => continue,
             Value::Array(values) => values,
+            // A choice that comes with a number: the flag wants the number.
+            Value::Object(choice) if key == "threads" => choice.into_values().collect(),
             value => vec![value],
         };
         args.push(match &values[0] {
