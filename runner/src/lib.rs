@@ -13,6 +13,7 @@ pub mod model;
 pub mod pool;
 pub mod settings;
 pub mod tokenizer;
+pub mod trace;
 pub mod train;
 mod trained;
 pub mod validation;

@@ -20,6 +20,7 @@ use cllm_core::{Engine, Worker};
 use crossbeam_utils::CachePadded;
 
 use crate::error::{Error, Result};
+use crate::trace::record::Recording;
 use idle::Parking;
 use times::{Recorder, Times, WorkerTimes};
 
@@ -40,6 +41,7 @@ pub fn started() -> u64 {
 pub struct Crew {
     times: Vec<CachePadded<WorkerTimes>>,
     pin: bool,
+    recording: Option<Recording>,
 }
 
 impl Crew {
@@ -47,7 +49,19 @@ impl Crew {
     #[must_use]
     pub fn new(workers: usize, pin: bool) -> Self {
         let times = (0..workers).map(|_| CachePadded::new(WorkerTimes::new())).collect();
-        Self { times, pin }
+        Self { times, pin, recording: None }
+    }
+
+    /// Has all that they do recorded, when the recording is on.
+    #[must_use]
+    pub fn recorded(self, recording: Option<Recording>) -> Self {
+        Self { recording, ..self }
+    }
+
+    /// Where it is recorded.
+    #[must_use]
+    pub fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
     }
 
     /// How many there are.
@@ -87,12 +101,13 @@ pub fn with_workers<R>(
         for (n, times) in crew.times.iter().enumerate() {
             let (name, ready) = (format!("cllm-worker-{n}"), ready.clone());
             let pin = crew.pin;
+            let pen = crew.recording.as_ref().and_then(|recording| recording.pen(n));
             let serve = move || {
                 let pinned = if pin { cpus::pin(n) } else { Ok(()) };
                 // Whoever waits for it may have gone with another thread's error.
                 let _ = ready.send(pinned);
                 drop(ready);
-                let mut recorder = Recorder::new(times);
+                let mut recorder = Recorder::new(times).with_pen(pen);
                 // The engine tells its caller of a panic, and the hook has told the user.
                 let _ = catch_unwind(AssertUnwindSafe(|| {
                     Worker::run_observed(engine, idle, &mut recorder)
