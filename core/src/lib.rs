@@ -35,12 +35,13 @@ mod trainer;
 pub use cllm_kernels::{IGNORE, Isa, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
-    Activity, Engine, EngineError, Idle, Observer, Queue, SeatError, Slot, Spin, Unobserved, Worker,
+    ActedTile, Activity, Actor, Engine, EngineError, Idle, Observer, Queue, Rehearsal, SeatError,
+    Slot, Spin, StageView, Unobserved, Worker,
 };
 pub use line::{LANES, Line, floats, floats_mut};
 pub use optimizer::{Optimizer, OptimizerError, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
 pub use plan::{BatchShape, Mode, Plan, PlanError, Pool, ROW_BLOCK};
-pub use program::Op;
+pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
 pub use trainer::{Batch, Evaluator, Loss, Pools, StepError, Trainer};

@@ -14,7 +14,7 @@ use crate::line::{Line, floats, floats_mut};
 use crate::optimizer::{Optimizer, OptimizerError, UpdateReport};
 use crate::params::ParamTable;
 use crate::plan::{Mode, Plan, PlanError, Pool};
-use crate::program::Section;
+use crate::program::Run;
 use crate::shared::Shared;
 use crate::step::{DropoutKey, Outcome, Step};
 use cllm_kernels::{AdamW, IGNORE, Kernels};
@@ -223,8 +223,8 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Runs sections that follow one another.
-    fn run(&mut self, sections: &[Section], inputs: &Inputs<'_>) -> Result<(), EngineError> {
+    /// Has the workers go through a run.
+    fn run(&mut self, run: Run, inputs: &Inputs<'_>) -> Result<(), EngineError> {
         let no_update = AdamW {
             lr: 0.0,
             beta1: 0.0,
@@ -254,13 +254,12 @@ impl<'a> Machine<'a> {
             grad_clip: inputs.grad_clip,
             outcome: &self.outcome,
         };
-        self.engine.run(&step, sections, self.idle)
+        self.engine.run(&step, run.sections(), self.idle)
     }
 
     /// As [`Machine::run`], on packed weights: they are packed if they have changed since.
-    fn run_packed(&mut self, then: [Section; 2], inputs: &Inputs<'_>) -> Result<(), EngineError> {
-        let sections = [Section::Pack, then[0], then[1]];
-        self.run(&sections[usize::from(self.packed_is_current)..], inputs)?;
+    fn run_packed(&mut self, run: fn(bool) -> Run, inputs: &Inputs<'_>) -> Result<(), EngineError> {
+        self.run(run(!self.packed_is_current), inputs)?;
         self.packed_is_current = true;
         Ok(())
     }
@@ -284,7 +283,7 @@ impl<'a> Machine<'a> {
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
         let counted = self.check(batch)?;
         let inputs = Inputs { tokens: batch.tokens, targets: batch.targets, ..Inputs::default() };
-        self.run_packed([Section::Forward, Section::Loss], &inputs)?;
+        self.run_packed(|pack| Run::Losses { pack }, &inputs)?;
         Ok(Loss { sum: self.outcome.loss(), counted })
     }
 }
@@ -383,7 +382,7 @@ impl<'a> Trainer<'a> {
             }),
             ..Inputs::default()
         };
-        self.machine.run_packed([Section::Forward, Section::Backward], &inputs)?;
+        self.machine.run_packed(|pack| Run::Gradients { pack }, &inputs)?;
         self.micro += 1;
         let sum = self.machine.outcome.loss();
         if sum.is_finite() { Ok(Loss { sum, counted }) } else { Err(StepError::NonFiniteLoss(sum)) }
@@ -415,7 +414,7 @@ impl<'a> Trainer<'a> {
             ..Inputs::default()
         };
         self.machine.packed_is_current = false;
-        self.machine.run(&[Section::Measure, Section::Update], &inputs)?;
+        self.machine.run(Run::Update, &inputs)?;
         let report = self.machine.outcome.update();
         if !report.grad_norm.is_finite() {
             return Err(StepError::NonFiniteGradient(report.grad_norm));

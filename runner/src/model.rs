@@ -2,7 +2,8 @@
 //! the core's refusals in the words of the flags.
 
 use cllm_core::{
-    BatchShape, ConfigError, Decay, Isa, Kernels, ModelConfig, Optimizer, PlanError, Schedule,
+    BatchShape, ConfigError, Decay, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan, PlanError,
+    Schedule,
 };
 
 use crate::error::{Error, Result};
@@ -103,6 +104,21 @@ pub fn batch_shape(settings: &TrainSettings) -> BatchShape {
 #[must_use]
 pub fn batches(settings: &TrainSettings) -> usize {
     settings.prefetch.saturating_add(1)
+}
+
+/// The plan of a run.
+///
+/// # Errors
+/// Settings that cannot be planned for, in the words of the flags.
+pub fn train_plan(
+    settings: &TrainSettings,
+    config: &ModelConfig,
+    kernels: &Kernels,
+) -> Result<Plan> {
+    let workers = workers(settings.threads)?;
+    let (batch, tiles_for) = (batch_shape(settings), settings.tiles_for.unwrap_or(workers));
+    Plan::with_tiles_for(config, batch, workers, tiles_for, Mode::Train, kernels)
+        .map_err(plan_error)
 }
 
 /// How many workers a run has at most; with [`Threads::Auto`] as many as there are CPUs.

@@ -140,6 +140,16 @@ pub struct TrainSettings {
     /// Batches made ready ahead of the step that needs them.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,
+    /// File to write a trace of some steps to. A resumed session writes one only if it is
+    /// asked to as well.
+    #[serde(default)]
+    pub trace: Option<PathBuf>,
+    /// Most steps of the trace.
+    #[serde(default = "default_trace_steps")]
+    pub trace_steps: usize,
+    /// Number of workers that a step is cut into tiles for; `None` is as many as there are.
+    #[serde(default)]
+    pub tiles_for: Option<usize>,
     /// Instruction set; `None` is the best that the CPU has.
     #[serde(with = "isa_name")]
     pub isa: Option<Isa>,
@@ -152,6 +162,11 @@ pub struct TrainSettings {
 /// For runs that began before there was a choice.
 pub(crate) const fn default_prefetch() -> usize {
     4
+}
+
+/// Enough for medians.
+pub(crate) const fn default_trace_steps() -> usize {
+    10
 }
 
 /// Instruction sets travel by name.

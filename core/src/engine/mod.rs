@@ -38,12 +38,14 @@ mod idle;
 mod models;
 mod observe;
 mod range;
+mod rehearsal;
 mod stage;
 mod worker;
 
 pub use idle::{Idle, Spin};
 pub use observe::{Activity, Observer, Unobserved};
 pub(crate) use range::MAX_TILES;
+pub use rehearsal::{ActedTile, Actor, Rehearsal, StageView};
 pub use stage::Slot;
 pub(crate) use stage::{Cut, NONE, Needs, Reads, Shape, Stage};
 pub use worker::{SeatError, Worker};

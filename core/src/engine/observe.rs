@@ -11,7 +11,7 @@ pub enum Activity {
         stage: usize,
         /// What it does, and where in the model.
         op: Op,
-        /// Which of the operation's tiles.
+        /// Which of the stage's tiles: the same for all operations that it goes through.
         tile: u32,
         /// Whether the tile was another worker's.
         stolen: bool,

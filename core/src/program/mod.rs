@@ -30,6 +30,7 @@
 //! before; B(L-1) of group g waits for H of the group whose logits it overwrites.
 
 mod op;
+mod traffic;
 
 pub use op::Op;
 pub(crate) use op::{Kind, Matrix, Norm};
@@ -51,6 +52,53 @@ pub(crate) enum Section {
 
 impl Section {
     pub(crate) const COUNT: usize = 6;
+    pub(crate) const ALL: [Self; Self::COUNT] =
+        [Self::Pack, Self::Forward, Self::Loss, Self::Backward, Self::Measure, Self::Update];
+
+    /// For reports.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::Forward => "forward",
+            Self::Loss => "loss",
+            Self::Backward => "backward",
+            Self::Measure => "gradient norm",
+            Self::Update => "update",
+        }
+    }
+}
+
+/// What the workers go through as a whole; between two runs the calling thread acts.
+///
+/// A training step is one run of gradients for each micro-batch, the first of which packs
+/// the weights that the last update changed, then one of the update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// Losses of a batch.
+    Losses {
+        /// The weights have changed since they were packed.
+        pack: bool,
+    },
+    /// Losses and gradients of a micro-batch.
+    Gradients {
+        /// The weights have changed since they were packed.
+        pack: bool,
+    },
+    /// Norm of the gradient, and the update.
+    Update,
+}
+
+impl Run {
+    /// The sections of the run: they follow one another in the program.
+    pub(crate) const fn sections(self) -> &'static [Section] {
+        match self {
+            Self::Losses { pack: true } => &[Section::Pack, Section::Forward, Section::Loss],
+            Self::Losses { pack: false } => &[Section::Forward, Section::Loss],
+            Self::Gradients { pack: true } => &[Section::Pack, Section::Forward, Section::Backward],
+            Self::Gradients { pack: false } => &[Section::Forward, Section::Backward],
+            Self::Update => &[Section::Measure, Section::Update],
+        }
+    }
 }
 
 /// What [`build`] gives out: the operations of a stage, then the stage.
@@ -390,6 +438,18 @@ impl Builder<'_, '_> {
         let ops = tensors.map(|(i, spec)| (Kind::Update, i, spec.len().div_ceil(block)));
         self.list(needs(clip), ops);
     }
+}
+
+/// Which operation of a list tile `tile` belongs to, and which tile of that it is.
+pub(crate) fn op_of(ops: &[Op], tile: u32) -> Option<(Op, u32)> {
+    let mut left = tile;
+    for &op in ops {
+        if left < op.tiles {
+            return Some((op, left));
+        }
+        left -= op.tiles;
+    }
+    None
 }
 
 /// Kinds and indices of a chain: the longest has eight operations.

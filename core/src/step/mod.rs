@@ -16,7 +16,7 @@ use crate::optimizer::UpdateReport;
 use crate::params::{Param, ParamSpec};
 use crate::plan::Plan;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
-use crate::program::{Kind, Matrix, Norm, Op};
+use crate::program::{self, Kind, Matrix, Norm, Op};
 use crate::shared::Shared;
 use cllm_kernels::{AdamW, Dropout, Kernels, Packed};
 
@@ -112,11 +112,11 @@ impl Job for Step<'_> {
         let len = self.plan.layout.scratch_len;
         // SAFETY: the piece is the seat's own, and nobody else runs a tile for the seat.
         let scratch = unsafe { self.scratch.slice_mut(seat * len, len) };
-        let mut run = |op: Op, tile: u32| {
+        let mut run = |op: Op, op_tile: u32| {
             observer.enter(Activity::Tile { stage: id, op, tile, stolen });
             // SAFETY: the engine gives out tiles when what they wait for is done, and the
             // program says what that is; a chain is gone through in order.
-            unsafe { self.run_tile(op, tile as usize, scratch) }
+            unsafe { self.run_tile(op, op_tile as usize, scratch) }
         };
         match stage.shape {
             Shape::Rows { first_block, .. } => {
@@ -125,12 +125,8 @@ impl Job for Step<'_> {
                 }
             }
             Shape::Attention { .. } | Shape::List => {
-                let mut tile = tile;
-                for &op in ops {
-                    if tile < op.tiles {
-                        return run(op, tile);
-                    }
-                    tile -= op.tiles;
+                if let Some((op, op_tile)) = program::op_of(ops, tile) {
+                    run(op, op_tile);
                 }
             }
         }

@@ -5,6 +5,7 @@ use cllm_core::Kernels;
 use cllm_kernels::{Epilogue, MatMut, MatRef, Packed};
 use core::hint::black_box;
 use core::time::Duration;
+use std::time::Instant;
 
 /// Floating-point operations a second of one thread that multiplies and adds in
 /// registers.
@@ -71,6 +72,34 @@ pub fn copy_rate(bytes: usize, time: Duration) -> f64 {
     (2 * 8 * from.len()) as f64 / copy.min(moved)
 }
 
+/// Bytes a second that `threads` threads read and write together in arrays too large for
+/// caches: each adds an array of 25 MB to another one, again and again.
+///
+/// # Panics
+/// If a thread cannot be started.
+#[must_use]
+pub fn memory_rate(threads: usize, time: Duration) -> f64 {
+    const FLOATS: usize = 6 << 20;
+    const BYTES: usize = 3 * FLOATS * size_of::<f32>();
+    let rate = || {
+        let (add, mut to) = (vec![1.0_f32; FLOATS], vec![2.0_f32; FLOATS]);
+        let begin = Instant::now();
+        let mut passes = 0;
+        // The first pass may wait for the other threads' memory.
+        while passes < 2 || begin.elapsed() < time {
+            for (to, add) in black_box(&mut to).iter_mut().zip(black_box(&add)) {
+                *to += add;
+            }
+            passes += 1;
+        }
+        (passes * BYTES) as f64 / begin.elapsed().as_secs_f64()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(rate)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +113,12 @@ mod tests {
         let gemm = gemm_rate(kernels, (96, 256, 256), SHORT);
         // Other work on the machine may slow either down for a while.
         assert!(gemm < 1.3 * peak && gemm > 0.05 * peak, "{gemm} of {peak}");
+    }
+
+    #[test]
+    fn memory_is_slower_than_registers_and_faster_than_a_disk() {
+        let rate = memory_rate(2, SHORT);
+        assert!((1e8..1e13).contains(&rate), "{rate}");
     }
 
     #[test]

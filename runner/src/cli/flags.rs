@@ -259,6 +259,22 @@ train_flags! {
         /// Batches made ready ahead of the step that needs them, 1 to 64.
         #[arg(value_name = "N")]
         prefetch: usize,
+        /// Write a trace of every tile of some steps to this file; Perfetto opens it, and
+        /// `cllm simulate` predicts other numbers of workers from it. Steps of a trace have all
+        /// workers: --threads auto does not search.
+        ///
+        /// Not remembered by a run: with --resume it is written again only if asked for.
+        #[arg(value_name = "FILE")]
+        trace: PathBuf,
+        /// Most steps of the trace, after two that warm up.
+        #[arg(value_name = "N")]
+        trace_steps: usize,
+        /// Cut steps into tiles as for this many workers [default: as many as there are].
+        ///
+        /// For traces to simulate more workers from. The weights that come out do not
+        /// depend on it, to the bit.
+        #[arg(value_name = "N", hide_short_help = true)]
+        tiles_for: usize,
         /// Instruction set: scalar, avx, avx2 or avx512 [default: CLLM_ISA, or the CPU's best].
         #[arg(value_name = "NAME")]
         isa: Isa,

@@ -12,7 +12,7 @@ use crate::model;
 use crate::pool::cpus;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
-use cllm_core::{Kernels, Mode, Plan, Pool, ROW_BLOCK};
+use cllm_core::{Kernels, Plan, Pool, ROW_BLOCK};
 use core::fmt::Write as _;
 use core::time::Duration;
 use serde_json::{Value, json};
@@ -24,9 +24,7 @@ pub(super) fn plan(args: PlanArgs) -> Result<()> {
     let settings = &resolved.settings;
     let kernels = model::kernels(settings.isa)?;
     let config = model::config(settings, vocab_size(settings)?)?;
-    let workers = model::workers(settings.threads)?;
-    let plan = Plan::new(&config, model::batch_shape(settings), workers, Mode::Train, kernels)
-        .map_err(model::plan_error)?;
+    let plan = model::train_plan(settings, &config, kernels)?;
     let report = Report {
         settings,
         preset: resolved.preset.map(Preset::name),

@@ -3,6 +3,7 @@
 use super::value::Setting;
 use crate::settings::{
     LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, default_prefetch,
+    default_trace_steps,
 };
 
 /// A named set of settings that everything else overrides.
@@ -96,6 +97,9 @@ fn tiny() -> TrainSettings {
         threads: Threads::Auto,
         pin: false,
         prefetch: default_prefetch(),
+        trace: None,
+        trace_steps: default_trace_steps(),
+        tiles_for: None,
         isa: None,
         sample_tokens: 300,
         sample_prompt: "\n".to_owned(),

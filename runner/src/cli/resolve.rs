@@ -115,7 +115,9 @@ impl Base {
         let out_dir = given.cloned().unwrap_or_else(|| Preset::default().settings().out_dir);
         let settings = stored_settings(&out_dir)?;
         // The folder may have been moved, or be named from elsewhere.
-        Ok(Self { settings: TrainSettings { out_dir, ..settings }, preset: None })
+        // A trace is of the session that was asked for it.
+        let settings = TrainSettings { out_dir, trace: None, ..settings };
+        Ok(Self { settings, preset: None })
     }
 }
 
@@ -201,6 +203,7 @@ mod tests {
         let stored = TrainSettings {
             batch_size: 3,
             max_steps: 77,
+            trace: Some("t.json".into()),
             out_dir: "elsewhere".into(),
             ..Preset::Reference.settings()
         };
@@ -215,8 +218,13 @@ mod tests {
         let args = TrainArgs { flags, ..TrainArgs::default() };
         let resolved = args.clone().resolve_with(None).unwrap();
         assert_eq!(resolved.preset, None);
-        let wanted =
-            TrainSettings { max_steps: 99, out_dir: dir.path().into(), resume: true, ..stored };
+        let wanted = TrainSettings {
+            max_steps: 99,
+            out_dir: dir.path().into(),
+            resume: true,
+            trace: None,
+            ..stored
+        };
         assert_eq!(resolved.settings, wanted);
         // A preset that is asked for counts, so that it can be refused if it differs.
         let tiny = TrainArgs { preset: Some(Preset::Tiny), ..args };

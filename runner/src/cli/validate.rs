@@ -35,6 +35,10 @@ const MOST_LAYERS: u64 = 10_000;
 const MOST_STEPS: u64 = u32::MAX as u64;
 /// Tokens of a step, all micro-batches together.
 const MOST_TOKENS: u64 = 1 << 40;
+/// Steps of a trace: hundreds of megabytes.
+const MOST_TRACED: u64 = 1000;
+/// As for `threads`.
+const MOST_WORKERS: u64 = 1024;
 const MOST: u64 = MAX_DIMENSION as u64;
 
 impl TrainSettings {
@@ -133,6 +137,11 @@ impl TrainSettings {
         whole("save_interval", self.save_interval, 1, u64::MAX)?;
         whole("log_interval", self.log_interval, 1, u64::MAX)?;
         whole("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST)?;
+        whole("trace_steps", self.trace_steps as u64, 1, MOST_TRACED)?;
+        whole("tiles_for", self.tiles_for.unwrap_or(1) as u64, 1, MOST_WORKERS)?;
+        if let Some(trace) = self.trace.as_ref().filter(|path| path.as_os_str().is_empty()) {
+            return Err(Invalid::new("trace", format!("{trace:?}"), "it must name a file"));
+        }
         whole("prefetch", self.prefetch as u64, 1, MAX_DEPTH as u64)?;
         whole("sample_tokens", self.sample_tokens as u64, 0, 1_000_000)?;
         share("val_fraction", self.val_fraction, self.val_fraction)?;

@@ -21,6 +21,7 @@ use cllm_core::{Engine, Observer, Worker};
 use crossbeam_utils::CachePadded;
 
 use crate::error::{Error, Result};
+use crate::trace::record::Recording;
 use idle::Parking;
 use times::{Recorder, Times, WorkerTimes};
 
@@ -41,6 +42,7 @@ pub fn started() -> u64 {
 pub struct Crew {
     times: Vec<CachePadded<WorkerTimes>>,
     pin: bool,
+    recording: Option<Recording>,
 }
 
 impl Crew {
@@ -48,7 +50,19 @@ impl Crew {
     #[must_use]
     pub fn new(workers: usize, pin: bool) -> Self {
         let times = (0..workers).map(|_| CachePadded::new(WorkerTimes::new())).collect();
-        Self { times, pin }
+        Self { times, pin, recording: None }
+    }
+
+    /// Has all that they do recorded, when the recording is on.
+    #[must_use]
+    pub fn recorded(self, recording: Option<Recording>) -> Self {
+        Self { recording, ..self }
+    }
+
+    /// Where it is recorded.
+    #[must_use]
+    pub fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
     }
 
     /// How many there are.
@@ -81,7 +95,11 @@ pub fn with_workers<R>(
     crew: &Crew,
     body: impl FnOnce() -> Result<R>,
 ) -> Result<R> {
-    with_observers(engine, crew, |n| Recorder::new(&crew.times[n]), body)
+    let recorder = |n: usize| {
+        let pen = crew.recording.as_ref().and_then(|recording| recording.pen(n));
+        Recorder::new(&crew.times[n]).with_pen(pen)
+    };
+    with_observers(engine, crew, recorder, body)
 }
 
 /// As [`with_workers`]; worker `n` tells what it does to `observer(n)`.

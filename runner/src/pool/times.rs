@@ -12,6 +12,7 @@ use cllm_core::{Activity, Observer, Op};
 use crossbeam_utils::CachePadded;
 
 use super::cpus;
+use crate::trace::record::Pen;
 
 /// What a worker does, as reports tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +137,8 @@ pub struct Recorder<'a> {
     doing: Activity,
     /// Whether the tile under way is counted: a chain of operations is one tile.
     in_tile: bool,
+    /// Records for a trace.
+    pen: Option<Pen<'a>>,
 }
 
 impl<'a> Recorder<'a> {
@@ -143,7 +146,15 @@ impl<'a> Recorder<'a> {
     #[must_use]
     pub fn new(times: &'a CachePadded<WorkerTimes>) -> Self {
         let begin = Instant::now();
-        Self { times, begin, since: 0, doing: Activity::Rest, in_tile: false }
+        Self { times, begin, since: 0, doing: Activity::Rest, in_tile: false, pen: None }
+    }
+
+    /// Has `pen` write everything down, by its clock.
+    #[must_use]
+    pub fn with_pen(self, pen: Option<Pen<'a>>) -> Self {
+        let Some(pen) = pen else { return self };
+        let begin = pen.epoch();
+        Self { begin, since: begin.elapsed().as_nanos() as u64, pen: Some(pen), ..self }
     }
 
     fn publish_cpu_time(&self) {
@@ -157,6 +168,9 @@ impl Observer for Recorder<'_> {
     fn enter(&mut self, activity: Activity) {
         let now = self.begin.elapsed().as_nanos() as u64;
         let spent = now - self.since;
+        if let Some(pen) = &mut self.pen {
+            pen.turn(self.doing, self.since, now);
+        }
         let next_is_stolen = matches!(activity, Activity::Tile { stolen: true, .. });
         let was = match self.doing {
             Activity::Tile { op, .. } => {

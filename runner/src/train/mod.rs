@@ -21,7 +21,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use cllm_core::checkpoint::Checkpoint;
-use cllm_core::{Engine, Kernels, Mode, ModelConfig, Plan, Trainer};
+use cllm_core::{Engine, Kernels, ModelConfig, Trainer};
 
 use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta};
@@ -31,6 +31,8 @@ use crate::memory::{PoolMemory, check_available};
 use crate::model;
 use crate::pool::{self, Crew, cpus};
 use crate::settings::{Threads, TrainSettings};
+use crate::trace::record::Recording;
+use crate::trace::tracer::{Tracer, Wanted};
 use event::{Event, PlannedBytes, Start};
 use folder::RunFolder;
 use inputs::Inputs;
@@ -104,8 +106,7 @@ fn run(
     let inputs = Inputs::open(settings, &folder, from.is_some())?;
     let config = model::config(settings, inputs.vocab_size)?;
     let workers = model::workers(settings.threads)?;
-    let plan = Plan::new(&config, model::batch_shape(settings), workers, Mode::Train, kernels)
-        .map_err(model::plan_error)?;
+    let plan = model::train_plan(settings, &config, kernels)?;
     check_available(&plan, model::batches(settings))?;
     let mut memory = PoolMemory::allocate(&plan)?;
     let (pools, queue) = memory.parts();
@@ -172,7 +173,24 @@ fn run(
     let fill = |batch, tokens: &mut [u32], targets: &mut [u32]| {
         inputs.fill(batch, settings.batch_size, tokens, targets)
     };
-    let crew = Crew::new(workers, settings.pin);
+    let wanted = settings.trace.as_ref().map(|file| Wanted {
+        file: file.clone(),
+        steps: settings.trace_steps,
+        tiles_for: settings.tiles_for.unwrap_or(workers),
+        micro_batches: settings.gradient_accumulation_steps,
+    });
+    let recording = wanted.as_ref().map(|wanted| {
+        let steps = settings.trace_steps.min((settings.max_steps - step) as usize);
+        Recording::for_steps(&engine, workers, wanted.micro_batches, steps)
+    });
+    let crew = Crew::new(workers, settings.pin).recorded(recording);
+    let tracer = match (&wanted, crew.recording()) {
+        (Some(wanted), Some(recording)) => {
+            let span = (step, settings.max_steps - step);
+            Tracer::new(wanted, recording, (&plan, &engine, kernels), span)?
+        }
+        _ => Tracer::default(),
+    };
     let body = |prefetch: Prefetch<'_>| {
         let mut session = Session {
             settings,
@@ -192,9 +210,11 @@ fn run(
             work: Work::new(&crew),
             engine: &engine,
             tuner: match settings.threads {
-                Threads::Auto => Tuner::new(workers),
-                Threads::Count(count) => Tuner::fixed(count),
+                Threads::Auto if settings.trace.is_none() => Tuner::new(workers),
+                // A trace is of steps that are alike.
+                Threads::Auto | Threads::Count(_) => Tuner::fixed(workers),
             },
+            tracer,
             begin: Instant::now(),
         };
         session.reporter.event(&Event::Start(Box::new(start)))?;

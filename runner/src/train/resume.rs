@@ -30,7 +30,7 @@ const FIXED: [&str; 17] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 14] = [
+const FREE: [&str; 17] = [
     "max_steps",
     "eval_interval",
     "eval_batches",
@@ -43,6 +43,9 @@ const FREE: [&str; 14] = [
     "threads",
     "pin",
     "prefetch",
+    "trace",
+    "trace_steps",
+    "tiles_for",
     "sample_tokens",
     "sample_prompt",
 ];

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::generate::{self, Speaker};
 use crate::memory::peak_rss_bytes;
 use crate::settings::TrainSettings;
+use crate::trace::tracer::{Tracer, What};
 use crate::validation::Rounds;
 
 /// A run under way in this process.
@@ -50,6 +51,8 @@ pub(super) struct Session<'a, 'p> {
     pub(super) tuner: Tuner,
     /// What the workers do in steps.
     pub(super) work: Work<'a>,
+    /// Records steps, if asked to.
+    pub(super) tracer: Tracer<'a>,
     pub(super) begin: Instant,
 }
 
@@ -101,8 +104,10 @@ impl Session<'_, '_> {
             }
             self.work.begin_step();
             let threads = self.tuner.threads();
+            self.tracer.begin_step();
             self.step()?;
             self.work.end_step(threads);
+            self.tracer.end_step()?;
             let step = self.trainer.updates();
             let is_last = step == self.settings.max_steps;
             if is_last || is_due(step, self.settings.eval_interval) {
@@ -133,13 +138,19 @@ impl Session<'_, '_> {
         let counted = self.tokens_per_step();
         let mut sum = 0.0;
         for _ in 0..self.settings.gradient_accumulation_steps {
+            let begin = self.tracer.now();
             let batch = self.prefetch.take()?;
+            self.tracer.span(What::Data, begin);
+            let begin = self.tracer.now();
             let loss = self.trainer.accumulate(&batch.get(), counted);
+            self.tracer.span(What::Gradients, begin);
             self.prefetch.recycle(batch);
             sum += loss.map_err(|e| self.stopped(done + 1, e))?.sum;
         }
         let lr = self.schedule.rate(done);
+        let begin = self.tracer.now();
         let update = self.trainer.update(&self.optimizer, lr);
+        self.tracer.span(What::Update, begin);
         let update = update.map_err(|e| self.stopped(done + 1, e))?;
         self.rates.steps += 1;
         let seconds = start.elapsed().as_secs_f64();
@@ -182,9 +193,11 @@ impl Session<'_, '_> {
         let settings = self.settings;
         let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.eval_batches);
         let (trainer, stop) = (&mut self.trainer, self.stop);
+        let begin = self.tracer.now();
         let loss = rounds.mean(data, self.batch.tokens, self.batch.targets, |batch| {
             (!stop.requested()).then(|| trainer.evaluate(batch))
         })?;
+        self.tracer.span(What::Validation, begin);
         let Some(loss) = loss else { return Ok(()) };
         let (step, val_loss) = (self.trainer.updates(), loss.mean());
         if !val_loss.is_finite() {
@@ -222,6 +235,7 @@ impl Session<'_, '_> {
     }
 
     fn write(&mut self, path: PathBuf) -> Result<()> {
+        let begin = self.tracer.now();
         self.reporter.sync()?;
         let meta = Meta {
             seconds: self.seconds(),
@@ -229,6 +243,7 @@ impl Session<'_, '_> {
             ..self.meta.clone()
         };
         checkpoint::save(&path, &self.trainer, &meta)?;
+        self.tracer.span(What::Checkpoint, begin);
         self.newest = Some(path);
         Ok(())
     }
@@ -259,6 +274,7 @@ impl Session<'_, '_> {
     /// Saves and ends the session, not the run.
     fn interrupt(mut self) -> Result<Outcome> {
         let path = self.save()?;
+        self.tracer.finish()?;
         let (step, checkpoint) = (self.trainer.updates(), path.display().to_string());
         self.reporter.event(&Event::Interrupted(Interrupted { step, checkpoint }))?;
         Ok(Outcome::Interrupted)
@@ -266,6 +282,7 @@ impl Session<'_, '_> {
 
     /// Reports the end of the run.
     fn finish(mut self) -> Result<Outcome> {
+        self.tracer.finish()?;
         // All is saved: the next signal need not wait for anything.
         self.stop.request();
         let steps = self.trainer.updates();

@@ -1,0 +1,168 @@
+//! Rehearsing a run: who would take which tile when, without computing anything.
+//!
+//! ```text
+//! actors = one for each seat                    (join; the caller keeps them)
+//! rehearsal = begin(run)                        shares are cut and opened as for a real run
+//!   some actor: take() -> a tile or none        the worker's own code
+//!   complete(tile)                              the engine's own code
+//! until has_ended
+//! ```
+//! The caller decides in which order actors take and complete, by a clock of its own: what
+//! comes out is what the scheduler does with tiles of such durations on as many workers,
+//! however few cores there are here. An actor that found nothing may find something after
+//! the next completion, not before. Real workers that serve the engine meanwhile would take
+//! tiles too, so there should be none.
+
+use super::worker::{SeatError, Worker};
+use super::{Engine, EngineError, Job, Observer, Shape, Spin, Taken, UnderWay};
+use crate::primitive::Ordering;
+use crate::program::{self, Op, Run, Section};
+
+/// Computes nothing.
+struct Nothing;
+
+#[expect(unsafe_code, reason = "implements a trait of the engine")]
+impl Job for Nothing {
+    unsafe fn run(&self, _: &[Op], _: &Taken, _: usize, _: &mut dyn Observer) {}
+}
+
+/// A run that is only rehearsed. Dropped before its end it is taken back.
+pub struct Rehearsal<'e> {
+    engine: &'e Engine<'e>,
+    _under_way: UnderWay<'e, 'e>,
+}
+
+/// A worker that acts when it is told to.
+#[derive(Debug)]
+pub struct Actor<'e>(Worker<'e, Spin>);
+
+/// A tile that an actor has taken.
+#[derive(Clone, Copy, Debug)]
+pub struct ActedTile(Taken);
+
+impl ActedTile {
+    /// Number of its stage.
+    #[must_use]
+    pub fn stage(&self) -> usize {
+        self.0.id
+    }
+
+    /// Which of the stage's tiles.
+    #[must_use]
+    pub fn tile(&self) -> u32 {
+        self.0.tile
+    }
+
+    /// Whether it was another worker's.
+    #[must_use]
+    pub fn stolen(&self) -> bool {
+        self.0.stolen
+    }
+}
+
+impl<'e> Actor<'e> {
+    /// Takes a seat.
+    ///
+    /// # Errors
+    /// There is none left, or the engine is closed.
+    pub fn join(engine: &'e Engine<'e>) -> Result<Self, SeatError> {
+        Worker::join(engine, &Spin).map(Self)
+    }
+
+    /// Takes a tile that is ready, if there is one.
+    pub fn take(&mut self) -> Option<ActedTile> {
+        self.0.take().map(ActedTile)
+    }
+}
+
+impl<'e> Rehearsal<'e> {
+    /// Begins to rehearse `run` with the actors that have joined.
+    ///
+    /// # Errors
+    /// Another run is under way.
+    pub fn begin(engine: &'e Engine<'e>, run: Run) -> Result<Self, EngineError> {
+        if engine.busy.swap(true, Ordering::Acquire) {
+            return Err(EngineError::Busy);
+        }
+        let under_way = UnderWay { engine, idle: &Spin };
+        engine.publish(&Nothing, run.sections(), &Spin);
+        Ok(Self { engine, _under_way: under_way })
+    }
+
+    /// Says that a tile of this run is done; each is completed once.
+    pub fn complete(&self, tile: &ActedTile) {
+        self.engine.complete(&tile.0, &Spin);
+    }
+
+    /// Whether all tiles are done.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.engine.has_ended()
+    }
+}
+
+/// A stage of the step, for those who look at one from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct StageView<'e> {
+    ops: &'e [Op],
+    tiles: u32,
+    is_chain: bool,
+    section: Section,
+}
+
+impl<'e> StageView<'e> {
+    /// How many tiles it has.
+    #[must_use]
+    pub fn tiles(&self) -> u32 {
+        self.tiles
+    }
+
+    /// Its operations.
+    #[must_use]
+    pub fn ops(&self) -> &'e [Op] {
+        self.ops
+    }
+
+    /// Operations that tile `tile` goes through, with its number among those of the
+    /// operation.
+    pub fn ops_of(&self, tile: u32) -> impl Iterator<Item = (Op, u32)> + use<'e> {
+        let (all, one) = if self.is_chain {
+            (self.ops, None)
+        } else {
+            (&[][..], program::op_of(self.ops, tile))
+        };
+        all.iter().map(move |op| (*op, tile)).chain(one)
+    }
+
+    /// Times that observers are told of one of its tiles, in a run.
+    #[must_use]
+    pub fn turns(&self) -> usize {
+        self.tiles as usize * if self.is_chain { self.ops.len() } else { 1 }
+    }
+
+    /// The part of the step that it belongs to.
+    #[must_use]
+    pub fn section(&self) -> &'static str {
+        self.section.name()
+    }
+
+    /// Whether `run` contains it.
+    #[must_use]
+    pub fn is_in(&self, run: Run) -> bool {
+        run.sections().contains(&self.section)
+    }
+}
+
+impl<'a> Engine<'a> {
+    /// The stages of the step, in the order of their numbers.
+    pub fn stages(&self) -> impl Iterator<Item = StageView<'a>> {
+        self.slots.iter().enumerate().filter_map(|(id, slot)| {
+            let stage = &slot.stage;
+            let ops = self.ops.get(stage.first_op as usize..)?.get(..stage.ops as usize)?;
+            let mut sections = Section::ALL.into_iter();
+            let section = sections.find(|s| self.sections[*s as usize].contains(&id))?;
+            let is_chain = matches!(stage.shape, Shape::Rows { .. });
+            Some(StageView { ops, tiles: stage.tiles, is_chain, section })
+        })
+    }
+}

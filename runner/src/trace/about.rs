@@ -1,0 +1,132 @@
+//! What a trace says of itself: enough to plan its steps again, and what they cost.
+
+use cllm_core::{BatchShape, Isa, ModelConfig};
+use serde::{Deserialize, Serialize};
+
+/// The version of the format that this program writes and reads.
+pub const VERSION: u32 = 1;
+
+/// The `otherData` of a trace file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// [`VERSION`].
+    pub cllm_trace: u32,
+    /// Version of the program that recorded.
+    pub program: String,
+    /// The model.
+    pub model: Model,
+    /// Sequences of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of a step.
+    pub gradient_accumulation_steps: usize,
+    /// Instruction set of the kernels.
+    pub isa: String,
+    /// Workers that recorded.
+    pub workers: usize,
+    /// Workers that the step was cut into tiles for.
+    pub tiles_for: usize,
+    /// CPUs that the process could use.
+    pub cpus: usize,
+    /// Steps that the run had done before the first one recorded.
+    pub steps_before: u64,
+    /// Steps recorded.
+    pub steps: u64,
+    /// Operations of tiles that found no room in the buffers.
+    pub lost: u64,
+    /// What was measured.
+    pub costs: Costs,
+}
+
+/// The model's dimensions, by the names of the flags.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    vocab_size: usize,
+    block_size: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_embd: usize,
+    d_ff: usize,
+    bias: bool,
+    tied: bool,
+    dropout: f32,
+    norm_eps: f32,
+}
+
+/// Times in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Costs {
+    /// A step from its beginning to its end, the median.
+    pub step_ns: f64,
+    /// From the end of a tile to the begin of the next of the worker's own.
+    pub dispatch_ns: f64,
+    /// The same for a tile that is another worker's.
+    pub steal_ns: f64,
+    /// From the tile that makes another ready to the begin of that on a worker that waits.
+    pub wake_ns: f64,
+    /// From the call of the engine to a worker's first tile.
+    pub start_ns: f64,
+    /// From the last tile of a run to the return of the call.
+    pub end_ns: f64,
+    /// What the training thread does in a step outside those calls.
+    pub main_ns: f64,
+    /// What it waits for batches in a step.
+    pub data_ns: f64,
+    /// Bytes a nanosecond that `cpus` threads read and write in memory together.
+    pub memory_gb_per_s: f64,
+}
+
+impl From<&ModelConfig> for Model {
+    fn from(c: &ModelConfig) -> Self {
+        Self {
+            vocab_size: c.vocab_size,
+            block_size: c.block_size,
+            n_layer: c.n_layer,
+            n_head: c.n_head,
+            n_embd: c.d_model,
+            d_ff: c.d_ff,
+            bias: c.bias,
+            tied: c.tied,
+            dropout: c.dropout,
+            norm_eps: c.norm_eps,
+        }
+    }
+}
+
+impl About {
+    /// The model, to be validated by the plan.
+    #[must_use]
+    pub fn config(&self) -> ModelConfig {
+        let m = &self.model;
+        ModelConfig {
+            vocab_size: m.vocab_size,
+            block_size: m.block_size,
+            n_layer: m.n_layer,
+            n_head: m.n_head,
+            d_model: m.n_embd,
+            d_ff: m.d_ff,
+            bias: m.bias,
+            tied: m.tied,
+            dropout: m.dropout,
+            norm_eps: m.norm_eps,
+        }
+    }
+
+    /// The shape of a micro-batch.
+    #[must_use]
+    pub fn batch(&self) -> BatchShape {
+        BatchShape { sequences: self.batch_size, tokens: self.model.block_size }
+    }
+
+    /// Tokens of a step.
+    #[must_use]
+    pub fn tokens(&self) -> f64 {
+        let BatchShape { sequences, tokens } = self.batch();
+        sequences as f64 * tokens as f64 * self.gradient_accumulation_steps as f64
+    }
+
+    /// The instruction set, if this program knows it.
+    #[must_use]
+    pub fn isa(&self) -> Option<Isa> {
+        self.isa.parse().ok()
+    }
+}
