@@ -268,3 +268,63 @@ fn the_callers_own_panic_leaves_the_engine_usable() {
     let batch = Batch { tokens: &tokens, targets: &tokens };
     assert!(trainer.accumulate(&batch, n).is_ok(), "the caller still works alone");
 }
+
+/// Counts the tiles that it is told of, and those that were stolen.
+struct Count<'a>(&'a AtomicU32, &'a AtomicU32);
+
+impl Observer for Count<'_> {
+    fn enter(&mut self, activity: Activity) {
+        if let Activity::Tile { stolen, .. } = activity {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            self.1.fetch_add(u32::from(stolen), Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_drilled_step_goes_through_every_tile_and_leaves_the_engine_as_it_was() {
+    let kernels = Kernels::detect();
+    let plan = Plan::new(&CONFIG, SHAPE, 2, Mode::Train, kernels).unwrap();
+    let mut memory = Memory::new(&plan);
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(&plan, queue).unwrap();
+    let (tiles, stolen) = (AtomicU32::new(0), AtomicU32::new(0));
+    // Between two seats of one thread: half is there to be taken, the other to be stolen.
+    let (own, all) = engine
+        .drill_seats(&Spin, |[mut here, mut there]| {
+            assert_eq!(engine.drill_step(&Spin), Err(EngineError::Busy));
+            // While the own share is not empty, one tile at a time is stolen.
+            let back = core::iter::from_fn(|| there.steal().then_some(())).count();
+            let own = core::iter::from_fn(|| there.take().then_some(())).count();
+            assert!(!here.take() && !here.steal() && back > 0);
+            (own, own + back)
+        })
+        .unwrap();
+    assert!(own == all / 2 || own == all / 2 + 1, "{own} of {all}");
+    // What a drill leaves undone is gone.
+    engine.drill_seats(&Spin, |[mut here, _]| assert!(here.take())).unwrap();
+    assert_eq!(engine.workers(), 0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let mut count = Count(&tiles, &stolen);
+            let engine = &engine;
+            scope.spawn(move || Worker::run_observed(engine, &Yield, &mut count).unwrap());
+        }
+        while engine.workers() < 2 {
+            std::thread::yield_now();
+        }
+        assert!(engine.drill_seats(&Yield, |_| ()).is_err(), "all seats are taken");
+        let drilled = engine.drill_step(&Yield).unwrap();
+        assert_eq!((drilled.runs, drilled.tiles), (2, tiles.load(Ordering::Relaxed) as usize));
+        assert!(drilled.stages > 20 && drilled.tiles > all);
+        let mut trainer =
+            Trainer::new(&plan, kernels, pools, &engine, 5).unwrap().wait_with(&Yield);
+        trainer.initialise();
+        let n = plan.tokens();
+        let tokens = ids(n, 1, CONFIG.vocab_size);
+        let batch = Batch { tokens: &tokens, targets: &tokens };
+        assert!(trainer.accumulate(&batch, n).is_ok());
+        engine.close(&Yield);
+    });
+    assert!(stolen.into_inner() < tiles.into_inner());
+}

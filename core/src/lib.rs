@@ -35,8 +35,8 @@ mod trainer;
 pub use cllm_kernels::{IGNORE, Isa, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
-    ActedTile, Activity, Actor, Engine, EngineError, Idle, Observer, Queue, Rehearsal, SeatError,
-    Slot, Spin, StageView, Unobserved, Worker,
+    ActedTile, Activity, Actor, DrillSeat, Drilled, Engine, EngineError, Idle, Observer, Queue,
+    Rehearsal, SeatError, Slot, Spin, StageView, Unobserved, Worker,
 };
 pub use line::{LANES, Line, floats, floats_mut};
 pub use optimizer::{Optimizer, OptimizerError, UpdateReport};

@@ -32,6 +32,7 @@
 //! The thread unwinds out of [`Worker::run`] and its seat is free.
 #![expect(unsafe_code, reason = "lends a borrowed job to other threads")]
 
+mod drill;
 mod fault;
 mod idle;
 #[cfg(all(test, loom))]
@@ -42,6 +43,7 @@ mod rehearsal;
 mod stage;
 mod worker;
 
+pub use drill::{DrillSeat, Drilled};
 pub use idle::{Idle, Spin};
 pub use observe::{Activity, Observer, Unobserved};
 pub(crate) use range::MAX_TILES;

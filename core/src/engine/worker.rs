@@ -91,7 +91,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             if engine.is_over() {
                 return Ok(());
             }
-            if worker.serve_one(observer) {
+            if worker.serve_one(observer, Self::take) {
                 continue;
             }
             if !idle.stays() {
@@ -127,7 +127,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             if engine.has_ended() || engine.poisoned.load(Ordering::Acquire) {
                 return;
             }
-            if !self.serve_one(&mut Unobserved) {
+            if !self.serve_one(&mut Unobserved, Self::take) {
                 engine.work.wait(seen, self.idle);
             }
         }
@@ -139,8 +139,12 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         if takes_part && under_way { Activity::Wait } else { Activity::Rest }
     }
 
-    /// Takes and runs one tile; false if there is none to take.
-    fn serve_one(&mut self, observer: &mut dyn Observer) -> bool {
+    /// Runs the tile that `take` finds; false if it finds none.
+    pub(super) fn serve_one(
+        &mut self,
+        observer: &mut dyn Observer,
+        take: impl FnOnce(&mut Self) -> Option<Taken>,
+    ) -> bool {
         let engine = self.engine;
         // Whoever ends a poisoned run waits until nobody is inside. Both store, fence and
         // look: one of them sees the other's store.
@@ -150,7 +154,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         if engine.poisoned.load(Ordering::Acquire) {
             return false;
         }
-        let Some(taken) = guard.worker.take() else { return false };
+        let Some(taken) = take(guard.worker) else { return false };
         // SAFETY: a tile of the run is taken, so its publisher has written the cell before
         // and waits for the tile; what it points to lives as long.
         let job = engine.job.with(|cell| unsafe { (*cell).map(|job| &*job) });
@@ -168,16 +172,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
     /// A ready tile of the run under way.
     pub(super) fn take(&mut self) -> Option<Taken> {
         let engine = self.engine;
-        let stages = engine.published();
-        if stages.run != self.run {
-            self.run = stages.run;
-            self.first = stages.start as usize;
-        }
-        let members = engine.members.load(Ordering::Relaxed) as usize;
-        if self.seat >= members {
-            return None;
-        }
-        let end = stages.end as usize;
+        let (members, end) = self.look()?;
         while self.first < end && engine.slots[self.first].is_done() {
             self.first += 1;
         }
@@ -186,11 +181,24 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             .or_else(|| (self.first..end).find_map(|id| self.steal(id, members)))
     }
 
+    /// Looks which run is under way: how many seats take part and where its stages end, if
+    /// this seat does.
+    pub(super) fn look(&mut self) -> Option<(usize, usize)> {
+        let engine = self.engine;
+        let stages = engine.published();
+        if stages.run != self.run {
+            self.run = stages.run;
+            self.first = stages.start as usize;
+        }
+        let members = engine.members.load(Ordering::Relaxed) as usize;
+        (self.seat < members).then_some((members, stages.end as usize))
+    }
+
     fn taken(&self, id: usize, tile: u32, stolen: bool) -> Taken {
         Taken { id, stage: self.engine.slots[id].stage, tile, stolen }
     }
 
-    fn take_own(&self, id: usize) -> Option<Taken> {
+    pub(super) fn take_own(&self, id: usize) -> Option<Taken> {
         let engine = self.engine;
         let own = engine.share(self.seat, id);
         let mut share = own.load();
@@ -208,7 +216,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         None
     }
 
-    fn steal(&mut self, id: usize, members: usize) -> Option<Taken> {
+    pub(super) fn steal(&mut self, id: usize, members: usize) -> Option<Taken> {
         let engine = self.engine;
         let stage = &engine.slots[id].stage;
         let own = engine.share(self.seat, id);
