@@ -10,7 +10,7 @@ use super::idle::Idle;
 use super::observe::{Activity, Observer, Unobserved};
 use super::{Engine, EngineError, Job, Taken, UnderWay, Worker};
 use crate::primitive::Ordering;
-use crate::program::{Op, Section};
+use crate::program::{Op, Run, Section};
 
 /// Does nothing, and says so as a step does.
 struct Nothing;
@@ -23,9 +23,8 @@ impl Job for Nothing {
     }
 }
 
-/// The runs of a training step: the sections of each follow one another.
-const STEP: [&[Section]; 2] =
-    [&[Section::Pack, Section::Forward, Section::Backward], &[Section::Measure, Section::Update]];
+/// The runs of a training step of one batch.
+const STEP: [Run; 2] = [Run::Gradients { pack: true }, Run::Update];
 
 /// What a drilled step consisted of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +44,8 @@ impl Engine<'_> {
     /// Another run is under way.
     pub fn drill_step(&self, idle: &dyn Idle) -> Result<Drilled, EngineError> {
         let mut drilled = Drilled::default();
-        for sections in STEP {
+        for run in STEP {
+            let sections = run.sections();
             self.run(&Nothing, sections, idle)?;
             drilled.runs += 1;
             for section in sections {
