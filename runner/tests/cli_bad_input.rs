@@ -32,6 +32,8 @@ fn wrong_flags_are_usage_errors() {
         (&["eval", "--checkpoint", "x", "--batch-size", "0"], &["--batch-size 0"]),
         (&["bench", "--isa", "sse9"], &["--isa sse9: expected all, scalar, avx, avx2 or avx512"]),
         (&["bench", "--seconds", "0"], &["--seconds 0: it must be above 0"]),
+        (&["bench", "engine", "--seconds", "0"], &["--seconds 0: it must be above 0"]),
+        (&["bench", "engine", "--isa", "avx"], &["unknown flag --isa"]),
         (&["bench", "--only", "xyzzy", "--seconds", "1e-9"], &["--only xyzzy: no kernel"]),
         (&["data", "refrence", "--out", "x"], &["refrence", "reference?"]),
     ] {

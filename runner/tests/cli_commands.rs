@@ -114,3 +114,25 @@ fn bench_measures_what_it_is_asked_for() {
     let text = run(&["bench", "--only", "scale", "--seconds", "0.001", "--isa", "all"]).stdout;
     assert!(text.contains("\nscalar\n") && text.contains("scale/memory"), "{text}");
 }
+
+#[test]
+fn bench_kernels_is_bench_and_bench_engine_holds_costs_against_targets() {
+    let few = ["--only", "gelu", "--seconds", "0.001", "--json"];
+    let names = |args: &[&str]| -> Vec<Value> {
+        let report = run(&[args, &few[..]].concat()).json();
+        report["kernels"].as_array().unwrap().iter().map(|k| k["kernel"].clone()).collect()
+    };
+    assert_eq!(names(&["bench"]), names(&["bench", "kernels"]));
+
+    let report = run(&["bench", "engine", "--seconds", "0.001", "--json"]).json();
+    let costs = report["costs"].as_array().unwrap();
+    let find = |name: &str| costs.iter().find(|cost| cost["case"] == name).unwrap();
+    let ring = find("ring/push and pop");
+    assert_eq!(ring["target_ns"], 15.0);
+    assert_eq!(ring["ok"].as_bool(), ring["median_ns"].as_f64().map(|ns| ns <= 15.0));
+    let step = find("step/empty, 1 worker");
+    let each = step["median_ns"].as_f64().unwrap() / step["tiles"].as_f64().unwrap();
+    assert!((step["ns_per_tile"].as_f64().unwrap() - each).abs() < 1e-6);
+    let text = run(&["bench", "engine", "--seconds", "0.001"]).stdout;
+    assert!(text.contains("tile/stolen") && text.contains("at most  15.0 ns: "), "{text}");
+}

@@ -97,12 +97,14 @@ Examples:
   cllm plan
   cllm plan --preset gpt2 --batch-size 8 --json")]
     Plan(PlanArgs),
-    /// Measure this machine's multiply-add peak and each kernel as a share of it.
+    /// Measure each kernel as a share of this machine's multiply-add peak, or the engine.
+    #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
     #[command(after_help = "\
 Examples:
   cllm bench
   cllm bench --isa all --only gemm
-  cllm bench --isa avx --isa avx2 --json")]
+  cllm bench --isa avx --isa avx2 --json
+  cllm bench engine")]
     Bench(BenchArgs),
     /// Predict the speed of a recorded step on other numbers of workers.
     #[command(after_help = "\
@@ -275,9 +277,36 @@ impl Setting for IsaChoice {
     }
 }
 
-/// Flags of `cllm bench`.
+/// What `cllm bench` is to measure: the kernels unless told.
 #[derive(Args, Debug, Clone)]
 pub struct BenchArgs {
+    /// The kernels' flags may stand alone.
+    #[command(flatten)]
+    pub kernels: KernelBenchArgs,
+    /// Or one of these.
+    #[command(subcommand)]
+    pub what: Option<BenchCommand>,
+}
+
+/// What there is to measure.
+#[derive(Subcommand, Debug, Clone)]
+pub enum BenchCommand {
+    /// Each kernel as a share of the multiply-add peak; the same as without a command.
+    Kernels(KernelBenchArgs),
+    /// What sharing a step among workers costs: rings, tiles, steals, starts, empty steps.
+    Engine {
+        /// Seconds to spend on each measurement.
+        #[arg(long, value_name = "X", default_value = "0.5", value_parser = parse::<f64>, allow_negative_numbers = true)]
+        seconds: f64,
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Flags of `cllm bench kernels`.
+#[derive(Args, Debug, Clone)]
+pub struct KernelBenchArgs {
     /// Instruction set, or all that the CPU has; may be repeated
     /// [default: CLLM_ISA, or the CPU's best].
     #[arg(long, value_name = "NAME", value_parser = parse::<IsaChoice>)]

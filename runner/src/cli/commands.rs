@@ -1,12 +1,15 @@
 //! The commands that hand their flags to the rest of the program.
 
 use super::Status;
-use super::args::{BenchArgs, EvalArgs, GenerateArgs, IsaChoice, SimulateArgs, TokenizeArgs};
+use super::args::{
+    BenchArgs, BenchCommand, EvalArgs, GenerateArgs, IsaChoice, KernelBenchArgs, SimulateArgs,
+    TokenizeArgs,
+};
 use super::flags::TrainArgs;
 use super::output;
 use super::resolve::{ISA_VARIABLE, isa_from_environment};
 use super::validate::check_isa;
-use crate::bench::report::Report;
+use crate::bench;
 use crate::data::prepare::{self, Request};
 use crate::data::source::{Input, Source, discover};
 use crate::data::{reference, vocabulary};
@@ -177,19 +180,34 @@ pub(super) fn simulate(args: SimulateArgs) -> Result<()> {
     let settings = SimulateSettings { trace, workers, bandwidth, fastest };
     simulate::check(&settings)?;
     let report = simulate::simulate(&settings)?;
-    output::print(&if json {
-        let json = serde_json::to_string(&report);
-        json.map_err(|e| Error::failure(format!("cannot report: {e}")))? + "\n"
-    } else {
-        report.text()
-    })
+    output::print(&if json { one_line(&report)? } else { report.text() })
 }
 
 pub(super) fn bench(args: &BenchArgs) -> Result<()> {
-    if !(args.seconds > 0.0 && args.seconds <= 60.0) {
-        let problem = "it must be above 0 and at most 60";
-        return Err(Error::usage(format!("--seconds {}: {problem}", args.seconds)));
+    match &args.what {
+        None => bench_kernels(&args.kernels),
+        Some(BenchCommand::Kernels(kernels)) => bench_kernels(kernels),
+        Some(BenchCommand::Engine { seconds, json }) => {
+            let report = bench::engine::Report::measure(bench_time(*seconds)?)?;
+            output::print(&if *json { one_line(&report)? } else { report.text() })
+        }
     }
+}
+
+fn bench_time(seconds: f64) -> Result<Duration> {
+    if seconds > 0.0 && seconds <= 60.0 {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(Error::usage(format!("--seconds {seconds}: it must be above 0 and at most 60")))
+}
+
+fn one_line(report: &impl serde::Serialize) -> Result<String> {
+    let json = serde_json::to_string(report);
+    Ok(json.map_err(|e| Error::failure(format!("cannot report: {e}")))? + "\n")
+}
+
+fn bench_kernels(args: &KernelBenchArgs) -> Result<()> {
+    let time = bench_time(args.seconds)?;
     let mut isas = Vec::new();
     for choice in &args.isa {
         match choice {
@@ -202,14 +220,9 @@ pub(super) fn bench(args: &BenchArgs) -> Result<()> {
     }
     isas.sort_unstable();
     isas.dedup();
-    let report = Report::measure(&isas, &args.only, Duration::from_secs_f64(args.seconds));
+    let report = bench::report::Report::measure(&isas, &args.only, time);
     if report.kernels.is_empty() {
         return Err(Error::usage(format!("--only {}: no kernel has this in its name", args.only)));
     }
-    output::print(&if args.json {
-        let json = serde_json::to_string(&report);
-        json.map_err(|e| Error::failure(format!("cannot report: {e}")))? + "\n"
-    } else {
-        report.text()
-    })
+    output::print(&if args.json { one_line(&report)? } else { report.text() })
 }

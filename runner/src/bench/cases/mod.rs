@@ -9,17 +9,17 @@ use cllm_kernels::{MatMut, MatRef};
 /// Tokens of a row block: what a tile of a step works on.
 const ROWS: usize = ROW_BLOCK;
 /// Tokens of a batch.
-const TOKENS: usize = 4096;
+pub(super) const TOKENS: usize = 4096;
 /// Tokens of a sequence.
-const SEQUENCE: usize = 128;
+pub(super) const SEQUENCE: usize = 128;
 /// Width of the model.
-const WIDTH: usize = 256;
+pub(super) const WIDTH: usize = 256;
 /// Width of a head.
-const HEAD: usize = 32;
+pub(super) const HEAD: usize = 32;
 /// Width of the feed-forward layer.
-const FORWARD: usize = 1024;
+pub(super) const FORWARD: usize = 1024;
 /// Size of the vocabulary.
-const VOCAB: usize = 5000;
+pub(super) const VOCAB: usize = 5000;
 
 /// Inputs whose every element is denormal, for [`visit`].
 pub const DENORMAL: f32 = 1e-39;
