@@ -21,7 +21,7 @@ use cllm_core::{Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer
 use serde_json::Value;
 use support::{command, events, settings, sha, train};
 
-/// Tests that look at their own process do so one at a time.
+/// Tests run one at a time: some look at what their own process does.
 static OWN_PROCESS: Mutex<()> = Mutex::new(());
 
 /// Names and allowed CPUs of the threads of a process by their number; those that end while
@@ -83,6 +83,7 @@ fn epochs(dir: &std::path::Path, workers: usize) -> TrainSettings {
 
 #[test]
 fn as_many_workers_are_started_as_were_asked_for_and_no_more() {
+    let _alone = OWN_PROCESS.lock();
     let mut hashes = Vec::new();
     for workers in [1, 2, 8] {
         let dir = tempfile::tempdir().unwrap();
@@ -107,6 +108,7 @@ fn as_many_workers_are_started_as_were_asked_for_and_no_more() {
 
 #[test]
 fn pinned_workers_have_a_cpu_of_their_own_and_compute_the_same() {
+    let _alone = OWN_PROCESS.lock();
     let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let free = epochs(a.path(), 2);
     let pinned = TrainSettings { pin: true, ..epochs(b.path(), 2) };

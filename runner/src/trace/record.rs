@@ -120,7 +120,7 @@ impl Recording {
     }
 
     /// Room for `steps` steps of `engine`, each of `micro_batches` micro-batches, shared out
-    /// among `workers` workers, any of which may do twice its part.
+    /// among `workers` workers, any of which may do four times its part.
     #[must_use]
     pub fn for_steps(
         engine: &Engine<'_>,
@@ -135,7 +135,7 @@ impl Recording {
         let more = turns(Run::Gradients { pack: false }).saturating_mul(micro_batches - 1);
         let step = packed.saturating_add(more).saturating_add(turns(Run::Update));
         let all = step.saturating_mul(steps);
-        Self::new(workers, all.min((2 * all).div_ceil(workers.max(1))))
+        Self::new(workers, all.min(all.saturating_mul(4).div_ceil(workers.max(1))))
     }
 
     /// Whether tiles are recorded from now on. No run is under way.
