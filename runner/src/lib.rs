@@ -12,6 +12,7 @@ pub mod memory;
 pub mod model;
 pub mod pool;
 pub mod settings;
+pub mod simulate;
 pub mod tokenizer;
 pub mod trace;
 pub mod train;

@@ -104,6 +104,20 @@ Examples:
   cllm bench --isa all --only gemm
   cllm bench --isa avx --isa avx2 --json")]
     Bench(BenchArgs),
+    /// Predict the speed of a recorded step on other numbers of workers.
+    #[command(after_help = "\
+Replays the tiles of a trace through the scheduler itself in virtual time. A trace's tiles are
+cut for some number of workers: record with --tiles-for 64 to predict 64.
+
+Memory: tiles that do little but move bytes share a bandwidth. Without --bandwidth it is what
+the recording's machine was measured to have, and grows with the number of workers beyond its
+CPUs. Other traffic, caches, and contention for the scheduler's words are not modelled.
+
+Examples:
+  cllm train --preset reference --data DIR --max-steps 15 --tiles-for 64 --trace t.json
+  cllm simulate --trace t.json --workers 1,2,64,128
+  cllm simulate --trace t.json --workers 64 --bandwidth 200 --json")]
+    Simulate(SimulateArgs),
     /// Make data sets.
     #[command(subcommand, arg_required_else_help = true)]
     Data(DataCommand),
@@ -271,6 +285,29 @@ pub struct BenchArgs {
     /// Seconds to spend on each kernel.
     #[arg(long, value_name = "X", default_value = "0.2", value_parser = parse::<f64>, allow_negative_numbers = true)]
     pub seconds: f64,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `cllm simulate`.
+#[derive(Args, Debug, Clone)]
+pub struct SimulateArgs {
+    /// A trace of `cllm train --trace`.
+    #[arg(long, value_name = "FILE", value_parser = parse::<PathBuf>)]
+    pub trace: PathBuf,
+    /// Numbers of workers, with commas between.
+    #[arg(long, value_name = "N,...", default_value = "1,2,4,8,16,32,64,128",
+          value_delimiter = ',', value_parser = parse::<usize>)]
+    pub workers: Vec<usize>,
+    /// Bytes that memory moves, for any number of workers
+    /// [default: as measured at the recording, for each so many cores].
+    #[arg(long, value_name = "GB/S", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    pub bandwidth: Option<f64>,
+    /// Each tile takes its fastest recorded time rather than its median: for recordings on a
+    /// machine that was busy with other things.
+    #[arg(long)]
+    pub fastest: bool,
     /// One JSON object instead of a table.
     #[arg(long)]
     pub json: bool,

@@ -1,7 +1,7 @@
 //! The commands that hand their flags to the rest of the program.
 
 use super::Status;
-use super::args::{BenchArgs, EvalArgs, GenerateArgs, IsaChoice, TokenizeArgs};
+use super::args::{BenchArgs, EvalArgs, GenerateArgs, IsaChoice, SimulateArgs, TokenizeArgs};
 use super::flags::TrainArgs;
 use super::output;
 use super::resolve::{ISA_VARIABLE, isa_from_environment};
@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::eval::{self, EvalSettings};
 use crate::generate::{self, GenerateSettings};
 use crate::settings::TokenizerChoice;
+use crate::simulate::{self, SimulateSettings};
 use crate::tokenizer::{self, Tokenizer};
 use crate::train::{self, Outcome};
 use cllm_core::Isa;
@@ -168,6 +169,19 @@ pub(super) fn reference(out: &Path) -> Result<()> {
         text.push_str(&format!("{sha256}  {name}\n"));
     }
     output::print(&text)
+}
+
+pub(super) fn simulate(args: SimulateArgs) -> Result<()> {
+    let SimulateArgs { trace, workers, bandwidth, fastest, json } = args;
+    let settings = SimulateSettings { trace, workers, bandwidth, fastest };
+    simulate::check(&settings)?;
+    let report = simulate::simulate(&settings)?;
+    output::print(&if json {
+        let json = serde_json::to_string(&report);
+        json.map_err(|e| Error::failure(format!("cannot report: {e}")))? + "\n"
+    } else {
+        report.text()
+    })
 }
 
 pub(super) fn bench(args: &BenchArgs) -> Result<()> {

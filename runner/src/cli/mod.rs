@@ -74,6 +74,7 @@ fn run(command: Command) -> Result<Status> {
         Command::Tokenize(args) => commands::tokenize(&args),
         Command::Plan(args) => plan::plan(args),
         Command::Bench(args) => commands::bench(&args),
+        Command::Simulate(args) => commands::simulate(args),
         Command::Data(DataCommand::Reference { out }) => commands::reference(&out),
     }
     .map(|()| Status::Done)

@@ -12,8 +12,9 @@ pub mod cpus;
 pub mod idle;
 pub mod times;
 
+use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::thread::{self, Builder};
 
 use cllm_core::{Engine, Worker};

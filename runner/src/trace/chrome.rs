@@ -6,6 +6,7 @@
 //! operations of a tile can be put together again. Events are written one by one, and
 //! read one by one into the few numbers that are wanted of them.
 
+use core::ops::Range;
 use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::path::Path;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::about::{About, VERSION};
 use super::record::TileEvent;
-use super::tracer::Span;
+use super::tracer::{Span, What};
 use crate::error::{Error, Result};
 
 /// The one process of a trace.
@@ -83,16 +84,16 @@ pub(super) fn write(
         tid: 0,
         args: Named { name: "cllm train" },
     };
-    write!(to, "\n")?;
+    writeln!(to)?;
     serde_json::to_writer(&mut *to, &process)?;
     for (tid, name) in ["main".to_owned()].into_iter().chain(names).enumerate() {
         let args = Named { name: &name };
         let thread = Metadata { name: "thread_name", ph: "M", pid: PROCESS, tid, args };
-        write!(to, ",\n")?;
+        writeln!(to, ",")?;
         serde_json::to_writer(&mut *to, &thread)?;
     }
     for span in spans {
-        write!(to, ",\n")?;
+        writeln!(to, ",")?;
         let event = Complete {
             name: span.what.name(),
             cat: "main",
@@ -107,7 +108,7 @@ pub(super) fn write(
     }
     for (worker, track) in tracks.iter().enumerate() {
         for event in track {
-            write!(to, ",\n")?;
+            writeln!(to, ",")?;
             let &TileEvent { begin, end, kind, layer, stage, tile, stolen, .. } = event;
             let event = Complete {
                 name: Op::KINDS.get(usize::from(kind)).copied().unwrap_or_default(),
@@ -122,7 +123,7 @@ pub(super) fn write(
             serde_json::to_writer(&mut *to, &event)?;
         }
     }
-    write!(to, "\n]}}\n")
+    writeln!(to, "\n]}}")
 }
 
 /// A tile as it was run, with all operations that it went through.
@@ -145,6 +146,8 @@ pub struct Trace {
     pub about: About,
     /// Tiles of each worker, in their order.
     pub workers: Vec<Vec<Tile>>,
+    /// When each step began and ended, in nanoseconds.
+    pub steps: Vec<Range<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -170,6 +173,8 @@ struct Version {
 
 #[derive(Deserialize)]
 struct ReadEvent {
+    #[serde(default)]
+    name: String,
     #[serde(default)]
     ts: f64,
     #[serde(default)]
@@ -204,15 +209,20 @@ pub fn read(path: &Path) -> Result<Trace> {
         }
         _ => return Err(wrong("not a trace of this program".to_owned())),
     };
-    let mut workers = vec![Vec::<Tile>::new(); about.workers];
+    let (mut workers, mut steps) = (vec![Vec::<Tile>::new(); about.workers], Vec::new());
     for event in read.events {
-        let (Some(stage), Some(tile)) = (event.args.stage, event.args.tile) else { continue };
+        let nanos = |us: f64| (us * 1000.0).round() as u64;
+        let (begin, end) = (nanos(event.ts), nanos(event.ts) + nanos(event.dur));
+        let (Some(stage), Some(tile)) = (event.args.stage, event.args.tile) else {
+            if event.tid == 0 && event.name == What::Step.name() {
+                steps.push(begin..end);
+            }
+            continue;
+        };
         let worker = (event.tid as usize).checked_sub(1).and_then(|n| workers.get_mut(n));
         let Some(worker) = worker else {
             return Err(wrong(format!("an event of a thread {} that there is not", event.tid)));
         };
-        let nanos = |us: f64| (us * 1000.0).round() as u64;
-        let (begin, end) = (nanos(event.ts), nanos(event.ts) + nanos(event.dur));
         match worker.last_mut() {
             // The next operation of the tile begins when the one before ends.
             Some(last) if (last.stage, last.tile, last.end) == (stage, tile, begin) => {
@@ -221,7 +231,7 @@ pub fn read(path: &Path) -> Result<Trace> {
             _ => worker.push(Tile { stage, tile, begin, end }),
         }
     }
-    Ok(Trace { about, workers })
+    Ok(Trace { about, workers, steps })
 }
 
 fn other_version(version: u32) -> String {

@@ -1,7 +1,7 @@
 //! The training thread's part of a trace: which steps are recorded, its own row, the file.
 
 use core::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::about::{About, Costs, VERSION};
 use super::record::{Recording, TileEvent};
@@ -212,9 +212,9 @@ impl Active<'_> {
         let memory_gb_per_s = self.about.costs.memory_gb_per_s;
         let costs = Costs { memory_gb_per_s, ..costs::measure(tracks, &self.spans) };
         let about = About { steps, lost, costs, ..self.about };
-        let path: &Path = &self.file.path().to_path_buf();
+        let path = self.file.path().to_path_buf();
         chrome::write(&mut self.file, &about, tracks, &self.spans, &self.sections)
-            .map_err(|e| Error::io("write", path, &e))?;
+            .map_err(|e| Error::io("write", &path, &e))?;
         self.file.commit()
     }
 }

@@ -1,0 +1,169 @@
+//! `cllm simulate`: what a recorded step would take on other numbers of workers.
+//!
+//! The step is planned as it was when it was recorded, with a seat for each virtual worker,
+//! and gone through by the engine's own code in virtual time ([`replay`]). A tile takes as
+//! long as the median of its recordings, or as the fastest of them.
+//!
+//! **Modelled:** which worker takes or steals which tile when, dependencies, the costs of
+//! dispatch, stealing and waking as measured in the recording, the training thread's time
+//! between runs, waiting for data, and the bytes of tiles that do little but move memory
+//! (the update, the gradient's norm, packing, sums into biases, norms and tables), which
+//! share one bandwidth.
+//!
+//! **Not modelled:** the traffic of products, attention and row chains beyond what the
+//! recording itself had of it; that a tile's inputs lie in another core's cache; that the
+//! words which workers share cost more the more cores there are (dispatch costs what it did
+//! in the recording); publishing to more workers; lower clocks on busy chips. Tiles are those of
+//! the recording: record with `--tiles-for N` to predict N workers.
+
+mod recorded;
+mod replay;
+mod report;
+
+use core::ops::Range;
+use core::sync::atomic::AtomicU64;
+use std::path::PathBuf;
+
+use cllm_core::{Actor, Engine, Kernels, Mode, Op, Plan, Queue, Run, Slot};
+
+use crate::error::{Error, Result};
+use crate::trace::about::{About, Costs};
+use crate::trace::chrome::{self, Trace};
+use recorded::Recorded;
+use replay::{Prices, Sums};
+pub use report::{Check, Prediction, Report, Share};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct SimulateSettings {
+    /// The trace.
+    pub trace: PathBuf,
+    /// Numbers of workers.
+    pub workers: Vec<usize>,
+    /// Bytes a nanosecond that memory moves, whatever the number of workers; `None` has it
+    /// grow with the cores from what was measured.
+    pub bandwidth: Option<f64>,
+    /// A tile takes its fastest time, not its median: what a recording on a busy machine would
+    /// have been on a quiet one.
+    pub fastest: bool,
+}
+
+/// A waiting worker that was never seen to wake takes this long.
+const UNMEASURED_WAKE: f64 = 1000.0;
+
+/// Simulates the trace for each number of workers.
+///
+/// # Errors
+/// The file is not a trace of a step that this program and CPU can plan.
+pub fn simulate(settings: &SimulateSettings) -> Result<Report> {
+    let trace = chrome::read(&settings.trace)?;
+    let in_file = |e: Error| Error::failure(format!("{}: {e}", settings.trace.display()));
+    let all = 0..u64::MAX;
+    let alone = predict(&trace, 1, settings, &all).map_err(in_file)?;
+    let predictions = settings.workers.iter().map(|workers| {
+        let prediction = match workers {
+            1 => alone.clone(),
+            _ => predict(&trace, *workers, settings, &all).map_err(in_file)?,
+        };
+        Ok(prediction.against(&alone))
+    });
+    let predictions = predictions.collect::<Result<_>>()?;
+    let check = check_steps(&trace, settings);
+    Ok(Report::new(trace.about, settings, check, predictions))
+}
+
+/// Each recorded step, gone through with its own tiles on as many workers as recorded it,
+/// against what it took. A step that followed a validation or a checkpoint has packed nothing,
+/// and is left out.
+fn check_steps(trace: &Trace, settings: &SimulateSettings) -> Option<Check> {
+    let predict = |step: &Range<u64>| {
+        let predicted = predict(trace, trace.about.workers, settings, step).ok()?;
+        Some((predicted.step_ms, (step.end - step.start) as f64 / 1e6))
+    };
+    let steps: Vec<_> = trace.steps.iter().filter_map(predict).collect();
+    let mean = |of: fn(&(f64, f64)) -> f64| {
+        (!steps.is_empty()).then(|| steps.iter().map(of).sum::<f64>() / steps.len() as f64)
+    };
+    Some(Check {
+        workers: trace.about.workers,
+        steps: steps.len(),
+        predicted_ms: mean(|step| step.0)?,
+        measured_ms: mean(|step| step.1)?,
+    })
+}
+
+fn kernels(about: &About) -> Result<&'static Kernels> {
+    about.isa().and_then(Kernels::for_isa).ok_or_else(|| {
+        Error::failure(format!(
+            "recorded with {} kernels, which this CPU does not have: simulate it on one that has",
+            about.isa
+        ))
+    })
+}
+
+/// Bandwidth for `workers` workers: from what `cpus` CPUs have, as much for each more.
+fn bandwidth(about: &About, workers: usize, given: Option<f64>) -> f64 {
+    let cores = workers as f64 / about.cpus.max(1) as f64;
+    given.unwrap_or(about.costs.memory_gb_per_s * cores.max(1.0)).max(1e-3)
+}
+
+fn prices(costs: &Costs, bandwidth: f64) -> Prices {
+    let wake = if costs.wake_ns > 0.0 { costs.wake_ns } else { UNMEASURED_WAKE };
+    Prices {
+        dispatch: costs.dispatch_ns as u64,
+        steal: (costs.steal_ns - costs.dispatch_ns).max(0.0) as u64,
+        wake: wake as u64,
+        start: costs.start_ns as u64,
+        end: costs.end_ns as u64,
+        bandwidth,
+    }
+}
+
+fn predict(
+    trace: &Trace,
+    workers: usize,
+    settings: &SimulateSettings,
+    within: &Range<u64>,
+) -> Result<Prediction> {
+    let about = &trace.about;
+    let refused = |e| Error::failure(format!("its step cannot be planned: {e}"));
+    let (config, batch, kernels) = (about.config(), about.batch(), kernels(about)?);
+    let tiles_for = about.tiles_for;
+    let plan = Plan::with_tiles_for(&config, batch, workers, tiles_for, Mode::Train, kernels)
+        .map_err(refused)?;
+    // A queue without pools: nothing is computed.
+    let mut ops = vec![Op::EMPTY; plan.ops()];
+    let mut slots: Vec<_> = (0..plan.slots()).map(|_| Slot::new()).collect();
+    let mut words: Vec<_> = (0..plan.words()).map(|_| AtomicU64::new(0)).collect();
+    let queue = Queue { ops: &mut ops, slots: &mut slots, words: &mut words };
+    let engine = Engine::new(&plan, queue).map_err(refused)?;
+    let recorded = Recorded::new(trace, &engine, &plan, within, settings.fastest)?;
+    let prices = prices(&about.costs, bandwidth(about, workers, settings.bandwidth));
+    let actors = (0..workers).map(|_| Actor::join(&engine));
+    let mut actors = actors
+        .collect::<core::result::Result<Vec<_>, _>>()
+        .map_err(|e| Error::failure(format!("cannot simulate: {e}")))?;
+    let mut sums = Sums::new(recorded.labels.len());
+    for micro in 0..about.gradient_accumulation_steps {
+        let run = Run::Gradients { pack: micro == 0 };
+        replay::replay(&engine, &mut actors, run, &recorded, &prices, &mut sums)?;
+    }
+    replay::replay(&engine, &mut actors, Run::Update, &recorded, &prices, &mut sums)?;
+    Ok(Prediction::new(about, workers, &prices, &sums, &recorded.labels))
+}
+
+/// Refuses numbers that make no sense, in the words of the flags.
+///
+/// # Errors
+/// Names the flag.
+pub fn check(settings: &SimulateSettings) -> Result<()> {
+    /// As many as a run can have.
+    const MOST: usize = 1024;
+    if let Some(wrong) = settings.workers.iter().find(|n| !(1..=MOST).contains(*n)) {
+        return Err(Error::usage(format!("--workers {wrong}: expected numbers from 1 to {MOST}")));
+    }
+    if let Some(wrong) = settings.bandwidth.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
+        return Err(Error::usage(format!("--bandwidth {wrong}: it must be above 0, in GB/s")));
+    }
+    Ok(())
+}
