@@ -1,7 +1,7 @@
 //! `cllm simulate`: what a recorded step would take on other numbers of workers.
 //!
 //! The step is planned as it was when it was recorded, with a seat for each virtual worker,
-//! and gone through by the engine's own code in virtual time ([`replay`]). A tile takes as
+//! and gone through by the engine's own code in virtual time (`replay`). A tile takes as
 //! long as the median of its recordings, or as the fastest of them.
 //!
 //! **Modelled:** which worker takes or steals which tile when, dependencies, the costs of

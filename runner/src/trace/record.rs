@@ -1,6 +1,6 @@
 //! What workers record of their tiles, in buffers that were allocated before the run.
 //!
-//! Each worker has a [`Track`] that only it writes: five words for each operation of a
+//! Each worker has a track that only it writes: five words for each operation of a
 //! tile, then the number of those that are there. Whoever reads a track sees the events up to
 //! that number whole. The training thread switches the recording on and off between steps, when
 //! no tile is under way; a worker that finds it off, or its track full, records nothing.
