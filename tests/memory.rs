@@ -175,7 +175,8 @@ fn bytes_are_those_of_the_shapes() {
     assert_eq!(plan.bytes(Pool::Moments), 2 * arena);
     assert_eq!(plan.bytes(Pool::Batch), 2 * 4 * 256);
     assert_eq!(plan.bytes(Pool::Operations), plan.ops() * size_of::<Op>());
-    assert_eq!(plan.bytes(Pool::Slots), plan.slots() * 64);
+    // What is read for every tile lies apart from what is written for every tile.
+    assert_eq!(plan.bytes(Pool::Slots), plan.slots() * 2 * 64);
     assert_eq!(plan.bytes(Pool::Words), plan.words() * 8);
     // Scalar panels are 4 wide and these widths are multiples of 16: no padding.
     let matrices = 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256) + 64 * 256;

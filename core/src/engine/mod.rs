@@ -210,7 +210,7 @@ impl<'a> Engine<'a> {
             *word = AtomicU64::new(0);
         }
         for slot in &mut *slots {
-            slot.done = AtomicU32::new(slot.stage.tiles);
+            *slot = Slot::of(slot.stage);
         }
         let words = &*words;
         let (seat_words, rest) = words.split_at(seats * LINE);
@@ -358,7 +358,7 @@ impl<'a> Engine<'a> {
             // A stage that is not run counts as done for those that wait for it.
             let runs = slot.stage.tiles > 0 && ranges.clone().any(|range| range.contains(&id));
             remaining += u32::from(runs);
-            slot.done.store(if runs { 0 } else { slot.stage.tiles }, Ordering::Relaxed);
+            slot.done().store(if runs { 0 } else { slot.stage.tiles }, Ordering::Relaxed);
         }
         self.remaining.store(remaining, Ordering::Relaxed);
         // SAFETY: only the lifetime changes. `run` does not return before every tile taken
@@ -398,7 +398,7 @@ impl<'a> Engine<'a> {
     fn complete(&self, taken: &Taken, idle: &(impl Idle + ?Sized)) {
         self.board.tile_done(&taken.stage, taken.tile);
         let counted = order(Access::CountDone, Ordering::AcqRel);
-        let before = self.slots[taken.id].done.fetch_add(1, counted);
+        let before = self.slots[taken.id].done().fetch_add(1, counted);
         let ended = order(Access::EndStage, Ordering::AcqRel);
         let is_last = before + 1 == taken.stage.tiles && self.remaining.fetch_sub(1, ended) == 1;
         self.work.notify(idle);

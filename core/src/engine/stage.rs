@@ -72,12 +72,18 @@ pub(crate) struct Stage {
     pub(crate) needs: Needs,
 }
 
-/// A stage and how many of its tiles are done: a slot of the caller's memory.
+/// A counter in a line of its own.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Alone(AtomicU32);
+
+/// A stage and how many of its tiles are done: a slot of the caller's memory. All workers
+/// read the stage for every tile, so it is apart from what they write for every tile.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Slot {
     pub(super) stage: Stage,
-    pub(super) done: AtomicU32,
+    done: Alone,
 }
 
 impl Slot {
@@ -88,18 +94,28 @@ impl Slot {
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
-        Self { stage: Self::UNUSED, done: AtomicU32::new(0) }
+        Self { stage: Self::UNUSED, done: Alone(AtomicU32::new(0)) }
     }
 
     /// A free slot.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
-        Self { stage: Self::UNUSED, done: AtomicU32::new(0) }
+        Self { stage: Self::UNUSED, done: Alone(AtomicU32::new(0)) }
+    }
+
+    /// A slot of a stage that is done.
+    pub(super) fn of(stage: Stage) -> Self {
+        Self { stage, done: Alone(AtomicU32::new(stage.tiles)) }
+    }
+
+    /// How many tiles are done.
+    pub(super) fn done(&self) -> &AtomicU32 {
+        &self.done.0
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.done.load(order(Access::ReadCount, Ordering::Acquire)) >= self.stage.tiles
+        self.done.0.load(order(Access::ReadCount, Ordering::Acquire)) >= self.stage.tiles
     }
 }
 
@@ -339,9 +355,9 @@ mod tests {
         slots[1].stage.tiles = 2;
         let stages = [0, 1, NONE];
         let stage = Stage { needs: Needs { stages, ..Needs::NOTHING }, ..Slot::UNUSED };
-        slots[1].done.store(1, Ordering::Relaxed);
+        slots[1].done().store(1, Ordering::Relaxed);
         assert!(!board.stage_ready(&stage, &slots));
-        slots[1].done.store(2, Ordering::Relaxed);
+        slots[1].done().store(2, Ordering::Relaxed);
         assert!(board.stage_ready(&stage, &slots));
     }
 }

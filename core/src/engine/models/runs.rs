@@ -27,7 +27,7 @@ impl Job for Sum {
 fn engine(seats: usize) -> &'static Engine<'static> {
     let slots: Vec<Slot> =
         [stage(Shape::Rows { first_block: 0, level: 1 }, 2, 0, 0), stage(Shape::List, 1, 1, 0)]
-            .map(|stage| Slot { stage, done: AtomicU32::new(0) })
+            .map(Slot::of)
             .into();
     let slots = Box::leak(slots.into_boxed_slice());
     let count = words(seats, slots.len(), &CUT).unwrap();

@@ -5,10 +5,11 @@ use super::{Case, reference, with_engine};
 use crate::error::Result;
 use crate::pool::cpus;
 use crate::pool::idle::Parking;
-use cllm_core::{Activity, Drilled, Engine, Idle, Observer, Spin, Unobserved, Worker};
+use cllm_core::{Activity, Drilled, Engine, Idle, Observer, Spin, Worker};
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
+use crossbeam_utils::CachePadded;
 use std::thread;
 use std::time::Instant;
 
@@ -16,6 +17,8 @@ use std::time::Instant;
 const START: f64 = 1e3;
 /// Nanoseconds of an empty step at two workers, at most.
 const STEP: f64 = 100e3;
+/// Steps that are taken again because the workers did not share them.
+const PATIENCE: usize = 300;
 /// How long a worker is left alone before a run, to be where it waits.
 const SETTLE: Duration = Duration::from_micros(60);
 
@@ -82,6 +85,21 @@ fn start(
     })
 }
 
+/// Counts a worker's tiles, in a line of its own.
+#[derive(Default)]
+struct Count(CachePadded<AtomicU64>);
+
+impl Observer for &Count {
+    fn enter(&mut self, activity: Activity) {
+        if matches!(activity, Activity::Tile { .. }) {
+            // There is one writer.
+            self.0.store(self.0.load(Relaxed) + 1, Relaxed);
+        }
+    }
+}
+
+/// Steps in which each of the workers ran a good part of the tiles: on a busy machine one
+/// often does all while the other has no CPU, which costs less and is not what is asked for.
 fn step(
     name: &'static str,
     workers: usize,
@@ -91,16 +109,34 @@ fn step(
     with_engine(&reference(workers)?, |engine| {
         let idle = Parking::worker(workers, cpus::available());
         let caller = Parking::caller();
-        let mut nobody = [Unobserved; 2];
-        with_workers(engine, nobody.iter_mut().take(workers), &idle, || {
+        let counts: Vec<Count> = (0..workers).map(|_| Count::default()).collect();
+        let mut observers: Vec<&Count> = counts.iter().collect();
+        with_workers(engine, &mut observers, &idle, || {
             let drilled = || engine.drill_step(&caller).unwrap_or_default();
             let Drilled { tiles, .. } = drilled();
-            let mut run = |times| {
+            let least = (tiles / workers / 2) as u64;
+            let once = || {
+                let before: Vec<u64> = counts.iter().map(|count| count.0.load(Relaxed)).collect();
                 let start = Instant::now();
-                for _ in 0..times {
-                    let _ = drilled();
-                }
-                start.elapsed()
+                let _ = drilled();
+                let time = start.elapsed();
+                let shares = counts.iter().zip(before);
+                let together = shares.map(|(count, before)| count.0.load(Relaxed) - before).min()
+                    >= Some(least);
+                (time, together)
+            };
+            let mut run = |times| {
+                let patiently = |_| {
+                    let mut tries = core::iter::repeat_with(once).take(PATIENCE);
+                    let mut last = Duration::ZERO;
+                    tries
+                        .find_map(|(time, together)| {
+                            last = time;
+                            together.then_some(time)
+                        })
+                        .unwrap_or(last)
+                };
+                (0..times).map(patiently).sum()
             };
             see(Case { name, target, tiles: Some(tiles), singly: true, run: &mut run });
         });
@@ -117,8 +153,13 @@ fn with_workers<'o, O: Observer + Send + 'o>(
     thread::scope(|scope| {
         let mut workers = 0;
         for observer in observers {
-            // The seats are as many as the workers, and the engine is not closed yet.
-            scope.spawn(move || Worker::run_observed(engine, idle, observer));
+            let cpu = workers;
+            scope.spawn(move || {
+                // Where the system does not pin threads, it may still keep them apart.
+                let _ = cpus::pin(cpu);
+                // The seats are as many as the workers, and the engine is not closed yet.
+                Worker::run_observed(engine, idle, observer)
+            });
             workers += 1;
         }
         while engine.workers() < workers {
