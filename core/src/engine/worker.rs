@@ -140,7 +140,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
     }
 
     /// Takes and runs one tile; false if there is none to take.
-    fn serve_one(&mut self, observer: &mut dyn Observer) -> bool {
+    pub(super) fn serve_one(&mut self, observer: &mut dyn Observer) -> bool {
         let engine = self.engine;
         // Whoever ends a poisoned run waits until nobody is inside. Both store, fence and
         // look: one of them sees the other's store.
