@@ -17,6 +17,12 @@
 //! | poison | `a_poisoned_run_ends_after_those_inside` | a fence |
 //!
 //! The last of these are in `runs`, those of the ring in `ring/models`.
+//!
+//! The whole worker loop has no scheduler of its own beside loom: `runs` tries every order of two
+//! threads and many of three, weakly ordered loads among them, which a scheduler that draws
+//! orders at random from a seed does not; and many threads over many steps are shuffled by
+//! seeded delays in `tests/engine.rs` and `tests/engine_stress.rs` of the workspace, on the real
+//! atomics.
 
 #![expect(unsafe_code, reason = "plain memory that the protocols are to protect")]
 

@@ -1,5 +1,5 @@
 //! Whole runs of an engine under the model checker: its own publisher and worker, parkers that
-//! park at once, and two threads.
+//! park at once, and two or three threads.
 //!
 //! There are many more places for a preemption than in the models of single protocols, so
 //! there are fewer of them: one or two.
@@ -64,6 +64,39 @@ fn whole_runs(runs: u32, close_early: bool) {
         if let Some(closer) = closer {
             closer.join().unwrap();
         }
+    });
+}
+
+/// Two workers, who steal from each other, and the caller.
+#[test]
+fn two_workers_share_a_run() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(1);
+    // All orders of three threads would take too long: as many as there is time for.
+    model.max_duration = Some(core::time::Duration::from_secs(5));
+    model.check(|| {
+        let idle: &'static Futex = leak(Futex::new());
+        let engine = engine(2);
+        // Both are there from the start: who comes late is in the other models.
+        let seats = [(); 2].map(|()| Worker::join(engine, idle).unwrap());
+        let workers = seats.map(|mut worker| {
+            thread::spawn(move || {
+                loop {
+                    let seen = engine.work.seen();
+                    if engine.is_over() {
+                        return;
+                    }
+                    if !worker.serve_one(&mut Unobserved, Worker::take) {
+                        engine.work.wait(seen, idle);
+                    }
+                }
+            })
+        });
+        let job = Sum { rows: [Plain::new(0), Plain::new(0)], total: Plain::new(0) };
+        assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
+        assert_eq!(job.total.get(), 3);
+        engine.close(idle);
+        workers.map(|worker| worker.join().unwrap());
     });
 }
 
