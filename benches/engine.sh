@@ -32,7 +32,11 @@ CASES = [
 
 
 def run(flags, steps, workers):
-    """One run's `done` event."""
+    """One run's `done` event, with the speed of its steps.
+
+    The first step touches fresh memory and is reported by itself; the last one reports
+    the mean of those after it.
+    """
     out = f"{work}/engine"
     shutil.rmtree(out, ignore_errors=True)
     command = [cllm, "train", *flags, "--max-steps", steps, "--warmup-steps", 5, "--eval-batches", 1]
@@ -41,7 +45,9 @@ def run(flags, steps, workers):
     lines = subprocess.run(map(str, command), check=True, capture_output=True, text=True).stdout
     events = [json.loads(line) for line in lines.splitlines()]
     shutil.rmtree(out)
-    return next(event for event in events if event["event"] == "done")
+    done = next(event for event in events if event["event"] == "done")
+    speed = [event["tokens_per_s"] for event in events if event["event"] == "step"][-1]
+    return {**done, "speed": speed}
 
 
 header = ["workers", "tokens/s", "speed", "busy", "queue+steal+wait", "data", "main CPU", "stolen"]
@@ -53,17 +59,17 @@ for name, flags, length, counts in CASES:
         # The other way round every second turn: what drifts hits all alike.
         for workers in counts if turn % 2 == 0 else counts[::-1]:
             done[workers].append(run(flags, length, workers))
-            speed = done[workers][-1]["tokens"] / done[workers][-1]["step_seconds"]
+            speed = done[workers][-1]["speed"]
             print(f"{name}: run {turn + 1}, {workers} workers: {speed:.0f} tokens/s", file=sys.stderr)
     hashes = {event["weights_sha256"] for events in done.values() for event in events}
     if len(hashes) != 1:
         sys.exit(f"{name}: the weights differ: {hashes}")
     # Speeds against one worker in the same turn.
-    seconds = {workers: [event["step_seconds"] for event in events] for workers, events in done.items()}
+    speeds = {workers: [event["speed"] for event in events] for workers, events in done.items()}
     for workers, events in done.items():
         middle = lambda key: median(event[key] for event in events)
-        speed = median(event["tokens"] / event["step_seconds"] for event in events)
-        ratio = median(one / this for one, this in zip(seconds[counts[0]], seconds[workers]))
+        speed = median(speeds[workers])
+        ratio = median(this / one for one, this in zip(speeds[counts[0]], speeds[workers]))
         tiles = [(w["tiles"], w["tiles_stolen"]) for event in events for w in event["workers"]]
         stolen = sum(s for _, s in tiles) / sum(t for t, _ in tiles)
         cells = [name, f"{workers}", f"{speed:.0f}", f"x {ratio:.3f}"]
@@ -71,6 +77,6 @@ for name, flags, length, counts in CASES:
         cells += [f"{100 * share:.2f} %" for share in (*shares, stolen)]
         print("".join(f"{text:>{width}}" for text, width in zip(cells, widths)), flush=True)
     if 8 in counts:
-        slower = median(eight / two for eight, two in zip(seconds[8], seconds[2])) - 1
+        slower = median(two / eight for eight, two in zip(speeds[8], speeds[2])) - 1
         print(f"{name}: 8 workers need {100 * slower:+.1f} % more time than 2")
 PYTHON
