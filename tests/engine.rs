@@ -179,12 +179,17 @@ fn one_sequence_alone_gives_the_same_bits() {
     }
 }
 
+/// Seeds of delays and steals; `STEAL_SEEDS` overrides, for checkers under which each takes long.
+fn seeds() -> u32 {
+    std::env::var("STEAL_SEEDS").map_or(100, |seeds| seeds.parse().unwrap())
+}
+
 #[test]
 fn delays_and_steals_do_not_change_the_bits() {
     let kernels = Kernels::detect();
     let alone = train(&CONFIG, SHAPE, kernels, Crew::of(1), 2);
     let counts = || [&DELAYED, &STOLEN].map(|count| count.load(Ordering::Relaxed));
-    for seed in 0..100 {
+    for seed in 0..seeds() {
         let [delayed, stolen] = counts();
         let crew =
             Crew { steal_seed: seed * 7919, delays: true, ..Crew::of(2 + seed as usize % 4) };

@@ -25,7 +25,11 @@ const CONFIG: ModelConfig = ModelConfig {
     norm_eps: 1e-5,
 };
 const SHAPE: BatchShape = BatchShape { sequences: 20, tokens: 16 };
-const STEPS: u32 = 3000;
+
+/// Steps of each run; `STRESS_STEPS` overrides, for checkers under which they take long.
+fn steps() -> u32 {
+    std::env::var("STRESS_STEPS").map_or(3000, |steps| steps.parse().unwrap())
+}
 
 fn random(state: &Cell<u32>) -> u32 {
     let mut x = state.get();
@@ -39,6 +43,8 @@ fn random(state: &Cell<u32>) -> u32 {
 /// Pauses, yields and "parks" (sleeps a moment) at random, and leaves now and then.
 struct Fickle<'a> {
     dice: Cell<u32>,
+    /// One in so many times it leaves.
+    leaves: u32,
     done: &'a AtomicBool,
     parked: &'a AtomicU64,
 }
@@ -64,7 +70,7 @@ impl Idle for Fickle<'_> {
     fn wake(&self, _: &AtomicU32) {}
 
     fn stays(&self) -> bool {
-        !self.done.load(Ordering::Relaxed) && !random(&self.dice).is_multiple_of(2000)
+        !self.done.load(Ordering::Relaxed) && !random(&self.dice).is_multiple_of(self.leaves)
     }
 }
 
@@ -91,13 +97,15 @@ fn train(kernels: &'static Kernels, threads: usize, counts: &[AtomicU64; 2]) -> 
     let n = plan.tokens();
     let ids: Vec<u32> = (0..n as u32 + 1).map(|i| i * i % 31).collect();
     let mut weights = Vec::new();
+    // As often in few steps as in many.
+    let (steps, leaves) = (steps(), (2 * steps() / 3).max(1));
     std::thread::scope(|scope| {
         for thread in 0..threads as u32 {
             let (engine, done) = (&engine, &done);
             let [joins, parked] = counts;
             scope.spawn(move || {
                 let dice = Cell::new(thread * 7919 + 1);
-                let idle = Fickle { dice, done, parked };
+                let idle = Fickle { dice, leaves, done, parked };
                 let mut stalls = Stalls(Cell::new(thread + 77));
                 while !done.load(Ordering::Relaxed) {
                     // Full while the caller sits in the only seat, having found nobody there.
@@ -109,11 +117,11 @@ fn train(kernels: &'static Kernels, threads: usize, counts: &[AtomicU64; 2]) -> 
             });
         }
         let never = AtomicBool::new(false);
-        let idle = Fickle { dice: Cell::new(99), done: &never, parked: &counts[1] };
+        let idle = Fickle { dice: Cell::new(99), leaves, done: &never, parked: &counts[1] };
         let idle = Alone(std::sync::Mutex::new(idle));
         let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 3).unwrap().wait_with(&idle);
         trainer.initialise();
-        for step in 0..STEPS {
+        for step in 0..steps {
             engine.limit_workers(1 + step as usize / 10 % threads.max(1));
             let batch = Batch { tokens: &ids[..n], targets: &ids[1..] };
             trainer.accumulate(&batch, n).unwrap();
