@@ -13,7 +13,7 @@ steps=${1:-50}
 batch=${2:-32}
 workers=${3:-1 2 3 4 7 8}
 prefetch=${4:-1 16}
-isas=${5:-scalar avx avx2}
+isas=${5:-scalar avx avx2 avx512}
 work=target/reference
 cllm=target/release/cllm
 
