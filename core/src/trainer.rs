@@ -323,7 +323,11 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// How the thread that calls waits for the workers: [`Spin`] unless told.
+    /// How the thread that calls waits for the workers: [`Spin`] unless told. It must know
+    /// how to wake them: with workers that park, hand over an [`Idle`] of their kind.
+    ///
+    /// If there are no workers, the calling thread runs the tiles, and a tile that panics
+    /// unwinds through the call.
     #[must_use]
     pub fn wait_with(mut self, idle: &'a (dyn Idle + Sync)) -> Self {
         self.machine.idle = idle;
@@ -352,17 +356,18 @@ impl<'a> Trainer<'a> {
         batch: &Batch<'_>,
         counted_in_step: usize,
     ) -> Result<Loss, StepError> {
-        let result = self.try_accumulate(batch, counted_in_step);
-        if result.is_err() {
-            self.micro = 0;
-        }
-        result
+        // Started anew unless all goes well: also if a tile of the caller's own unwinds.
+        let micro = core::mem::take(&mut self.micro);
+        let loss = self.try_accumulate(batch, counted_in_step, micro)?;
+        self.micro = micro + 1;
+        Ok(loss)
     }
 
     fn try_accumulate(
         &mut self,
         batch: &Batch<'_>,
         counted_in_step: usize,
+        micro: u32,
     ) -> Result<Loss, StepError> {
         let counted = self.machine.check(batch)?;
         if counted_in_step == 0 {
@@ -372,18 +377,17 @@ impl<'a> Trainer<'a> {
         let inputs = Inputs {
             tokens: batch.tokens,
             targets: batch.targets,
-            accumulate: self.micro > 0,
+            accumulate: micro > 0,
             loss_scale: (1.0 / counted_in_step as f64) as f32,
             dropout: (probability > 0.0).then_some(DropoutKey {
                 probability,
                 seed: self.seed,
                 step: self.updates as u32,
-                micro: self.micro,
+                micro,
             }),
             ..Inputs::default()
         };
         self.machine.run_packed(|pack| Run::Gradients { pack }, &inputs)?;
-        self.micro += 1;
         let sum = self.machine.outcome.loss();
         if sum.is_finite() { Ok(Loss { sum, counted }) } else { Err(StepError::NonFiniteLoss(sum)) }
     }

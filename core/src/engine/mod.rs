@@ -41,6 +41,8 @@ mod observe;
 mod range;
 mod rehearsal;
 mod stage;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod worker;
 
 pub use drill::{DrillSeat, Drilled};
@@ -50,6 +52,7 @@ pub(crate) use range::MAX_TILES;
 pub use rehearsal::{ActedTile, Actor, Rehearsal, StageView};
 pub use stage::Slot;
 pub(crate) use stage::{Cut, NONE, Needs, Reads, Shape, Stage};
+use worker::Sitter;
 pub use worker::{SeatError, Worker};
 
 use crate::plan::{Plan, PlanError, Pool};
@@ -138,8 +141,11 @@ pub struct Engine<'a> {
     members: AtomicU32,
     /// Stages of the run that are not done.
     remaining: CachePadded<AtomicU32>,
-    /// There may be a tile to take.
+    /// There may be a tile to take. For those who take part in the run under way.
     work: CachePadded<Event>,
+    /// A run has begun or ended, a seat is free, or the engine is closed. For those who take
+    /// no part: they are not to be woken for every tile.
+    turn: CachePadded<Event>,
     /// The run may be over.
     finished: CachePadded<Event>,
     job: UnsafeCell<Option<*const (dyn Job + 'static)>>,
@@ -227,6 +233,7 @@ impl<'a> Engine<'a> {
             members: AtomicU32::new(0),
             remaining: CachePadded::new(AtomicU32::new(0)),
             work: CachePadded::new(Event::new()),
+            turn: CachePadded::new(Event::new()),
             finished: CachePadded::new(Event::new()),
             job: UnsafeCell::new(None),
             busy: AtomicBool::new(false),
@@ -239,12 +246,16 @@ impl<'a> Engine<'a> {
 
     /// Whether it was made for this plan, or one with the same stages.
     pub(crate) fn is_for(&self, plan: &Plan) -> bool {
-        let mut at = 0;
+        let (mut ops, mut stages) = (0, 0);
         let mut same = self.seats == plan.workers() && self.slots.len() == plan.slots();
-        program::build(plan, &mut |emitted| {
-            if let Emitted::Stage(_, stage) = emitted {
-                same &= self.slots.get(at).is_some_and(|slot| slot.stage == stage);
-                at += 1;
+        program::build(plan, &mut |emitted| match emitted {
+            Emitted::Op(op) => {
+                same &= op.is_some() && self.ops.get(ops) == op.as_ref();
+                ops += 1;
+            }
+            Emitted::Stage(_, stage) => {
+                same &= self.slots.get(stages).is_some_and(|slot| slot.stage == stage);
+                stages += 1;
             }
         });
         same && *self.board.cut() == plan.cut()
@@ -279,6 +290,7 @@ impl<'a> Engine<'a> {
         self.closed.store(true, Ordering::Release);
         if happens(Access::Close) {
             self.work.notify(idle);
+            self.turn.notify(idle);
         }
     }
 
@@ -334,9 +346,12 @@ impl<'a> Engine<'a> {
             }
             // Nobody there, or no more: the caller does it.
             if !(0..members).any(|seat| self.is_taken(seat))
-                && let Ok(worker) = Worker::join(self, idle)
+                && let Ok(worker) = Worker::join_as(self, idle, Sitter::Caller)
             {
-                worker.help();
+                // Another seat has no share: somebody has just sat down on one that has.
+                if worker.seat() < members {
+                    worker.help();
+                }
                 continue;
             }
             self.finished.wait(seen, idle);
@@ -380,11 +395,13 @@ impl<'a> Engine<'a> {
             }
             if !opened {
                 // Spinning workers begin while the other stages are opened.
-                self.work.notify(idle);
+                self.turn.notify(idle);
                 opened = true;
             }
         }
+        // Who has begun may have found the other stages closed.
         self.work.notify(idle);
+        self.turn.notify(idle);
     }
 
     /// How many seats get shares: up to the one that makes the limit full.
@@ -404,6 +421,8 @@ impl<'a> Engine<'a> {
         self.work.notify(idle);
         if is_last {
             self.finished.notify(idle);
+            // Whoever takes no part may have been told to go home meanwhile.
+            self.turn.notify(idle);
         }
     }
 }
@@ -422,13 +441,10 @@ impl Drop for UnderWay<'_, '_> {
             engine.poisoned.store(true, Ordering::Release);
             fence(Access::Enter);
             let inside = |seat| engine.inside(seat).load(Ordering::Acquire) != 0;
-            let mut round = 0_u32;
-            // For the rest of a tile at most, so nobody need be woken.
+            // For the rest of a tile at most. Not with the caller's `Idle`: should that
+            // panic, the job would go while somebody is still inside.
             while (0..engine.seats).any(inside) {
-                if !self.idle.pause(round) {
-                    spin_loop();
-                }
-                round = round.saturating_add(1);
+                spin_loop();
             }
             let run = engine.published().run;
             for seat in 0..engine.seats {
@@ -437,6 +453,12 @@ impl Drop for UnderWay<'_, '_> {
                 }
             }
             engine.remaining.store(0, Ordering::Relaxed);
+            engine.poisoned.store(false, Ordering::Release);
+            engine.busy.store(false, Ordering::Release);
+            // As at the end of any run: whoever was told to go home may now.
+            engine.work.notify(self.idle);
+            engine.turn.notify(self.idle);
+            return;
         }
         engine.poisoned.store(false, Ordering::Release);
         engine.busy.store(false, Ordering::Release);

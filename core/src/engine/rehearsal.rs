@@ -66,7 +66,7 @@ impl<'e> Actor<'e> {
     /// # Errors
     /// There is none left, or the engine is closed.
     pub fn join(engine: &'e Engine<'e>) -> Result<Self, SeatError> {
-        Worker::join(engine, &Spin).map(Self)
+        Worker::join(engine, &Spin).map(Self).map_err(|(error, _)| error)
     }
 
     /// Takes a tile that is ready, if there is one.

@@ -6,7 +6,8 @@
 //!   own shares, oldest stage first: take the front tile if it is ready
 //!   else, oldest stage first, seats in turn from a random one:
 //!     the back half of the share if its first tile is ready, or the front tile if that is
-//!   run it, count it; found nothing: wait for `work` to move on from `seen`
+//!   run it, count it; found nothing: wait for `work` to move on from `seen`, or for `turn`
+//!     if no run is under way, or one without this seat
 //! ```
 //! Own shares come first at every stage: the tiles of a later stage that are ready are
 //! those whose inputs this worker has just made. Stealing looks at the oldest stage, where
@@ -50,12 +51,21 @@ impl fmt::Display for SeatError {
 
 impl core::error::Error for SeatError {}
 
+/// Who sits on a seat: what its word says, 0 if nobody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sitter {
+    Worker = 1,
+    /// The caller of a run, until that is over.
+    Caller = 2,
+}
+
 /// A seat at an engine.
 #[derive(Debug)]
 pub struct Worker<'e, I: Idle + ?Sized> {
     engine: &'e Engine<'e>,
     idle: &'e I,
     seat: usize,
+    who: Sitter,
     run: u32,
     /// Stages before this one are done in `run`.
     first: usize,
@@ -84,10 +94,20 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         idle: &'e I,
         observer: &mut dyn Observer,
     ) -> Result<(), SeatError> {
-        let mut worker = Self::join(engine, idle)?;
+        let mut worker = loop {
+            let turn = engine.turn.seen();
+            match Self::join(engine, idle) {
+                Ok(worker) => break worker,
+                // The caller gets up when its run is over.
+                Err((SeatError::Full { .. }, Some(Sitter::Caller))) if idle.stays() => {
+                    engine.turn.wait(turn, idle);
+                }
+                Err((error, _)) => return Err(error),
+            }
+        };
         observer.enter(Activity::Rest);
         loop {
-            let seen = engine.work.seen();
+            let (work, turn) = (engine.work.seen(), engine.turn.seen());
             if engine.is_over() {
                 return Ok(());
             }
@@ -97,26 +117,52 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             if !idle.stays() {
                 return Ok(());
             }
-            observer.enter(worker.nothing_to_do());
-            engine.work.wait(seen, idle);
+            let activity = worker.nothing_to_do();
+            observer.enter(activity);
+            if activity == Activity::Wait {
+                engine.work.wait(work, idle);
+            } else {
+                engine.turn.wait(turn, idle);
+            }
             observer.enter(Activity::Search);
         }
     }
 
-    /// Takes a seat.
-    pub(super) fn join(engine: &'e Engine<'e>, idle: &'e I) -> Result<Self, SeatError> {
+    /// Takes a seat, or says who sits on one of those that are taken.
+    pub(super) fn join(
+        engine: &'e Engine<'e>,
+        idle: &'e I,
+    ) -> Result<Self, (SeatError, Option<Sitter>)> {
+        Self::join_as(engine, idle, Sitter::Worker)
+    }
+
+    /// As [`Worker::join`], for a worker or for the caller of a run.
+    pub(super) fn join_as(
+        engine: &'e Engine<'e>,
+        idle: &'e I,
+        who: Sitter,
+    ) -> Result<Self, (SeatError, Option<Sitter>)> {
         if engine.is_over() {
-            return Err(SeatError::Closed);
+            return Err((SeatError::Closed, None));
         }
+        let mut sitter = None;
         for seat in 0..engine.seats {
             let word = &engine.seat_words[seat * LINE];
-            if word.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                let dice = engine.steal_seed.load(Ordering::Relaxed) ^ (seat as u32 + 1);
-                let run = Share::NO_RUN;
-                return Ok(Self { engine, idle, seat, run, first: 0, dice: dice | 1 });
+            match word.compare_exchange(0, who as u64, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    let dice = engine.steal_seed.load(Ordering::Relaxed) ^ (seat as u32 + 1);
+                    let run = Share::NO_RUN;
+                    return Ok(Self { engine, idle, seat, who, run, first: 0, dice: dice | 1 });
+                }
+                Err(taken) if taken == Sitter::Caller as u64 => sitter = Some(Sitter::Caller),
+                Err(_) => {}
             }
         }
-        Err(SeatError::Full { seats: engine.seats })
+        Err((SeatError::Full { seats: engine.seats }, sitter))
+    }
+
+    pub(super) fn seat(&self) -> usize {
+        self.seat
     }
 
     /// The caller's own part in the run that it waits for.
@@ -158,14 +204,15 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         // SAFETY: a tile of the run is taken, so its publisher has written the cell before
         // and waits for the tile; what it points to lives as long.
         let job = engine.job.with(|cell| unsafe { (*cell).map(|job| &*job) });
+        // Until the tile is counted: an observer may panic as well.
+        let mut unwinding = Poison { worker: guard.worker, is_over: false };
         if let Some(job) = job {
-            let mut unwinding = Poison { worker: guard.worker, is_over: false };
             // SAFETY: `take` gives a ready tile to one worker; the seat is this worker's.
             unsafe { job.run(engine.ops, &taken, unwinding.worker.seat, observer) }
-            unwinding.is_over = true;
         }
         observer.enter(Activity::Search);
-        engine.complete(&taken, guard.worker.idle);
+        engine.complete(&taken, unwinding.worker.idle);
+        unwinding.is_over = true;
         true
     }
 
@@ -272,6 +319,10 @@ impl<I: Idle + ?Sized> Drop for Worker<'_, I> {
         if happens(Access::Leave) {
             self.engine.finished.notify(self.idle);
         }
+        if self.who == Sitter::Caller {
+            // A worker may be waiting for the seat.
+            self.engine.turn.notify(self.idle);
+        }
     }
 }
 
@@ -297,6 +348,8 @@ impl<I: Idle + ?Sized> Drop for Poison<'_, '_, I> {
         if !self.is_over {
             self.worker.engine.poisoned.store(true, Ordering::Release);
             self.worker.engine.finished.notify(self.worker.idle);
+            // The caller may be among those who look for tiles.
+            self.worker.engine.work.notify(self.worker.idle);
         }
     }
 }

@@ -1,0 +1,269 @@
+//! The engine with real threads and jobs that panic: whatever happens, the caller has an
+//! answer, nobody is left behind, and the engine works afterwards.
+
+extern crate std;
+
+use super::*;
+use core::panic::AssertUnwindSafe;
+use core::time::Duration;
+use std::boxed::Box;
+use std::panic::catch_unwind;
+use std::sync::{Condvar, Mutex, mpsc};
+use std::thread;
+use std::vec::Vec;
+
+/// Sleeps at once: a wake-up that is missing shows.
+struct Sleeper {
+    lock: Mutex<()>,
+    woken: Condvar,
+}
+
+impl Sleeper {
+    fn leaked() -> &'static Self {
+        Box::leak(Box::new(Self { lock: Mutex::new(()), woken: Condvar::new() }))
+    }
+}
+
+impl Idle for Sleeper {
+    fn pause(&self, _: u32) -> bool {
+        false
+    }
+
+    fn park(&self, word: &AtomicU32, seen: u32) {
+        let mut guard = self.lock.lock().unwrap();
+        while word.load(Ordering::SeqCst) == seen {
+            guard = self.woken.wait(guard).unwrap();
+        }
+    }
+
+    fn wake(&self, _: &AtomicU32) {
+        drop(self.lock.lock().unwrap());
+        self.woken.notify_all();
+    }
+}
+
+/// Counts tiles and panics at some.
+struct Counted {
+    tiles: AtomicU32,
+    panics_at: u32,
+}
+
+impl Counted {
+    const fn new(panics_at: u32) -> Self {
+        Self { tiles: AtomicU32::new(0), panics_at }
+    }
+}
+
+impl Job for Counted {
+    unsafe fn run(&self, _: &[Op], _: &Taken, _: usize, _: &mut dyn Observer) {
+        thread::sleep(Duration::from_micros(200));
+        let tile = self.tiles.fetch_add(1, Ordering::SeqCst) + 1;
+        assert!(tile != self.panics_at, "forced by the test");
+    }
+}
+
+const CUT: Cut = Cut { rows: 12, row_block: 1, sequence: 12, span: 12, levels: 2, in_place: false };
+
+/// Twelve tiles, then one that waits for them all.
+const TILES: u32 = 13;
+
+fn engine(seats: usize) -> &'static Engine<'static> {
+    let stage = |shape, tiles, level| {
+        let needs = Needs { level, ..Needs::NOTHING };
+        Slot::of(Stage { first_op: 0, ops: 0, tiles, shape, needs })
+    };
+    let rows = Shape::Rows { first_block: 0, level: 1 };
+    let slots = std::vec![stage(rows, 12, 0), stage(Shape::List, 1, 1)];
+    let slots = Box::leak(slots.into_boxed_slice());
+    let count = words(seats, slots.len(), &CUT).unwrap();
+    let words: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
+    let words = Box::leak(words.into_boxed_slice());
+    let mut sections = [const { 0..0 }; Section::COUNT];
+    sections[Section::Forward as usize] = 0..2;
+    Box::leak(Box::new(Engine::over(&[], slots, words, seats, CUT, sections)))
+}
+
+/// Fails instead of hanging.
+fn within_a_minute(test: impl FnOnce() + Send + 'static) {
+    let (done, end) = mpsc::channel();
+    let test = thread::spawn(move || {
+        test();
+        done.send(()).unwrap();
+    });
+    if let Err(mpsc::RecvTimeoutError::Timeout) = end.recv_timeout(Duration::from_secs(60)) {
+        panic!("it hangs");
+    }
+    test.join().unwrap();
+}
+
+fn quietly(work: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(work)).is_err()
+}
+
+#[test]
+fn a_panic_of_the_callers_own_tile_leaves_the_engine_usable() {
+    within_a_minute(|| {
+        let engine = engine(2);
+        for panics_at in [1, 5, TILES] {
+            let job = Counted::new(panics_at);
+            assert!(quietly(|| {
+                let _ = engine.run(&job, &[Section::Forward], &Spin);
+            }));
+            assert_eq!((job.tiles.into_inner(), engine.workers()), (panics_at, 0));
+            let job = Counted::new(0);
+            assert_eq!(engine.run(&job, &[Section::Forward], &Spin), Ok(()));
+            assert_eq!(job.tiles.into_inner(), TILES);
+        }
+    });
+}
+
+#[test]
+fn a_worker_that_comes_late_and_panics_does_not_leave_the_caller_waiting() {
+    within_a_minute(|| {
+        for round in 0..60 {
+            let (engine, idle) = (engine(2), Sleeper::leaked());
+            let worker = thread::spawn(move || {
+                thread::sleep(Duration::from_micros(60 * round));
+                quietly(|| {
+                    let _ = Worker::run(engine, idle);
+                })
+            });
+            // The worker's tiles come in between the caller's own.
+            let job = Counted::new(if round % 2 == 0 { TILES } else { 7 });
+            let mut result = Ok(());
+            let callers = quietly(|| result = engine.run(&job, &[Section::Forward], idle));
+            assert!(callers || result == Err(EngineError::Panicked), "{result:?}");
+            engine.close(idle);
+            assert_eq!(worker.join().unwrap(), !callers);
+        }
+    });
+}
+
+#[test]
+fn workers_go_home_though_the_run_under_way_panics() {
+    within_a_minute(|| {
+        for round in 0..60 {
+            let (engine, idle) = (engine(4), Sleeper::leaked());
+            let serve = move || {
+                quietly(|| {
+                    let _ = Worker::run(engine, idle);
+                })
+            };
+            let workers = [(); 4].map(|()| thread::spawn(serve));
+            while engine.workers() < 4 {
+                thread::yield_now();
+            }
+            // Two take part and two rest.
+            engine.limit_workers(2);
+            let closer = thread::spawn(move || {
+                thread::sleep(Duration::from_micros(30 * round));
+                engine.close(idle);
+            });
+            let job = Counted::new(3 + round as u32 % 11);
+            assert_eq!(engine.run(&job, &[Section::Forward], idle), Err(EngineError::Panicked));
+            closer.join().unwrap();
+            let panicked = workers.map(|worker| worker.join().unwrap());
+            assert!(panicked.contains(&true));
+        }
+    });
+}
+
+/// Panics when the worker looks for its next tile.
+struct Search;
+
+impl Observer for Search {
+    fn enter(&mut self, activity: Activity) {
+        assert!(activity != Activity::Search, "forced by the test");
+    }
+}
+
+#[test]
+fn an_observer_that_panics_between_two_tiles_is_an_error() {
+    within_a_minute(|| {
+        let (engine, idle) = (engine(1), Sleeper::leaked());
+        let worker = thread::spawn(move || {
+            quietly(|| {
+                let _ = Worker::run_observed(engine, idle, &mut Search);
+            })
+        });
+        while engine.workers() < 1 {
+            thread::yield_now();
+        }
+        let job = Counted::new(0);
+        // Nobody looked for a tile, or somebody did and is counted as having panicked.
+        match engine.run(&job, &[Section::Forward], idle) {
+            Err(EngineError::Panicked) => assert!(job.tiles.load(Ordering::SeqCst) < TILES),
+            Ok(()) => assert_eq!(job.tiles.load(Ordering::SeqCst), TILES),
+            Err(EngineError::Busy) => unreachable!("there is one caller"),
+        }
+        assert!(worker.join().unwrap());
+    });
+}
+
+#[test]
+fn a_worker_waits_for_the_seat_that_the_caller_has() {
+    within_a_minute(|| {
+        for round in 0..20 {
+            let (engine, idle) = (engine(1), Sleeper::leaked());
+            let worker = thread::spawn(move || {
+                thread::sleep(Duration::from_micros(100 * round));
+                Worker::run(engine, idle)
+            });
+            for _ in 0..3 {
+                let job = Counted::new(0);
+                assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
+                assert_eq!(job.tiles.into_inner(), TILES);
+            }
+            while engine.workers() < 1 {
+                thread::yield_now();
+            }
+            assert_eq!(Worker::run(engine, idle), Err(SeatError::Full { seats: 1 }));
+            engine.close(idle);
+            assert_eq!(worker.join().unwrap(), Ok(()));
+        }
+    });
+}
+
+/// How often a thread was asked to wait.
+struct Asked(AtomicU32);
+
+impl Idle for Asked {
+    fn pause(&self, round: u32) -> bool {
+        if round == 0 {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        thread::yield_now();
+        true
+    }
+
+    fn park(&self, _: &AtomicU32, _: u32) {}
+
+    fn wake(&self, _: &AtomicU32) {}
+}
+
+#[test]
+fn who_takes_no_part_is_not_woken_for_every_tile() {
+    within_a_minute(|| {
+        let engine = engine(2);
+        let asked: &'static Asked = Box::leak(Box::new(Asked(AtomicU32::new(0))));
+        let first = thread::spawn(move || Worker::run(engine, &Spin));
+        while engine.workers() < 1 {
+            thread::yield_now();
+        }
+        let second = thread::spawn(move || Worker::run(engine, asked));
+        while engine.workers() < 2 {
+            thread::yield_now();
+        }
+        engine.limit_workers(1);
+        let before = asked.0.load(Ordering::SeqCst);
+        for _ in 0..10 {
+            let job = Counted::new(0);
+            assert_eq!(engine.run(&job, &[Section::Forward], &Spin), Ok(()));
+        }
+        let times = asked.0.load(Ordering::SeqCst) - before;
+        // When a run begins, when it is open, and when it ends; not for 13 tiles.
+        assert!(times <= 10 * 4, "{times}");
+        engine.close(&Spin);
+        assert_eq!((first.join().unwrap(), second.join().unwrap()), (Ok(()), Ok(())));
+    });
+}
