@@ -25,6 +25,8 @@ pub(super) enum Access {
     Sleep,
     /// Between a notification and the look for sleepers.
     Notify,
+    /// Between keeping a seat for who waits for it and the look whether anybody does.
+    Keep,
     /// Between entering a tile and the look for poison.
     Enter,
     /// A worker that leaves tells the caller.

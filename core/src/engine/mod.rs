@@ -154,6 +154,8 @@ pub struct Engine<'a> {
     closed: AtomicBool,
     limit: AtomicU32,
     steal_seed: AtomicU32,
+    /// Workers that wait for the caller's seat.
+    queueing: AtomicU32,
 }
 
 // SAFETY: the job is `Sync`; who reads or writes its cell when is the module's protocol.
@@ -241,6 +243,7 @@ impl<'a> Engine<'a> {
             closed: AtomicBool::new(false),
             limit: AtomicU32::new(u32::MAX),
             steal_seed: AtomicU32::new(0),
+            queueing: AtomicU32::new(0),
         }
     }
 
@@ -270,7 +273,8 @@ impl<'a> Engine<'a> {
     /// Workers that serve now.
     #[must_use]
     pub fn workers(&self) -> usize {
-        (0..self.seats).filter(|seat| self.is_taken(*seat)).count()
+        let word = |seat: usize| self.seat_words[seat * LINE].load(Ordering::Acquire);
+        (0..self.seats).filter(|seat| word(*seat) == Sitter::Worker as u64).count()
     }
 
     /// Lets at most `workers` (at least one) take part from the next run on; the others

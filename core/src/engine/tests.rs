@@ -209,13 +209,14 @@ fn a_worker_waits_for_the_seat_that_the_caller_has() {
                 thread::sleep(Duration::from_micros(100 * round));
                 Worker::run(engine, idle)
             });
-            for _ in 0..3 {
+            // Run after run: the caller would be back in its seat before the worker is awake.
+            let mut runs = 0;
+            while engine.workers() < 1 {
                 let job = Counted::new(0);
                 assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
                 assert_eq!(job.tiles.into_inner(), TILES);
-            }
-            while engine.workers() < 1 {
-                thread::yield_now();
+                runs += 1;
+                assert!(runs < 500, "the worker gets no seat");
             }
             assert_eq!(Worker::run(engine, idle), Err(SeatError::Full { seats: 1 }));
             engine.close(idle);

@@ -59,6 +59,37 @@ pub(super) enum Sitter {
     Caller = 2,
 }
 
+/// A seat that the caller has left to a worker who waits for it: not the caller's again,
+/// who would be back for the next run before the worker is awake.
+const KEPT: u64 = 3;
+
+/// A worker in the queue for the caller's seat.
+struct Queueing<'e, I: Idle + ?Sized> {
+    engine: &'e Engine<'e>,
+    idle: &'e I,
+}
+
+impl<I: Idle + ?Sized> Drop for Queueing<'_, I> {
+    fn drop(&mut self) {
+        self.engine.queueing.fetch_sub(1, Ordering::Relaxed);
+        // If it goes without the seat, that is not to be kept for it. The caller keeps the
+        // seat, fences and looks for the queue: one of the two sees the other.
+        fence(Access::Keep);
+        self.engine.unkeep();
+        self.engine.finished.notify(self.idle);
+    }
+}
+
+impl Engine<'_> {
+    /// Seats that are kept for somebody are free again.
+    fn unkeep(&self) {
+        for seat in 0..self.seats {
+            let word = &self.seat_words[seat * LINE];
+            let _ = word.compare_exchange(KEPT, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A seat at an engine.
 #[derive(Debug)]
 pub struct Worker<'e, I: Idle + ?Sized> {
@@ -94,16 +125,9 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         idle: &'e I,
         observer: &mut dyn Observer,
     ) -> Result<(), SeatError> {
-        let mut worker = loop {
-            let turn = engine.turn.seen();
-            match Self::join(engine, idle) {
-                Ok(worker) => break worker,
-                // The caller gets up when its run is over.
-                Err((SeatError::Full { .. }, Some(Sitter::Caller))) if idle.stays() => {
-                    engine.turn.wait(turn, idle);
-                }
-                Err((error, _)) => return Err(error),
-            }
+        let mut worker = match Self::join(engine, idle) {
+            Err((SeatError::Full { .. }, Some(Sitter::Caller))) => Self::queue(engine, idle)?,
+            joined => joined.map_err(|(error, _)| error)?,
         };
         observer.enter(Activity::Rest);
         loop {
@@ -128,6 +152,21 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         }
     }
 
+    /// Waits for the seat of the caller, who gets up when its run is over.
+    fn queue(engine: &'e Engine<'e>, idle: &'e I) -> Result<Self, SeatError> {
+        engine.queueing.fetch_add(1, Ordering::Relaxed);
+        let _queueing = Queueing { engine, idle };
+        loop {
+            let turn = engine.turn.seen();
+            match Self::join(engine, idle) {
+                Err((SeatError::Full { .. }, Some(Sitter::Caller))) if idle.stays() => {
+                    engine.turn.wait(turn, idle);
+                }
+                joined => return joined.map_err(|(error, _)| error),
+            }
+        }
+    }
+
     /// Takes a seat, or says who sits on one of those that are taken.
     pub(super) fn join(
         engine: &'e Engine<'e>,
@@ -148,7 +187,14 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         let mut sitter = None;
         for seat in 0..engine.seats {
             let word = &engine.seat_words[seat * LINE];
-            match word.compare_exchange(0, who as u64, Ordering::AcqRel, Ordering::Relaxed) {
+            let take = |from: u64| {
+                word.compare_exchange(from, who as u64, Ordering::AcqRel, Ordering::Relaxed)
+            };
+            let taken = match take(0) {
+                Err(KEPT) if who == Sitter::Worker => take(KEPT),
+                taken => taken,
+            };
+            match taken {
                 Ok(_) => {
                     let dice = engine.steal_seed.load(Ordering::Relaxed) ^ (seat as u32 + 1);
                     let run = Share::NO_RUN;
@@ -314,12 +360,22 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
 
 impl<I: Idle + ?Sized> Drop for Worker<'_, I> {
     fn drop(&mut self) {
-        self.engine.seat_words[self.seat * LINE].store(0, Ordering::Release);
+        let engine = self.engine;
+        let is_caller = self.who == Sitter::Caller;
+        let is_wanted = is_caller && engine.queueing.load(Ordering::Relaxed) > 0;
+        let left = if is_wanted { KEPT } else { 0 };
+        engine.seat_words[self.seat * LINE].store(left, Ordering::Release);
+        if is_wanted {
+            fence(Access::Keep);
+            if engine.queueing.load(Ordering::Relaxed) == 0 {
+                engine.unkeep();
+            }
+        }
         // The caller may be waiting for this worker alone.
         if happens(Access::Leave) {
             self.engine.finished.notify(self.idle);
         }
-        if self.who == Sitter::Caller {
+        if is_caller {
             // A worker may be waiting for the seat.
             self.engine.turn.notify(self.idle);
         }
