@@ -256,7 +256,7 @@ train_flags! {
         /// Keeps each worker on a CPU of its own.
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         pin: bool,
-        /// Batches made ready ahead of the step that needs them, 1 to 64.
+        /// Batches that are ready ahead or in use, 1 to 64; with 1 nothing is read ahead.
         #[arg(value_name = "N")]
         prefetch: usize,
         /// Write a trace of every tile of some steps to this file; Perfetto opens it, and

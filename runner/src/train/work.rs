@@ -2,7 +2,12 @@
 //!
 //! Only steps count, with all that belongs to them: waiting for their batches, and what the
 //! training thread does between two runs of the engine. Validations and checkpoints
-//! are left out. What a worker's time in steps was not spent on otherwise is rest.
+//! are left out. What a worker's time in steps was not spent on otherwise is rest: a wait
+//! that is still going on when the run ends, too.
+//!
+//! Busy is time by the clock inside tiles. Where there are more workers than CPUs, it
+//! includes the time in which the system gave the CPU to another thread: compare it with
+//! the CPU seconds beside it.
 
 use core::time::Duration;
 use std::time::Instant;
