@@ -9,20 +9,9 @@ use cllm_core::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
+use support::config::SMALL as CONFIG;
 use support::memory::Memory;
 
-const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 300,
-    block_size: 40,
-    n_layer: 3,
-    n_head: 4,
-    d_model: 64,
-    d_ff: 160,
-    bias: true,
-    tied: true,
-    dropout: 0.1,
-    norm_eps: 1e-5,
-};
 const SHAPE: BatchShape = BatchShape { sequences: 13, tokens: 40 };
 
 /// Spins a little, then yields: for more threads than cores.

@@ -2,24 +2,11 @@
 
 mod support;
 
-use cllm_core::{
-    Actor, BatchShape, Engine, EngineError, Kernels, Mode, ModelConfig, Plan, Rehearsal, Run,
-};
+use cllm_core::{Actor, BatchShape, Engine, EngineError, Kernels, Mode, Plan, Rehearsal, Run};
 use std::collections::BTreeMap;
+use support::config::SMALL as CONFIG;
 use support::memory::Memory;
 
-const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 300,
-    block_size: 40,
-    n_layer: 3,
-    n_head: 4,
-    d_model: 64,
-    d_ff: 160,
-    bias: true,
-    tied: true,
-    dropout: 0.1,
-    norm_eps: 1e-5,
-};
 const SHAPE: BatchShape = BatchShape { sequences: 13, tokens: 40 };
 
 fn plan(workers: usize, tiles_for: usize) -> Plan {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of this module")]
 
+pub(crate) mod config;
 pub(crate) mod counting;
 pub(crate) mod golden;
 pub(crate) mod memory;

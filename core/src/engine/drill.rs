@@ -13,7 +13,7 @@ use crate::primitive::Ordering;
 use crate::program::{Op, Run, Section};
 
 /// Does nothing, and says so as a step does.
-struct Nothing;
+pub(super) struct Nothing;
 
 impl Job for Nothing {
     unsafe fn run(&self, ops: &[Op], taken: &Taken, _seat: usize, observer: &mut dyn Observer) {

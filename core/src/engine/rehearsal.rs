@@ -13,18 +13,11 @@
 //! the next completion, not before. Real workers that serve the engine meanwhile would take
 //! tiles too, so there should be none.
 
+use super::drill::Nothing;
 use super::worker::{SeatError, Worker};
-use super::{Engine, EngineError, Job, Observer, Shape, Spin, Taken, UnderWay};
+use super::{Engine, EngineError, Shape, Spin, Taken, UnderWay};
 use crate::primitive::Ordering;
 use crate::program::{self, Op, Run, Section};
-
-/// Computes nothing.
-struct Nothing;
-
-#[expect(unsafe_code, reason = "implements a trait of the engine")]
-impl Job for Nothing {
-    unsafe fn run(&self, _: &[Op], _: &Taken, _: usize, _: &mut dyn Observer) {}
-}
 
 /// A run that is only rehearsed. Dropped before its end it is taken back.
 pub struct Rehearsal<'e> {

@@ -49,8 +49,6 @@ pub(crate) struct Grain {
     pub(crate) gradient_sets: usize,
     /// Rows of logits in flight.
     pub(crate) logits_rows: usize,
-    /// Gradients of weights come behind the next block's critical path, not before it.
-    pub(crate) critical_first: bool,
 }
 
 impl Grain {
@@ -89,7 +87,6 @@ impl Grain {
             parted: span < batch.tokens,
             gradient_sets: if workers == 1 || mode == Mode::Evaluate { 1 } else { 2 },
             logits_rows: if workers == 1 { 1 } else { workers.saturating_mul(2 * row_block) },
-            critical_first: false,
         }
     }
 

@@ -293,32 +293,19 @@ impl Builder<'_, '_> {
         let layers = self.plan.config.n_layer;
         let last_head = self.heads();
         let parts = (self.plan.grain.forward_parts(), self.plan.grain.backward_parts());
-        let late = self.plan.grain.critical_first;
-        // Of the gradients emitted those that read the buffers to be written next: with
-        // `late`, which needs two sets, the last ones are those of two blocks before.
-        let overwritten = if late { 0 } else { self.plan.grain.gradient_sets - 1 };
+        // Of the gradients emitted those that read the buffers to be written next.
+        let overwritten = self.plan.grain.gradient_sets - 1;
         // The latest first.
         let mut done = [None::<WeightStages>; 2];
-        let mut attention = None;
         for layer in (0..layers).rev() {
             let level = layers + 2 + (layers - 1 - layer);
             if layer + 1 < layers {
                 self.block_rows(Some(layer), level, parts, done[overwritten]);
             }
             let heads = self.attention(Kind::AttentionBack, layer, level, parts.1, Reads::Sequence);
-            if late {
-                // Gradients of weights follow the critical path one block behind.
-                if let Some((layer, heads)) = attention.replace((layer, heads)) {
-                    done = [Some(self.weights(layer, heads)), done[0]];
-                }
-            } else {
-                done = [Some(self.weights(layer, heads)), done[0]];
-            }
+            done = [Some(self.weights(layer, heads)), done[0]];
         }
         self.block_rows(None, 2 * layers + 2, parts, done[overwritten]);
-        if let Some((layer, heads)) = attention {
-            self.weights(layer, heads);
-        }
         let c = &self.plan.config;
         let needs =
             Needs { level: 2 * layers as u32 + 2, spans: 0, stages: [last_head, NONE, NONE] };

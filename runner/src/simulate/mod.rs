@@ -127,7 +127,7 @@ fn predict(
 ) -> Result<Prediction> {
     let about = &trace.about;
     let refused = |e| Error::failure(format!("its step cannot be planned: {e}"));
-    let (config, batch, kernels) = (about.config(), about.batch(), kernels(about)?);
+    let (config, batch, kernels) = (about.model.config(), about.batch(), kernels(about)?);
     let tiles_for = about.tiles_for;
     let plan = Plan::with_tiles_for(&config, batch, workers, tiles_for, Mode::Train, kernels)
         .map_err(refused)?;

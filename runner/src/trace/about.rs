@@ -1,6 +1,7 @@
 //! What a trace says of itself: enough to plan its steps again, and what they cost.
 
-use cllm_core::{BatchShape, Isa, ModelConfig};
+use crate::train::event::Model;
+use cllm_core::{BatchShape, Isa};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that this program writes and reads.
@@ -37,21 +38,6 @@ pub struct About {
     pub costs: Costs,
 }
 
-/// The model's dimensions, by the names of the flags.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Model {
-    vocab_size: usize,
-    block_size: usize,
-    n_layer: usize,
-    n_head: usize,
-    n_embd: usize,
-    d_ff: usize,
-    bias: bool,
-    tied: bool,
-    dropout: f32,
-    norm_eps: f32,
-}
-
 /// Times in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Costs {
@@ -75,42 +61,7 @@ pub struct Costs {
     pub memory_gb_per_s: f64,
 }
 
-impl From<&ModelConfig> for Model {
-    fn from(c: &ModelConfig) -> Self {
-        Self {
-            vocab_size: c.vocab_size,
-            block_size: c.block_size,
-            n_layer: c.n_layer,
-            n_head: c.n_head,
-            n_embd: c.d_model,
-            d_ff: c.d_ff,
-            bias: c.bias,
-            tied: c.tied,
-            dropout: c.dropout,
-            norm_eps: c.norm_eps,
-        }
-    }
-}
-
 impl About {
-    /// The model, to be validated by the plan.
-    #[must_use]
-    pub fn config(&self) -> ModelConfig {
-        let m = &self.model;
-        ModelConfig {
-            vocab_size: m.vocab_size,
-            block_size: m.block_size,
-            n_layer: m.n_layer,
-            n_head: m.n_head,
-            d_model: m.n_embd,
-            d_ff: m.d_ff,
-            bias: m.bias,
-            tied: m.tied,
-            dropout: m.dropout,
-            norm_eps: m.norm_eps,
-        }
-    }
-
     /// The shape of a micro-batch.
     #[must_use]
     pub fn batch(&self) -> BatchShape {

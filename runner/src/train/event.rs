@@ -1,7 +1,7 @@
 //! What a run reports: the lines of `--log-format json` and of `metrics.jsonl`.
 
 use cllm_core::{ModelConfig, Plan, Pool};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::tuner::Tried;
 use super::work::WorkReport;
@@ -57,12 +57,13 @@ pub struct Start {
     pub val_tokens: u64,
 }
 
-/// The model's dimensions.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// The model's dimensions, by the names of the flags.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     /// Token ids are below this.
     pub vocab_size: usize,
-    block_size: usize,
+    /// Tokens of a sequence.
+    pub block_size: usize,
     n_layer: usize,
     n_head: usize,
     n_embd: usize,
@@ -70,6 +71,26 @@ pub struct Model {
     bias: bool,
     tied: bool,
     dropout: f32,
+    norm_eps: f32,
+}
+
+impl Model {
+    /// The core's config, to be validated by a plan.
+    #[must_use]
+    pub fn config(&self) -> ModelConfig {
+        ModelConfig {
+            vocab_size: self.vocab_size,
+            block_size: self.block_size,
+            n_layer: self.n_layer,
+            n_head: self.n_head,
+            d_model: self.n_embd,
+            d_ff: self.d_ff,
+            bias: self.bias,
+            tied: self.tied,
+            dropout: self.dropout,
+            norm_eps: self.norm_eps,
+        }
+    }
 }
 
 impl From<&ModelConfig> for Model {
@@ -84,6 +105,7 @@ impl From<&ModelConfig> for Model {
             bias: c.bias,
             tied: c.tied,
             dropout: c.dropout,
+            norm_eps: c.norm_eps,
         }
     }
 }
