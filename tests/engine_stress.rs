@@ -8,7 +8,7 @@ use cllm_core::{
     Plan, Trainer, Worker,
 };
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use support::memory::Memory;
 
@@ -43,11 +43,15 @@ fn random(state: &Cell<u32>) -> u32 {
 /// Pauses, yields and "parks" (sleeps a moment) at random, and leaves now and then.
 struct Fickle<'a> {
     dice: Cell<u32>,
-    /// One in so many times it leaves.
-    leaves: u32,
-    done: &'a AtomicBool,
+    /// Steps that are over; [`OVER`] at the end.
+    step: &'a AtomicU32,
+    /// It leaves when so many are. Counted in steps, not in times it is asked: how often
+    /// that is depends on the machine.
+    leaves_at: Cell<u32>,
     parked: &'a AtomicU64,
 }
+
+const OVER: u32 = u32::MAX;
 
 impl Idle for Fickle<'_> {
     fn pause(&self, round: u32) -> bool {
@@ -70,7 +74,7 @@ impl Idle for Fickle<'_> {
     fn wake(&self, _: &AtomicU32) {}
 
     fn stays(&self) -> bool {
-        !self.done.load(Ordering::Relaxed) && !random(&self.dice).is_multiple_of(self.leaves)
+        self.step.load(Ordering::Relaxed) < self.leaves_at.get()
     }
 }
 
@@ -93,21 +97,26 @@ fn train(kernels: &'static Kernels, threads: usize, counts: &[AtomicU64; 2]) -> 
     let mut memory = Memory::new(&plan);
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).unwrap();
-    let done = AtomicBool::new(false);
     let n = plan.tokens();
     let ids: Vec<u32> = (0..n as u32 + 1).map(|i| i * i % 31).collect();
     let mut weights = Vec::new();
-    // As often in few steps as in many.
-    let (steps, leaves) = (steps(), (2 * steps() / 3).max(1));
+    let [joins, parked] = counts;
+    let (steps, step) = (steps(), AtomicU32::new(0));
     std::thread::scope(|scope| {
         for thread in 0..threads as u32 {
-            let (engine, done) = (&engine, &done);
-            let [joins, parked] = counts;
+            let (engine, step) = (&engine, &step);
             scope.spawn(move || {
                 let dice = Cell::new(thread * 7919 + 1);
-                let idle = Fickle { dice, leaves, done, parked };
+                let idle = Fickle { dice, step, leaves_at: Cell::new(0), parked };
                 let mut stalls = Stalls(Cell::new(thread + 77));
-                while !done.load(Ordering::Relaxed) {
+                loop {
+                    let now = step.load(Ordering::Relaxed);
+                    if now == OVER {
+                        break;
+                    }
+                    // As often in few steps as in many.
+                    let stay = 1 + random(&idle.dice) % (steps / 8).max(1);
+                    idle.leaves_at.set(now + stay);
                     // Full while the caller sits in the only seat, having found nobody there.
                     if Worker::run_observed(engine, &idle, &mut stalls).is_ok() {
                         joins.fetch_add(1, Ordering::Relaxed);
@@ -116,19 +125,20 @@ fn train(kernels: &'static Kernels, threads: usize, counts: &[AtomicU64; 2]) -> 
                 }
             });
         }
-        let never = AtomicBool::new(false);
-        let idle = Fickle { dice: Cell::new(99), leaves, done: &never, parked: &counts[1] };
+        let never = Cell::new(OVER);
+        let idle = Fickle { dice: Cell::new(99), step: &step, leaves_at: never, parked };
         let idle = Alone(std::sync::Mutex::new(idle));
         let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 3).unwrap().wait_with(&idle);
         trainer.initialise();
-        for step in 0..steps {
-            engine.limit_workers(1 + step as usize / 10 % threads.max(1));
+        for now in 0..steps {
+            step.store(now, Ordering::Relaxed);
+            engine.limit_workers(1 + now as usize / 10 % threads.max(1));
             let batch = Batch { tokens: &ids[..n], targets: &ids[1..] };
             trainer.accumulate(&batch, n).unwrap();
             trainer.update(&Optimizer::default(), 1e-3).unwrap();
         }
         weights = trainer.parameters().iter().map(|x| x.to_bits()).collect();
-        done.store(true, Ordering::Relaxed);
+        step.store(OVER, Ordering::Relaxed);
     });
     weights
 }
