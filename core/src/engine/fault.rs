@@ -21,6 +21,10 @@ pub(super) enum Access {
     EndStage,
     /// The caller sees that all stages are done.
     SeeEnd,
+    /// Between the announcement of who waits and its look for work.
+    Watch,
+    /// Between making work visible and the look for who waits.
+    Tell,
     /// Between the announcement of a sleeper and its last look.
     Sleep,
     /// Between a notification and the look for sleepers.

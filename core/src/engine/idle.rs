@@ -1,25 +1,31 @@
 //! How a thread waits: the engine does not know how to sleep, the caller's threads do.
 //!
-//! [`Event`] is a count that only grows. Who waits has read the count *before* it looked
-//! for work, found none, and waits until the count has moved on:
+//! [`Event`] is a count that only grows, and only while somebody watches: a notification
+//! that nobody waits for writes nothing, so that workers who are all busy do not pass
+//! a cache line to and fro with every tile. Who waits has said so *before* it read the count,
+//! and read the count *before* it looked for work, found none, and waits until the count has
+//! moved on:
 //!
 //! ```text
 //! waiting thread                      notifying thread
-//! seen = count                        make work visible
-//! look for work: none                 count += 1
-//! pause a few rounds while            if sleepers > 0: wake(count)
+//! watchers += 1; fence                make work visible; fence
+//! seen = count                        if watchers > 0:
+//! look for work: none                     count += 1; fence
+//! pause a few rounds while                if sleepers > 0: wake(count)
 //!     count == seen
-//! sleepers += 1; fence                (behind count += 1: a fence)
+//! sleepers += 1; fence
 //! if count == seen: park(count, seen)
 //! sleepers -= 1
+//! watchers -= 1
 //! ```
-//! **No wake-up is lost.** Work made visible before `seen` was read is found by the look.
-//! Work made visible later moves the count behind `seen`, so the pause ends. For the
-//! parked: `sleepers += 1; fence; read count` on one side and `count += 1; fence; read
-//! sleepers` on the other: with sequentially consistent fences one of the two sees the
-//! other's addition: either the sleeper finds the count moved, or the notifier finds a sleeper and wakes it. Between
-//! the sleeper's last look and its sleep lies [`Idle::park`], which like a futex
-//! compares the word again and sleeps in one step.
+//! **No wake-up is lost.** Of `watchers += 1; fence; look` on one side and `make visible;
+//! fence; read watchers` on the other one sees the other's, for the fences are sequentially
+//! consistent: either the look finds the work, or the notifier finds a watcher and
+//! moves the count. Work made visible before `seen` was read is found by the look;
+//! when the count moves later, the pause ends. For the parked it is the same once more:
+//! `sleepers += 1; fence; read count` and `count += 1; fence; read sleepers`. Between the
+//! sleeper's last look and its sleep lies [`Idle::park`], which like a futex compares the
+//! word again and sleeps in one step.
 
 use super::fault::{Access, fence};
 use crate::primitive::{AtomicU32, Ordering, spin_loop};
@@ -69,49 +75,109 @@ impl Idle for Spin {
 #[derive(Debug)]
 pub(super) struct Event {
     count: AtomicU32,
+    watchers: AtomicU32,
     sleepers: AtomicU32,
 }
 
 impl Event {
     #[cfg(not(loom))]
     pub(super) const fn new() -> Self {
-        Self { count: AtomicU32::new(0), sleepers: AtomicU32::new(0) }
+        Self { count: AtomicU32::new(0), watchers: AtomicU32::new(0), sleepers: AtomicU32::new(0) }
     }
 
     #[cfg(loom)]
     pub(super) fn new() -> Self {
-        Self { count: AtomicU32::new(0), sleepers: AtomicU32::new(0) }
+        Self { count: AtomicU32::new(0), watchers: AtomicU32::new(0), sleepers: AtomicU32::new(0) }
     }
 
-    /// To be read before looking for work.
-    pub(super) fn seen(&self) -> u32 {
-        self.count.load(Ordering::Acquire)
+    /// Announces that the calling thread is going to look for work and to wait.
+    pub(super) fn watch(&self) -> Watch<'_> {
+        self.watchers.fetch_add(1, Ordering::Relaxed);
+        fence(Access::Watch);
+        Watch(self)
     }
 
     /// Says that there may be something to do.
     pub(super) fn notify(&self, idle: &(impl Idle + ?Sized)) {
+        fence(Access::Tell);
+        if self.watchers.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         self.count.fetch_add(1, Ordering::Release);
         fence(Access::Notify);
         if self.sleepers.load(Ordering::Relaxed) > 0 {
             idle.wake(&self.count);
         }
     }
+}
+
+/// Somebody who watches an [`Event`], until it is dropped.
+#[derive(Debug)]
+pub(super) struct Watch<'e>(&'e Event);
+
+impl Watch<'_> {
+    /// To be read before looking for work.
+    pub(super) fn seen(&self) -> u32 {
+        self.0.count.load(Ordering::Acquire)
+    }
 
     /// Waits for a notification since `seen` was read, or until `idle` no longer stays.
     pub(super) fn wait(&self, seen: u32, idle: &(impl Idle + ?Sized)) {
+        let Event { count, sleepers, .. } = self.0;
         let mut round = 0_u32;
-        while self.count.load(Ordering::Acquire) == seen && idle.stays() {
+        while count.load(Ordering::Acquire) == seen && idle.stays() {
             if idle.pause(round) {
                 round = round.saturating_add(1);
                 continue;
             }
-            self.sleepers.fetch_add(1, Ordering::Relaxed);
+            sleepers.fetch_add(1, Ordering::Relaxed);
             fence(Access::Sleep);
-            if self.count.load(Ordering::Relaxed) == seen {
-                idle.park(&self.count, seen);
+            if count.load(Ordering::Relaxed) == seen {
+                idle.park(count, seen);
             }
-            self.sleepers.fetch_sub(1, Ordering::Relaxed);
+            sleepers.fetch_sub(1, Ordering::Relaxed);
             return;
         }
+    }
+}
+
+/// Waits for one event or another between looks for work, the first of which is free: only who
+/// found nothing watches, and looks again before it waits.
+#[derive(Debug)]
+pub(super) struct Lookout<'e> {
+    watch: Option<Watch<'e>>,
+    seen: u32,
+}
+
+impl<'e> Lookout<'e> {
+    pub(super) const fn new() -> Self {
+        Self { watch: None, seen: 0 }
+    }
+
+    /// To be called before each look.
+    pub(super) fn before_look(&mut self) {
+        if let Some(watch) = &self.watch {
+            self.seen = watch.seen();
+        }
+    }
+
+    /// There was work.
+    pub(super) fn found(&mut self) {
+        self.watch = None;
+    }
+
+    /// There was none, and `event` will tell of some: waits, if the look was one that
+    /// the event was watched during.
+    pub(super) fn found_none(&mut self, event: &'e Event, idle: &(impl Idle + ?Sized)) {
+        match &self.watch {
+            Some(watch) if core::ptr::eq(watch.0, event) => watch.wait(self.seen, idle),
+            _ => self.watch = Some(event.watch()),
+        }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -24,8 +24,9 @@
 //! **Progress.** Taking, stealing, completing and publishing are lock-free: a thread that is
 //! stopped anywhere between two tiles keeps nobody else from taking, running and completing
 //! theirs. Stopped *inside* a tile it delays that tile and what depends on it; stopped within
-//! the few instructions that hand over what it stole, those tiles too. The run as a
-//! whole waits for its last tile. One run is under way at a time.
+//! the few instructions that hand over what it stole, those tiles too; stopped between two
+//! tiles of one stage, or before it has counted the last of them, the stages that wait for
+//! the whole of that one. The run as a whole waits for its last tile. One run is under way at a time.
 //!
 //! **Panics.** A tile that panics poisons the run: no tile is taken any more, the caller
 //! waits until those that were taken are through, and gets [`EngineError::Panicked`].
@@ -343,8 +344,9 @@ impl<'a> Engine<'a> {
         let under_way = UnderWay { engine: self, idle };
         self.publish(job, sections, idle);
         let members = self.members.load(Ordering::Relaxed) as usize;
+        let finished = self.finished.watch();
         loop {
-            let seen = self.finished.seen();
+            let seen = finished.seen();
             if self.has_ended() || self.poisoned.load(Ordering::Acquire) {
                 break;
             }
@@ -358,7 +360,7 @@ impl<'a> Engine<'a> {
                 }
                 continue;
             }
-            self.finished.wait(seen, idle);
+            finished.wait(seen, idle);
         }
         let panicked = self.poisoned.load(Ordering::Acquire);
         drop(under_way);
@@ -415,13 +417,28 @@ impl<'a> Engine<'a> {
         taken.take(limit).last().map_or(1, |seat| seat + 1)
     }
 
-    /// Says that a tile is done.
+    /// Says that a tile is done, and counts it.
     fn complete(&self, taken: &Taken, idle: &(impl Idle + ?Sized)) {
+        self.tile_done(taken, idle);
+        self.count(taken.id, 1, idle);
+    }
+
+    /// Says that a tile is done, which is still to be counted.
+    fn tile_done(&self, taken: &Taken, idle: &(impl Idle + ?Sized)) {
         self.board.tile_done(&taken.stage, taken.tile);
+        if taken.stage.shape != Shape::List {
+            self.work.notify(idle);
+        }
+    }
+
+    /// Counts tiles of stage `id` that are done.
+    fn count(&self, id: usize, tiles: u32, idle: &(impl Idle + ?Sized)) {
+        let slot = &self.slots[id];
+        self.board.count(&slot.stage, tiles);
         let counted = order(Access::CountDone, Ordering::AcqRel);
-        let before = self.slots[taken.id].done().fetch_add(1, counted);
+        let before = slot.done().fetch_add(tiles, counted);
         let ended = order(Access::EndStage, Ordering::AcqRel);
-        let is_last = before + 1 == taken.stage.tiles && self.remaining.fetch_sub(1, ended) == 1;
+        let is_last = before + tiles == slot.stage.tiles && self.remaining.fetch_sub(1, ended) == 1;
         self.work.notify(idle);
         if is_last {
             self.finished.notify(idle);
@@ -456,6 +473,8 @@ impl Drop for UnderWay<'_, '_> {
                     engine.share(seat, id).open(Share { run, start: 0, end: 0 });
                 }
             }
+            // What a worker has done of this run and not counted is of no run any more.
+            Range(&engine.published).open(Share { run: next_run(run), start: 0, end: 0 });
             engine.remaining.store(0, Ordering::Relaxed);
             engine.poisoned.store(false, Ordering::Release);
             engine.busy.store(false, Ordering::Release);
@@ -464,7 +483,10 @@ impl Drop for UnderWay<'_, '_> {
             engine.turn.notify(self.idle);
             return;
         }
-        engine.poisoned.store(false, Ordering::Release);
+        // All workers read it for every tile: not to be written for nothing.
+        if engine.poisoned.load(Ordering::Relaxed) {
+            engine.poisoned.store(false, Ordering::Release);
+        }
         engine.busy.store(false, Ordering::Release);
     }
 }

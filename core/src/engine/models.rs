@@ -13,7 +13,7 @@
 //! | dependency release | `a_ready_tile_finds_its_inputs` | release and acquire of a counter |
 //! | completion on *done* | `a_run_ends_when_all_tiles_are_done`, `a_tile_is_counted_when_it_is_done` | counting after running, release and acquire of the last count |
 //! | shutdown with work queued | `a_shutdown_with_work_queued_leaves_none_undone`, `a_worker_may_leave_a_run_to_the_caller`, `nobody_sleeps_through_the_end` | word to the workers, word to the caller |
-//! | park and wake | `no_wake_up_is_lost` | a fence on either side |
+//! | park and wake | `no_wake_up_is_lost` | each of two fences on either side |
 //! | poison | `a_poisoned_run_ends_after_those_inside` | a fence |
 //!
 //! The last of these are in `runs`, those of the ring in `ring/models`.
@@ -217,11 +217,14 @@ fn dependencies() {
         let first = stage(Shape::Rows { first_block: 0, level: 1 }, 2, 0, 0);
         let other = thread::spawn(move || {
             rows[1].set(5);
-            Board::new(CUT, counters).tile_done(&first, 1);
+            let board = Board::new(CUT, counters);
+            board.tile_done(&first, 1);
+            board.count(&first, 1);
         });
         let board = Board::new(CUT, counters);
         rows[0].set(4);
         board.tile_done(&first, 0);
+        board.count(&first, 1);
         let attention = stage(Shape::Attention { parts: 1, reads: Reads::Sequence }, 1, 1, 0);
         if board.tile_ready(&attention, 0) {
             assert_eq!(rows[0].get() + rows[1].get(), 9);
@@ -319,9 +322,10 @@ fn park_and_wake() {
         let sleeper = {
             let (event, bed) = (Arc::clone(&event), Arc::clone(&bed));
             thread::spawn(move || {
-                let seen = event.0.seen();
+                let watch = event.0.watch();
+                let seen = watch.seen();
                 if !event.1.load(Ordering::Acquire) {
-                    event.0.wait(seen, &*bed);
+                    watch.wait(seen, &*bed);
                 }
             })
         };
@@ -349,5 +353,19 @@ fn who_notifies_needs_a_fence() {
 #[should_panic(expected = "a wake-up was lost")]
 fn who_sleeps_needs_a_fence() {
     weaken(Access::Sleep);
+    park_and_wake();
+}
+
+#[test]
+#[should_panic(expected = "a wake-up was lost")]
+fn who_looks_for_watchers_needs_a_fence() {
+    weaken(Access::Tell);
+    park_and_wake();
+}
+
+#[test]
+#[should_panic(expected = "a wake-up was lost")]
+fn who_watches_needs_a_fence() {
+    weaken(Access::Watch);
     park_and_wake();
 }

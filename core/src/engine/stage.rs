@@ -12,6 +12,10 @@
 //!   have, which is what gradients of weights wait for.
 //! - `Slot::done`: tiles of a stage that are done. *Done*, not *taken*.
 //!
+//! The first two are written tile by tile, for other tiles wait for single blocks. The
+//! last two matter only when they are full, so a worker adds up what it has done of a
+//! stage and counts it when it turns to another: see `worker`.
+//!
 //! **Orderings.** A tile's writes come before its worker adds to a counter (release); a
 //! worker that finds a counter high enough (acquire) has them all before it, for a counter
 //! is only ever added to and additions form one release sequence. `rows[b]` is stored, not
@@ -260,19 +264,26 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// Says that a tile is done.
+    /// Says that a tile is done, to those who wait for its block or span.
     pub(super) fn tile_done(&self, stage: &Stage, tile: u32) {
         let counted = order(Access::CountDone, Ordering::Release);
         match stage.shape {
             Shape::Rows { first_block, level } => {
                 let row = &self.rows[(first_block + tile) as usize];
                 row.store(u64::from(level), counted);
-                self.levels[level as usize].fetch_add(1, counted);
             }
             Shape::Attention { parts, .. } => {
                 self.spans[(tile / parts) as usize].fetch_add(1, counted);
             }
             Shape::List => {}
+        }
+    }
+
+    /// Says that so many tiles more of a stage are done, to those who wait for all of them.
+    pub(super) fn count(&self, stage: &Stage, tiles: u32) {
+        if let Shape::Rows { level, .. } = stage.shape {
+            let counted = order(Access::CountDone, Ordering::Release);
+            self.levels[level as usize].fetch_add(u64::from(tiles), counted);
         }
     }
 }
@@ -340,10 +351,13 @@ mod tests {
         board.tile_done(&attention, 3);
         assert!(board.tile_ready(&rows(2, 2), 1) && !board.tile_ready(&rows(2, 2), 2));
         let list = Stage { needs: Needs { level: 1, ..Needs::NOTHING }, ..Slot::UNUSED };
+        board.count(&rows(1, 0), 3);
         assert!(!board.stage_ready(&list, &[]));
         for block in 3..8 {
             board.tile_done(&rows(1, 0), block);
         }
+        assert!(!board.stage_ready(&list, &[]));
+        board.count(&rows(1, 0), 5);
         assert!(board.stage_ready(&list, &[]));
     }
 

@@ -200,6 +200,46 @@ fn an_observer_that_panics_between_two_tiles_is_an_error() {
     });
 }
 
+/// A worker counts its tiles of a stage when it has no more of them.
+#[test]
+fn what_a_broken_run_leaves_uncounted_is_of_no_later_run() {
+    within_a_minute(|| {
+        for looks_between in [false, true] {
+            let engine = engine(2);
+            let [mut first, mut second] = [(); 2].map(|()| Worker::join(engine, &Spin).unwrap());
+            let begin = |job: &Counted| {
+                assert!(!engine.busy.swap(true, Ordering::SeqCst));
+                let under_way = UnderWay { engine, idle: &Spin };
+                engine.publish(job, &[Section::Forward], &Spin);
+                under_way
+            };
+            let counted = || engine.slots[0].done().load(Ordering::SeqCst);
+            let job = Counted::new(0);
+            let broken = begin(&job);
+            assert!(first.serve_one(&mut Unobserved, Worker::take));
+            assert_eq!(counted(), 0, "the tile was counted at once: the test tests nothing");
+            drop(broken);
+            if looks_between {
+                assert!(!first.serve_one(&mut Unobserved, Worker::take));
+                assert_eq!(counted(), 0);
+            }
+            let job = Counted::new(0);
+            let whole = begin(&job);
+            for turn in 0.. {
+                let serves =
+                    |worker: &mut Worker<'_, _>| worker.serve_one(&mut Unobserved, Worker::take);
+                if !(serves(&mut second) | serves(&mut first)) {
+                    break;
+                }
+                assert!(turn < 2 * TILES, "they count without end");
+            }
+            assert!(engine.has_ended());
+            assert_eq!((job.tiles.load(Ordering::SeqCst), counted()), (TILES, 12));
+            drop(whole);
+        }
+    });
+}
+
 #[test]
 fn a_worker_waits_for_the_seat_that_the_caller_has() {
     within_a_minute(|| {

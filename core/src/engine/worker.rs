@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! until closed or no longer wanted
-//!   seen = work
 //!   own shares, oldest stage first: take the front tile if it is ready
 //!   else, oldest stage first, seats in turn from a random one:
 //!     the back half of the share if its first tile is ready, or the front tile if that is
-//!   run it, count it; found nothing: wait for `work` to move on from `seen`, or for `turn`
-//!     if no run is under way, or one without this seat
+//!   is it of another stage than the last: count those done of that one
+//!   run it, say that its block is done
+//!   found nothing: count, look again, wait for `work`, or for `turn` if no run is under
+//!     way, or one without this seat
 //! ```
 //! Own shares come first at every stage: the tiles of a later stage that are ready are
 //! those whose inputs this worker has just made. Stealing looks at the oldest stage, where
@@ -16,10 +17,16 @@
 //! **No tile is forgotten.** Of the unfinished tiles of a run take the first, by stage and
 //! number. All that it waits for comes before it, so it is ready; every tile before it in
 //! its share is done or taken, so it is at the front, where its owner and every thief look.
+//!
+//! **Counting.** A stage's count is a line that all workers write; those who wait for it wait
+//! until it is full. A worker therefore adds up its tiles of a stage as long as it
+//! goes on with that stage: while it has one of them in hand the stage is not full anyway.
+//! It counts before it runs a tile of another one, before it waits and before it leaves.
+//! Counts that a panic leaves over are of a run that is no longer published.
 #![expect(unsafe_code, reason = "reads the job that the caller lent")]
 
 use super::fault::{Access, fence, happens};
-use super::idle::Idle;
+use super::idle::{Idle, Lookout};
 use super::observe::{Activity, Observer, Unobserved};
 use super::range::Share;
 use super::{Engine, LINE, Taken};
@@ -100,7 +107,17 @@ pub struct Worker<'e, I: Idle + ?Sized> {
     run: u32,
     /// Stages before this one are done in `run`.
     first: usize,
+    /// Tiles of a stage that are done and not counted.
+    uncounted: Option<Uncounted>,
     dice: u32,
+}
+
+/// Tiles of stage `id` that a worker has done in `run`.
+#[derive(Clone, Copy, Debug)]
+struct Uncounted {
+    run: u32,
+    id: usize,
+    tiles: u32,
 }
 
 impl<'e, I: Idle + ?Sized> Worker<'e, I> {
@@ -130,12 +147,14 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             joined => joined.map_err(|(error, _)| error)?,
         };
         observer.enter(Activity::Rest);
+        let mut lookout = Lookout::new();
         loop {
-            let (work, turn) = (engine.work.seen(), engine.turn.seen());
+            lookout.before_look();
             if engine.is_over() {
                 return Ok(());
             }
             if worker.serve_one(observer, Self::take) {
+                lookout.found();
                 continue;
             }
             if !idle.stays() {
@@ -143,11 +162,8 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             }
             let activity = worker.nothing_to_do();
             observer.enter(activity);
-            if activity == Activity::Wait {
-                engine.work.wait(work, idle);
-            } else {
-                engine.turn.wait(turn, idle);
-            }
+            let waits = activity == Activity::Wait;
+            lookout.found_none(if waits { &engine.work } else { &engine.turn }, idle);
             observer.enter(Activity::Search);
         }
     }
@@ -156,11 +172,12 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
     fn queue(engine: &'e Engine<'e>, idle: &'e I) -> Result<Self, SeatError> {
         engine.queueing.fetch_add(1, Ordering::Relaxed);
         let _queueing = Queueing { engine, idle };
+        let turn = engine.turn.watch();
         loop {
-            let turn = engine.turn.seen();
+            let seen = turn.seen();
             match Self::join(engine, idle) {
                 Err((SeatError::Full { .. }, Some(Sitter::Caller))) if idle.stays() => {
-                    engine.turn.wait(turn, idle);
+                    turn.wait(seen, idle);
                 }
                 joined => return joined.map_err(|(error, _)| error),
             }
@@ -198,7 +215,9 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
                 Ok(_) => {
                     let dice = engine.steal_seed.load(Ordering::Relaxed) ^ (seat as u32 + 1);
                     let run = Share::NO_RUN;
-                    return Ok(Self { engine, idle, seat, who, run, first: 0, dice: dice | 1 });
+                    let (first, uncounted) = (0, None);
+                    let dice = dice | 1;
+                    return Ok(Self { engine, idle, seat, who, run, first, uncounted, dice });
                 }
                 Err(taken) if taken == Sitter::Caller as u64 => sitter = Some(Sitter::Caller),
                 Err(_) => {}
@@ -214,13 +233,16 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
     /// The caller's own part in the run that it waits for.
     pub(super) fn help(mut self) {
         let engine = self.engine;
+        let mut lookout = Lookout::new();
         loop {
-            let seen = engine.work.seen();
+            lookout.before_look();
             if engine.has_ended() || engine.poisoned.load(Ordering::Acquire) {
                 return;
             }
-            if !self.serve_one(&mut Unobserved, Self::take) {
-                engine.work.wait(seen, self.idle);
+            if self.serve_one(&mut Unobserved, Self::take) {
+                lookout.found();
+            } else {
+                lookout.found_none(&engine.work, self.idle);
             }
         }
     }
@@ -231,7 +253,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         if takes_part && under_way { Activity::Wait } else { Activity::Rest }
     }
 
-    /// Runs the tile that `take` finds; false if it finds none.
+    /// Runs the tile that `take` finds; false if it finds none and nothing was to be counted.
     pub(super) fn serve_one(
         &mut self,
         observer: &mut dyn Observer,
@@ -246,19 +268,48 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         if engine.poisoned.load(Ordering::Acquire) {
             return false;
         }
-        let Some(taken) = take(guard.worker) else { return false };
+        if !guard.worker.goes_on_with_its_stage() {
+            guard.worker.count();
+        }
+        let Some(taken) = take(guard.worker) else { return guard.worker.count() };
         // SAFETY: a tile of the run is taken, so its publisher has written the cell before
         // and waits for the tile; what it points to lives as long.
         let job = engine.job.with(|cell| unsafe { (*cell).map(|job| &*job) });
         // Until the tile is counted: an observer may panic as well.
         let mut unwinding = Poison { worker: guard.worker, is_over: false };
+        if unwinding.worker.uncounted.is_some_and(|of| of.id != taken.id) {
+            unwinding.worker.count();
+        }
         if let Some(job) = job {
             // SAFETY: `take` gives a ready tile to one worker; the seat is this worker's.
             unsafe { job.run(engine.ops, &taken, unwinding.worker.seat, observer) }
         }
         observer.enter(Activity::Search);
-        engine.complete(&taken, unwinding.worker.idle);
+        let idle = unwinding.worker.idle;
+        engine.tile_done(&taken, idle);
+        let before = unwinding.worker.uncounted.map_or(0, |of| of.tiles);
+        let run = unwinding.worker.run;
+        unwinding.worker.uncounted = Some(Uncounted { run, id: taken.id, tiles: before + 1 });
         unwinding.is_over = true;
+        true
+    }
+
+    /// Whether the own share of the stage that is not counted has tiles left.
+    fn goes_on_with_its_stage(&self) -> bool {
+        self.uncounted.is_some_and(|Uncounted { run, id, .. }| {
+            let own = self.engine.share(self.seat, id).load();
+            own.run == run && !own.is_empty()
+        })
+    }
+
+    /// Counts what is done and not counted, inside and seen not to be poisoned; false if that is
+    /// nothing.
+    fn count(&mut self) -> bool {
+        let engine = self.engine;
+        // A run's end takes all counts but those that a panic leaves over.
+        let of_this_run = self.uncounted.take().filter(|of| of.run == engine.published().run);
+        let Some(Uncounted { id, tiles, .. }) = of_this_run else { return false };
+        engine.count(id, tiles, self.idle);
         true
     }
 

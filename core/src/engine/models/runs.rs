@@ -4,6 +4,7 @@
 //! There are many more places for a preemption than in the models of single protocols, so
 //! there are fewer of them: one or two.
 
+use super::super::idle::Lookout;
 use super::*;
 
 /// Two row blocks, then a tile that reads both.
@@ -81,13 +82,16 @@ fn two_workers_share_a_run() {
         let seats = [(); 2].map(|()| Worker::join(engine, idle).unwrap());
         let workers = seats.map(|mut worker| {
             thread::spawn(move || {
+                let mut lookout = Lookout::new();
                 loop {
-                    let seen = engine.work.seen();
+                    lookout.before_look();
                     if engine.is_over() {
                         return;
                     }
-                    if !worker.serve_one(&mut Unobserved, Worker::take) {
-                        engine.work.wait(seen, idle);
+                    if worker.serve_one(&mut Unobserved, Worker::take) {
+                        lookout.found();
+                    } else {
+                        lookout.found_none(&engine.work, idle);
                     }
                 }
             })
@@ -206,13 +210,14 @@ fn counting(when_taken: bool) {
         // Never dropped: that touches the engine, which a thread must not that fails.
         let worker = Box::leak(Box::new(Worker::join(engine, idle).unwrap()));
         let thread = thread::spawn(move || {
+            let work = engine.work.watch();
             loop {
-                let seen = engine.work.seen();
+                let seen = work.seen();
                 if engine.is_over() {
                     return;
                 }
                 let Some(taken) = worker.take() else {
-                    engine.work.wait(seen, idle);
+                    work.wait(seen, idle);
                     continue;
                 };
                 if when_taken {
@@ -248,7 +253,8 @@ fn a_tile_is_not_counted_when_it_is_taken() {
 #[should_panic(expected = "Causality violation")]
 fn the_end_of_a_stage_needs_a_releasing_count() {
     weaken(Access::EndStage);
-    whole_runs(1, false);
+    // In the worker's own loop the fence at the entry to the next tile would make up for it.
+    counting(false);
 }
 
 #[test]
