@@ -71,7 +71,7 @@ impl Kernels {
     /// `C = A B`, or `C += A B` with `accumulate`, then the epilogue.
     ///
     /// A is `m x k` with any strides, B packed `k x n`, C `m x n`. C overlaps neither
-    /// A nor B nor an operand of the epilogue, except that a residual may be C.
+    /// A nor B nor an operand of the epilogue.
     /// The bits of an element depend on `k`, A's row and B's column alone: any partition
     /// of the rows, and any of the columns at panels ([`Kernels::packed_columns`]), into
     /// calls gives the same. Columns from j on take a mask [`crate::Dropout::from_column`] j.

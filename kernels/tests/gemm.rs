@@ -3,7 +3,7 @@
 
 mod common;
 
-use cllm_kernels::{Dropout, Epilogue, Kernels, MatMut, MatRef, Packed};
+use cllm_kernels::{Dropout, Epilogue, Kernels, MatRef, Packed};
 use common::{Grid, Rng, SIZES, assert_close, each_isa, reference, tolerance};
 
 /// A random `rows x cols` matrix, plain or as the transpose of a stored one.
@@ -334,36 +334,6 @@ fn any_tiling_of_a_weight_gradient_gives_the_same_bits() {
                     let (x, y) = (part.at(r, c), whole.at(i + r, j + c));
                     assert_eq!(x.to_bits(), y.to_bits(), "{kernels:?} tile {i} {j} at {r} {c}");
                 }
-            }
-        }
-    });
-}
-
-#[test]
-#[expect(unsafe_code, reason = "two views of one matrix, as callers with raw memory have them")]
-fn a_residual_may_be_the_result_itself() {
-    each_isa(|kernels| {
-        let mut rng = Rng::new(10);
-        for (m, n, k) in [(7, 17, 5), (13, 33, 256), (13, 33, 257), (6, 16, 800)] {
-            for dropout in [None, Dropout::new(0.3, 1, 2, 3).map(|d| (d, 9))] {
-                let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
-                let bias = Grid::vector(&mut rng, n);
-                let packed = pack(kernels, &mut rng, b.view());
-                let packed = Packed::new(packed.slice(), k, n);
-                let residual = Grid::random(&mut rng, m, n);
-                let epilogue =
-                    |residual| Epilogue::Residual { bias: Some(bias.slice()), residual, dropout };
-                let mut apart = Grid::blank(m, n, 0, 1);
-                let c = apart.view_mut();
-                kernels.gemm(a.view(), packed, c, false, epilogue(residual.view()));
-                let mut same = residual.values();
-                let at = same.as_mut_ptr();
-                // SAFETY: both views are of the m x n floats of `same`, which nobody else
-                // uses; the product allows a residual to be its result.
-                let (c, r) =
-                    unsafe { (MatMut::from_raw(at, m, n, n), MatRef::from_raw(at, m, n, n)) };
-                kernels.gemm(a.view(), packed, c, false, epilogue(r));
-                assert_eq!(same, apart.values(), "{kernels:?} {m}x{n}x{k}");
             }
         }
     });

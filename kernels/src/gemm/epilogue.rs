@@ -27,7 +27,7 @@ pub enum Epilogue<'a> {
     Residual {
         /// Added to each row.
         bias: Option<&'a [f32]>,
-        /// Added to C, never dropped. May be the memory of C itself.
+        /// Added to C, never dropped.
         residual: MatRef<'a>,
         /// Mask and scale for the product, and the mask's row of C's row 0.
         dropout: Option<(Dropout, u32)>,
@@ -69,11 +69,6 @@ impl RawEpilogue {
 
     pub(super) fn is_none(&self) -> bool {
         self.kind == Kind::None
-    }
-
-    /// Whether an operand that is read is the matrix at `c`.
-    pub(super) fn reads(&self, c: *mut f32) -> bool {
-        self.kind == Kind::Residual && core::ptr::eq(self.other, c)
     }
 
     /// # Panics

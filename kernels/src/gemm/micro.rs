@@ -18,7 +18,7 @@ pub(super) struct Tile {
     /// Where the result goes.
     pub(super) c: *mut f32,
     pub(super) c_row: usize,
-    /// What the result adds to when it accumulates: C itself or a partial sum of it.
+    /// What the result adds to when it accumulates: C.
     pub(super) start: *const f32,
     pub(super) start_row: usize,
 }

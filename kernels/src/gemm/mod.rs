@@ -66,20 +66,17 @@ pub(crate) struct RawGemm {
 ///
 /// # Safety
 /// All of A, of the first `k` rows of the panels of B, of C and of the epilogue's
-/// operands is valid memory; C overlaps none of the others, a residual that *is* C
-/// excepted.
+/// operands is valid memory; C overlaps none of the others.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
     if g.m == 0 || g.n == 0 {
         return;
     }
-    // A residual that is C must be whole when it is read: no block may write C before.
-    let in_place = g.epilogue.reads(g.c);
     let mut depth = 0;
     // `k == 0` still runs once, to overwrite C and apply the epilogue.
     loop {
         let kc = KC.min(g.k - depth);
-        let last = in_place || depth + kc == g.k;
+        let last = depth + kc == g.k;
         let mut j = 0;
         while j < g.n {
             let cols = S::NR.min(g.n - j);
@@ -90,7 +87,7 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
                 let rows = S::MR.min(g.m - i);
                 ahead.fetch(s);
                 // SAFETY: the tile is inside C; passed on from the caller.
-                unsafe { place(s, g, &Place { i, j, rows, cols }, depth, last) };
+                unsafe { place(s, g, &Place { i, j, rows, cols }, depth, kc) };
                 i += rows;
             }
             j += cols;
@@ -140,46 +137,35 @@ pub(crate) struct Place {
     cols: usize,
 }
 
-/// One tile: a depth block of it, or all from `depth` on if those are the `last` ones.
+/// `kc` products from `depth` on of one tile.
 ///
-/// Before an epilogue the sums go to a buffer, and through the epilogue from there to
-/// C: what it reads of C (as a residual) is still what the caller put there.
+/// Before an epilogue the sums go to a buffer, and through the epilogue from there to C.
 ///
 /// # Safety
-/// As for [`gemm`]; the tile is inside C, which holds the sum of the blocks before.
+/// As for [`gemm`]; the tile is inside C, which holds the sum of the products before.
 #[inline(always)]
-unsafe fn place<S: Simd>(s: S, g: &RawGemm, at: &Place, mut depth: usize, last: bool) {
+unsafe fn place<S: Simd>(s: S, g: &RawGemm, at: &Place, depth: usize, kc: usize) {
     let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
-    let buffered = last && !g.epilogue.is_none();
+    let buffered = depth + kc == g.k && !g.epilogue.is_none();
     // SAFETY: depth + kc <= k, panel j / NR is one of B's, the buffer holds MR x NR floats
     // and is read where it was written.
     unsafe {
         let c = g.c.add(at.i * g.c_row + at.j);
         let (to, to_row) =
             if buffered { (buffer.as_mut_ptr().cast(), S::NR) } else { (c, g.c_row) };
-        let (mut start, mut start_row) = (c, g.c_row);
-        let mut accumulate = g.accumulate || depth > 0;
-        loop {
-            let kc = KC.min(g.k - depth);
-            let tile = micro::Tile {
-                kc,
-                // Without an inner dimension A has no memory to point into.
-                a: g.a.wrapping_add(at.i * g.a_row + depth * g.a_col),
-                a_row: g.a_row,
-                a_col: g.a_col,
-                b: g.b.add(at.j / S::NR * g.b_panel + depth * S::NR),
-                c: to,
-                c_row: to_row,
-                start,
-                start_row,
-            };
-            micro::run(s, &tile, at.rows, at.cols, accumulate);
-            depth += kc;
-            if !last || depth == g.k {
-                break;
-            }
-            (start, start_row, accumulate) = (to, to_row, true);
-        }
+        let tile = micro::Tile {
+            kc,
+            // Without an inner dimension A has no memory to point into.
+            a: g.a.wrapping_add(at.i * g.a_row + depth * g.a_col),
+            a_row: g.a_row,
+            a_col: g.a_col,
+            b: g.b.add(at.j / S::NR * g.b_panel + depth * S::NR),
+            c: to,
+            c_row: to_row,
+            start: c,
+            start_row: g.c_row,
+        };
+        micro::run(s, &tile, at.rows, at.cols, g.accumulate || depth > 0);
         if buffered {
             epilogue::apply(s, &g.epilogue, to, c, g.c_row, at);
         }
