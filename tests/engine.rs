@@ -294,7 +294,7 @@ fn a_drilled_step_goes_through_every_tile_and_leaves_the_engine_as_it_was() {
             (own, own + back)
         })
         .unwrap();
-    assert!(own == all / 2 || own == all / 2 + 1, "{own} of {all}");
+    assert_eq!(own, all / 2, "of {all}");
     // What a drill leaves undone is gone.
     engine.drill_seats(&Spin, |[mut here, _]| assert!(here.take())).unwrap();
     assert_eq!(engine.workers(), 0);

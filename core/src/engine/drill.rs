@@ -8,6 +8,7 @@
 
 use super::idle::Idle;
 use super::observe::{Activity, Observer, Unobserved};
+use super::worker::Served;
 use super::{Engine, EngineError, Job, Taken, UnderWay, Worker};
 use crate::primitive::Ordering;
 use crate::program::{Op, Run, Section};
@@ -89,22 +90,24 @@ pub struct DrillSeat<'e, I: Idle> {
 }
 
 impl<I: Idle> DrillSeat<'_, I> {
-    /// Takes the next tile of the own share and completes it; false if there is none.
+    /// Takes the next tile of the own share and runs it; false if there is none.
     pub fn take(&mut self) -> bool {
         let id = self.id;
-        self.worker.serve_one(&mut Unobserved, |worker| {
+        let served = self.worker.serve_one(&mut Unobserved, |worker| {
             worker.look()?;
             worker.take_own(id)
-        })
+        });
+        served == Served::Tile
     }
 
-    /// Takes a tile from the back of the other's share and completes it; false if there is
+    /// Takes a tile from the back of the other's share and runs it; false if there is
     /// none. While the own share is not empty it is one tile, and then half of theirs.
     pub fn steal(&mut self) -> bool {
         let id = self.id;
-        self.worker.serve_one(&mut Unobserved, |worker| {
+        let served = self.worker.serve_one(&mut Unobserved, |worker| {
             let (members, _) = worker.look()?;
             worker.steal(id, members)
-        })
+        });
+        served == Served::Tile
     }
 }

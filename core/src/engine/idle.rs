@@ -166,11 +166,16 @@ impl<'e> Lookout<'e> {
         self.watch = None;
     }
 
-    /// There was none, and `event` will tell of some: waits, if the look was one that
-    /// the event was watched during.
+    /// Whether `event` was watched during the look.
+    pub(super) fn watches(&self, event: &Event) -> bool {
+        self.watch.as_ref().is_some_and(|watch| core::ptr::eq(watch.0, event))
+    }
+
+    /// There was none, and `event` will tell of some: waits for it if it was watched during
+    /// the look, or else begins to watch it.
     pub(super) fn found_none(&mut self, event: &'e Event, idle: &(impl Idle + ?Sized)) {
         match &self.watch {
-            Some(watch) if core::ptr::eq(watch.0, event) => watch.wait(self.seen, idle),
+            Some(watch) if self.watches(event) => watch.wait(self.seen, idle),
             _ => self.watch = Some(event.watch()),
         }
     }

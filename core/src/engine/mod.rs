@@ -23,7 +23,7 @@
 //!
 //! **Progress.** Taking, stealing, completing and publishing are lock-free: a thread that is
 //! stopped anywhere between two tiles keeps nobody else from taking, running and completing
-//! theirs. Stopped *inside* a tile it delays that tile and what depends on it; stopped within
+//! theirs, but for what follows. Stopped *inside* a tile it delays that tile and what depends on it; stopped within
 //! the few instructions that hand over what it stole, those tiles too; stopped between two
 //! tiles of one stage, or before it has counted the last of them, the stages that wait for
 //! the whole of that one. The run as a whole waits for its last tile. One run is under way at a time.

@@ -8,13 +8,13 @@
 //!   another for each block, so one number says it all.
 //! - `spans[s]`: how many attention tiles of span s (a stretch of a sequence's queries) are
 //!   done in this run.
-//! - `levels[k]`: how many row blocks have gone through k row stages: full when they all
-//!   have, which is what gradients of weights wait for.
-//! - `Slot::done`: tiles of a stage that are done. *Done*, not *taken*.
+//! - `levels[k]`: how many row blocks are counted as having gone through k row stages: full
+//!   when they all have, which is what gradients of weights wait for.
+//! - `Slot::done`: tiles of a stage that are counted as done. *Done*, not *taken*.
 //!
 //! The first two are written tile by tile, for other tiles wait for single blocks. The
 //! last two matter only when they are full, so a worker adds up what it has done of a
-//! stage and counts it when it turns to another: see `worker`.
+//! stage and counts it when it has no more of it: see `worker`.
 //!
 //! **Orderings.** A tile's writes come before its worker adds to a counter (release); a
 //! worker that finds a counter high enough (acquire) has them all before it, for a counter
@@ -82,7 +82,7 @@ pub(crate) struct Stage {
 struct Alone(AtomicU32);
 
 /// A stage and how many of its tiles are done: a slot of the caller's memory. All workers
-/// read the stage for every tile, so it is apart from what they write for every tile.
+/// read the stage for every tile, so it is apart from what they write.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Slot {
@@ -113,7 +113,7 @@ impl Slot {
         Self { stage, done: Alone(AtomicU32::new(stage.tiles)) }
     }
 
-    /// How many tiles are done.
+    /// How many tiles are counted as done.
     pub(super) fn done(&self) -> &AtomicU32 {
         &self.done.0
     }

@@ -3,6 +3,7 @@
 
 extern crate std;
 
+use super::worker::Served;
 use super::*;
 use core::panic::AssertUnwindSafe;
 use core::time::Duration;
@@ -68,19 +69,34 @@ const CUT: Cut = Cut { rows: 12, row_block: 1, sequence: 12, span: 12, levels: 2
 const TILES: u32 = 13;
 
 fn engine(seats: usize) -> &'static Engine<'static> {
-    let stage = |shape, tiles, level| {
+    let rows = Shape::Rows { first_block: 0, level: 1 };
+    engine_of(seats, [(rows, 12, 0), (Shape::List, 1, 1)])
+}
+
+/// With a stage of each shape, so many tiles, waiting for such a level.
+fn engine_of<const N: usize>(
+    seats: usize,
+    stages: [(Shape, u32, u32); N],
+) -> &'static Engine<'static> {
+    let slots = stages.map(|(shape, tiles, level)| {
         let needs = Needs { level, ..Needs::NOTHING };
         Slot::of(Stage { first_op: 0, ops: 0, tiles, shape, needs })
-    };
-    let rows = Shape::Rows { first_block: 0, level: 1 };
-    let slots = std::vec![stage(rows, 12, 0), stage(Shape::List, 1, 1)];
-    let slots = Box::leak(slots.into_boxed_slice());
+    });
+    let slots = Box::leak(Box::new(slots));
     let count = words(seats, slots.len(), &CUT).unwrap();
     let words: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
     let words = Box::leak(words.into_boxed_slice());
     let mut sections = [const { 0..0 }; Section::COUNT];
-    sections[Section::Forward as usize] = 0..2;
+    sections[Section::Forward as usize] = 0..N;
     Box::leak(Box::new(Engine::over(&[], slots, words, seats, CUT, sections)))
+}
+
+/// Publishes a run that the test is to serve itself.
+fn begin<'e>(engine: &'e Engine<'static>, job: &dyn Job) -> UnderWay<'e, 'static> {
+    assert!(!engine.busy.swap(true, Ordering::SeqCst));
+    let under_way = UnderWay { engine, idle: &Spin };
+    engine.publish(job, &[Section::Forward], &Spin);
+    under_way
 }
 
 /// Fails instead of hanging.
@@ -207,27 +223,22 @@ fn what_a_broken_run_leaves_uncounted_is_of_no_later_run() {
         for looks_between in [false, true] {
             let engine = engine(2);
             let [mut first, mut second] = [(); 2].map(|()| Worker::join(engine, &Spin).unwrap());
-            let begin = |job: &Counted| {
-                assert!(!engine.busy.swap(true, Ordering::SeqCst));
-                let under_way = UnderWay { engine, idle: &Spin };
-                engine.publish(job, &[Section::Forward], &Spin);
-                under_way
-            };
             let counted = || engine.slots[0].done().load(Ordering::SeqCst);
             let job = Counted::new(0);
-            let broken = begin(&job);
-            assert!(first.serve_one(&mut Unobserved, Worker::take));
+            let broken = begin(engine, &job);
+            assert_eq!(first.serve_one(&mut Unobserved, Worker::take), Served::Tile);
             assert_eq!(counted(), 0, "the tile was counted at once: the test tests nothing");
             drop(broken);
             if looks_between {
-                assert!(!first.serve_one(&mut Unobserved, Worker::take));
+                assert_eq!(first.serve_one(&mut Unobserved, Worker::take), Served::Nothing);
                 assert_eq!(counted(), 0);
             }
             let job = Counted::new(0);
-            let whole = begin(&job);
+            let whole = begin(engine, &job);
             for turn in 0.. {
-                let serves =
-                    |worker: &mut Worker<'_, _>| worker.serve_one(&mut Unobserved, Worker::take);
+                let serves = |worker: &mut Worker<'_, _>| {
+                    worker.serve_one(&mut Unobserved, Worker::take) != Served::Nothing
+                };
                 if !(serves(&mut second) | serves(&mut first)) {
                     break;
                 }
@@ -238,6 +249,90 @@ fn what_a_broken_run_leaves_uncounted_is_of_no_later_run() {
             drop(whole);
         }
     });
+}
+
+/// Parks on a sleeper, and panics in its first wake-up.
+struct Clumsy {
+    sleeper: &'static Sleeper,
+    naps: AtomicU32,
+    panics: AtomicBool,
+}
+
+impl Idle for Clumsy {
+    fn pause(&self, _: u32) -> bool {
+        false
+    }
+
+    fn park(&self, word: &AtomicU32, seen: u32) {
+        self.naps.fetch_add(1, Ordering::SeqCst);
+        self.sleeper.park(word, seen);
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "forced by the test");
+        self.sleeper.wake(word);
+    }
+}
+
+#[test]
+fn a_wake_up_that_panics_when_tiles_are_counted_leaves_nobody_asleep() {
+    within_a_minute(|| {
+        let engine = engine(1);
+        let (naps, panics) = (AtomicU32::new(0), AtomicBool::new(true));
+        let idle: &'static Clumsy =
+            Box::leak(Box::new(Clumsy { sleeper: Sleeper::leaked(), naps, panics }));
+        let mut worker = Worker::join(engine, idle).unwrap();
+        let job = Counted::new(0);
+        let under_way = begin(engine, &job);
+        let mut serve = || worker.serve_one(&mut Unobserved, Worker::take);
+        // Nobody watches yet, so nobody is told of the row blocks.
+        for _ in 0..12 {
+            assert_eq!(serve(), Served::Tile);
+        }
+        let sleeper = thread::spawn(move || {
+            let watch = engine.work.watch();
+            watch.wait(watch.seen(), idle);
+        });
+        while idle.naps.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        assert!(quietly(|| {
+            serve();
+        }));
+        sleeper.join().unwrap();
+        // All are counted, so the tile that waits for them can be run.
+        assert_eq!((serve(), serve()), (Served::Tile, Served::Nothing));
+        assert!(engine.has_ended());
+        drop(under_way);
+    });
+}
+
+/// The count of notifications when a stolen tile is run.
+struct Told(&'static Engine<'static>, AtomicU32);
+
+impl Job for Told {
+    unsafe fn run(&self, _: &[Op], taken: &Taken, _: usize, _: &mut dyn Observer) {
+        if taken.stolen {
+            self.1.store(self.0.work.watch().seen(), Ordering::SeqCst);
+        }
+    }
+}
+
+#[test]
+fn who_waits_is_told_of_what_a_thief_has_more_of() {
+    let engine = engine_of(2, [(Shape::List, 12, 0)]);
+    let [_first, mut second] = [(); 2].map(|()| Worker::join(engine, &Spin).unwrap());
+    let job = Told(engine, AtomicU32::new(0));
+    let under_way = begin(engine, &job);
+    for _ in 0..6 {
+        assert_eq!(second.serve_one(&mut Unobserved, Worker::take), Served::Tile);
+    }
+    let watch = engine.work.watch();
+    let before = watch.seen();
+    assert_eq!(second.serve_one(&mut Unobserved, Worker::take), Served::Tile);
+    // Once for the tiles that are counted, and once for two that are now the thief's.
+    assert_eq!(job.1.load(Ordering::SeqCst), before + 2);
+    drop(under_way);
 }
 
 #[test]

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! until closed or no longer wanted
+//!   no own tiles left of the stage of the last tile: count those done of it
 //!   own shares, oldest stage first: take the front tile if it is ready
 //!   else, oldest stage first, seats in turn from a random one:
 //!     the back half of the share if its first tile is ready, or the front tile if that is
-//!   is it of another stage than the last: count those done of that one
+//!   of another stage than the last: count those done of that one
 //!   run it, say that its block is done
 //!   found nothing: count, look again, wait for `work`, or for `turn` if no run is under
 //!     way, or one without this seat
@@ -19,10 +20,10 @@
 //! its share is done or taken, so it is at the front, where its owner and every thief look.
 //!
 //! **Counting.** A stage's count is a line that all workers write; those who wait for it wait
-//! until it is full. A worker therefore adds up its tiles of a stage as long as it
-//! goes on with that stage: while it has one of them in hand the stage is not full anyway.
-//! It counts before it runs a tile of another one, before it waits and before it leaves.
-//! Counts that a panic leaves over are of a run that is no longer published.
+//! until it is full. A worker therefore adds up its tiles of a stage as long as it has more of
+//! them in its share or in hand: until then the stage is not full anyway. It counts before
+//! it runs a tile of another one and before it waits. What is left uncounted when a run
+//! breaks is of a run that is no longer published.
 #![expect(unsafe_code, reason = "reads the job that the caller lent")]
 
 use super::fault::{Access, fence, happens};
@@ -112,6 +113,17 @@ pub struct Worker<'e, I: Idle + ?Sized> {
     dice: u32,
 }
 
+/// What a worker that looked for a tile has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// Run one.
+    Tile,
+    /// Found none, but counted those it had done: a look may find some that waited for that.
+    Count,
+    /// Found none.
+    Nothing,
+}
+
 /// Tiles of stage `id` that a worker has done in `run`.
 #[derive(Clone, Copy, Debug)]
 struct Uncounted {
@@ -153,7 +165,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             if engine.is_over() {
                 return Ok(());
             }
-            if worker.serve_one(observer, Self::take) {
+            if worker.serve_one(observer, Self::take) != Served::Nothing {
                 lookout.found();
                 continue;
             }
@@ -161,10 +173,15 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
                 return Ok(());
             }
             let activity = worker.nothing_to_do();
-            observer.enter(activity);
-            let waits = activity == Activity::Wait;
-            lookout.found_none(if waits { &engine.work } else { &engine.turn }, idle);
-            observer.enter(Activity::Search);
+            let event = if activity == Activity::Wait { &engine.work } else { &engine.turn };
+            let waits = lookout.watches(event);
+            if waits {
+                observer.enter(activity);
+            }
+            lookout.found_none(event, idle);
+            if waits {
+                observer.enter(Activity::Search);
+            }
         }
     }
 
@@ -239,7 +256,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
             if engine.has_ended() || engine.poisoned.load(Ordering::Acquire) {
                 return;
             }
-            if self.serve_one(&mut Unobserved, Self::take) {
+            if self.serve_one(&mut Unobserved, Self::take) != Served::Nothing {
                 lookout.found();
             } else {
                 lookout.found_none(&engine.work, self.idle);
@@ -253,12 +270,12 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         if takes_part && under_way { Activity::Wait } else { Activity::Rest }
     }
 
-    /// Runs the tile that `take` finds; false if it finds none and nothing was to be counted.
+    /// Runs the tile that `take` finds.
     pub(super) fn serve_one(
         &mut self,
         observer: &mut dyn Observer,
         take: impl FnOnce(&mut Self) -> Option<Taken>,
-    ) -> bool {
+    ) -> Served {
         let engine = self.engine;
         // Whoever ends a poisoned run waits until nobody is inside. Both store, fence and
         // look: one of them sees the other's store.
@@ -266,32 +283,37 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         fence(Access::Enter);
         let guard = Inside { worker: self };
         if engine.poisoned.load(Ordering::Acquire) {
-            return false;
+            return Served::Nothing;
         }
         if !guard.worker.goes_on_with_its_stage() {
             guard.worker.count();
         }
-        let Some(taken) = take(guard.worker) else { return guard.worker.count() };
+        let Some(taken) = take(guard.worker) else {
+            return if guard.worker.count() { Served::Count } else { Served::Nothing };
+        };
         // SAFETY: a tile of the run is taken, so its publisher has written the cell before
         // and waits for the tile; what it points to lives as long.
         let job = engine.job.with(|cell| unsafe { (*cell).map(|job| &*job) });
-        // Until the tile is counted: an observer may panic as well.
+        // Until the tile is to be counted: an observer or a wake-up may panic as well.
         let mut unwinding = Poison { worker: guard.worker, is_over: false };
-        if unwinding.worker.uncounted.is_some_and(|of| of.id != taken.id) {
-            unwinding.worker.count();
+        let worker = &mut *unwinding.worker;
+        if worker.uncounted.is_some_and(|of| of.id != taken.id) {
+            worker.count();
+        }
+        if taken.stolen {
+            // There may be more where it came from, seen by nobody while it was moved.
+            engine.work.notify(worker.idle);
         }
         if let Some(job) = job {
             // SAFETY: `take` gives a ready tile to one worker; the seat is this worker's.
-            unsafe { job.run(engine.ops, &taken, unwinding.worker.seat, observer) }
+            unsafe { job.run(engine.ops, &taken, worker.seat, observer) }
         }
         observer.enter(Activity::Search);
-        let idle = unwinding.worker.idle;
-        engine.tile_done(&taken, idle);
-        let before = unwinding.worker.uncounted.map_or(0, |of| of.tiles);
-        let run = unwinding.worker.run;
-        unwinding.worker.uncounted = Some(Uncounted { run, id: taken.id, tiles: before + 1 });
+        engine.tile_done(&taken, worker.idle);
+        let before = worker.uncounted.map_or(0, |of| of.tiles);
+        worker.uncounted = Some(Uncounted { run: worker.run, id: taken.id, tiles: before + 1 });
         unwinding.is_over = true;
-        true
+        Served::Tile
     }
 
     /// Whether the own share of the stage that is not counted has tiles left.
@@ -309,7 +331,9 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         // A run's end takes all counts but those that a panic leaves over.
         let of_this_run = self.uncounted.take().filter(|of| of.run == engine.published().run);
         let Some(Uncounted { id, tiles, .. }) = of_this_run else { return false };
+        let mut unwinding = Told { engine, idle: self.idle, is_over: false };
         engine.count(id, tiles, self.idle);
+        unwinding.is_over = true;
         true
     }
 
@@ -441,6 +465,24 @@ struct Inside<'w, 'e, I: Idle + ?Sized> {
 impl<I: Idle + ?Sized> Drop for Inside<'_, '_, I> {
     fn drop(&mut self) {
         self.worker.engine.inside(self.worker.seat).store(0, Ordering::Release);
+    }
+}
+
+/// Gives the notifications of a count if one of them unwinds: the tiles are counted, and no
+/// other worker may have been told.
+struct Told<'e, I: Idle + ?Sized> {
+    engine: &'e Engine<'e>,
+    idle: &'e I,
+    is_over: bool,
+}
+
+impl<I: Idle + ?Sized> Drop for Told<'_, I> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.engine.work.notify(self.idle);
+            self.engine.finished.notify(self.idle);
+            self.engine.turn.notify(self.idle);
+        }
     }
 }
 

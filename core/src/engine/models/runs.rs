@@ -5,12 +5,19 @@
 //! there are fewer of them: one or two.
 
 use super::super::idle::Lookout;
+use super::super::worker::Served;
 use super::*;
 
-/// Two row blocks, then a tile that reads both.
+/// Some row blocks, then a tile that reads them all.
 struct Sum {
-    rows: [Plain<u32>; 2],
+    rows: Vec<Plain<u32>>,
     total: Plain<u32>,
+}
+
+impl Sum {
+    fn new(blocks: usize) -> Self {
+        Self { rows: (0..blocks).map(|_| Plain::new(0)).collect(), total: Plain::new(0) }
+    }
 }
 
 impl Job for Sum {
@@ -20,23 +27,27 @@ impl Job for Sum {
                 let row = &self.rows[taken.tile as usize];
                 row.set(row.get() + 1 + taken.tile);
             }
-            _ => self.total.set(self.total.get() + self.rows[0].get() + self.rows[1].get()),
+            _ => self.total.set(self.total.get() + self.rows.iter().map(Plain::get).sum::<u32>()),
         }
     }
 }
 
 fn engine(seats: usize) -> &'static Engine<'static> {
+    engine_for(seats, 2)
+}
+
+fn engine_for(seats: usize, blocks: usize) -> &'static Engine<'static> {
+    let cut = Cut { rows: blocks, sequence: blocks, span: blocks, ..CUT };
+    let rows = Shape::Rows { first_block: 0, level: 1 };
     let slots: Vec<Slot> =
-        [stage(Shape::Rows { first_block: 0, level: 1 }, 2, 0, 0), stage(Shape::List, 1, 1, 0)]
-            .map(Slot::of)
-            .into();
+        [stage(rows, blocks as u32, 0, 0), stage(Shape::List, 1, 1, 0)].map(Slot::of).into();
     let slots = Box::leak(slots.into_boxed_slice());
-    let count = words(seats, slots.len(), &CUT).unwrap();
+    let count = words(seats, slots.len(), &cut).unwrap();
     let words: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
     let words = Box::leak(words.into_boxed_slice());
     let mut sections = [const { 0..0 }; Section::COUNT];
     sections[Section::Forward as usize] = 0..2;
-    leak(Engine::over(&[], slots, words, seats, CUT, sections))
+    leak(Engine::over(&[], slots, words, seats, cut, sections))
 }
 
 /// A worker beside the caller, for some runs; the worker may come late, and is sent home at
@@ -53,7 +64,7 @@ fn whole_runs(runs: u32, close_early: bool) {
             Err(full) => panic!("{full}"),
         });
         let closer = close_early.then(|| thread::spawn(move || engine.close(idle)));
-        let job = Sum { rows: [Plain::new(0), Plain::new(0)], total: Plain::new(0) };
+        let job = Sum::new(2);
         for run in 1..=runs {
             assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
             // Not taken: done, and visible here.
@@ -69,15 +80,14 @@ fn whole_runs(runs: u32, close_early: bool) {
 }
 
 /// Two workers, who steal from each other, and the caller.
-#[test]
-fn two_workers_share_a_run() {
+fn two_workers(blocks: usize) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(1);
     // All orders of three threads would take too long: as many as there is time for.
     model.max_duration = Some(core::time::Duration::from_secs(5));
-    model.check(|| {
+    model.check(move || {
         let idle: &'static Futex = leak(Futex::new());
-        let engine = engine(2);
+        let engine = engine_for(2, blocks);
         // Both are there from the start: who comes late is in the other models.
         let seats = [(); 2].map(|()| Worker::join(engine, idle).unwrap());
         let workers = seats.map(|mut worker| {
@@ -88,7 +98,7 @@ fn two_workers_share_a_run() {
                     if engine.is_over() {
                         return;
                     }
-                    if worker.serve_one(&mut Unobserved, Worker::take) {
+                    if worker.serve_one(&mut Unobserved, Worker::take) != Served::Nothing {
                         lookout.found();
                     } else {
                         lookout.found_none(&engine.work, idle);
@@ -96,12 +106,25 @@ fn two_workers_share_a_run() {
                 }
             })
         });
-        let job = Sum { rows: [Plain::new(0), Plain::new(0)], total: Plain::new(0) };
+        let job = Sum::new(blocks);
         assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
-        assert_eq!(job.total.get(), 3);
+        assert_eq!(job.total.get() as usize, blocks * (blocks + 1) / 2);
         engine.close(idle);
-        workers.map(|worker| worker.join().unwrap());
+        for worker in workers {
+            worker.join().unwrap();
+        }
     });
+}
+
+#[test]
+fn two_workers_share_a_run() {
+    two_workers(2);
+}
+
+/// Tiles of a share are counted together, unless a thief takes the rest of it.
+#[test]
+fn two_workers_share_the_rest_of_a_share() {
+    two_workers(4);
 }
 
 #[test]
@@ -153,7 +176,7 @@ fn early_leave() {
             drop(Worker::run(engine, leak(Leaving(bed))));
             bed.last_call();
         });
-        let job = Sum { rows: [Plain::new(0), Plain::new(0)], total: Plain::new(0) };
+        let job = Sum::new(2);
         assert_eq!(engine.run(&job, &[Section::Forward], bed), Ok(()));
         assert_eq!(job.total.get(), 3);
         worker.join().unwrap();
@@ -205,8 +228,7 @@ fn counting(when_taken: bool) {
     model.check(move || {
         let idle: &'static Futex = leak(Futex::new());
         let engine = engine(1);
-        let job: &'static Sum =
-            leak(Sum { rows: [Plain::new(0), Plain::new(0)], total: Plain::new(0) });
+        let job: &'static Sum = leak(Sum::new(2));
         // Never dropped: that touches the engine, which a thread must not that fails.
         let worker = Box::leak(Box::new(Worker::join(engine, idle).unwrap()));
         let thread = thread::spawn(move || {
@@ -253,7 +275,7 @@ fn a_tile_is_not_counted_when_it_is_taken() {
 #[should_panic(expected = "Causality violation")]
 fn the_end_of_a_stage_needs_a_releasing_count() {
     weaken(Access::EndStage);
-    // In the worker's own loop the fence at the entry to the next tile would make up for it.
+    // A lone worker's own loop would make up for it with the fence at its next look.
     counting(false);
 }
 
