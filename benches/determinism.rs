@@ -99,7 +99,7 @@ struct Own {
 
 impl Own {
     fn new(kernels: &Kernels, (_, _, m, n): Part) -> Self {
-        let scratch = kernels.gemm_scratch_len(m, n, TOKENS).expect("small");
+        let scratch = kernels.unpacked_scratch_len(m, n, TOKENS).expect("small");
         Self { floats: vec![0.0; m * n], scratch: vec![0.0; scratch] }
     }
 }

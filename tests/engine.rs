@@ -4,7 +4,7 @@
 mod support;
 
 use cllm_core::{
-    Activity, Batch, BatchShape, Engine, EngineError, Idle, Isa, Kernels, Mode, ModelConfig,
+    Activity, Batch, BatchShape, Dtype, Engine, EngineError, Idle, Isa, Kernels, Mode, ModelConfig,
     Observer, Optimizer, Plan, Spin, StepError, Trainer, Worker,
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -152,6 +152,21 @@ fn any_number_of_workers_gives_the_same_bits() {
                 let bits = train(&config, SHAPE, kernels, crew, 3);
                 assert!(bits == alone, "{isa}: tiles for {tiles_for} differ");
             }
+        }
+    }
+}
+
+#[test]
+fn products_of_bf16_give_the_same_bits_too() {
+    let best = Kernels::detect();
+    let alone = |kernels| train(&CONFIG, SHAPE, kernels, Crew::of(1), 3);
+    for kernels in [best.with_dtype(Dtype::Bf16), best.converting(), Kernels::scalar().converting()]
+    {
+        let bits = alone(kernels);
+        assert!(bits != alone(kernels.with_dtype(Dtype::F32)), "{kernels:?} is as f32");
+        for crew in [Crew::of(2), Crew::of(7), Crew { tiles_for: 16, ..Crew::of(3) }] {
+            let other = train(&CONFIG, SHAPE, kernels, crew, 3);
+            assert!(other == bits, "{kernels:?}: {crew:?} differs from one");
         }
     }
 }

@@ -6,7 +6,7 @@ use cllm::data::loader::Dataset;
 use cllm::data::prefetch::with_loader;
 use cllm::data::stream::TokenStream;
 use cllm_core::{
-    Batch, BatchShape, Engine, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op,
+    Batch, BatchShape, Dtype, Engine, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op,
     Optimizer, Plan, PlanError, Pool, Pools, Queue, Slot, Trainer,
 };
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -118,8 +118,10 @@ fn batches_made_ready_allocate_nothing_in_either_thread() {
 #[test]
 fn every_planned_line_is_used_and_no_other() {
     let poison = Line([f32::from_bits(0x7fc0_dead); LANES]);
-    for isa in Isa::ALL {
-        let Some(kernels) = Kernels::for_isa(isa) else { continue };
+    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
+    let bf16 = |k: &'static Kernels| [k, k.converting(), k.with_dtype(Dtype::Bf16)];
+    for kernels in tables.flat_map(bf16) {
+        let isa = kernels.set();
         let plan = Plan::new(&config(), SHAPE, 1, Mode::Train, kernels).unwrap();
         let (tokens, targets) = ids(&plan);
         let pools = [

@@ -167,7 +167,7 @@ fn a_plan_is_for_its_own_kernels() {
         assert!(result.is_ok());
     } else {
         let error = result.unwrap_err();
-        let (plan, kernels) = (Kernels::scalar().isa(), best.isa());
+        let (plan, kernels) = (Kernels::scalar().set(), best.set());
         assert_eq!(error, PlanError::WrongKernels { plan, kernels });
     }
 }

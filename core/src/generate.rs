@@ -9,7 +9,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::line::{LANES, Line, floats_mut};
 use crate::params::{BlockParam, Param, ParamTable};
 use crate::plan::{PlanError, Pool, ROW_BLOCK, check_kernels, packed_block, to_lines};
-use cllm_kernels::{Attention, Epilogue, Isa, Kernels, MatMut, MatRef, Packed};
+use cllm_kernels::{Attention, Epilogue, KernelSet, Kernels, MatMut, MatRef, Packed};
 use core::fmt;
 
 /// Exact sizes of the memory that generation needs besides the weights.
@@ -22,7 +22,7 @@ pub struct GeneratePlan {
     activations_len: usize,
     chunk: usize,
     scratch_len: usize,
-    isa: Isa,
+    set: KernelSet,
 }
 
 /// The memory that a [`Generator`] works in: lines as the plan says.
@@ -61,7 +61,9 @@ impl GeneratePlan {
         let head = to_lines(kernels.packed_len(d, c.vocab_size)?)?;
         let packed_len = block.checked_mul(c.n_layer)?.checked_add(head)?;
         let cache_len = to_lines(t.checked_mul(d)?)?.checked_mul(2 * c.n_layer)?;
-        let scratch_len = kernels.attention_scratch_len(t, c.head_size())?;
+        let scratch_len = kernels
+            .attention_scratch_len(t, c.head_size())?
+            .max(kernels.gemm_scratch_len(chunk, d.max(c.d_ff)));
         let mut activations_len = 0_usize;
         for len in Buffers::sizes(c, chunk, scratch_len)? {
             activations_len = activations_len.checked_add(to_lines(len)?)?;
@@ -78,7 +80,7 @@ impl GeneratePlan {
             activations_len,
             chunk,
             scratch_len,
-            isa: kernels.isa(),
+            set: kernels.set(),
         })
     }
 
@@ -208,7 +210,7 @@ impl<'a> Generator<'a> {
         kernels: &'static Kernels,
         pools: GeneratePools<'a>,
     ) -> Result<Self, PlanError> {
-        check_kernels(plan.isa, kernels)?;
+        check_kernels(plan.set, kernels)?;
         let check = |pool, need: usize, got: usize| {
             let (need, got) = (need * size_of::<f32>(), got * size_of::<f32>());
             if got < need { Err(PlanError::TooSmall { pool, need, got }) } else { Ok(()) }
@@ -296,11 +298,19 @@ impl<'a> Generator<'a> {
         }
         self.cached = first + rows;
         self.norm((Param::FinalGain, Param::FinalBias), rows);
-        let last = &self.buffers.norm[(rows - 1) * d..rows * d];
+        let b = &mut self.buffers;
+        let last = &b.norm[(rows - 1) * d..rows * d];
         let at = self.plan.packed_len - head_len(&c, self.kernels);
         let head = packed(self.kernels, self.packed, at, d, c.vocab_size);
-        let logits = MatMut::new(self.buffers.logits, 1, c.vocab_size, c.vocab_size);
-        self.kernels.gemm(MatRef::new(last, 1, d, d), head, logits, false, Epilogue::None);
+        let logits = MatMut::new(b.logits, 1, c.vocab_size, c.vocab_size);
+        self.kernels.gemm(
+            MatRef::new(last, 1, d, d),
+            head,
+            logits,
+            false,
+            Epilogue::None,
+            b.scratch,
+        );
     }
 
     /// `norm = layer_norm(x)` for the first `rows` rows.
@@ -332,7 +342,7 @@ impl<'a> Generator<'a> {
         let weights = packed(self.kernels, self.packed, at.qkv, d, 3 * d);
         let bias = vector(QkvBias).map_or(Epilogue::None, Epilogue::Bias);
         let qkv = MatMut::new(b.qkv, rows, 3 * d, 3 * d);
-        self.kernels.gemm(MatRef::new(b.norm, rows, d, d), weights, qkv, false, bias);
+        self.kernels.gemm(MatRef::new(b.norm, rows, d, d), weights, qkv, false, bias, b.scratch);
 
         let per_block = 2 * c.block_size.saturating_mul(d).next_multiple_of(LANES);
         let (keys, values) =
@@ -364,7 +374,7 @@ impl<'a> Generator<'a> {
             dropout: None,
         };
         let out = MatMut::new(b.norm, rows, d, d);
-        self.kernels.gemm(MatRef::new(b.att, rows, d, d), weights, out, false, epilogue);
+        self.kernels.gemm(MatRef::new(b.att, rows, d, d), weights, out, false, epilogue, b.scratch);
         b.x[..rows * d].copy_from_slice(&b.norm[..rows * d]);
     }
 
@@ -382,7 +392,14 @@ impl<'a> Generator<'a> {
         let epilogue =
             Epilogue::Gelu { bias: vector(FcBias), pre: MatMut::new(b.fc_pre, rows, f, f) };
         let out = MatMut::new(b.fc, rows, f, f);
-        self.kernels.gemm(MatRef::new(b.norm, rows, d, d), weights, out, false, epilogue);
+        self.kernels.gemm(
+            MatRef::new(b.norm, rows, d, d),
+            weights,
+            out,
+            false,
+            epilogue,
+            b.scratch,
+        );
         let weights = packed(self.kernels, self.packed, at.mlp, f, d);
         let epilogue = Epilogue::Residual {
             bias: vector(MlpOutBias),
@@ -390,7 +407,7 @@ impl<'a> Generator<'a> {
             dropout: None,
         };
         let out = MatMut::new(b.norm, rows, d, d);
-        self.kernels.gemm(MatRef::new(b.fc, rows, f, f), weights, out, false, epilogue);
+        self.kernels.gemm(MatRef::new(b.fc, rows, f, f), weights, out, false, epilogue, b.scratch);
         b.x[..rows * d].copy_from_slice(&b.norm[..rows * d]);
     }
 }

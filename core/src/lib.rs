@@ -32,7 +32,7 @@ mod shared;
 mod step;
 mod trainer;
 
-pub use cllm_kernels::{IGNORE, Isa, Kernels};
+pub use cllm_kernels::{Dtype, IGNORE, Isa, KernelSet, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
     ActedTile, Activity, Actor, DrillSeat, Drilled, Engine, EngineError, Idle, Observer, Queue,

@@ -9,10 +9,12 @@ use crate::attention::{self, RawAttention};
 use crate::dropout::Dropout;
 use crate::elementwise;
 use crate::embedding::{self, RawEmbedding};
+use crate::gemm::format::{Format, Rounded, Single};
 use crate::gemm::pack::{self, Source};
 use crate::gemm::{self, RawGemm};
 use crate::norm::{self, RawNorm};
 use crate::peak;
+use crate::product::{Dtype, Products};
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 use crate::softmax::{self, RawCrossEntropy};
@@ -61,6 +63,17 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => detect::avx() && detect::avx2() && detect::avx512(),
             #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// Whether there are instructions for products of bf16 that go with this set, and this
+    /// CPU has them: AVX-512 BF16.
+    #[must_use]
+    pub fn has_bf16(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => self.is_supported() && detect::avx512bf16(),
             _ => false,
         }
     }
@@ -117,6 +130,57 @@ mod detect {
     pub(super) fn avx512() -> bool {
         has_avx512::get()
     }
+
+    /// Bit 5 of EAX of CPUID leaf 7.1, which `cpufeatures` does not know.
+    pub(super) fn avx512bf16() -> bool {
+        use core::arch::x86_64::__cpuid_count;
+        __cpuid_count(7, 0).eax >= 1 && __cpuid_count(7, 1).eax & 1 << 5 != 0
+    }
+}
+
+/// Builds the kernels of products of one format.
+macro_rules! products {
+    ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
+        $driver:ident, $scratch:expr, $peak:ident $(, $feature:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $feature)])?
+            pub(super) unsafe fn product(g: &RawGemm) {
+                // SAFETY: passed on from the caller.
+                unsafe { gemm::$driver($token, $format, g) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn product_of_both(g: &RawGemm, b: Source) {
+                // SAFETY: passed on from the caller.
+                unsafe { gemm::both::gemm($token, $format, g, b) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn pack_b(src: Source, k: usize, n: usize, dst: *mut f32) {
+                // SAFETY: passed on from the caller.
+                unsafe { pack::pack_b($token, $format, src, k, n, dst) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn peak(iterations: u64) -> (u64, f32) {
+                // SAFETY: passed on from the caller.
+                unsafe { peak::$peak($token, $format, iterations) }
+            }
+
+            pub(crate) const PRODUCTS: Products = Products {
+                dtype: $dtype,
+                depth: <$Format as Format<$lanes>>::DEPTH,
+                gemm_scratch: $scratch,
+                unpacked_scratch: gemm::both::scratch_len::<$lanes, $Format>,
+                gemm: product,
+                gemm_both: product_of_both,
+                pack_b,
+                peak,
+            };
+        }
+    };
 }
 
 /// Builds one table: a shell for each kernel, all with the same features.
@@ -136,9 +200,6 @@ macro_rules! kernel_table {
             }
 
             kernel_table!(@shells $($feature)?;
-                fn gemm(g: &RawGemm) = gemm::gemm;
-                fn gemm_both(g: &RawGemm, b: Source, scratch: *mut f32) = gemm::both::gemm;
-                fn pack_b(src: Source, k: usize, n: usize, dst: *mut f32) = pack::pack_b;
                 fn norm_forward(a: &RawNorm) = norm::forward;
                 fn norm_backward(a: &RawNorm) = norm::backward;
                 fn cross_entropy(a: &RawCrossEntropy) = softmax::cross_entropy;
@@ -170,35 +231,31 @@ macro_rules! kernel_table {
                 unsafe { elementwise::sum_squares(token(), src, n) }
             }
 
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn fma_peak(iterations: u64) -> (u64, f32) {
-                // SAFETY: passed on from the caller.
-                peak::pass(unsafe { token() }, iterations)
-            }
+            products!(single, Dtype::F32, $lanes, token(), Single, Single,
+                in_place, |_, _| 0, pass $(, $feature)?);
+            products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
+                converted, gemm::scratch_len::<$lanes, Rounded>, pass $(, $feature)?);
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_forward(a: &RawAttention) {
                 // SAFETY: passed on from the caller.
-                unsafe { attention::forward::forward(token(), gemm, a) }
+                unsafe { attention::forward::forward(token(), single::product, a) }
             }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_backward(a: &RawAttention) {
                 // SAFETY: passed on from the caller.
-                unsafe { attention::backward::backward(token(), gemm, a) }
+                unsafe { attention::backward::backward(token(), single::product, a) }
             }
 
-            pub(crate) static TABLE: Kernels = Kernels {
+            pub(crate) const TABLE: Kernels = Kernels {
                 isa: $isa,
                 lanes: <$lanes as Simd>::LANES,
                 mr: <$lanes as Simd>::MR,
                 nr: <$lanes as Simd>::NR,
-                gemm_scratch: gemm::both::scratch_len::<$lanes>,
                 attention_forward_scratch: attention::forward_scratch::<$lanes>,
                 attention_backward_scratch: attention::backward_scratch::<$lanes>,
-                gemm,
-                gemm_both,
-                pack_b,
+                products: single::PRODUCTS,
                 norm_forward,
                 norm_backward,
                 cross_entropy,
@@ -211,11 +268,12 @@ macro_rules! kernel_table {
                 dropout_row,
                 column_sum,
                 sum_squares,
-                fma_peak,
                 adamw,
                 attention_forward,
                 attention_backward,
             };
+            pub(crate) static F32: Kernels = TABLE;
+            pub(crate) static BF16: Kernels = Kernels { products: rounded::PRODUCTS, ..TABLE };
         }
     };
     (@shells $($feature:literal)?;
@@ -255,6 +313,29 @@ kernel_table!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 );
 
+/// The kernels of AVX-512 with products of pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512bf16 {
+    use super::*;
+    use crate::gemm::format::Paired;
+    use crate::simd::avx512::Avx512;
+
+    products!(
+        paired,
+        Dtype::Bf16,
+        Avx512,
+        Avx512::assume(),
+        Paired,
+        Paired::assume(),
+        converted,
+        gemm::scratch_len::<Avx512, Paired>,
+        dot_pass,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
+    pub(crate) static BF16: Kernels = Kernels { products: paired::PRODUCTS, ..avx512::TABLE };
+}
+
 #[cfg(test)]
 mod tests {
     use super::Isa;
@@ -281,6 +362,9 @@ mod tests {
             && std::is_x86_feature_detected!("avx512dq")
             && std::is_x86_feature_detected!("avx512vl");
         assert_eq!(Isa::Avx512.is_supported(), avx2 && avx512);
+        let bf16 = std::is_x86_feature_detected!("avx512bf16");
+        assert_eq!(Isa::Avx512.has_bf16(), avx2 && avx512 && bf16);
+        assert!(!Isa::Avx2.has_bf16());
         assert!(Isa::best().is_supported());
     }
 }

@@ -25,6 +25,7 @@
 //!     MatMut::new(&mut c, 2, 2, 2),
 //!     false,
 //!     Epilogue::None,
+//!     &mut [],
 //! );
 //! assert_eq!(c, [19.0, 22.0, 43.0, 50.0]);
 //! ```
@@ -56,7 +57,7 @@ pub use gemm::epilogue::Epilogue;
 pub use heads::{Attention, AttentionGrads};
 pub use isa::{Isa, UnknownIsa};
 pub use mat::{MatMut, MatRef};
-pub use product::Packed;
+pub use product::{Dtype, Packed, UnknownDtype};
 pub use rows::NormSaved;
 pub use softmax::IGNORE;
-pub use table::Kernels;
+pub use table::{KernelSet, Kernels};

@@ -6,6 +6,7 @@
 //! of weaker ones say what is lost by using them.
 
 use crate::Kernels;
+use crate::gemm::format::Format;
 use crate::simd::Simd;
 use core::hint::black_box;
 
@@ -16,7 +17,7 @@ const CHAINS: usize = 12;
 /// `iterations` steps `x = x a + b` of every chain. Returns the floating-point operations
 /// (a multiply-add is two, fused or not) and the sum of the chains.
 #[inline(always)]
-pub(crate) fn pass<S: Simd>(s: S, iterations: u64) -> (u64, f32) {
+pub(crate) fn pass<S: Simd, F: Format<S>>(s: S, _: F, iterations: u64) -> (u64, f32) {
     // Hidden values: nothing can be computed before the loop runs. The chains converge
     // to b / (1 - a) = 1 and stay away from denormals and infinity.
     let (a, b) = (s.splat(black_box(0.75)), s.splat(black_box(0.25)));
@@ -33,16 +34,37 @@ pub(crate) fn pass<S: Simd>(s: S, iterations: u64) -> (u64, f32) {
     (iterations * (2 * CHAINS * S::LANES) as u64, checksum)
 }
 
+/// As [`pass`], for the products of a format: `x = x + a b` with a `b` of either sign in turns, so
+/// that after an even number of iterations each chain is where it began, at 1.
+#[inline(always)]
+pub(crate) fn dot_pass<S: Simd, F: Format<S>>(s: S, f: F, iterations: u64) -> (u64, f32) {
+    let word = |x: f32| s.splat(F::join_one(black_box(x), black_box(x)));
+    let (a, b, back) = (word(0.75), word(0.25), word(-0.25));
+    let mut chains = [s.splat(0.0); CHAINS];
+    for x in &mut chains {
+        *x = s.splat(black_box(1.0));
+    }
+    for i in 0..iterations {
+        let b = if i % 2 == 0 { b } else { back };
+        for x in &mut chains {
+            *x = f.dot(s, a, b, *x);
+        }
+    }
+    let checksum = chains.iter().map(|x| s.sum(*x)).sum();
+    (iterations * (2 * CHAINS * S::LANES * F::DEPTH) as u64, checksum)
+}
+
 impl Kernels {
     /// Multiply-adds in registers, to be timed by the caller: some 10 million iterations
     /// make a good measurement.
     ///
-    /// Returns how many floating-point operations it did (a multiply-add counts two) and
-    /// a sum that keeps them from being optimised away: [`Kernels::lanes`] times 12
-    /// once the chains have converged.
+    /// Returns how many floating-point operations it did (a multiply-add counts two; products
+    /// of bf16 are those of the CPU's own instruction, if it has one) and a sum that keeps
+    /// them from being optimised away: [`Kernels::lanes`] times 12 after many iterations of an
+    /// even number.
     #[must_use]
     pub fn fma_peak_pass(&self, iterations: u64) -> (u64, f32) {
         // SAFETY: the pass touches no memory; the table stands for its instruction set.
-        unsafe { (self.fma_peak)(iterations) }
+        unsafe { (self.products.peak)(iterations) }
     }
 }

@@ -9,10 +9,9 @@ use crate::adamw::AdamW;
 use crate::attention::{RawAttention, Wanted};
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
-use crate::gemm::RawGemm;
-use crate::gemm::pack::Source;
 use crate::isa::{self, Isa};
 use crate::norm::RawNorm;
+use crate::product::{Dtype, Products};
 use crate::softmax::RawCrossEntropy;
 
 /// The kernels of one instruction set. Get one from [`Kernels::detect`],
@@ -22,12 +21,9 @@ pub struct Kernels {
     pub(crate) lanes: usize,
     pub(crate) mr: usize,
     pub(crate) nr: usize,
-    pub(crate) gemm_scratch: fn(usize, usize, usize) -> Option<usize>,
     pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
     pub(crate) attention_backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
-    pub(crate) gemm: unsafe fn(&RawGemm),
-    pub(crate) gemm_both: unsafe fn(&RawGemm, Source, *mut f32),
-    pub(crate) pack_b: unsafe fn(Source, usize, usize, *mut f32),
+    pub(crate) products: Products,
     pub(crate) norm_forward: unsafe fn(&RawNorm),
     pub(crate) norm_backward: unsafe fn(&RawNorm),
     pub(crate) cross_entropy: unsafe fn(&RawCrossEntropy),
@@ -41,15 +37,36 @@ pub struct Kernels {
     pub(crate) dropout_row: unsafe fn(*mut f32, *const f32, usize, &Dropout, u32),
     pub(crate) column_sum: unsafe fn(*const f32, usize, usize, usize, *mut f32, bool),
     pub(crate) sum_squares: unsafe fn(*const f32, usize) -> f32,
-    pub(crate) fma_peak: unsafe fn(u64) -> (u64, f32),
     pub(crate) adamw: unsafe fn(&AdamW, *mut f32, *const f32, *mut f32, *mut f32, usize),
     pub(crate) attention_forward: unsafe fn(&RawAttention),
     pub(crate) attention_backward: unsafe fn(&RawAttention),
 }
 
+/// What names a table: two of one name give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelSet {
+    /// The instruction set.
+    pub isa: Isa,
+    /// What the operands of products are rounded to.
+    pub dtype: Dtype,
+    /// Whether the CPU multiplies those by instructions of its own.
+    pub is_native: bool,
+}
+
+impl core::fmt::Display for KernelSet {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let products = match (self.dtype, self.is_native) {
+            (Dtype::F32, _) => "",
+            (Dtype::Bf16, true) => ", bf16 products",
+            (Dtype::Bf16, false) => ", bf16 products by conversion",
+        };
+        write!(f, "{}{products}", self.isa)
+    }
+}
+
 impl core::fmt::Debug for Kernels {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "Kernels({})", self.isa)
+        write!(f, "Kernels({})", self.set())
     }
 }
 
@@ -57,32 +74,52 @@ impl Kernels {
     /// The scalar kernels: the oracle, on every target.
     #[must_use]
     pub fn scalar() -> &'static Self {
-        &isa::scalar::TABLE
+        &isa::scalar::F32
     }
 
     /// The strongest kernels that this CPU runs.
     #[must_use]
     pub fn detect() -> &'static Self {
-        Self::table(Isa::best())
+        Self::tables(Isa::best())[0]
     }
 
     /// The kernels of `isa`, `None` if this CPU (or its system) does not run it.
     #[must_use]
     pub fn for_isa(isa: Isa) -> Option<&'static Self> {
-        isa.is_supported().then(|| Self::table(isa))
+        isa.is_supported().then(|| Self::tables(isa)[0])
     }
 
-    fn table(isa: Isa) -> &'static Self {
+    /// The kernels of the same instruction set with products of `dtype`: by the CPU's own
+    /// instructions, or where it has none by [conversion](Kernels::converting).
+    #[must_use]
+    pub fn with_dtype(&self, dtype: Dtype) -> &'static Self {
+        match dtype {
+            Dtype::F32 => Self::tables(self.isa)[0],
+            #[cfg(target_arch = "x86_64")]
+            Dtype::Bf16 if self.isa.has_bf16() => &isa::avx512bf16::BF16,
+            Dtype::Bf16 => self.converting(),
+        }
+    }
+
+    /// The kernels of the same instruction set with products of bf16 that are made of `f32`
+    /// rounded to bf16, whether or not the CPU has instructions for them.
+    #[must_use]
+    pub fn converting(&self) -> &'static Self {
+        Self::tables(self.isa)[1]
+    }
+
+    /// With products of `f32`, and of bf16 by conversion.
+    fn tables(isa: Isa) -> [&'static Self; 2] {
         match isa {
-            Isa::Scalar => &isa::scalar::TABLE,
+            Isa::Scalar => [&isa::scalar::F32, &isa::scalar::BF16],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx => &isa::avx::TABLE,
+            Isa::Avx => [&isa::avx::F32, &isa::avx::BF16],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &isa::avx2::TABLE,
+            Isa::Avx2 => [&isa::avx2::F32, &isa::avx2::BF16],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &isa::avx512::TABLE,
+            Isa::Avx512 => [&isa::avx512::F32, &isa::avx512::BF16],
             #[cfg(not(target_arch = "x86_64"))]
-            _ => &isa::scalar::TABLE,
+            _ => [&isa::scalar::F32, &isa::scalar::BF16],
         }
     }
 
@@ -94,7 +131,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_avx() -> &'static Self {
-        &isa::avx::TABLE
+        &isa::avx::F32
     }
 
     /// The AVX2 kernels, on the caller's word.
@@ -104,7 +141,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_avx2() -> &'static Self {
-        &isa::avx2::TABLE
+        &isa::avx2::F32
     }
 
     /// The AVX-512 kernels, on the caller's word.
@@ -115,13 +152,29 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_avx512() -> &'static Self {
-        &isa::avx512::TABLE
+        &isa::avx512::F32
+    }
+
+    /// The AVX-512 kernels with products of bf16, on the caller's word.
+    ///
+    /// # Safety
+    /// As for [`Kernels::assume_avx512`], and the CPU has AVX-512 BF16.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub unsafe fn assume_avx512bf16() -> &'static Self {
+        &isa::avx512bf16::BF16
     }
 
     /// The instruction set of this table.
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Which kernels these are.
+    #[must_use]
+    pub fn set(&self) -> KernelSet {
+        KernelSet { isa: self.isa, dtype: self.dtype(), is_native: self.is_native() }
     }
 
     /// Floats in a vector register.

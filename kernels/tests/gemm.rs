@@ -3,8 +3,8 @@
 
 mod common;
 
-use cllm_kernels::{Dropout, Epilogue, Kernels, MatRef, Packed};
-use common::{Grid, Rng, SIZES, assert_close, each_isa, reference, tolerance};
+use cllm_kernels::{Dropout, Dtype, Epilogue, Kernels, MatMut, MatRef, Packed};
+use common::{Grid, Rng, SIZES, assert_close, each_dtype, reference, room, tolerance};
 
 /// A random `rows x cols` matrix, plain or as the transpose of a stored one.
 fn operand(rng: &mut Rng, rows: usize, cols: usize, transposed: bool) -> Grid {
@@ -15,11 +15,13 @@ fn view(grid: &Grid, transposed: bool) -> MatRef<'_> {
     if transposed { grid.view().t() } else { grid.view() }
 }
 
-fn wide(grid: &Grid, transposed: bool) -> Vec<f64> {
-    if !transposed {
-        return grid.wide();
-    }
-    (0..grid.rows * grid.cols).map(|e| f64::from(grid.at(e % grid.rows, e / grid.rows))).collect()
+/// What the kernels take the operand for.
+fn wide(kernels: &Kernels, grid: &Grid, transposed: bool) -> Vec<f64> {
+    let at = |e: usize| match transposed {
+        true => grid.at(e % grid.rows, e / grid.rows),
+        false => grid.at(e / grid.cols, e % grid.cols),
+    };
+    (0..grid.rows * grid.cols).map(|e| common::operand(kernels.dtype(), at(e))).collect()
 }
 
 /// Packs into a guarded, unaligned buffer.
@@ -84,11 +86,15 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
     };
     let with_bias = matches!(kind, 1 | 3 | 5 | 6);
     let packed_b = Packed::new(packed.slice(), k, n);
-    kernels.gemm(view(&a, a_t), packed_b, c.view_mut(), accumulate, epilogue);
+    let mut scratch = Grid::blank(1, kernels.gemm_scratch_len(m, k), 0, 1 + rng.below(7));
+    let (a_view, scratch_view) = (view(&a, a_t), scratch.slice_mut());
+    kernels.gemm(a_view, packed_b, c.view_mut(), accumulate, epilogue, scratch_view);
+    scratch.assert_frame(&what);
     c.assert_frame(&what);
     pre.assert_frame(&what);
 
-    let (sums, sizes) = reference::matmul(&wide(&a, a_t), &wide(&b, b_t), m, n, k);
+    let (sums, sizes) =
+        reference::matmul(&wide(kernels, &a, a_t), &wide(kernels, &b, b_t), m, n, k);
     let mut mask = vec![1.0; n];
     for i in 0..m {
         if kind == 5 {
@@ -126,7 +132,7 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
 
 #[test]
 fn every_stride_accumulation_and_epilogue_matches_the_reference() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(1);
         for kind in 0..EPILOGUES {
             for bits in 0..8 {
@@ -141,7 +147,7 @@ fn every_stride_accumulation_and_epilogue_matches_the_reference() {
 
 #[test]
 fn every_odd_size_in_each_dimension_matches_the_reference() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(2);
         for size in SIZES {
             for (m, n, k) in [(size, 9, 7), (5, size, 7), (5, 9, size)] {
@@ -156,7 +162,7 @@ fn every_odd_size_in_each_dimension_matches_the_reference() {
 
 #[test]
 fn random_shapes_match_the_reference() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(3);
         for round in 0..150 {
             let most = if round % 10 == 0 { 257 } else { 65 };
@@ -167,8 +173,57 @@ fn random_shapes_match_the_reference() {
 }
 
 #[test]
+fn more_rows_than_are_converted_at_a_time_match_the_reference() {
+    each_dtype(|kernels| {
+        let mut rng = Rng::new(14);
+        for (m, k) in [(96, 5), (97, 257), (203, 33)] {
+            for a_t in [false, true] {
+                for kind in [0, 5, 7] {
+                    let case = Case { m, n: 35, k, a_t, b_t: false, accumulate: rng.coin() };
+                    check(kernels, case, kind, &mut rng);
+                }
+            }
+        }
+    });
+}
+
+/// A value between two of bf16, and halfway: rounding as an operand is the only rounding.
+#[test]
+fn bf16_products_round_their_operands_and_nothing_else() {
+    each_dtype(|kernels| {
+        for (x, rounded) in [
+            (1.0 + 1.0 / 512.0, 1.0),
+            (1.0 + 1.0 / 256.0, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 4.0 / 256.0),
+            (-3.001, -3.0),
+        ] {
+            let is_rounded = kernels.dtype() == Dtype::Bf16;
+            let expected = if is_rounded { rounded } else { x };
+            let (a, b) = ([x, 1.0, 0.5], [1.0, x, -0.25]);
+            let mut packed = vec![0.0; kernels.packed_len(3, 1).unwrap()];
+            kernels.pack(MatRef::new(&b, 3, 1, 1), &mut packed);
+            let (mut c, pre) = ([0.0], [0.0]);
+            let epilogue = Epilogue::Residual {
+                bias: Some(&[x]),
+                residual: MatRef::new(&pre, 1, 1, 1),
+                dropout: None,
+            };
+            kernels.gemm(
+                MatRef::new(&a, 1, 3, 3),
+                Packed::new(&packed, 3, 1),
+                MatMut::new(&mut c, 1, 1, 1),
+                false,
+                epilogue,
+                &mut room(kernels, 1, 3),
+            );
+            assert_eq!(c[0], (2.0 * expected - 0.125) + x, "{kernels:?} {x}");
+        }
+    });
+}
+
+#[test]
 fn several_depth_blocks_match_the_reference() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(4);
         for k in [256, 512, 513, 770, 1025] {
             for accumulate in [false, true] {
@@ -184,7 +239,7 @@ fn several_depth_blocks_match_the_reference() {
 
 #[test]
 fn an_empty_inner_dimension_leaves_the_epilogue() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(5);
         for kind in 0..EPILOGUES {
             for accumulate in [false, true] {
@@ -199,14 +254,14 @@ fn an_empty_inner_dimension_leaves_the_epilogue() {
 
 #[test]
 fn empty_results_touch_nothing() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(6);
         for (m, n) in [(0, 5), (5, 0), (0, 0)] {
             let case = Case { m, n, k: 3, a_t: false, b_t: false, accumulate: false };
             check(kernels, case, 0, &mut rng);
             let (a, b) = (Grid::random(&mut rng, m, 3), Grid::random(&mut rng, 3, n));
             let mut c = Grid::blank_somewhere(&mut rng, m, n);
-            let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, 3).unwrap()];
+            let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, 3).unwrap()];
             kernels.gemm_unpacked(a.view(), b.view(), c.view_mut(), true, &mut scratch);
             c.assert_frame("empty");
         }
@@ -223,13 +278,14 @@ fn check_unpacked(kernels: &Kernels, case: Case, rng: &mut Rng) {
         c.fill(|_, _| rng.float());
     }
     let before: Vec<f64> = if accumulate { c.wide() } else { vec![0.0; m * n] };
-    let len = kernels.gemm_scratch_len(m, n, k).unwrap();
+    let len = kernels.unpacked_scratch_len(m, n, k).unwrap();
     let mut scratch = Grid::blank(1, len, 0, 1 + rng.below(7));
     let (a_view, b_view) = (view(&a, a_t), view(&b, b_t));
     kernels.gemm_unpacked(a_view, b_view, c.view_mut(), accumulate, scratch.slice_mut());
     c.assert_frame(&what);
     scratch.assert_frame(&what);
-    let (sums, sizes) = reference::matmul(&wide(&a, a_t), &wide(&b, b_t), m, n, k);
+    let (sums, sizes) =
+        reference::matmul(&wide(kernels, &a, a_t), &wide(kernels, &b, b_t), m, n, k);
     for i in 0..m {
         for j in 0..n {
             let e = i * n + j;
@@ -242,7 +298,7 @@ fn check_unpacked(kernels: &Kernels, case: Case, rng: &mut Rng) {
 
 #[test]
 fn products_that_pack_both_operands_match_the_reference() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(7);
         for bits in 0..8 {
             let (a_t, b_t, accumulate) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
@@ -265,14 +321,15 @@ fn products_that_pack_both_operands_match_the_reference() {
 
 #[test]
 fn any_tiling_of_a_packed_product_gives_the_same_bits() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(8);
         for (m, n, k) in [(37, 50, 300), (19, 33, 17), (64, 64, 513)] {
             let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
             let mut whole = Grid::blank(m, n, 3, 1);
             let packed = pack(kernels, &mut rng, b.view());
             let all = Packed::new(packed.slice(), k, n);
-            kernels.gemm(a.view(), all, whole.view_mut(), false, Epilogue::None);
+            let room = &mut room(kernels, m, k);
+            kernels.gemm(a.view(), all, whole.view_mut(), false, Epilogue::None, room);
             for _ in 0..6 {
                 let (row, col) = (rng.below(m + 1), rng.below(n + 1));
                 for (i, rows) in [(0, row), (row, m - row)] {
@@ -285,6 +342,7 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
                             part.view_mut(),
                             false,
                             Epilogue::None,
+                            room,
                         );
                         for r in 0..rows {
                             for c in 0..cols {
@@ -296,7 +354,7 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
                 }
             }
             let mut again = Grid::blank(m, n, 0, 5);
-            kernels.gemm(a.view(), all, again.view_mut(), false, Epilogue::None);
+            kernels.gemm(a.view(), all, again.view_mut(), false, Epilogue::None, room);
             assert_eq!(again.bits(), whole.bits(), "{kernels:?}: a second call differs");
             let stored = {
                 let mut t = Grid::blank(k, m, 2, 3);
@@ -304,7 +362,7 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
                 t
             };
             let mut strided = Grid::blank(m, n, 1, 5);
-            kernels.gemm(stored.view().t(), all, strided.view_mut(), false, Epilogue::None);
+            kernels.gemm(stored.view().t(), all, strided.view_mut(), false, Epilogue::None, room);
             assert_eq!(strided.bits(), whole.bits(), "{kernels:?}: strides of A change bits");
         }
     });
@@ -312,13 +370,13 @@ fn any_tiling_of_a_packed_product_gives_the_same_bits() {
 
 #[test]
 fn any_tiling_of_a_weight_gradient_gives_the_same_bits() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(9);
         let (m, n, k) = (45, 50, 700);
         let (x, dy) = (Grid::random(&mut rng, k, m), Grid::random(&mut rng, k, n));
         let run = |i: usize, rows: usize, j: usize, cols: usize| {
             let mut c = Grid::blank(rows, cols, 1, 2);
-            let mut scratch = vec![f32::NAN; kernels.gemm_scratch_len(rows, cols, k).unwrap()];
+            let mut scratch = vec![f32::NAN; kernels.unpacked_scratch_len(rows, cols, k).unwrap()];
             let a = x.view().t().row_range(i, rows);
             let b = dy.view().col_range(j, cols);
             kernels.gemm_unpacked(a, b, c.view_mut(), false, &mut scratch);

@@ -4,9 +4,10 @@
 mod common;
 
 use cllm_kernels::{
-    AdamW, Attention, AttentionGrads, Dropout, Epilogue, Kernels, MatMut, MatRef, NormSaved, Packed,
+    AdamW, Attention, AttentionGrads, Dropout, Dtype, Epilogue, Kernels, MatMut, MatRef, NormSaved,
+    Packed,
 };
-use common::{each_isa, panics};
+use common::{each_dtype, each_isa, panics, room};
 
 /// Fails unless the expression panics.
 macro_rules! refused {
@@ -49,12 +50,13 @@ fn views_must_fit_their_slices() {
 
 #[test]
 fn products_check_every_operand() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let gemm = |a: (usize, usize), b: (usize, usize), c: (usize, usize), packed: usize| {
             let mut data = [0.0; 64];
             let view = out(&mut data, c.0, c.1);
             let packed = Packed::new(&ZEROS[..packed], b.0, b.1);
-            kernels.gemm(mat(&ZEROS, a.0, a.1), packed, view, false, Epilogue::None);
+            let room = &mut room(kernels, a.0, a.1);
+            kernels.gemm(mat(&ZEROS, a.0, a.1), packed, view, false, Epilogue::None, room);
         };
         let right = kernels.packed_len(4, 5).unwrap();
         gemm((3, 4), (4, 5), (3, 5), right);
@@ -72,7 +74,8 @@ fn products_check_every_operand() {
         let epilogue = |e: Epilogue<'_>| {
             let mut c = [0.0; 15];
             let packed = Packed::new(&ZEROS[..right], 4, 5);
-            kernels.gemm(mat(&ZEROS, 3, 4), packed, out(&mut c, 3, 5), false, e);
+            let room = &mut room(kernels, 3, 4);
+            kernels.gemm(mat(&ZEROS, 3, 4), packed, out(&mut c, 3, 5), false, e, room);
         };
         let (wide, tall) = (mat(&ZEROS, 3, 6), mat(&ZEROS, 4, 5));
         let transposed = mat(&ZEROS, 5, 3).t();
@@ -95,8 +98,22 @@ fn products_check_every_operand() {
             "a transposed activation" => epilogue(Epilogue::GeluGrad { pre: transposed });
         }
 
+        let room = kernels.gemm_scratch_len(3, 4);
+        if kernels.dtype() == Dtype::F32 {
+            assert_eq!(room, 0);
+        } else {
+            refused! {
+                "short scratch of a product" => {
+                    let packed = Packed::new(&ZEROS[..right], 4, 5);
+                    let (mut c, mut short) = ([0.0; 15], vec![0.0; room - 1]);
+                    let c = out(&mut c, 3, 5);
+                    kernels.gemm(mat(&ZEROS, 3, 4), packed, c, false, Epilogue::None, &mut short);
+                };
+            }
+        }
+
         let unpacked = |a: (usize, usize), b: (usize, usize), short: usize| {
-            let mut scratch = vec![0.0; kernels.gemm_scratch_len(3, 5, 4).unwrap() - short];
+            let mut scratch = vec![0.0; kernels.unpacked_scratch_len(3, 5, 4).unwrap() - short];
             let (a, b) = (mat(&ZEROS, a.0, a.1), mat(&ZEROS, b.0, b.1));
             kernels.gemm_unpacked(a, b, out(&mut [0.0; 15], 3, 5), false, &mut scratch);
         };
@@ -107,8 +124,8 @@ fn products_check_every_operand() {
             "A deeper than B" => unpacked((3, 5), (4, 5), 0);
             "B wider than C" => unpacked((3, 4), (4, 6), 0);
         }
-        assert_eq!(kernels.gemm_scratch_len(usize::MAX, 1, 1), None);
-        assert_eq!(kernels.gemm_scratch_len(1, usize::MAX, 1), None);
+        assert_eq!(kernels.unpacked_scratch_len(usize::MAX, 1, 1), None);
+        assert_eq!(kernels.unpacked_scratch_len(1, usize::MAX, 1), None);
     });
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use cllm_kernels::{AdamW, Attention, AttentionGrads, Epilogue, Kernels, NormSaved, Packed};
-use common::{Grid, Rng, each_isa, reference, tolerance};
+use common::{Grid, Rng, each_dtype, each_isa, reference, room, tolerance};
 
 /// One unit in the last place of the `f32` nearest to `x`.
 fn ulp(x: f64) -> f64 {
@@ -100,7 +100,7 @@ fn gelu_has_the_documented_limits() {
 /// Products of a matrix with one NaN, each place in turn.
 #[test]
 fn a_nan_in_a_product_reaches_its_row_or_column_and_nothing_else() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(51);
         let (m, n, k) = (7, 17, 9);
         for poison in [f32::NAN, f32::INFINITY] {
@@ -113,9 +113,10 @@ fn a_nan_in_a_product_reaches_its_row_or_column_and_nothing_else() {
                 kernels.pack(b.view(), &mut packed);
                 let mut c = Grid::blank(m, n, 1, 1);
                 let b_packed = Packed::new(&packed, k, n);
-                kernels.gemm(a.view(), b_packed, c.view_mut(), false, Epilogue::None);
+                let room = &mut room(kernels, m, k);
+                kernels.gemm(a.view(), b_packed, c.view_mut(), false, Epilogue::None, room);
                 let mut both = Grid::blank(m, n, 1, 1);
-                let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, k).unwrap()];
+                let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, k).unwrap()];
                 kernels.gemm_unpacked(a.view(), b.view(), both.view_mut(), false, &mut scratch);
                 for i in 0..m {
                     for j in 0..n {

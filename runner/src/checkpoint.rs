@@ -47,7 +47,8 @@ pub struct Meta {
     pub val_tokens: u64,
     /// SHA-256 of the tokenizer's JSON, if there is one.
     pub tokenizer_sha256: Option<String>,
-    /// Instruction set of the session that wrote the checkpoint.
+    /// The kernels of the session that wrote the checkpoint: its instruction set, and what its
+    /// products are made of if not of `f32`.
     pub isa: String,
 }
 

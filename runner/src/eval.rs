@@ -4,7 +4,7 @@ use core::f64::consts::LN_2;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::{Batch, BatchShape, Engine, Evaluator, IGNORE, Isa, Mode, Plan};
+use cllm_core::{Batch, BatchShape, Dtype, Engine, Evaluator, IGNORE, Isa, Mode, Plan};
 use serde::Serialize;
 
 use crate::data::loader::Validation;
@@ -42,6 +42,8 @@ pub struct EvalSettings {
     pub threads: Threads,
     /// Instruction set; `None` is the best that the CPU has.
     pub isa: Option<Isa>,
+    /// What the operands of products are rounded to.
+    pub dtype: Dtype,
     /// What standard output carries.
     pub log_format: LogFormat,
 }
@@ -96,7 +98,7 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     if settings.batch_size == 0 {
         return Err(Error::usage("--batch-size 0: it must be at least 1"));
     }
-    let kernels = model::kernels(settings.isa)?;
+    let kernels = model::kernels(settings.isa, settings.dtype)?;
     let trained = Trained::open(&settings.checkpoint)?;
     let config = *trained.config();
     let given = settings.tokenizer.as_deref();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
 use cllm_core::sample::{Candidate, Sampler, SamplerConfig, SamplerError};
-use cllm_core::{Isa, Kernels, Line, ModelConfig};
+use cllm_core::{Dtype, Isa, Kernels, Line, ModelConfig};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -41,6 +41,8 @@ pub struct GenerateSettings {
     pub samples: usize,
     /// Instruction set; `None` is the best that the CPU has.
     pub isa: Option<Isa>,
+    /// What the operands of products are rounded to.
+    pub dtype: Dtype,
     /// What standard output carries.
     pub log_format: LogFormat,
 }
@@ -64,7 +66,7 @@ struct Spoken<'a> {
 pub fn generate(settings: &GenerateSettings) -> Result<()> {
     // Before anything is read: a wrong flag needs no checkpoint to be found.
     Sampler::new(sampler_config(settings, 0)).map_err(sampler_error)?;
-    let kernels = model::kernels(settings.isa)?;
+    let kernels = model::kernels(settings.isa, settings.dtype)?;
     let trained = Trained::open(&settings.checkpoint)?;
     let tokenizer = trained.tokenizer(None)?;
     let parameters = trained.parameters()?;

@@ -2,8 +2,8 @@
 //! the core's refusals in the words of the flags.
 
 use cllm_core::{
-    BatchShape, ConfigError, Decay, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan, PlanError,
-    Schedule,
+    BatchShape, ConfigError, Decay, Dtype, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan,
+    PlanError, Schedule,
 };
 
 use crate::error::{Error, Result};
@@ -82,15 +82,24 @@ pub fn plan_error(error: PlanError) -> Error {
     }
 }
 
-/// The kernels asked for, or the best that the CPU runs.
+/// The kernels asked for, or the best that the CPU runs. Says so on standard error if they
+/// do without instructions for `dtype`.
 ///
 /// # Errors
 /// The CPU lacks the instruction set.
-pub fn kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
-    let Some(isa) = isa else { return Ok(Kernels::detect()) };
-    Kernels::for_isa(isa).ok_or_else(|| {
+pub fn kernels(isa: Option<Isa>, dtype: Dtype) -> Result<&'static Kernels> {
+    let isa = isa.unwrap_or_else(Isa::best);
+    let kernels = Kernels::for_isa(isa).ok_or_else(|| {
         Error::usage(format!("--isa {isa}: this CPU does not have it; its best is {}", Isa::best()))
-    })
+    })?;
+    let kernels = kernels.with_dtype(dtype);
+    if !kernels.is_native() {
+        eprintln!(
+            "cllm: --dtype {dtype}: {isa} has no products of it here: operands are rounded and \
+             multiplied as f32, which is no faster than --dtype f32"
+        );
+    }
+    Ok(kernels)
 }
 
 /// Batches as the core plans them.

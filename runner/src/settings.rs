@@ -3,7 +3,7 @@
 //! This is plain data. Where a value came from, and how wrong ones are reported, is
 //! the business of `crate::cli`.
 
-use cllm_core::Isa;
+use cllm_core::{Dtype, Isa};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -153,6 +153,9 @@ pub struct TrainSettings {
     /// Instruction set; `None` is the best that the CPU has.
     #[serde(with = "isa_name")]
     pub isa: Option<Isa>,
+    /// What the operands of products are rounded to.
+    #[serde(with = "dtype_name", default)]
+    pub dtype: Dtype,
     /// Tokens of the sample at the end of the run; 0 for none.
     pub sample_tokens: usize,
     /// What the sample continues.
@@ -185,5 +188,20 @@ mod isa_name {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Isa>, D::Error> {
         let name = Option::<String>::deserialize(d)?;
         name.map(|name| name.parse().map_err(D::Error::custom)).transpose()
+    }
+}
+
+/// So do types.
+mod dtype_name {
+    use cllm_core::Dtype;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(dtype: &Dtype, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(dtype.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Dtype, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }

@@ -23,6 +23,8 @@ fn wrong_flags_are_usage_errors() {
         (&["train", "--log-format", "xml"], &["--log-format xml: expected text or json"]),
         (&["train", "--lr-schedule", "x"], &["--lr-schedule x: expected constant, linear"]),
         (&["train", "--isa", "sse9"], &["--isa sse9: expected scalar, avx, avx2 or avx512"]),
+        (&["train", "--dtype", "f16"], &["--dtype f16: expected f32 or bf16"]),
+        (&["generate", "--checkpoint", "x", "--dtype", "fp8"], &["expected f32 or bf16"]),
         (&["train", "--threads", "0"], &["--threads 0: expected auto or a number from 1"]),
         (&["train", "--learning-rate", "nan"], &["--learning-rate nan: expected a number"]),
         (&["generate"], &["--checkpoint", "is missing"]),

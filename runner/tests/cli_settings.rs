@@ -76,6 +76,27 @@ fn the_environment_chooses_the_instruction_set_unless_a_flag_does() {
 }
 
 #[test]
+fn products_of_bf16_take_half_the_room_where_the_cpu_has_them_and_else_say_so() {
+    let plan = |args: &[&str]| {
+        let base = ["plan", "--json", "--no-estimate", "--threads", "1", "--preset", "reference"];
+        let ran = run(&[&base[..], args].concat());
+        (ran.json(), ran.stderr.clone())
+    };
+    let (f32, quiet) = plan(&[]);
+    assert_eq!((&f32["dtype"], quiet.as_str()), (&"f32".into(), ""));
+    for isa in ["scalar", f32["isa"].as_str().unwrap()] {
+        let (bf16, said) = plan(&["--dtype", "bf16", "--isa", isa]);
+        assert_eq!(bf16["dtype"], "bf16");
+        let packed = |plan: &serde_json::Value| plan["pools"]["packed"].as_u64().unwrap();
+        if isa.parse::<cllm_core::Isa>().unwrap().has_bf16() {
+            assert_eq!((2 * packed(&bf16), said.as_str()), (packed(&f32), ""));
+        } else {
+            assert!(said.contains("--dtype bf16") && said.contains("rounded"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn mistakes_in_the_file_are_named_with_line_and_nearest_key() {
     let dir = tempfile::tempdir().unwrap();
     for (text, parts) in [
@@ -86,6 +107,7 @@ fn mistakes_in_the_file_are_named_with_line_and_nearest_key() {
         ("dropout = 1.0", &["run.toml:1: dropout = 1: it must be at least 0 and below 1"]),
         ("learning_rate = nan", &["run.toml:1: learning_rate = nan: expected a number"]),
         ("isa = 'sse9'", &["run.toml:1: isa = 'sse9': expected scalar, avx, avx2 or avx512"]),
+        ("dtype = 'f16'", &["run.toml:1: dtype = 'f16': expected f32 or bf16"]),
         ("n_layer = ", &["run.toml:1: "]),
     ] {
         fs::write(dir.path().join("run.toml"), text).unwrap();

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use cllm::settings::{Threads, TrainSettings};
 use cllm::train::Outcome;
-use cllm_core::{Isa, Kernels};
+use cllm_core::{Dtype, Isa, Kernels};
 use support::{course, events, settings, sha, train};
 
 /// Several row blocks, tokens of two sequences in one of them, three spans a sequence.
@@ -69,6 +69,14 @@ fn workers_and_prefetching_do_not_change_a_bit() {
         }
         hashes.push(hash);
     }
+    // With products of bf16 as well, which are other weights.
+    let bf16 = TrainSettings { dtype: Dtype::Bf16, ..base.clone() };
+    let run_with =
+        |workers| run(TrainSettings { threads: Threads::Count(workers), ..bf16.clone() });
+    let (hash, losses, _) = run_with(1);
+    let (other, course, _) = run_with(3);
+    assert_eq!((other, course), (hash.clone(), losses));
+    hashes.push(hash);
     assert!(stolen > 0, "nobody stole: the order of tiles was always the same");
     // Each instruction set rounds in its own way: the flag did something.
     let sets = hashes.len();

@@ -11,6 +11,7 @@ use cllm::eval::{EvalSettings, measure};
 use cllm::settings::{LogFormat, Threads, TokenizerChoice, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
+use cllm_core::Dtype;
 use support::{checkpoints, course, events, metrics, names, settings, sha, train, undisturbed};
 
 #[test]
@@ -159,6 +160,7 @@ fn evaluation_of_a_run_repeats_its_validation() {
         batches: settings.eval_batches,
         threads: Threads::Count(2),
         isa: None,
+        dtype: Dtype::F32,
         log_format: LogFormat::Json,
     };
     // The text may go: the shards are in the run folder.

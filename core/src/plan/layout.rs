@@ -223,11 +223,14 @@ impl Layout {
 
         let (t, head_size) = (batch.tokens, c.head_size());
         let mut scratch_len = kernels.attention_scratch_len(t, head_size)?;
+        // The deepest product of a row block.
+        let deepest = f.max(3 * d).max(c.vocab_size);
+        scratch_len = scratch_len.max(kernels.gemm_scratch_len(grain.row_block.min(n), deepest));
         if train {
             // The largest tile of any weight's gradient, as it is stored.
             for (rows, cols) in [(d, 3 * d), (d, d), (d, f), (f, d), (c.vocab_size, d)] {
                 let (rows, cols) = (grain.weight_rows.min(rows), grain.weight_cols.min(cols));
-                scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, cols, n)?);
+                scratch_len = scratch_len.max(kernels.unpacked_scratch_len(rows, cols, n)?);
             }
             scratch_len = scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?);
         }

@@ -16,7 +16,7 @@ use crate::line::{LANES, Line};
 use crate::params::ParamTable;
 use crate::primitive::AtomicU64;
 use crate::program::{self, Emitted, Op};
-use cllm_kernels::{Isa, Kernels};
+use cllm_kernels::{KernelSet, Kernels};
 use core::fmt;
 
 /// Rows whose norm gradients are summed up together, before these sums are: part of the
@@ -129,12 +129,12 @@ pub enum PlanError {
     },
     /// At least one worker is needed.
     NoWorker,
-    /// The plan was made for another instruction set, whose packed weights differ.
+    /// The plan was made for other kernels, whose packed weights differ.
     WrongKernels {
         /// The plan's.
-        plan: Isa,
+        plan: KernelSet,
         /// That of the kernels handed over.
-        kernels: Isa,
+        kernels: KernelSet,
     },
     /// Training needs a plan for [`Mode::Train`].
     WrongMode,
@@ -167,7 +167,7 @@ impl fmt::Display for PlanError {
             }
             Self::NoWorker => f.write_str("no worker: at least one is needed"),
             Self::WrongKernels { plan, kernels } => {
-                write!(f, "the plan is for {plan} kernels but {kernels} kernels were given")
+                write!(f, "the plan is for other kernels ({plan}) than were given ({kernels})")
             }
             Self::WrongMode => f.write_str("the plan is for evaluation: it has no gradients"),
             Self::WrongEngine => f.write_str("the engine was made for another plan"),
@@ -190,7 +190,7 @@ pub struct Plan {
     pub(crate) table: ParamTable,
     pub(crate) layout: Layout,
     pub(crate) grain: Grain,
-    isa: Isa,
+    set: KernelSet,
     workers: usize,
     ops: usize,
     slots: usize,
@@ -249,7 +249,7 @@ impl Plan {
             table,
             layout,
             grain,
-            isa: kernels.isa(),
+            set: kernels.set(),
             workers,
             ops: 0,
             slots: 0,
@@ -363,7 +363,7 @@ impl Plan {
 
     /// Checks that the plan was made for these kernels.
     pub(crate) fn check_kernels(&self, kernels: &Kernels) -> Result<(), PlanError> {
-        check_kernels(self.isa, kernels)
+        check_kernels(self.set, kernels)
     }
 
     /// Checks a pool's size against the plan.
@@ -395,9 +395,9 @@ impl Plan {
     }
 }
 
-/// Packed weights of one instruction set are nonsense to another.
-pub(crate) fn check_kernels(plan: Isa, kernels: &Kernels) -> Result<(), PlanError> {
-    let kernels = kernels.isa();
+/// Weights packed for some kernels are nonsense to others.
+pub(crate) fn check_kernels(plan: KernelSet, kernels: &Kernels) -> Result<(), PlanError> {
+    let kernels = kernels.set();
     if plan == kernels { Ok(()) } else { Err(PlanError::WrongKernels { plan, kernels }) }
 }
 

@@ -137,7 +137,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn mlp_input(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn mlp_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
@@ -148,7 +148,7 @@ impl Step<'_> {
             let dfc = self.plan.layout.grads(block).dfc;
             let out = self.act.mat_mut(dfc + first * f, (rows, f), f);
             let weights = self.packed(p.mlp_t, d, f);
-            self.kernels.gemm(dy, weights, out, false, Epilogue::GeluGrad { pre });
+            self.kernels.gemm(dy, weights, out, false, Epilogue::GeluGrad { pre }, scratch);
         }
     }
 
@@ -156,36 +156,36 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn fc_input(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn fc_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
         let g = self.plan.layout.grads(block);
         let weights = self.plan.layout.packed(block).fc_t;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (g.dfc, f), weights, (g.dnorm, d)) }
+        unsafe { self.input_grad(tile, (g.dfc, f), weights, (g.dnorm, d), scratch) }
     }
 
     /// `datt = dy W^T` for one row block.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn attn_input(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn attn_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let d = self.plan.config.d_model;
         let weights = self.plan.layout.packed(block).att_t;
         let to = self.plan.layout.grads(block).datt;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (self.attn_grad(block), d), weights, (to, d)) }
+        unsafe { self.input_grad(tile, (self.attn_grad(block), d), weights, (to, d), scratch) }
     }
 
     /// `dnorm = dqkv W^T` for one row block.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn qkv_input(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn qkv_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let d = self.plan.config.d_model;
         let g = self.plan.layout.grads(block);
         let weights = self.plan.layout.packed(block).qkv_t;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (g.dqkv, 3 * d), weights, (g.dnorm, d)) }
+        unsafe { self.input_grad(tile, (g.dqkv, 3 * d), weights, (g.dnorm, d), scratch) }
     }
 
     /// `to = from W^T` for one row block; operands are (offset, columns).
@@ -198,13 +198,15 @@ impl Step<'_> {
         (from, k): (usize, usize),
         weights: usize,
         (to, n): (usize, usize),
+        scratch: &mut [f32],
     ) {
         let (first, rows) = self.rows(tile);
         // SAFETY: passed on from the caller.
         unsafe {
             let dy = self.act.mat(from + first * k, (rows, k), k);
             let out = self.act.mat_mut(to + first * n, (rows, n), n);
-            self.kernels.gemm(dy, self.packed(weights, k, n), out, false, Epilogue::None);
+            let weights = self.packed(weights, k, n);
+            self.kernels.gemm(dy, weights, out, false, Epilogue::None, scratch);
         }
     }
 

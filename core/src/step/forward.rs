@@ -43,7 +43,7 @@ impl Step<'_> {
             let len = self.kernels.packed_len(part.rows(), part.cols()).unwrap_or(0);
             // Whole panels before this one: COLUMN_BLOCK is a multiple of their width.
             let panels = if transposed { at_t } else { at };
-            let to = panels + first * part.rows();
+            let to = panels + self.kernels.packed_len(part.rows(), first).unwrap_or(0);
             self.kernels.pack(part, self.packed.slice_mut(to, len));
         }
     }
@@ -110,7 +110,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn qkv(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn qkv(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
@@ -119,7 +119,7 @@ impl Step<'_> {
             let x = self.act.mat(b.norm1.out + first * d, (rows, d), d);
             let out = self.act.mat_mut(b.qkv + first * 3 * d, (rows, 3 * d), 3 * d);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
-            self.kernels.gemm(x, self.packed(p.qkv, d, 3 * d), out, false, epilogue);
+            self.kernels.gemm(x, self.packed(p.qkv, d, 3 * d), out, false, epilogue, scratch);
         }
     }
 
@@ -181,7 +181,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn attn_out(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn attn_out(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
@@ -194,7 +194,7 @@ impl Step<'_> {
                 residual: self.act.mat(b.x + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::AttnOut, first),
             };
-            self.kernels.gemm(x, self.packed(p.att, d, d), out, false, epilogue);
+            self.kernels.gemm(x, self.packed(p.att, d, d), out, false, epilogue, scratch);
         }
     }
 
@@ -202,7 +202,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn fc(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn fc(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
@@ -214,7 +214,7 @@ impl Step<'_> {
                 bias: self.bias(Matrix::Fc, block),
                 pre: self.act.mat_mut(b.fc_pre + first * f, (rows, f), f),
             };
-            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, epilogue);
+            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, epilogue, scratch);
         }
     }
 
@@ -222,7 +222,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn mlp_out(&self, block: usize, tile: usize) {
+    pub(super) unsafe fn mlp_out(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
@@ -236,7 +236,7 @@ impl Step<'_> {
                 residual: self.act.mat(b.mid + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::MlpOut, first),
             };
-            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, epilogue);
+            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, epilogue, scratch);
         }
     }
 }

@@ -17,7 +17,13 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn head_loss(&self, group: usize, tile: usize, grad: bool) {
+    pub(super) unsafe fn head_loss(
+        &self,
+        group: usize,
+        tile: usize,
+        grad: bool,
+        scratch: &mut [f32],
+    ) {
         let (first, rows) = self.rows(tile);
         let (d, v) = (self.plan.config.d_model, self.plan.config.vocab_size);
         let layout = &self.plan.layout;
@@ -29,7 +35,7 @@ impl Step<'_> {
             let x = self.act.mat(layout.final_norm.out + first * d, (rows, d), d);
             let mut logits = self.act.mat_mut(layout.logits(group) + in_group * v, (rows, v), v);
             let head = self.packed(layout.head, d, v);
-            self.kernels.gemm(x, head, logits.reborrow(), false, Epilogue::None);
+            self.kernels.gemm(x, head, logits.reborrow(), false, Epilogue::None, scratch);
             let targets = &self.targets[first..first + rows];
             let losses = self.act.slice_mut(layout.losses + first, rows);
             let scale = grad.then_some(self.loss_scale);
@@ -37,7 +43,7 @@ impl Step<'_> {
             if grad {
                 let dnorm = self.act.mat_mut(dnorm + first * d, (rows, d), d);
                 let back = self.packed(layout.head_t, v, d);
-                self.kernels.gemm(logits.as_ref(), back, dnorm, false, Epilogue::None);
+                self.kernels.gemm(logits.as_ref(), back, dnorm, false, Epilogue::None, scratch);
             }
         }
     }

@@ -20,6 +20,7 @@
 //! added within a block is the whole block's.
 
 use super::{GemmFn, RawAttention, RowsMut, dot, product, query_block, score_stride};
+use crate::gemm::format::Single;
 use crate::gemm::pack::{Source, pack_b, packed_b_len};
 use crate::math;
 use crate::simd::{Simd, load_up_to, store_up_to};
@@ -48,10 +49,10 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
     unsafe {
         let k = a.k.ptr.add(low * a.k.stride);
         let v = a.v.ptr.add(low * a.v.stride);
-        pack_b(s, Source { ptr: k, row: 1, col: a.k.stride }, head, n, keys_t);
-        pack_b(s, Source { ptr: v, row: 1, col: a.v.stride }, head, n, values_t);
+        pack_b(s, Single, Source { ptr: k, row: 1, col: a.k.stride }, head, n, keys_t);
+        pack_b(s, Single, Source { ptr: v, row: 1, col: a.v.stride }, head, n, values_t);
         if a.dq.is_some() {
-            pack_b(s, Source { ptr: k, row: a.k.stride, col: 1 }, n, head, keys);
+            pack_b(s, Single, Source { ptr: k, row: a.k.stride, col: 1 }, n, head, keys);
         }
         if let Some((dk, dv)) = a.dkv {
             for r in 0..n {
@@ -84,8 +85,15 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
                 score_gradient(s, a, &row, start + r);
             }
             if let Some((dk, dv)) = a.dkv {
-                pack_b(s, Source { ptr: dout, row: a.dout.stride, col: 1 }, rows, head, dout_rows);
-                pack_b(s, Source { ptr: q, row: a.q.stride, col: 1 }, rows, head, q_rows);
+                pack_b(
+                    s,
+                    Single,
+                    Source { ptr: dout, row: a.dout.stride, col: 1 },
+                    rows,
+                    head,
+                    dout_rows,
+                );
+                pack_b(s, Single, Source { ptr: q, row: a.q.stride, col: 1 }, rows, head, q_rows);
                 let panel = rows * S::NR;
                 gemm(&product((seen, head, rows), p.ptr, 1, stride, dout_rows, panel, dv, true));
                 gemm(&product((seen, head, rows), ds.ptr, 1, stride, q_rows, panel, dk, true));

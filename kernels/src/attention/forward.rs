@@ -9,6 +9,7 @@
 //! ```
 
 use super::{GemmFn, RawAttention, RowsMut, dot, product, query_block, score_stride};
+use crate::gemm::format::Single;
 use crate::gemm::pack::{Source, pack_b, packed_b_len};
 use crate::simd::{Simd, load_up_to, store_up_to};
 use crate::softmax::{exp_in_place, max_of};
@@ -34,9 +35,9 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
     // SAFETY: `scratch` holds the three areas just laid out; the rest is the caller's promise.
     unsafe {
         let k = Source { ptr: a.k.ptr, row: 1, col: a.k.stride };
-        pack_b(s, k, a.head, keys, keys_t);
+        pack_b(s, Single, k, a.head, keys, keys_t);
         let v = Source { ptr: a.v.ptr, row: a.v.stride, col: 1 };
-        pack_b(s, v, keys, a.head, values);
+        pack_b(s, Single, v, keys, a.head, values);
         let mut start = a.rows.start;
         while start < a.rows.end {
             let rows = block.min(a.rows.end - start);

@@ -138,6 +138,7 @@ pub(crate) fn product(
         c_row: c.stride,
         accumulate,
         epilogue: RawEpilogue::NONE,
+        scratch: core::ptr::null_mut(),
     }
 }
 

@@ -4,39 +4,40 @@
 //! a new cache line for every token, so blocks of `KC` tokens of both operands
 //! are packed into scratch, in the fixed order of the tokens.
 
+use super::format::Format;
 use super::pack::{Source, pack_a, pack_b, packed_a_len, packed_b_len};
 use super::{KC, RawGemm, micro};
 use crate::simd::Simd;
 
 /// Floats of scratch for an `m x n` result of `k` products each: one block of either.
-pub(crate) fn scratch_len<S: Simd>(m: usize, n: usize, k: usize) -> Option<usize> {
-    let kc = KC.min(k);
-    packed_a_len(m, kc, S::MR)?.checked_add(packed_b_len(kc, n, S::NR)?)
+pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, n: usize, k: usize) -> Option<usize> {
+    let words = F::words(KC.min(k));
+    packed_a_len(m, words, S::MR)?.checked_add(packed_b_len(words, n, S::NR)?)
 }
 
 /// `C (+)= A B` with `g.a` an `m x k` source and B given by `b` (`g.b` is ignored).
 ///
 /// # Safety
-/// As for [`super::gemm`], with `scratch` valid for [`scratch_len`] floats that
-/// overlap nothing else.
+/// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats.
 #[inline(always)]
-pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm, b: Source, scratch: *mut f32) {
+pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, b: Source) {
     if g.m == 0 || g.n == 0 {
         return;
     }
-    let packed_b = scratch;
-    let b_len = packed_b_len(KC.min(g.k), g.n, S::NR).unwrap_or(0);
-    let packed_a = scratch.wrapping_add(b_len);
+    let packed_b = g.scratch;
+    let b_len = packed_b_len(F::words(KC.min(g.k)), g.n, S::NR).unwrap_or(0);
+    let packed_a = packed_b.wrapping_add(b_len);
     let mut depth = 0;
     loop {
         let kc = KC.min(g.k - depth);
+        let words = F::words(kc);
         let accumulate = g.accumulate || depth > 0;
         // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised.
         unsafe {
             let b = Source { ptr: b.ptr.add(depth * b.row), ..b };
-            pack_b(s, b, kc, g.n, packed_b);
+            pack_b(s, f, b, kc, g.n, packed_b);
             let a = Source { ptr: g.a.add(depth * g.a_col), row: g.a_row, col: g.a_col };
-            pack_a(s, a, g.m, kc, packed_a);
+            pack_a(s, f, a, g.m, kc, packed_a);
             let mut j = 0;
             while j < g.n {
                 let cols = S::NR.min(g.n - j);
@@ -45,17 +46,17 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm, b: Source, scratch: *mut f
                     let rows = S::MR.min(g.m - i);
                     let c = g.c.add(i * g.c_row + j);
                     let tile = micro::Tile {
-                        kc,
-                        a: packed_a.add(i * kc),
+                        kc: words,
+                        a: packed_a.add(i * words),
                         a_row: 1,
                         a_col: S::MR,
-                        b: packed_b.add(j * kc),
+                        b: packed_b.add(j * words),
                         c,
                         c_row: g.c_row,
                         start: c,
                         start_row: g.c_row,
                     };
-                    micro::run(s, &tile, rows, cols, accumulate);
+                    micro::run(s, f, &tile, rows, cols, accumulate);
                     i += rows;
                 }
                 j += cols;

@@ -4,7 +4,10 @@
 //! broadcasts `M` elements of A: `M * NR / LANES` multiply-adds for
 //! `M + NR / LANES` loads, which on 6x16 with AVX2 leaves the loads off the
 //! critical path.
+//!
+//! Elements of A and B are words of a [`Format`]; `kc` counts words.
 
+use super::format::Format;
 use crate::simd::{Simd, load_up_to, store_up_to};
 use core::hint::black_box;
 
@@ -27,17 +30,24 @@ pub(super) struct Tile {
 /// and on the direction in which A is contiguous, so that addresses are cheap.
 ///
 /// # Safety
-/// A is valid for `rows x kc` elements, B for `kc` rows of `NR`, C and, to
+/// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
 /// accumulate, its start for `rows x cols`;
 /// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, t: &Tile, rows: usize, cols: usize, accumulate: bool) {
+pub(super) unsafe fn run<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
     // SAFETY: passed on from the caller.
     unsafe {
         if t.a_col == 1 {
-            sized::<S, true>(s, t, rows, cols, accumulate);
+            sized::<S, F, true>(s, f, t, rows, cols, accumulate);
         } else {
-            sized::<S, false>(s, t, rows, cols, accumulate);
+            sized::<S, F, false>(s, f, t, rows, cols, accumulate);
         }
     }
 }
@@ -45,8 +55,9 @@ pub(super) unsafe fn run<S: Simd>(s: S, t: &Tile, rows: usize, cols: usize, accu
 /// # Safety
 /// As for [`run`]; `ALONG` says that `a_col == 1`, otherwise `a_row == 1`.
 #[inline(always)]
-pub(super) unsafe fn sized<S: Simd, const ALONG: bool>(
+pub(super) unsafe fn sized<S: Simd, F: Format<S>, const ALONG: bool>(
     s: S,
+    f: F,
     t: &Tile,
     rows: usize,
     cols: usize,
@@ -56,26 +67,26 @@ pub(super) unsafe fn sized<S: Simd, const ALONG: bool>(
     unsafe {
         if S::LANES == 1 {
             match rows {
-                1 => tile::<S, 1, 4, ALONG>(s, t, cols, accumulate),
-                2 => tile::<S, 2, 4, ALONG>(s, t, cols, accumulate),
-                3 => tile::<S, 3, 4, ALONG>(s, t, cols, accumulate),
-                _ => tile::<S, 4, 4, ALONG>(s, t, cols, accumulate),
+                1 => tile::<S, F, 1, 4, ALONG>(s, f, t, cols, accumulate),
+                2 => tile::<S, F, 2, 4, ALONG>(s, f, t, cols, accumulate),
+                3 => tile::<S, F, 3, 4, ALONG>(s, f, t, cols, accumulate),
+                _ => tile::<S, F, 4, 4, ALONG>(s, f, t, cols, accumulate),
             }
         } else {
             match rows {
-                1 => tile::<S, 1, 2, ALONG>(s, t, cols, accumulate),
-                2 => tile::<S, 2, 2, ALONG>(s, t, cols, accumulate),
-                3 => tile::<S, 3, 2, ALONG>(s, t, cols, accumulate),
-                4 => tile::<S, 4, 2, ALONG>(s, t, cols, accumulate),
-                5 => tile::<S, 5, 2, ALONG>(s, t, cols, accumulate),
-                6 => tile::<S, 6, 2, ALONG>(s, t, cols, accumulate),
+                1 => tile::<S, F, 1, 2, ALONG>(s, f, t, cols, accumulate),
+                2 => tile::<S, F, 2, 2, ALONG>(s, f, t, cols, accumulate),
+                3 => tile::<S, F, 3, 2, ALONG>(s, f, t, cols, accumulate),
+                4 => tile::<S, F, 4, 2, ALONG>(s, f, t, cols, accumulate),
+                5 => tile::<S, F, 5, 2, ALONG>(s, f, t, cols, accumulate),
+                6 => tile::<S, F, 6, 2, ALONG>(s, f, t, cols, accumulate),
                 _ if S::MR == 6 => {}
-                7 => tile::<S, 7, 2, ALONG>(s, t, cols, accumulate),
-                8 => tile::<S, 8, 2, ALONG>(s, t, cols, accumulate),
-                9 => tile::<S, 9, 2, ALONG>(s, t, cols, accumulate),
-                10 => tile::<S, 10, 2, ALONG>(s, t, cols, accumulate),
-                11 => tile::<S, 11, 2, ALONG>(s, t, cols, accumulate),
-                _ => tile::<S, 12, 2, ALONG>(s, t, cols, accumulate),
+                7 => tile::<S, F, 7, 2, ALONG>(s, f, t, cols, accumulate),
+                8 => tile::<S, F, 8, 2, ALONG>(s, f, t, cols, accumulate),
+                9 => tile::<S, F, 9, 2, ALONG>(s, f, t, cols, accumulate),
+                10 => tile::<S, F, 10, 2, ALONG>(s, f, t, cols, accumulate),
+                11 => tile::<S, F, 11, 2, ALONG>(s, f, t, cols, accumulate),
+                _ => tile::<S, F, 12, 2, ALONG>(s, f, t, cols, accumulate),
             }
         }
     }
@@ -86,8 +97,9 @@ pub(super) unsafe fn sized<S: Simd, const ALONG: bool>(
 /// # Safety
 /// As for [`sized`], with `rows == M`.
 #[inline(always)]
-unsafe fn tile<S: Simd, const M: usize, const V: usize, const ALONG: bool>(
+unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const V: usize, const ALONG: bool>(
     s: S,
+    f: F,
     t: &Tile,
     cols: usize,
     accumulate: bool,
@@ -111,13 +123,13 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize, const ALONG: bool>(
     unsafe {
         for _ in 0..t.kc / UNROLL {
             for u in 0..UNROLL {
-                step(s, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
+                step(s, f, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
             }
             rows = rows.map(|row| row.wrapping_add(UNROLL * along));
             b = b.wrapping_add(UNROLL * S::NR);
         }
         for u in 0..t.kc % UNROLL {
-            step(s, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
+            step(s, f, &mut sums, &rows, u * along, b.wrapping_add(u * S::NR));
         }
     }
     // SAFETY: C is valid for M rows of `cols` floats.
@@ -161,8 +173,9 @@ const UNROLL: usize = 4;
 /// # Safety
 /// `rows` point to rows of A of which element `at` is valid, `b` to `NR` floats.
 #[inline(always)]
-unsafe fn step<S: Simd, const M: usize, const V: usize>(
+unsafe fn step<S: Simd, F: Format<S>, const M: usize, const V: usize>(
     s: S,
+    f: F,
     sums: &mut [[S::V; V]; M],
     rows: &[*const f32; M],
     at: usize,
@@ -177,7 +190,7 @@ unsafe fn step<S: Simd, const M: usize, const V: usize>(
         for (sum, row) in sums.iter_mut().zip(rows) {
             let x = s.splat(*row.add(at));
             for (sum, lanes) in sum.iter_mut().zip(&lanes) {
-                *sum = s.mul_add(x, *lanes, *sum);
+                *sum = f.dot(s, x, *lanes, *sum);
             }
         }
     }

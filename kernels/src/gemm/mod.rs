@@ -18,18 +18,23 @@
 //! The order of additions to an element of `C` depends on `k` alone, never on
 //! `m`, `n` or who calls: any tiling of `C` gives the same bits.
 //!
+//! In a [`Format`] other than plain floats, A is brought into it on the way, a block of rows and
+//! of depth at a time, in scratch of the caller's.
+//!
 //! The structure is that of Goto and van de Geijn, "Anatomy of High-Performance
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
 //! caller's tiles.
 
 pub(crate) mod both;
 pub(crate) mod epilogue;
+pub(crate) mod format;
 mod micro;
 pub(crate) mod pack;
 
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 pub(crate) use epilogue::RawEpilogue;
+use format::{Format, Single};
 
 /// Depth of a block of the inner dimension of every product.
 ///
@@ -52,7 +57,7 @@ pub(crate) struct RawGemm {
     pub(crate) a: *const f32,
     pub(crate) a_row: usize,
     pub(crate) a_col: usize,
-    /// Packed panels of B, `b_panel` floats apart.
+    /// Packed panels of B, `b_panel` words apart.
     pub(crate) b: *const f32,
     pub(crate) b_panel: usize,
     pub(crate) c: *mut f32,
@@ -60,15 +65,25 @@ pub(crate) struct RawGemm {
     /// Add to C instead of overwriting it.
     pub(crate) accumulate: bool,
     pub(crate) epilogue: RawEpilogue,
+    /// Room for operands in another format.
+    pub(crate) scratch: *mut f32,
 }
 
-/// The driver: see the module's pseudocode.
+/// Rows of A that are brought into another format at a time: as many as a block of tokens has.
+const ROWS: usize = 96;
+
+/// Floats of scratch that [`converted`] wants for `m` rows of `k` elements.
+pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, k: usize) -> usize {
+    m.min(ROWS) * F::words(k.min(KC))
+}
+
+/// The driver for a format of plain floats: A is read where it lies.
 ///
 /// # Safety
 /// All of A, of the first `k` rows of the panels of B, of C and of the epilogue's
 /// operands is valid memory; C overlaps none of the others.
 #[inline(always)]
-pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
+pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
     if g.m == 0 || g.n == 0 {
         return;
     }
@@ -76,26 +91,105 @@ pub(crate) unsafe fn gemm<S: Simd>(s: S, g: &RawGemm) {
     // `k == 0` still runs once, to overwrite C and apply the epilogue.
     loop {
         let kc = KC.min(g.k - depth);
-        let last = depth + kc == g.k;
-        let mut j = 0;
-        while j < g.n {
-            let cols = S::NR.min(g.n - j);
-            let next = g.b.wrapping_add((j / S::NR + 1) * g.b_panel + depth * S::NR);
-            let mut ahead = Ahead::new::<S>(if j + cols < g.n { kc } else { 0 }, g.m, next);
-            let mut i = 0;
-            while i < g.m {
-                let rows = S::MR.min(g.m - i);
-                ahead.fetch(s);
-                // SAFETY: the tile is inside C; passed on from the caller.
-                unsafe { place(s, g, &Place { i, j, rows, cols }, depth, kc) };
-                i += rows;
-            }
-            j += cols;
-        }
+        // Without an inner dimension A has no memory to point into.
+        let a = Rows {
+            ptr: g.a.wrapping_add(depth * g.a_col),
+            row: g.a_row,
+            col: g.a_col,
+            rows: 0..g.m,
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { block(s, f, g, &a, depth, kc) };
         depth += kc;
-        if last {
+        if depth == g.k {
             return;
         }
+    }
+}
+
+/// The driver for other formats.
+///
+/// # Safety
+/// As for [`in_place`], with B packed in the format, `g.scratch` valid for [`scratch_len`] floats,
+/// and `a_col == 1` or `a_row == 1`.
+#[inline(always)]
+pub(crate) unsafe fn converted<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
+    let mut first = 0;
+    while first < g.m && g.n > 0 {
+        let rows = first..(first + ROWS).min(g.m);
+        let mut depth = 0;
+        loop {
+            let kc = KC.min(g.k - depth);
+            let words = F::words(kc);
+            let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: rows.clone() };
+            // SAFETY: rows and products are inside A, and scratch has room for so many.
+            unsafe {
+                for (i, row) in rows.clone().enumerate() {
+                    let from = g.a.wrapping_add(row * g.a_row + depth * g.a_col);
+                    let to = g.scratch.wrapping_add(i * words);
+                    if g.a_col == 1 {
+                        f.row(s, from, kc, to);
+                    } else {
+                        pack::strided::<S, F>(from, g.a_col, kc, to);
+                    }
+                }
+                block(s, f, g, &a, depth, kc);
+            }
+            depth += kc;
+            if depth == g.k {
+                break;
+            }
+        }
+        first = rows.end;
+    }
+}
+
+/// Some rows of A, in words of a format: word (i, p) is `ptr[i * row + p * col]`.
+struct Rows {
+    ptr: *const f32,
+    row: usize,
+    col: usize,
+    /// Which rows of C they make.
+    rows: core::ops::Range<usize>,
+}
+
+/// `kc` products from `depth` on of some rows of C: see the module's pseudocode.
+///
+/// # Safety
+/// As for [`in_place`], B packed in the format; `a` is valid for its rows of `kc` elements, that
+/// is for the words that they take.
+#[inline(always)]
+unsafe fn block<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows, depth: usize, kc: usize) {
+    let words = F::words(kc);
+    let mut j = 0;
+    while j < g.n {
+        let cols = S::NR.min(g.n - j);
+        let panel = |number: usize| g.b.wrapping_add(number * g.b_panel + F::words(depth) * S::NR);
+        let next = panel(j / S::NR + 1);
+        let mut ahead = Ahead::new::<S>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
+        let mut i = a.rows.start;
+        while i < a.rows.end {
+            let rows = S::MR.min(a.rows.end - i);
+            ahead.fetch(s);
+            let from = a.ptr.wrapping_add((i - a.rows.start) * a.row);
+            let tile = micro::Tile {
+                kc: words,
+                a: from,
+                a_row: a.row,
+                a_col: a.col,
+                b: panel(j / S::NR),
+                c: g.c.wrapping_add(i * g.c_row + j),
+                c_row: g.c_row,
+                start: g.c.wrapping_add(i * g.c_row + j),
+                start_row: g.c_row,
+            };
+            let accumulate = g.accumulate || depth > 0;
+            let last = depth + kc == g.k;
+            // SAFETY: the tile is inside C, and C holds the sum of the products before.
+            unsafe { place(s, f, g, &Place { i, j, rows, cols }, tile, accumulate, last) };
+            i += rows;
+        }
+        j += cols;
     }
 }
 
@@ -137,37 +231,33 @@ pub(crate) struct Place {
     cols: usize,
 }
 
-/// `kc` products from `depth` on of one tile.
+/// One tile, of which these may be the `last` products.
 ///
 /// Before an epilogue the sums go to a buffer, and through the epilogue from there to C.
 ///
 /// # Safety
-/// As for [`gemm`]; the tile is inside C, which holds the sum of the products before.
+/// As for [`micro::run`], the tile being the place in C; passed on from [`block`].
 #[inline(always)]
-unsafe fn place<S: Simd>(s: S, g: &RawGemm, at: &Place, depth: usize, kc: usize) {
+unsafe fn place<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    g: &RawGemm,
+    at: &Place,
+    tile: micro::Tile,
+    accumulate: bool,
+    last: bool,
+) {
     let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
-    let buffered = depth + kc == g.k && !g.epilogue.is_none();
-    // SAFETY: depth + kc <= k, panel j / NR is one of B's, the buffer holds MR x NR floats
-    // and is read where it was written.
+    // SAFETY: the buffer holds MR x NR floats and is read where it was written.
     unsafe {
-        let c = g.c.add(at.i * g.c_row + at.j);
-        let (to, to_row) =
-            if buffered { (buffer.as_mut_ptr().cast(), S::NR) } else { (c, g.c_row) };
-        let tile = micro::Tile {
-            kc,
-            // Without an inner dimension A has no memory to point into.
-            a: g.a.wrapping_add(at.i * g.a_row + depth * g.a_col),
-            a_row: g.a_row,
-            a_col: g.a_col,
-            b: g.b.add(at.j / S::NR * g.b_panel + depth * S::NR),
-            c: to,
-            c_row: to_row,
-            start: c,
-            start_row: g.c_row,
-        };
-        micro::run(s, &tile, at.rows, at.cols, g.accumulate || depth > 0);
-        if buffered {
-            epilogue::apply(s, &g.epilogue, to, c, g.c_row, at);
+        if last && !g.epilogue.is_none() {
+            let sums = buffer.as_mut_ptr().cast();
+            let c = tile.c;
+            let tile = micro::Tile { c: sums, c_row: S::NR, ..tile };
+            micro::run(s, f, &tile, at.rows, at.cols, accumulate);
+            epilogue::apply(s, &g.epilogue, sums, c, g.c_row, at);
+        } else {
+            micro::run(s, f, &tile, at.rows, at.cols, accumulate);
         }
     }
 }

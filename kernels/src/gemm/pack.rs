@@ -4,10 +4,14 @@
 //! row `p` is `NR` floats at `p * NR`; columns beyond `n` are zero. Layout of
 //! packed A (`m x k`): panel `i` holds rows `i*MR .. (i+1)*MR`, column after
 //! column; rows beyond `m` are left out of the last panel's use.
+//!
+//! What is packed are words of a [`Format`]: `k` elements of the inner dimension make
+//! [`Format::words`] rows of a panel.
 
+use super::format::Format;
 use crate::simd::Simd;
 
-/// Floats that packed B takes, `None` on overflow.
+/// Words that packed B takes, `k` of them along the inner dimension; `None` on overflow.
 pub(crate) const fn packed_b_len(k: usize, n: usize, nr: usize) -> Option<usize> {
     match n.div_ceil(nr).checked_mul(nr) {
         Some(padded) => padded.checked_mul(k),
@@ -15,7 +19,7 @@ pub(crate) const fn packed_b_len(k: usize, n: usize, nr: usize) -> Option<usize>
     }
 }
 
-/// Floats that packed A takes, `None` on overflow.
+/// Words that packed A takes, `None` on overflow.
 pub(crate) const fn packed_a_len(m: usize, k: usize, mr: usize) -> Option<usize> {
     packed_b_len(k, m, mr)
 }
@@ -28,41 +32,92 @@ pub(crate) struct Source {
     pub(crate) col: usize,
 }
 
+/// Elements along the inner dimension, `step` floats apart, that words are made of.
+struct Line {
+    ptr: *const f32,
+    step: usize,
+    k: usize,
+}
+
+impl Line {
+    /// Where the elements of word `w` lie. The last word of an odd number has one alone.
+    #[inline(always)]
+    fn word<S: Simd, F: Format<S>>(&self, w: usize) -> (*const f32, Option<*const f32>) {
+        let at = w * F::DEPTH;
+        let low = self.ptr.wrapping_add(at * self.step);
+        let has_high = F::DEPTH == 2 && at + 1 < self.k;
+        (low, has_high.then(|| low.wrapping_add(self.step)))
+    }
+
+    /// Word `w`.
+    ///
+    /// # Safety
+    /// Its elements are valid for reading.
+    #[inline(always)]
+    unsafe fn one<S: Simd, F: Format<S>>(&self, w: usize) -> f32 {
+        let (low, high) = self.word::<S, F>(w);
+        // SAFETY: passed on from the caller.
+        unsafe { F::join_one(*low, high.map_or(0.0, |high| *high)) }
+    }
+
+    /// Word `w` of this line and of those that lie behind it, a float apart each.
+    ///
+    /// # Safety
+    /// As for [`Line::one`], a vector at each place.
+    #[inline(always)]
+    unsafe fn vector<S: Simd, F: Format<S>>(&self, s: S, f: F, w: usize) -> S::V {
+        let (low, high) = self.word::<S, F>(w);
+        // SAFETY: passed on from the caller.
+        unsafe { f.join(s, s.load(low), high.map_or(s.splat(0.0), |high| s.load(high))) }
+    }
+}
+
 /// Packs the `k x n` matrix `src` into panels of `NR` columns at `dst`.
 ///
 /// # Safety
-/// `src` is valid for `k x n` elements, `dst` for [`packed_b_len`] floats, and they
+/// `src` is valid for `k x n` elements, `dst` for the words of [`packed_b_len`], and they
 /// do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn pack_b<S: Simd>(s: S, src: Source, k: usize, n: usize, dst: *mut f32) {
+pub(crate) unsafe fn pack_b<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    src: Source,
+    k: usize,
+    n: usize,
+    dst: *mut f32,
+) {
     if k == 0 {
         return;
     }
+    let words = F::words(k);
     let mut j = 0;
     while j < n {
         let cols = S::NR.min(n - j);
-        // SAFETY: panel j / NR starts at j * k; its rows and the source's columns
+        // SAFETY: panel j / NR starts at j * words; its rows and the source's columns
         // j .. j + cols are inside what the caller promised.
         unsafe {
-            let panel = dst.add(j * k);
+            let panel = dst.add(j * words);
             let from = src.ptr.add(j * src.col);
+            let column = |q: usize| Line { ptr: from.wrapping_add(q * src.col), step: src.row, k };
             if src.col == 1 && cols == S::NR {
-                for p in 0..k {
-                    s.prefetch(from.wrapping_add((p + AHEAD).wrapping_mul(src.row)));
+                for w in 0..words {
+                    for at in w * F::DEPTH..(w + 1) * F::DEPTH {
+                        s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.row)));
+                    }
                     let mut q = 0;
                     while q < S::NR {
-                        s.store(panel.add(p * S::NR + q), s.load(from.add(p * src.row + q)));
+                        s.store(panel.add(w * S::NR + q), column(q).vector(s, f, w));
                         q += S::LANES;
                     }
                 }
             } else {
                 // Column by column: each source column is read once, and the panel
-                // (at most k * NR floats) is written through the cache.
+                // (at most words * NR floats) is written through the cache.
                 for q in 0..S::NR {
-                    let live = q < cols;
-                    for p in 0..k {
-                        let x = if live { *from.add(p * src.row + q * src.col) } else { 0.0 };
-                        *panel.add(p * S::NR + q) = x;
+                    let column = column(q);
+                    for w in 0..words {
+                        let x = if q < cols { column.one::<S, F>(w) } else { 0.0 };
+                        *panel.add(w * S::NR + q) = x;
                     }
                 }
             }
@@ -71,37 +126,64 @@ pub(crate) unsafe fn pack_b<S: Simd>(s: S, src: Source, k: usize, n: usize, dst:
     }
 }
 
+/// Writes the words of `k` elements that lie `step` floats apart.
+///
+/// # Safety
+/// `src` is valid for so many elements, `dst` for their words, and they do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn strided<S: Simd, F: Format<S>>(
+    src: *const f32,
+    step: usize,
+    k: usize,
+    dst: *mut f32,
+) {
+    let line = Line { ptr: src, step, k };
+    for w in 0..F::words(k) {
+        // SAFETY: passed on from the caller.
+        unsafe { *dst.add(w) = line.one::<S, F>(w) };
+    }
+}
+
 /// Packs the `m x k` matrix `src` into panels of `MR` rows at `dst`.
 ///
 /// # Safety
-/// `src` is valid for `m x k` elements, `dst` for [`packed_a_len`] floats, and they
+/// `src` is valid for `m x k` elements, `dst` for the words of [`packed_a_len`], and they
 /// do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn pack_a<S: Simd>(s: S, src: Source, m: usize, k: usize, dst: *mut f32) {
+pub(crate) unsafe fn pack_a<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    src: Source,
+    m: usize,
+    k: usize,
+    dst: *mut f32,
+) {
     if k == 0 {
         return;
     }
+    let words = F::words(k);
     let mut i = 0;
     while i < m {
         let rows = S::MR.min(m - i);
-        // SAFETY: panel i / MR starts at i * k; rows i .. i + rows of the source are inside.
+        // SAFETY: panel i / MR starts at i * words; rows i .. i + rows of the source are inside.
         unsafe {
-            let panel = dst.add(i * k);
+            let panel = dst.add(i * words);
             let from = src.ptr.add(i * src.row);
+            let row = |q: usize| Line { ptr: from.wrapping_add(q * src.row), step: src.col, k };
             // One vector covers a panel's column when the source's rows are adjacent.
             // It may read and write beyond MR: the read must stay inside the source's
             // row of the matrix, the excess written is overwritten by the next column.
             let whole = src.row == 1 && S::LANES > S::MR && m - i >= S::LANES;
-            if whole {
-                for p in 0..k.saturating_sub(1) {
-                    s.prefetch(from.wrapping_add((p + AHEAD).wrapping_mul(src.col)));
-                    s.store(panel.add(p * S::MR), s.load(from.add(p * src.col)));
+            let vectors = if whole { words - 1 } else { 0 };
+            for w in 0..vectors {
+                for at in w * F::DEPTH..(w + 1) * F::DEPTH {
+                    s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.col)));
                 }
+                s.store(panel.add(w * S::MR), row(0).vector(s, f, w));
             }
-            let first = if whole { k.saturating_sub(1) } else { 0 };
-            for p in first..k {
+            for w in vectors..words {
                 for q in 0..rows {
-                    *panel.add(p * S::MR + q) = *from.add(p * src.col + q * src.row);
+                    *panel.add(w * S::MR + q) = row(q).one::<S, F>(w);
                 }
             }
         }

@@ -6,7 +6,7 @@
 pub(crate) mod reference;
 pub(crate) mod tolerance;
 
-use cllm_kernels::{Isa, Kernels, MatMut, MatRef};
+use cllm_kernels::{Dtype, Isa, Kernels, MatMut, MatRef};
 use core::fmt::Display;
 use core::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
@@ -18,6 +18,37 @@ pub(crate) fn each_isa(test: impl Fn(&'static Kernels)) {
     for kernels in tables {
         test(kernels);
     }
+}
+
+/// As [`each_isa`], for products: operands of each type, converted or not.
+pub(crate) fn each_dtype(test: impl Fn(&'static Kernels)) {
+    each_isa(|kernels| {
+        test(kernels);
+        test(kernels.converting());
+        let native = kernels.with_dtype(Dtype::Bf16);
+        assert_eq!(native.is_native(), kernels.isa().has_bf16());
+        if native.is_native() {
+            test(native);
+        }
+    });
+}
+
+/// Scratch for a product of `m` rows of `k` elements.
+pub(crate) fn room(kernels: &Kernels, m: usize, k: usize) -> Vec<f32> {
+    vec![f32::from_bits(CANARY); kernels.gemm_scratch_len(m, k)]
+}
+
+/// What a product takes `x` for: the bf16 nearest to it, ties to even, by looking at both.
+pub(crate) fn operand(dtype: Dtype, x: f32) -> f64 {
+    if dtype == Dtype::F32 {
+        return f64::from(x);
+    }
+    let below = f32::from_bits(x.to_bits() & 0xffff_0000);
+    let above = f32::from_bits((x.to_bits() & 0xffff_0000) + 0x1_0000);
+    let away = |y: f32| (f64::from(x) - f64::from(y)).abs();
+    let is_even = |y: f32| y.to_bits() >> 16 & 1 == 0;
+    let takes_below = away(below) < away(above) || away(below) == away(above) && is_even(below);
+    f64::from(if takes_below { below } else { above })
 }
 
 /// Lengths around the edges of vectors (8), register blocks (4, 6, 16) and depth blocks (256).

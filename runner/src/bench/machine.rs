@@ -38,6 +38,7 @@ pub fn gemm_rate(
     let mut packed = vec![0.0; kernels.packed_len(inner, cols).unwrap_or(0)];
     kernels.pack(MatRef::new(&b, inner, cols, cols), &mut packed);
     let mut c = vec![0.0; rows * cols];
+    let mut scratch = vec![0.0; kernels.gemm_scratch_len(rows, inner)];
     let seconds = fastest(time, || {
         kernels.gemm(
             MatRef::new(black_box(&a), rows, inner, inner),
@@ -45,6 +46,7 @@ pub fn gemm_rate(
             MatMut::new(&mut c, rows, cols, cols),
             false,
             Epilogue::None,
+            &mut scratch,
         );
         black_box(&mut c);
     });

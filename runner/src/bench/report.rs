@@ -3,7 +3,7 @@
 use super::cases::{Case, Work, visit};
 use super::machine::{copy_rate, fma_peak};
 use super::timing::fastest;
-use cllm_core::{Isa, Kernels};
+use cllm_core::{Dtype, Isa, Kernels};
 use core::fmt::Write as _;
 use core::time::Duration;
 use serde::Serialize;
@@ -17,6 +17,9 @@ pub struct Limits {
     /// Its multiply-adds in registers, in GFLOP/s: shares of weaker ones are shares of this
     /// too, and so say what is lost by using them.
     pub peak_gflops: f64,
+    /// What the operands of products are rounded to, in the kernels and in the peak.
+    #[serde(serialize_with = "dtype_name")]
+    pub dtype: Dtype,
     /// Copying within a core's own cache, GB/s read and written.
     pub cache_copy_gb_per_s: f64,
     /// Copying in memory, GB/s read and written.
@@ -61,22 +64,30 @@ fn name<S: serde::Serializer>(isa: &Isa, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(isa.name())
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn dtype_name<S: serde::Serializer>(dtype: &Dtype, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(dtype.name())
+}
+
 impl Report {
-    /// Measures the kernels of `isas` whose name contains `only`, each for about `time`.
+    /// Measures the kernels of `isas` whose name contains `only`, each for about `time`, with
+    /// operands of products rounded to `dtype`.
     ///
     /// Instruction sets that the CPU lacks are passed over.
     #[must_use]
-    pub fn measure(isas: &[Isa], only: &str, time: Duration) -> Self {
-        let best = Kernels::detect();
+    pub fn measure(isas: &[Isa], dtype: Dtype, only: &str, time: Duration) -> Self {
+        let best = Kernels::detect().with_dtype(dtype);
         let mut peak = fma_peak(best, time);
         let mut machine = Limits {
             isa: best.isa(),
+            dtype,
             peak_gflops: 0.0,
             cache_copy_gb_per_s: copy_rate(64 * 1024, time) / 1e9,
             memory_copy_gb_per_s: copy_rate(32 << 20, time) / 1e9,
         };
         let mut measured = Vec::new();
         for kernels in isas.iter().filter_map(|isa| Kernels::for_isa(*isa)) {
+            let kernels = kernels.with_dtype(dtype);
             visit(kernels, 1.0, &mut |case: Case| {
                 if !case.name.contains(only) {
                     return;
@@ -98,9 +109,10 @@ impl Report {
     /// A table for people.
     #[must_use]
     pub fn text(&self) -> String {
-        let Limits { isa, peak_gflops, cache_copy_gb_per_s, memory_copy_gb_per_s } = self.machine;
+        let Limits { isa, dtype, peak_gflops, cache_copy_gb_per_s, memory_copy_gb_per_s } =
+            self.machine;
         let mut text = format!(
-            "one thread: {peak_gflops:.1} GFLOP/s multiply-add peak ({isa}), copying \
+            "one thread: {peak_gflops:.1} GFLOP/s multiply-add peak ({isa}, {dtype}), copying \
              {cache_copy_gb_per_s:.1} GB/s in cache, {memory_copy_gb_per_s:.1} GB/s in memory\n"
         );
         let mut last = None;
@@ -165,6 +177,7 @@ mod tests {
 
     const MACHINE: Limits = Limits {
         isa: Isa::Avx2,
+        dtype: Dtype::F32,
         peak_gflops: 100.0,
         cache_copy_gb_per_s: 80.0,
         memory_copy_gb_per_s: 20.0,
@@ -184,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_for_each_kernel_asked_for() {
-        let report = Report::measure(&[Isa::Scalar], "gelu", Duration::from_millis(1));
+        let report = Report::measure(&[Isa::Scalar], Dtype::F32, "gelu", Duration::from_millis(1));
         assert!(report.kernels.iter().all(|k| k.kernel.contains("gelu") && k.seconds > 0.0));
         assert_eq!(report.kernels.len(), 2);
         let text = report.text();

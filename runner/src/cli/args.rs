@@ -5,7 +5,7 @@ use super::presets::Preset;
 use super::value::{Setting, parse};
 use crate::settings::{LogFormat, Threads, TokenizerChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use cllm_core::Isa;
+use cllm_core::{Dtype, Isa};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -205,6 +205,9 @@ pub struct MachineArgs {
     /// Instruction set: scalar, avx, avx2 or avx512 [default: CLLM_ISA, or the CPU's best].
     #[arg(long, value_name = "NAME", value_parser = parse::<Isa>)]
     pub isa: Option<Isa>,
+    /// f32, or bf16: operands of the model's products are rounded to it.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<Dtype>)]
+    pub dtype: Dtype,
     /// text for people, json for JSON objects.
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = parse::<LogFormat>)]
     pub log_format: LogFormat,
@@ -311,6 +314,9 @@ pub struct KernelBenchArgs {
     /// [default: CLLM_ISA, or the CPU's best].
     #[arg(long, value_name = "NAME", value_parser = parse::<IsaChoice>)]
     pub isa: Vec<IsaChoice>,
+    /// f32, or bf16: what the operands of products are rounded to.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<Dtype>)]
+    pub dtype: Dtype,
     /// Only kernels whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub only: String,

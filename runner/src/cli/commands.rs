@@ -38,6 +38,7 @@ pub(super) fn generate(args: GenerateArgs) -> Result<()> {
     }
     generate::generate(&GenerateSettings {
         isa: chosen_isa(args.machine.isa)?,
+        dtype: args.machine.dtype,
         log_format: args.machine.log_format,
         checkpoint: args.checkpoint,
         prompt: args.prompt,
@@ -59,6 +60,7 @@ pub(super) fn evaluate(args: EvalArgs) -> Result<()> {
     }
     eval::evaluate(&EvalSettings {
         isa: chosen_isa(args.machine.isa)?,
+        dtype: args.machine.dtype,
         log_format: args.machine.log_format,
         checkpoint: args.checkpoint,
         data: args.data,
@@ -220,7 +222,7 @@ fn bench_kernels(args: &KernelBenchArgs) -> Result<()> {
     }
     isas.sort_unstable();
     isas.dedup();
-    let report = bench::report::Report::measure(&isas, &args.only, time);
+    let report = bench::report::Report::measure(&isas, args.dtype, &args.only, time);
     if report.kernels.is_empty() {
         return Err(Error::usage(format!("--only {}: no kernel has this in its name", args.only)));
     }

@@ -7,7 +7,7 @@ use super::presets::Preset;
 use super::value::{Setting, parse};
 use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
 use clap::Args;
-use cllm_core::Isa;
+use cllm_core::{Dtype, Isa};
 use std::path::PathBuf;
 use toml::de::DeValue;
 
@@ -278,6 +278,11 @@ train_flags! {
         /// Instruction set: scalar, avx, avx2 or avx512 [default: CLLM_ISA, or the CPU's best].
         #[arg(value_name = "NAME")]
         isa: Isa,
+        /// f32, or bf16: operands of the model's products are rounded to bf16; sums, weights,
+        /// moments, norms, attention and the loss stay f32. Faster where the CPU has bf16
+        /// products (AVX-512 BF16).
+        #[arg(value_name = "TYPE")]
+        dtype: Dtype,
     }
 }
 

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 pub(super) fn plan(args: PlanArgs) -> Result<()> {
     let resolved = args.train.resolve()?;
     let settings = &resolved.settings;
-    let kernels = model::kernels(settings.isa)?;
+    let kernels = model::kernels(settings.isa, settings.dtype)?;
     let config = model::config(settings, vocab_size(settings)?)?;
     let plan = model::train_plan(settings, &config, kernels)?;
     let report = Report {
@@ -92,7 +92,7 @@ const STEP_SHARE: f64 = 0.7;
 impl Estimate {
     fn measure(plan: &Plan, settings: &TrainSettings, kernels: &Kernels) -> Self {
         let time = Duration::from_millis(200);
-        let peak = machine::fma_peak(Kernels::detect(), time);
+        let peak = machine::fma_peak(Kernels::detect().with_dtype(settings.dtype), time);
         let config = plan.config();
         // A row block against the first matrix of the feed-forward layer, but no more of
         // it than measures quickly.
@@ -164,6 +164,7 @@ impl Report<'_> {
             "prefetch": self.settings.prefetch,
             "max_steps": steps,
             "isa": self.kernels.isa().name(),
+            "dtype": self.kernels.dtype().name(),
             "parameters": self.plan.table().parameters(),
             "tensors": self.plan.table().count(),
             "pools": pools,
@@ -218,7 +219,7 @@ impl Report<'_> {
             ),
         );
         line("", format!("{:.3} GFLOP", step_flops(self.plan, settings) / 1e9));
-        line("memory", format!("(bytes, {} kernels)", self.kernels.isa()));
+        line("memory", format!("(bytes, kernels: {})", self.kernels.set()));
         for pool in Pool::ALL {
             line(&format!("  {}", pool.name()), pair(self.bytes(pool)));
         }

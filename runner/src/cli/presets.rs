@@ -5,6 +5,7 @@ use crate::settings::{
     LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, default_prefetch,
     default_trace_steps,
 };
+use cllm_core::Dtype;
 
 /// A named set of settings that everything else overrides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +102,7 @@ fn tiny() -> TrainSettings {
         trace_steps: default_trace_steps(),
         tiles_for: None,
         isa: None,
+        dtype: Dtype::F32,
         sample_tokens: 300,
         sample_prompt: "\n".to_owned(),
     }

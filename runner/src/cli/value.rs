@@ -3,7 +3,7 @@
 //! Both ways accept the same values and refuse the rest with the same words.
 
 use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice};
-use cllm_core::Isa;
+use cllm_core::{Dtype, Isa};
 use core::str::FromStr;
 use std::path::PathBuf;
 use toml::de::DeValue;
@@ -144,6 +144,14 @@ impl Setting for LogFormat {
             "json" => Some(Self::Json),
             _ => None,
         }
+    }
+}
+
+impl Setting for Dtype {
+    const ACCEPTS: &'static str = "f32 or bf16";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.to_ascii_lowercase().parse().ok()
     }
 }
 

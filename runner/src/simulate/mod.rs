@@ -93,7 +93,7 @@ fn check_steps(trace: &Trace, settings: &SimulateSettings) -> Option<Check> {
 }
 
 fn kernels(about: &About) -> Result<&'static Kernels> {
-    about.isa().and_then(Kernels::for_isa).ok_or_else(|| {
+    about.kernels().ok_or_else(|| {
         Error::failure(format!(
             "recorded with {} kernels, which this CPU does not have: simulate it on one that has",
             about.isa

@@ -1,7 +1,7 @@
 //! What a trace says of itself: enough to plan its steps again, and what they cost.
 
 use crate::train::event::Model;
-use cllm_core::{BatchShape, Isa};
+use cllm_core::{BatchShape, Dtype, Kernels};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that this program writes and reads.
@@ -22,6 +22,9 @@ pub struct About {
     pub gradient_accumulation_steps: usize,
     /// Instruction set of the kernels.
     pub isa: String,
+    /// What the operands of products were rounded to.
+    #[serde(default = "f32_name")]
+    pub dtype: String,
     /// Workers that recorded.
     pub workers: usize,
     /// Workers that the step was cut into tiles for.
@@ -75,9 +78,15 @@ impl About {
         sequences as f64 * tokens as f64 * self.gradient_accumulation_steps as f64
     }
 
-    /// The instruction set, if this program knows it.
+    /// The kernels, if this program knows them and the CPU has them.
     #[must_use]
-    pub fn isa(&self) -> Option<Isa> {
-        self.isa.parse().ok()
+    pub fn kernels(&self) -> Option<&'static Kernels> {
+        let dtype = self.dtype.parse().ok()?;
+        Some(Kernels::for_isa(self.isa.parse().ok()?)?.with_dtype(dtype))
     }
+}
+
+/// For traces from before there was a choice.
+fn f32_name() -> String {
+    Dtype::F32.name().to_owned()
 }

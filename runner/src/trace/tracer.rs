@@ -124,6 +124,7 @@ impl<'a> Tracer<'a> {
             batch_size: batch.sequences,
             gradient_accumulation_steps: wanted.micro_batches,
             isa: kernels.isa().name().to_owned(),
+            dtype: kernels.dtype().name().to_owned(),
             workers: plan.workers(),
             tiles_for: wanted.tiles_for,
             cpus,

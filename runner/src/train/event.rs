@@ -43,6 +43,8 @@ pub struct Start {
     pub planned_bytes: PlannedBytes,
     /// Instruction set in use.
     pub isa: &'static str,
+    /// The kernels in use: the instruction set, and how products are made of bf16 if they are.
+    pub kernels: String,
     /// Workers in use.
     pub threads: usize,
     /// Multiply-adds in registers on this machine now, in GFLOP/s of all threads.

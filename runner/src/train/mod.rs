@@ -133,12 +133,13 @@ fn run(
     let span = (step, settings.max_steps);
     let reporter = Reporter::new(metrics, out, is_terminal, settings.log_format, span);
 
+    // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
+    let best = Kernels::detect().with_dtype(settings.dtype);
     let batch_tokens = plan.tokens() * settings.gradient_accumulation_steps;
     let rates = Rates {
         flops_per_step: config.step_flops(settings.batch_size, settings.block_size)
             * settings.gradient_accumulation_steps as f64,
-        // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
-        peak_flops: fma_peak(Kernels::detect(), Duration::from_millis(100))
+        peak_flops: fma_peak(best, Duration::from_millis(100))
             * workers.min(cpus::available()) as f64,
         steps: 0,
         seconds: 0.0,
@@ -152,6 +153,7 @@ fn run(
         parameters: plan.table().parameters(),
         planned_bytes: PlannedBytes::new(&plan, model::batches(settings)),
         isa: kernels.isa().name(),
+        kernels: kernels.set().to_string(),
         threads: workers,
         peak_gflops: rates.peak_flops / 1e9,
         flops_per_step: rates.flops_per_step,
@@ -251,7 +253,7 @@ fn check(settings: &TrainSettings) -> Result<&'static Kernels> {
         ));
     }
     model::workers(settings.threads)?;
-    model::kernels(settings.isa)
+    model::kernels(settings.isa, settings.dtype)
 }
 
 /// Locks the run folder, and checks that the session may work in it.
@@ -303,7 +305,7 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
         train_tokens: inputs.train.tokens(),
         val_tokens: inputs.val_tokens(),
         tokenizer_sha256: inputs.tokenizer_sha256.clone(),
-        isa: kernels.isa().name().to_owned(),
+        isa: kernels.set().to_string(),
     }
 }
 
@@ -319,11 +321,10 @@ fn restore(
     let meta = file.meta(&checkpoint)?;
     check_header(&checkpoint, file, trainer.seed(), config)?;
     inputs.check(&meta, file.path())?;
-    let isa = kernels.isa().name();
+    let isa = kernels.set().to_string();
     if meta.isa != isa {
         eprintln!(
-            "cllm: going on with the instruction set {isa}, not {}: the results will differ in \
-             rounding",
+            "cllm: going on with other kernels, {isa}, not {}: the results will differ in rounding",
             meta.isa
         );
     }
@@ -333,7 +334,7 @@ fn restore(
             checkpoint.read_moments(first, second)
         })
         .map_err(|e| file.error(e))?;
-    Ok(Meta { isa: isa.to_owned(), ..meta })
+    Ok(Meta { isa, ..meta })
 }
 
 /// Checks that a checkpoint is of this run's model.

@@ -194,7 +194,7 @@ fn start_lines(start: &Start, max_steps: u64) -> String {
         thousands(start.model.vocab_size as u64),
         thousands(start.parameters as u64),
         human_bytes(start.planned_bytes.total as u64),
-        start.isa,
+        start.kernels,
         start.threads,
         start.peak_gflops,
         thousands(start.train_tokens),

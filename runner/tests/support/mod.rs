@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use cllm::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
+use cllm_core::Dtype;
 use serde_json::Value;
 
 /// A text with something to learn in it.
@@ -71,6 +72,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         trace_steps: 10,
         tiles_for: None,
         isa: None,
+        dtype: Dtype::F32,
         sample_tokens: 0,
         sample_prompt: String::new(),
     }

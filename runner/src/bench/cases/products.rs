@@ -60,6 +60,7 @@ fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> 
     let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap_or(0)];
     kernels.pack(mat(&b, k, n), &mut packed);
     let (bias, mut other) = (floats(n, range), floats(m * n, range));
+    let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, k)];
     Case::flops(format!("gemm/{name} {m}x{n}x{k}"), 2 * m * n * k, move || {
         let epilogue = match fused {
             Fused::None => Epilogue::None,
@@ -71,7 +72,8 @@ fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> 
             Fused::GeluGrad => Epilogue::GeluGrad { pre: mat(&other, m, n) },
         };
         let packed = Packed::new(&packed, k, n);
-        kernels.gemm(mat(&a, m, k), packed, out(&mut c, m, n), false, epilogue);
+        let (a, c) = (mat(&a, m, k), out(&mut c, m, n));
+        kernels.gemm(a, packed, c, false, epilogue, &mut scratch);
     })
 }
 
@@ -97,7 +99,7 @@ fn weight_gradient(
     let (m, n) = (inputs.min(256), outputs.min(256));
     let (x, dy) = (floats(tokens * inputs, range), floats(tokens * outputs, range));
     let mut c = vec![0.0; m * n];
-    let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, n, tokens).unwrap_or(0)];
+    let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, tokens).unwrap_or(0)];
     Case::flops(format!("weight gradient/{name} {m}x{n}x{tokens}"), 2 * m * n * tokens, move || {
         let (x, dy) = (mat(&x, tokens, m), mat(&dy, tokens, n));
         kernels.gemm_unpacked(x.t(), dy, out(&mut c, m, n), false, &mut scratch);

@@ -1,0 +1,238 @@
+//! How the elements of operands are held while they are multiplied: in *words* of the
+//! size of an `f32`.
+//!
+//! | format | a word holds | products of a word |
+//! |---|---|---|
+//! | [`Single`] | an `f32` | multiply-add |
+//! | [`Rounded`] | an `f32` rounded to the precision of bf16 | multiply-add: exact products of bf16 |
+//! | [`Paired`] | two bf16, neighbours along the inner dimension | two at once (`vdpbf16ps`) |
+//!
+//! Sums are `f32` in every format. The micro-kernel and packing are the same code for all of
+//! them: an inner dimension of `k` elements is one of [`Format::words`] words.
+//!
+//! bf16 is the upper half of an `f32`; rounding is to nearest, ties to even, and keeps NaN and
+//! infinity. `vdpbf16ps` takes denormal operands for zero and gives no denormal sums.
+
+use crate::simd::Simd;
+
+/// A way to hold operands, on one instruction set. A value is a token, as of [`Simd`].
+pub(crate) trait Format<S: Simd>: Copy {
+    /// Elements of the inner dimension in a word.
+    const DEPTH: usize;
+
+    /// Words that `k` elements take.
+    #[inline(always)]
+    fn words(k: usize) -> usize {
+        k.div_ceil(Self::DEPTH)
+    }
+
+    /// `sum` plus the products of the words of `a` and `b`, lane by lane.
+    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
+
+    /// The words of elements `low` and, where a word has two, `high`, which come one
+    /// after the other along the inner dimension.
+    fn join(self, s: S, low: S::V, high: S::V) -> S::V;
+
+    /// [`Format::join`] of a single word.
+    fn join_one(low: f32, high: f32) -> f32;
+
+    /// Writes the words of `k` contiguous elements.
+    ///
+    /// # Safety
+    /// `src` is valid for `k` floats, `dst` for [`Format::words`] of them, and they do not
+    /// overlap.
+    #[inline(always)]
+    unsafe fn row(self, s: S, src: *const f32, k: usize, dst: *mut f32) {
+        let whole = k / (S::LANES * Self::DEPTH) * S::LANES;
+        let mut w = 0;
+        // SAFETY: words before `whole` are made of whole vectors of the source.
+        unsafe {
+            while w < whole {
+                s.store(dst.add(w), self.contiguous(s, src.add(w * Self::DEPTH)));
+                w += S::LANES;
+            }
+            while w < Self::words(k) {
+                let at = w * Self::DEPTH;
+                let high = if at + 1 < k { *src.add(at + 1) } else { 0.0 };
+                *dst.add(w) = Self::join_one(*src.add(at), high);
+                w += 1;
+            }
+        }
+    }
+
+    /// The words of `LANES * DEPTH` contiguous elements.
+    ///
+    /// # Safety
+    /// `src` is valid for so many floats.
+    unsafe fn contiguous(self, s: S, src: *const f32) -> S::V;
+}
+
+/// Plain floats.
+#[derive(Clone, Copy)]
+pub(crate) struct Single;
+
+impl<S: Simd> Format<S> for Single {
+    const DEPTH: usize = 1;
+
+    #[inline(always)]
+    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.mul_add(a, b, sum)
+    }
+    #[inline(always)]
+    fn join(self, _: S, low: S::V, _: S::V) -> S::V {
+        low
+    }
+    #[inline(always)]
+    fn join_one(low: f32, _: f32) -> f32 {
+        low
+    }
+    #[inline(always)]
+    unsafe fn contiguous(self, s: S, src: *const f32) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { s.load(src) }
+    }
+}
+
+/// Floats of the precision of bf16, for CPUs without bf16 products.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounded;
+
+impl<S: Simd> Format<S> for Rounded {
+    const DEPTH: usize = 1;
+
+    #[inline(always)]
+    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.mul_add(a, b, sum)
+    }
+    #[inline(always)]
+    fn join(self, s: S, low: S::V, _: S::V) -> S::V {
+        let mut lanes = [0.0; MOST_LANES];
+        // SAFETY: the array has room for a vector of any instruction set.
+        unsafe {
+            s.store(lanes.as_mut_ptr(), low);
+            for lane in &mut lanes[..S::LANES] {
+                *lane = round(*lane);
+            }
+            s.load(lanes.as_ptr())
+        }
+    }
+    #[inline(always)]
+    fn join_one(low: f32, _: f32) -> f32 {
+        round(low)
+    }
+    #[inline(always)]
+    unsafe fn contiguous(self, s: S, src: *const f32) -> S::V {
+        // SAFETY: passed on from the caller.
+        let x = unsafe { s.load(src) };
+        self.join(s, x, x)
+    }
+}
+
+/// Lanes of the widest vectors.
+const MOST_LANES: usize = 16;
+
+/// The bits of `x` rounded to bf16, those of the lower half not yet cleared.
+#[inline(always)]
+fn rounded_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    // Half of the last place kept, and a bit less if that is even.
+    let up = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Rounding could carry a NaN's fraction away: it is made quiet instead.
+    if x.is_nan() { bits | 0x0040_0000 } else { up }
+}
+
+/// The bf16 nearest to `x`, as an `f32`.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> f32 {
+    f32::from_bits(rounded_bits(x) & 0xffff_0000)
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use paired::Paired;
+
+#[cfg(target_arch = "x86_64")]
+mod paired {
+    use super::{Format, rounded_bits};
+    use crate::simd::avx512::Avx512;
+    use core::arch::x86_64::*;
+    use core::mem::transmute;
+
+    /// Pairs of bf16: proof that the CPU runs AVX-512 BF16.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Paired(());
+
+    impl Paired {
+        /// # Safety
+        /// The CPU has AVX-512 BF16 beside what [`Avx512`] stands for.
+        #[inline(always)]
+        pub(crate) unsafe fn assume() -> Self {
+            Self(())
+        }
+    }
+
+    impl Format<Avx512> for Paired {
+        const DEPTH: usize = 2;
+
+        #[inline(always)]
+        fn dot(self, _: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {
+            // SAFETY: register arithmetic, the token stands for the instruction; the vectors
+            // are the same 512 bits, of which every pattern is valid.
+            unsafe {
+                let [a, b] = transmute::<[__m512; 2], [__m512bh; 2]>([a, b]);
+                _mm512_dpbf16_ps(sum, a, b)
+            }
+        }
+        #[inline(always)]
+        fn join(self, _: Avx512, low: __m512, high: __m512) -> __m512 {
+            // SAFETY: as above; two vectors of 16 halves each are 256 bits.
+            unsafe {
+                let halves = [_mm512_cvtneps_pbh(low), _mm512_cvtneps_pbh(high)];
+                let [low, high] = transmute::<[__m256bh; 2], [__m256i; 2]>(halves);
+                let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+                _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high))
+            }
+        }
+        #[inline(always)]
+        fn join_one(low: f32, high: f32) -> f32 {
+            f32::from_bits(rounded_bits(low) >> 16 | rounded_bits(high) & 0xffff_0000)
+        }
+        #[inline(always)]
+        unsafe fn contiguous(self, _: Avx512, src: *const f32) -> __m512 {
+            // SAFETY: the caller's promise of 32 floats; as above.
+            unsafe {
+                let (first, second) = (_mm512_loadu_ps(src), _mm512_loadu_ps(src.add(16)));
+                transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::round;
+
+    #[test]
+    fn rounding_is_to_nearest_and_ties_to_even() {
+        let bits = |high: u32, low: u32| f32::from_bits(high << 16 | low);
+        for sign in [0, 0x8000] {
+            for (x, nearest) in [
+                (bits(0x3f80 | sign, 0x7fff), 0x3f80),
+                (bits(0x3f80 | sign, 0x8000), 0x3f80),
+                (bits(0x3f81 | sign, 0x8000), 0x3f82),
+                (bits(0x3f80 | sign, 0x8001), 0x3f81),
+                (bits(0x3fff | sign, 0xffff), 0x4000),
+                (bits(0x7f7f | sign, 0xffff), 0x7f80),
+                (bits(0x7f80 | sign, 0), 0x7f80),
+                (bits(sign, 0), 0),
+                (bits(sign, 0x8001), 1),
+            ] {
+                assert_eq!(round(x).to_bits(), (nearest | sign) << 16, "{x:e}");
+            }
+            // A NaN whose fraction is all in the lower half, and one that would overflow.
+            for low in [1, 0xffff] {
+                assert!(round(bits(0x7f80 | sign, low)).is_nan());
+                assert!(round(bits(0x7fff | sign, low)).is_nan());
+            }
+        }
+    }
+}
