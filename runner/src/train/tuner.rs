@@ -5,7 +5,9 @@
 //! these are steps of the run, some of them slower. From all CPUs downwards each number
 //! gets a few steps; the search ends at the first number that is clearly slower than the
 //! best before it, for what fewer workers lose only grows. A smaller number must be
-//! faster beyond doubt to win: with more workers a neighbour's noise costs less.
+//! faster beyond doubt to win: with more workers a neighbour's noise costs less. Before it
+//! does, it and the best larger one get another turn each, and the better of both turns
+//! counts: a neighbour may have had the larger one's.
 
 use serde::Serialize;
 
@@ -26,7 +28,7 @@ const CLEARLY_SLOWER: f64 = 1.1;
 pub struct Tried {
     /// Workers.
     pub threads: usize,
-    /// Median seconds of a step.
+    /// Median seconds of a step, of the better of its turns.
     pub seconds: f64,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct Tuner {
     settled: u32,
     times: Vec<f64>,
     tried: Vec<Tried>,
+    /// All are tried, and some once more.
+    repeats: bool,
     chosen: Option<usize>,
 }
 
@@ -58,7 +62,8 @@ impl Tuner {
         let trying = left.pop().unwrap_or(1);
         let chosen = left.is_empty().then_some(trying);
         let times = Vec::with_capacity(MOST_STEPS);
-        Self { left, trying, settled: 0, times, tried: Vec::new(), chosen }
+        let (settled, tried, repeats) = (0, Vec::new(), false);
+        Self { left, trying, settled, times, tried, repeats, chosen }
     }
 
     /// A search that is over: `threads` were asked for.
@@ -93,9 +98,19 @@ impl Tuner {
         self.times.sort_by(f64::total_cmp);
         let now = Tried { threads: self.trying, seconds: self.times[self.times.len() / 2] };
         let best = self.best();
-        self.tried.push(now);
-        let goes_on = best.is_none_or(|best| now.seconds < best.seconds * CLEARLY_SLOWER);
-        match self.left.pop().filter(|_| goes_on) {
+        match self.tried.iter_mut().find(|tried| tried.threads == now.threads) {
+            Some(before) => before.seconds = before.seconds.min(now.seconds),
+            None => self.tried.push(now),
+        }
+        let is_hopeless = best.is_some_and(|best| now.seconds >= best.seconds * CLEARLY_SLOWER);
+        if is_hopeless && !self.repeats {
+            self.left.clear();
+        }
+        if self.left.is_empty() && !self.repeats {
+            self.repeats = true;
+            self.left = self.doubted();
+        }
+        match self.left.pop() {
             Some(next) => {
                 (self.trying, self.settled) = (next, 0);
                 self.times.clear();
@@ -106,6 +121,14 @@ impl Tuner {
                 self.chosen
             }
         }
+    }
+
+    /// What is to be tried again: the winner and the best larger number, if there is one.
+    fn doubted(&self) -> Vec<usize> {
+        let Some(winner) = self.best() else { return Vec::new() };
+        let larger = self.tried.iter().filter(|tried| tried.threads > winner.threads);
+        let second = larger.min_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        second.map_or_else(Vec::new, |second| vec![winner.threads, second.threads])
     }
 
     fn best(&self) -> Option<Tried> {
@@ -160,6 +183,20 @@ mod tests {
     fn within_noise_the_larger_number_stays() {
         assert_eq!(search(2, |n| if n == 1 { 0.0996 } else { 0.1 }).0.threads(), 2);
         assert_eq!(search(2, |n| if n == 1 { 0.098 } else { 0.1 }).0.threads(), 1);
+    }
+
+    #[test]
+    fn a_larger_number_whose_turn_was_disturbed_gets_another() {
+        for disturbed in [5, 9] {
+            let mut tuner = Tuner::new(2);
+            for step in 0..100 {
+                let noise = if step < disturbed { 4.0 } else { 1.0 };
+                tuner.step(noise * 0.2 / tuner.threads() as f64);
+            }
+            assert_eq!(tuner.threads(), 2, "{:?}", tuner.tried());
+            let tried: Vec<_> = tuner.tried().iter().map(|tried| tried.threads).collect();
+            assert_eq!(tried, [2, 1]);
+        }
     }
 
     #[test]
