@@ -120,6 +120,22 @@ impl RawEpilogue {
     }
 }
 
+/// Fetches what [`apply`] will read and write, while the tile's sums are made: saved
+/// activations come from memory, in lines too far apart for the CPU to see them coming.
+#[inline(always)]
+pub(super) fn ahead<S: Simd>(s: S, e: &RawEpilogue, c: *mut f32, c_row: usize, at: &Place) {
+    for r in 0..at.rows {
+        let mut q = 0;
+        while q < at.cols {
+            s.prefetch_near(c.wrapping_add(r * c_row + q));
+            if matches!(e.kind, Kind::Gelu | Kind::Residual | Kind::GeluGrad) {
+                s.prefetch_near(e.other.wrapping_add((at.i + r) * e.other_row + at.j + q));
+            }
+            q += super::LINE;
+        }
+    }
+}
+
 /// Sends the sums of a tile through the epilogue to C's tile at `c`.
 ///
 /// # Safety

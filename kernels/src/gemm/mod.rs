@@ -248,6 +248,9 @@ unsafe fn place<S: Simd, F: Format<S>>(
     last: bool,
 ) {
     let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
+    if last {
+        epilogue::ahead(s, &g.epilogue, tile.c, g.c_row, at);
+    }
     // SAFETY: the buffer holds MR x NR floats and is read where it was written.
     unsafe {
         if last && !g.epilogue.is_none() {

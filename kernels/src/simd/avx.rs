@@ -72,6 +72,11 @@ macro_rules! shared_avx_operations {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         }
         #[inline(always)]
+        fn prefetch_near(self, p: *const f32) {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         fn sum(self, a: __m256) -> f32 {
             // SAFETY: register arithmetic; the token stands for AVX.
             unsafe {

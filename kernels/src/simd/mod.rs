@@ -46,6 +46,8 @@ pub(crate) trait Simd: Copy {
 
     /// Asks for the cache line at `p` ahead of its use. Any address will do.
     fn prefetch(self, p: *const f32);
+    /// The same for a use that is a few hundred cycles away.
+    fn prefetch_near(self, p: *const f32);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;

@@ -41,6 +41,8 @@ impl Simd for Scalar {
     #[inline(always)]
     fn prefetch(self, _: *const f32) {}
     #[inline(always)]
+    fn prefetch_near(self, _: *const f32) {}
+    #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
         a + b
     }
