@@ -13,7 +13,7 @@
 //! bf16 is the upper half of an `f32`; rounding is to nearest, ties to even, and keeps NaN and
 //! infinity. `vdpbf16ps` takes denormal operands for zero and gives no denormal sums.
 
-use crate::simd::Simd;
+use crate::simd::{MOST_LANES, Simd};
 
 /// A way to hold operands, on one instruction set. A value is a token, as of [`Simd`].
 pub(crate) trait Format<S: Simd>: Copy {
@@ -127,9 +127,6 @@ impl<S: Simd> Format<S> for Rounded {
         self.join(s, x, x)
     }
 }
-
-/// Lanes of the widest vectors.
-const MOST_LANES: usize = 16;
 
 /// The bits of `x` rounded to bf16, those of the lower half not yet cleared.
 #[inline(always)]

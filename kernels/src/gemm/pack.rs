@@ -9,7 +9,7 @@
 //! [`Format::words`] rows of a panel.
 
 use super::format::Format;
-use crate::simd::Simd;
+use crate::simd::{MOST_LANES, Simd};
 
 /// Words that packed B takes, `k` of them along the inner dimension; `None` on overflow.
 pub(crate) const fn packed_b_len(k: usize, n: usize, nr: usize) -> Option<usize> {
@@ -72,6 +72,34 @@ impl Line {
     }
 }
 
+/// Transposes `LANES x LANES` words: line i is made of the elements at `src + i * src_row`,
+/// column i goes to `dst + i * dst_row`.
+///
+/// # Safety
+/// `src` is valid for `LANES` lines of `LANES * DEPTH` elements, `dst` for as many of `LANES`
+/// words.
+#[inline(always)]
+unsafe fn square<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    src: *const f32,
+    src_row: usize,
+    dst: *mut f32,
+    dst_row: usize,
+) {
+    let mut lines = [s.splat(0.0); MOST_LANES];
+    // SAFETY: passed on from the caller.
+    unsafe {
+        for (i, line) in lines[..S::LANES].iter_mut().enumerate() {
+            *line = f.contiguous(s, src.add(i * src_row));
+        }
+        s.transpose(&mut lines);
+        for (i, line) in lines[..S::LANES].iter().enumerate() {
+            s.store(dst.add(i * dst_row), *line);
+        }
+    }
+}
+
 /// Packs the `k x n` matrix `src` into panels of `NR` columns at `dst`.
 ///
 /// # Safety
@@ -111,14 +139,27 @@ pub(crate) unsafe fn pack_b<S: Simd, F: Format<S>>(
                     }
                 }
             } else {
-                // Column by column: each source column is read once, and the panel
-                // (at most words * NR floats) is written through the cache.
-                for q in 0..S::NR {
-                    let column = column(q);
-                    for w in 0..words {
-                        let x = if q < cols { column.one::<S, F>(w) } else { 0.0 };
-                        *panel.add(w * S::NR + q) = x;
+                // Some columns at a time: each is read once, and the panel (at most
+                // words * NR floats) is written through the cache.
+                let mut q = 0;
+                while q < S::NR {
+                    // Where the elements of a column are adjacent, by squares of words.
+                    let squares = src.row == 1 && S::LANES > 1 && q + S::LANES <= cols;
+                    let done = if squares { k / (S::LANES * F::DEPTH) * S::LANES } else { 0 };
+                    let mut w = 0;
+                    while w < done {
+                        let first = from.add(q * src.col + w * F::DEPTH);
+                        square(s, f, first, src.col, panel.add(w * S::NR + q), S::NR);
+                        w += S::LANES;
                     }
+                    for q in q..q + S::LANES {
+                        let column = column(q);
+                        for w in done..words {
+                            let x = if q < cols { column.one::<S, F>(w) } else { 0.0 };
+                            *panel.add(w * S::NR + q) = x;
+                        }
+                    }
+                    q += S::LANES;
                 }
             }
         }

@@ -77,6 +77,28 @@ macro_rules! shared_avx_operations {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
+        fn transpose(self, lines: &mut [__m256; $crate::simd::MOST_LANES]) {
+            // SAFETY: register arithmetic; the token stands for AVX.
+            unsafe {
+                let mut fours = [_mm256_setzero_ps(); 8];
+                for i in [0, 4] {
+                    // Two by two, then four by four, in each 128 bits apart.
+                    let [a, b, c, d] = [lines[i], lines[i + 1], lines[i + 2], lines[i + 3]];
+                    let low = [_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d)];
+                    let high = [_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d)];
+                    fours[i] = _mm256_shuffle_ps::<0x44>(low[0], low[1]);
+                    fours[i + 1] = _mm256_shuffle_ps::<0xee>(low[0], low[1]);
+                    fours[i + 2] = _mm256_shuffle_ps::<0x44>(high[0], high[1]);
+                    fours[i + 3] = _mm256_shuffle_ps::<0xee>(high[0], high[1]);
+                }
+                for c in 0..4 {
+                    let (a, b) = (fours[c], fours[4 + c]);
+                    lines[c] = _mm256_permute2f128_ps::<0x20>(a, b);
+                    lines[4 + c] = _mm256_permute2f128_ps::<0x31>(a, b);
+                }
+            }
+        }
+        #[inline(always)]
         fn sum(self, a: __m256) -> f32 {
             // SAFETY: register arithmetic; the token stands for AVX.
             unsafe {

@@ -1,6 +1,6 @@
 //! Sixteen lanes on AVX-512 (F, BW, DQ and VL), with fused multiply-add and lane masks.
 
-use super::Simd;
+use super::{MOST_LANES, Simd};
 use core::arch::x86_64::*;
 
 /// Proof that the CPU and the system run AVX-512 F, BW, DQ and VL.
@@ -86,6 +86,34 @@ impl Simd for Avx512 {
     fn prefetch_near(self, p: *const f32) {
         // SAFETY: as above.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn transpose(self, lines: &mut [__m512; MOST_LANES]) {
+        // SAFETY: register arithmetic; the token stands for AVX-512.
+        unsafe {
+            let mut fours = [_mm512_setzero_ps(); 16];
+            for i in [0, 4, 8, 12] {
+                // Two by two, then four by four, in each 128 bits apart.
+                let [a, b, c, d] = [lines[i], lines[i + 1], lines[i + 2], lines[i + 3]];
+                let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)];
+                let high = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)];
+                let [low, high] = [low, high].map(|pair| pair.map(|x| _mm512_castps_pd(x)));
+                fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1]));
+                fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1]));
+                fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1]));
+                fours[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high[0], high[1]));
+            }
+            // Now 128 bits number l of `fours[4 i + c]` are lines 4 i and on of column 4 l + c.
+            for c in 0..4 {
+                let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+                let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(d, e)];
+                let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(d, e)];
+                lines[c] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+                lines[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+                lines[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
+                lines[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]);
+            }
+        }
     }
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {

@@ -14,6 +14,9 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod scalar;
 
+/// Lanes of the widest vectors.
+pub(crate) const MOST_LANES: usize = 16;
+
 /// Lanes of `f32`, and the register block that suits their number.
 ///
 /// `min` and `max` follow x86: **the second operand is returned if either is
@@ -48,6 +51,9 @@ pub(crate) trait Simd: Copy {
     fn prefetch(self, p: *const f32);
     /// The same for a use that is a few hundred cycles away.
     fn prefetch_near(self, p: *const f32);
+
+    /// Transposes the square of the first `LANES` vectors.
+    fn transpose(self, lines: &mut [Self::V; MOST_LANES]);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;

@@ -4,7 +4,7 @@
 //! `mul_add` is two roundings on purpose: a software `fma` costs a hundred times
 //! more than the product.
 
-use super::Simd;
+use super::{MOST_LANES, Simd};
 
 /// The token of the scalar instruction set: always available.
 #[derive(Clone, Copy)]
@@ -42,6 +42,8 @@ impl Simd for Scalar {
     fn prefetch(self, _: *const f32) {}
     #[inline(always)]
     fn prefetch_near(self, _: *const f32) {}
+    #[inline(always)]
+    fn transpose(self, _: &mut [f32; MOST_LANES]) {}
     #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
         a + b
