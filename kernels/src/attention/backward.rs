@@ -19,7 +19,9 @@
 //! to the end of its block, a row of dK and dV over the blocks that see it, and what is
 //! added within a block is the whole block's.
 
-use super::{GemmFn, RawAttention, RowsMut, dot, product, query_block, score_stride};
+use super::{
+    GemmFn, RawAttention, RowsMut, Span, dot, fetch_next, product, query_block, score_stride,
+};
 use crate::gemm::format::Single;
 use crate::gemm::pack::{Source, pack_b, packed_b_len};
 use crate::math;
@@ -68,6 +70,14 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
             let seen = (start + rows - low).min(n);
             let q = a.q.ptr.add(start * a.q.stride);
             let dout = a.dout.ptr.add(start * a.dout.stride);
+            let here = Span { start, end: start + rows };
+            fetch_next(s, &[a.q, a.dout, a.out.as_rows()], head, here);
+            if let (Some(dq), Some((dk, dv))) = (a.dq, a.dkv) {
+                // All of the head: there are as many keys as queries.
+                let gradients = [dq.as_rows(), dk.as_rows(), dv.as_rows()];
+                fetch_next(s, &[a.k, a.v], head, here);
+                fetch_next(s, &gradients, head, here);
+            }
             let panel = head * S::NR;
             gemm(&product((rows, seen, head), q, a.q.stride, 1, keys_t, panel, p, false));
             gemm(&product((rows, seen, head), dout, a.dout.stride, 1, values_t, panel, ds, false));

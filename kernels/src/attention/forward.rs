@@ -8,7 +8,9 @@
 //!   out_block = p V, rows times 1 / sum
 //! ```
 
-use super::{GemmFn, RawAttention, RowsMut, dot, product, query_block, score_stride};
+use super::{
+    GemmFn, RawAttention, RowsMut, Span, dot, fetch_next, product, query_block, score_stride,
+};
 use crate::gemm::format::Single;
 use crate::gemm::pack::{Source, pack_b, packed_b_len};
 use crate::simd::{Simd, load_up_to, store_up_to};
@@ -44,6 +46,8 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
             let written = start - a.rows.start;
             let seen = a.first + start + rows;
             let q = a.q.ptr.add(start * a.q.stride);
+            let here = Span { start, end: start + rows };
+            fetch_next(s, &[a.q, a.k, a.v], a.head, here);
             let panel = a.head * S::NR;
             gemm(&product((rows, seen, a.head), q, a.q.stride, 1, keys_t, panel, scores, false));
             let mut factors = [0.0_f32; super::MAX_QUERY_BLOCK];

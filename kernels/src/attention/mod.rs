@@ -86,9 +86,30 @@ impl Rows {
 impl RowsMut {
     pub(crate) const NONE: Self = Self { ptr: core::ptr::null_mut(), stride: 0 };
 
+    /// For reading.
+    pub(crate) fn as_rows(self) -> Rows {
+        Rows { ptr: self.ptr, stride: self.stride }
+    }
+
     /// The rows from `first` on.
     pub(crate) fn from(self, first: usize) -> Self {
         Self { ptr: self.ptr.wrapping_add(first * self.stride), ..self }
+    }
+}
+
+/// Fetches rows `rows` of what lies right of the head in matrices that are `head` wide here:
+/// the next head of a sequence, which is usually next. Its rows are too far apart for the CPU
+/// to see them coming.
+#[inline(always)]
+pub(crate) fn fetch_next<S: Simd>(s: S, from: &[Rows], head: usize, rows: Span) {
+    for row in rows.start..rows.end {
+        for matrix in from {
+            let mut c = 0;
+            while c < head {
+                s.prefetch(matrix.ptr.wrapping_add(row * matrix.stride + head + c));
+                c += 64 / size_of::<f32>();
+            }
+        }
     }
 }
 
