@@ -203,6 +203,60 @@ fn a_matrix_packed_in_parts_is_packed_the_same() {
     });
 }
 
+/// Values about where denormals begin, which conversion may flush or round up.
+#[test]
+fn tiny_operands_have_the_same_bits_in_every_cut() {
+    each_dtype(|kernels| {
+        let edges = [0x7f_7fff, 0x7f_8000, 0x7f_ffff, 0x80_0000, 0x40_0000, 0x80_7fff_u32];
+        let mut rng = Rng::new(64);
+        let (m, n, k) = (33, 65, 67);
+        let mut tiny = |rows, cols| {
+            let mut grid = Grid::blank(rows, cols, 3, 1);
+            grid.fill(|_, _| {
+                let sign = if rng.coin() { 0x8000_0000 } else { 0 };
+                f32::from_bits(edges[rng.below(edges.len())] | sign)
+            });
+            grid
+        };
+        let (x, dy) = (tiny(k, m), tiny(k, n));
+        let mut large = Grid::blank(k, n.max(m), 1, 2);
+        large.fill(|i, j| 1e30 * (1.0 + (i * 7 + j) as f32));
+        for [x, dy] in [[&x, &large], [&large, &dy]] {
+            let (m, n) = (x.cols.min(m), dy.cols.min(n));
+            let depth = 0..k;
+            let mut whole = Grid::blank(m, n, 0, 1);
+            add_gradient(kernels, [x, dy], [&(0..m), &(0..n), &depth], &mut whole, false);
+            let packed_product = |rows: &Range<usize>, cols: &Range<usize>, strided: bool| {
+                let mut packed = vec![0.0; kernels.packed_len(k, cols.len()).unwrap()];
+                kernels.pack(dy.view().col_range(cols.start, cols.len()), &mut packed);
+                let mut straight = Grid::blank(m, k, 2, 1);
+                straight.fill(|i, p| x.at(p, i));
+                let a = if strided { x.view().col_range(0, m).t() } else { straight.view() };
+                let mut c = Grid::blank(rows.len(), cols.len(), 1, 1);
+                kernels.gemm(
+                    a.row_range(rows.start, rows.len()),
+                    Packed::new(&packed, k, cols.len()),
+                    c.view_mut(),
+                    false,
+                    Epilogue::None,
+                    &mut room(kernels, rows.len(), k),
+                );
+                c
+            };
+            for (rows, cols) in [(0..12, 0..n), (0..16, 0..31), (5..m, 32..n), (m - 1..m, 0..1)] {
+                let what = format!("{kernels:?} {rows:?} {cols:?}");
+                let mut part = Grid::blank(rows.len(), cols.len(), 0, 1);
+                add_gradient(kernels, [x, dy], [&rows, &cols, &depth], &mut part, false);
+                assert_part(&part, &whole, (rows.start, cols.start), &what);
+                for strided in [false, true] {
+                    let part = packed_product(&rows, &cols, strided);
+                    assert_part(&part, &whole, (rows.start, cols.start), &what);
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn columns_of_a_packed_matrix_are_checked() {
     each_dtype(|kernels| {

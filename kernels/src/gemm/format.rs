@@ -11,7 +11,9 @@
 //! them: an inner dimension of `k` elements is one of [`Format::words`] words.
 //!
 //! bf16 is the upper half of an `f32`; rounding is to nearest, ties to even, and keeps NaN and
-//! infinity. `vdpbf16ps` takes denormal operands for zero and gives no denormal sums.
+//! infinity. `vdpbf16ps` takes denormal operands for zero and gives no denormal sums, and the
+//! instructions that convert make zeros of denormals before they round: so does every path to
+//! a word of [`Paired`], or bits would depend on which elements go through vectors.
 
 use crate::simd::{MOST_LANES, Simd};
 
@@ -144,12 +146,19 @@ pub(crate) fn round(x: f32) -> f32 {
     f32::from_bits(rounded_bits(x) & 0xffff_0000)
 }
 
+/// As [`rounded_bits`], of zero where `x` is denormal: what the CPU's conversion does.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn flushed_bits(x: f32) -> u32 {
+    if x.to_bits() & 0x7f80_0000 == 0 { x.to_bits() & 0x8000_0000 } else { rounded_bits(x) }
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) use paired::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod paired {
-    use super::{Format, rounded_bits};
+    use super::{Format, flushed_bits};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
     use core::mem::transmute;
@@ -191,7 +200,7 @@ mod paired {
         }
         #[inline(always)]
         fn join_one(low: f32, high: f32) -> f32 {
-            f32::from_bits(rounded_bits(low) >> 16 | rounded_bits(high) & 0xffff_0000)
+            f32::from_bits(flushed_bits(low) >> 16 | flushed_bits(high) & 0xffff_0000)
         }
         #[inline(always)]
         unsafe fn contiguous(self, _: Avx512, src: *const f32) -> __m512 {
@@ -230,6 +239,74 @@ mod tests {
                 assert!(round(bits(0x7f80 | sign, low)).is_nan());
                 assert!(round(bits(0x7fff | sign, low)).is_nan());
             }
+        }
+    }
+
+    /// All ways to a word of pairs give the same bits: vectors of two lines, of one line, and
+    /// single words.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn every_way_to_a_pair_gives_the_same_bits() {
+        use super::{Format, Paired};
+        use crate::simd::Simd;
+        use crate::simd::avx512::Avx512;
+
+        /// Words of the elements by `join` of neighbours, by `contiguous` and by `join_one`.
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+        fn words(x: &[f32; 32]) -> [[f32; 16]; 3] {
+            // SAFETY: the test calls it where the CPU has the instructions.
+            let (s, f) = unsafe { (Avx512::assume(), Paired::assume()) };
+            let mut ways = [[0.0; 16]; 3];
+            let [low, high] =
+                [0, 1].map(|at| core::array::from_fn::<f32, 16, _>(|i| x[2 * i + at]));
+            // SAFETY: arrays of 16 and of 32 floats.
+            unsafe {
+                let joined = f.join(s, s.load(low.as_ptr()), s.load(high.as_ptr()));
+                s.store(ways[0].as_mut_ptr(), joined);
+                s.store(ways[1].as_mut_ptr(), f.contiguous(s, x.as_ptr()));
+            }
+            ways[2] = core::array::from_fn(|i| Paired::join_one(low[i], high[i]));
+            ways
+        }
+
+        if !crate::Isa::Avx512.has_bf16() {
+            return;
+        }
+        let mut bits = [0_u32; 32];
+        let edges = [
+            0,
+            1,
+            0x7fff,
+            0x8000,
+            0x8001,
+            0x40_0000,
+            0x7f_7fff,
+            0x7f_8000,
+            0x7f_ffff,
+            0x80_0000,
+            0x80_8000,
+            0x3f80_7fff,
+            0x3f80_8000,
+            0x3f81_8000,
+            0x3f80_8001,
+            0x7f7f_7fff,
+            0x7f7f_8000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0x7f80_0001,
+            0x7f80_ffff,
+            0x7fff_ffff,
+        ];
+        for shift in 0..32 {
+            for (i, bits) in bits.iter_mut().enumerate() {
+                let sign = if i % 3 == 0 { 0x8000_0000 } else { 0 };
+                *bits = edges[(i + shift) % edges.len()] | sign;
+            }
+            // SAFETY: the CPU has them: asked above.
+            let ways = unsafe { words(&bits.map(f32::from_bits)) };
+            let [joined, contiguous, single] = ways.map(|words| words.map(f32::to_bits));
+            assert_eq!(joined, single, "{bits:x?}");
+            assert_eq!(contiguous, single, "{bits:x?}");
         }
     }
 }
