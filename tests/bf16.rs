@@ -4,8 +4,8 @@ mod support;
 
 use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
 use cllm_core::{
-    Batch, BatchShape, Dtype, Engine, Isa, Kernels, Line, Mode, ModelConfig, Optimizer, Plan,
-    PlanError, Trainer,
+    Batch, BatchShape, Dtype, Engine, Evaluator, Isa, Kernels, Line, Mode, ModelConfig, Optimizer,
+    Plan, PlanError, Trainer,
 };
 use support::config::SMALL as CONFIG;
 use support::memory::Memory;
@@ -116,6 +116,53 @@ fn generation_is_near_that_of_f32_in_chunks_of_any_size() {
         assert!(whole == logits(bf16, &[1, 2, 13, 30]), "{bf16:?}: chunks change the bits");
         let apart = distance(&whole, &logits(f32, &[30]));
         assert!(apart > 1e-5 && apart < 2e-2, "{bf16:?}: logits are {apart:e} off");
+    }
+}
+
+/// Narrow heads and short sequences: what a product converts is then most of the scratch.
+#[test]
+fn scratch_suffices_where_attention_needs_little() {
+    let config = ModelConfig {
+        block_size: 3,
+        n_head: 32,
+        d_ff: 700,
+        n_layer: 1,
+        vocab_size: 1000,
+        dropout: 0.0,
+        ..CONFIG
+    };
+    let shape = BatchShape { sequences: 40, tokens: 3 };
+    for [bf16, f32] in tables() {
+        let text = ids(shape.sequences * shape.tokens + 1, 3, config.vocab_size);
+        let batch = Batch { tokens: &text[..text.len() - 1], targets: &text[1..] };
+        let mut trained = None;
+        for kernels in [f32, bf16] {
+            let plan = Plan::new(&config, shape, 1, Mode::Train, kernels).unwrap();
+            let mut memory = Memory::new(&plan);
+            let (pools, queue) = memory.parts();
+            let engine = Engine::new(&plan, queue).unwrap();
+            let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 5).unwrap();
+            trainer.initialise();
+            let loss = trainer.accumulate(&batch, plan.tokens()).unwrap().mean();
+            let apart = (loss / trained.get_or_insert((loss, Vec::new())).0 - 1.0).abs();
+            assert!(apart < 1e-3, "{kernels:?}: {apart:e}");
+            trained = Some((loss, trainer.parameters().to_vec()));
+        }
+        let (loss, weights) = trained.unwrap();
+        let plan = Plan::new(&config, shape, 1, Mode::Evaluate, bf16).unwrap();
+        let mut memory = Memory::new(&plan);
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&plan, queue).unwrap();
+        let mut evaluator = Evaluator::new(&plan, bf16, pools, &engine).unwrap();
+        evaluator.parameters_mut().copy_from_slice(&weights);
+        assert_eq!(evaluator.evaluate(&batch).unwrap().mean(), loss, "{bf16:?}");
+        let plan = GeneratePlan::new(&config, bf16).unwrap();
+        let mut lines = [plan.packed_lines(), plan.cache_lines(), plan.activation_lines()]
+            .map(|n| vec![Line::ZERO; n]);
+        let [packed, cache, activations] = &mut lines;
+        let pools = GeneratePools { parameters: &weights, packed, cache, activations };
+        let mut generator = Generator::new(&plan, bf16, pools).unwrap();
+        assert!(generator.logits_after(&text[..3]).unwrap().iter().all(|x| x.is_finite()));
     }
 }
 

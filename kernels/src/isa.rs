@@ -68,7 +68,8 @@ impl Isa {
     }
 
     /// Whether there are instructions for products of bf16 that go with this set, and this
-    /// CPU has them: AVX-512 BF16.
+    /// CPU has them: AVX-512 BF16. Asks the CPU each time, which in a virtual machine takes
+    /// microseconds.
     #[must_use]
     pub fn has_bf16(self) -> bool {
         match self {

@@ -89,12 +89,15 @@ impl Kernels {
         isa.is_supported().then(|| Self::tables(isa)[0])
     }
 
-    /// The kernels of the same instruction set with products of `dtype`: by the CPU's own
-    /// instructions, or where it has none by [conversion](Kernels::converting).
+    /// The kernels of the same instruction set with products of `dtype`: by instructions of
+    /// the CPU's own where these kernels use them already or [`Isa::has_bf16`] finds them, or
+    /// else by [conversion](Kernels::converting).
     #[must_use]
     pub fn with_dtype(&self, dtype: Dtype) -> &'static Self {
         match dtype {
             Dtype::F32 => Self::tables(self.isa)[0],
+            #[cfg(target_arch = "x86_64")]
+            Dtype::Bf16 if self.products.depth == 2 => &isa::avx512bf16::BF16,
             #[cfg(target_arch = "x86_64")]
             Dtype::Bf16 if self.isa.has_bf16() => &isa::avx512bf16::BF16,
             Dtype::Bf16 => self.converting(),

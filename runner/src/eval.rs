@@ -64,6 +64,8 @@ pub struct Report {
     pub bits_per_byte: Option<f64>,
     /// Tokens that count.
     pub tokens: usize,
+    /// The kernels that computed it.
+    pub kernels: String,
 }
 
 /// Evaluates and prints the result.
@@ -81,8 +83,13 @@ pub fn evaluate(settings: &EvalSettings) -> Result<()> {
                 report.bits_per_byte.map_or(String::new(), |b| format!("\nbits/byte   {b:.4}"));
             format!(
                 "checkpoint  {} (step {})\nloss        {:.4} nats a token\nperplexity  {:.3}{bits}\n\
-                 tokens      {}",
-                report.checkpoint, report.step, report.val_loss, report.perplexity, report.tokens
+                 tokens      {}\nkernels     {}",
+                report.checkpoint,
+                report.step,
+                report.val_loss,
+                report.perplexity,
+                report.tokens,
+                report.kernels
             )
         }
     };
@@ -152,6 +159,7 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
         perplexity: loss.mean().exp(),
         bits_per_byte: (bytes > 0).then(|| loss.sum / LN_2 / bytes as f64),
         tokens: loss.counted,
+        kernels: kernels.set().to_string(),
     })
 }
 

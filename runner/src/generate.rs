@@ -56,6 +56,7 @@ struct Spoken<'a> {
     prompt: &'a str,
     text: &'a str,
     tokens: usize,
+    kernels: &'a str,
 }
 
 /// Generates text to standard output as it is made, or a JSON line for each text.
@@ -82,7 +83,9 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
                 Ok(())
             })?;
             let seed = config.seed;
-            let spoken = Spoken { event: "sample", index, seed, prompt, text: &text, tokens };
+            let kernels = &kernels.set().to_string();
+            let spoken =
+                Spoken { event: "sample", index, seed, prompt, text: &text, tokens, kernels };
             let line = serde_json::to_string(&spoken)
                 .map_err(|e| Error::failure(format!("cannot write the text: {e}")))?;
             write(&format!("{line}\n"))?;

@@ -223,8 +223,8 @@ impl Layout {
 
         let (t, head_size) = (batch.tokens, c.head_size());
         let mut scratch_len = kernels.attention_scratch_len(t, head_size)?;
-        // The deepest product of a row block.
-        let deepest = f.max(3 * d).max(c.vocab_size);
+        // The deepest product of a row block: backward they are as deep as forward they are wide.
+        let deepest = if train { f.max(3 * d).max(c.vocab_size) } else { f.max(d) };
         scratch_len = scratch_len.max(kernels.gemm_scratch_len(grain.row_block.min(n), deepest));
         if train {
             // The largest tile of any weight's gradient, as it is stored.

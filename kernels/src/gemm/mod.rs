@@ -110,8 +110,8 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
 /// The driver for other formats.
 ///
 /// # Safety
-/// As for [`in_place`], with B packed in the format, `g.scratch` valid for [`scratch_len`] floats,
-/// and `a_col == 1` or `a_row == 1`.
+/// As for [`in_place`], with B packed in the format and `g.scratch` valid for [`scratch_len`]
+/// floats.
 #[inline(always)]
 pub(crate) unsafe fn converted<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
     let mut first = 0;

@@ -3,7 +3,7 @@
 use super::cases::{Case, Work, visit};
 use super::machine::{copy_rate, fma_peak};
 use super::timing::fastest;
-use cllm_core::{Dtype, Isa, Kernels};
+use cllm_core::{Dtype, Isa, KernelSet, Kernels};
 use core::fmt::Write as _;
 use core::time::Duration;
 use serde::Serialize;
@@ -32,6 +32,8 @@ pub struct Rate {
     /// The instruction set.
     #[serde(serialize_with = "name")]
     pub isa: Isa,
+    /// Whether the CPU multiplies the type of the operands by instructions of its own.
+    pub native: bool,
     /// The kernel and what it did.
     pub kernel: String,
     /// Seconds of one call.
@@ -95,13 +97,13 @@ impl Report {
                 // Clocks change with heat and neighbours: the peak is looked for all along.
                 peak = peak.max(fma_peak(best, time / 10));
                 let Case { name, work, mut run } = case;
-                measured.push((kernels.isa(), name, work, fastest(time, &mut run)));
+                measured.push((kernels.set(), name, work, fastest(time, &mut run)));
             });
         }
         machine.peak_gflops = peak / 1e9;
         let kernels = measured
             .into_iter()
-            .map(|(isa, kernel, work, seconds)| Rate::new(isa, kernel, work, seconds, &machine))
+            .map(|(set, kernel, work, seconds)| Rate::new(set, kernel, work, seconds, &machine))
             .collect();
         Self { machine, kernels }
     }
@@ -112,14 +114,15 @@ impl Report {
         let Limits { isa, dtype, peak_gflops, cache_copy_gb_per_s, memory_copy_gb_per_s } =
             self.machine;
         let mut text = format!(
-            "one thread: {peak_gflops:.1} GFLOP/s multiply-add peak ({isa}, {dtype}), copying \
+            "one thread: {peak_gflops:.1} GFLOP/s peak of products ({isa}, {dtype}), copying \
              {cache_copy_gb_per_s:.1} GB/s in cache, {memory_copy_gb_per_s:.1} GB/s in memory\n"
         );
         let mut last = None;
         for rate in &self.kernels {
             if last != Some(rate.isa) {
                 // Writing to a String cannot fail.
-                let _ = writeln!(text, "\n{}", rate.isa);
+                let set = KernelSet { isa: rate.isa, dtype, is_native: rate.native };
+                let _ = writeln!(text, "\n{set}");
                 last = Some(rate.isa);
             }
             let (value, unit) = match (rate.gflops, rate.gb_per_s) {
@@ -142,10 +145,11 @@ impl Report {
 }
 
 impl Rate {
-    fn new(isa: Isa, kernel: String, work: Work, seconds: f64, machine: &Limits) -> Self {
+    fn new(set: KernelSet, kernel: String, work: Work, seconds: f64, machine: &Limits) -> Self {
         let giga = work.amount() as f64 / seconds / 1e9;
         let mut rate = Self {
-            isa,
+            isa: set.isa,
+            native: set.is_native,
             kernel,
             seconds,
             gflops: None,
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn shares_are_of_the_limit_that_applies() {
-        let rate = |work| Rate::new(Isa::Avx, "k".to_owned(), work, 0.5, &MACHINE);
+        let rate = |work| Rate::new(Kernels::scalar().set(), "k".to_owned(), work, 0.5, &MACHINE);
         let product = rate(Work::Flops(25_000_000_000));
         assert_eq!((product.gflops, product.share_of_peak), (Some(50.0), Some(0.5)));
         assert_eq!((product.gb_per_s, product.share_of_copy), (None, None));

@@ -205,7 +205,8 @@ pub struct MachineArgs {
     /// Instruction set: scalar, avx, avx2 or avx512 [default: CLLM_ISA, or the CPU's best].
     #[arg(long, value_name = "NAME", value_parser = parse::<Isa>)]
     pub isa: Option<Isa>,
-    /// f32, or bf16: operands of the model's products are rounded to it.
+    /// f32, or bf16: operands of the model's products are rounded to it. Whatever the model was
+    /// trained with.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<Dtype>)]
     pub dtype: Dtype,
     /// text for people, json for JSON objects.

@@ -95,8 +95,9 @@ fn check_steps(trace: &Trace, settings: &SimulateSettings) -> Option<Check> {
 fn kernels(about: &About) -> Result<&'static Kernels> {
     about.kernels().ok_or_else(|| {
         Error::failure(format!(
-            "recorded with {} kernels, which this CPU does not have: simulate it on one that has",
-            about.isa
+            "recorded with other kernels ({}) than this program and CPU have: simulate it where \
+             they are",
+            about.kernel_names()
         ))
     })
 }

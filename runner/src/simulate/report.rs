@@ -193,7 +193,7 @@ impl Report {
              {:>7}{:>11}{:>12}{:>10}{:>8}{:>10}{:>8}{:>8}{:>9}{:>8}{:>8}\n",
             about.steps,
             about.workers,
-            about.isa,
+            about.kernel_names(),
             about.tiles_for,
             self.recorded_step_ms,
             self.recorded_tokens_per_s,

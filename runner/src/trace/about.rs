@@ -25,6 +25,9 @@ pub struct About {
     /// What the operands of products were rounded to.
     #[serde(default = "f32_name")]
     pub dtype: String,
+    /// Whether the CPU multiplied those by instructions of its own.
+    #[serde(default = "yes")]
+    pub native: bool,
     /// Workers that recorded.
     pub workers: usize,
     /// Workers that the step was cut into tiles for.
@@ -82,11 +85,28 @@ impl About {
     #[must_use]
     pub fn kernels(&self) -> Option<&'static Kernels> {
         let dtype = self.dtype.parse().ok()?;
-        Some(Kernels::for_isa(self.isa.parse().ok()?)?.with_dtype(dtype))
+        let kernels = Kernels::for_isa(self.isa.parse().ok()?)?;
+        let kernels = if self.native { kernels.with_dtype(dtype) } else { kernels.converting() };
+        (kernels.is_native() == self.native).then_some(kernels)
+    }
+
+    /// What kernels recorded, in words.
+    #[must_use]
+    pub fn kernel_names(&self) -> String {
+        match (self.dtype.as_str(), self.native) {
+            ("f32", _) => self.isa.clone(),
+            (dtype, true) => format!("{}, {dtype} products", self.isa),
+            (dtype, false) => format!("{}, {dtype} products by conversion", self.isa),
+        }
     }
 }
 
 /// For traces from before there was a choice.
+const fn yes() -> bool {
+    true
+}
+
+/// As [`yes`].
 fn f32_name() -> String {
     Dtype::F32.name().to_owned()
 }

@@ -125,6 +125,7 @@ impl<'a> Tracer<'a> {
             gradient_accumulation_steps: wanted.micro_batches,
             isa: kernels.isa().name().to_owned(),
             dtype: kernels.dtype().name().to_owned(),
+            native: kernels.is_native(),
             workers: plan.workers(),
             tiles_for: wanted.tiles_for,
             cpus,

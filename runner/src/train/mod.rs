@@ -324,7 +324,8 @@ fn restore(
     let isa = kernels.set().to_string();
     if meta.isa != isa {
         eprintln!(
-            "cllm: going on with other kernels, {isa}, not {}: the results will differ in rounding",
+            "cllm: going on with other kernels ({isa}) than before ({}): the results will differ in \
+             rounding",
             meta.isa
         );
     }
