@@ -1,7 +1,7 @@
 //! What a trace says of itself: enough to plan its steps again, and what they cost.
 
 use crate::train::event::Model;
-use cllm_core::{BatchShape, Dtype, Kernels};
+use cllm_core::{BatchShape, Dtype, KernelSet, Kernels};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that this program writes and reads.
@@ -93,10 +93,9 @@ impl About {
     /// What kernels recorded, in words.
     #[must_use]
     pub fn kernel_names(&self) -> String {
-        match (self.dtype.as_str(), self.native) {
-            ("f32", _) => self.isa.clone(),
-            (dtype, true) => format!("{}, {dtype} products", self.isa),
-            (dtype, false) => format!("{}, {dtype} products by conversion", self.isa),
+        match (self.isa.parse(), self.dtype.parse()) {
+            (Ok(isa), Ok(dtype)) => KernelSet { isa, dtype, is_native: self.native }.to_string(),
+            _ => format!("{}, {}", self.isa, self.dtype),
         }
     }
 }
