@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Counts the instructions of fixed pieces of work (core/benches/instructions.rs: every kernel in
+# scalar and AVX2 code, a small training step, the ring) under callgrind, prints them beside the
+# committed counts of benches/instructions.txt, and fails if one is more than 2 % above.
+#
+# Usage: benches/instructions.sh [--bless]     (half a minute; --bless writes the counts anew)
+#
+# Counts depend on the code and the compiler, not on load, clock or number of CPUs. The compiler's
+# version stands in the file: with another one the counts are printed and not judged. Needs
+# valgrind and a CPU with AVX2 (of AVX-512 valgrind knows nothing).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+baseline=benches/instructions.txt
+work=target/instructions
+
+case ${1:-} in
+    '' | --bless) ;;
+    *) echo "benches/instructions.sh: $1: use --bless or nothing" >&2; exit 2 ;;
+esac
+if ! command -v valgrind > /dev/null; then
+    echo "benches/instructions.sh: no valgrind: install it (Debian, Ubuntu: apt-get install valgrind)" >&2
+    exit 1
+fi
+version=$(rustc --version)
+
+program=$(cargo build --quiet --locked --release --package cllm-core --bench instructions \
+    --message-format json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+rm -rf "$work" && mkdir -p "$work"
+# Counts while `counted` runs, and writes a file each time that it returns: the counts of the
+# cases in the order of their names.
+valgrind --tool=callgrind --callgrind-out-file="$work/counts" --collect-atstart=no \
+    --toggle-collect=instructions::counted --dump-after=instructions::counted \
+    "$program" > "$work/names" 2> "$work/log" || { cat "$work/log" >&2; exit 1; }
+grep '^instructions: ' "$work/log" >&2 || true
+
+number=0
+while IFS= read -r name; do
+    number=$((number + 1))
+    count=$(sed -n 's/^totals: //p' "$work/counts.$number" 2> /dev/null || true)
+    if [ "${count:-0}" -eq 0 ]; then
+        echo "benches/instructions.sh: nothing was counted for $name: see $work" >&2
+        exit 1
+    fi
+    printf '%s\t%s\n' "$count" "$name"
+done < "$work/names" > "$work/now"
+
+if [ "${1:-}" = --bless ]; then
+    { printf '# Instructions, by benches/instructions.sh --bless with %s.\n' "$version"; cat "$work/now"; } > "$baseline"
+    cat "$baseline"
+    exit
+fi
+made=$(sed -n 's/^# .* with \(.*\)\.$/\1/p' "$baseline")
+judged=1
+if [ "$made" != "$version" ]; then
+    echo "the counts of $baseline are of $made, this is $version: nothing is judged" >&2
+    judged=0
+fi
+grep -v '^#' "$baseline" | awk -F '\t' -v judged="$judged" '
+    NR == FNR { before[$2] = $1; next }
+    !seen { printf "%-36s %12s %12s %9s\n", "case", "instructions", "committed", "change"; seen = 1 }
+    {
+        if (!($2 in before)) { printf "%-36s %12d  is new\n", $2, $1; fault = 1; next }
+        change = 100 * ($1 / before[$2] - 1)
+        over = change > 2
+        printf "%-36s %12d %12d %+7.2f %%%s\n", $2, $1, before[$2], change, over ? "  more" : ""
+        worse += over
+        delete before[$2]
+    }
+    END {
+        for (name in before) { printf "%-36s is gone\n", name; fault = 1 }
+        if (worse) print worse " above the committed counts by more than 2 %"
+        if (fault) print "cases differ from the committed ones"
+        if (!worse && !fault) exit
+        print "if that is meant: benches/instructions.sh --bless, and say why in the commit"
+        exit judged
+    }' - "$work/now"
