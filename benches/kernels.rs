@@ -35,10 +35,10 @@ fn main() {
         let mut group = criterion.benchmark_group(format!("{name}/{}", kernels.isa()));
         visit(kernels, range, &mut |mut case| {
             group.throughput(match case.work {
-                Work::Flops(n) => Throughput::Elements(n),
+                Work::Flops(n, _) => Throughput::Elements(n),
                 Work::Cache(n) | Work::Memory(n) => Throughput::Bytes(n),
             });
-            if let (Work::Flops(n), true) = (case.work, measures) {
+            if let (Work::Flops(n, _), true) = (case.work, measures) {
                 let peak = fma_peak(Kernels::detect(), Duration::from_millis(20));
                 println!(
                     "at the peak of {:.1} GFLOP/s: {:.2} us",

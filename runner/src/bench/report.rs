@@ -14,12 +14,14 @@ pub struct Limits {
     /// The strongest instruction set.
     #[serde(serialize_with = "name")]
     pub isa: Isa,
-    /// Its multiply-adds in registers, in GFLOP/s: shares of weaker ones are shares of this
-    /// too, and so say what is lost by using them.
-    pub peak_gflops: f64,
-    /// What the operands of products are rounded to, in the kernels and in the peak.
+    /// What the operands of products are rounded to.
     #[serde(serialize_with = "dtype_name")]
     pub dtype: Dtype,
+    /// Its products of that type in registers, in GFLOP/s: shares of weaker instruction sets are
+    /// shares of this too, and so say what is lost by using them.
+    pub peak_gflops: f64,
+    /// The same of `f32`, for kernels that stay `f32`.
+    pub f32_peak_gflops: f64,
     /// Copying within a core's own cache, GB/s read and written.
     pub cache_copy_gb_per_s: f64,
     /// Copying in memory, GB/s read and written.
@@ -36,12 +38,15 @@ pub struct Rate {
     pub native: bool,
     /// The kernel and what it did.
     pub kernel: String,
+    /// What the operands of its products are rounded to: `f32` in attention.
+    #[serde(serialize_with = "optional_dtype_name", skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
     /// Seconds of one call.
     pub seconds: f64,
     /// GFLOP/s, of products.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gflops: Option<f64>,
-    /// Share of the peak, of products.
+    /// Share of the peak of that type, of products.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share_of_peak: Option<f64>,
     /// GB/s, of passes over memory.
@@ -71,6 +76,21 @@ fn dtype_name<S: serde::Serializer>(dtype: &Dtype, s: S) -> Result<S::Ok, S::Err
     s.serialize_str(dtype.name())
 }
 
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+fn optional_dtype_name<S: serde::Serializer>(
+    dtype: &Option<Dtype>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    dtype.map(Dtype::name).serialize(s)
+}
+
+impl Limits {
+    /// The peak of products whose operands are rounded to `dtype`.
+    fn peak(&self, dtype: Dtype) -> f64 {
+        if dtype == self.dtype { self.peak_gflops } else { self.f32_peak_gflops }
+    }
+}
+
 impl Report {
     /// Measures the kernels of `isas` whose name contains `only`, each for about `time`, with
     /// operands of products rounded to `dtype`.
@@ -78,12 +98,14 @@ impl Report {
     /// Instruction sets that the CPU lacks are passed over.
     #[must_use]
     pub fn measure(isas: &[Isa], dtype: Dtype, only: &str, time: Duration) -> Self {
-        let best = Kernels::detect().with_dtype(dtype);
-        let mut peak = fma_peak(best, time);
+        let single = Kernels::detect();
+        let best = single.with_dtype(dtype);
+        let (mut peak, mut f32_peak) = (fma_peak(best, time), fma_peak(single, time));
         let mut machine = Limits {
             isa: best.isa(),
             dtype,
             peak_gflops: 0.0,
+            f32_peak_gflops: 0.0,
             cache_copy_gb_per_s: copy_rate(64 * 1024, time) / 1e9,
             memory_copy_gb_per_s: copy_rate(32 << 20, time) / 1e9,
         };
@@ -96,11 +118,15 @@ impl Report {
                 }
                 // Clocks change with heat and neighbours: the peak is looked for all along.
                 peak = peak.max(fma_peak(best, time / 10));
+                f32_peak = f32_peak.max(fma_peak(single, time / 10));
                 let Case { name, work, mut run } = case;
                 measured.push((kernels.set(), name, work, fastest(time, &mut run)));
             });
         }
-        machine.peak_gflops = peak / 1e9;
+        // Of one type there is one peak.
+        f32_peak = if dtype == Dtype::F32 { f32_peak.max(peak) } else { f32_peak };
+        machine.f32_peak_gflops = f32_peak / 1e9;
+        machine.peak_gflops = if dtype == Dtype::F32 { f32_peak } else { peak } / 1e9;
         let kernels = measured
             .into_iter()
             .map(|(set, kernel, work, seconds)| Rate::new(set, kernel, work, seconds, &machine))
@@ -111,10 +137,20 @@ impl Report {
     /// A table for people.
     #[must_use]
     pub fn text(&self) -> String {
-        let Limits { isa, dtype, peak_gflops, cache_copy_gb_per_s, memory_copy_gb_per_s } =
-            self.machine;
+        let Limits {
+            isa,
+            dtype,
+            peak_gflops,
+            f32_peak_gflops,
+            cache_copy_gb_per_s,
+            memory_copy_gb_per_s,
+        } = self.machine;
+        let floats = match dtype {
+            Dtype::F32 => String::new(),
+            Dtype::Bf16 => format!(", {f32_peak_gflops:.1} in f32"),
+        };
         let mut text = format!(
-            "one thread: {peak_gflops:.1} GFLOP/s peak of products ({isa}, {dtype}), copying \
+            "one thread: {peak_gflops:.1} GFLOP/s peak of products ({isa}, {dtype}){floats}, copying \
              {cache_copy_gb_per_s:.1} GB/s in cache, {memory_copy_gb_per_s:.1} GB/s in memory\n"
         );
         let mut last = None;
@@ -130,7 +166,8 @@ impl Report {
                 (None, bytes) => (bytes.unwrap_or(0.0), "GB/s"),
             };
             let (share, of) = match (rate.share_of_peak, rate.share_of_copy) {
-                (Some(share), _) => (share, "peak"),
+                (Some(share), _) if rate.dtype == Some(dtype) => (share, "peak"),
+                (Some(share), _) => (share, "the f32 peak"),
                 (None, share) => (share.unwrap_or(0.0), "copy"),
             };
             let percent = 100.0 * share;
@@ -151,6 +188,7 @@ impl Rate {
             isa: set.isa,
             native: set.is_native,
             kernel,
+            dtype: None,
             seconds,
             gflops: None,
             share_of_peak: None,
@@ -158,9 +196,10 @@ impl Rate {
             share_of_copy: None,
         };
         match work {
-            Work::Flops(_) => {
+            Work::Flops(_, dtype) => {
+                rate.dtype = Some(dtype);
                 rate.gflops = Some(giga);
-                rate.share_of_peak = Some(giga / machine.peak_gflops);
+                rate.share_of_peak = Some(giga / machine.peak(dtype));
             }
             Work::Cache(_) => {
                 rate.gb_per_s = Some(giga);
@@ -181,8 +220,9 @@ mod tests {
 
     const MACHINE: Limits = Limits {
         isa: Isa::Avx2,
-        dtype: Dtype::F32,
-        peak_gflops: 100.0,
+        dtype: Dtype::Bf16,
+        peak_gflops: 200.0,
+        f32_peak_gflops: 100.0,
         cache_copy_gb_per_s: 80.0,
         memory_copy_gb_per_s: 20.0,
     };
@@ -190,13 +230,36 @@ mod tests {
     #[test]
     fn shares_are_of_the_limit_that_applies() {
         let rate = |work| Rate::new(Kernels::scalar().set(), "k".to_owned(), work, 0.5, &MACHINE);
-        let product = rate(Work::Flops(25_000_000_000));
+        let product = rate(Work::Flops(25_000_000_000, Dtype::F32));
         assert_eq!((product.gflops, product.share_of_peak), (Some(50.0), Some(0.5)));
+        let pairs = rate(Work::Flops(25_000_000_000, Dtype::Bf16));
+        assert_eq!((pairs.gflops, pairs.share_of_peak), (Some(50.0), Some(0.25)));
         assert_eq!((product.gb_per_s, product.share_of_copy), (None, None));
         let cached = rate(Work::Cache(10_000_000_000));
         assert_eq!((cached.gb_per_s, cached.share_of_copy), (Some(20.0), Some(0.25)));
         let far = rate(Work::Memory(5_000_000_000));
         assert_eq!((far.gb_per_s, far.share_of_copy), (Some(10.0), Some(0.5)));
+    }
+
+    #[test]
+    fn what_stays_f32_beside_bf16_says_so() {
+        let rate = |name: &str, dtype| {
+            let work = Work::Flops(25_000_000_000, dtype);
+            Rate::new(Kernels::scalar().set(), name.to_owned(), work, 0.5, &MACHINE)
+        };
+        let kernels = vec![rate("gemm", Dtype::Bf16), rate("attention", Dtype::F32)];
+        let report = Report { machine: MACHINE, kernels };
+        let text = report.text();
+        let line = |name| text.lines().find(|line| line.contains(name)).unwrap();
+        assert!(line("gemm").ends_with("  25.0 % of peak"), "{text}");
+        assert!(line("attention").ends_with("  50.0 % of the f32 peak"), "{text}");
+        assert!(
+            text.contains("200.0 GFLOP/s peak of products (avx2, bf16), 100.0 in f32,"),
+            "{text}"
+        );
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["kernels"][0]["dtype"], "bf16");
+        assert_eq!(json["kernels"][1]["dtype"], "f32");
     }
 
     #[test]

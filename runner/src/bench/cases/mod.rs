@@ -3,7 +3,7 @@
 mod passes;
 mod products;
 
-use cllm_core::{Kernels, ROW_BLOCK};
+use cllm_core::{Dtype, Kernels, ROW_BLOCK};
 use cllm_kernels::{MatMut, MatRef};
 
 /// Tokens of a row block: what a tile of a step works on.
@@ -27,8 +27,9 @@ pub const DENORMAL: f32 = 1e-39;
 /// What one call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Floating-point operations of products; what surrounds them is not counted.
-    Flops(u64),
+    /// Floating-point operations of products, and what their operands are rounded to; what
+    /// surrounds them is not counted.
+    Flops(u64, Dtype),
     /// Bytes read and written in a working set that stays in a core's own cache.
     Cache(u64),
     /// Bytes read and written in a working set larger than any cache.
@@ -40,7 +41,7 @@ impl Work {
     #[must_use]
     pub fn amount(self) -> u64 {
         match self {
-            Self::Flops(n) | Self::Cache(n) | Self::Memory(n) => n,
+            Self::Flops(n, _) | Self::Cache(n) | Self::Memory(n) => n,
         }
     }
 }
@@ -62,8 +63,13 @@ impl core::fmt::Debug for Case {
 }
 
 impl Case {
-    fn flops(name: impl Into<String>, flops: usize, run: impl FnMut() + 'static) -> Self {
-        Self { name: name.into(), work: Work::Flops(flops as u64), run: Box::new(run) }
+    fn flops(
+        name: impl Into<String>,
+        dtype: Dtype,
+        flops: usize,
+        run: impl FnMut() + 'static,
+    ) -> Self {
+        Self { name: name.into(), work: Work::Flops(flops as u64, dtype), run: Box::new(run) }
     }
 
     fn cache(name: impl Into<String>, floats: usize, run: impl FnMut() + 'static) -> Self {
@@ -102,6 +108,18 @@ fn out(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
 mod tests {
     use super::*;
     use cllm_core::Isa;
+
+    #[test]
+    fn attention_multiplies_floats_whatever_products_do() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            visit(Kernels::scalar().with_dtype(dtype), 1.0, &mut |case| {
+                if let Work::Flops(_, of) = case.work {
+                    let is_attention = case.name.starts_with("attention");
+                    assert_eq!(of, if is_attention { Dtype::F32 } else { dtype }, "{}", case.name);
+                }
+            });
+        }
+    }
 
     #[test]
     fn every_case_runs_on_every_instruction_set() {

@@ -2,7 +2,7 @@
 //! those inside attention.
 
 use super::{Case, FORWARD, HEAD, ROWS, SEQUENCE, TOKENS, VOCAB, WIDTH, floats, mat, out};
-use cllm_core::Kernels;
+use cllm_core::{Dtype, Kernels};
 use cllm_kernels::{Attention, AttentionGrads, Epilogue, Packed};
 
 /// What is fused to a product.
@@ -61,7 +61,7 @@ fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> 
     kernels.pack(mat(&b, k, n), &mut packed);
     let (bias, mut other) = (floats(n, range), floats(m * n, range));
     let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, k)];
-    Case::flops(format!("gemm/{name} {m}x{n}x{k}"), 2 * m * n * k, move || {
+    Case::flops(format!("gemm/{name} {m}x{n}x{k}"), kernels.dtype(), 2 * m * n * k, move || {
         let epilogue = match fused {
             Fused::None => Epilogue::None,
             Fused::Bias => Epilogue::Bias(&bias),
@@ -100,13 +100,15 @@ fn weight_gradient(
     let (x, dy) = (floats(tokens * inputs, range), floats(tokens * outputs, range));
     let mut c = vec![0.0; m * n];
     let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, tokens).unwrap_or(0)];
-    Case::flops(format!("weight gradient/{name} {m}x{n}x{tokens}"), 2 * m * n * tokens, move || {
+    let (flops, name) = (2 * m * n * tokens, format!("weight gradient/{name} {m}x{n}x{tokens}"));
+    Case::flops(name, kernels.dtype(), flops, move || {
         let (x, dy) = (mat(&x, tokens, m), mat(&dy, tokens, n));
         kernels.gemm_unpacked(x.t(), dy, out(&mut c, m, n), false, &mut scratch);
     })
 }
 
-/// One head of a sequence. Counted are the products on and below the diagonal.
+/// One head of a sequence. Counted are the products on and below the diagonal, which are of
+/// floats in every table.
 fn attention(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
     let (n, head) = (SEQUENCE, HEAD);
     let scale = 1.0 / (head as f32).sqrt();
@@ -123,10 +125,12 @@ fn attention(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
     let (result, saved) = (y.clone(), lse.clone());
     // Half of the T x T products: two forward, five backward.
     let half = n * n * head;
-    see(Case::flops(format!("attention/{n}x{head}"), 2 * half, move || forward(&mut y, &mut lse)));
+    let name = format!("attention/{n}x{head}");
+    see(Case::flops(name, Dtype::F32, 2 * half, move || forward(&mut y, &mut lse)));
     let mut grads = [0; 3].map(|_| vec![0.0; n * head]);
     let mut scratch = vec![0.0; kernels.attention_backward_scratch_len(n, head).unwrap_or(0)];
-    see(Case::flops(format!("attention backward/{n}x{head}"), 5 * half, move || {
+    let name = format!("attention backward/{n}x{head}");
+    see(Case::flops(name, Dtype::F32, 5 * half, move || {
         let [q, k, v, dout] = again.each_ref().map(|x| mat(x, n, head));
         let a = Attention { q, k, v, first: 0, scale, dropout: None };
         let [dq, dk, dv] = grads.each_mut().map(|g| out(g, n, head));
