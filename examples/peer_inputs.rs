@@ -1,8 +1,9 @@
 //! Turns a run of `cllm train` into a file that other programs can start from: the same
 //! initial weights and the same batches, and the losses that the run got.
 //!
-//! The layout is that of the golden files (`tests/golden/README.md`), without logits,
-//! gradients and final weights. The run must have logged every step:
+//! The layout is that of the golden files (`tests/golden/README.md`), without logits and
+//! gradients, and with final weights only if `--final` is given. The run must have logged
+//! every step:
 //!
 //! ```sh
 //! cllm train --preset reference --data DIR --max-steps 20 --log-interval 1 --out-dir RUN
@@ -17,6 +18,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use cllm::checkpoint::CheckpointFile;
 use cllm::error::{Error, Result};
 use cllm::memory::PoolMemory;
 use cllm::model;
@@ -33,21 +35,34 @@ use serde_json::{Value, json};
 const FORMAT: u32 = 1;
 
 /// What the program is told.
-const USAGE: &str = "usage: peer_inputs RUN_FOLDER FILE.safetensors";
+const USAGE: &str = "usage: peer_inputs RUN_FOLDER FILE.safetensors [--final]";
 
 fn main() -> ExitCode {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [run, file] = arguments.as_slice() else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
+    let (run, file, ends) = match arguments.as_slice() {
+        [run, file] => (run, file, Ends::Start),
+        [run, file, flag] if flag.as_os_str() == "--final" => (run, file, Ends::Both),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
     };
-    match write(run, file) {
+    match write(run, file, ends) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("peer_inputs: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Which weights the file has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// Those that the run began with.
+    Start,
+    /// Also those that it ended with.
+    Both,
 }
 
 /// A tensor as the file holds it.
@@ -65,12 +80,12 @@ struct Logged {
     grad_norms: Vec<f64>,
 }
 
-/// Writes the start of the run in `run` to `file`.
+/// Writes the start of the run in `run`, or both of its ends, to `file`.
 ///
 /// # Errors
 /// There is no such run, it is not of a kind that others can follow, its data has changed, or
 /// the file cannot be written.
-pub(crate) fn write(run: &Path, file: &Path) -> Result<()> {
+pub(crate) fn write(run: &Path, file: &Path, ends: Ends) -> Result<()> {
     let settings = stored_settings(run)?;
     check(&settings, run)?;
     let folder = RunFolder::existing(run);
@@ -79,7 +94,10 @@ pub(crate) fn write(run: &Path, file: &Path) -> Result<()> {
     let inputs = Inputs::open(&settings, &folder, true)?;
     let config = model::config(&settings, inputs.vocab_size)?;
 
-    let mut tensors = parameters(&config, settings.seed)?;
+    let mut tensors = initial(&config, settings.seed)?;
+    if ends == Ends::Both {
+        tensors.extend(last(&folder, &config, settings.max_steps)?);
+    }
     tensors.extend(batches(&settings, &inputs)?);
     let schedule = model::schedule(&settings)?;
     let lrs: Vec<f64> = (0..settings.max_steps).map(|n| f64::from(schedule.rate(n))).collect();
@@ -142,7 +160,7 @@ fn logged(path: &Path, steps: u64) -> Result<Logged> {
 }
 
 /// The weights that a run with this seed begins with.
-fn parameters(config: &ModelConfig, seed: u64) -> Result<Vec<Tensor>> {
+fn initial(config: &ModelConfig, seed: u64) -> Result<Vec<Tensor>> {
     // Weights depend on neither the batch nor the kernels: the smallest plan will do.
     let (batch, kernels) = (BatchShape { sequences: 1, tokens: 1 }, Kernels::detect());
     let plan = Plan::new(config, batch, 1, Mode::Train, kernels).map_err(model::plan_error)?;
@@ -152,14 +170,28 @@ fn parameters(config: &ModelConfig, seed: u64) -> Result<Vec<Tensor>> {
     let trainer = Trainer::new(&plan, kernels, pools, &engine, seed);
     let mut trainer = trainer.map_err(model::plan_error)?;
     trainer.initialise();
-    let values = trainer.parameters();
-    let tensors = plan.table().iter().map(|spec| Tensor {
-        name: format!("param/{}", spec.name()),
+    Ok(weights("param", plan.table(), trainer.parameters()))
+}
+
+/// The weights in the checkpoint of the run's last step.
+fn last(folder: &RunFolder, config: &ModelConfig, steps: u64) -> Result<Vec<Tensor>> {
+    let file = CheckpointFile::open(&folder.step(steps))?;
+    let checkpoint = file.parse().map_err(|e| file.error(e))?;
+    let table = ParamTable::new(config).map_err(model::config_error)?;
+    let mut values = vec![0.0; table.arena_len()];
+    checkpoint.read_parameters(&mut values);
+    Ok(weights("final", &table, &values))
+}
+
+/// The tensors of an arena, as `<prefix>/<name>`.
+fn weights(prefix: &str, table: &ParamTable, values: &[f32]) -> Vec<Tensor> {
+    let tensors = table.iter().map(|spec| Tensor {
+        name: format!("{prefix}/{}", spec.name()),
         dtype: Type::F32,
         shape: if spec.is_vector() { vec![spec.cols] } else { vec![spec.rows, spec.cols] },
         bytes: values[spec.range()].iter().flat_map(|x| x.to_le_bytes()).collect(),
     });
-    Ok(tensors.collect())
+    tensors.collect()
 }
 
 /// `tokens` and `targets` of all steps.

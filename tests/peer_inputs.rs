@@ -13,6 +13,7 @@ use cllm::train::{Outcome, train_until};
 use cllm_core::{
     Batch, BatchShape, Dtype, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer,
 };
+use peer_inputs::Ends;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
@@ -66,7 +67,7 @@ fn read<T, const N: usize>(
 fn the_file_alone_gives_the_losses_of_the_run() {
     let run = run("peer_inputs", |_| {});
     let path = run.with_extension("safetensors");
-    peer_inputs::write(&run, &path).unwrap();
+    peer_inputs::write(&run, &path, Ends::Both).unwrap();
 
     let bytes = fs::read(&path).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -128,13 +129,17 @@ fn the_file_alone_gives_the_losses_of_the_run() {
         assert_eq!(update.grad_norm, norms[step], "gradient norm of step {step}");
     }
     assert!(losses[3] < losses[0], "{losses:?}");
+    for spec in plan.table().iter() {
+        let (_, values) = read(&file, &format!("final/{}", spec.name()), f32::from_le_bytes);
+        assert_eq!(trainer.parameters()[spec.range()], values, "{}", spec.name());
+    }
 }
 
 #[test]
 fn runs_that_nobody_can_follow_are_refused() {
     let refused = |name: &str, change: fn(&mut TrainSettings), hint: &str| {
         let run = run(name, change);
-        let message = peer_inputs::write(&run, &run.with_extension("safetensors"));
+        let message = peer_inputs::write(&run, &run.with_extension("safetensors"), Ends::Start);
         let message = message.unwrap_err().to_string();
         assert!(message.contains(hint), "{message}");
     };
@@ -143,6 +148,6 @@ fn runs_that_nobody_can_follow_are_refused() {
     refused("peer_inputs_unclipped", |s| s.grad_clip = 0.0, "--grad-clip");
     refused("peer_inputs_sparse", |s| s.log_interval = 2, "--log-interval 1");
     let missing = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peer_inputs_none");
-    let message = peer_inputs::write(&missing, &missing.with_extension("safetensors"));
+    let message = peer_inputs::write(&missing, &missing.with_extension("safetensors"), Ends::Start);
     assert!(message.unwrap_err().to_string().contains("peer_inputs_none"));
 }

@@ -1,0 +1,150 @@
+"""Generation of one stream by cllm and PyTorch in turns: tokens a second, and the share of
+the bandwidth that reading the weights for each token takes."""
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from tokenizers import Tokenizer
+
+from measure import output
+from settings import PYTHON, Setting, script
+from works import DATA, STEPS, Work, run_folder, start_file
+
+PROMPT = 128
+NEW = 256
+
+
+@dataclass
+class Speaker:
+    """One program in one setting on some threads."""
+
+    dtype: str
+    threads: int
+    setting: Setting | None = None
+    speeds: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)
+    weights: int = 0
+    text: str = ""
+
+    @property
+    def name(self) -> str:
+        what = f"PyTorch {self.setting.name}" if self.setting else f"cllm {self.dtype}"
+        return f"{what}, {self.threads} thread{'s'[: self.threads > 1]}"
+
+
+def prompt_of(tokenizer: Tokenizer) -> str:
+    """The beginning of a line of the data that is 128 tokens, of which 128 tokens come again."""
+    with (DATA / "reference.txt").open() as file:
+        text = file.read(20_000)
+    for line in range(50):
+        text = text[text.index("\n") + 1 :]
+        words = tokenizer.decode(tokenizer.encode(text[:4_000]).ids[:PROMPT])
+        if len(tokenizer.encode(words).ids) == PROMPT:
+            return words
+    raise SystemExit(f"{DATA}/reference.txt: no {PROMPT} tokens that a text stands for")
+
+
+def run_cllm(speaker: Speaker, cllm: Path, work: Work, prompt: str, via: list[str]) -> None:
+    """One `cllm generate`; its clock is the arrival of the text, from the first new token to
+    the last. Every token has text of its own, as the JSON of another run says."""
+    command = [*via, str(cllm), "generate", "--checkpoint"]
+    command += [str(run_folder(work.name) / f"step-{STEPS}.cllm"), "--prompt", prompt, "--greedy"]
+    command += ["--tokens", str(NEW), "--dtype", speaker.dtype]
+    if not speaker.text:
+        spoken = json.loads(output([*command, "--log-format", "json"]))
+        if spoken["tokens"] != NEW:
+            raise SystemExit(f"{work.name}: cllm ended the text after {spoken['tokens']} tokens")
+        speaker.text = spoken["text"].removeprefix(prompt)
+    length = len(prompt.encode())
+    seen, first, last = b"", 0.0, 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        while piece := os.read(process.stdout.fileno(), 1 << 16):
+            seen += piece
+            now = time.perf_counter()
+            # The line break after the text comes with no token.
+            if len(seen) > length and not first:
+                first = now
+            if piece != b"\n":
+                last = now
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}")
+    speaker.speeds.append((NEW - 1) / (last - first))
+    speaker.peaks.append(usage.ru_maxrss * 1024)
+
+
+def run_torch(speaker: Speaker, work: Work, ids: list[int], tokenizer: Tokenizer, via) -> None:
+    """One process of PyTorch."""
+    command = [*via, PYTHON, script("generate.py"), start_file(work.name), *speaker.setting.flags()]
+    command += ["--prompt", ",".join(map(str, ids)), "--new", NEW, "--threads", speaker.threads]
+    environment = speaker.setting.environment(speaker.threads)
+    result = json.loads(output(command, env=environment).splitlines()[-1])
+    speaker.speeds.append((NEW - 1) / result["seconds"])
+    speaker.peaks.append(result["peak_rss"])
+    speaker.bandwidths.append(result["bandwidth"])
+    speaker.weights = result["weights"]
+    speaker.text = tokenizer.decode(result["tokens"])
+
+
+def compare(work: Work, settings: list[Setting], args, note) -> None:
+    """Runs all in turns and prints the table."""
+    tokenizer = Tokenizer.from_file(str(run_folder(work.name) / "tokenizer.json"))
+    prompt = prompt_of(tokenizer)
+    ids = tokenizer.encode(prompt).ids
+    # cllm generates on one thread, whatever there is.
+    speakers = [Speaker(dtype, 1) for dtype in ("f32", "bf16")]
+    speakers += [
+        Speaker("f32" if setting.is_f32 else "bf16", threads, setting)
+        for threads in args.threads
+        for setting in settings
+    ]
+    for turn in range(args.runs):
+        for speaker in speakers if turn % 2 == 0 else speakers[::-1]:
+            if speaker.setting:
+                run_torch(speaker, work, ids, tokenizer, args.via)
+            else:
+                run_cllm(speaker, args.cllm, work, prompt, args.via)
+            note(f"{work.name}: turn {turn + 1}, {speaker.name}: {speaker.speeds[-1]:.0f} tokens/s")
+    print_table(work, speakers)
+
+
+def print_table(work: Work, speakers: list[Speaker]) -> None:
+    """Medians in Markdown."""
+    print(f"\n### {work.name}: {work.title}, {PROMPT} + {NEW} tokens\n")
+    print("| | threads | tokens/s | lowest to highest | weights read | of the bandwidth | peak memory | same text as cllm f32 |")
+    print("|---|---|---|---|---|---|---|---|")
+    ours = speakers[0]
+    for speaker in speakers:
+        peers = [s for s in speakers if s.setting and s.dtype == speaker.dtype]
+        like = [s for s in peers if s.threads == speaker.threads] or peers
+        weights = like[0].weights
+        bandwidth = median(value for s in like for value in s.bandwidths)
+        speed = median(speaker.speeds)
+        same = len(os.path.commonprefix([speaker.text, ours.text])) / len(ours.text)
+        cells = [
+            speaker.name.rsplit(",", 1)[0],
+            f"{speaker.threads}",
+            f"{speed:,.0f}",
+            f"{min(speaker.speeds):,.0f} to {max(speaker.speeds):,.0f}",
+            f"{weights * speed / 1e9:.1f} GB/s",
+            f"{100 * weights * speed / bandwidth:.0f} %",
+            f"{median(speaker.peaks) / 1e6:,.0f} MB",
+            "yes" if same == 1.0 else f"the first {100 * same:.0f} %",
+        ]
+        print("| " + " | ".join(cells) + " |")
+    print()
+    for speaker in speakers[:2]:
+        for kind in ("f32", "any"):
+            peers = [s for s in speakers if s.setting and kind in (s.dtype, "any")]
+            if peers:
+                best = max(peers, key=lambda s: median(s.speeds))
+                ratio = median(a / b for a, b in zip(speaker.speeds, best.speeds))
+                print(f"- {speaker.name}: {ratio:.2f} times the best PyTorch of {kind} setting "
+                      f"({best.name.removeprefix('PyTorch ')})")

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Sets PyTorch up in target/peers, runs the same works with it and with cllm in turns, and
+# prints a table of medians and ratios for each work. README.md beside this file has more.
+#
+# Usage: benches/peers/run.sh [--works A,B64,...] [--runs N] [--threads 1,2] [--llmc PATH] ...
+#
+# Needs Rust, Python 3.11 with venv and pip, and for torch.compile a C++ compiler. tcmalloc is
+# taken from Debian's package where apt-get is there.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+peers=target/peers
+mkdir -p "$peers"
+
+wanted=$(sha256sum < benches/peers/requirements.txt)
+if [ "$(cat "$peers/venv.sha256" 2> /dev/null)" != "$wanted" ]; then
+    echo "run.sh: installing benches/peers/requirements.txt into $peers/venv" >&2
+    python3 -m venv --clear "$peers/venv"
+    "$peers/venv/bin/pip" install --quiet --requirement benches/peers/requirements.txt
+    echo "$wanted" > "$peers/venv.sha256"
+fi
+if [ ! -d "$peers/debian/usr" ]; then
+    # Unpacked, not installed: no root is needed.
+    mkdir -p "$peers/debian"
+    if ! (cd "$peers/debian" && apt-get --quiet=2 download libtcmalloc-minimal4 \
+            && dpkg-deb --extract libtcmalloc-minimal4_*.deb .) 2> "$peers/debian.log"; then
+        echo "run.sh: no tcmalloc: $(tail -n 1 "$peers/debian.log")" >&2
+    fi
+fi
+exec "$peers/venv/bin/python" benches/peers/pytorch/compare.py "$@"
