@@ -10,10 +10,14 @@ from pathlib import Path
 
 import generation
 import llmc
+import start
 from measure import Sample, run_cllm, torch_on
 from settings import LIBRARIES, Setting, available
-from table import Column, dump, print_table
-from works import CLLM, MODELS, PEERS, STEPS, WORKS, Work, build, make_data, make_start
+from table import Column, deviation, dump, print_table
+from works import CLLM, MODELS, PEERS, STEPS, WORKS, Work, build, make_data, make_start, start_file
+
+# Relative, of losses in fp32: two programs that add in different orders.
+TOLERANCE = 1e-4
 
 
 def note(text: str) -> None:
@@ -42,6 +46,19 @@ def check(columns: list[Column], work: Work, settings: list[Setting], args) -> N
             for other in columns:
                 if other.program == "cllm" and other.dtype == column.dtype:
                     other.losses = sample.losses
+
+
+def check_f32(columns: list[Column], work: Work) -> None:
+    """Nothing is timed that computes something else."""
+    reference = start.losses(start_file(work.name))
+    for column in columns:
+        if column.dtype == "f32" and column.losses:
+            differs = deviation(column.losses, reference)
+            if differs > TOLERANCE:
+                raise SystemExit(
+                    f"{work.name}: {column.name}: losses differ from those of the start file by "
+                    f"{differs:.1e}, and {TOLERANCE} is allowed: {column.losses}"
+                )
 
 
 def time(columns: list[Column], work: Work, args) -> None:
@@ -129,6 +146,7 @@ def main() -> None:
             llmc.prepare(args.llmc, work, settings[0], max(args.threads), args.via)
         if not args.no_check:
             check(columns, work, settings, args)
+            check_f32(columns, work)
         time(columns, work, args)
         print_table(work, columns, missing)
         (PEERS / f"{work.name}.json").write_text(dump(columns))

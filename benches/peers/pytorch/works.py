@@ -41,18 +41,17 @@ def _shards(path: Path, *flags: str) -> tuple[str, ...]:
     return ("--data", str(path), *flags)
 
 
-# Warm-up and timed steps make the 20 steps of the start file where these are long enough to
-# be timed, so a timed process also shows the losses.
+# On two cores a timed process takes ten seconds or so, the imports apart; B1024 thirty.
 WORKS = {
     work.name: work
     for work in [
-        Work("A", "reference workload", _shards(DATA, "--preset", "reference"), 4, 16),
+        Work("A", "reference workload", _shards(DATA, "--preset", "reference"), 2, 8),
         Work(
             "B64",
             "GPT-2 124M, 4 x 64",
             _shards(DATA, "--preset", "gpt2", "--vocab-size", "50257", "--block-size", "64"),
-            4,
-            16,
+            2,
+            6,
         ),
         Work(
             "B1024",
@@ -71,7 +70,7 @@ WORKS = {
                 *"--min-lr 1e-4 --warmup-steps 100 --beta2 0.99 --weight-decay 0.1".split(),
             ),
             20,
-            300,
+            200,
         ),
         Work(
             "D",
@@ -80,8 +79,8 @@ WORKS = {
                 DATA, *"--preset reference --n-layer 8 --n-head 8 --n-embd 512".split(),
                 *"--d-ff 2048 --block-size 2048 --batch-size 1".split(),
             ),
-            4,
-            16,
+            2,
+            6,
         ),
     ]
 }
