@@ -61,7 +61,9 @@ def next_token(
 
 
 @torch.inference_mode()
-def speak(model: Gpt, c: dict, prompt: list[int], new: int, compiled: bool) -> tuple[list[int], float]:
+def speak(
+    model: Gpt, c: dict, prompt: list[int], new: int, compiled: bool
+) -> tuple[list[int], float]:
     """The new tokens, and the seconds from the first to the last."""
     step = torch.compile(next_token) if compiled else next_token
     # Twice where code is made: the first time is not the work.

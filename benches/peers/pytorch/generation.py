@@ -118,8 +118,9 @@ def compare(work: Work, settings: list[Setting], args, note) -> None:
 def print_table(work: Work, speakers: list[Speaker]) -> None:
     """Medians in Markdown."""
     print(f"\n### {work.name}: {work.title}, {PROMPT} + {NEW} tokens\n")
-    print("| | threads | tokens/s | lowest to highest | weights read | of the bandwidth | peak memory | same text as cllm f32 |")
-    print("|---|---|---|---|---|---|---|---|")
+    header = ["", "threads", "tokens/s", "lowest to highest", "weights read", "of the bandwidth"]
+    header += ["peak memory", "text of cllm f32"]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     ours = speakers[0]
     for speaker in speakers:
         peers = [s for s in speakers if s.setting and s.dtype == speaker.dtype]

@@ -69,8 +69,9 @@ def print_table(work: Work, columns: list[Column], missing: list[str]) -> None:
     print(f"\n### {work.name}: {work.title}\n")
     for words in missing:
         print(f"Measured {words}.\n")
-    print("| | threads | tokens/s | lowest to highest | of the peak | peak memory | loss | differs by |")
-    print("|---|---|---|---|---|---|---|---|")
+    header = ["", "threads", "tokens/s", "lowest to highest", "of the peak", "peak memory"]
+    header += ["loss", "differs by"]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     for column in columns:
         print(line(column, columns, work, reference))
     print()
@@ -122,7 +123,8 @@ def print_ratios(columns: list[Column], work: Work) -> None:
             )
             print(
                 f"- {ours.name}: {ratio(ours, best, work.warmup):.2f} times the best PyTorch of "
-                f"{kind} setting ({best.setting.name}), with {memory:.2f} of the least memory of one"
+                f"{kind} setting ({best.setting.name}), with {memory:.2f} of the memory that the "
+                "smallest takes"
             )
         for other in (column for column in columns if column.program == "llm.c"):
             print(f"- {ours.name}: {ratio(ours, other, work.warmup):.2f} times llm.c")
