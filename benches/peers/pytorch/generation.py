@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from measure import output
 from settings import PYTHON, Setting, script
+from table import on_threads
 from works import DATA, STEPS, Work, run_folder, start_file
 
 PROMPT = 128
@@ -35,7 +36,7 @@ class Speaker:
     @property
     def name(self) -> str:
         what = f"PyTorch {self.setting.name}" if self.setting else f"cllm {self.dtype}"
-        return f"{what}, {self.threads} thread{'s'[: self.threads > 1]}"
+        return f"{what}, {on_threads(self.threads)}"
 
 
 def prompt_of(tokenizer: Tokenizer) -> str:

@@ -47,10 +47,15 @@ class Column:
     @property
     def name(self) -> str:
         setting = self.setting.name if self.setting else self.dtype
-        return f"{self.program} {setting}, {self.threads} thread{'s'[:self.threads > 1]}"
+        return f"{self.program} {setting}, {on_threads(self.threads)}"
 
     def speeds(self, warmup: int) -> list[float]:
         return [sample.tokens_per_s(self.tokens, warmup) for sample in self.samples]
+
+
+def on_threads(count: int) -> str:
+    """A number of threads in words."""
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def ratio(ours: Column, theirs: Column, warmup: int) -> float:
