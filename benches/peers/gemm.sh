@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Times matrix products of Crystalline's kernels, gemm, matrixmultiply, OpenBLAS and PyTorch in
+# turns, with AVX-512 and with AVX2, on one thread and on two. gemm/README.md has more.
+#
+# Usage: benches/peers/gemm.sh [RUNS [THREADS [ISAS [OPTION...]]]]
+#   benches/peers/gemm.sh                            5 samples of each, "1 2", "avx512 avx2"
+#   benches/peers/gemm.sh 7 1 avx512 --groups square
+#
+# OpenBLAS is taken from the Python package scipy-openblas32, or is the library that $OPENBLAS
+# names. PyTorch is that of benches/peers/run.sh if it has been set up, or of $PYTHON. What
+# cannot be had is left out, and the script says so.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+runs=${1:-5}
+threads=${2:-1 2}
+isas=${3:-avx512 avx2}
+shift $(($# < 3 ? $# : 3))
+work=$PWD/target/peers-gemm
+mkdir -p "$work"
+
+# The versions whose figures are in the README.
+package=scipy-openblas32==0.3.34.481.3
+openblas=${OPENBLAS:-$work/openblas/scipy_openblas32/lib/libscipy_openblas.so}
+if [ -z "${OPENBLAS:-}" ] && [ ! -f "$openblas" ]; then
+    if ! python3 -m pip install --quiet --no-deps --target "$work/openblas" "$package" \
+        > "$work/pip.log" 2>&1; then
+        echo "gemm.sh: without OpenBLAS: $(tail -n 1 "$work/pip.log")" >&2
+    fi
+fi
+options=()
+if [ -f "$openblas" ]; then options+=(--openblas "$openblas"); fi
+python=${PYTHON:-target/peers/venv/bin/python}
+if [ -x "$(command -v "$python")" ]; then
+    options+=(--python "$python")
+else
+    echo "gemm.sh: without PyTorch: benches/peers/run.sh sets it up" >&2
+fi
+
+for isa in $isas; do
+    case $isa in
+        avx512) flag=avx512vl features=(--features avx512) ;;
+        avx2) flag=avx2 features=() ;;
+        *) echo "gemm.sh: $isa: the instruction sets are avx512 and avx2" >&2; exit 2 ;;
+    esac
+    if ! grep -q -w "$flag" /proc/cpuinfo; then
+        echo "gemm.sh: without $isa: this CPU lacks it" >&2
+        continue
+    fi
+    cargo build --quiet --locked --release --manifest-path benches/peers/gemm/Cargo.toml \
+        --target-dir "$work/$isa" ${features[@]+"${features[@]}"}
+    for count in $threads; do
+        (
+            # OpenBLAS does not know every CPU and then uses less than it could.
+            if [ "$isa" = avx512 ]; then
+                export OPENBLAS_CORETYPE=SkylakeX
+            else
+                export OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2
+                export MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+            fi
+            export MATMUL_NUM_THREADS=$count OMP_NUM_THREADS=$count RAYON_NUM_THREADS=$count
+            "$work/$isa/release/peers-gemm" --isa "$isa" --threads "$count" --runs "$runs" \
+                ${options[@]+"${options[@]}"} "$@"
+        )
+        echo
+    done
+done

@@ -1,0 +1,204 @@
+//! Times matrix products of Crystalline's kernels and of other libraries in turns.
+//!
+//! `benches/peers/gemm.sh` builds and calls it; README.md says what the columns are.
+
+mod ours;
+mod peers;
+mod problem;
+mod report;
+mod shapes;
+mod timing;
+mod torch;
+
+use clap::{Parser, ValueEnum};
+use cllm_kernels::{Dtype, Isa, Kernels};
+use core::time::Duration;
+use ours::{Ours, Packing};
+use peers::OpenBlas;
+use problem::Problem;
+use report::{Entry, Line, Report};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use timing::{Calls, Sampler};
+use torch::Torch;
+
+/// Times matrix products of Crystalline's kernels and of other libraries in turns.
+#[derive(Parser)]
+struct Options {
+    /// Instruction set. The peers use AVX2 or AVX-512 as this program was built, and as their
+    /// variables say: gemm.sh sees to both.
+    #[arg(long, value_enum)]
+    isa: Set,
+    /// Threads of every library, 1 or 2.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    threads: u8,
+    /// Samples of each library for each product.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Only these groups of products.
+    #[arg(long, value_delimiter = ',', value_parser = shapes::GROUPS, default_values = shapes::GROUPS)]
+    groups: Vec<String>,
+    /// libopenblas.so, or that of the Python package scipy-openblas32.
+    #[arg(long)]
+    openblas: Option<PathBuf>,
+    /// A Python that has PyTorch.
+    #[arg(long)]
+    python: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Set {
+    Avx2,
+    Avx512,
+}
+
+/// Threads of OpenBLAS and of OpenMP look for work for some 20 ms before they sleep, and would
+/// be in the next library's way.
+const REST: Duration = Duration::from_millis(50);
+
+/// Who is timed for a product.
+struct Contender<'a> {
+    name: &'static str,
+    sampler: Box<dyn Sampler + 'a>,
+    calls: Calls,
+    rates: Vec<f64>,
+    /// Leaves threads behind that look for work.
+    spins: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("peers-gemm: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), String> {
+    let threads = usize::from(options.threads);
+    let (isa, wide) = match options.isa {
+        Set::Avx2 => (Isa::Avx2, false),
+        Set::Avx512 => (Isa::Avx512, true),
+    };
+    if cfg!(feature = "avx512") != wide {
+        return Err(format!("--isa {isa}: built for the other one; use benches/peers/gemm.sh"));
+    }
+    let variable = "MATMUL_NUM_THREADS";
+    if std::env::var(variable).ok().and_then(|value| value.parse().ok()) != Some(threads) {
+        return Err(format!("--threads {threads}: set {variable}={threads} too, as gemm.sh does"));
+    }
+    let single = Kernels::for_isa(isa).ok_or(format!("--isa {isa}: this CPU lacks it"))?;
+    let half = single.with_dtype(Dtype::Bf16);
+    let half = (wide && half.is_native()).then_some(half);
+    let blas = options.openblas.as_ref().map(|path| OpenBlas::load(path, threads)).transpose()?;
+    let torch = options.python.as_ref().map(|path| Torch::start(path, threads)).transpose()?;
+
+    println!("{isa}, threads: {threads}, medians of {} samples in turns, GFLOP/s", options.runs);
+    if let Some(blas) = &blas {
+        println!("openblas: {}", blas.description);
+    }
+    if let Some(torch) = &torch {
+        println!("torch: {}", torch.description);
+    }
+    let mut report = Report::new(threads);
+    for product in options.groups.iter().flat_map(|group| shapes::products(group)) {
+        let problem = Problem::new(product);
+        let mut list = vec![
+            contender("cllm", Box::new(Ours::new(single, &problem, Packing::Before, threads))),
+            contender("cllm+pack", Box::new(Ours::new(single, &problem, Packing::Within, threads))),
+            contender("gemm", peers::gemm(&problem, threads)),
+            contender("matrixm.", peers::matrixmultiply(&problem)),
+        ];
+        if let Some(blas) = &blas {
+            list.push(contender("openblas", blas.product(&problem)));
+        }
+        if let Some(torch) = &torch {
+            list.push(contender("torch", torch.product(&problem, "f32")?));
+        }
+        let mut list16 = Vec::new();
+        if let Some(half) = half {
+            let ours = |packing| Box::new(Ours::new(half, &problem, packing, threads));
+            list16.push(contender("cllm", ours(Packing::Before)));
+            list16.push(contender("cllm+pack", ours(Packing::Within)));
+            if let Some(torch) = &torch {
+                list16.push(contender("torch", torch.product(&problem, "bf16")?));
+            }
+        }
+        let mut entries = vec![measure("f32", single, list, &problem, options)?];
+        if let Some(half) = half {
+            entries.push(measure("bf16", half, list16, &problem, options)?);
+        }
+        report.add(Line { product: problem.product.clone(), entries });
+    }
+    report.finish();
+    Ok(())
+}
+
+fn contender<'a>(name: &'static str, sampler: Box<dyn Sampler + 'a>) -> Contender<'a> {
+    let spins = ["openblas", "torch"].contains(&name);
+    Contender { name, sampler, calls: Calls { warm: 0, timed: 1 }, rates: Vec::new(), spins }
+}
+
+/// Checks every contender's result, then times them in turns, the peak among them.
+fn measure(
+    dtype: &'static str,
+    kernels: &'static Kernels,
+    mut list: Vec<Contender<'_>>,
+    problem: &Problem,
+    options: &Options,
+) -> Result<Entry, String> {
+    let threads = usize::from(options.threads);
+    let mut c = vec![0.0; problem.expected.len()];
+    for contender in &mut list {
+        c.fill(f32::NAN);
+        contender.sampler.sample(&mut c, contender.calls)?;
+        // PyTorch's result is in the other process, where it was checked.
+        if contender.name != "torch"
+            && let Some(error) = problem.error(&c)
+        {
+            return Err(format!("{}, {dtype}, {:?}: {error}", contender.name, problem.product));
+        }
+        let mut seconds = f64::INFINITY;
+        for timed in [1, 10] {
+            let calls = Calls { warm: 1, timed };
+            let time = contender.sampler.sample(&mut c, calls)?.as_secs_f64();
+            seconds = seconds.min(time / f64::from(timed));
+            if time > timing::SAMPLE.as_secs_f64() {
+                break;
+            }
+        }
+        contender.calls = Calls::of(seconds);
+        rest(contender, threads);
+    }
+    let flops = problem.product.flops() as f64;
+    let (mut peaks, count) = (Vec::new(), list.len());
+    for run in 0..usize::from(options.runs) {
+        peaks.push(ours::peak(kernels, threads));
+        for turn in 0..count {
+            let contender = &mut list[(run + turn) % count];
+            let time = contender.sampler.sample(&mut c, contender.calls)?;
+            contender.rates.push(flops * f64::from(contender.calls.timed) / time.as_secs_f64());
+            rest(contender, threads);
+        }
+    }
+    let rates = list.into_iter().map(|one| (one.name, median(one.rates))).collect();
+    Ok(Entry { dtype, peak: median(peaks), rates })
+}
+
+fn rest(contender: &Contender<'_>, threads: usize) {
+    if contender.spins && threads > 1 {
+        std::thread::sleep(REST);
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
+    } else {
+        values[middle]
+    }
+}

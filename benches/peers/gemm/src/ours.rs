@@ -1,0 +1,248 @@
+//! Crystalline's products, called as a training step calls them.
+//!
+//! The kernels leave threads and blocks of rows to their caller, so this does what the step
+//! does: blocks of 96 rows with a packed matrix, gradients of weights by tiles of 256 x 256. Two
+//! threads get a half each.
+
+use crate::problem::Problem;
+use crate::shapes::Layout;
+use crate::timing::{Calls, Sampler, together};
+use cllm_kernels::{Epilogue, Kernels, MatMut, MatRef, Packed};
+use core::hint::black_box;
+use core::ops::Range;
+use core::time::Duration;
+
+/// Rows of a block, as in `core/src/plan/grain.rs`.
+const ROW_BLOCK: usize = 96;
+/// Rows and columns of a tile of a weight's gradient, as there.
+const WEIGHT_TILE: usize = 256;
+/// Products smaller than this are left to one thread: some 2 us.
+const WORTH_SHARING: u64 = 1 << 18;
+/// Halves are cut at a multiple of it: of rows of register blocks, which are 4, 6 or 12.
+const ROW_CUT: usize = 12;
+/// Likewise of columns, of panels.
+const COLUMN_CUT: usize = 32;
+
+/// When B is brought into panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Once, before the timing, as a step packs a weight for all its tokens.
+    Before,
+    /// In every call, as for a matrix that is used once.
+    Within,
+}
+
+/// Rows and columns of C.
+#[derive(Clone, Debug)]
+struct Tile {
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+/// What one thread does.
+struct Share<'a> {
+    tiles: Vec<(Tile, MatMut<'a>)>,
+    /// Columns of B that it packs for itself.
+    packs: Range<usize>,
+    packed: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+/// One of Crystalline's products.
+pub struct Ours<'a> {
+    kernels: &'static Kernels,
+    problem: &'a Problem,
+    packing: Packing,
+    packed: Vec<f32>,
+    parts: Vec<Tile>,
+}
+
+impl<'a> Ours<'a> {
+    /// Prepares a product on `threads` threads.
+    ///
+    /// # Panics
+    /// If the sizes overflow.
+    #[must_use]
+    pub fn new(
+        kernels: &'static Kernels,
+        problem: &'a Problem,
+        packing: Packing,
+        threads: usize,
+    ) -> Self {
+        let (k, n) = (problem.product.k, problem.product.n);
+        let mut packed = Vec::new();
+        if packing == Packing::Before && !problem.product.is_weight_gradient() {
+            packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
+            kernels.pack(right(problem), &mut packed);
+        }
+        Self { kernels, problem, packing, packed, parts: parts(problem, packing, threads) }
+    }
+
+    fn share<'c>(&self, tiles: Vec<(Tile, MatMut<'c>)>, packs: Range<usize>) -> Share<'c> {
+        let (kernels, k) = (self.kernels, self.problem.product.k);
+        let packed = match self.packing {
+            Packing::Within => vec![0.0; kernels.packed_len(k, packs.len()).unwrap()],
+            Packing::Before => Vec::new(),
+        };
+        let scratch = if self.problem.product.is_weight_gradient() {
+            kernels.unpacked_scratch_len(WEIGHT_TILE, WEIGHT_TILE, k).unwrap()
+        } else {
+            kernels.gemm_scratch_len(ROW_BLOCK, k)
+        };
+        Share { tiles, packs, packed, scratch: vec![0.0; scratch] }
+    }
+
+    /// One thread's part of the product.
+    fn compute(&self, share: &mut Share<'_>) {
+        let (kernels, k) = (self.kernels, self.problem.product.k);
+        let a = left(self.problem);
+        let b = right(self.problem);
+        let Share { tiles, packs, packed, scratch } = share;
+        if self.problem.product.is_weight_gradient() {
+            for (Tile { rows, cols }, c) in tiles {
+                let a = a.row_range(rows.start, rows.len());
+                let b = b.col_range(cols.start, cols.len());
+                kernels.gemm_unpacked(a, b, c.reborrow(), false, scratch);
+            }
+            return;
+        }
+        let packed = match self.packing {
+            Packing::Before => {
+                let all = Packed::new(&self.packed, k, self.problem.product.n);
+                kernels.packed_columns(all, packs.clone())
+            }
+            Packing::Within => {
+                kernels.pack(b.col_range(packs.start, packs.len()), packed);
+                Packed::new(packed, k, packs.len())
+            }
+        };
+        for (Tile { rows, .. }, c) in tiles {
+            let a = a.row_range(rows.start, rows.len());
+            kernels.gemm(a, packed, c.reborrow(), false, Epilogue::None, scratch);
+        }
+    }
+}
+
+impl Sampler for Ours<'_> {
+    fn sample(&mut self, c: &mut [f32], calls: Calls) -> Result<Duration, String> {
+        let n = self.problem.product.n;
+        let cut: Vec<Vec<Tile>> = self.parts.iter().map(|part| tiles(self.problem, part)).collect();
+        let mut views = views(c, n, cut.iter().flatten()).into_iter();
+        let mut shares: Vec<_> = cut
+            .into_iter()
+            .zip(&self.parts)
+            .map(|(tiles, part)| {
+                self.share(tiles.into_iter().zip(&mut views).collect(), part.cols.clone())
+            })
+            .collect();
+        Ok(together(&mut shares, calls, |share| self.compute(share)))
+    }
+}
+
+fn view(data: &[f32], layout: Layout, rows: usize, cols: usize) -> MatRef<'_> {
+    match layout {
+        Layout::Plain => MatRef::new(black_box(data), rows, cols, cols),
+        Layout::Transposed => MatRef::new(black_box(data), cols, rows, rows).t(),
+    }
+}
+
+fn left(problem: &Problem) -> MatRef<'_> {
+    let product = &problem.product;
+    view(&problem.a, product.a, product.m, product.k)
+}
+
+fn right(problem: &Problem) -> MatRef<'_> {
+    let product = &problem.product;
+    view(&problem.b, product.b, product.k, product.n)
+}
+
+/// What each thread gets: all, or the halves of the rows or of the columns.
+fn parts(problem: &Problem, packing: Packing, threads: usize) -> Vec<Tile> {
+    let product = &problem.product;
+    let (m, n) = (product.m, product.n);
+    if threads == 1 || product.flops() < WORTH_SHARING {
+        return vec![Tile { rows: 0..m, cols: 0..n }];
+    }
+    assert_eq!(threads, 2, "products are cut in halves only");
+    let by_columns = if product.is_weight_gradient() {
+        n >= m
+    } else if packing == Packing::Within {
+        // Nobody waits for columns of B that another one packs.
+        n >= 2 * COLUMN_CUT
+    } else {
+        m < n && m < 2 * ROW_BLOCK
+    };
+    if by_columns {
+        let cut = (n / 2).next_multiple_of(COLUMN_CUT).min(n);
+        vec![Tile { rows: 0..m, cols: 0..cut }, Tile { rows: 0..m, cols: cut..n }]
+    } else {
+        let cut = (m / 2).next_multiple_of(ROW_CUT).min(m);
+        vec![Tile { rows: 0..cut, cols: 0..n }, Tile { rows: cut..m, cols: 0..n }]
+    }
+}
+
+/// The calls that a part is made of.
+fn tiles(problem: &Problem, part: &Tile) -> Vec<Tile> {
+    let (height, width) = if problem.product.is_weight_gradient() {
+        (WEIGHT_TILE, WEIGHT_TILE)
+    } else {
+        (ROW_BLOCK, part.cols.len().max(1))
+    };
+    let ranges = |of: &Range<usize>, step: usize| -> Vec<Range<usize>> {
+        let end = of.end;
+        of.clone().step_by(step).map(|first| first..(first + step).min(end)).collect()
+    };
+    let mut list = Vec::new();
+    for rows in ranges(&part.rows, height) {
+        for cols in ranges(&part.cols, width) {
+            list.push(Tile { rows: rows.clone(), cols });
+        }
+    }
+    list
+}
+
+/// Writable views of tiles of `c`, which has `n` columns.
+///
+/// # Panics
+/// If tiles overlap, or one is outside.
+fn views<'c, 't>(
+    c: &'c mut [f32],
+    n: usize,
+    tiles: impl Iterator<Item = &'t Tile> + Clone,
+) -> Vec<MatMut<'c>> {
+    let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+    for (i, a) in tiles.clone().enumerate() {
+        assert!(a.cols.end <= n && a.rows.end * n <= c.len(), "{a:?} is outside");
+        for b in tiles.clone().skip(i + 1) {
+            assert!(apart(&a.rows, &b.rows) || apart(&a.cols, &b.cols), "{a:?} and {b:?} overlap");
+        }
+    }
+    let start = c.as_mut_ptr();
+    let view = |Tile { rows, cols }: &Tile| {
+        #[expect(unsafe_code, reason = "halves of rows cannot be told apart by slices")]
+        // SAFETY: the tile is inside C and overlaps no other, as just checked; C is borrowed
+        // exclusively for 'c.
+        unsafe {
+            let first = start.add(rows.start * n + cols.start);
+            MatMut::from_raw(first, rows.len(), cols.len(), n)
+        }
+    };
+    tiles.map(view).collect()
+}
+
+/// Floating-point operations a second at most: multiply-adds, or products of bf16, in registers
+/// of `threads` threads at a time.
+#[must_use]
+pub fn peak(kernels: &Kernels, threads: usize) -> f64 {
+    // Some 100 us.
+    const ITERATIONS: u64 = 100_000;
+    const PASSES: u32 = 40;
+    let mut states = vec![0_u64; threads];
+    let calls = Calls { warm: 4, timed: PASSES };
+    let time = together(&mut states, calls, |flops| {
+        let (done, checksum) = kernels.fma_peak_pass(black_box(ITERATIONS));
+        black_box(checksum);
+        *flops = done;
+    });
+    (states.iter().sum::<u64>() * u64::from(PASSES)) as f64 / time.as_secs_f64()
+}
