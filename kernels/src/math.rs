@@ -56,8 +56,14 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
 /// Derivative of [`gelu`]: `gate + x gate (1 - gate) 2 du/dx`.
 #[inline(always)]
 pub(crate) fn gelu_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    gelu_and_slope(s, x).1
+}
+
+/// [`gelu`] and its derivative: the gate, which is most of the work, is the same.
+#[inline(always)]
+pub(crate) fn gelu_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     let (gate, slope) = gelu_gate(s, x);
     let flat = s.max(s.splat(-GELU_FLAT), s.min(s.splat(GELU_FLAT), x));
     let bell = s.mul(gate, s.sub(s.splat(1.0), gate));
-    s.mul_add(s.mul(flat, bell), slope, gate)
+    (s.mul(x, gate), s.mul_add(s.mul(flat, bell), slope, gate))
 }

@@ -82,7 +82,10 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
             dropout: Some((dropout, first_row)),
         },
         6 => Epilogue::Residual { bias: Some(bias.slice()), residual: other.view(), dropout: None },
-        _ => Epilogue::GeluGrad { pre: other.view() },
+        _ => {
+            pre.fill(|i, j| other.at(i, j));
+            Epilogue::GeluGrad { pre: pre.view_mut() }
+        }
     };
     let with_bias = matches!(kind, 1 | 3 | 5 | 6);
     let packed_b = Packed::new(packed.slice(), k, n);
@@ -123,11 +126,35 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
                     let slope = reference::gelu_slope(other);
                     let bound =
                         bound * slope.abs() + (sum.abs() + bound) * tolerance::gelu_slope(other);
-                    assert_close(c.at(i, j), sum * slope, bound + tolerance::TINY, at);
+                    assert_close(c.at(i, j), sum * slope, bound + tolerance::TINY, &at);
+                    let bound = tolerance::gelu(other);
+                    assert_close(pre.at(i, j), reference::gelu(other), bound, at);
                 }
             }
         }
     }
+}
+
+/// What backward makes again is what forward made, to the bit.
+#[test]
+fn the_activation_made_again_has_the_bits_of_the_first() {
+    each_dtype(|kernels| {
+        let mut rng = Rng::new(9);
+        for (m, n, k) in [(7, 17, 5), (13, 100, 9), (96, 64, 33)] {
+            let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
+            let packed = pack(kernels, &mut rng, b.view());
+            let packed = Packed::new(packed.slice(), k, n);
+            let (mut first, mut pre, mut grad) =
+                (Grid::blank(m, n, 0, 0), Grid::blank(m, n, 0, 0), Grid::blank(m, n, 0, 0));
+            let scratch = &mut room(kernels, m, k);
+            let epilogue = Epilogue::Gelu { bias: None, pre: pre.view_mut() };
+            kernels.gemm(a.view(), packed, first.view_mut(), false, epilogue, scratch);
+            assert_ne!(pre.bits(), first.bits());
+            let epilogue = Epilogue::GeluGrad { pre: pre.view_mut() };
+            kernels.gemm(a.view(), packed, grad.view_mut(), false, epilogue, scratch);
+            assert_eq!(pre.bits(), first.bits(), "{kernels:?} {m}x{n}x{k}");
+        }
+    });
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl Product {
             3 => Epilogue::Gelu { bias: Some(bias), pre: pre.view_mut() },
             4 => Epilogue::Residual { bias: None, residual: other, dropout: None },
             5 => Epilogue::Residual { bias: Some(bias), residual: other, dropout },
-            _ => Epilogue::GeluGrad { pre: other },
+            _ => Epilogue::GeluGrad { pre: pre.view_mut() },
         };
         let room = &mut room(kernels, m, self.k);
         kernels.gemm(a, b, c.view_mut(), self.accumulate, epilogue, room);
@@ -153,6 +153,7 @@ fn a_packed_product_in_parts_of_its_depth_has_the_bits_of_the_whole() {
         for accumulate in [false, true] {
             for with_epilogue in [false, true] {
                 let mut run = |sizes: &[usize]| {
+                    let mut pre = copy(&mut rng, &pre, &(0..m), &(0..n));
                     let mut c = copy(&mut rng, &start, &(0..m), &(0..n));
                     for part in parts(k, sizes) {
                         let (first, depth) = (part.start, part.len());
@@ -160,7 +161,7 @@ fn a_packed_product_in_parts_of_its_depth_has_the_bits_of_the_whole() {
                         kernels.pack(b.view().row_range(first, depth), &mut packed);
                         let packed = Packed::new(&packed, depth, n);
                         let epilogue = if with_epilogue && part.end == k {
-                            Epilogue::GeluGrad { pre: pre.view() }
+                            Epilogue::GeluGrad { pre: pre.view_mut() }
                         } else {
                             Epilogue::None
                         };

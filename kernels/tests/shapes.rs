@@ -94,8 +94,10 @@ fn products_check_every_operand() {
                 epilogue(Epilogue::Residual { bias, residual: tall, dropout: None });
             "a transposed residual" =>
                 epilogue(Epilogue::Residual { bias, residual: transposed, dropout: None });
-            "a wide activation" => epilogue(Epilogue::GeluGrad { pre: wide });
-            "a transposed activation" => epilogue(Epilogue::GeluGrad { pre: transposed });
+            "a wide activation" =>
+                epilogue(Epilogue::GeluGrad { pre: out(&mut [0.0; 18], 3, 6) });
+            "a tall activation" =>
+                epilogue(Epilogue::GeluGrad { pre: out(&mut [0.0; 20], 4, 5) });
         }
 
         let room = kernels.gemm_scratch_len(3, 4);

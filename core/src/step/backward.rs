@@ -141,10 +141,10 @@ impl Step<'_> {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
-        // SAFETY: the tile owns its rows of dfc; its rows of dy and fc_pre are done.
+        // SAFETY: the tile owns its rows of dfc and of fc_pre; its rows of dy are done.
         unsafe {
             let dy = self.act.mat(self.mlp_grad(block) + first * d, (rows, d), d);
-            let pre = self.act.mat(b.fc_pre + first * f, (rows, f), f);
+            let pre = self.act.mat_mut(b.fc_pre + first * f, (rows, f), f);
             let dfc = self.plan.layout.grads(block).dfc;
             let out = self.act.mat_mut(dfc + first * f, (rows, f), f);
             let weights = self.packed(p.mlp_t, d, f);

@@ -32,10 +32,12 @@ pub enum Epilogue<'a> {
         /// Mask and scale for the product, and the mask's row of C's row 0.
         dropout: Option<(Dropout, u32)>,
     },
-    /// `C = (A B) * gelu'(pre)`: the backward pass of [`Epilogue::Gelu`].
+    /// `C = (A B) * gelu'(pre)`, then `pre = gelu(pre)`: the backward pass of
+    /// [`Epilogue::Gelu`]. The gradient of the next weights wants the activation, which so
+    /// need not be kept beside its input: it comes with the slope, with the bits it had.
     GeluGrad {
-        /// The input of the activation, from the forward pass.
-        pre: MatRef<'a>,
+        /// The input of the activation, from the forward pass; becomes its output.
+        pre: MatMut<'a>,
     },
 }
 
@@ -107,11 +109,10 @@ impl RawEpilogue {
             }
             Epilogue::GeluGrad { pre } => {
                 check(pre.rows(), pre.cols());
-                assert!(pre.col_stride == 1, "activation rows must be contiguous");
                 Self {
                     kind: Kind::GeluGrad,
                     bias: None,
-                    other: pre.ptr.cast_mut(),
+                    other: pre.ptr,
                     other_row: pre.row_stride,
                     dropout: None,
                 }
@@ -181,7 +182,9 @@ pub(super) unsafe fn apply<S: Simd>(
                         x = s.add(x, residual);
                     }
                     Kind::GeluGrad => {
-                        x = s.mul(x, math::gelu_slope(s, load_up_to(s, other, n)));
+                        let (value, slope) = math::gelu_and_slope(s, load_up_to(s, other, n));
+                        store_up_to(s, other, value, n);
+                        x = s.mul(x, slope);
                     }
                 }
                 store_up_to(s, c.add(r * c_row + q), x, n);

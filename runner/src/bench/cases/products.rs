@@ -69,7 +69,7 @@ fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> 
             Fused::Residual => {
                 Epilogue::Residual { bias: Some(&bias), residual: mat(&other, m, n), dropout: None }
             }
-            Fused::GeluGrad => Epilogue::GeluGrad { pre: mat(&other, m, n) },
+            Fused::GeluGrad => Epilogue::GeluGrad { pre: out(&mut other, m, n) },
         };
         let packed = Packed::new(&packed, k, n);
         let (a, c) = (mat(&a, m, k), out(&mut c, m, n));
