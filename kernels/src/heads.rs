@@ -39,6 +39,21 @@ pub struct AttentionGrads<'a> {
     pub dv: MatMut<'a>,
 }
 
+/// The inputs of one head of a whole sequence, which its gradients take the place of.
+#[derive(Debug)]
+pub struct AttentionInPlace<'a> {
+    /// Queries; become their gradient.
+    pub q: MatMut<'a>,
+    /// Keys; become their gradient.
+    pub k: MatMut<'a>,
+    /// Values; become their gradient.
+    pub v: MatMut<'a>,
+    /// As [`Attention::scale`].
+    pub scale: f32,
+    /// As [`Attention::dropout`].
+    pub dropout: Option<(Dropout, u32)>,
+}
+
 fn rows_mut_of(m: &MatMut<'_>) -> RowsMut {
     RowsMut { ptr: m.ptr, stride: m.row_stride }
 }
@@ -185,6 +200,44 @@ impl Kernels {
         };
         // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
         // and lse are only read in this direction.
+        unsafe { (self.attention_backward)(&raw) }
+    }
+
+    /// [`Kernels::attention_backward`] in place: each gradient takes the place of its input.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together or scratch is too short.
+    pub fn attention_backward_in_place(
+        &self,
+        head: &mut AttentionInPlace<'_>,
+        out: MatRef<'_>,
+        lse: &[f32],
+        dout: MatRef<'_>,
+        scratch: &mut [f32],
+    ) {
+        let need = self.attention_backward_scratch_len(head.q.rows(), head.q.cols());
+        assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
+        let (dq, dk, dv) = (rows_mut_of(&head.q), rows_mut_of(&head.k), rows_mut_of(&head.v));
+        let inputs = Attention {
+            q: head.q.as_ref(),
+            k: head.k.as_ref(),
+            v: head.v.as_ref(),
+            first: 0,
+            scale: head.scale,
+            dropout: head.dropout,
+        };
+        let raw = RawAttention {
+            q: dq.as_rows(),
+            k: dk.as_rows(),
+            v: dv.as_rows(),
+            dq: Some(dq),
+            dkv: Some((dk, dv)),
+            scratch: scratch.as_mut_ptr(),
+            ..raw_backward(&inputs, out, lse, dout)
+        };
+        // SAFETY: the shapes were just checked (q, k and v are of one shape, so are their
+        // gradients); q, k, v and scratch are exclusive, and the whole backward pass may
+        // have gradients in place of inputs; out and lse are only read in this direction.
         unsafe { (self.attention_backward)(&raw) }
     }
 

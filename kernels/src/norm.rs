@@ -15,7 +15,7 @@ pub(crate) struct RawNorm {
     pub(crate) x: *const f32,
     pub(crate) x_row: usize,
     pub(crate) gain: *const f32,
-    /// Forward only.
+    /// Forward, and backward to make y again.
     pub(crate) bias: Option<*const f32>,
     pub(crate) eps: f32,
     /// Forward: written. Backward: read.
@@ -29,6 +29,8 @@ pub(crate) struct RawNorm {
     pub(crate) dy_row: usize,
     /// Backward: add to `out` instead of overwriting it.
     pub(crate) accumulate: bool,
+    /// Backward: y takes the place of x, which is then writable.
+    pub(crate) restores_y: bool,
     /// Backward: overwritten with this pass's sums over rows.
     pub(crate) dgain: *mut f32,
     pub(crate) dbias: Option<*mut f32>,
@@ -89,10 +91,11 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, a: &RawNorm) {
 
 /// With `h = (x - mean) rstd` and `w = gain dy`, row by row:
 /// `dx = rstd (w - mean(w) - h mean(w h))`; over rows: `dgain = sum dy h`, `dbias = sum dy`.
+/// If wanted, y is made again in place of x, by the operations of [`forward`].
 ///
 /// # Safety
 /// All operands of the backward pass are valid for their shapes; `out`, `dgain` and
-/// `dbias` overlap nothing else.
+/// `dbias` overlap nothing else, and neither does x if y takes its place.
 #[inline(always)]
 pub(crate) unsafe fn backward<S: Simd>(s: S, a: &RawNorm) {
     let n = a.cols;
@@ -146,6 +149,14 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, a: &RawNorm) {
                     out = s.add(out, load_up_to(s, dx.add(i), left));
                 }
                 store_up_to(s, dx.add(i), out, left);
+                if a.restores_y {
+                    let scaled = s.mul(hat, load_up_to(s, a.gain.add(i), left));
+                    let shifted = match a.bias {
+                        Some(bias) => s.add(scaled, load_up_to(s, bias.add(i), left)),
+                        None => scaled,
+                    };
+                    store_up_to(s, x.cast_mut().add(i), shifted, left);
+                }
                 i += left;
             }
         }

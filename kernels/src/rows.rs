@@ -21,11 +21,66 @@ pub struct NormSaved<'a> {
     pub rstd: &'a [f32],
 }
 
+/// [`NormSaved`] of a layer norm whose output is wanted again, in place of its input.
+#[derive(Debug)]
+pub struct NormInPlace<'a> {
+    /// Input of the forward pass, `rows x cols`; becomes its output.
+    pub x: MatMut<'a>,
+    /// Gain, `cols`.
+    pub gain: &'a [f32],
+    /// Bias of the forward pass.
+    pub bias: Option<&'a [f32]>,
+    /// Mean of each row.
+    pub mean: &'a [f32],
+    /// `1 / sqrt(variance + eps)` of each row.
+    pub rstd: &'a [f32],
+}
+
 /// # Panics
 /// If the rows are not contiguous.
 pub(crate) fn rows_of(m: MatRef<'_>) -> Rows {
     assert!(m.col_stride == 1, "rows must be contiguous");
     Rows { ptr: m.ptr, stride: m.row_stride }
+}
+
+/// The backward pass of a norm, without its output.
+///
+/// # Panics
+/// If a shape does not fit that of `saved.x`.
+fn raw_norm_backward(
+    saved: &NormSaved<'_>,
+    dy: MatRef<'_>,
+    dx: &MatMut<'_>,
+    accumulate: bool,
+    dgain: &mut [f32],
+    dbias: Option<&mut [f32]>,
+) -> RawNorm {
+    let (rows, cols) = (saved.x.rows(), saved.x.cols());
+    assert!(dy.rows() == rows && dy.cols() == cols, "layer_norm_backward: dy");
+    assert!(dx.rows() == rows && dx.cols() == cols, "layer_norm_backward: dx");
+    assert!(saved.mean.len() == rows && saved.rstd.len() == rows, "layer_norm_backward: rows");
+    assert!(saved.gain.len() == cols && dgain.len() == cols, "layer_norm_backward: gain");
+    assert!(dbias.as_ref().is_none_or(|b| b.len() == cols), "layer_norm_backward: bias");
+    let (x, dy) = (rows_of(saved.x), rows_of(dy));
+    RawNorm {
+        rows,
+        cols,
+        x: x.ptr,
+        x_row: x.stride,
+        gain: saved.gain.as_ptr(),
+        bias: None,
+        eps: 0.0,
+        mean: saved.mean.as_ptr().cast_mut(),
+        rstd: saved.rstd.as_ptr().cast_mut(),
+        out: dx.ptr,
+        out_row: dx.row_stride,
+        dy: dy.ptr,
+        dy_row: dy.stride,
+        accumulate,
+        restores_y: false,
+        dgain: dgain.as_mut_ptr(),
+        dbias: dbias.map(<[f32]>::as_mut_ptr),
+    }
 }
 
 impl Kernels {
@@ -64,6 +119,7 @@ impl Kernels {
             dy: core::ptr::null(),
             dy_row: 0,
             accumulate: false,
+            restores_y: false,
             dgain: core::ptr::null_mut(),
             dbias: None,
         };
@@ -87,33 +143,39 @@ impl Kernels {
         dgain: &mut [f32],
         dbias: Option<&mut [f32]>,
     ) {
-        let (rows, cols) = (saved.x.rows(), saved.x.cols());
-        assert!(dy.rows() == rows && dy.cols() == cols, "layer_norm_backward: dy");
-        assert!(dx.rows() == rows && dx.cols() == cols, "layer_norm_backward: dx");
-        assert!(saved.mean.len() == rows && saved.rstd.len() == rows, "layer_norm_backward: rows");
-        assert!(saved.gain.len() == cols && dgain.len() == cols, "layer_norm_backward: gain");
-        assert!(dbias.as_ref().is_none_or(|b| b.len() == cols), "layer_norm_backward: bias");
-        let (x, dy) = (rows_of(saved.x), rows_of(dy));
-        let a = RawNorm {
-            rows,
-            cols,
-            x: x.ptr,
-            x_row: x.stride,
-            gain: saved.gain.as_ptr(),
-            bias: None,
-            eps: 0.0,
-            mean: saved.mean.as_ptr().cast_mut(),
-            rstd: saved.rstd.as_ptr().cast_mut(),
-            out: dx.ptr,
-            out_row: dx.row_stride,
-            dy: dy.ptr,
-            dy_row: dy.stride,
-            accumulate,
-            dgain: dgain.as_mut_ptr(),
-            dbias: dbias.map(<[f32]>::as_mut_ptr),
-        };
+        let a = raw_norm_backward(saved, dy, &dx, accumulate, dgain, dbias);
         // SAFETY: the shapes were just checked; outputs are exclusive; mean and rstd are
         // only read in this direction.
+        unsafe { (self.norm_backward)(&a) }
+    }
+
+    /// [`Kernels::layer_norm_backward`] that leaves in place of `saved.x` what the forward
+    /// pass made of it, with the same bits: for the gradient of the weights behind the norm,
+    /// so that only the input need be kept.
+    ///
+    /// # Panics
+    /// If a shape does not fit that of `saved.x`.
+    pub fn layer_norm_backward_in_place(
+        &self,
+        saved: &mut NormInPlace<'_>,
+        dy: MatRef<'_>,
+        dx: MatMut<'_>,
+        accumulate: bool,
+        dgain: &mut [f32],
+        dbias: Option<&mut [f32]>,
+    ) {
+        let NormInPlace { x, gain, bias, mean, rstd } = saved;
+        let cols = x.cols();
+        assert!(bias.is_none_or(|b| b.len() == cols), "layer_norm_backward: bias");
+        let read = NormSaved { x: x.as_ref(), gain, mean, rstd };
+        let a = RawNorm {
+            x: x.ptr,
+            bias: bias.map(<[f32]>::as_ptr),
+            restores_y: true,
+            ..raw_norm_backward(&read, dy, &dx, accumulate, dgain, dbias)
+        };
+        // SAFETY: the shapes were just checked; outputs, x among them, are exclusive; mean
+        // and rstd are only read in this direction.
         unsafe { (self.norm_backward)(&a) }
     }
 

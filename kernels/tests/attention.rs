@@ -3,7 +3,7 @@
 
 mod common;
 
-use cllm_kernels::{Attention, AttentionGrads, Dropout, Kernels};
+use cllm_kernels::{Attention, AttentionGrads, AttentionInPlace, Dropout, Kernels};
 use common::{Grid, Rng, assert_close, each_isa, reference, tolerance};
 use reference::Head;
 
@@ -209,6 +209,24 @@ fn check_gradients(kernels: &Kernels, shape: Shape, rng: &mut Rng) {
         &mut grads,
         scratch.slice_mut(),
     );
+    let mut in_place = [&inputs.q, &inputs.k, &inputs.v].map(|input| {
+        let mut copy = Grid::blank_somewhere(rng, n, head);
+        copy.fill(|i, j| input.at(i, j));
+        copy
+    });
+    let [q, k, v] = in_place.each_mut().map(Grid::view_mut);
+    let Attention { scale, dropout, .. } = inputs.attention(shape);
+    kernels.attention_backward_in_place(
+        &mut AttentionInPlace { q, k, v, scale, dropout },
+        out.view(),
+        lse.slice(),
+        dout.view(),
+        scratch.slice_mut(),
+    );
+    for (place, grad) in in_place.iter().zip([&dq, &dk, &dv]) {
+        place.assert_frame(&what);
+        assert_eq!(place.bits(), grad.bits(), "{what}: in place");
+    }
     let (mut q, mut k, mut v) = (inputs.q.wide(), inputs.k.wide(), inputs.v.wide());
     let weights = dout.wide();
     with_head(shape, |h| {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use cllm_kernels::{IGNORE, Kernels, NormSaved};
+use cllm_kernels::{IGNORE, Kernels, NormInPlace, NormSaved};
 use common::{Grid, Rng, SIZES, assert_close, each_isa, reference, tolerance};
 
 const EPS: f32 = 1e-5;
@@ -56,6 +56,32 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
     );
     for grid in [&dx, &dgain, &dbias] {
         grid.assert_frame(&what);
+    }
+
+    let mut again = Grid::blank_somewhere(rng, rows, cols);
+    again.fill(|i, j| x.at(i, j));
+    let mut dx_again = Grid::blank_somewhere(rng, rows, cols);
+    dx_again.fill(|i, j| before[i * cols + j] as f32);
+    let (mut dgain_again, mut dbias_again) = (blank(rng, cols), blank(rng, cols));
+    kernels.layer_norm_backward_in_place(
+        &mut NormInPlace {
+            x: again.view_mut(),
+            gain: gain.slice(),
+            bias: with_bias.then(|| bias.slice()),
+            mean: mean.slice(),
+            rstd: rstd.slice(),
+        },
+        dy.view(),
+        dx_again.view_mut(),
+        accumulate,
+        dgain_again.slice_mut(),
+        with_bias.then(|| dbias_again.slice_mut()),
+    );
+    for (again, first) in
+        [(&again, &y), (&dx_again, &dx), (&dgain_again, &dgain), (&dbias_again, &dbias)]
+    {
+        again.assert_frame(&what);
+        assert_eq!(again.bits(), first.bits(), "{what}: in place");
     }
 
     let (gains, eps) = (gain.wide(), f64::from(EPS));

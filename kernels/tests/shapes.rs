@@ -4,8 +4,8 @@
 mod common;
 
 use cllm_kernels::{
-    AdamW, Attention, AttentionGrads, Dropout, Dtype, Epilogue, Kernels, MatMut, MatRef, NormSaved,
-    Packed,
+    AdamW, Attention, AttentionGrads, AttentionInPlace, Dropout, Dtype, Epilogue, Kernels, MatMut,
+    MatRef, NormInPlace, NormSaved, Packed,
 };
 use common::{each_dtype, each_isa, panics, room};
 
@@ -187,6 +187,17 @@ fn norm_backward(kernels: &Kernels, n: [usize; 9]) {
     kernels.layer_norm_backward(&saved, dy, dx, false, &mut dgain, Some(&mut dbias));
 }
 
+fn norm_in_place(kernels: &Kernels, n: [usize; 10]) {
+    let [dy_rows, dy_cols, dx_rows, dx_cols, mean, rstd, gain, bias, dgain, dbias] = n;
+    let (mut x, mut dx) = ([0.0; 15], [0.0; 64]);
+    let (mean, rstd, bias) = (&ZEROS[..mean], &ZEROS[..rstd], Some(&ZEROS[..bias]));
+    let mut saved = NormInPlace { x: out(&mut x, 3, 5), gain: &ZEROS[..gain], bias, mean, rstd };
+    let (mut dgain, mut dbias) = (vec![0.0; dgain], vec![0.0; dbias]);
+    let (dy, dx) = (mat(&ZEROS, dy_rows, dy_cols), out(&mut dx, dx_rows, dx_cols));
+    let dbias = Some(&mut dbias[..]);
+    kernels.layer_norm_backward_in_place(&mut saved, dy, dx, false, &mut dgain, dbias);
+}
+
 /// Calls `run` with `right`, then with each number one more and one less: those must panic.
 fn refuses_each<const N: usize>(right: [usize; N], run: impl Fn([usize; N])) {
     run(right);
@@ -204,6 +215,7 @@ fn norms_and_losses_check_their_shapes() {
     each_isa(|kernels| {
         refuses_each([3, 5, 3, 3, 5, 5], |n| norm(kernels, n));
         refuses_each([3, 5, 3, 5, 3, 3, 5, 5, 5], |n| norm_backward(kernels, n));
+        refuses_each([3, 5, 3, 5, 3, 3, 5, 5, 5, 5], |n| norm_in_place(kernels, n));
         refuses_each([3, 3], |[targets, losses]| {
             let mut losses = vec![0.0; losses];
             let targets = vec![0; targets];
@@ -302,6 +314,20 @@ fn attention_checks_its_shapes() {
         refused! {
             "short scratch, backward" => backward(right, 1, 0);
             "a cache in the backward pass" => backward(right, 0, 1);
+        }
+        let in_place = |n: [usize; 11], short: usize| {
+            let len = kernels.attention_backward_scratch_len(5, 4).unwrap();
+            let (mut scratch, mut data) = (vec![0.0; len - short], [[0.0; 64]; 3]);
+            let [q, k, v] = &mut data;
+            let (q, k, v) = (out(q, n[0], n[1]), out(k, n[2], n[3]), out(v, n[4], n[5]));
+            let mut head = AttentionInPlace { q, k, v, scale: a.scale, dropout: None };
+            let (o, d) = (mat(&ZEROS, n[6], n[7]), mat(&ZEROS, n[8], n[9]));
+            let lse = &ZEROS[..n[10]];
+            kernels.attention_backward_in_place(&mut head, o, lse, d, &mut scratch);
+        };
+        refuses_each(right, |n| in_place(n, 0));
+        refused! {
+            "short scratch, in place" => in_place(right, 1);
         }
         let shorter = Attention { q: mat(&ZEROS, 4, 4), ..a };
         refused! {

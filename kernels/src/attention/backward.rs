@@ -30,7 +30,9 @@ use crate::simd::{Simd, load_up_to, store_up_to};
 /// # Safety
 /// The operands are valid for their shapes, `lse` is present, `first == 0` and
 /// `queries == keys`; `dq`, `dk`, `dv` and `scratch` overlap nothing else; `rows` and
-/// `cols` fit what is wanted.
+/// `cols` fit what is wanted. If all of the head is wanted, `dq`, `dk` and `dv` may be q, k
+/// and v themselves: all keys and values are packed before dK and dV are begun, and the
+/// queries of a block are used up before its dQ is written.
 #[inline(always)]
 pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
     let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
