@@ -59,11 +59,13 @@ struct Crew {
     tiles_for: usize,
     steal_seed: u32,
     delays: bool,
+    mode: Mode,
 }
 
 impl Crew {
     const fn of(workers: usize) -> Self {
-        Self { workers, tiles_for: workers, steal_seed: 0, delays: false }
+        let mode = Mode::Train;
+        Self { workers, tiles_for: workers, steal_seed: 0, delays: false, mode }
     }
 }
 
@@ -84,17 +86,17 @@ fn train(
     steps: u32,
 ) -> Vec<u32> {
     let plan =
-        Plan::with_tiles_for(config, shape, crew.workers, crew.tiles_for, Mode::Train, kernels)
+        Plan::with_tiles_for(config, shape, crew.workers, crew.tiles_for, crew.mode, kernels)
             .unwrap();
     let mut memory = Memory::new(&plan);
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).unwrap();
     engine.seed_steals(crew.steal_seed);
     std::thread::scope(|scope| {
-        // The last seat stays free: the caller works alone where there is one worker.
-        for worker in 1..crew.workers.max(2) {
+        // One alone is the caller.
+        if crew.workers > 1 {
             let engine = &engine;
-            if crew.workers > 1 {
+            for worker in 1..=crew.workers {
                 scope.spawn(move || {
                     let seed = crew.steal_seed.wrapping_add(worker as u32);
                     if crew.delays {
@@ -104,10 +106,6 @@ fn train(
                     }
                 });
             }
-        }
-        if crew.workers > 1 {
-            let engine = &engine;
-            scope.spawn(move || Worker::run(engine, &Yield).unwrap());
             while engine.workers() < crew.workers {
                 std::thread::yield_now();
             }
@@ -183,6 +181,44 @@ fn one_sequence_alone_gives_the_same_bits() {
     }
 }
 
+/// With dropout, two micro-batches a step, and a validation between training's runs.
+#[test]
+fn blocks_that_are_made_again_give_the_same_bits() {
+    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
+    for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
+        let deep = ModelConfig { n_layer: 5, ..CONFIG };
+        let plain = ModelConfig { dropout: 0.0, tied: false, bias: false, ..deep };
+        for config in [deep, plain] {
+            let kept = train(&config, SHAPE, kernels, Crew::of(1), 2);
+            for (workers, tiles_for) in [(1, 1), (2, 2), (3, 3), (3, 1), (2, 64)] {
+                let crew = Crew { tiles_for, mode: Mode::Recompute, ..Crew::of(workers) };
+                let bits = train(&config, SHAPE, kernels, crew, 2);
+                assert!(bits == kept, "{kernels:?}: {crew:?} differs from keeping them");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_of_one_sequence_made_again_give_the_same_bits() {
+    let kernels = Kernels::detect();
+    let config = ModelConfig { block_size: 300, n_layer: 5, ..CONFIG };
+    let shape = BatchShape { sequences: 1, tokens: 290 };
+    let kept = train(&config, shape, kernels, Crew::of(1), 2);
+    for workers in [1, 2, 3, 16] {
+        for seed in 0..4 {
+            let crew = Crew {
+                mode: Mode::Recompute,
+                steal_seed: seed * 7919,
+                delays: seed > 0 && workers > 1,
+                ..Crew::of(workers)
+            };
+            let bits = train(&config, shape, kernels, crew, 2);
+            assert!(bits == kept, "{crew:?} differs from keeping them");
+        }
+    }
+}
+
 /// Seeds of delays and steals; `STEAL_SEEDS` overrides, for checkers under which each takes long.
 fn seeds() -> u32 {
     std::env::var("STEAL_SEEDS").map_or(100, |seeds| seeds.parse().unwrap())
@@ -195,8 +231,9 @@ fn delays_and_steals_do_not_change_the_bits() {
     let counts = || [&DELAYED, &STOLEN].map(|count| count.load(Ordering::Relaxed));
     for seed in 0..seeds() {
         let [delayed, stolen] = counts();
+        let mode = if seed % 3 == 2 { Mode::Recompute } else { Mode::Train };
         let crew =
-            Crew { steal_seed: seed * 7919, delays: true, ..Crew::of(2 + seed as usize % 4) };
+            Crew { steal_seed: seed * 7919, delays: true, mode, ..Crew::of(2 + seed as usize % 4) };
         let bits = train(&CONFIG, SHAPE, kernels, crew, 2);
         assert!(bits == alone, "{crew:?} differs from one worker");
         assert!(counts()[0] > delayed && counts()[1] > stolen, "{crew:?}: nothing was shuffled");

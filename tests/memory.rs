@@ -54,9 +54,11 @@ fn ids(plan: &Plan) -> (Vec<u32>, Vec<u32>) {
 
 #[test]
 fn a_step_allocates_nothing() {
-    for isa in Isa::ALL {
-        let Some(kernels) = Kernels::for_isa(isa) else { continue };
-        let plan = Plan::new(&config(), SHAPE, 1, Mode::Train, kernels).unwrap();
+    let tables = Isa::ALL.into_iter().filter_map(|isa| Some((isa, Kernels::for_isa(isa)?)));
+    for ((isa, kernels), mode) in
+        tables.flat_map(|table| [(table, Mode::Train), (table, Mode::Recompute)])
+    {
+        let plan = Plan::new(&config(), SHAPE, 1, mode, kernels).unwrap();
         let (tokens, targets) = ids(&plan);
         let mut memory = Memory::new(&plan);
         let (pools, queue) = memory.parts();
@@ -120,9 +122,12 @@ fn every_planned_line_is_used_and_no_other() {
     let poison = Line([f32::from_bits(0x7fc0_dead); LANES]);
     let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
     let bf16 = |k: &'static Kernels| [k, k.converting(), k.with_dtype(Dtype::Bf16)];
-    for kernels in tables.flat_map(bf16) {
+    let all = tables.flat_map(bf16);
+    for (kernels, mode) in all.flat_map(|k| [(k, Mode::Train), (k, Mode::Recompute)]) {
         let isa = kernels.set();
-        let plan = Plan::new(&config(), SHAPE, 1, Mode::Train, kernels).unwrap();
+        // Three layers, of which two are made again.
+        let config = ModelConfig { n_layer: 3, ..config() };
+        let plan = Plan::new(&config, SHAPE, 1, mode, kernels).unwrap();
         let (tokens, targets) = ids(&plan);
         let pools = [
             Pool::Parameters,
@@ -187,12 +192,19 @@ fn bytes_are_those_of_the_shapes() {
     assert_eq!(plan.bytes(Pool::Scratch), 3 * one.bytes(Pool::Scratch));
     let sum: usize = Pool::ALL.iter().map(|pool| plan.bytes(*pool)).sum();
     assert_eq!(plan.total_bytes(), Some(sum));
-    // Per token and block: x, att, mid, two norms and qkv are 8 widths of 64, the
-    // feed-forward layer 2 of 256, norms 4 values, lse one a head.
-    let block = 256 * (8 * 64 + 2 * 256 + 4 + 2);
-    let shared = 256 * (64 + 64 + 3) + 256 * 256;
-    let grads = 256 * (4 * 64 + 3 * 64 + 256 + 2 * 64) + 2 * 8 * 128 + 16;
-    assert_eq!(plan.bytes(Pool::Activations), 4 * (2 * block + shared + grads));
+    // Per token and block: x, att, mid and qkv are 6 widths of 64, the feed-forward layer
+    // one of 256, norms 4 values, lse one a head. With dropout one gradient of the stream is
+    // for all blocks, beside that of the norms.
+    let (kept, inner) = (256 * (2 * 64 + 2), 256 * (4 * 64 + 256 + 4));
+    let shared = 256 * (64 + 3) + 256 * 256;
+    let grads = 256 * (2 * 64 + 2 * 64 + 256) + 2 * 8 * 128 + 16;
+    assert_eq!(plan.bytes(Pool::Activations), 4 * (2 * (kept + inner) + shared + grads));
+    // Blocks that are made again share the inner part, and it has the first norm's output.
+    let remade = Plan::with_tiles_for(&config(), SHAPE, 3, 1, Mode::Recompute, scalar).unwrap();
+    let inner = inner + 256 * 64;
+    assert_eq!(remade.bytes(Pool::Activations), 4 * (2 * kept + inner + shared + grads));
+    assert_eq!(remade.recomputed_flops(), f64::from(256 * (8 * 64 * 64 + 2 * 64 * 256)));
+    assert_eq!(plan.recomputed_flops(), 0.0);
 }
 
 #[test]

@@ -10,8 +10,12 @@ use support::memory::Memory;
 const SHAPE: BatchShape = BatchShape { sequences: 13, tokens: 40 };
 
 fn plan(workers: usize, tiles_for: usize) -> Plan {
+    plan_for(workers, tiles_for, Mode::Train)
+}
+
+fn plan_for(workers: usize, tiles_for: usize, mode: Mode) -> Plan {
     let kernels = Kernels::scalar();
-    Plan::with_tiles_for(&CONFIG, SHAPE, workers, tiles_for, Mode::Train, kernels).unwrap()
+    Plan::with_tiles_for(&CONFIG, SHAPE, workers, tiles_for, mode, kernels).unwrap()
 }
 
 /// The tiles (stage, tile) that the stages of a run have.
@@ -54,8 +58,9 @@ fn act(engine: &Engine<'_>, run: Run, workers: usize) -> (Vec<(usize, u32)>, usi
 #[test]
 fn every_tile_is_taken_once_by_any_number_of_actors() {
     for workers in [1, 2, 5, 64] {
-        for tiles_for in [1, 3, 64] {
-            let plan = plan(workers, tiles_for);
+        let tiles = [1, 3, 64].into_iter();
+        for (tiles_for, mode) in tiles.flat_map(|n| [(n, Mode::Train), (n, Mode::Recompute)]) {
+            let plan = plan_for(workers, tiles_for, mode);
             let mut memory = Memory::new(&plan);
             let engine = Engine::new(&plan, memory.parts().1).unwrap();
             for run in [

@@ -13,7 +13,7 @@ use crate::init;
 use crate::line::{Line, floats, floats_mut};
 use crate::optimizer::{Optimizer, OptimizerError, UpdateReport};
 use crate::params::ParamTable;
-use crate::plan::{Mode, Plan, PlanError, Pool};
+use crate::plan::{Plan, PlanError, Pool};
 use crate::program::Run;
 use crate::shared::Shared;
 use crate::step::{DropoutKey, Outcome, Step};
@@ -312,7 +312,7 @@ impl<'a> Trainer<'a> {
         engine: &'a Engine<'a>,
         seed: u64,
     ) -> Result<Self, PlanError> {
-        if plan.mode != Mode::Train {
+        if !plan.mode.trains() {
             return Err(PlanError::WrongMode);
         }
         Ok(Self {

@@ -3,17 +3,46 @@
 //! Activations of a block, `N` tokens, `C = d_model`, `F = d_ff`, `H` heads:
 //!
 //! ```text
-//! x (N, C)   norm1 (N, C) + mean, rstd (N)   qkv (N, 3C)   att (N, C)   lse (N*H)
-//! mid (N, C) norm2 (N, C) + mean, rstd (N)   fc_pre (N, F) fc (N, F)
+//! kept    x (N, C)   att (N, C)   lse (N*H)
+//! inner   qkv (N, 3C)   mid (N, C)   fc_pre (N, F)   mean, rstd (N) of both norms
+//!         norm1 (N, C), only if blocks are made again
 //! ```
 //! `x` enters the block, `mid` is the residual stream between its two halves, and
-//! the next block's `x` leaves it. When only losses are wanted all blocks share
-//! one set of buffers: nothing reads a block's `x` once `mid` is there.
+//! the next block's `x` leaves it. In training every layer has its own; if blocks are made
+//! again, a few sets of the inner ones go round; when only losses are wanted, all layers
+//! share everything: nothing reads a block's `x` once `mid` is there.
+//!
+//! Nobody keeps the outputs of norms and of GELU. Forward they are only wanted for the
+//! next product of the same row block, and lie in the worker's scratch. Backward wants them
+//! for the gradients of weights, and makes them again when it reads their inputs for the
+//! last time, in the place of those:
+//!
+//! ```text
+//! fc_pre -> gelu      mid -> norm2      qkv -> its gradient
+//! x -> norm1, unless the block is made again      last x -> final norm
+//! ```
 
 use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, to_lines, update_block};
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use cllm_kernels::Kernels;
+
+/// A buffer that some layers have each a copy of, and the others by turns.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    at: usize,
+    stride: usize,
+    copies: usize,
+}
+
+impl Place {
+    /// Of no size.
+    const NOWHERE: Self = Self { at: 0, stride: 0, copies: 1 };
+
+    fn of(self, layer: usize) -> usize {
+        self.at + layer % self.copies * self.stride
+    }
+}
 
 /// Hands out offsets one after the other.
 struct Bump(usize);
@@ -28,95 +57,172 @@ impl Bump {
     fn matrix(&mut self, rows: usize, cols: usize) -> Option<usize> {
         self.take(rows.checked_mul(cols)?)
     }
+
+    /// `copies` of a matrix.
+    fn copies(&mut self, copies: usize, rows: usize, cols: usize) -> Option<Place> {
+        let stride = to_lines(rows.checked_mul(cols)?)?;
+        Some(Place { at: self.take(stride.checked_mul(copies)?)?, stride, copies })
+    }
 }
 
-/// A norm's output and what its backward pass needs.
+/// What a norm leaves for its backward pass.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct NormBuffers {
-    pub(crate) out: usize,
-    pub(crate) mean: usize,
-    pub(crate) rstd: usize,
+pub(crate) struct Moments<T = usize> {
+    pub(crate) mean: T,
+    pub(crate) rstd: T,
+}
+
+impl Moments<Place> {
+    fn take(bump: &mut Bump, copies: usize, rows: usize) -> Option<Self> {
+        Some(Self { mean: bump.copies(copies, rows, 1)?, rstd: bump.copies(copies, rows, 1)? })
+    }
+
+    fn of(self, layer: usize) -> Moments {
+        Moments { mean: self.mean.of(layer), rstd: self.rstd.of(layer) }
+    }
 }
 
 /// Offsets of one block's activations.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct BlockBuffers {
-    pub(crate) x: usize,
-    pub(crate) norm1: NormBuffers,
-    pub(crate) qkv: usize,
-    pub(crate) att: usize,
-    pub(crate) lse: usize,
-    pub(crate) mid: usize,
-    pub(crate) norm2: NormBuffers,
-    pub(crate) fc_pre: usize,
-    pub(crate) fc: usize,
+pub(crate) struct BlockBuffers<T = usize> {
+    pub(crate) x: T,
+    pub(crate) att: T,
+    pub(crate) lse: T,
+    pub(crate) qkv: T,
+    pub(crate) mid: T,
+    pub(crate) fc_pre: T,
+    pub(crate) norm1: Moments<T>,
+    pub(crate) norm2: Moments<T>,
+    /// Output of the first norm, for the gradient of the weights behind it: `x` itself, once
+    /// the backward pass has been there, unless the block is made again from that.
+    pub(crate) norm1_out: T,
 }
 
-impl NormBuffers {
-    fn take(bump: &mut Bump, rows: usize, cols: usize) -> Option<Self> {
-        Some(Self { out: bump.matrix(rows, cols)?, mean: bump.take(rows)?, rstd: bump.take(rows)? })
-    }
-
-    fn shift(self, by: usize) -> Self {
-        Self { out: self.out + by, mean: self.mean + by, rstd: self.rstd + by }
-    }
-}
-
-/// Offsets of one set of the buffers that only training has.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct GradBuffers {
-    /// Gradient of a block's output, (N, C).
-    pub(crate) dx: usize,
-    /// Gradient of `mid`, (N, C).
-    pub(crate) dmid: usize,
-    /// Gradient of a norm's output, (N, C); one for all sets.
-    pub(crate) dnorm: usize,
-    /// Gradient of the attention's output, (N, C).
-    pub(crate) datt: usize,
-    /// Gradient of queries, keys and values, (N, 3C).
-    pub(crate) dqkv: usize,
-    /// Gradient of `fc_pre`, (N, F).
-    pub(crate) dfc: usize,
-    /// `dx` and `dmid` behind their dropout masks, (N, C) each; absent without dropout.
-    pub(crate) masked_mlp: usize,
-    pub(crate) masked_att: usize,
-    /// Sums of norm gradients of each [`PARTIAL_ROWS`] rows, (pieces, 2C): the norm above the
-    /// block (the next block's first or the final one), and the second norm.
-    pub(crate) partial1: usize,
-    pub(crate) partial2: usize,
-}
-
-impl GradBuffers {
-    fn take(bump: &mut Bump, n: usize, c: &ModelConfig, dnorm: usize) -> Option<Self> {
-        let (d, f) = (c.d_model, c.d_ff);
-        let pieces = n.div_ceil(PARTIAL_ROWS);
-        let masked = if c.dropout > 0.0 { n } else { 0 };
+impl BlockBuffers<Place> {
+    /// `kept` and `inner` copies; with a buffer for the first norm's output or without.
+    fn take(
+        bump: &mut Bump,
+        n: usize,
+        c: &ModelConfig,
+        (kept, inner): (usize, usize),
+        keeps_norm1: bool,
+    ) -> Option<Self> {
+        let d = c.d_model;
+        let x = bump.copies(kept, n, d)?;
         Some(Self {
-            dnorm,
-            dx: bump.matrix(n, d)?,
-            dmid: bump.matrix(n, d)?,
-            datt: bump.matrix(n, d)?,
-            dqkv: bump.matrix(n, 3 * d)?,
-            dfc: bump.matrix(n, f)?,
-            masked_mlp: bump.matrix(masked, d)?,
-            masked_att: bump.matrix(masked, d)?,
-            partial1: bump.matrix(pieces, 2 * d)?,
-            partial2: bump.matrix(pieces, 2 * d)?,
+            x,
+            att: bump.copies(kept, n, d)?,
+            lse: bump.copies(kept, n, c.n_head)?,
+            qkv: bump.copies(inner, n, 3 * d)?,
+            mid: bump.copies(inner, n, d)?,
+            fc_pre: bump.copies(inner, n, c.d_ff)?,
+            norm1: Moments::take(bump, inner, n)?,
+            norm2: Moments::take(bump, inner, n)?,
+            norm1_out: if keeps_norm1 { bump.copies(inner, n, d)? } else { x },
         })
     }
 
-    fn shift(self, by: usize) -> Self {
-        Self {
-            dnorm: self.dnorm,
-            dx: self.dx + by,
-            dmid: self.dmid + by,
-            datt: self.datt + by,
-            dqkv: self.dqkv + by,
-            dfc: self.dfc + by,
-            masked_mlp: self.masked_mlp + by,
-            masked_att: self.masked_att + by,
-            partial1: self.partial1 + by,
-            partial2: self.partial2 + by,
+    fn of(self, layer: usize) -> BlockBuffers {
+        BlockBuffers {
+            x: self.x.of(layer),
+            att: self.att.of(layer),
+            lse: self.lse.of(layer),
+            qkv: self.qkv.of(layer),
+            mid: self.mid.of(layer),
+            fc_pre: self.fc_pre.of(layer),
+            norm1: self.norm1.of(layer),
+            norm2: self.norm2.of(layer),
+            norm1_out: self.norm1_out.of(layer),
+        }
+    }
+}
+
+/// Offsets of the gradients of one block's activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GradBuffers<T = usize> {
+    /// Gradient of a block's output, (N, C).
+    pub(crate) dx: T,
+    /// Gradient of `mid`, (N, C). With dropout nothing but the next row of either is made of
+    /// `dx` and `dmid`: they are then one buffer, for all layers.
+    pub(crate) dmid: T,
+    /// `dx` and `dmid` behind their dropout masks, (N, C) each; without dropout those
+    /// themselves.
+    pub(crate) masked_mlp: T,
+    pub(crate) masked_att: T,
+    /// Gradient of a norm's output, (N, C), for all layers.
+    pub(crate) dnorm: T,
+    /// Gradient of the attention's output, (N, C). It is the buffer of `dnorm`, if a row block
+    /// waits for all attention that reads it before it goes on.
+    pub(crate) datt: T,
+    /// Gradient of queries, keys and values, (N, 3C), where they cannot take the place of
+    /// those: spans of a sequence read what the others would overwrite.
+    pub(crate) dqkv: T,
+    /// Gradient of `fc_pre`, (N, F).
+    pub(crate) dfc: T,
+    /// Sums of norm gradients of each [`PARTIAL_ROWS`] rows, (pieces, 2C): the norm above the
+    /// block (the next block's first or the final one), and the second norm.
+    pub(crate) partial1: T,
+    pub(crate) partial2: T,
+}
+
+impl GradBuffers<Place> {
+    const NONE: Self = Self {
+        dx: Place::NOWHERE,
+        dmid: Place::NOWHERE,
+        masked_mlp: Place::NOWHERE,
+        masked_att: Place::NOWHERE,
+        dnorm: Place::NOWHERE,
+        datt: Place::NOWHERE,
+        dqkv: Place::NOWHERE,
+        dfc: Place::NOWHERE,
+        partial1: Place::NOWHERE,
+        partial2: Place::NOWHERE,
+    };
+
+    /// `in_place`: a row block waits for the attention of its whole sequences.
+    fn take(
+        bump: &mut Bump,
+        n: usize,
+        c: &ModelConfig,
+        grain: &Grain,
+        in_place: bool,
+    ) -> Option<Self> {
+        let (d, sets) = (c.d_model, grain.gradient_sets);
+        let pieces = n.div_ceil(PARTIAL_ROWS);
+        let dnorm = bump.copies(1, n, d)?;
+        let (first, second) = (bump.copies(sets, n, d)?, bump.copies(sets, n, d)?);
+        let (dx, dmid) = if c.dropout > 0.0 {
+            let stream = bump.copies(1, n, d)?;
+            (stream, stream)
+        } else {
+            (first, second)
+        };
+        Some(Self {
+            dx,
+            dmid,
+            masked_mlp: first,
+            masked_att: second,
+            dnorm,
+            datt: if grain.parted && !in_place { bump.copies(sets, n, d)? } else { dnorm },
+            dqkv: if grain.parted { bump.copies(sets, n, 3 * d)? } else { Place::NOWHERE },
+            dfc: bump.copies(sets, n, c.d_ff)?,
+            partial1: bump.copies(sets, pieces, 2 * d)?,
+            partial2: bump.copies(sets, pieces, 2 * d)?,
+        })
+    }
+
+    fn of(self, layer: usize) -> GradBuffers {
+        GradBuffers {
+            dx: self.dx.of(layer),
+            dmid: self.dmid.of(layer),
+            masked_mlp: self.masked_mlp.of(layer),
+            masked_att: self.masked_att.of(layer),
+            dnorm: self.dnorm.of(layer),
+            datt: self.datt.of(layer),
+            dqkv: self.dqkv.of(layer),
+            dfc: self.dfc.of(layer),
+            partial1: self.partial1.of(layer),
+            partial2: self.partial2.of(layer),
         }
     }
 }
@@ -137,20 +243,17 @@ pub(crate) struct PackedBlock {
 /// All offsets of a plan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    first_block: BlockBuffers,
-    /// Floats between two blocks' activations: 0 when they share them.
-    block_stride: usize,
+    blocks: BlockBuffers<Place>,
     n_layer: usize,
     x_last: usize,
-    pub(crate) final_norm: NormBuffers,
+    pub(crate) final_norm: Moments,
     pub(crate) losses: usize,
-    logits: usize,
+    logits: Place,
     /// Groups of logits that exist at one time.
     pub(crate) logits_buffers: usize,
-    logits_stride: usize,
-    first_grads: GradBuffers,
-    grads_stride: usize,
-    gradient_sets: usize,
+    grads: GradBuffers<Place>,
+    /// Gradients of queries, keys and values have buffers of their own.
+    own_dqkv: bool,
     /// Sum of squares of each optimizer tile of the gradient arena.
     pub(crate) squares: usize,
     pub(crate) activations_len: usize,
@@ -162,6 +265,9 @@ pub(crate) struct Layout {
     pub(crate) packed_len: usize,
     /// Floats of scratch of one worker.
     pub(crate) scratch_len: usize,
+    /// Of these, at the start: the norm's output of a row block, then that of GELU.
+    pub(crate) held_norm: usize,
+    pub(crate) held_fc: usize,
 }
 
 impl Layout {
@@ -175,39 +281,24 @@ impl Layout {
     ) -> Option<Self> {
         let n = batch.sequences.checked_mul(batch.tokens)?;
         let (d, f) = (c.d_model, c.d_ff);
-        let train = mode == Mode::Train;
+        let train = mode.trains();
         let mut bump = Bump(0);
-        let first_block = BlockBuffers {
-            x: bump.matrix(n, d)?,
-            norm1: NormBuffers::take(&mut bump, n, d)?,
-            qkv: bump.matrix(n, 3 * d)?,
-            att: bump.matrix(n, d)?,
-            lse: bump.matrix(n, c.n_head)?,
-            mid: bump.matrix(n, d)?,
-            norm2: NormBuffers::take(&mut bump, n, d)?,
-            fc_pre: bump.matrix(n, f)?,
-            fc: bump.matrix(n, f)?,
+        let copies = match mode {
+            Mode::Train => (c.n_layer, c.n_layer),
+            Mode::Recompute => (c.n_layer, grain.gradient_sets.min(c.n_layer)),
+            Mode::Evaluate => (1, 1),
         };
-        let block_stride = if train { bump.0 } else { 0 };
-        let others = block_stride.checked_mul(c.n_layer - 1)?;
-        bump.take(others)?;
+        let blocks = BlockBuffers::take(&mut bump, n, c, copies, mode == Mode::Recompute)?;
         let x_last = bump.matrix(n, d)?;
-        let final_norm = NormBuffers::take(&mut bump, n, d)?;
+        let final_norm = Moments { mean: bump.take(n)?, rstd: bump.take(n)? };
         let losses = bump.take(n)?;
         let group = head_rows(n, c.vocab_size);
         let logits_buffers = grain.logits_rows.div_ceil(group).min(n.div_ceil(group));
-        let logits = bump.0;
-        bump.matrix(group, c.vocab_size)?;
-        let logits_stride = bump.0 - logits;
-        bump.take(logits_stride.checked_mul(logits_buffers - 1)?)?;
-        let mut first_grads = GradBuffers::default();
-        let (mut grads_stride, mut squares) = (0, 0);
+        let logits = bump.copies(logits_buffers, group, c.vocab_size)?;
+        let mut grads = GradBuffers::NONE;
+        let mut squares = 0;
         if train {
-            let dnorm = bump.matrix(n, d)?;
-            let start = bump.0;
-            first_grads = GradBuffers::take(&mut bump, n, c, dnorm)?;
-            grads_stride = bump.0 - start;
-            bump.take(grads_stride.checked_mul(grain.gradient_sets - 1)?)?;
+            grads = GradBuffers::take(&mut bump, n, c, grain, mode.shares_layers())?;
             let arena = ParamTable::new(c).ok()?.arena_len();
             squares = bump.take(arena.div_ceil(update_block(arena)))?;
         }
@@ -234,19 +325,20 @@ impl Layout {
             }
             scratch_len = scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?);
         }
+        let rows = grain.row_block.min(n);
+        let held_norm = to_lines(rows.checked_mul(d)?)?;
+        let held_fc = to_lines(rows.checked_mul(f)?)?;
+        let held = held_norm.checked_add(held_fc)?;
         Some(Self {
-            first_block,
-            block_stride,
+            blocks,
             n_layer: c.n_layer,
             x_last,
             final_norm,
             losses,
             logits,
             logits_buffers,
-            logits_stride,
-            first_grads,
-            grads_stride,
-            gradient_sets: grain.gradient_sets,
+            grads,
+            own_dqkv: train && grain.parted,
             squares,
             activations_len,
             first_packed,
@@ -254,25 +346,26 @@ impl Layout {
             head,
             head_t,
             packed_len,
-            scratch_len: to_lines(scratch_len)?,
+            scratch_len: to_lines(scratch_len)?.checked_add(held)?,
+            held_norm,
+            held_fc,
         })
     }
 
     /// Activations of a block.
     pub(crate) fn block(&self, layer: usize) -> BlockBuffers {
-        let by = layer * self.block_stride;
-        let b = &self.first_block;
-        BlockBuffers {
-            x: b.x + by,
-            norm1: b.norm1.shift(by),
-            qkv: b.qkv + by,
-            att: b.att + by,
-            lse: b.lse + by,
-            mid: b.mid + by,
-            norm2: b.norm2.shift(by),
-            fc_pre: b.fc_pre + by,
-            fc: b.fc + by,
-        }
+        self.blocks.of(layer)
+    }
+
+    /// Whether the inner activations of a block are overwritten in the forward pass, so that
+    /// the backward pass has to make them again.
+    pub(crate) fn is_remade(&self, layer: usize) -> bool {
+        layer + self.blocks.mid.copies < self.n_layer
+    }
+
+    /// The first norm's output lies in `x`, once the backward pass has been there.
+    pub(crate) fn norm1_in_place(&self) -> bool {
+        self.blocks.norm1_out.at == self.blocks.x.at
     }
 
     /// Residual stream that leaves a block.
@@ -288,12 +381,19 @@ impl Layout {
     /// Gradients of what enters a block: those of the block before it, and in the first
     /// block those of the embedding.
     pub(crate) fn grads_into(&self, layer: usize) -> GradBuffers {
-        self.first_grads.shift(layer % self.gradient_sets * self.grads_stride)
+        self.grads.of(layer)
+    }
+
+    /// Gradients of queries, keys and values of a block, and whether they have a buffer of
+    /// their own rather than take the place of those.
+    pub(crate) fn dqkv(&self, layer: usize) -> (usize, bool) {
+        let at = if self.own_dqkv { self.grads(layer).dqkv } else { self.block(layer).qkv };
+        (at, self.own_dqkv)
     }
 
     /// Logits of a group of rows.
     pub(crate) fn logits(&self, group: usize) -> usize {
-        self.logits + group % self.logits_buffers * self.logits_stride
+        self.logits.of(group)
     }
 
     /// Packed weights of a block.

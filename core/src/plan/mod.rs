@@ -51,8 +51,25 @@ pub struct BatchShape {
 pub enum Mode {
     /// Forward, backward and optimizer: every layer keeps its activations.
     Train,
+    /// As [`Mode::Train`], to the bit, in less memory and more time: every layer keeps its
+    /// input and the output of its attention, and the backward pass makes the rest again,
+    /// but for the last layers, whose activations are still there
+    /// (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+    Recompute,
     /// Losses only: layers share their activations.
     Evaluate,
+}
+
+impl Mode {
+    /// Whether there are gradients.
+    pub(crate) const fn trains(self) -> bool {
+        matches!(self, Self::Train | Self::Recompute)
+    }
+
+    /// Whether layers overwrite one another's activations in the forward pass.
+    pub(crate) const fn shares_layers(self) -> bool {
+        matches!(self, Self::Recompute | Self::Evaluate)
+    }
 }
 
 /// A kind of memory that the caller hands over.
@@ -136,7 +153,7 @@ pub enum PlanError {
         /// That of the kernels handed over.
         kernels: KernelSet,
     },
-    /// Training needs a plan for [`Mode::Train`].
+    /// Training needs a plan for [`Mode::Train`] or [`Mode::Recompute`].
     WrongMode,
     /// The engine was made for a plan with other stages.
     WrongEngine,
@@ -345,7 +362,7 @@ impl Plan {
             sequence: self.batch.tokens,
             span: self.grain.span,
             levels: 2 * self.config.n_layer + 2,
-            in_place: self.mode == Mode::Evaluate,
+            in_place: self.mode.shares_layers(),
         }
     }
 
@@ -353,6 +370,25 @@ impl Plan {
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.batch.sequences * self.batch.tokens
+    }
+
+    /// Floating-point operations that the backward pass of a batch does a second time, counted
+    /// as by [`ModelConfig::step_flops`], which leaves them out: `6 d^2 + 2 d^2 + 2 d d_ff`
+    /// a token for each block that is made again. 0 unless this is [`Mode::Recompute`].
+    #[must_use]
+    pub fn recomputed_flops(&self) -> f64 {
+        if self.mode != Mode::Recompute {
+            return 0.0;
+        }
+        let remade = (0..self.config.n_layer).filter(|layer| self.layout.is_remade(*layer));
+        let [d, f, n] = [self.config.d_model, self.config.d_ff, self.tokens()].map(|x| x as f64);
+        remade.count() as f64 * (8.0 * d * d + 2.0 * d * f) * n
+    }
+
+    /// What the memory is for.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// Bytes of all pools; `None` if the sum overflows.
@@ -373,7 +409,7 @@ impl Plan {
     }
 
     fn checked_bytes(&self, pool: Pool) -> Option<usize> {
-        let train = self.mode == Mode::Train;
+        let train = self.mode.trains();
         let arena = self.table.arena_len();
         let floats = match pool {
             Pool::Parameters => arena,

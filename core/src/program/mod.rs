@@ -10,24 +10,30 @@
 //! ```text
 //! Pack      weights -> panels, both ways round, by layer              (once an update)
 //! Forward   F(0): embed norm1 qkv | A(0) | F(1): out norm2 fc mlp norm1 qkv | A(1) | ...
-//!           ... | F(L): out norm2 fc mlp, final norm
-//! Loss      logits and cross-entropy by groups of rows                 (evaluation)
-//! Backward  B(L-1): by groups of rows: logits, loss, their gradient, then half a block:
-//!                   norms and inputs of the products, down to the attention's output
+//!           ... | F(L): out norm2 fc mlp
+//! Loss      final norm, logits and cross-entropy by groups of rows     (evaluation)
+//! Backward  B(L-1): by groups of rows: final norm, logits, loss, their gradient, then half
+//!                   a block: norms and inputs of the products, down to the attention's
+//!                   output
 //!           H(g):   gradient of the output projection from group g, in order of g
 //!           for each block l from the last:
 //!             A'(l):  attention
 //!             W1(l):  gradients of fc, mlp, out, their biases, norm2 (reads B(l))
-//!             W2(l):  gradients of qkv (reads A'(l))
 //!             B(l-1): inputs of qkv, norm1, then the half block of l - 1
+//!             W2(l):  gradients of qkv (reads A'(l), and norm1 as B(l-1) has made it again)
 //!           T: gradients of the tables and the last norm, sum of the losses
 //! Measure   sum of squares of the gradient by tiles; their sum and the clip
 //! Update    AdamW, by tiles of each tensor
 //! ```
 //!
+//! With [`Mode::Recompute`] half a block begins with making the block's activations again from
+//! its input and the output of its attention, the first norm among them: W2(l) then comes
+//! before B(l-1). The last `gradient_sets` blocks find what the forward pass left.
+//!
 //! What a stage overwrites: the gradients of block l lie in one of `gradient_sets` sets of
-//! buffers, so B(l) waits for W1 and W2 of block `l + gradient_sets`, which read the set
-//! before; B(L-1) of group g waits for H of the group whose logits it overwrites.
+//! buffers, and so do activations that are made again. B(l) waits for W1 of block
+//! `l + gradient_sets`, which reads the set before, and for W2 if that does;
+//! B(L-1) of group g waits for H of the group whose logits it overwrites.
 
 mod op;
 mod traffic;
@@ -119,7 +125,7 @@ pub(crate) fn head_group(plan: &Plan, group: usize) -> Range<usize> {
 /// Emits every operation and stage of `plan` in order.
 pub(crate) fn build(plan: &Plan, emit: &mut dyn FnMut(Emitted)) {
     let mut builder = Builder { plan, emit, section: Section::Pack, ops: 0, stages: 0 };
-    let train = plan.mode == Mode::Train;
+    let train = plan.mode.trains();
     builder.pack(train);
     builder.forward();
     builder.loss();
@@ -237,8 +243,6 @@ impl Builder<'_, '_> {
             if layer < layers {
                 then(Kind::Norm(Norm::First), layer);
                 then(Kind::Qkv, layer);
-            } else {
-                then(Kind::Norm(Norm::Final), 0);
             }
             // The last stage uses the weights of the block before it, which are packed.
             let packed = if layer < layers { Self::packed(layer) } else { NONE };
@@ -281,6 +285,7 @@ impl Builder<'_, '_> {
             let stages = [Self::packed(layers), before, NONE];
             let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
             let mut chain = Chain::new();
+            let _ = chain.push((Kind::Norm(Norm::Final), 0));
             let _ = chain.push((Kind::HeadLoss, group));
             self.rows(&head_group(self.plan, group), layers + 2, needs, &chain);
         }
@@ -295,17 +300,26 @@ impl Builder<'_, '_> {
         let parts = (self.plan.grain.forward_parts(), self.plan.grain.backward_parts());
         // Of the gradients emitted those that read the buffers to be written next.
         let overwritten = self.plan.grain.gradient_sets - 1;
+        let norm1_in_place = self.plan.layout.norm1_in_place();
         // The latest first.
-        let mut done = [None::<WeightStages>; 2];
+        let mut done = [WeightStages { rows: NONE, qkv: NONE }; 2];
         for layer in (0..layers).rev() {
             let level = layers + 2 + (layers - 1 - layer);
             if layer + 1 < layers {
                 self.block_rows(Some(layer), level, parts, done[overwritten]);
+                if norm1_in_place {
+                    done[0].qkv = self.qkv_weights(layer + 1, Self::at_level(level));
+                }
             }
             let heads = self.attention(Kind::AttentionBack, layer, level, parts.1, Reads::Sequence);
-            done = [Some(self.weights(layer, heads)), done[0]];
+            let rows = self.weights(layer);
+            let qkv = if norm1_in_place { NONE } else { self.qkv_weights(layer, after(heads)) };
+            done = [WeightStages { rows, qkv }, done[0]];
         }
         self.block_rows(None, 2 * layers + 2, parts, done[overwritten]);
+        if norm1_in_place {
+            self.qkv_weights(0, Self::at_level(2 * layers + 2));
+        }
         let c = &self.plan.config;
         let needs =
             Needs { level: 2 * layers as u32 + 2, spans: 0, stages: [last_head, NONE, NONE] };
@@ -331,6 +345,7 @@ impl Builder<'_, '_> {
             let stages = [Self::packed(layers), overwrites, NONE];
             let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
             let mut chain = Chain::new();
+            let _ = chain.push((Kind::Norm(Norm::Final), 0));
             let _ = chain.push((Kind::HeadLossGrad, group));
             let _ = chain.push((Kind::NormBack(Norm::Final), 0));
             self.half_block(layers - 1, &mut chain);
@@ -346,7 +361,9 @@ impl Builder<'_, '_> {
     /// From a block's output to the output of its attention.
     fn half_block(&self, layer: usize, chain: &mut Chain) {
         let masked = self.plan.config.dropout > 0.0;
+        let remade = self.plan.mode == Mode::Recompute && self.plan.layout.is_remade(layer);
         for (kind, wanted) in [
+            (Kind::Remake, remade),
             (Kind::MaskMlp, masked),
             (Kind::MlpInput, true),
             (Kind::FcInput, true),
@@ -367,7 +384,7 @@ impl Builder<'_, '_> {
         layer: Option<usize>,
         level: usize,
         parts: (usize, usize),
-        overwrites: Option<WeightStages>,
+        overwrites: WeightStages,
     ) {
         let layers = self.plan.config.n_layer;
         let above = layer.map_or(0, |layer| layer + 1);
@@ -382,22 +399,27 @@ impl Builder<'_, '_> {
             None => {}
         }
         let spans = layers * parts.0 + (layers - above) * parts.1;
-        let stages = overwrites.map_or([NONE; 3], |w| [w.rows, w.qkv, NONE]);
+        // Gradients of queries, keys and values in a layer's own buffer are overwritten by
+        // nobody.
+        let (_, in_sets) = self.plan.layout.dqkv(0);
+        let reads_set = in_sets || self.plan.mode == Mode::Recompute;
+        let stages = [overwrites.rows, if reads_set { overwrites.qkv } else { NONE }, NONE];
         let needs = Needs { level: level as u32 - 1, spans: spans as u32, stages };
         self.rows(&(0..self.plan.tokens()), level, needs, &chain);
     }
 
-    /// Gradients of a block's parameters, and of the norm above it, whose sums lie in
-    /// the same set of buffers.
-    fn weights(&mut self, layer: usize, attention: u16) -> WeightStages {
+    /// For a list: all rows have gone through so many row stages.
+    fn at_level(level: usize) -> Needs {
+        Needs { level: level as u32, ..Needs::NOTHING }
+    }
+
+    /// Gradients of a block's parameters but those of queries, keys and values, and of the
+    /// norm above it, whose sums lie in the same set of buffers.
+    fn weights(&mut self, layer: usize) -> u16 {
         let c = self.plan.config;
-        let level = (c.n_layer + 2 + (c.n_layer - 1 - layer)) as u32;
+        let level = c.n_layer + 2 + (c.n_layer - 1 - layer);
         let columns = column_tiles(c.d_model);
         let plan = self.plan;
-        let weight = move |m: Matrix| (Kind::WeightGrad(m), layer, weight_tiles(plan, m));
-        let bias = move |m: Matrix| {
-            c.bias.then(|| (Kind::BiasGrad(m), layer, column_tiles(m.shape(plan).1)))
-        };
         let above = if layer + 1 == c.n_layer {
             (Kind::NormGrad(Norm::Final), 0, columns)
         } else {
@@ -405,11 +427,16 @@ impl Builder<'_, '_> {
         };
         let matrices = [Matrix::MlpOut, Matrix::Fc, Matrix::AttnOut];
         let norms = [(Kind::NormGrad(Norm::Second), layer, columns), above];
-        let ops = matrices.into_iter().map(weight).chain(matrices.into_iter().filter_map(bias));
-        let rows = self.list(Needs { level, ..Needs::NOTHING }, ops.chain(norms));
-        let needs = Needs { stages: [attention, NONE, NONE], ..Needs::NOTHING };
-        let qkv = self.list(needs, [weight(Matrix::Qkv)].into_iter().chain(bias(Matrix::Qkv)));
-        WeightStages { rows, qkv }
+        let weights = matrices.into_iter().map(|m| weight_grad(plan, m, layer));
+        let biases = matrices.into_iter().filter_map(|m| bias_grad(plan, m, layer));
+        self.list(Self::at_level(level), weights.chain(biases).chain(norms))
+    }
+
+    /// Gradients of a block's weights of queries, keys and values.
+    fn qkv_weights(&mut self, layer: usize, needs: Needs) -> u16 {
+        let weight = weight_grad(self.plan, Matrix::Qkv, layer);
+        let bias = bias_grad(self.plan, Matrix::Qkv, layer);
+        self.list(needs, [weight].into_iter().chain(bias))
     }
 
     fn update(&mut self) {
@@ -418,12 +445,11 @@ impl Builder<'_, '_> {
         let block = update_block(arena);
         let tiles = arena.div_ceil(block);
         let squares = self.list(Needs::NOTHING, [(Kind::Squares, 0, tiles)]);
-        let needs = |stage| Needs { stages: [stage, NONE, NONE], ..Needs::NOTHING };
-        let clip = self.list(needs(squares), [(Kind::Clip, 0, 1)]);
+        let clip = self.list(after(squares), [(Kind::Clip, 0, 1)]);
         self.section = Section::Update;
         let tensors = self.plan.table.iter().enumerate();
         let ops = tensors.map(|(i, spec)| (Kind::Update, i, spec.len().div_ceil(block)));
-        self.list(needs(clip), ops);
+        self.list(after(clip), ops);
     }
 }
 
@@ -439,8 +465,23 @@ pub(crate) fn op_of(ops: &[Op], tile: u32) -> Option<(Op, u32)> {
     None
 }
 
-/// Kinds and indices of a chain: the longest has eight operations.
-type Chain = heapless::Vec<(Kind, usize), 8>;
+/// Kinds and indices of a chain: the longest has nine operations.
+type Chain = heapless::Vec<(Kind, usize), 9>;
+
+/// When a stage is done.
+fn after(stage: u16) -> Needs {
+    Needs { stages: [stage, NONE, NONE], ..Needs::NOTHING }
+}
+
+fn weight_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
+    (Kind::WeightGrad(matrix), layer, weight_tiles(plan, matrix))
+}
+
+/// None for a model without biases.
+fn bias_grad(plan: &Plan, matrix: Matrix, layer: usize) -> Option<NewOp> {
+    let tiles = column_tiles(matrix.shape(plan).1);
+    plan.config.bias.then_some((Kind::BiasGrad(matrix), layer, tiles))
+}
 
 fn column_tiles(columns: usize) -> usize {
     columns.div_ceil(COLUMN_BLOCK)

@@ -85,6 +85,8 @@ pub(crate) enum Kind {
     /// Gradient of the output projection from a group of rows (`index`).
     HeadWeightGrad,
     // Backward, by row blocks.
+    /// What was not kept of a block's activations.
+    Remake,
     NormBack(Norm),
     MaskMlp,
     MlpInput,
@@ -124,7 +126,7 @@ impl Op {
     pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
 
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
-    pub const KINDS: [&str; 45] = [
+    pub const KINDS: [&str; 46] = [
         "pack qkv",
         "pack attn_out",
         "pack fc",
@@ -170,6 +172,7 @@ impl Op {
         "gradient norm",
         "clip",
         "AdamW",
+        "recompute",
     ];
 
     /// Which of [`Op::KINDS`] it is.
@@ -206,6 +209,7 @@ impl Op {
             Kind::Squares => 42,
             Kind::Clip => 43,
             Kind::Update => 44,
+            Kind::Remake => 45,
         }
     }
 
@@ -261,6 +265,7 @@ mod tests {
             Kind::HeadLoss,
             Kind::HeadLossGrad,
             Kind::HeadWeightGrad,
+            Kind::Remake,
             Kind::MaskMlp,
             Kind::MlpInput,
             Kind::FcInput,

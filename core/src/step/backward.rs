@@ -3,16 +3,19 @@
 //! With `y = x + f(norm(x))` the gradient of a half block is
 //! `dx = dy + norm'(f'(dy))`. `dx` holds the gradient of a block's output, `dmid` that
 //! of the stream between its halves; each is overwritten only after the gradients
-//! of the parameters that read it.
+//! of the parameters that read it. On its way the pass puts what those gradients want in
+//! the place of what it reads for the last time: see `crate::plan`'s layout.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
+use super::forward::Head;
 use super::{Site, Step};
 use crate::plan::PARTIAL_ROWS;
 use crate::program::Norm;
-use cllm_kernels::{AttentionGrads, Epilogue, NormSaved};
+use cllm_kernels::{AttentionInPlace, Epilogue, NormInPlace, NormSaved};
 
 impl Step<'_> {
-    /// Gradient of a norm's input, and the row block's sums for gain and bias.
+    /// Gradient of a norm's input, and the row block's sums for gain and bias; the norm's
+    /// output takes the place of the input unless that has a buffer of its own.
     ///
     /// Final: `dx = norm'(dnorm)`. Second: `dmid = dx + norm'(dnorm)`. First:
     /// `dx = dmid + norm'(dnorm)`.
@@ -40,49 +43,40 @@ impl Step<'_> {
             }
         };
         let dnorm = layout.grads(block).dnorm;
+        let in_place = norm != Norm::First || layout.norm1_in_place();
         let (gain, bias) = Self::norm_params(norm, block);
-        let Some(gain) = self.spec(gain) else { return };
         let end = first + rows;
         // Row blocks are whole pieces, but for the batch's last one.
         for first in (first..end).step_by(PARTIAL_ROWS) {
             let rows = PARTIAL_ROWS.min(end - first);
-            // SAFETY: the tile owns its rows of the output and their partial sums;
-            // parameters are not being updated.
+            // SAFETY: the tile owns its rows of the input, of the output and their partial
+            // sums; parameters are not being updated.
             unsafe {
-                if let Some(from) = from {
+                let (Some(gain), bias) = (self.vector(gain), self.vector(bias)) else { return };
+                if let Some(from) = from.filter(|from| *from != to) {
                     let stream = self.act.slice(from + first * d, rows * d);
                     self.act.slice_mut(to + first * d, rows * d).copy_from_slice(stream);
                 }
-                let saved = NormSaved {
-                    x: self.act.mat(x + first * d, (rows, d), d),
-                    gain: self.params.slice(gain.offset, gain.len()),
-                    mean: self.act.slice(saved.mean + first, rows),
-                    rstd: self.act.slice(saved.rstd + first, rows),
-                };
+                let mean = self.act.slice(saved.mean + first, rows);
+                let rstd = self.act.slice(saved.rstd + first, rows);
+                let dy = self.act.mat(dnorm + first * d, (rows, d), d);
+                let dx = self.act.mat_mut(to + first * d, (rows, d), d);
                 let sums = partial + first / PARTIAL_ROWS * 2 * d;
-                let dbias = self.spec(bias).map(|_| self.act.slice_mut(sums + d, d));
-                self.kernels.layer_norm_backward(
-                    &saved,
-                    self.act.mat(dnorm + first * d, (rows, d), d),
-                    self.act.mat_mut(to + first * d, (rows, d), d),
-                    from.is_some(),
-                    self.act.slice_mut(sums, d),
-                    dbias,
-                );
+                let dgain = self.act.slice_mut(sums, d);
+                let dbias = bias.map(|_| self.act.slice_mut(sums + d, d));
+                if in_place {
+                    let x = self.act.mat_mut(x + first * d, (rows, d), d);
+                    let mut norm = NormInPlace { x, gain, bias, mean, rstd };
+                    let adds = from.is_some();
+                    self.kernels
+                        .layer_norm_backward_in_place(&mut norm, dy, dx, adds, dgain, dbias);
+                } else {
+                    let x = self.act.mat(x + first * d, (rows, d), d);
+                    let norm = NormSaved { x, gain, mean, rstd };
+                    self.kernels.layer_norm_backward(&norm, dy, dx, from.is_some(), dgain, dbias);
+                }
             }
         }
-    }
-
-    /// Gradient of the second feed-forward product's output: `dx`, masked if there is dropout.
-    pub(super) fn mlp_grad(&self, block: usize) -> usize {
-        let g = self.plan.layout.grads(block);
-        if self.dropout.is_some() { g.masked_mlp } else { g.dx }
-    }
-
-    /// Gradient of the attention projection's output: `dmid`, masked if there is dropout.
-    pub(super) fn attn_grad(&self, block: usize) -> usize {
-        let g = self.plan.layout.grads(block);
-        if self.dropout.is_some() { g.masked_att } else { g.dmid }
     }
 
     /// Draws a forward mask again and applies it to a row block of gradients.
@@ -133,7 +127,7 @@ impl Step<'_> {
         }
     }
 
-    /// `dfc = (dy W^T) gelu'(fc_pre)` for one row block.
+    /// `dfc = (dy W^T) gelu'(fc_pre)` for one row block, then `fc_pre = gelu(fc_pre)`.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -143,10 +137,10 @@ impl Step<'_> {
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
         // SAFETY: the tile owns its rows of dfc and of fc_pre; its rows of dy are done.
         unsafe {
-            let dy = self.act.mat(self.mlp_grad(block) + first * d, (rows, d), d);
+            let g = self.plan.layout.grads(block);
+            let dy = self.act.mat(g.masked_mlp + first * d, (rows, d), d);
             let pre = self.act.mat_mut(b.fc_pre + first * f, (rows, f), f);
-            let dfc = self.plan.layout.grads(block).dfc;
-            let out = self.act.mat_mut(dfc + first * f, (rows, f), f);
+            let out = self.act.mat_mut(g.dfc + first * f, (rows, f), f);
             let weights = self.packed(p.mlp_t, d, f);
             self.kernels.gemm(dy, weights, out, false, Epilogue::GeluGrad { pre }, scratch);
         }
@@ -171,9 +165,9 @@ impl Step<'_> {
     pub(super) unsafe fn attn_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let d = self.plan.config.d_model;
         let weights = self.plan.layout.packed(block).att_t;
-        let to = self.plan.layout.grads(block).datt;
+        let g = self.plan.layout.grads(block);
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (self.attn_grad(block), d), weights, (to, d), scratch) }
+        unsafe { self.input_grad(tile, (g.masked_att, d), weights, (g.datt, d), scratch) }
     }
 
     /// `dnorm = dqkv W^T` for one row block.
@@ -182,10 +176,10 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn qkv_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let d = self.plan.config.d_model;
-        let g = self.plan.layout.grads(block);
+        let (dqkv, dnorm) = (self.plan.layout.dqkv(block).0, self.plan.layout.grads(block).dnorm);
         let weights = self.plan.layout.packed(block).qkv_t;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (g.dqkv, 3 * d), weights, (g.dnorm, d), scratch) }
+        unsafe { self.input_grad(tile, (dqkv, 3 * d), weights, (dnorm, d), scratch) }
     }
 
     /// `to = from W^T` for one row block; operands are (offset, columns).
@@ -210,32 +204,40 @@ impl Step<'_> {
         }
     }
 
-    /// Gradients of queries, keys and values of some heads of a sequence; where spans are
-    /// parts of it, of the span's queries or of its keys and values.
+    /// Gradients of queries, keys and values of some heads of a sequence, in the place of
+    /// those; where spans are parts of it, of the span's queries or of its keys and values,
+    /// elsewhere.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn attention_back(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (d, t, grain) = (self.plan.config.d_model, self.plan.batch.tokens, &self.plan.grain);
         let (b, g) = (self.plan.layout.block(block), self.plan.layout.grads(block));
+        let (dqkv, _) = self.plan.layout.dqkv(block);
         let (span, part) = (tile / grain.backward_parts(), tile % grain.backward_parts());
         let (first, rows) = self.span(span);
         for h in grain.heads(part, self.plan.config.n_head) {
             // SAFETY: the tile owns its heads' columns of the span's rows of dq, or of dk
-            // and dv, or of all three; what it reads of the sequence is done.
+            // and dv, or, in the place of queries, keys and values, of all three; what it
+            // reads of the sequence is done.
             unsafe {
-                let head = self.head_inputs(block, first / t, h);
-                let (a, n) = (&head.inputs, head.inputs.q.cols());
+                let head = self.head(block, first / t, h);
+                let n = self.plan.config.head_size();
                 let at = first * d + head.column;
                 let out = self.act.mat(b.att + at, (t, n), d);
                 let lse = self.act.slice(b.lse + head.lse, t);
                 let dout = self.act.mat(g.datt + at, (t, n), d);
-                let at = g.dqkv + (first + rows.start) * 3 * d + head.column;
+                let at = dqkv + (first + rows.start) * 3 * d + head.column;
                 let grad = |i: usize| self.act.mat_mut(at + i * d, (rows.len(), n), 3 * d);
                 if !grain.parted {
-                    let mut grads = AttentionGrads { dq: grad(0), dk: grad(1), dv: grad(2) };
-                    self.kernels.attention_backward(a, out, lse, dout, &mut grads, scratch);
-                } else if part < grain.forward_parts() {
+                    let (q, k, v) = (grad(0), grad(1), grad(2));
+                    let Head { scale, dropout, .. } = head;
+                    let mut head = AttentionInPlace { q, k, v, scale, dropout };
+                    self.kernels.attention_backward_in_place(&mut head, out, lse, dout, scratch);
+                    continue;
+                }
+                let a = &self.head_inputs(block, first / t, &head);
+                if part < grain.forward_parts() {
                     let (dq, rows) = (grad(0), rows.clone());
                     self.kernels.attention_backward_queries(a, rows, out, lse, dout, dq, scratch);
                 } else {

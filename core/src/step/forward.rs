@@ -1,20 +1,22 @@
 //! The forward pass: embedding, norms, products and attention of one tile each.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
-use super::{Site, Step};
+use super::{Desk, Site, Step};
 use crate::params::Param;
 use crate::plan::COLUMN_BLOCK;
 use crate::program::{Matrix, Norm};
-use cllm_kernels::{Attention, Epilogue};
+use cllm_kernels::{Attention, Dropout, Epilogue, MatMut, MatRef};
 use core::ops::Range;
 
 /// One head of one sequence.
-pub(super) struct Head<'a> {
-    pub(super) inputs: Attention<'a>,
+pub(super) struct Head {
     /// Where its columns start in a row of `d_model`.
     pub(super) column: usize,
     /// Where its rows of lse start.
     pub(super) lse: usize,
+    /// As in [`Attention`], like the mask.
+    pub(super) scale: f32,
+    pub(super) dropout: Option<(Dropout, u32)>,
 }
 
 impl Step<'_> {
@@ -74,15 +76,16 @@ impl Step<'_> {
         }
     }
 
-    /// One of the norms for one row block.
+    /// One of the norms for one row block: into `held`, but for the first norm's output where
+    /// that has a buffer of its own.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn norm(&self, norm: Norm, block: usize, tile: usize) {
+    pub(super) unsafe fn norm(&self, norm: Norm, block: usize, tile: usize, held: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
         let b = self.plan.layout.block(block);
-        let (x, to) = match norm {
+        let (x, moments) = match norm {
             Norm::First => (b.x, b.norm1),
             Norm::Second => (b.mid, b.norm2),
             Norm::Final => {
@@ -94,14 +97,19 @@ impl Step<'_> {
         // SAFETY: the tile owns its rows of the outputs; x's rows are done.
         unsafe {
             let Some(gain) = self.vector(gain) else { return };
+            let y = if norm == Norm::First && !self.plan.layout.norm1_in_place() {
+                self.act.mat_mut(b.norm1_out + first * d, (rows, d), d)
+            } else {
+                MatMut::new(held, rows, d, d)
+            };
             self.kernels.layer_norm(
                 self.act.mat(x + first * d, (rows, d), d),
                 gain,
                 self.vector(bias),
                 self.plan.config.norm_eps,
-                self.act.mat_mut(to.out + first * d, (rows, d), d),
-                self.act.slice_mut(to.mean + first, rows),
-                self.act.slice_mut(to.rstd + first, rows),
+                y,
+                self.act.slice_mut(moments.mean + first, rows),
+                self.act.slice_mut(moments.rstd + first, rows),
             );
         }
     }
@@ -110,40 +118,51 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn qkv(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn qkv(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
         // SAFETY: the tile owns its rows of qkv; norm1's rows are done.
         unsafe {
-            let x = self.act.mat(b.norm1.out + first * d, (rows, d), d);
+            let x = if self.plan.layout.norm1_in_place() {
+                MatRef::new(desk.norm, rows, d, d)
+            } else {
+                self.act.mat(b.norm1_out + first * d, (rows, d), d)
+            };
             let out = self.act.mat_mut(b.qkv + first * 3 * d, (rows, 3 * d), 3 * d);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
-            self.kernels.gemm(x, self.packed(p.qkv, d, 3 * d), out, false, epilogue, scratch);
+            let weights = self.packed(p.qkv, d, 3 * d);
+            self.kernels.gemm(x, weights, out, false, epilogue, desk.scratch);
         }
     }
 
     /// Head `h` of a sequence.
+    pub(super) fn head(&self, block: usize, sequence: usize, h: usize) -> Head {
+        let c = &self.plan.config;
+        let (head, t) = (c.head_size(), self.plan.batch.tokens);
+        // Heads of the whole batch have rows of lse and of the mask one after the other.
+        let lse = (sequence * c.n_head + h) * t;
+        let scale = 1.0 / libm::sqrtf(head as f32);
+        Head { column: h * head, lse, scale, dropout: self.dropout(block, Site::Attention, lse) }
+    }
+
+    /// Queries, keys and values of a head of a sequence.
     ///
     /// # Safety
     /// The rows of `qkv` that are read through it are done.
-    pub(super) unsafe fn head_inputs(&self, block: usize, sequence: usize, h: usize) -> Head<'_> {
-        let c = &self.plan.config;
-        let (d, head, t) = (c.d_model, c.head_size(), self.plan.batch.tokens);
-        let qkv = self.plan.layout.block(block).qkv + sequence * t * 3 * d + h * head;
+    pub(super) unsafe fn head_inputs(
+        &self,
+        block: usize,
+        sequence: usize,
+        head: &Head,
+    ) -> Attention<'_> {
+        let (d, t) = (self.plan.config.d_model, self.plan.batch.tokens);
+        let qkv = self.plan.layout.block(block).qkv + sequence * t * 3 * d + head.column;
+        let shape = (t, self.plan.config.head_size());
         // SAFETY: passed on from the caller.
-        let part = |i: usize| unsafe { self.act.mat(qkv + i * d, (t, head), 3 * d) };
-        // Heads of the whole batch have rows of lse and of the mask one after the other.
-        let lse = (sequence * c.n_head + h) * t;
-        let inputs = Attention {
-            q: part(0),
-            k: part(1),
-            v: part(2),
-            first: 0,
-            scale: 1.0 / libm::sqrtf(head as f32),
-            dropout: self.dropout(block, Site::Attention, lse),
-        };
-        Head { inputs, column: h * head, lse }
+        let part = |i: usize| unsafe { self.act.mat(qkv + i * d, shape, 3 * d) };
+        let Head { scale, dropout, .. } = *head;
+        Attention { q: part(0), k: part(1), v: part(2), first: 0, scale, dropout }
     }
 
     /// Rows of the sequence of a span, and of the span within it.
@@ -166,13 +185,14 @@ impl Step<'_> {
             // SAFETY: the tile owns its heads' columns of the span's rows and their
             // stretch of lse; qkv is done up to the span's end.
             unsafe {
-                let head = self.head_inputs(block, first / t, h);
-                let shape = (queries.len(), head.inputs.q.cols());
+                let head = self.head(block, first / t, h);
+                let inputs = self.head_inputs(block, first / t, &head);
+                let shape = (queries.len(), inputs.q.cols());
                 let at = (first + queries.start) * d + head.column;
                 let out = self.act.mat_mut(b.att + at, shape, d);
                 let lse = self.act.slice_mut(b.lse + head.lse + queries.start, queries.len());
-                let (inputs, queries) = (&head.inputs, queries.clone());
-                self.kernels.attention_queries(inputs, queries, out, Some(lse), scratch);
+                let queries = queries.clone();
+                self.kernels.attention_queries(&inputs, queries, out, Some(lse), scratch);
             }
         }
     }
@@ -198,23 +218,31 @@ impl Step<'_> {
         }
     }
 
-    /// `fc = gelu(norm2 W + b)` for one row block; keeps the input of the activation.
+    /// `fc_pre = norm2 W + b` for one row block, and GELU of it if it is to be `activated`.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn fc(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn fc(
+        &self,
+        block: usize,
+        tile: usize,
+        activated: bool,
+        desk: &mut Desk<'_>,
+    ) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
-        // SAFETY: the tile owns its rows of fc and fc_pre; norm2's rows are done.
+        // SAFETY: the tile owns its rows of fc_pre.
         unsafe {
-            let x = self.act.mat(b.norm2.out + first * d, (rows, d), d);
-            let out = self.act.mat_mut(b.fc + first * f, (rows, f), f);
-            let epilogue = Epilogue::Gelu {
-                bias: self.bias(Matrix::Fc, block),
-                pre: self.act.mat_mut(b.fc_pre + first * f, (rows, f), f),
+            let x = MatRef::new(desk.norm, rows, d, d);
+            let bias = self.bias(Matrix::Fc, block);
+            let pre = self.act.mat_mut(b.fc_pre + first * f, (rows, f), f);
+            let (out, epilogue) = match bias {
+                _ if activated => (MatMut::new(desk.fc, rows, f, f), Epilogue::Gelu { bias, pre }),
+                Some(bias) => (pre, Epilogue::Bias(bias)),
+                None => (pre, Epilogue::None),
             };
-            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, epilogue, scratch);
+            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, epilogue, desk.scratch);
         }
     }
 
@@ -222,21 +250,38 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn mlp_out(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn mlp_out(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
         let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
         let to = self.plan.layout.block_output(block);
-        // SAFETY: the tile owns its rows of the output; fc's and mid's rows are done.
+        // SAFETY: the tile owns its rows of the output; mid's rows are done.
         unsafe {
-            let x = self.act.mat(b.fc + first * f, (rows, f), f);
+            let x = MatRef::new(desk.fc, rows, f, f);
             let out = self.act.mat_mut(to + first * d, (rows, d), d);
             let epilogue = Epilogue::Residual {
                 bias: self.bias(Matrix::MlpOut, block),
                 residual: self.act.mat(b.mid + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::MlpOut, first),
             };
-            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, epilogue, scratch);
+            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, epilogue, desk.scratch);
+        }
+    }
+
+    /// Makes the inner activations of a block again from its input and the output of its
+    /// attention, for one row block: by the operations of the forward pass, so with the same
+    /// bits, masks included. GELU is left to the backward pass, which makes it anyway.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn remake(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
+        // SAFETY: passed on from the caller: the tile owns its rows of all that is made.
+        unsafe {
+            self.norm(Norm::First, block, tile, desk.norm);
+            self.qkv(block, tile, desk);
+            self.attn_out(block, tile, desk.scratch);
+            self.norm(Norm::Second, block, tile, desk.norm);
+            self.fc(block, tile, false, desk);
         }
     }
 }

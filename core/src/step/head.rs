@@ -7,9 +7,9 @@
 //! group's rows in their order.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
-use super::Step;
+use super::{Desk, Step};
 use crate::program::{Matrix, head_group, stored_shape};
-use cllm_kernels::Epilogue;
+use cllm_kernels::{Epilogue, MatRef};
 
 impl Step<'_> {
     /// Losses of one row block of a group; with `grad` also the logits' gradient (in
@@ -22,7 +22,7 @@ impl Step<'_> {
         group: usize,
         tile: usize,
         grad: bool,
-        scratch: &mut [f32],
+        desk: &mut Desk<'_>,
     ) {
         let (first, rows) = self.rows(tile);
         let (d, v) = (self.plan.config.d_model, self.plan.config.vocab_size);
@@ -30,9 +30,10 @@ impl Step<'_> {
         // Groups are whole row blocks.
         let in_group = first - head_group(self.plan, group).start;
         let dnorm = layout.grads(self.plan.config.n_layer - 1).dnorm;
-        // SAFETY: the tile owns its rows of logits, losses and dnorm; the final norm is done.
+        let Desk { norm, scratch, .. } = desk;
+        // SAFETY: the tile owns its rows of logits, losses and dnorm.
         unsafe {
-            let x = self.act.mat(layout.final_norm.out + first * d, (rows, d), d);
+            let x = MatRef::new(norm, rows, d, d);
             let mut logits = self.act.mat_mut(layout.logits(group) + in_group * v, (rows, v), v);
             let head = self.packed(layout.head, d, v);
             self.kernels.gemm(x, head, logits.reborrow(), false, Epilogue::None, scratch);
@@ -59,10 +60,12 @@ impl Step<'_> {
         let Some(spec) = self.spec(self.plan.table.head()) else { return };
         let (height, width) = stored_shape(self.plan, Matrix::Head);
         let (i, j, m, n) = self.weight_tile(tile, height, width);
+        // Where the final norm was made again.
+        let x = layout.block_output(self.plan.config.n_layer - 1);
         // SAFETY: the tile owns its part of the gradient; the group's logits are done.
         unsafe {
             let dlogits = self.act.mat(layout.logits(group) + i, (rows.len(), m), v);
-            let x = self.act.mat(layout.final_norm.out + rows.start * d + j, (rows.len(), n), d);
+            let x = self.act.mat(x + rows.start * d + j, (rows.len(), n), d);
             let out = self.grads.mat_mut(spec.offset + i * width + j, (m, n), width);
             let accumulate = self.accumulate || group > 0;
             self.kernels.gemm_unpacked(dlogits.t(), x, out, accumulate, scratch);

@@ -105,18 +105,38 @@ pub(crate) struct Step<'a> {
     pub(crate) outcome: &'a Outcome,
 }
 
+/// What a worker has for itself.
+#[derive(Debug)]
+pub(crate) struct Desk<'a> {
+    /// A row block's output of a norm, until the next product of its chain.
+    norm: &'a mut [f32],
+    /// The same of GELU.
+    fc: &'a mut [f32],
+    /// For the kernels.
+    scratch: &'a mut [f32],
+}
+
+impl<'a> Desk<'a> {
+    /// Cuts a worker's piece of scratch.
+    fn new(plan: &Plan, piece: &'a mut [f32]) -> Self {
+        let (norm, rest) = piece.split_at_mut(plan.layout.held_norm);
+        let (fc, scratch) = rest.split_at_mut(plan.layout.held_fc);
+        Self { norm, fc, scratch }
+    }
+}
+
 impl Job for Step<'_> {
     unsafe fn run(&self, ops: &[Op], taken: &Taken, seat: usize, observer: &mut dyn Observer) {
         let Taken { id, stage, tile, stolen } = *taken;
         let ops = &ops[stage.first_op as usize..][..stage.ops as usize];
         let len = self.plan.layout.scratch_len;
         // SAFETY: the piece is the seat's own, and nobody else runs a tile for the seat.
-        let scratch = unsafe { self.scratch.slice_mut(seat * len, len) };
+        let mut desk = Desk::new(self.plan, unsafe { self.scratch.slice_mut(seat * len, len) });
         let mut run = |op: Op, op_tile: u32| {
             observer.enter(Activity::Tile { stage: id, op, tile, stolen });
             // SAFETY: the engine gives out tiles when what they wait for is done, and the
-            // program says what that is; a chain is gone through in order.
-            unsafe { self.run_tile(op, op_tile as usize, scratch) }
+            // program says what that is; a chain is gone through in order, on one desk.
+            unsafe { self.run_tile(op, op_tile as usize, &mut desk) }
         };
         match stage.shape {
             Shape::Rows { first_block, .. } => {
@@ -139,8 +159,10 @@ impl Step<'_> {
     /// # Safety
     /// - What the stage of the operation waits for (see [`crate::program`]) is done, and of a
     ///   chain what comes before it on this row block.
-    /// - Nobody else runs this tile, and `scratch` (of the plan's size) is this worker's.
-    pub(crate) unsafe fn run_tile(&self, op: Op, tile: usize, scratch: &mut [f32]) {
+    /// - Nobody else runs this tile.
+    ///
+    /// What an operation left on the desk is still there for the next one of its chain.
+    pub(crate) unsafe fn run_tile(&self, op: Op, tile: usize, desk: &mut Desk<'_>) {
         let index = op.index as usize;
         // SAFETY: each tile function asks for what the caller has promised here.
         unsafe {
@@ -148,25 +170,26 @@ impl Step<'_> {
                 Kind::Pack(matrix) => self.pack(matrix, index, tile, false),
                 Kind::PackTransposed(matrix) => self.pack(matrix, index, tile, true),
                 Kind::Embed => self.embed(tile),
-                Kind::Norm(norm) => self.norm(norm, index, tile),
-                Kind::Qkv => self.qkv(index, tile, scratch),
-                Kind::Attention => self.attention(index, tile, scratch),
-                Kind::AttnOut => self.attn_out(index, tile, scratch),
-                Kind::Fc => self.fc(index, tile, scratch),
-                Kind::MlpOut => self.mlp_out(index, tile, scratch),
-                Kind::HeadLoss => self.head_loss(index, tile, false, scratch),
-                Kind::HeadLossGrad => self.head_loss(index, tile, true, scratch),
-                Kind::HeadWeightGrad => self.head_weight_grad(index, tile, scratch),
+                Kind::Norm(norm) => self.norm(norm, index, tile, desk.norm),
+                Kind::Qkv => self.qkv(index, tile, desk),
+                Kind::Attention => self.attention(index, tile, desk.scratch),
+                Kind::AttnOut => self.attn_out(index, tile, desk.scratch),
+                Kind::Fc => self.fc(index, tile, true, desk),
+                Kind::MlpOut => self.mlp_out(index, tile, desk),
+                Kind::HeadLoss => self.head_loss(index, tile, false, desk),
+                Kind::HeadLossGrad => self.head_loss(index, tile, true, desk),
+                Kind::HeadWeightGrad => self.head_weight_grad(index, tile, desk.scratch),
+                Kind::Remake => self.remake(index, tile, desk),
                 Kind::NormBack(norm) => self.norm_back(norm, index, tile),
                 Kind::MaskMlp => self.mask_mlp(index, tile),
-                Kind::MlpInput => self.mlp_input(index, tile, scratch),
-                Kind::FcInput => self.fc_input(index, tile, scratch),
+                Kind::MlpInput => self.mlp_input(index, tile, desk.scratch),
+                Kind::FcInput => self.fc_input(index, tile, desk.scratch),
                 Kind::MaskAttn => self.mask_attn(index, tile),
-                Kind::AttnInput => self.attn_input(index, tile, scratch),
-                Kind::QkvInput => self.qkv_input(index, tile, scratch),
+                Kind::AttnInput => self.attn_input(index, tile, desk.scratch),
+                Kind::QkvInput => self.qkv_input(index, tile, desk.scratch),
                 Kind::MaskEmbed => self.mask_embed(tile),
-                Kind::AttentionBack => self.attention_back(index, tile, scratch),
-                Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, scratch),
+                Kind::AttentionBack => self.attention_back(index, tile, desk.scratch),
+                Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, desk.scratch),
                 Kind::BiasGrad(matrix) => self.bias_grad(matrix, index, tile),
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
                 Kind::TokenTableGrad => self.token_table_grad(tile),

@@ -14,15 +14,17 @@ impl Step<'_> {
     /// Input and output gradient of a matrix's product: (offset, columns) each.
     fn operands(&self, matrix: Matrix, block: usize) -> ((usize, usize), (usize, usize)) {
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let (b, g) = (self.plan.layout.block(block), self.plan.layout.grads(block));
+        let layout = &self.plan.layout;
+        let (b, g) = (layout.block(block), layout.grads(block));
+        // The backward pass has made outputs of norms and GELU again where their inputs were.
         match matrix {
-            Matrix::Qkv => ((b.norm1.out, d), (g.dqkv, 3 * d)),
-            Matrix::AttnOut => ((b.att, d), (self.attn_grad(block), d)),
-            Matrix::Fc => ((b.norm2.out, d), (g.dfc, f)),
-            Matrix::MlpOut => ((b.fc, f), (self.mlp_grad(block), d)),
+            Matrix::Qkv => ((b.norm1_out, d), (layout.dqkv(block).0, 3 * d)),
+            Matrix::AttnOut => ((b.att, d), (g.masked_att, d)),
+            Matrix::Fc => ((b.mid, d), (g.dfc, f)),
+            Matrix::MlpOut => ((b.fc_pre, f), (g.masked_mlp, d)),
             Matrix::Head => {
-                let v = self.plan.config.vocab_size;
-                ((self.plan.layout.final_norm.out, d), (self.plan.layout.logits(0), v))
+                let last = self.plan.config.n_layer - 1;
+                ((layout.block_output(last), d), (layout.logits(0), self.plan.config.vocab_size))
             }
         }
     }
