@@ -11,7 +11,7 @@ mod machine;
 pub use machine::{MachineMemory, machine, peak_rss_bytes};
 
 use crate::error::{Error, Result};
-use cllm_core::{Line, Op, Plan, Pool, Pools, Queue, Slot};
+use cllm_core::{Line, Mode, Op, Plan, Pool, Pools, Queue, Slot};
 use core::sync::atomic::AtomicU64;
 use memmap2::MmapMut;
 
@@ -139,17 +139,21 @@ pub fn total_bytes(plan: &Plan, batches: usize) -> usize {
 /// The plan needs more than [`MachineMemory::available`]. Where the system cannot be
 /// asked, nothing is refused.
 pub fn check_available(plan: &Plan, batches: usize) -> Result<()> {
-    check_against(total_bytes(plan, batches) as u64, machine().as_ref())
+    // Models of few layers have nothing to win.
+    let may_recompute = plan.mode() == Mode::Train && plan.config().n_layer > 2;
+    let remedy = if may_recompute { ", or --recompute" } else { "" };
+    check_against(total_bytes(plan, batches) as u64, remedy, machine().as_ref())
 }
 
-fn check_against(need: u64, machine: Option<&MachineMemory>) -> Result<()> {
+fn check_against(need: u64, remedy: &str, machine: Option<&MachineMemory>) -> Result<()> {
     match machine {
         Some(machine) if need > machine.available => Err(Error::failure(format!(
             "training needs {} of memory but this machine has {} available of {}: use a smaller \
-             --batch-size, --block-size or model (`cllm plan` shows what takes the memory)",
+             --batch-size, --block-size or model{} (`cllm plan` shows what takes the memory)",
             human_bytes(need),
             human_bytes(machine.available),
             human_bytes(machine.total),
+            remedy,
         ))),
         _ => Ok(()),
     }
@@ -182,7 +186,7 @@ pub fn human_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cllm_core::{Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Trainer};
+    use cllm_core::{Batch, BatchShape, Engine, Kernels, ModelConfig, Optimizer, Trainer};
 
     fn plan(n_layer: usize) -> Plan {
         let config = ModelConfig {
@@ -249,13 +253,14 @@ mod tests {
         assert_eq!(need, plan.total_bytes().unwrap() as u64);
         assert_eq!(total_bytes(&plan, 9) as u64, need + 8 * plan.bytes(Pool::Batch) as u64);
         let enough = MachineMemory { total: 1 << 40, available: need };
-        assert_eq!(check_against(need, Some(&enough)), Ok(()));
+        assert_eq!(check_against(need, "", Some(&enough)), Ok(()));
         let short = MachineMemory { total: 8 << 30, available: need - 1 };
-        let error = check_against(need, Some(&short)).unwrap_err();
+        let error = check_against(need, ", or --recompute", Some(&short)).unwrap_err();
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         assert!(text.contains(&human_bytes(need)) && text.contains("8.0 GiB"), "{text}");
-        assert_eq!(check_against(need, None), Ok(()));
+        assert!(text.contains("model, or --recompute ("), "{text}");
+        assert_eq!(check_against(need, "", None), Ok(()));
     }
 
     #[test]

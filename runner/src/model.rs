@@ -126,8 +126,8 @@ pub fn train_plan(
 ) -> Result<Plan> {
     let workers = workers(settings.threads)?;
     let (batch, tiles_for) = (batch_shape(settings), settings.tiles_for.unwrap_or(workers));
-    Plan::with_tiles_for(config, batch, workers, tiles_for, Mode::Train, kernels)
-        .map_err(plan_error)
+    let mode = if settings.recompute { Mode::Recompute } else { Mode::Train };
+    Plan::with_tiles_for(config, batch, workers, tiles_for, mode, kernels).map_err(plan_error)
 }
 
 /// How many workers a run has at most; with [`Threads::Auto`] as many as there are CPUs.

@@ -137,6 +137,9 @@ pub struct TrainSettings {
     /// Keeps each worker on a CPU of its own.
     #[serde(default)]
     pub pin: bool,
+    /// Makes most of a layer's activations again in the backward pass rather than keep them.
+    #[serde(default)]
+    pub recompute: bool,
     /// Batches made ready ahead of the step that needs them.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,

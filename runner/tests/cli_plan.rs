@@ -77,6 +77,27 @@ fn accumulation_multiplies_work_but_not_memory() {
 }
 
 #[test]
+fn recomputing_takes_less_memory_and_more_work() {
+    // With one worker all layers but the last are made again: norm, qkv, out and fc.
+    let layers = ["--n-layer", "4", "--threads", "1"];
+    let kept = plan(&[&SMALL[..], &layers].concat());
+    let remade = plan(&[&SMALL[..], &layers, &["--recompute"]].concat());
+    assert_eq!((&kept["recompute"], &remade["recompute"]), (&json!(false), &json!(true)));
+    assert_eq!(remade["step_flops"], kept["step_flops"]);
+    assert_eq!(kept["recomputed_flops"], json!(0.0));
+    assert_eq!(remade["recomputed_flops"], json!(f64::from(16 * 3 * 2 * (4 * 256 + 16 * 64))));
+    let activations = |plan: &serde_json::Value| plan["pools"]["activations"].as_u64().unwrap();
+    // Three layers' qkv, mid, fc_pre and four values of norms less, one norm's output more.
+    let inner = 16 * (4 * 16 + 64 + 4);
+    assert_eq!(activations(&kept) - activations(&remade), 4 * (3 * inner - 16 * 16));
+    for pool in ["parameters", "gradients", "moments", "packed", "scratch", "batch"] {
+        assert_eq!(kept["pools"][pool], remade["pools"][pool], "{pool}");
+    }
+    let text = run(&["plan", "--preset", "gpt2", "--threads", "1", "--recompute"]).stdout;
+    assert!(text.contains(" GFLOP, and ") && text.contains(" recomputed"), "{text}");
+}
+
+#[test]
 fn batches_made_ready_take_memory() {
     for (flags, batches) in [(&["--prefetch", "1"][..], 2), (&["--prefetch", "64"], 65)] {
         let plan = plan(&[&SMALL[..], flags].concat());

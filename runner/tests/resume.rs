@@ -211,6 +211,25 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
     assert_eq!(sha(&other), expected);
 }
 
+/// A checkpoint knows nothing of how its activations were kept.
+#[test]
+fn a_run_goes_on_with_recomputation_and_without() {
+    let deep = |dir: &Path| TrainSettings { n_layer: 4, ..settings(dir) };
+    let whole = tempfile::tempdir().unwrap();
+    let kept = deep(whole.path());
+    assert_eq!(train(&kept), Ok(Outcome::Finished));
+    for begins_with in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let first = TrainSettings { recompute: begins_with, ..deep(dir.path()) };
+        let text = "\"event\":\"step\",\"step\":5,";
+        assert_eq!(train_to(&first, text), Ok(Outcome::Interrupted));
+        let then = TrainSettings { recompute: !begins_with, ..resumed(&first) };
+        assert_eq!(train(&then), Ok(Outcome::Finished));
+        assert_eq!(sha(&then), sha(&kept), "began with recompute = {begins_with}");
+        assert_eq!(events(&then, "step").len(), 12);
+    }
+}
+
 #[test]
 fn changed_data_is_noticed() {
     let dir = tempfile::tempdir().unwrap();

@@ -256,6 +256,12 @@ train_flags! {
         /// Keeps each worker on a CPU of its own.
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         pin: bool,
+        /// Keep only what enters each layer and its attention's output, and make the rest again
+        /// in the backward pass: less memory, more time.
+        ///
+        /// The weights that come out do not depend on it, to the bit.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        recompute: bool,
         /// Batches that are ready ahead or in use, 1 to 64; with 1 nothing is read ahead.
         #[arg(value_name = "N")]
         prefetch: usize,

@@ -99,7 +99,8 @@ impl Estimate {
         let (inner, cols) = (config.d_model.min(2048), config.d_ff.min(4096));
         let gemm = machine::gemm_rate(kernels, (ROW_BLOCK, inner, cols), time);
         let threads = plan.workers().min(cpus::available()) as f64;
-        let seconds_per_step = step_flops(plan, settings) / (threads * gemm * STEP_SHARE);
+        let flops = step_flops(plan, settings) + recomputed_flops(plan, settings);
+        let seconds_per_step = flops / (threads * gemm * STEP_SHARE);
         Self { peak, gemm, seconds_per_step }
     }
 }
@@ -108,6 +109,11 @@ fn step_flops(plan: &Plan, settings: &TrainSettings) -> f64 {
     let batch = plan.batch();
     plan.config().step_flops(batch.sequences, batch.tokens)
         * settings.gradient_accumulation_steps as f64
+}
+
+/// What `--recompute` does on top of it.
+fn recomputed_flops(plan: &Plan, settings: &TrainSettings) -> f64 {
+    plan.recomputed_flops() * settings.gradient_accumulation_steps as f64
 }
 
 /// All that is told.
@@ -162,6 +168,7 @@ impl Report<'_> {
             "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
             "threads": self.plan.workers(),
             "prefetch": self.settings.prefetch,
+            "recompute": self.settings.recompute,
             "max_steps": steps,
             "isa": self.kernels.isa().name(),
             "dtype": self.kernels.dtype().name(),
@@ -171,6 +178,7 @@ impl Report<'_> {
             "total_bytes": self.total_bytes(),
             "tokens_per_step": self.tokens_per_step(),
             "step_flops": step_flops(self.plan, self.settings),
+            "recomputed_flops": recomputed_flops(self.plan, self.settings),
             "memory": self.memory.map(|memory| json!({
                 "total_bytes": memory.total,
                 "available_bytes": memory.available,
@@ -218,7 +226,11 @@ impl Report<'_> {
                 settings.block_size,
             ),
         );
-        line("", format!("{:.3} GFLOP", step_flops(self.plan, settings) / 1e9));
+        let again = match recomputed_flops(self.plan, settings) {
+            0.0 => String::new(),
+            flops => format!(", and {:.3} recomputed", flops / 1e9),
+        };
+        line("", format!("{:.3} GFLOP{again}", step_flops(self.plan, settings) / 1e9));
         line("memory", format!("(bytes, kernels: {})", self.kernels.set()));
         for pool in Pool::ALL {
             line(&format!("  {}", pool.name()), pair(self.bytes(pool)));

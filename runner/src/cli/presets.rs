@@ -97,6 +97,7 @@ fn tiny() -> TrainSettings {
         seed: 1337,
         threads: Threads::Auto,
         pin: false,
+        recompute: false,
         prefetch: default_prefetch(),
         trace: None,
         trace_steps: default_trace_steps(),

@@ -1,7 +1,7 @@
 //! What a trace says of itself: enough to plan its steps again, and what they cost.
 
 use crate::train::event::Model;
-use cllm_core::{BatchShape, Dtype, KernelSet, Kernels};
+use cllm_core::{BatchShape, Dtype, KernelSet, Kernels, Mode};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that this program writes and reads.
@@ -32,6 +32,9 @@ pub struct About {
     pub workers: usize,
     /// Workers that the step was cut into tiles for.
     pub tiles_for: usize,
+    /// Whether the backward pass made activations again.
+    #[serde(default)]
+    pub recompute: bool,
     /// CPUs that the process could use.
     pub cpus: usize,
     /// Steps that the run had done before the first one recorded.
@@ -79,6 +82,12 @@ impl About {
     pub fn tokens(&self) -> f64 {
         let BatchShape { sequences, tokens } = self.batch();
         sequences as f64 * tokens as f64 * self.gradient_accumulation_steps as f64
+    }
+
+    /// What the steps were planned for.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.recompute { Mode::Recompute } else { Mode::Train }
     }
 
     /// The kernels, if this program knows them and the CPU has them.

@@ -10,7 +10,7 @@ use crate::bench::machine::memory_rate;
 use crate::error::{Error, Result};
 use crate::files::AtomicFile;
 use crate::pool::cpus;
-use cllm_core::{Engine, Kernels, Plan};
+use cllm_core::{Engine, Kernels, Mode, Plan};
 use core::time::Duration;
 
 /// Steps of a session before those that are recorded: they touch memory for the first time.
@@ -128,6 +128,7 @@ impl<'a> Tracer<'a> {
             native: kernels.is_native(),
             workers: plan.workers(),
             tiles_for: wanted.tiles_for,
+            recompute: plan.mode() == Mode::Recompute,
             cpus,
             steps_before: steps_before + warm_up,
             steps: 0,

@@ -173,7 +173,8 @@ pub struct Step {
     pub grad_norm: f64,
     /// Tokens a second since the last reported step.
     pub tokens_per_s: f64,
-    /// Share of the machine's peak since the last reported step.
+    /// Share of the machine's peak since the last reported step. Counts the FLOPs of the model
+    /// alone: what `--recompute` does a second time is not among them.
     pub mfu: f64,
     /// Seconds spent waiting for a batch since the last reported step.
     pub data_wait: f64,

@@ -30,7 +30,7 @@ const FIXED: [&str; 17] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 17] = [
+const FREE: [&str; 18] = [
     "max_steps",
     "eval_interval",
     "eval_batches",
@@ -42,6 +42,7 @@ const FREE: [&str; 17] = [
     "resume",
     "threads",
     "pin",
+    "recompute",
     "prefetch",
     "trace",
     "trace_steps",

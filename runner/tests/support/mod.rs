@@ -67,6 +67,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         seed: 7,
         threads: Threads::Auto,
         pin: false,
+        recompute: false,
         prefetch: 4,
         trace: None,
         trace_steps: 10,
