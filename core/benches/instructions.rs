@@ -84,7 +84,7 @@ fn products(kernels: &'static Kernels) {
         let mut product = |name: &str, is_fused: bool| {
             case(name, || {
                 let epilogue = if is_fused {
-                    Epilogue::Gelu { bias: Some(&bias), pre: MatMut::new(&mut pre, m, n, n) }
+                    Epilogue::Gelu { bias: Some(&bias), pre: MatMut::new(&mut pre, m, n, n).into() }
                 } else {
                     Epilogue::None
                 };

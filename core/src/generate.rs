@@ -390,7 +390,7 @@ impl<'a> Generator<'a> {
         let b = &mut self.buffers;
         let weights = packed(self.kernels, self.packed, at.fc, d, f);
         let epilogue =
-            Epilogue::Gelu { bias: vector(FcBias), pre: MatMut::new(b.fc_pre, rows, f, f) };
+            Epilogue::Gelu { bias: vector(FcBias), pre: MatMut::new(b.fc_pre, rows, f, f).into() };
         let out = MatMut::new(b.fc, rows, f, f);
         self.kernels.gemm(
             MatRef::new(b.norm, rows, d, d),

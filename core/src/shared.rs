@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "hands out pieces of shared pools")]
 
 use crate::line::{LANES, Line};
-use cllm_kernels::{MatMut, MatRef};
+use cllm_kernels::{Bf16, MatMut, MatRef};
 use core::marker::PhantomData;
 
 /// A pool of floats, shared by the tiles of a step.
@@ -75,6 +75,41 @@ impl<'a> Shared<'a> {
         self.check(at, extent(rows, cols, stride));
         // SAFETY: inside the pool, as checked; the caller keeps writers away.
         unsafe { MatRef::from_raw(self.ptr.add(at), rows, cols, stride) }
+    }
+
+    /// Rows of `cols` bf16, `stride` apart, from number `first` on of those that lie from
+    /// float `at` on.
+    ///
+    /// # Safety
+    /// Nobody writes the matrix's elements while it lives.
+    #[track_caller]
+    pub(crate) unsafe fn halves(
+        &self,
+        at: usize,
+        first: usize,
+        (rows, cols): (usize, usize),
+        stride: usize,
+    ) -> MatRef<'a, Bf16> {
+        self.check(at, first.saturating_add(extent(rows, cols, stride)).div_ceil(2));
+        // SAFETY: inside the pool, as checked; the caller keeps writers away.
+        unsafe { MatRef::from_raw(self.ptr.add(at).cast::<Bf16>().add(first), rows, cols, stride) }
+    }
+
+    /// [`Shared::halves`] for writing.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the matrix's elements while it lives.
+    #[track_caller]
+    pub(crate) unsafe fn halves_mut(
+        &self,
+        at: usize,
+        first: usize,
+        (rows, cols): (usize, usize),
+        stride: usize,
+    ) -> MatMut<'a, Bf16> {
+        self.check(at, first.saturating_add(extent(rows, cols, stride)).div_ceil(2));
+        // SAFETY: inside the pool, as checked; the caller keeps everybody away.
+        unsafe { MatMut::from_raw(self.ptr.add(at).cast::<Bf16>().add(first), rows, cols, stride) }
     }
 
     /// Rows of `cols` floats, `stride` apart, for writing.

@@ -3,6 +3,8 @@
 //! Each is one read (and one write) of memory; there is nothing to win but bandwidth.
 
 use crate::dropout::Dropout;
+use crate::elements::{Elements, Floats};
+use crate::gemm::format::{Format, Single};
 use crate::math;
 use crate::simd::{Simd, load_up_to, store_up_to};
 
@@ -138,43 +140,71 @@ pub(crate) unsafe fn column_sum<S: Simd>(
     dst: *mut f32,
     accumulate: bool,
 ) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        column_sum_of::<S, Single, _>(s, Floats, src, stride, rows, cols, dst, accumulate);
+    }
+}
+
+/// [`column_sum`] of elements of any kind.
+///
+/// # Safety
+/// As for [`column_sum`].
+#[expect(clippy::too_many_arguments, reason = "two arrays and their shapes")]
+#[inline(always)]
+pub(crate) unsafe fn column_sum_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    m: M,
+    src: *const M::Element,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    dst: *mut f32,
+    accumulate: bool,
+) {
     let columns = Columns { src, stride, rows, dst, accumulate };
     let mut j = 0;
     // SAFETY: columns j .. j + V * LANES, then j .. j + left, all below `cols`.
     unsafe {
         while j + WIDE * S::LANES <= cols {
-            columns.sum::<S, WIDE>(s, j, S::LANES);
+            columns.sum::<S, F, M, WIDE>(s, m, j, S::LANES);
             j += WIDE * S::LANES;
         }
         while j + 2 * S::LANES <= cols {
-            columns.sum::<S, 2>(s, j, S::LANES);
+            columns.sum::<S, F, M, 2>(s, m, j, S::LANES);
             j += 2 * S::LANES;
         }
         while j < cols {
             let left = (cols - j).min(S::LANES);
-            columns.sum::<S, 1>(s, j, left);
+            columns.sum::<S, F, M, 1>(s, m, j, left);
             j += left;
         }
     }
 }
 
 /// The operands of [`column_sum`].
-struct Columns {
-    src: *const f32,
+struct Columns<E> {
+    src: *const E,
     stride: usize,
     rows: usize,
     dst: *mut f32,
     accumulate: bool,
 }
 
-impl Columns {
+impl<E: Copy> Columns<E> {
     /// Sums `V` vectors of columns from column `j` on, each of `lanes` columns.
     ///
     /// # Safety
     /// As for [`column_sum`]; these columns are among them; if `V > 1`, `lanes` is
     /// `LANES`.
     #[inline(always)]
-    unsafe fn sum<S: Simd, const V: usize>(&self, s: S, j: usize, lanes: usize) {
+    unsafe fn sum<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>, const V: usize>(
+        &self,
+        s: S,
+        m: M,
+        j: usize,
+        lanes: usize,
+    ) {
         let mut totals = [s.splat(0.0); V];
         let mut first = 0;
         // SAFETY: those columns of every row and of dst.
@@ -191,7 +221,7 @@ impl Columns {
                 for r in first..end {
                     let row = self.src.add(r * self.stride + j);
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.add(*sum, load_up_to(s, row.add(v * S::LANES), lanes));
+                        *sum = s.add(*sum, m.load(s, row.add(v * S::LANES), lanes));
                     }
                 }
                 for (total, sum) in totals.iter_mut().zip(sums) {

@@ -7,10 +7,11 @@
 use crate::adamw::{self, AdamW};
 use crate::attention::{self, RawAttention};
 use crate::dropout::Dropout;
+use crate::elements::RawOperand;
 use crate::elementwise;
 use crate::embedding::{self, RawEmbedding};
 use crate::gemm::format::{Format, Rounded, Single};
-use crate::gemm::pack::{self, Source};
+use crate::gemm::pack;
 use crate::gemm::{self, RawGemm};
 use crate::norm::{self, RawNorm};
 use crate::peak;
@@ -142,7 +143,7 @@ mod detect {
 /// Builds the kernels of products of one format.
 macro_rules! products {
     ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
-        $driver:ident, $scratch:expr, $peak:ident $(, $feature:literal)?) => {
+        $driver:ident, $scratch:expr, $peak:ident, $keeps:expr $(, $feature:literal)?) => {
         mod $module {
             use super::*;
 
@@ -153,13 +154,13 @@ macro_rules! products {
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn product_of_both(g: &RawGemm, b: Source) {
+            unsafe fn product_of_both(g: &RawGemm, a: RawOperand, b: RawOperand) {
                 // SAFETY: passed on from the caller.
-                unsafe { gemm::both::gemm($token, $format, g, b) }
+                unsafe { gemm::both::gemm($token, $format, g, a, b) }
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn pack_b(src: Source, k: usize, n: usize, dst: *mut f32) {
+            unsafe fn pack_b(src: RawOperand, k: usize, n: usize, dst: *mut f32) {
                 // SAFETY: passed on from the caller.
                 unsafe { pack::pack_b($token, $format, src, k, n, dst) }
             }
@@ -179,6 +180,7 @@ macro_rules! products {
                 gemm_both: product_of_both,
                 pack_b,
                 peak,
+                keeps: $keeps,
             };
         }
     };
@@ -233,9 +235,9 @@ macro_rules! kernel_table {
             }
 
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
-                in_place, |_, _| 0, pass $(, $feature)?);
+                in_place, |_, _| 0, pass, None $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
-                converted, gemm::scratch_len::<$lanes, Rounded>, pass $(, $feature)?);
+                converted, gemm::scratch_len::<$lanes, Rounded>, pass, None $(, $feature)?);
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_forward(a: &RawAttention) {
@@ -318,7 +320,10 @@ kernel_table!(
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512bf16 {
     use super::*;
+    use crate::elements::{Bf16, Halves};
+    use crate::gemm::Halved;
     use crate::gemm::format::Paired;
+    use crate::product::Keeps;
     use crate::simd::avx512::Avx512;
 
     products!(
@@ -331,8 +336,63 @@ pub(crate) mod avx512bf16 {
         converted,
         gemm::scratch_len::<Avx512, Paired>,
         dot_pass,
+        Some(KEEPS),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );
+
+    /// # Safety
+    /// The CPU has this module's instruction set.
+    #[inline(always)]
+    unsafe fn tokens() -> (Avx512, Halves) {
+        // SAFETY: passed on from the caller: see `kernel_table`.
+        unsafe { (Avx512::assume(), Halves(Paired::assume())) }
+    }
+
+    /// Shells around kernels that read or write bf16.
+    macro_rules! shells {
+        ($(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:path;)*) => {
+            $(
+                #[target_feature(
+                    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+                )]
+                unsafe fn $name($($arg: $ty),*) {
+                    // SAFETY: passed on from the caller.
+                    unsafe {
+                        let (s, m) = tokens();
+                        $kernel(s, m, $($arg),*)
+                    }
+                }
+            )*
+        };
+    }
+
+    shells!(
+        fn product(g: &RawGemm, halves: Halved) = kept_product;
+        fn norm_forward(a: &RawNorm) = norm::forward_into::<_, Paired, _>;
+        fn norm_backward(a: &RawNorm) = norm::backward_into::<_, Paired, _>;
+        fn cross_entropy(a: &RawCrossEntropy) = softmax::cross_entropy_into::<_, Paired, _>;
+        fn column_sum(
+            src: *const Bf16, stride: usize, rows: usize, cols: usize,
+            dst: *mut f32, accumulate: bool,
+        ) = elementwise::column_sum_of::<_, Paired, _>;
+    );
+
+    /// # Safety
+    /// As for [`gemm::kept`].
+    #[inline(always)]
+    unsafe fn kept_product(s: Avx512, m: Halves, g: &RawGemm, halves: Halved) {
+        // SAFETY: passed on from the caller.
+        unsafe { gemm::kept(s, m.0, g, halves) }
+    }
+
+    const KEEPS: Keeps = Keeps {
+        product,
+        scratch: gemm::kept_scratch_len::<Avx512, Paired>,
+        norm_forward,
+        norm_backward,
+        cross_entropy,
+        column_sum,
+    };
 
     pub(crate) static BF16: Kernels = Kernels { products: paired::PRODUCTS, ..avx512::TABLE };
 }

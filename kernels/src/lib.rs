@@ -35,6 +35,7 @@
 mod adamw;
 mod attention;
 mod dropout;
+mod elements;
 mod elementwise;
 mod embedding;
 mod gemm;
@@ -52,6 +53,7 @@ mod table;
 
 pub use adamw::AdamW;
 pub use dropout::Dropout;
+pub use elements::{Bf16, Operand, OperandMut};
 pub use gemm::KC;
 pub use gemm::epilogue::Epilogue;
 pub use heads::{Attention, AttentionGrads, AttentionInPlace};

@@ -1,4 +1,4 @@
-//! Strided views of `f32` matrices that may share memory with other views.
+//! Strided views of matrices that may share memory with other views.
 //!
 //! Two workers write different columns of the same rows (two heads of one
 //! attention output, two tiles of one weight gradient). Their `&mut [f32]` would
@@ -8,33 +8,33 @@ use core::marker::PhantomData;
 
 /// A read-only `rows x cols` matrix with any strides.
 #[derive(Clone, Copy, Debug)]
-pub struct MatRef<'a> {
-    pub(crate) ptr: *const f32,
+pub struct MatRef<'a, T = f32> {
+    pub(crate) ptr: *const T,
     rows: usize,
     cols: usize,
     pub(crate) row_stride: usize,
     pub(crate) col_stride: usize,
-    memory: PhantomData<&'a [f32]>,
+    memory: PhantomData<&'a [T]>,
 }
 
 /// A writable `rows x cols` matrix whose rows are contiguous.
 #[derive(Debug)]
-pub struct MatMut<'a> {
-    pub(crate) ptr: *mut f32,
+pub struct MatMut<'a, T = f32> {
+    pub(crate) ptr: *mut T,
     rows: usize,
     cols: usize,
     pub(crate) row_stride: usize,
-    memory: PhantomData<&'a mut [f32]>,
+    memory: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a view is a borrow of floats; whoever made it promised the same as for `&[f32]`.
-unsafe impl Send for MatRef<'_> {}
+// SAFETY: a view is a borrow of elements; whoever made it promised the same as for `&[T]`.
+unsafe impl<T: Sync> Send for MatRef<'_, T> {}
 // SAFETY: as above: shared reads only.
-unsafe impl Sync for MatRef<'_> {}
-// SAFETY: a view is an exclusive borrow of its elements; whoever made it promised the same as for `&mut [f32]`.
-unsafe impl Send for MatMut<'_> {}
+unsafe impl<T: Sync> Sync for MatRef<'_, T> {}
+// SAFETY: a view is an exclusive borrow of its elements; whoever made it promised the same as for `&mut [T]`.
+unsafe impl<T: Send> Send for MatMut<'_, T> {}
 
-/// Floats from the first to one past the last element, `None` on overflow.
+/// Elements from the first to one past the last element, `None` on overflow.
 fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Option<usize> {
     if rows == 0 || cols == 0 {
         return Some(0);
@@ -49,13 +49,13 @@ fn stride_of(rows: usize, cols: usize, row_stride: usize) -> usize {
     if rows == 0 || cols == 0 { 0 } else { row_stride }
 }
 
-impl<'a> MatRef<'a> {
-    /// Rows of `cols` contiguous floats, `row_stride` apart.
+impl<'a, T: Copy> MatRef<'a, T> {
+    /// Rows of `cols` contiguous elements, `row_stride` apart.
     ///
     /// # Panics
     /// If `data` is too short.
     #[must_use]
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(extent(rows, cols, row_stride, 1).is_some_and(|n| n <= data.len()));
         // SAFETY: the slice holds every element, as just checked, for 'a.
         unsafe { Self::from_raw(data.as_ptr(), rows, cols, row_stride) }
@@ -65,7 +65,7 @@ impl<'a> MatRef<'a> {
     /// Every element `ptr[i * row_stride + j]` is valid for reads, and nobody writes
     /// it, for `'a`; a kernel that says it works in place may.
     #[must_use]
-    pub unsafe fn from_raw(ptr: *const f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub unsafe fn from_raw(ptr: *const T, rows: usize, cols: usize, row_stride: usize) -> Self {
         let row_stride = stride_of(rows, cols, row_stride);
         Self { ptr, rows, cols, row_stride, col_stride: 1, memory: PhantomData }
     }
@@ -117,13 +117,13 @@ impl<'a> MatRef<'a> {
     }
 }
 
-impl<'a> MatMut<'a> {
-    /// Rows of `cols` contiguous floats, `row_stride` apart.
+impl<'a, T: Copy> MatMut<'a, T> {
+    /// Rows of `cols` contiguous elements, `row_stride` apart.
     ///
     /// # Panics
     /// If `data` is too short or rows would overlap.
     #[must_use]
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(extent(rows, cols, row_stride, 1).is_some_and(|n| n <= data.len()));
         // SAFETY: the slice holds every element, as just checked, exclusively, for 'a.
         unsafe { Self::from_raw(data.as_mut_ptr(), rows, cols, row_stride) }
@@ -136,7 +136,7 @@ impl<'a> MatMut<'a> {
     /// Every element `ptr[i * row_stride + j]` is valid for reads and writes, and
     /// nobody else touches it, for `'a`. The gaps between rows belong to others.
     #[must_use]
-    pub unsafe fn from_raw(ptr: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub unsafe fn from_raw(ptr: *mut T, rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(rows <= 1 || row_stride >= cols, "rows of a writable matrix overlap");
         let row_stride = stride_of(rows, cols, row_stride);
         Self { ptr, rows, cols, row_stride, memory: PhantomData }
@@ -144,14 +144,21 @@ impl<'a> MatMut<'a> {
 
     /// A shorter borrow of the same matrix.
     #[must_use]
-    pub fn reborrow(&mut self) -> MatMut<'_> {
+    pub fn reborrow(&mut self) -> MatMut<'_, T> {
         MatMut { memory: PhantomData, ..*self }
     }
 
     /// The matrix for reading.
     #[must_use]
-    pub fn as_ref(&self) -> MatRef<'_> {
+    pub fn as_ref(&self) -> MatRef<'_, T> {
         // SAFETY: a valid matrix, shared for as long as `self` is borrowed.
+        unsafe { MatRef::from_raw(self.ptr, self.rows, self.cols, self.row_stride) }
+    }
+
+    /// The matrix for reading, for as long as it was borrowed.
+    #[must_use]
+    pub fn into_ref(self) -> MatRef<'a, T> {
+        // SAFETY: a valid matrix, of which the exclusive borrow is given up.
         unsafe { MatRef::from_raw(self.ptr, self.rows, self.cols, self.row_stride) }
     }
 
@@ -160,9 +167,9 @@ impl<'a> MatMut<'a> {
     /// # Panics
     /// If `row` is outside.
     #[must_use]
-    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row outside the matrix");
-        // SAFETY: the row is inside, its `cols` floats are contiguous and exclusively ours.
+        // SAFETY: the row is inside, its `cols` elements are contiguous and exclusively ours.
         unsafe { core::slice::from_raw_parts_mut(self.ptr.add(row * self.row_stride), self.cols) }
     }
 

@@ -5,6 +5,8 @@
 //! with the variance of the population. The variance is a second pass over the
 //! row (it is in L1), for the one-pass form cancels.
 
+use crate::elements::{Elements, Floats};
+use crate::gemm::format::{Format, Single};
 use crate::simd::{Simd, load_up_to, store_up_to};
 
 /// A row-wise pass over raw memory. Built by the safe methods of [`crate::Kernels`].
@@ -40,6 +42,20 @@ pub(crate) struct RawNorm {
 /// All operands of the forward pass are valid for their shapes; `out` overlaps nothing else.
 #[inline(always)]
 pub(crate) unsafe fn forward<S: Simd>(s: S, a: &RawNorm) {
+    // SAFETY: passed on from the caller.
+    unsafe { forward_into::<S, Single, _>(s, Floats, a) }
+}
+
+/// [`forward`] with a result of elements of another kind, to which `a.out` points then.
+///
+/// # Safety
+/// As for [`forward`].
+#[inline(always)]
+pub(crate) unsafe fn forward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    m: M,
+    a: &RawNorm,
+) {
     let n = a.cols;
     let inverse = 1.0 / n as f32;
     for r in 0..a.rows {
@@ -72,7 +88,7 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, a: &RawNorm) {
             *a.mean.add(r) = mean;
             *a.rstd.add(r) = rstd;
             let factor = s.splat(rstd);
-            let y = a.out.add(r * a.out_row);
+            let y = a.out.cast::<M::Element>().add(r * a.out_row);
             let mut i = 0;
             while i < n {
                 let left = (n - i).min(S::LANES);
@@ -82,7 +98,7 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, a: &RawNorm) {
                     Some(bias) => s.add(scaled, load_up_to(s, bias.add(i), left)),
                     None => scaled,
                 };
-                store_up_to(s, y.add(i), shifted, left);
+                m.store(s, y.add(i), shifted, left);
                 i += left;
             }
         }
@@ -98,6 +114,21 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, a: &RawNorm) {
 /// `dbias` overlap nothing else, and neither does x if y takes its place.
 #[inline(always)]
 pub(crate) unsafe fn backward<S: Simd>(s: S, a: &RawNorm) {
+    // SAFETY: passed on from the caller.
+    unsafe { backward_into::<S, Single, _>(s, Floats, a) }
+}
+
+/// [`backward`] with a y of elements of another kind, no larger than floats, if it takes the
+/// place of x: rows of both start at the same places.
+///
+/// # Safety
+/// As for [`backward`].
+#[inline(always)]
+pub(crate) unsafe fn backward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    m: M,
+    a: &RawNorm,
+) {
     let n = a.cols;
     let inverse = 1.0 / n as f32;
     for i in 0..n {
@@ -155,7 +186,8 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, a: &RawNorm) {
                         Some(bias) => s.add(scaled, load_up_to(s, bias.add(i), left)),
                         None => scaled,
                     };
-                    store_up_to(s, x.cast_mut().add(i), shifted, left);
+                    // Smaller elements are written behind those that are read.
+                    m.store(s, x.cast_mut().cast::<M::Element>().add(i), shifted, left);
                 }
                 i += left;
             }

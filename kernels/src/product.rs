@@ -1,8 +1,11 @@
 //! Matrix products of the table: packing, packed products, weight gradients.
 
-use crate::gemm::pack::{Source, packed_b_len};
-use crate::gemm::{RawEpilogue, RawGemm};
+use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
+use crate::gemm::pack::packed_b_len;
+use crate::gemm::{Halved, RawEpilogue, RawGemm};
 use crate::mat::{MatMut, MatRef};
+use crate::norm::RawNorm;
+use crate::softmax::RawCrossEntropy;
 use crate::{Epilogue, Kernels};
 use core::fmt;
 use core::ops::Range;
@@ -67,9 +70,23 @@ pub(crate) struct Products {
     pub(crate) gemm_scratch: fn(usize, usize) -> usize,
     pub(crate) unpacked_scratch: fn(usize, usize, usize) -> Option<usize>,
     pub(crate) gemm: unsafe fn(&RawGemm),
-    pub(crate) gemm_both: unsafe fn(&RawGemm, Source),
-    pub(crate) pack_b: unsafe fn(Source, usize, usize, *mut f32),
+    pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
+    pub(crate) pack_b: unsafe fn(RawOperand, usize, usize, *mut f32),
     pub(crate) peak: unsafe fn(u64) -> (u64, f32),
+    /// What works on operands that lie in memory as bf16, where products take them so.
+    pub(crate) keeps: Option<Keeps>,
+}
+
+/// Kernels that read or write matrices of bf16: pointers to their results, and to A, C and
+/// the epilogue's operands of a product, may be to bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Keeps {
+    pub(crate) product: unsafe fn(&RawGemm, Halved),
+    pub(crate) scratch: fn(Halved, usize, usize) -> usize,
+    pub(crate) norm_forward: unsafe fn(&RawNorm),
+    pub(crate) norm_backward: unsafe fn(&RawNorm),
+    pub(crate) cross_entropy: unsafe fn(&RawCrossEntropy),
+    pub(crate) column_sum: unsafe fn(*const Bf16, usize, usize, usize, *mut f32, bool),
 }
 
 /// A packed right-hand side: `k x n`, laid out by [`Kernels::pack`] of the same table. Its
@@ -101,6 +118,66 @@ impl Kernels {
     #[must_use]
     pub fn is_native(&self) -> bool {
         self.dtype() == Dtype::F32 || self.products.depth == 2
+    }
+
+    /// Whether matrices that only products read may lie in memory as bf16
+    /// ([`Operand::Half`]): so where the CPU multiplies bf16.
+    #[must_use]
+    pub fn keeps_halves(&self) -> bool {
+        self.products.keeps.is_some()
+    }
+
+    /// Whether rows of `cols` elements may, for use as a left-hand side.
+    #[must_use]
+    pub fn keeps_halves_of(&self, cols: usize) -> bool {
+        self.keeps_halves() && cols.is_multiple_of(2)
+    }
+
+    /// Floats that `rows x cols` elements of [`Kernels::operand`] take, `None` on overflow.
+    #[must_use]
+    pub fn operand_len(&self, rows: usize, cols: usize) -> Option<usize> {
+        let elements = rows.checked_mul(cols)?;
+        Some(if self.keeps_halves_of(cols) { elements / 2 } else { elements })
+    }
+
+    /// The matrix that [`Kernels::operand_mut`] has made of the same memory.
+    ///
+    /// # Panics
+    /// If the memory is shorter than [`Kernels::operand_len`].
+    #[must_use]
+    pub fn operand<'a>(&self, memory: &'a [f32], rows: usize, cols: usize) -> Operand<'a> {
+        if self.keeps_halves_of(cols) {
+            Operand::Half(MatRef::new(Bf16::slice(memory), rows, cols, cols))
+        } else {
+            MatRef::new(memory, rows, cols, cols).into()
+        }
+    }
+
+    /// A matrix for products to read, in floats' memory: of bf16 where
+    /// [`Kernels::keeps_halves_of`] its rows.
+    ///
+    /// # Panics
+    /// If the memory is shorter than [`Kernels::operand_len`].
+    #[must_use]
+    pub fn operand_mut<'a>(
+        &self,
+        memory: &'a mut [f32],
+        rows: usize,
+        cols: usize,
+    ) -> OperandMut<'a> {
+        if self.keeps_halves_of(cols) {
+            OperandMut::Half(MatMut::new(Bf16::slice_mut(memory), rows, cols, cols))
+        } else {
+            MatMut::new(memory, rows, cols, cols).into()
+        }
+    }
+
+    /// The kernels of bf16 in memory.
+    ///
+    /// # Panics
+    /// If the table has none.
+    pub(crate) fn keeps(&self) -> &Keeps {
+        self.products.keeps.as_ref().expect("these kernels keep no operands as bf16")
     }
 
     /// Words of `k` elements.
@@ -148,7 +225,7 @@ impl Kernels {
     /// If `dst` is not exactly [`Kernels::packed_len`] long.
     pub fn pack(&self, b: MatRef<'_>, dst: &mut [f32]) {
         assert_eq!(Some(dst.len()), self.packed_len(b.rows(), b.cols()), "pack: wrong length");
-        let src = Source { ptr: b.ptr, row: b.row_stride, col: b.col_stride };
+        let src = Operand::Float(b).raw();
         // SAFETY: `b` is valid for its shape, `dst` has the length of its packed form,
         // and `&mut` keeps them apart.
         unsafe { (self.products.pack_b)(src, b.rows(), b.cols(), dst.as_mut_ptr()) }
@@ -161,6 +238,13 @@ impl Kernels {
         (self.products.gemm_scratch)(m, k)
     }
 
+    /// The same for a product of floats whose result is of bf16. It grows with `k`.
+    #[must_use]
+    pub fn gemm_into_halves_scratch_len(&self, m: usize, k: usize) -> usize {
+        let halves = Halved { a: false, c: true };
+        self.products.keeps.map_or(0, |keeps| (keeps.scratch)(halves, m, k))
+    }
+
     /// `C = A B`, or `C += A B` with `accumulate`, then the epilogue.
     ///
     /// A is `m x k` with any strides, B packed `k x n`, C `m x n`. C overlaps neither
@@ -169,39 +253,57 @@ impl Kernels {
     /// of the rows, and any of the columns at panels ([`Kernels::packed_columns`]), into
     /// calls gives the same. Columns from j on take a mask [`crate::Dropout::from_column`] j.
     ///
+    /// An A of bf16 has contiguous rows at even distances, and behind a row of an odd number
+    /// of elements lies a zero, which is read. A C of bf16 is overwritten.
+    ///
     /// # Panics
-    /// If the shapes do not fit together or `scratch` is too short.
-    pub fn gemm(
+    /// If the shapes do not fit together, `scratch` is too short, or a matrix of bf16 is not
+    /// as said.
+    pub fn gemm<'a, 'c>(
         &self,
-        a: MatRef<'_>,
+        a: impl Into<Operand<'a>>,
         b: Packed<'_>,
-        c: MatMut<'_>,
+        c: impl Into<OperandMut<'c>>,
         accumulate: bool,
         epilogue: Epilogue<'_>,
         scratch: &mut [f32],
     ) {
-        let (m, n, k) = (c.rows(), c.cols(), a.cols());
-        assert!(a.rows() == m && b.k == k && b.n == n, "gemm: shapes differ");
+        let (a, c) = (a.into(), c.into());
+        let ((m, n), (a_rows, k)) = (c.shape(), a.shape());
+        assert!(a_rows == m && b.k == k && b.n == n, "gemm: shapes differ");
         assert_eq!(Some(b.data.len()), self.packed_len(k, n), "gemm: B is not packed so");
-        assert!(self.gemm_scratch_len(m, k) <= scratch.len(), "gemm: scratch is too short");
+        let (a, c) = (a.raw(), c.raw());
+        let halves = Halved { a: a.half, c: c.half };
         let g = RawGemm {
             m,
             n,
             k,
             a: a.ptr,
-            a_row: a.row_stride,
-            a_col: a.col_stride,
+            a_row: a.row,
+            a_col: a.col,
             b: b.data.as_ptr(),
             b_panel: self.words(k) * self.nr,
-            c: c.ptr,
-            c_row: c.row_stride,
+            c: c.ptr.cast_mut(),
+            c_row: c.row,
             accumulate,
-            epilogue: RawEpilogue::new(&epilogue, m, n),
+            epilogue: RawEpilogue::new(&epilogue, m, n, c.half),
             scratch: scratch.as_mut_ptr(),
         };
-        // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
-        // exclusive, and scratch is long enough.
-        unsafe { (self.products.gemm)(&g) }
+        if !(halves.a || halves.c) {
+            assert!(self.gemm_scratch_len(m, k) <= scratch.len(), "gemm: scratch is too short");
+            // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
+            // exclusive, and scratch is long enough.
+            return unsafe { (self.products.gemm)(&g) };
+        }
+        let keeps = self.keeps();
+        assert!((keeps.scratch)(halves, m, k) <= scratch.len(), "gemm: scratch is too short");
+        assert!(!(halves.c && accumulate), "gemm: a C of bf16 is overwritten");
+        if halves.a {
+            let even = a.row.is_multiple_of(2) && (k.is_multiple_of(2) || m <= 1 || a.row > k);
+            assert!(a.col == 1 && even, "gemm: rows of an A of bf16 are not at even distances");
+        }
+        // SAFETY: as above; the table keeps bf16, and A's rows are words as they lie.
+        unsafe { (keeps.product)(&g, halves) }
     }
 
     /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result of
@@ -220,16 +322,21 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes do not fit together or `scratch` is too short.
-    pub fn gemm_unpacked(
+    pub fn gemm_unpacked<'a, 'b>(
         &self,
-        a: MatRef<'_>,
-        b: MatRef<'_>,
+        a: impl Into<Operand<'a>>,
+        b: impl Into<Operand<'b>>,
         c: MatMut<'_>,
         accumulate: bool,
         scratch: &mut [f32],
     ) {
-        let (m, n, k) = (c.rows(), c.cols(), a.cols());
-        assert!(a.rows() == m && b.rows() == k && b.cols() == n, "gemm_unpacked: shapes differ");
+        let (a, b) = (a.into(), b.into());
+        let (m, n, k) = (c.rows(), c.cols(), a.shape().1);
+        assert!(a.shape().0 == m && b.shape() == (k, n), "gemm_unpacked: shapes differ");
+        let (a, b) = (a.raw(), b.raw());
+        if a.half || b.half {
+            let _ = self.keeps();
+        }
         assert!(
             self.unpacked_scratch_len(m, n, k).is_some_and(|need| need <= scratch.len()),
             "gemm_unpacked: scratch is too short"
@@ -238,9 +345,9 @@ impl Kernels {
             m,
             n,
             k,
-            a: a.ptr,
-            a_row: a.row_stride,
-            a_col: a.col_stride,
+            a: core::ptr::null(),
+            a_row: 0,
+            a_col: 0,
             b: core::ptr::null(),
             b_panel: 0,
             c: c.ptr,
@@ -249,9 +356,8 @@ impl Kernels {
             epilogue: RawEpilogue::NONE,
             scratch: scratch.as_mut_ptr(),
         };
-        let b = Source { ptr: b.ptr, row: b.row_stride, col: b.col_stride };
         // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
-        // exclusive, and scratch is long enough.
-        unsafe { (self.products.gemm_both)(&g, b) }
+        // exclusive, and scratch is long enough; the table takes bf16 if there are any.
+        unsafe { (self.products.gemm_both)(&g, a, b) }
     }
 }

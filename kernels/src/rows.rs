@@ -3,6 +3,7 @@
 use crate::Kernels;
 use crate::attention::Rows;
 use crate::dropout::Dropout;
+use crate::elements::{Bf16, Operand, OperandMut};
 use crate::embedding::RawEmbedding;
 use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
@@ -26,6 +27,9 @@ pub struct NormSaved<'a> {
 pub struct NormInPlace<'a> {
     /// Input of the forward pass, `rows x cols`; becomes its output.
     pub x: MatMut<'a>,
+    /// That is of bf16: its rows start where those of `x` do. Only for tables with
+    /// [`Kernels::keeps_halves`].
+    pub halves: bool,
     /// Gain, `cols`.
     pub gain: &'a [f32],
     /// Bias of the forward pass.
@@ -83,24 +87,49 @@ fn raw_norm_backward(
     }
 }
 
+/// # Panics
+/// As for [`Kernels::cross_entropy`].
+fn raw_cross_entropy(
+    logits: MatMut<'_>,
+    targets: &[u32],
+    losses: &mut [f32],
+    grad_scale: Option<f32>,
+) -> RawCrossEntropy {
+    let (rows, cols) = (logits.rows(), logits.cols());
+    assert!(targets.len() == rows && losses.len() == rows, "cross_entropy: {rows} rows");
+    assert!(cols > 0, "cross_entropy: no columns");
+    let known = |t: &u32| *t == IGNORE || (*t as usize) < cols;
+    assert!(targets.iter().all(known), "cross_entropy: a target is not below {cols}");
+    RawCrossEntropy {
+        rows,
+        cols,
+        logits: logits.ptr,
+        row_stride: logits.row_stride,
+        targets: targets.as_ptr(),
+        losses: losses.as_mut_ptr(),
+        grad_scale,
+    }
+}
+
 impl Kernels {
     /// Layer norm of each row of `x`: overwrites `y`, `mean` and `rstd`.
     ///
     /// # Panics
     /// If a shape does not fit that of `x`.
     #[expect(clippy::too_many_arguments, reason = "four inputs and three outputs, all slices")]
-    pub fn layer_norm(
+    pub fn layer_norm<'y>(
         &self,
         x: MatRef<'_>,
         gain: &[f32],
         bias: Option<&[f32]>,
         eps: f32,
-        y: MatMut<'_>,
+        y: impl Into<OperandMut<'y>>,
         mean: &mut [f32],
         rstd: &mut [f32],
     ) {
-        let (rows, cols) = (x.rows(), x.cols());
-        assert!(y.rows() == rows && y.cols() == cols, "layer_norm: y is not {rows}x{cols}");
+        let (rows, cols, y) = (x.rows(), x.cols(), y.into());
+        assert!(y.shape() == (rows, cols), "layer_norm: y is not {rows}x{cols}");
+        let y = y.raw();
         assert!(mean.len() == rows && rstd.len() == rows, "layer_norm: {rows} rows");
         assert!(gain.len() == cols && bias.is_none_or(|b| b.len() == cols), "layer_norm: {cols}");
         let x = rows_of(x);
@@ -114,8 +143,8 @@ impl Kernels {
             eps,
             mean: mean.as_mut_ptr(),
             rstd: rstd.as_mut_ptr(),
-            out: y.ptr,
-            out_row: y.row_stride,
+            out: y.ptr.cast_mut(),
+            out_row: y.row,
             dy: core::ptr::null(),
             dy_row: 0,
             accumulate: false,
@@ -123,8 +152,10 @@ impl Kernels {
             dgain: core::ptr::null_mut(),
             dbias: None,
         };
-        // SAFETY: the shapes were just checked; outputs are exclusive.
-        unsafe { (self.norm_forward)(&a) }
+        let kernel = if y.half { self.keeps().norm_forward } else { self.norm_forward };
+        // SAFETY: the shapes were just checked; outputs are exclusive; the kernel writes
+        // elements of y's kind.
+        unsafe { kernel(&a) }
     }
 
     /// Backward pass of [`Kernels::layer_norm`].
@@ -164,7 +195,7 @@ impl Kernels {
         dgain: &mut [f32],
         dbias: Option<&mut [f32]>,
     ) {
-        let NormInPlace { x, gain, bias, mean, rstd } = saved;
+        let NormInPlace { x, halves, gain, bias, mean, rstd } = saved;
         let cols = x.cols();
         assert!(bias.is_none_or(|b| b.len() == cols), "layer_norm_backward: bias");
         let read = NormSaved { x: x.as_ref(), gain, mean, rstd };
@@ -174,9 +205,10 @@ impl Kernels {
             restores_y: true,
             ..raw_norm_backward(&read, dy, &dx, accumulate, dgain, dbias)
         };
-        // SAFETY: the shapes were just checked; outputs, x among them, are exclusive; mean
-        // and rstd are only read in this direction.
-        unsafe { (self.norm_backward)(&a) }
+        let kernel = if *halves { self.keeps().norm_backward } else { self.norm_backward };
+        // SAFETY: the shapes were just checked; outputs, x among them, are exclusive, and a
+        // row of x has room for its output; mean and rstd are only read in this direction.
+        unsafe { kernel(&a) }
     }
 
     /// Cross-entropy of each row of `logits` against its target; see
@@ -194,22 +226,34 @@ impl Kernels {
         losses: &mut [f32],
         grad_scale: Option<f32>,
     ) {
-        let (rows, cols) = (logits.rows(), logits.cols());
-        assert!(targets.len() == rows && losses.len() == rows, "cross_entropy: {rows} rows");
-        assert!(cols > 0, "cross_entropy: no columns");
-        let known = |t: &u32| *t == IGNORE || (*t as usize) < cols;
-        assert!(targets.iter().all(known), "cross_entropy: a target is not below {cols}");
-        let a = RawCrossEntropy {
-            rows,
-            cols,
-            logits: logits.ptr,
-            row_stride: logits.row_stride,
-            targets: targets.as_ptr(),
-            losses: losses.as_mut_ptr(),
-            grad_scale,
-        };
+        let a = raw_cross_entropy(logits, targets, losses, grad_scale);
         // SAFETY: shapes and targets were just checked; outputs are exclusive.
         unsafe { (self.cross_entropy)(&a) }
+    }
+
+    /// As [`Kernels::cross_entropy`] with a gradient of bf16 in the place of the logits: rows
+    /// of it start where those of the logits do, and a zero comes behind an odd number of
+    /// columns. It is an operand of products.
+    ///
+    /// # Panics
+    /// As for [`Kernels::cross_entropy`], and if the table has not
+    /// [`Kernels::keeps_halves`].
+    pub fn cross_entropy_in_halves<'a>(
+        &self,
+        logits: MatMut<'a>,
+        targets: &[u32],
+        losses: &mut [f32],
+        grad_scale: f32,
+    ) -> MatMut<'a, Bf16> {
+        let (rows, cols, stride) = (logits.rows(), logits.cols(), logits.row_stride);
+        let (ptr, kernel) = (logits.ptr, self.keeps().cross_entropy);
+        let a = raw_cross_entropy(logits, targets, losses, Some(grad_scale));
+        // SAFETY: shapes and targets were just checked; outputs are exclusive; the table keeps
+        // bf16. Two of them lie in a float, of which a row has as many as columns.
+        unsafe {
+            kernel(&a);
+            MatMut::from_raw(ptr.cast(), rows, cols, 2 * stride)
+        }
     }
 
     /// `out[r] = table[tokens[r]] + positions[(first + r) % period + offset]`: overwrites.
@@ -287,13 +331,21 @@ impl Kernels {
     ///
     /// # Panics
     /// If `dst` has not `src.cols()` elements.
-    pub fn column_sum(&self, src: MatRef<'_>, dst: &mut [f32], accumulate: bool) {
-        assert_eq!(dst.len(), src.cols(), "column_sum: columns");
-        let rows = rows_of(src);
+    pub fn column_sum<'s>(&self, src: impl Into<Operand<'s>>, dst: &mut [f32], accumulate: bool) {
+        let src = src.into();
+        let (rows, cols) = src.shape();
+        assert_eq!(dst.len(), cols, "column_sum: columns");
+        let src = src.raw();
+        assert!(src.col == 1, "rows must be contiguous");
         let dst = dst.as_mut_ptr();
-        // SAFETY: `src` is valid for its shape, `dst` for its columns.
+        // SAFETY: `src` is valid for its shape and of its kind, `dst` for its columns.
         unsafe {
-            (self.column_sum)(rows.ptr, rows.stride, src.rows(), src.cols(), dst, accumulate);
+            if src.half {
+                let column_sum = self.keeps().column_sum;
+                column_sum(src.ptr.cast(), src.row, rows, cols, dst, accumulate);
+            } else {
+                (self.column_sum)(src.ptr, src.row, rows, cols, dst, accumulate);
+            }
         }
     }
 

@@ -6,8 +6,10 @@
 //! `loss = ln(sum exp(x - max)) + max - x[target]`,
 //! `dx = (exp(x - max) / sum - onehot(target)) * grad_scale`.
 
+use crate::elements::{Elements, Floats};
+use crate::gemm::format::{Format, Single};
 use crate::math;
-use crate::simd::{Simd, load_up_to, store_up_to};
+use crate::simd::{Simd, load_up_to};
 
 /// A target that does not count: its loss and gradient are zero.
 pub const IGNORE: u32 = u32::MAX;
@@ -92,7 +94,24 @@ pub(crate) unsafe fn exp_in_place<S: Simd>(
 /// [`IGNORE`]; `cols >= 1`.
 #[inline(always)]
 pub(crate) unsafe fn cross_entropy<S: Simd>(s: S, a: &RawCrossEntropy) {
+    // SAFETY: passed on from the caller.
+    unsafe { cross_entropy_into::<S, Single, _>(s, Floats, a) }
+}
+
+/// [`cross_entropy`] with a gradient of elements of another kind, no larger than floats: a
+/// row's lie one after the other from where the row of logits starts. Behind an odd number
+/// of smaller ones comes a zero.
+///
+/// # Safety
+/// As for [`cross_entropy`].
+#[inline(always)]
+pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    m: M,
+    a: &RawCrossEntropy,
+) {
     let n = a.cols;
+    let padded = n + n % (size_of::<f32>() / size_of::<M::Element>());
     for r in 0..a.rows {
         // SAFETY: row r of the operands, columns below n.
         unsafe {
@@ -101,8 +120,8 @@ pub(crate) unsafe fn cross_entropy<S: Simd>(s: S, a: &RawCrossEntropy) {
             if target == IGNORE {
                 *a.losses.add(r) = 0.0;
                 if a.grad_scale.is_some() {
-                    for i in 0..n {
-                        *x.add(i) = 0.0;
+                    for i in 0..padded {
+                        m.store(s, x.cast::<M::Element>().add(i), s.splat(0.0), 1);
                     }
                 }
                 continue;
@@ -114,14 +133,20 @@ pub(crate) unsafe fn cross_entropy<S: Simd>(s: S, a: &RawCrossEntropy) {
                 Some(scale) => {
                     let sum = exp_in_place(s, x, n, most, 1.0);
                     let factor = s.splat(scale / sum);
+                    let at_target = s.sub(s.mul(s.splat(*x.add(target)), factor), s.splat(scale));
+                    // Elements that are smaller are written behind those that are read.
+                    let dx = x.cast::<M::Element>();
                     let mut i = 0;
                     while i < n {
                         let left = (n - i).min(S::LANES);
                         let p = s.mul(load_up_to(s, x.add(i), left), factor);
-                        store_up_to(s, x.add(i), p, left);
+                        m.store(s, dx.add(i), p, left);
                         i += left;
                     }
-                    *x.add(target) -= scale;
+                    m.store(s, dx.add(target), at_target, 1);
+                    if padded > n {
+                        m.store(s, dx.add(n), s.splat(0.0), 1);
+                    }
                     sum
                 }
                 None => {

@@ -73,8 +73,8 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
     let epilogue = match kind {
         0 => Epilogue::None,
         1 => Epilogue::Bias(bias.slice()),
-        2 => Epilogue::Gelu { bias: None, pre: pre.view_mut() },
-        3 => Epilogue::Gelu { bias: Some(bias.slice()), pre: pre.view_mut() },
+        2 => Epilogue::Gelu { bias: None, pre: pre.view_mut().into() },
+        3 => Epilogue::Gelu { bias: Some(bias.slice()), pre: pre.view_mut().into() },
         4 => Epilogue::Residual { bias: None, residual: other.view(), dropout: None },
         5 => Epilogue::Residual {
             bias: Some(bias.slice()),
@@ -84,7 +84,7 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
         6 => Epilogue::Residual { bias: Some(bias.slice()), residual: other.view(), dropout: None },
         _ => {
             pre.fill(|i, j| other.at(i, j));
-            Epilogue::GeluGrad { pre: pre.view_mut() }
+            Epilogue::GeluGrad { pre: pre.view_mut().into() }
         }
     };
     let with_bias = matches!(kind, 1 | 3 | 5 | 6);
@@ -147,10 +147,10 @@ fn the_activation_made_again_has_the_bits_of_the_first() {
             let (mut first, mut pre, mut grad) =
                 (Grid::blank(m, n, 0, 0), Grid::blank(m, n, 0, 0), Grid::blank(m, n, 0, 0));
             let scratch = &mut room(kernels, m, k);
-            let epilogue = Epilogue::Gelu { bias: None, pre: pre.view_mut() };
+            let epilogue = Epilogue::Gelu { bias: None, pre: pre.view_mut().into() };
             kernels.gemm(a.view(), packed, first.view_mut(), false, epilogue, scratch);
             assert_ne!(pre.bits(), first.bits());
-            let epilogue = Epilogue::GeluGrad { pre: pre.view_mut() };
+            let epilogue = Epilogue::GeluGrad { pre: pre.view_mut().into() };
             kernels.gemm(a.view(), packed, grad.view_mut(), false, epilogue, scratch);
             assert_eq!(pre.bits(), first.bits(), "{kernels:?} {m}x{n}x{k}");
         }

@@ -104,11 +104,11 @@ impl Product {
         let epilogue = match self.kind {
             0 => Epilogue::None,
             1 => Epilogue::Bias(bias),
-            2 => Epilogue::Gelu { bias: None, pre: pre.view_mut() },
-            3 => Epilogue::Gelu { bias: Some(bias), pre: pre.view_mut() },
+            2 => Epilogue::Gelu { bias: None, pre: pre.view_mut().into() },
+            3 => Epilogue::Gelu { bias: Some(bias), pre: pre.view_mut().into() },
             4 => Epilogue::Residual { bias: None, residual: other, dropout: None },
             5 => Epilogue::Residual { bias: Some(bias), residual: other, dropout },
-            _ => Epilogue::GeluGrad { pre: pre.view_mut() },
+            _ => Epilogue::GeluGrad { pre: pre.view_mut().into() },
         };
         let room = &mut room(kernels, m, self.k);
         kernels.gemm(a, b, c.view_mut(), self.accumulate, epilogue, room);
@@ -161,7 +161,7 @@ fn a_packed_product_in_parts_of_its_depth_has_the_bits_of_the_whole() {
                         kernels.pack(b.view().row_range(first, depth), &mut packed);
                         let packed = Packed::new(&packed, depth, n);
                         let epilogue = if with_epilogue && part.end == k {
-                            Epilogue::GeluGrad { pre: pre.view_mut() }
+                            Epilogue::GeluGrad { pre: pre.view_mut().into() }
                         } else {
                             Epilogue::None
                         };

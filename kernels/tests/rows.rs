@@ -66,6 +66,7 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
     kernels.layer_norm_backward_in_place(
         &mut NormInPlace {
             x: again.view_mut(),
+            halves: false,
             gain: gain.slice(),
             bias: with_bias.then(|| bias.slice()),
             mean: mean.slice(),

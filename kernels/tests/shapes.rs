@@ -44,7 +44,7 @@ fn views_must_fit_their_slices() {
     // Nothing is lost at the edges.
     let view = mat(&data, 3, 4);
     assert_eq!((view.row_range(3, 0).rows(), view.col_range(4, 0).cols()), (0, 0));
-    let empty = MatRef::new(&[], 5, 0, 100);
+    let empty = MatRef::<f32>::new(&[], 5, 0, 100);
     assert_eq!((empty.row_range(3, 2).rows(), empty.t().rows()), (2, 0));
 }
 
@@ -84,9 +84,9 @@ fn products_check_every_operand() {
             "a short bias" => epilogue(Epilogue::Bias(&ZEROS[..4]));
             "a long bias" => epilogue(Epilogue::Bias(&ZEROS[..6]));
             "a wide pre" =>
-                epilogue(Epilogue::Gelu { bias, pre: out(&mut [0.0; 18], 3, 6) });
+                epilogue(Epilogue::Gelu { bias, pre: out(&mut [0.0; 18], 3, 6).into() });
             "a short bias of gelu" => epilogue(Epilogue::Gelu {
-                bias: Some(&ZEROS[..4]), pre: out(&mut [0.0; 15], 3, 5)
+                bias: Some(&ZEROS[..4]), pre: out(&mut [0.0; 15], 3, 5).into()
             });
             "a wide residual" =>
                 epilogue(Epilogue::Residual { bias, residual: wide, dropout: None });
@@ -95,9 +95,9 @@ fn products_check_every_operand() {
             "a transposed residual" =>
                 epilogue(Epilogue::Residual { bias, residual: transposed, dropout: None });
             "a wide activation" =>
-                epilogue(Epilogue::GeluGrad { pre: out(&mut [0.0; 18], 3, 6) });
+                epilogue(Epilogue::GeluGrad { pre: out(&mut [0.0; 18], 3, 6).into() });
             "a tall activation" =>
-                epilogue(Epilogue::GeluGrad { pre: out(&mut [0.0; 20], 4, 5) });
+                epilogue(Epilogue::GeluGrad { pre: out(&mut [0.0; 20], 4, 5).into() });
         }
 
         let room = kernels.gemm_scratch_len(3, 4);
@@ -191,7 +191,8 @@ fn norm_in_place(kernels: &Kernels, n: [usize; 10]) {
     let [dy_rows, dy_cols, dx_rows, dx_cols, mean, rstd, gain, bias, dgain, dbias] = n;
     let (mut x, mut dx) = ([0.0; 15], [0.0; 64]);
     let (mean, rstd, bias) = (&ZEROS[..mean], &ZEROS[..rstd], Some(&ZEROS[..bias]));
-    let mut saved = NormInPlace { x: out(&mut x, 3, 5), gain: &ZEROS[..gain], bias, mean, rstd };
+    let mut saved =
+        NormInPlace { x: out(&mut x, 3, 5), halves: false, gain: &ZEROS[..gain], bias, mean, rstd };
     let (mut dgain, mut dbias) = (vec![0.0; dgain], vec![0.0; dbias]);
     let (dy, dx) = (mat(&ZEROS, dy_rows, dy_cols), out(&mut dx, dx_rows, dx_cols));
     let dbias = Some(&mut dbias[..]);

@@ -21,11 +21,30 @@
 //! fc_pre -> gelu      mid -> norm2      qkv -> its gradient
 //! x -> norm1, unless the block is made again      last x -> final norm
 //! ```
+//!
+//! What only products read (`fc_pre`, its gradient, all outputs of norms and GELU) is of bf16
+//! where the kernels keep that: see [`Buffer`].
 
 use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, to_lines, update_block};
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use cllm_kernels::Kernels;
+
+/// A matrix of activations or of their gradients, a row for each token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffer {
+    pub(crate) at: usize,
+    /// Elements from a row to the next.
+    pub(crate) width: usize,
+    /// They are bf16.
+    pub(crate) halves: bool,
+}
+
+impl Buffer {
+    pub(crate) fn floats(at: usize, width: usize) -> Self {
+        Self { at, width, halves: false }
+    }
+}
 
 /// A buffer that some layers have each a copy of, and the others by turns.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +79,12 @@ impl Bump {
 
     /// `copies` of a matrix.
     fn copies(&mut self, copies: usize, rows: usize, cols: usize) -> Option<Place> {
-        let stride = to_lines(rows.checked_mul(cols)?)?;
+        self.copies_of(copies, rows.checked_mul(cols)?)
+    }
+
+    /// `copies` of some floats.
+    fn copies_of(&mut self, copies: usize, floats: usize) -> Option<Place> {
+        let stride = to_lines(floats)?;
         Some(Place { at: self.take(stride.checked_mul(copies)?)?, stride, copies })
     }
 }
@@ -106,6 +130,7 @@ impl BlockBuffers<Place> {
         c: &ModelConfig,
         (kept, inner): (usize, usize),
         keeps_norm1: bool,
+        kernels: &Kernels,
     ) -> Option<Self> {
         let d = c.d_model;
         let x = bump.copies(kept, n, d)?;
@@ -115,10 +140,14 @@ impl BlockBuffers<Place> {
             lse: bump.copies(kept, n, c.n_head)?,
             qkv: bump.copies(inner, n, 3 * d)?,
             mid: bump.copies(inner, n, d)?,
-            fc_pre: bump.copies(inner, n, c.d_ff)?,
+            fc_pre: bump.copies_of(inner, kernels.operand_len(n, c.d_ff)?)?,
             norm1: Moments::take(bump, inner, n)?,
             norm2: Moments::take(bump, inner, n)?,
-            norm1_out: if keeps_norm1 { bump.copies(inner, n, d)? } else { x },
+            norm1_out: if keeps_norm1 {
+                bump.copies_of(inner, kernels.operand_len(n, d)?)?
+            } else {
+                x
+            },
         })
     }
 
@@ -186,6 +215,7 @@ impl GradBuffers<Place> {
         c: &ModelConfig,
         grain: &Grain,
         in_place: bool,
+        kernels: &Kernels,
     ) -> Option<Self> {
         let (d, sets) = (c.d_model, grain.gradient_sets);
         let pieces = n.div_ceil(PARTIAL_ROWS);
@@ -205,7 +235,7 @@ impl GradBuffers<Place> {
             dnorm,
             datt: if grain.parted && !in_place { bump.copies(sets, n, d)? } else { dnorm },
             dqkv: if grain.parted { bump.copies(sets, n, 3 * d)? } else { Place::NOWHERE },
-            dfc: bump.copies(sets, n, c.d_ff)?,
+            dfc: bump.copies_of(sets, kernels.operand_len(n, c.d_ff)?)?,
             partial1: bump.copies(sets, pieces, 2 * d)?,
             partial2: bump.copies(sets, pieces, 2 * d)?,
         })
@@ -243,6 +273,11 @@ pub(crate) struct PackedBlock {
 /// All offsets of a plan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
+    /// What takes the place of floats that only products read is of bf16.
+    halves: bool,
+    /// `d_model` and `d_ff`, and whether rows of so many elements are of bf16.
+    wide: (usize, bool),
+    wider: (usize, bool),
     blocks: BlockBuffers<Place>,
     n_layer: usize,
     x_last: usize,
@@ -288,7 +323,7 @@ impl Layout {
             Mode::Recompute => (c.n_layer, grain.gradient_sets.min(c.n_layer)),
             Mode::Evaluate => (1, 1),
         };
-        let blocks = BlockBuffers::take(&mut bump, n, c, copies, mode == Mode::Recompute)?;
+        let blocks = BlockBuffers::take(&mut bump, n, c, copies, mode == Mode::Recompute, kernels)?;
         let x_last = bump.matrix(n, d)?;
         let final_norm = Moments { mean: bump.take(n)?, rstd: bump.take(n)? };
         let losses = bump.take(n)?;
@@ -298,7 +333,7 @@ impl Layout {
         let mut grads = GradBuffers::NONE;
         let mut squares = 0;
         if train {
-            grads = GradBuffers::take(&mut bump, n, c, grain, mode.shares_layers())?;
+            grads = GradBuffers::take(&mut bump, n, c, grain, mode.shares_layers(), kernels)?;
             let arena = ParamTable::new(c).ok()?.arena_len();
             squares = bump.take(arena.div_ceil(update_block(arena)))?;
         }
@@ -316,7 +351,10 @@ impl Layout {
         let mut scratch_len = kernels.attention_scratch_len(t, head_size)?;
         // The deepest product of a row block: backward they are as deep as forward they are wide.
         let deepest = if train { f.max(3 * d).max(c.vocab_size) } else { f.max(d) };
-        scratch_len = scratch_len.max(kernels.gemm_scratch_len(grain.row_block.min(n), deepest));
+        let rows = grain.row_block.min(n);
+        scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, deepest));
+        // Into fc, and back into its gradient.
+        scratch_len = scratch_len.max(kernels.gemm_into_halves_scratch_len(rows, d));
         if train {
             // The largest tile of any weight's gradient, as it is stored.
             for (rows, cols) in [(d, 3 * d), (d, d), (d, f), (f, d), (c.vocab_size, d)] {
@@ -325,11 +363,13 @@ impl Layout {
             }
             scratch_len = scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?);
         }
-        let rows = grain.row_block.min(n);
-        let held_norm = to_lines(rows.checked_mul(d)?)?;
-        let held_fc = to_lines(rows.checked_mul(f)?)?;
+        let held_norm = to_lines(kernels.operand_len(rows, d)?)?;
+        let held_fc = to_lines(kernels.operand_len(rows, f)?)?;
         let held = held_norm.checked_add(held_fc)?;
         Some(Self {
+            halves: kernels.keeps_halves(),
+            wide: (d, kernels.keeps_halves_of(d)),
+            wider: (f, kernels.keeps_halves_of(f)),
             blocks,
             n_layer: c.n_layer,
             x_last,
@@ -355,6 +395,38 @@ impl Layout {
     /// Activations of a block.
     pub(crate) fn block(&self, layer: usize) -> BlockBuffers {
         self.blocks.of(layer)
+    }
+
+    /// Input of a block's activation; once the backward pass has been there its output.
+    pub(crate) fn fc(&self, layer: usize) -> Buffer {
+        let (width, halves) = self.wider;
+        Buffer { at: self.block(layer).fc_pre, width, halves }
+    }
+
+    /// Gradient of that input.
+    pub(crate) fn dfc(&self, layer: usize) -> Buffer {
+        let (width, halves) = self.wider;
+        Buffer { at: self.grads(layer).dfc, width, halves }
+    }
+
+    /// Output of a norm that has taken the place of its input, of which rows of both start
+    /// at the same places.
+    pub(crate) fn norm_in_place(&self, at: usize) -> Buffer {
+        let width = if self.halves { 2 * self.wide.0 } else { self.wide.0 };
+        Buffer { at, width, halves: self.halves }
+    }
+
+    /// Output of a block's first norm.
+    pub(crate) fn norm1(&self, layer: usize) -> Buffer {
+        let at = self.block(layer).norm1_out;
+        let (width, halves) = self.wide;
+        if self.norm1_in_place() { self.norm_in_place(at) } else { Buffer { at, width, halves } }
+    }
+
+    /// Gradients of a group's logits, in the place of those: rows start where theirs do.
+    pub(crate) fn dlogits(&self, group: usize, vocab_size: usize) -> Buffer {
+        let width = if self.halves { 2 * vocab_size } else { vocab_size };
+        Buffer { at: self.logits(group), width, halves: self.halves }
     }
 
     /// Whether the inner activations of a block are overwritten in the forward pass, so that

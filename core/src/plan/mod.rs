@@ -8,7 +8,7 @@ mod layout;
 
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
-pub(crate) use layout::{Layout, packed_block};
+pub(crate) use layout::{Buffer, Layout, packed_block};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Slot};

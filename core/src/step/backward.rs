@@ -9,7 +9,7 @@
 
 use super::forward::Head;
 use super::{Site, Step};
-use crate::plan::PARTIAL_ROWS;
+use crate::plan::{Buffer, PARTIAL_ROWS};
 use crate::program::Norm;
 use cllm_kernels::{AttentionInPlace, Epilogue, NormInPlace, NormSaved};
 
@@ -66,7 +66,8 @@ impl Step<'_> {
                 let dbias = bias.map(|_| self.act.slice_mut(sums + d, d));
                 if in_place {
                     let x = self.act.mat_mut(x + first * d, (rows, d), d);
-                    let mut norm = NormInPlace { x, gain, bias, mean, rstd };
+                    let halves = layout.norm_in_place(0).halves;
+                    let mut norm = NormInPlace { x, halves, gain, bias, mean, rstd };
                     let adds = from.is_some();
                     self.kernels
                         .layer_norm_backward_in_place(&mut norm, dy, dx, adds, dgain, dbias);
@@ -134,13 +135,13 @@ impl Step<'_> {
     pub(super) unsafe fn mlp_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        let p = self.plan.layout.packed(block);
         // SAFETY: the tile owns its rows of dfc and of fc_pre; its rows of dy are done.
         unsafe {
-            let g = self.plan.layout.grads(block);
-            let dy = self.act.mat(g.masked_mlp + first * d, (rows, d), d);
-            let pre = self.act.mat_mut(b.fc_pre + first * f, (rows, f), f);
-            let out = self.act.mat_mut(g.dfc + first * f, (rows, f), f);
+            let layout = &self.plan.layout;
+            let dy = self.act.mat(layout.grads(block).masked_mlp + first * d, (rows, d), d);
+            let pre = self.operand_mut(layout.fc(block), (first, rows), f);
+            let out = self.operand_mut(layout.dfc(block), (first, rows), f);
             let weights = self.packed(p.mlp_t, d, f);
             self.kernels.gemm(dy, weights, out, false, Epilogue::GeluGrad { pre }, scratch);
         }
@@ -151,11 +152,11 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn fc_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
-        let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let g = self.plan.layout.grads(block);
-        let weights = self.plan.layout.packed(block).fc_t;
+        let (d, layout) = (self.plan.config.d_model, &self.plan.layout);
+        let (dfc, dnorm) = (layout.dfc(block), layout.grads(block).dnorm);
+        let weights = layout.packed(block).fc_t;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (g.dfc, f), weights, (g.dnorm, d), scratch) }
+        unsafe { self.input_grad(tile, dfc, weights, (dnorm, d), scratch) }
     }
 
     /// `datt = dy W^T` for one row block.
@@ -167,7 +168,10 @@ impl Step<'_> {
         let weights = self.plan.layout.packed(block).att_t;
         let g = self.plan.layout.grads(block);
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (g.masked_att, d), weights, (g.datt, d), scratch) }
+        unsafe {
+            let from = Buffer::floats(g.masked_att, d);
+            self.input_grad(tile, from, weights, (g.datt, d), scratch);
+        }
     }
 
     /// `dnorm = dqkv W^T` for one row block.
@@ -179,17 +183,20 @@ impl Step<'_> {
         let (dqkv, dnorm) = (self.plan.layout.dqkv(block).0, self.plan.layout.grads(block).dnorm);
         let weights = self.plan.layout.packed(block).qkv_t;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, (dqkv, 3 * d), weights, (dnorm, d), scratch) }
+        unsafe {
+            let from = Buffer::floats(dqkv, 3 * d);
+            self.input_grad(tile, from, weights, (dnorm, d), scratch);
+        }
     }
 
-    /// `to = from W^T` for one row block; operands are (offset, columns).
+    /// `to = from W^T` for one row block; `to` is an offset and columns.
     ///
     /// # Safety
     /// The caller's tile owns the row block of `to`, and `from`'s is done.
     unsafe fn input_grad(
         &self,
         tile: usize,
-        (from, k): (usize, usize),
+        from: Buffer,
         weights: usize,
         (to, n): (usize, usize),
         scratch: &mut [f32],
@@ -197,7 +204,8 @@ impl Step<'_> {
         let (first, rows) = self.rows(tile);
         // SAFETY: passed on from the caller.
         unsafe {
-            let dy = self.act.mat(from + first * k, (rows, k), k);
+            let k = from.width;
+            let dy = self.operand(from, (first, rows), (0, k));
             let out = self.act.mat_mut(to + first * n, (rows, n), n);
             let weights = self.packed(weights, k, n);
             self.kernels.gemm(dy, weights, out, false, Epilogue::None, scratch);

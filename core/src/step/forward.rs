@@ -5,7 +5,7 @@ use super::{Desk, Site, Step};
 use crate::params::Param;
 use crate::plan::COLUMN_BLOCK;
 use crate::program::{Matrix, Norm};
-use cllm_kernels::{Attention, Dropout, Epilogue, MatMut, MatRef};
+use cllm_kernels::{Attention, Dropout, Epilogue};
 use core::ops::Range;
 
 /// One head of one sequence.
@@ -98,9 +98,9 @@ impl Step<'_> {
         unsafe {
             let Some(gain) = self.vector(gain) else { return };
             let y = if norm == Norm::First && !self.plan.layout.norm1_in_place() {
-                self.act.mat_mut(b.norm1_out + first * d, (rows, d), d)
+                self.operand_mut(self.plan.layout.norm1(block), (first, rows), d)
             } else {
-                MatMut::new(held, rows, d, d)
+                self.kernels.operand_mut(held, rows, d)
             };
             self.kernels.layer_norm(
                 self.act.mat(x + first * d, (rows, d), d),
@@ -125,9 +125,9 @@ impl Step<'_> {
         // SAFETY: the tile owns its rows of qkv; norm1's rows are done.
         unsafe {
             let x = if self.plan.layout.norm1_in_place() {
-                MatRef::new(desk.norm, rows, d, d)
+                self.kernels.operand(desk.norm, rows, d)
             } else {
-                self.act.mat(b.norm1_out + first * d, (rows, d), d)
+                self.operand(self.plan.layout.norm1(block), (first, rows), (0, d))
             };
             let out = self.act.mat_mut(b.qkv + first * 3 * d, (rows, 3 * d), 3 * d);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
@@ -231,14 +231,16 @@ impl Step<'_> {
     ) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        let p = self.plan.layout.packed(block);
         // SAFETY: the tile owns its rows of fc_pre.
         unsafe {
-            let x = MatRef::new(desk.norm, rows, d, d);
+            let x = self.kernels.operand(desk.norm, rows, d);
             let bias = self.bias(Matrix::Fc, block);
-            let pre = self.act.mat_mut(b.fc_pre + first * f, (rows, f), f);
+            let pre = self.operand_mut(self.plan.layout.fc(block), (first, rows), f);
             let (out, epilogue) = match bias {
-                _ if activated => (MatMut::new(desk.fc, rows, f, f), Epilogue::Gelu { bias, pre }),
+                _ if activated => {
+                    (self.kernels.operand_mut(desk.fc, rows, f), Epilogue::Gelu { bias, pre })
+                }
                 Some(bias) => (pre, Epilogue::Bias(bias)),
                 None => (pre, Epilogue::None),
             };
@@ -257,7 +259,7 @@ impl Step<'_> {
         let to = self.plan.layout.block_output(block);
         // SAFETY: the tile owns its rows of the output; mid's rows are done.
         unsafe {
-            let x = MatRef::new(desk.fc, rows, f, f);
+            let x = self.kernels.operand(desk.fc, rows, f);
             let out = self.act.mat_mut(to + first * d, (rows, d), d);
             let epilogue = Epilogue::Residual {
                 bias: self.bias(Matrix::MlpOut, block),

@@ -9,7 +9,7 @@
 
 use super::{Desk, Step};
 use crate::program::{Matrix, head_group, stored_shape};
-use cllm_kernels::{Epilogue, MatRef};
+use cllm_kernels::{Epilogue, Operand};
 
 impl Step<'_> {
     /// Losses of one row block of a group; with `grad` also the logits' gradient (in
@@ -33,19 +33,27 @@ impl Step<'_> {
         let Desk { norm, scratch, .. } = desk;
         // SAFETY: the tile owns its rows of logits, losses and dnorm.
         unsafe {
-            let x = MatRef::new(norm, rows, d, d);
+            let x = self.kernels.operand(norm, rows, d);
             let mut logits = self.act.mat_mut(layout.logits(group) + in_group * v, (rows, v), v);
             let head = self.packed(layout.head, d, v);
             self.kernels.gemm(x, head, logits.reborrow(), false, Epilogue::None, scratch);
             let targets = &self.targets[first..first + rows];
             let losses = self.act.slice_mut(layout.losses + first, rows);
-            let scale = grad.then_some(self.loss_scale);
-            self.kernels.cross_entropy(logits.reborrow(), targets, losses, scale);
-            if grad {
-                let dnorm = self.act.mat_mut(dnorm + first * d, (rows, d), d);
-                let back = self.packed(layout.head_t, v, d);
-                self.kernels.gemm(logits.as_ref(), back, dnorm, false, Epilogue::None, scratch);
+            if !grad {
+                self.kernels.cross_entropy(logits, targets, losses, None);
+                return;
             }
+            let scale = self.loss_scale;
+            let dlogits: Operand<'_> = if layout.dlogits(group, v).halves {
+                let halves = self.kernels.cross_entropy_in_halves(logits, targets, losses, scale);
+                Operand::Half(halves.into_ref())
+            } else {
+                self.kernels.cross_entropy(logits.reborrow(), targets, losses, Some(scale));
+                logits.into_ref().into()
+            };
+            let dnorm = self.act.mat_mut(dnorm + first * d, (rows, d), d);
+            let back = self.packed(layout.head_t, v, d);
+            self.kernels.gemm(dlogits, back, dnorm, false, Epilogue::None, scratch);
         }
     }
 
@@ -54,18 +62,18 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn head_weight_grad(&self, group: usize, tile: usize, scratch: &mut [f32]) {
-        let (d, v) = (self.plan.config.d_model, self.plan.config.vocab_size);
+        let v = self.plan.config.vocab_size;
         let layout = &self.plan.layout;
         let rows = head_group(self.plan, group);
         let Some(spec) = self.spec(self.plan.table.head()) else { return };
         let (height, width) = stored_shape(self.plan, Matrix::Head);
         let (i, j, m, n) = self.weight_tile(tile, height, width);
         // Where the final norm was made again.
-        let x = layout.block_output(self.plan.config.n_layer - 1);
+        let x = layout.norm_in_place(layout.block_output(self.plan.config.n_layer - 1));
         // SAFETY: the tile owns its part of the gradient; the group's logits are done.
         unsafe {
-            let dlogits = self.act.mat(layout.logits(group) + i, (rows.len(), m), v);
-            let x = self.act.mat(x + rows.start * d + j, (rows.len(), n), d);
+            let dlogits = self.operand(layout.dlogits(group, v), (0, rows.len()), (i, m));
+            let x = self.operand(x, (rows.start, rows.len()), (j, n));
             let out = self.grads.mat_mut(spec.offset + i * width + j, (m, n), width);
             let accumulate = self.accumulate || group > 0;
             self.kernels.gemm_unpacked(dlogits.t(), x, out, accumulate, scratch);

@@ -14,11 +14,11 @@ mod weights;
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
 use crate::optimizer::UpdateReport;
 use crate::params::{Param, ParamSpec};
-use crate::plan::Plan;
+use crate::plan::{Buffer, Plan};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::program::{self, Kind, Matrix, Norm, Op};
 use crate::shared::Shared;
-use cllm_kernels::{AdamW, Dropout, Kernels, Packed};
+use cllm_kernels::{AdamW, Dropout, Kernels, Operand, OperandMut, Packed};
 
 /// Where dropout masks come from in this micro-batch.
 #[derive(Clone, Copy, Debug)]
@@ -229,6 +229,50 @@ impl Step<'_> {
     unsafe fn bias(&self, matrix: Matrix, block: usize) -> Option<&[f32]> {
         // SAFETY: passed on from the caller.
         matrix.bias(block).and_then(|param| unsafe { self.vector(param) })
+    }
+
+    /// Some rows and columns of a matrix, first and number of each, for products to read.
+    ///
+    /// # Safety
+    /// Nobody writes them while the view lives.
+    unsafe fn operand(
+        &self,
+        buffer: Buffer,
+        (row, rows): (usize, usize),
+        (col, cols): (usize, usize),
+    ) -> Operand<'_> {
+        let Buffer { at, width, halves } = buffer;
+        let first = row * width + col;
+        // SAFETY: passed on from the caller.
+        unsafe {
+            if halves {
+                Operand::Half(self.act.halves(at, first, (rows, cols), width))
+            } else {
+                Operand::Float(self.act.mat(at + first, (rows, cols), width))
+            }
+        }
+    }
+
+    /// Some rows of a matrix that products will read, first and number, of `cols` columns.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes them while the view lives.
+    unsafe fn operand_mut(
+        &self,
+        buffer: Buffer,
+        (row, rows): (usize, usize),
+        cols: usize,
+    ) -> OperandMut<'_> {
+        let Buffer { at, width, halves } = buffer;
+        let first = row * width;
+        // SAFETY: passed on from the caller.
+        unsafe {
+            if halves {
+                OperandMut::Half(self.act.halves_mut(at, first, (rows, cols), width))
+            } else {
+                OperandMut::Float(self.act.mat_mut(at + first, (rows, cols), width))
+            }
+        }
     }
 
     /// Packed weights `k x n` at an offset of their pool.

@@ -7,24 +7,25 @@
 
 use super::Step;
 use crate::params::Param;
-use crate::plan::{COLUMN_BLOCK, PARTIAL_ROWS, TABLE_ROWS};
+use crate::plan::{Buffer, COLUMN_BLOCK, PARTIAL_ROWS, TABLE_ROWS};
 use crate::program::{Matrix, Norm};
 
 impl Step<'_> {
-    /// Input and output gradient of a matrix's product: (offset, columns) each.
-    fn operands(&self, matrix: Matrix, block: usize) -> ((usize, usize), (usize, usize)) {
-        let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let layout = &self.plan.layout;
+    /// Input and output gradient of a product with a block's matrix.
+    fn operands(&self, matrix: Matrix, block: usize) -> (Buffer, Buffer) {
+        let (d, layout) = (self.plan.config.d_model, &self.plan.layout);
         let (b, g) = (layout.block(block), layout.grads(block));
+        let floats = Buffer::floats;
         // The backward pass has made outputs of norms and GELU again where their inputs were.
         match matrix {
-            Matrix::Qkv => ((b.norm1_out, d), (layout.dqkv(block).0, 3 * d)),
-            Matrix::AttnOut => ((b.att, d), (g.masked_att, d)),
-            Matrix::Fc => ((b.mid, d), (g.dfc, f)),
-            Matrix::MlpOut => ((b.fc_pre, f), (g.masked_mlp, d)),
+            Matrix::Qkv => (layout.norm1(block), floats(layout.dqkv(block).0, 3 * d)),
+            Matrix::AttnOut => (floats(b.att, d), floats(g.masked_att, d)),
+            Matrix::Fc => (layout.norm_in_place(b.mid), layout.dfc(block)),
+            Matrix::MlpOut => (layout.fc(block), floats(g.masked_mlp, d)),
             Matrix::Head => {
                 let last = self.plan.config.n_layer - 1;
-                ((layout.block_output(last), d), (layout.logits(0), self.plan.config.vocab_size))
+                let x = layout.norm_in_place(layout.block_output(last));
+                (x, layout.dlogits(0, self.plan.config.vocab_size))
             }
         }
     }
@@ -54,13 +55,14 @@ impl Step<'_> {
         scratch: &mut [f32],
     ) {
         let Some(spec) = self.spec(matrix.weight(self.plan, block)) else { return };
-        let ((x, k), (dy, n)) = self.operands(matrix, block);
-        let tokens = self.plan.tokens();
-        let (i, j, rows, cols) = self.weight_tile(tile, k, n);
+        let (x, dy) = self.operands(matrix, block);
+        let (height, n) = matrix.shape(self.plan);
+        let tokens = (0, self.plan.tokens());
+        let (i, j, rows, cols) = self.weight_tile(tile, height, n);
         // SAFETY: the tile owns its part of the gradient; X and dY are done.
         unsafe {
-            let x = self.act.mat(x + i, (tokens, rows), k);
-            let dy = self.act.mat(dy + j, (tokens, cols), n);
+            let x = self.operand(x, tokens, (i, rows));
+            let dy = self.operand(dy, tokens, (j, cols));
             let out = self.grads.mat_mut(spec.offset + i * n + j, (rows, cols), n);
             self.kernels.gemm_unpacked(x.t(), dy, out, self.accumulate, scratch);
         }
@@ -72,12 +74,12 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn bias_grad(&self, matrix: Matrix, block: usize, tile: usize) {
         let Some(spec) = matrix.bias(block).and_then(|param| self.spec(param)) else { return };
-        let (_, (dy, n)) = self.operands(matrix, block);
+        let (_, dy) = self.operands(matrix, block);
         let first = tile * COLUMN_BLOCK;
-        let cols = COLUMN_BLOCK.min(n - first);
+        let cols = COLUMN_BLOCK.min(matrix.shape(self.plan).1 - first);
         // SAFETY: the tile owns its columns of the gradient; dY is done.
         unsafe {
-            let dy = self.act.mat(dy + first, (self.plan.tokens(), cols), n);
+            let dy = self.operand(dy, (0, self.plan.tokens()), (first, cols));
             let out = self.grads.slice_mut(spec.offset + first, cols);
             self.kernels.column_sum(dy, out, self.accumulate);
         }

@@ -5,8 +5,9 @@
 //! are packed into scratch, in the fixed order of the tokens.
 
 use super::format::Format;
-use super::pack::{Source, pack_a, pack_b, packed_a_len, packed_b_len};
-use super::{KC, RawGemm, micro};
+use super::pack::{pack_a, pack_b, packed_a_len, packed_b_len};
+use super::{KC, LINE, RawGemm, micro};
+use crate::elements::RawOperand;
 use crate::simd::Simd;
 
 /// Floats of scratch for an `m x n` result of `k` products each: one block of either.
@@ -15,12 +16,19 @@ pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, n: usize, k: usize) -
     packed_a_len(m, words, S::MR)?.checked_add(packed_b_len(words, n, S::NR)?)
 }
 
-/// `C (+)= A B` with `g.a` an `m x k` source and B given by `b` (`g.b` is ignored).
+/// `C (+)= A B` with `a` an `m x k` and `b` a `k x n` matrix (those of `g` are ignored).
 ///
 /// # Safety
-/// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats.
+/// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats. Halves are
+/// operands of a format that keeps them.
 #[inline(always)]
-pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, b: Source) {
+pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    g: &RawGemm,
+    a: RawOperand,
+    b: RawOperand,
+) {
     if g.m == 0 || g.n == 0 {
         return;
     }
@@ -34,10 +42,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, b: Sou
         let accumulate = g.accumulate || depth > 0;
         // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised.
         unsafe {
-            let b = Source { ptr: b.ptr.add(depth * b.row), ..b };
-            pack_b(s, f, b, kc, g.n, packed_b);
-            let a = Source { ptr: g.a.add(depth * g.a_col), row: g.a_row, col: g.a_col };
-            pack_a(s, f, a, g.m, kc, packed_a);
+            pack_b(s, f, b.skip(depth, 0), kc, g.n, packed_b);
+            pack_a(s, f, a.skip(0, depth), g.m, kc, packed_a);
             let mut j = 0;
             while j < g.n {
                 let cols = S::NR.min(g.n - j);
@@ -45,6 +51,9 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, b: Sou
                 while i < g.m {
                     let rows = S::MR.min(g.m - i);
                     let c = g.c.add(i * g.c_row + j);
+                    if accumulate {
+                        fetch_tile(s, c, g.c_row, rows, cols);
+                    }
                     let tile = micro::Tile {
                         kc: words,
                         a: packed_a.add(i * words),
@@ -65,6 +74,16 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, b: Sou
         depth += kc;
         if depth == g.k {
             return;
+        }
+    }
+}
+
+/// Fetches the sums of a tile that more are added to, while those are made.
+#[inline(always)]
+fn fetch_tile<S: Simd>(s: S, c: *const f32, c_row: usize, rows: usize, cols: usize) {
+    for r in 0..rows {
+        for q in (0..cols).step_by(LINE) {
+            s.prefetch_near(c.wrapping_add(r * c_row + q));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What happens to a tile of a product while it is still in L1.
 
 use super::Place;
+use super::format::Format;
 use crate::dropout::Dropout;
-use crate::mat::{MatMut, MatRef};
+use crate::elements::{Elements, OperandMut};
+use crate::mat::MatRef;
 use crate::math;
-use crate::simd::{Simd, load_up_to, store_up_to};
+use crate::simd::{Simd, load_up_to};
 
 /// Work fused into a product `C = A B`, applied once all of the sum is there.
 ///
@@ -16,12 +18,13 @@ pub enum Epilogue<'a> {
     None,
     /// `C = A B + bias`
     Bias(&'a [f32]),
-    /// `pre = A B + bias`, `C = gelu(pre)`: both are kept, the backward pass wants `pre`.
+    /// `pre = A B + bias`, `C = gelu(pre)`: both are kept, the backward pass wants `pre`. GELU
+    /// is of what `pre` keeps, so the backward pass finds the same.
     Gelu {
         /// Added to each row before the activation.
         bias: Option<&'a [f32]>,
-        /// Receives the input of the activation: overwritten.
-        pre: MatMut<'a>,
+        /// Receives the input of the activation: overwritten. Of elements as those of C.
+        pre: OperandMut<'a>,
     },
     /// `C = dropout(A B + bias) + residual`
     Residual {
@@ -36,8 +39,9 @@ pub enum Epilogue<'a> {
     /// [`Epilogue::Gelu`]. The gradient of the next weights wants the activation, which so
     /// need not be kept beside its input: it comes with the slope, with the bits it had.
     GeluGrad {
-        /// The input of the activation, from the forward pass; becomes its output.
-        pre: MatMut<'a>,
+        /// The input of the activation, from the forward pass; becomes its output. Of elements
+        /// as those of C.
+        pre: OperandMut<'a>,
     },
 }
 
@@ -74,9 +78,10 @@ impl RawEpilogue {
     }
 
     /// # Panics
-    /// If an operand has not the shape of the `m x n` product.
-    pub(crate) fn new(epilogue: &Epilogue<'_>, m: usize, n: usize) -> Self {
-        let check = |rows, cols| assert!(rows == m && cols == n, "epilogue operand is not {m}x{n}");
+    /// If an operand has not the shape of the `m x n` product, or not its elements.
+    pub(crate) fn new(epilogue: &Epilogue<'_>, m: usize, n: usize, halves: bool) -> Self {
+        let check = |shape| assert!(shape == (m, n), "epilogue operand is not {m}x{n}");
+        let kind = |half| assert!(half == halves, "epilogue operand has not the elements of C");
         let bias = |b: &Option<&[f32]>| {
             b.map(|b| {
                 assert!(b.len() == n, "bias has {} elements, not {n}", b.len());
@@ -87,17 +92,20 @@ impl RawEpilogue {
             Epilogue::None => Self::NONE,
             Epilogue::Bias(b) => Self { kind: Kind::Bias, bias: bias(&Some(b)), ..Self::NONE },
             Epilogue::Gelu { bias: b, pre } => {
-                check(pre.rows(), pre.cols());
+                check(pre.shape());
+                let pre = pre.raw();
+                kind(pre.half);
                 Self {
                     kind: Kind::Gelu,
                     bias: bias(b),
-                    other: pre.ptr,
-                    other_row: pre.row_stride,
+                    other: pre.ptr.cast_mut(),
+                    other_row: pre.row,
                     dropout: None,
                 }
             }
             Epilogue::Residual { bias: b, residual, dropout } => {
-                check(residual.rows(), residual.cols());
+                check((residual.rows(), residual.cols()));
+                kind(false);
                 assert!(residual.col_stride == 1, "residual rows must be contiguous");
                 Self {
                     kind: Kind::Residual,
@@ -108,12 +116,14 @@ impl RawEpilogue {
                 }
             }
             Epilogue::GeluGrad { pre } => {
-                check(pre.rows(), pre.cols());
+                check(pre.shape());
+                let pre = pre.raw();
+                kind(pre.half);
                 Self {
                     kind: Kind::GeluGrad,
                     bias: None,
-                    other: pre.ptr,
-                    other_row: pre.row_stride,
+                    other: pre.ptr.cast_mut(),
+                    other_row: pre.row,
                     dropout: None,
                 }
             }
@@ -124,15 +134,18 @@ impl RawEpilogue {
 /// Fetches what [`apply`] will read and write, while the tile's sums are made: saved
 /// activations come from memory, in lines too far apart for the CPU to see them coming.
 #[inline(always)]
-pub(super) fn ahead<S: Simd>(s: S, e: &RawEpilogue, c: *mut f32, c_row: usize, at: &Place) {
+pub(super) fn ahead<S: Simd, E: Copy>(s: S, e: &RawEpilogue, c: *mut E, c_row: usize, at: &Place) {
+    let line = super::LINE * size_of::<f32>() / size_of::<E>();
+    let other = e.other.cast::<E>();
     for r in 0..at.rows {
         let mut q = 0;
         while q < at.cols {
-            s.prefetch_near(c.wrapping_add(r * c_row + q));
+            s.prefetch_near(c.wrapping_add(r * c_row + q).cast());
             if matches!(e.kind, Kind::Gelu | Kind::Residual | Kind::GeluGrad) {
-                s.prefetch_near(e.other.wrapping_add((at.i + r) * e.other_row + at.j + q));
+                let other = other.wrapping_add((at.i + r) * e.other_row + at.j + q);
+                s.prefetch_near(other.cast());
             }
-            q += super::LINE;
+            q += line;
         }
     }
 }
@@ -141,13 +154,14 @@ pub(super) fn ahead<S: Simd>(s: S, e: &RawEpilogue, c: *mut f32, c_row: usize, a
 ///
 /// # Safety
 /// `sums` holds the tile in rows of `NR`; the tile of C and the operands' tiles are valid
-/// memory of the epilogue's kind.
+/// memory of the epilogue's kind, of elements as `m` takes them.
 #[inline(always)]
-pub(super) unsafe fn apply<S: Simd>(
+pub(super) unsafe fn apply<S: Simd, F: Format<S>, M: Elements<S, F>>(
     s: S,
+    m: M,
     e: &RawEpilogue,
     sums: *const f32,
-    c: *mut f32,
+    c: *mut M::Element,
     c_row: usize,
     at: &Place,
 ) {
@@ -167,27 +181,28 @@ pub(super) unsafe fn apply<S: Simd>(
                 if let Some(bias) = e.bias {
                     x = s.add(x, load_up_to(s, bias.add(j + q), n));
                 }
-                let other = e.other.wrapping_add((i + r) * e.other_row + j + q);
+                let other = e.other.cast::<M::Element>();
+                let other = other.wrapping_add((i + r) * e.other_row + j + q);
                 match e.kind {
                     Kind::None | Kind::Bias => {}
                     Kind::Gelu => {
-                        store_up_to(s, other, x, n);
-                        x = math::gelu(s, x);
+                        m.store(s, other, x, n);
+                        x = math::gelu(s, m.rounded(s, x));
                     }
                     Kind::Residual => {
-                        let residual = load_up_to(s, other, n);
+                        let residual = m.load(s, other, n);
                         if e.dropout.is_some() {
                             x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
                         }
                         x = s.add(x, residual);
                     }
                     Kind::GeluGrad => {
-                        let (value, slope) = math::gelu_and_slope(s, load_up_to(s, other, n));
-                        store_up_to(s, other, value, n);
+                        let (value, slope) = math::gelu_and_slope(s, m.load(s, other, n));
+                        m.store(s, other, value, n);
                         x = s.mul(x, slope);
                     }
                 }
-                store_up_to(s, c.add(r * c_row + q), x, n);
+                m.store(s, c.add(r * c_row + q), x, n);
             }
             q += n;
         }

@@ -15,12 +15,20 @@
 //! instructions that convert make zeros of denormals before they round: so does every path to
 //! a word of [`Paired`], or bits would depend on which elements go through vectors.
 
+use crate::elements::{Elements, Floats};
 use crate::simd::{MOST_LANES, Simd};
 
 /// A way to hold operands, on one instruction set. A value is a token, as of [`Simd`].
 pub(crate) trait Format<S: Simd>: Copy {
     /// Elements of the inner dimension in a word.
     const DEPTH: usize;
+
+    /// Operands that lie in memory as this format's words are made of them: floats, where
+    /// there is nothing else.
+    type Kept: Elements<S, Self>;
+
+    /// Its token.
+    fn kept(self) -> Self::Kept;
 
     /// Words that `k` elements take.
     #[inline(always)]
@@ -75,6 +83,12 @@ pub(crate) struct Single;
 
 impl<S: Simd> Format<S> for Single {
     const DEPTH: usize = 1;
+    type Kept = Floats;
+
+    #[inline(always)]
+    fn kept(self) -> Floats {
+        Floats
+    }
 
     #[inline(always)]
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
@@ -101,6 +115,12 @@ pub(crate) struct Rounded;
 
 impl<S: Simd> Format<S> for Rounded {
     const DEPTH: usize = 1;
+    type Kept = Floats;
+
+    #[inline(always)]
+    fn kept(self) -> Floats {
+        Floats
+    }
 
     #[inline(always)]
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
@@ -159,6 +179,7 @@ pub(crate) use paired::Paired;
 #[cfg(target_arch = "x86_64")]
 mod paired {
     use super::{Format, flushed_bits};
+    use crate::elements::Halves;
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
     use core::mem::transmute;
@@ -178,6 +199,12 @@ mod paired {
 
     impl Format<Avx512> for Paired {
         const DEPTH: usize = 2;
+        type Kept = Halves;
+
+        #[inline(always)]
+        fn kept(self) -> Halves {
+            Halves(self)
+        }
 
         #[inline(always)]
         fn dot(self, _: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {

@@ -9,6 +9,7 @@
 //! [`Format::words`] rows of a panel.
 
 use super::format::Format;
+use crate::elements::{Elements, Floats, RawOperand};
 use crate::simd::{MOST_LANES, Simd};
 
 /// Words that packed B takes, `k` of them along the inner dimension; `None` on overflow.
@@ -24,7 +25,7 @@ pub(crate) const fn packed_a_len(m: usize, k: usize, mr: usize) -> Option<usize>
     packed_b_len(k, m, mr)
 }
 
-/// A matrix to pack: element (p, j) is `ptr[p * row + j * col]`.
+/// A matrix of floats to pack: element (p, j) is `ptr[p * row + j * col]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Source {
     pub(crate) ptr: *const f32,
@@ -32,17 +33,24 @@ pub(crate) struct Source {
     pub(crate) col: usize,
 }
 
-/// Elements along the inner dimension, `step` floats apart, that words are made of.
-struct Line {
-    ptr: *const f32,
+impl From<Source> for RawOperand {
+    #[inline(always)]
+    fn from(Source { ptr, row, col }: Source) -> Self {
+        Self { ptr, row, col, half: false }
+    }
+}
+
+/// Elements along the inner dimension, `step` apart, that words are made of.
+struct Line<E> {
+    ptr: *const E,
     step: usize,
     k: usize,
 }
 
-impl Line {
+impl<E: Copy> Line<E> {
     /// Where the elements of word `w` lie. The last word of an odd number has one alone.
     #[inline(always)]
-    fn word<S: Simd, F: Format<S>>(&self, w: usize) -> (*const f32, Option<*const f32>) {
+    fn word<S: Simd, F: Format<S>>(&self, w: usize) -> (*const E, Option<*const E>) {
         let at = w * F::DEPTH;
         let low = self.ptr.wrapping_add(at * self.step);
         let has_high = F::DEPTH == 2 && at + 1 < self.k;
@@ -54,21 +62,31 @@ impl Line {
     /// # Safety
     /// Its elements are valid for reading.
     #[inline(always)]
-    unsafe fn one<S: Simd, F: Format<S>>(&self, w: usize) -> f32 {
+    unsafe fn one<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>>(
+        &self,
+        m: M,
+        w: usize,
+    ) -> f32 {
         let (low, high) = self.word::<S, F>(w);
         // SAFETY: passed on from the caller.
-        unsafe { F::join_one(*low, high.map_or(0.0, |high| *high)) }
+        unsafe { m.join_one(low, high) }
     }
 
-    /// Word `w` of this line and of those that lie behind it, a float apart each.
+    /// Word `w` of this line and of those that lie behind it, an element apart each.
     ///
     /// # Safety
     /// As for [`Line::one`], a vector at each place.
     #[inline(always)]
-    unsafe fn vector<S: Simd, F: Format<S>>(&self, s: S, f: F, w: usize) -> S::V {
+    unsafe fn vector<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>>(
+        &self,
+        s: S,
+        f: F,
+        m: M,
+        w: usize,
+    ) -> S::V {
         let (low, high) = self.word::<S, F>(w);
         // SAFETY: passed on from the caller.
-        unsafe { f.join(s, s.load(low), high.map_or(s.splat(0.0), |high| s.load(high))) }
+        unsafe { m.join(s, f, low, high) }
     }
 }
 
@@ -79,10 +97,11 @@ impl Line {
 /// `src` is valid for `LANES` lines of `LANES * DEPTH` elements, `dst` for as many of `LANES`
 /// words.
 #[inline(always)]
-unsafe fn square<S: Simd, F: Format<S>>(
+unsafe fn square<S: Simd, F: Format<S>, M: Elements<S, F>>(
     s: S,
     f: F,
-    src: *const f32,
+    m: M,
+    src: *const M::Element,
     src_row: usize,
     dst: *mut f32,
     dst_row: usize,
@@ -91,7 +110,7 @@ unsafe fn square<S: Simd, F: Format<S>>(
     // SAFETY: passed on from the caller.
     unsafe {
         for (i, line) in lines[..S::LANES].iter_mut().enumerate() {
-            *line = f.contiguous(s, src.add(i * src_row));
+            *line = m.contiguous(s, f, src.add(i * src_row));
         }
         s.transpose(&mut lines);
         for (i, line) in lines[..S::LANES].iter().enumerate() {
@@ -109,7 +128,32 @@ unsafe fn square<S: Simd, F: Format<S>>(
 pub(crate) unsafe fn pack_b<S: Simd, F: Format<S>>(
     s: S,
     f: F,
-    src: Source,
+    src: impl Into<RawOperand>,
+    k: usize,
+    n: usize,
+    dst: *mut f32,
+) {
+    let src = src.into();
+    // SAFETY: passed on from the caller.
+    unsafe {
+        if src.half {
+            pack_b_of(s, f, f.kept(), src, k, n, dst);
+        } else {
+            pack_b_of(s, f, Floats, src, k, n, dst);
+        }
+    }
+}
+
+/// [`pack_b`] for one kind of elements.
+///
+/// # Safety
+/// As for [`pack_b`], with elements of the kind.
+#[inline(always)]
+unsafe fn pack_b_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    f: F,
+    m: M,
+    src: RawOperand,
     k: usize,
     n: usize,
     dst: *mut f32,
@@ -125,16 +169,16 @@ pub(crate) unsafe fn pack_b<S: Simd, F: Format<S>>(
         // j .. j + cols are inside what the caller promised.
         unsafe {
             let panel = dst.add(j * words);
-            let from = src.ptr.add(j * src.col);
+            let from = src.ptr.cast::<M::Element>().add(j * src.col);
             let column = |q: usize| Line { ptr: from.wrapping_add(q * src.col), step: src.row, k };
             if src.col == 1 && cols == S::NR {
                 for w in 0..words {
                     for at in w * F::DEPTH..(w + 1) * F::DEPTH {
-                        s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.row)));
+                        s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.row)).cast());
                     }
                     let mut q = 0;
                     while q < S::NR {
-                        s.store(panel.add(w * S::NR + q), column(q).vector(s, f, w));
+                        s.store(panel.add(w * S::NR + q), column(q).vector(s, f, m, w));
                         q += S::LANES;
                     }
                 }
@@ -149,13 +193,13 @@ pub(crate) unsafe fn pack_b<S: Simd, F: Format<S>>(
                     let mut w = 0;
                     while w < done {
                         let first = from.add(q * src.col + w * F::DEPTH);
-                        square(s, f, first, src.col, panel.add(w * S::NR + q), S::NR);
+                        square(s, f, m, first, src.col, panel.add(w * S::NR + q), S::NR);
                         w += S::LANES;
                     }
                     for q in q..q + S::LANES {
                         let column = column(q);
                         for w in done..words {
-                            let x = if q < cols { column.one::<S, F>(w) } else { 0.0 };
+                            let x = if q < cols { column.one(m, w) } else { 0.0 };
                             *panel.add(w * S::NR + q) = x;
                         }
                     }
@@ -181,7 +225,7 @@ pub(crate) unsafe fn strided<S: Simd, F: Format<S>>(
     let line = Line { ptr: src, step, k };
     for w in 0..F::words(k) {
         // SAFETY: passed on from the caller.
-        unsafe { *dst.add(w) = line.one::<S, F>(w) };
+        unsafe { *dst.add(w) = line.one::<S, F, Floats>(Floats, w) };
     }
 }
 
@@ -194,7 +238,31 @@ pub(crate) unsafe fn strided<S: Simd, F: Format<S>>(
 pub(crate) unsafe fn pack_a<S: Simd, F: Format<S>>(
     s: S,
     f: F,
-    src: Source,
+    src: RawOperand,
+    m: usize,
+    k: usize,
+    dst: *mut f32,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        if src.half {
+            pack_a_of(s, f, f.kept(), src, m, k, dst);
+        } else {
+            pack_a_of(s, f, Floats, src, m, k, dst);
+        }
+    }
+}
+
+/// [`pack_a`] for one kind of elements.
+///
+/// # Safety
+/// As for [`pack_a`], with elements of the kind.
+#[inline(always)]
+unsafe fn pack_a_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    f: F,
+    e: M,
+    src: RawOperand,
     m: usize,
     k: usize,
     dst: *mut f32,
@@ -209,7 +277,7 @@ pub(crate) unsafe fn pack_a<S: Simd, F: Format<S>>(
         // SAFETY: panel i / MR starts at i * words; rows i .. i + rows of the source are inside.
         unsafe {
             let panel = dst.add(i * words);
-            let from = src.ptr.add(i * src.row);
+            let from = src.ptr.cast::<M::Element>().add(i * src.row);
             let row = |q: usize| Line { ptr: from.wrapping_add(q * src.row), step: src.col, k };
             // One vector covers a panel's column when the source's rows are adjacent.
             // It may read and write beyond MR: the read must stay inside the source's
@@ -218,13 +286,13 @@ pub(crate) unsafe fn pack_a<S: Simd, F: Format<S>>(
             let vectors = if whole { words - 1 } else { 0 };
             for w in 0..vectors {
                 for at in w * F::DEPTH..(w + 1) * F::DEPTH {
-                    s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.col)));
+                    s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.col)).cast());
                 }
-                s.store(panel.add(w * S::MR), row(0).vector(s, f, w));
+                s.store(panel.add(w * S::MR), row(0).vector(s, f, e, w));
             }
             for w in vectors..words {
                 for q in 0..rows {
-                    *panel.add(w * S::MR + q) = row(q).one::<S, F>(w);
+                    *panel.add(w * S::MR + q) = row(q).one(e, w);
                 }
             }
         }

@@ -65,11 +65,11 @@ fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> 
         let epilogue = match fused {
             Fused::None => Epilogue::None,
             Fused::Bias => Epilogue::Bias(&bias),
-            Fused::Gelu => Epilogue::Gelu { bias: Some(&bias), pre: out(&mut other, m, n) },
+            Fused::Gelu => Epilogue::Gelu { bias: Some(&bias), pre: out(&mut other, m, n).into() },
             Fused::Residual => {
                 Epilogue::Residual { bias: Some(&bias), residual: mat(&other, m, n), dropout: None }
             }
-            Fused::GeluGrad => Epilogue::GeluGrad { pre: out(&mut other, m, n) },
+            Fused::GeluGrad => Epilogue::GeluGrad { pre: out(&mut other, m, n).into() },
         };
         let packed = Packed::new(&packed, k, n);
         let (a, c) = (mat(&a, m, k), out(&mut c, m, n));
