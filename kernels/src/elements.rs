@@ -85,6 +85,12 @@ pub(crate) struct RawOperand {
 }
 
 impl RawOperand {
+    /// The transposed view of the same memory.
+    #[inline(always)]
+    pub(crate) fn flip(self) -> Self {
+        Self { row: self.col, col: self.row, ..self }
+    }
+
     /// What is behind some rows and columns.
     #[inline(always)]
     pub(crate) fn skip(self, rows: usize, cols: usize) -> Self {

@@ -44,6 +44,13 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         unsafe {
             pack_b(s, f, b.skip(depth, 0), kc, g.n, packed_b);
             pack_a(s, f, a.skip(0, depth), g.m, kc, packed_a);
+            let left = KC.min(g.k - depth - kc);
+            let mut next = [
+                Lines::new(a.skip(0, depth + kc).flip(), left, g.m),
+                Lines::new(b.skip(depth + kc, 0), left, g.n),
+            ];
+            let tiles = g.m.div_ceil(S::MR) * g.n.div_ceil(S::NR);
+            let share = next.each_ref().map(|lines| lines.left().div_ceil(tiles));
             let mut j = 0;
             while j < g.n {
                 let cols = S::NR.min(g.n - j);
@@ -53,6 +60,9 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                     let c = g.c.add(i * g.c_row + j);
                     if accumulate {
                         fetch_tile(s, c, g.c_row, rows, cols);
+                    }
+                    for (lines, share) in next.iter_mut().zip(share) {
+                        lines.fetch(s, share);
                     }
                     let tile = micro::Tile {
                         kc: words,
@@ -84,6 +94,45 @@ fn fetch_tile<S: Simd>(s: S, c: *const f32, c_row: usize, rows: usize, cols: usi
     for r in 0..rows {
         for q in (0..cols).step_by(LINE) {
             s.prefetch_near(c.wrapping_add(r * c_row + q));
+        }
+    }
+}
+
+/// The cache lines of some rows of a matrix, to be fetched a few at a time.
+struct Lines {
+    m: RawOperand,
+    /// Lines of a row.
+    of_row: usize,
+    /// Elements of a line.
+    line: usize,
+    rows: usize,
+    row: usize,
+    at: usize,
+}
+
+impl Lines {
+    fn new(m: RawOperand, rows: usize, cols: usize) -> Self {
+        let line = if m.half { 2 * LINE } else { LINE };
+        // Far columns are lines of their own: not worth it.
+        let rows = if m.col == 1 { rows } else { 0 };
+        Self { m, of_row: cols.div_ceil(line), line, rows, row: 0, at: 0 }
+    }
+
+    fn left(&self) -> usize {
+        (self.rows - self.row) * self.of_row
+    }
+
+    #[inline(always)]
+    fn fetch<S: Simd>(&mut self, s: S, lines: usize) {
+        for _ in 0..lines {
+            if self.row == self.rows {
+                return;
+            }
+            s.prefetch(self.m.skip(self.row, self.at * self.line).ptr);
+            self.at += 1;
+            if self.at == self.of_row {
+                (self.row, self.at) = (self.row + 1, 0);
+            }
         }
     }
 }
