@@ -175,17 +175,18 @@ pub(crate) trait Elements<S: Simd, F: Format<S>>: Copy {
     /// What [`Elements::load`] gives after [`Elements::store`].
     fn rounded(self, s: S, x: S::V) -> S::V;
 
-    /// Words of `LANES` elements at `low` and at `high`, zeros without it: see
-    /// [`Format::join`].
+    /// Words of `n <= LANES` elements at `low` and at `high`, zeros without it: see
+    /// [`Format::join`]. Zeros in the lanes beyond.
     ///
     /// # Safety
-    /// Both are valid for reading `LANES` elements.
+    /// Both are valid for reading `n` elements.
     unsafe fn join(
         self,
         s: S,
         f: F,
         low: *const Self::Element,
         high: Option<*const Self::Element>,
+        n: usize,
     ) -> S::V;
 
     /// [`Elements::join`] of single elements.
@@ -223,9 +224,12 @@ impl<S: Simd, F: Format<S>> Elements<S, F> for Floats {
         x
     }
     #[inline(always)]
-    unsafe fn join(self, s: S, f: F, low: *const f32, high: Option<*const f32>) -> S::V {
+    unsafe fn join(self, s: S, f: F, low: *const f32, high: Option<*const f32>, n: usize) -> S::V {
         // SAFETY: passed on from the caller.
-        unsafe { f.join(s, s.load(low), high.map_or(s.splat(0.0), |high| s.load(high))) }
+        unsafe {
+            let high = high.map_or(s.splat(0.0), |high| load_up_to(s, high, n));
+            f.join(s, load_up_to(s, low, n), high)
+        }
     }
     #[inline(always)]
     unsafe fn join_one(self, low: *const f32, high: Option<*const f32>) -> f32 {
@@ -260,6 +264,22 @@ mod halves {
         ((1_u32 << n) - 1) as __mmask16
     }
 
+    /// `n <= 16` of them, zeros beyond.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 BW and VL; `p` is valid for reading so many.
+    #[inline(always)]
+    unsafe fn halves(p: *const Bf16, n: usize) -> __m256i {
+        // SAFETY: passed on from the caller; masked lanes are not read.
+        unsafe {
+            if n >= 16 {
+                _mm256_loadu_si256(p.cast())
+            } else {
+                _mm256_maskz_loadu_epi16(first(n), p.cast())
+            }
+        }
+    }
+
     impl Elements<Avx512, Paired> for Halves {
         type Element = Bf16;
 
@@ -267,12 +287,8 @@ mod halves {
         unsafe fn load(self, _: Avx512, p: *const Bf16, n: usize) -> __m512 {
             // SAFETY: masked lanes are not read; the tokens stand for the instructions.
             unsafe {
-                let halves = if n >= 16 {
-                    _mm256_loadu_si256(p.cast())
-                } else {
-                    _mm256_maskz_loadu_epi16(first(n), p.cast())
-                };
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+                let low = _mm512_cvtepu16_epi32(halves(p, n));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(low))
             }
         }
         #[inline(always)]
@@ -303,12 +319,13 @@ mod halves {
             _: Paired,
             low: *const Bf16,
             high: Option<*const Bf16>,
+            n: usize,
         ) -> __m512 {
             // SAFETY: passed on from the caller; the tokens stand for the instructions.
             unsafe {
-                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
+                let low = _mm512_cvtepu16_epi32(halves(low, n));
                 let Some(high) = high else { return _mm512_castsi512_ps(low) };
-                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()));
+                let high = _mm512_cvtepu16_epi32(halves(high, n));
                 _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
             }
         }

@@ -11,6 +11,7 @@
 use super::format::Format;
 use crate::elements::{Elements, Floats, RawOperand};
 use crate::simd::{MOST_LANES, Simd};
+use core::ops::Range;
 
 /// Words that packed B takes, `k` of them along the inner dimension; `None` on overflow.
 pub(crate) const fn packed_b_len(k: usize, n: usize, nr: usize) -> Option<usize> {
@@ -72,10 +73,11 @@ impl<E: Copy> Line<E> {
         unsafe { m.join_one(low, high) }
     }
 
-    /// Word `w` of this line and of those that lie behind it, an element apart each.
+    /// Word `w` of this line and of those that lie behind it, an element apart each, `n` in
+    /// all, at most a vector.
     ///
     /// # Safety
-    /// As for [`Line::one`], a vector at each place.
+    /// As for [`Line::one`], `n` elements at each place.
     #[inline(always)]
     unsafe fn vector<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>>(
         &self,
@@ -83,10 +85,11 @@ impl<E: Copy> Line<E> {
         f: F,
         m: M,
         w: usize,
+        n: usize,
     ) -> S::V {
         let (low, high) = self.word::<S, F>(w);
         // SAFETY: passed on from the caller.
-        unsafe { m.join(s, f, low, high) }
+        unsafe { m.join(s, f, low, high, n) }
     }
 }
 
@@ -158,56 +161,85 @@ unsafe fn pack_b_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
     n: usize,
     dst: *mut f32,
 ) {
-    if k == 0 {
-        return;
-    }
     let words = F::words(k);
-    let mut j = 0;
-    while j < n {
-        let cols = S::NR.min(n - j);
-        // SAFETY: panel j / NR starts at j * words; its rows and the source's columns
-        // j .. j + cols are inside what the caller promised.
-        unsafe {
-            let panel = dst.add(j * words);
-            let from = src.ptr.cast::<M::Element>().add(j * src.col);
-            let column = |q: usize| Line { ptr: from.wrapping_add(q * src.col), step: src.row, k };
-            if src.col == 1 && cols == S::NR {
-                for w in 0..words {
-                    for at in w * F::DEPTH..(w + 1) * F::DEPTH {
-                        s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.row)).cast());
+    // Rows are gone through side by side, columns one after the other.
+    let rows_lie = src.col == 1;
+    let block = if rows_lie && n > S::NR { BLOCK / F::DEPTH } else { words };
+    for some in blocks(words, block) {
+        let mut j = 0;
+        while j < n {
+            let cols = S::NR.min(n - j);
+            // SAFETY: panel j / NR starts at j * words; its rows and the source's columns
+            // j .. j + cols are inside what the caller promised.
+            unsafe {
+                let panel = dst.add(j * words);
+                let from = src.ptr.cast::<M::Element>().add(j * src.col);
+                let column =
+                    |q: usize| Line { ptr: from.wrapping_add(q * src.col), step: src.row, k };
+                if rows_lie && cols == S::NR {
+                    for w in some.clone() {
+                        fetch::<S, F, M>(s, from, src.row, w);
+                        let mut q = 0;
+                        while q < S::NR {
+                            let x = column(q).vector(s, f, m, w, S::LANES);
+                            s.store(panel.add(w * S::NR + q), x);
+                            q += S::LANES;
+                        }
                     }
+                } else {
+                    // Some columns at a time: each is read once, and the panel (at most
+                    // words * NR floats) is written through the cache.
                     let mut q = 0;
                     while q < S::NR {
-                        s.store(panel.add(w * S::NR + q), column(q).vector(s, f, m, w));
+                        // Where the elements of a column are adjacent, by squares of words.
+                        let squares = src.row == 1 && S::LANES > 1 && q + S::LANES <= cols;
+                        let squares = if squares { k / (S::LANES * F::DEPTH) } else { 0 };
+                        let done = some.start.max(squares * S::LANES);
+                        let mut w = some.start;
+                        while w < done {
+                            let first = from.add(q * src.col + w * F::DEPTH);
+                            square(s, f, m, first, src.col, panel.add(w * S::NR + q), S::NR);
+                            w += S::LANES;
+                        }
+                        for q in q..q + S::LANES {
+                            let column = column(q);
+                            for w in done..some.end {
+                                let x = if q < cols { column.one(m, w) } else { 0.0 };
+                                *panel.add(w * S::NR + q) = x;
+                            }
+                        }
                         q += S::LANES;
                     }
                 }
-            } else {
-                // Some columns at a time: each is read once, and the panel (at most
-                // words * NR floats) is written through the cache.
-                let mut q = 0;
-                while q < S::NR {
-                    // Where the elements of a column are adjacent, by squares of words.
-                    let squares = src.row == 1 && S::LANES > 1 && q + S::LANES <= cols;
-                    let done = if squares { k / (S::LANES * F::DEPTH) * S::LANES } else { 0 };
-                    let mut w = 0;
-                    while w < done {
-                        let first = from.add(q * src.col + w * F::DEPTH);
-                        square(s, f, m, first, src.col, panel.add(w * S::NR + q), S::NR);
-                        w += S::LANES;
-                    }
-                    for q in q..q + S::LANES {
-                        let column = column(q);
-                        for w in done..words {
-                            let x = if q < cols { column.one(m, w) } else { 0.0 };
-                            *panel.add(w * S::NR + q) = x;
-                        }
-                    }
-                    q += S::LANES;
-                }
             }
+            j += cols;
         }
-        j += cols;
+    }
+}
+
+/// Rows of words that all panels take before any takes the next.
+///
+/// So many rows of a matrix stay in L1, even where rows are a multiple of 4 KiB apart, which
+/// puts what lies below one another into the same set of the cache; and each line of it is
+/// read there once, though panels do not end where lines do.
+const BLOCK: usize = 8;
+
+/// `0..n` in ranges of `block`.
+#[inline(always)]
+fn blocks(n: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(block.max(1)).map(move |first| first..(first + block).min(n))
+}
+
+/// Asks for what word `w` plus [`AHEAD`] of a line is made of.
+#[inline(always)]
+fn fetch<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    from: *const M::Element,
+    step: usize,
+    w: usize,
+) {
+    for at in w * F::DEPTH..(w + 1) * F::DEPTH {
+        s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(step)).cast());
     }
 }
 
@@ -267,38 +299,39 @@ unsafe fn pack_a_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
     k: usize,
     dst: *mut f32,
 ) {
-    if k == 0 {
-        return;
-    }
     let words = F::words(k);
-    let mut i = 0;
-    while i < m {
-        let rows = S::MR.min(m - i);
-        // SAFETY: panel i / MR starts at i * words; rows i .. i + rows of the source are inside.
-        unsafe {
-            let panel = dst.add(i * words);
-            let from = src.ptr.cast::<M::Element>().add(i * src.row);
-            let row = |q: usize| Line { ptr: from.wrapping_add(q * src.row), step: src.col, k };
-            // One vector covers a panel's column when the source's rows are adjacent.
-            // It may read and write beyond MR: the read must stay inside the source's
-            // row of the matrix, the excess written is overwritten by the next column.
-            let whole = src.row == 1 && S::LANES > S::MR && m - i >= S::LANES;
-            let vectors = if whole { words - 1 } else { 0 };
-            for w in 0..vectors {
-                for at in w * F::DEPTH..(w + 1) * F::DEPTH {
-                    s.prefetch(from.wrapping_add((at + AHEAD).wrapping_mul(src.col)).cast());
+    for some in blocks(words, BLOCK / F::DEPTH) {
+        let mut i = 0;
+        while i < m {
+            let rows = S::MR.min(m - i);
+            // SAFETY: panel i / MR starts at i * words; rows i .. i + rows of the source are
+            // inside.
+            unsafe {
+                let panel = dst.add(i * words);
+                let from = src.ptr.cast::<M::Element>().add(i * src.row);
+                let row = |q: usize| Line { ptr: from.wrapping_add(q * src.row), step: src.col, k };
+                // One vector covers a panel's column when the source's rows are adjacent. What
+                // it has too many is overwritten by the next column, or not written.
+                if src.row == 1 && S::LANES > S::MR {
+                    let wide = S::LANES.min(m - i);
+                    for w in some.clone() {
+                        fetch::<S, F, M>(s, from, src.col, w);
+                        let x = row(0).vector(s, f, e, w, wide);
+                        let to = panel.add(w * S::MR);
+                        if w + 1 < words { s.store(to, x) } else { s.store_first(to, x, S::MR) }
+                    }
+                } else {
+                    for w in some.clone() {
+                        for q in 0..rows {
+                            *panel.add(w * S::MR + q) = row(q).one(e, w);
+                        }
+                    }
                 }
-                s.store(panel.add(w * S::MR), row(0).vector(s, f, e, w));
             }
-            for w in vectors..words {
-                for q in 0..rows {
-                    *panel.add(w * S::MR + q) = row(q).one(e, w);
-                }
-            }
+            i += rows;
         }
-        i += rows;
     }
 }
 
 /// Rows or columns between a prefetch and its use: some 50 ns of copying.
-const AHEAD: usize = 24;
+const AHEAD: usize = 8;
