@@ -9,7 +9,7 @@
 //!
 //! [`Paired`]: crate::gemm::format::Paired
 
-use crate::gemm::format::Format;
+use crate::gemm::format::{Format, round};
 use crate::mat::{MatMut, MatRef};
 use crate::simd::{Simd, load_up_to, store_up_to};
 
@@ -19,6 +19,12 @@ use crate::simd::{Simd, load_up_to, store_up_to};
 pub struct Bf16(u16);
 
 impl Bf16 {
+    /// The nearest to `x`, ties to even. NaN stays NaN.
+    #[must_use]
+    pub fn from_f32(x: f32) -> Self {
+        Self((round(x).to_bits() >> 16) as u16)
+    }
+
     /// The same number as an `f32`.
     #[must_use]
     pub fn to_f32(self) -> f32 {
@@ -46,8 +52,8 @@ pub enum Operand<'a> {
     Float(MatRef<'a>),
     /// Of bf16, which products take as it is.
     ///
-    /// Only for tables with [`crate::Kernels::keeps_halves`]. As rows of a left-hand side it
-    /// has even strides and an even number of columns.
+    /// Only for tables with [`crate::Kernels::keeps_halves`]. As a left-hand side it
+    /// has rows at even distances and an even number of columns.
     Half(MatRef<'a, Bf16>),
 }
 

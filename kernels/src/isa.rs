@@ -321,8 +321,8 @@ kernel_table!(
 pub(crate) mod avx512bf16 {
     use super::*;
     use crate::elements::{Bf16, Halves};
-    use crate::gemm::Halved;
     use crate::gemm::format::Paired;
+    use crate::gemm::kept::{self, Halved};
     use crate::product::Keeps;
     use crate::simd::avx512::Avx512;
 
@@ -378,16 +378,16 @@ pub(crate) mod avx512bf16 {
     );
 
     /// # Safety
-    /// As for [`gemm::kept`].
+    /// As for [`kept::gemm`].
     #[inline(always)]
     unsafe fn kept_product(s: Avx512, m: Halves, g: &RawGemm, halves: Halved) {
         // SAFETY: passed on from the caller.
-        unsafe { gemm::kept(s, m.0, g, halves) }
+        unsafe { kept::gemm(s, m.0, g, halves) }
     }
 
     const KEEPS: Keeps = Keeps {
         product,
-        scratch: gemm::kept_scratch_len::<Avx512, Paired>,
+        scratch: kept::scratch_len::<Avx512, Paired>,
         norm_forward,
         norm_backward,
         cross_entropy,

@@ -1,8 +1,9 @@
 //! Matrix products of the table: packing, packed products, weight gradients.
 
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
+use crate::gemm::kept::Halved;
 use crate::gemm::pack::packed_b_len;
-use crate::gemm::{Halved, RawEpilogue, RawGemm};
+use crate::gemm::{RawEpilogue, RawGemm};
 use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
 use crate::softmax::RawCrossEntropy;
@@ -253,8 +254,8 @@ impl Kernels {
     /// of the rows, and any of the columns at panels ([`Kernels::packed_columns`]), into
     /// calls gives the same. Columns from j on take a mask [`crate::Dropout::from_column`] j.
     ///
-    /// An A of bf16 has contiguous rows at even distances, and behind a row of an odd number
-    /// of elements lies a zero, which is read. A C of bf16 is overwritten.
+    /// An A of bf16 has contiguous rows at even distances and an even number of columns, of
+    /// which the last is of zeros if `k` is odd. A C of bf16 is overwritten.
     ///
     /// # Panics
     /// If the shapes do not fit together, `scratch` is too short, or a matrix of bf16 is not
@@ -269,8 +270,9 @@ impl Kernels {
         scratch: &mut [f32],
     ) {
         let (a, c) = (a.into(), c.into());
-        let ((m, n), (a_rows, k)) = (c.shape(), a.shape());
-        assert!(a_rows == m && b.k == k && b.n == n, "gemm: shapes differ");
+        let ((m, n), k) = (c.shape(), b.k);
+        let columns = if matches!(a, Operand::Half(_)) { k.next_multiple_of(2) } else { k };
+        assert!(a.shape() == (m, columns) && b.n == n, "gemm: shapes differ");
         assert_eq!(Some(b.data.len()), self.packed_len(k, n), "gemm: B is not packed so");
         let (a, c) = (a.raw(), c.raw());
         let halves = Halved { a: a.half, c: c.half };
@@ -298,10 +300,8 @@ impl Kernels {
         let keeps = self.keeps();
         assert!((keeps.scratch)(halves, m, k) <= scratch.len(), "gemm: scratch is too short");
         assert!(!(halves.c && accumulate), "gemm: a C of bf16 is overwritten");
-        if halves.a {
-            let even = a.row.is_multiple_of(2) && (k.is_multiple_of(2) || m <= 1 || a.row > k);
-            assert!(a.col == 1 && even, "gemm: rows of an A of bf16 are not at even distances");
-        }
+        let even = a.col == 1 && a.row.is_multiple_of(2);
+        assert!(!halves.a || even, "gemm: rows of an A of bf16 are not at even distances");
         // SAFETY: as above; the table keeps bf16, and A's rows are words as they lie.
         unsafe { (keeps.product)(&g, halves) }
     }

@@ -232,8 +232,8 @@ impl Kernels {
     }
 
     /// As [`Kernels::cross_entropy`] with a gradient of bf16 in the place of the logits: rows
-    /// of it start where those of the logits do, and a zero comes behind an odd number of
-    /// columns. It is an operand of products.
+    /// of it start where those of the logits do. Behind an odd number of columns comes one of
+    /// zeros, so that it is a left-hand side of products.
     ///
     /// # Panics
     /// As for [`Kernels::cross_entropy`], and if the table has not
@@ -252,7 +252,7 @@ impl Kernels {
         // bf16. Two of them lie in a float, of which a row has as many as columns.
         unsafe {
             kernel(&a);
-            MatMut::from_raw(ptr.cast(), rows, cols, 2 * stride)
+            MatMut::from_raw(ptr.cast(), rows, cols.next_multiple_of(2), 2 * stride)
         }
     }
 

@@ -1,0 +1,135 @@
+//! Products of operands that lie in memory as bf16, and products whose results will.
+//!
+//! ```text
+//! A of floats: its words, a block of rows at a time, in scratch; of bf16: as they lie
+//! C of floats: the blocks of the other drivers
+//! C of bf16:   for each panel, for each group of rows
+//!                the sums of one block of depth after the other, in a buffer
+//!                through the epilogue to C, rounded once
+//! ```
+
+use super::format::Format;
+use super::{Ahead, KC, MAX_TILE, Place, ROWS, RawGemm, Rows, block, epilogue, micro, words_of};
+use crate::elements::Elements;
+use crate::simd::Simd;
+use core::mem::MaybeUninit;
+
+/// Which matrices of a product are of bf16; `a` and `c` of [`RawGemm`] point to them then.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Halved {
+    pub(crate) a: bool,
+    pub(crate) c: bool,
+}
+
+/// Floats of scratch that [`gemm`] wants for `m` rows of `k` elements.
+pub(crate) fn scratch_len<S: Simd, F: Format<S>>(halves: Halved, m: usize, k: usize) -> usize {
+    match halves {
+        Halved { a: true, .. } => 0,
+        Halved { c: true, .. } => m.min(ROWS) * F::words(k),
+        _ => super::scratch_len::<S, F>(m, k),
+    }
+}
+
+/// The driver for operands or results that are kept as bf16.
+///
+/// Rows of A are words as they lie. Sums of C have no place in C before they are whole, so
+/// a tile goes through all of the inner dimension at once, in the order of the other drivers.
+///
+/// # Safety
+/// As for [`super::in_place`], with B packed in the format, which keeps bf16, the matrices as
+/// `halves` says, of which A has rows at even distances and of an even number of
+/// elements, the last a zero if `k` is odd, and
+/// `g.scratch` valid for [`scratch_len`] floats.
+#[inline(always)]
+pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves: Halved) {
+    let mut first = 0;
+    while first < g.m && g.n > 0 {
+        // Rows of A that are words already need not be taken in blocks.
+        let most = if halves.a { g.m } else { ROWS };
+        let rows = first..(first + most).min(g.m);
+        let words = F::words(g.k);
+        let mut a = Rows { ptr: g.a, row: g.a_row / F::DEPTH, col: 1, rows: rows.clone() };
+        // SAFETY: rows are inside A, and scratch has room for so many; the rest is passed on
+        // from the caller.
+        unsafe {
+            if !halves.a {
+                a = Rows { ptr: g.scratch.cast_const(), row: words, ..a };
+                for (i, row) in rows.clone().enumerate() {
+                    let from = g.a.wrapping_add(row * g.a_row);
+                    words_of(s, f, from, g.a_col, g.k, g.scratch.wrapping_add(i * words));
+                }
+            }
+            if halves.c {
+                deep(s, f, g, &a);
+            } else {
+                let mut depth = 0;
+                loop {
+                    let kc = KC.min(g.k - depth);
+                    let part = Rows { ptr: a.ptr.wrapping_add(F::words(depth)), ..a.clone() };
+                    block(s, f, g, &part, depth, kc);
+                    depth += kc;
+                    if depth == g.k {
+                        break;
+                    }
+                }
+            }
+        }
+        first = rows.end;
+    }
+}
+
+/// All products of some rows of C, a tile after the other; C is of elements that the format
+/// keeps.
+///
+/// # Safety
+/// As for [`gemm`]; `a` is valid for its rows of `k` elements, in words.
+#[inline(always)]
+unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
+    type Element<S, F> = <<F as Format<S>>::Kept as Elements<S, F>>::Element;
+    let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
+    let sums = buffer.as_mut_ptr().cast::<f32>();
+    let mut j = 0;
+    while j < g.n {
+        let cols = S::NR.min(g.n - j);
+        let panel = |number: usize| g.b.wrapping_add(number * g.b_panel);
+        let words = F::words(g.k);
+        let next = panel(j / S::NR + 1);
+        let mut ahead = Ahead::new::<S>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
+        let mut i = a.rows.start;
+        while i < a.rows.end {
+            let rows = S::MR.min(a.rows.end - i);
+            let at = Place { i, j, rows, cols };
+            ahead.fetch(s);
+            let c = g.c.cast::<Element<S, F>>().wrapping_add(i * g.c_row + j);
+            epilogue::ahead(s, &g.epilogue, c, g.c_row, &at);
+            let mut depth = 0;
+            // SAFETY: the tile is inside C and the buffer holds MR x NR floats, which later
+            // products find as the ones before left them.
+            unsafe {
+                loop {
+                    let kc = KC.min(g.k - depth);
+                    let done = F::words(depth);
+                    let tile = micro::Tile {
+                        kc: F::words(kc),
+                        a: a.ptr.wrapping_add((i - a.rows.start) * a.row + done),
+                        a_row: a.row,
+                        a_col: 1,
+                        b: panel(j / S::NR).wrapping_add(done * S::NR),
+                        c: sums,
+                        c_row: S::NR,
+                        start: sums,
+                        start_row: S::NR,
+                    };
+                    micro::run(s, f, &tile, rows, cols, depth > 0);
+                    depth += kc;
+                    if depth == g.k {
+                        break;
+                    }
+                }
+                epilogue::apply::<S, F, _>(s, f.kept(), &g.epilogue, sums, c, g.c_row, &at);
+            }
+            i += rows;
+        }
+        j += cols;
+    }
+}
