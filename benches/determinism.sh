@@ -14,11 +14,7 @@ batch=${2:-32}
 workers=${3:-1 2 3 4 7 8}
 prefetch=${4:-1 16}
 isas=${5:-scalar avx avx2 avx512}
-work=target/reference
-cllm=target/release/cllm
-
-cargo build --quiet --locked --release --package cllm
-[ -f "$work/data/meta.json" ] || "$cllm" data reference --out "$work/data" > /dev/null
+. benches/common/prepare.sh
 
 printf '%d steps of %d sequences of 128 tokens\n' "$steps" "$batch"
 printf '%-8s %8s %9s %8s %8s  %s\n' kernels workers prefetch seconds stolen weights_sha256
@@ -32,7 +28,7 @@ for isa in $isas; do
     for n in $workers; do
         for depth in $prefetch; do
             rm -rf "$work/determinism"
-            "$cllm" train --preset reference --data "$work/data" --isa "$isa" --threads "$n" \
+            "$cllm" train --preset reference --data "$data" --isa "$isa" --threads "$n" \
                 --prefetch "$depth" --batch-size "$batch" --max-steps "$steps" --eval-batches 1 \
                 --sample-tokens 0 --log-interval "$steps" --log-format json \
                 --out-dir "$work/determinism" | grep '"event":"done"' > "$work/done.json"

@@ -9,20 +9,15 @@
 # For a quiet machine with two cores or more. Needs Python 3, nothing but its own library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-work=target/reference
-cllm=target/release/cllm
-
-cargo build --quiet --locked --release --package cllm
-[ -f "$work/data/meta.json" ] || "$cllm" data reference --out "$work/data" > /dev/null
-exec python3 - "$cllm" "$work" "${1:-5}" "${2:-15}" <<'PYTHON'
-import json
-import shutil
-import subprocess
+. benches/common/prepare.sh
+exec python3 - "$cllm" "$data" "${1:-5}" "${2:-15}" <<'PYTHON'
 import sys
 from statistics import median
 
-cllm, work, runs, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-reference = ["--preset", "reference", "--data", f"{work}/data"]
+from runs import note, train, turns
+
+cllm, data, runs, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+reference = ["--preset", "reference", "--data", data]
 # Name, flags, steps, numbers of workers. One sequence is an eighth of a batch's work.
 CASES = [
     ("reference, 32 x 128", reference, steps, [1, 2, 8]),
@@ -30,43 +25,22 @@ CASES = [
     ("tiny preset", ["--preset", "tiny"], 20 * steps, [1, 2]),
 ]
 
-
-def run(flags, steps, workers):
-    """One run's `done` event, with the speed of its steps.
-
-    The first step touches fresh memory and is reported by itself; the last one reports
-    the mean of those after it.
-    """
-    out = f"{work}/engine"
-    shutil.rmtree(out, ignore_errors=True)
-    command = [cllm, "train", *flags, "--max-steps", steps, "--warmup-steps", 5, "--eval-batches", 1]
-    command += ["--sample-tokens", 0, "--log-interval", steps, "--threads", workers]
-    command += ["--log-format", "json", "--out-dir", out]
-    lines = subprocess.run(map(str, command), check=True, capture_output=True, text=True).stdout
-    events = [json.loads(line) for line in lines.splitlines()]
-    shutil.rmtree(out)
-    done = next(event for event in events if event["event"] == "done")
-    speed = [event["tokens_per_s"] for event in events if event["event"] == "step"][-1]
-    return {**done, "speed": speed}
-
-
 header = ["workers", "tokens/s", "speed", "busy", "queue+steal+wait", "data", "main CPU", "stolen"]
 widths = [20, 8, 9, 8, 8, 17, 8, 9, 8]
 print("".join(f"{text:>{width}}" for text, width in zip(["", *header], widths)))
 for name, flags, length, counts in CASES:
-    done = {workers: [] for workers in counts}
-    for turn in range(runs):
-        # The other way round every second turn: what drifts hits all alike.
-        for workers in counts if turn % 2 == 0 else counts[::-1]:
-            done[workers].append(run(flags, length, workers))
-            speed = done[workers][-1]["speed"]
-            print(f"{name}: run {turn + 1}, {workers} workers: {speed:.0f} tokens/s", file=sys.stderr)
-    hashes = {event["weights_sha256"] for events in done.values() for event in events}
+    measured = {workers: [] for workers in counts}
+    for turn, workers in turns(runs, counts):
+        run = train(cllm, [*flags, "--threads", workers], length)
+        measured[workers].append(run)
+        note(f"{name}: run {turn}, {workers} workers: {run.speed:.0f} tokens/s")
+    hashes = {run.done["weights_sha256"] for runs_of in measured.values() for run in runs_of}
     if len(hashes) != 1:
         sys.exit(f"{name}: the weights differ: {hashes}")
     # Speeds against one worker in the same turn.
-    speeds = {workers: [event["speed"] for event in events] for workers, events in done.items()}
-    for workers, events in done.items():
+    speeds = {workers: [run.speed for run in runs_of] for workers, runs_of in measured.items()}
+    for workers, runs_of in measured.items():
+        events = [run.done for run in runs_of]
         middle = lambda key: median(event[key] for event in events)
         speed = median(speeds[workers])
         ratio = median(this / one for one, this in zip(speeds[counts[0]], speeds[workers]))

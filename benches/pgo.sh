@@ -99,48 +99,30 @@ build "-Cprofile-use=$work/cllm.profdata" "$work/build"
 guided=$work/build/$host/release/cllm
 echo "${guided#"$PWD/"}"
 [ "$measure" = 1 ] || exit 0
-cargo build --quiet --locked --release --package cllm
-exec python3 - target/release/cllm "$guided" "$data" "$work" "$runs" "$quick" <<'PYTHON'
-import json
-import shutil
-import subprocess
+. benches/common/prepare.sh
+exec python3 - "$cllm" "$guided" "$data" "$runs" "$quick" <<'PYTHON'
 import sys
 from statistics import median
 
-plain, guided, data, work = sys.argv[1:5]
-runs, quick = int(sys.argv[5]), sys.argv[6] == "1"
+from runs import train, turns
+
+plain, guided, data = sys.argv[1:4]
+runs, quick = int(sys.argv[4]), sys.argv[5] == "1"
 reference = ["--preset", "reference", "--data", data]
-# Name, flags, steps. The first step touches fresh memory and is reported by itself; the last
-# report is the mean of those after it.
+# Name, flags, steps.
 CASES = [
     ("reference, f32", [*reference, "--dtype", "f32"], 4 if quick else 9),
     ("reference, bf16", [*reference, "--dtype", "bf16"], 6 if quick else 13),
     ("tiny", ["--preset", "tiny"], 150 if quick else 400),
 ]
 
-
-def run(cllm, flags, steps):
-    """Tokens a second and the last loss of a run."""
-    out = f"{work}/run"
-    shutil.rmtree(out, ignore_errors=True)
-    command = [cllm, "train", *flags, "--max-steps", steps, "--log-interval", steps, "--threads", 1]
-    command += ["--eval-batches", 1, "--sample-tokens", 0, "--log-format", "json", "--out-dir", out]
-    done = subprocess.run(map(str, command), check=True, capture_output=True, text=True)
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    last = [event for event in events if event["event"] == "step"][-1]
-    shutil.rmtree(out)
-    return last["tokens_per_s"], last["loss"]
-
-
 print(f"{'':<16}{'plain, tokens/s':>17}{'guided, tokens/s':>18}{'gain':>9}{'losses':>20}")
 for name, flags, steps in CASES:
-    speeds = {plain: [], guided: []}
-    losses = {}
-    for turn in range(runs):
-        # The other way round every second turn: what drifts hits both alike.
-        for cllm in list(speeds)[:: 1 if turn % 2 == 0 else -1]:
-            speed, losses[cllm] = run(cllm, flags, steps)
-            speeds[cllm].append(speed)
+    measured = {plain: [], guided: []}
+    for _, cllm in turns(runs, measured):
+        measured[cllm].append(train(cllm, [*flags, "--threads", 1], steps))
+    speeds = {cllm: [run.speed for run in of] for cllm, of in measured.items()}
+    losses = {cllm: of[-1].last["loss"] for cllm, of in measured.items()}
     gains = sorted(100 * (b / a - 1) for a, b in zip(speeds[plain], speeds[guided]))
     print(
         f"{name:<16}{median(speeds[plain]):>17.0f}{median(speeds[guided]):>18.0f}"

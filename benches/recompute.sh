@@ -4,69 +4,51 @@
 # loss of the last step beside them, which must be the same digits.
 #
 # Usage: benches/recompute.sh [RUNS [THREADS [DTYPE]]]   (5 runs of each on one, f32; two minutes)
-# CLLM names another binary than the one that this builds.
+#
+# For a quiet machine. Needs Python 3, nothing but its own library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-runs=${1:-5}
-threads=${2:-1}
-dtype=${3:-f32}
-work=target/reference
-cllm=${CLLM:-target/release/cllm}
+. benches/common/prepare.sh
+exec python3 - "$cllm" "$data" "${1:-5}" "${2:-1}" "${3:-f32}" <<'PYTHON'
+import json
+import subprocess
+import sys
+from statistics import median
 
-[ -n "${CLLM:-}" ] || cargo build --quiet --locked --release --package cllm
-[ -f "$work/data/meta.json" ] || "$cllm" data reference --out "$work/data" > /dev/null
+from runs import train, turns
 
-# One number of the last line that has it.
-field() {
-    sed -n "s/.*\"$1\":\([0-9.e+-]*\).*/\1/p" | tail -n 1
-}
+cllm, data, runs, threads, dtype = *sys.argv[1:3], int(sys.argv[3]), *sys.argv[4:6]
+MIB = 1 << 20
+KINDS = {"without": "false", "--recompute": "true"}
 
-median() {
-    sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
-}
 
-printf '%-22s %8s %16s %12s %20s\n' plan workers "activations MiB" "total MiB" "recomputed GFLOP"
-for preset in reference gpt2; do
-    for workers in 1 2; do
-        for recompute in false true; do
-            plan=$("$cllm" plan --preset "$preset" --dtype "$dtype" --threads "$workers" \
-                --recompute "$recompute" --no-estimate --json)
-            name=$preset
-            [ "$recompute" = false ] || name="$preset --recompute"
-            printf '%-22s %8s %16.1f %12.1f %20.1f\n' "$name" "$workers" \
-                "$(field activations <<< "$plan" | awk '{ print $1 / 1048576 }')" \
-                "$(field total_bytes <<< "$plan" | awk '{ print $1 / 1048576 }')" \
-                "$(field recomputed_flops <<< "$plan" | awk '{ print $1 / 1e9 }')"
-        done
-    done
-done
+def plan(preset, workers, recompute):
+    command = [cllm, "plan", "--preset", preset, "--dtype", dtype, "--threads", str(workers)]
+    command += ["--recompute", recompute, "--no-estimate", "--json"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-figures=$work/recompute
-rm -rf "$figures" && mkdir -p "$figures"
-for _ in $(seq "$runs"); do
-    for recompute in false true; do
-        rm -rf "$work/run"
-        # The first step touches fresh memory and is reported by itself; the last one reports
-        # the mean of those after it.
-        "$cllm" train --preset reference --data "$work/data" --dtype "$dtype" --max-steps 13 \
-            --threads "$threads" --recompute "$recompute" --log-interval 13 --eval-batches 1 \
-            --sample-tokens 0 --log-format json --out-dir "$work/run" > "$work/log"
-        for name in tokens_per_s loss; do
-            grep '"event":"step"' "$work/log" | field "$name" >> "$figures/$recompute.$name"
-        done
-        grep '"event":"done"' "$work/log" | field peak_rss_bytes >> "$figures/$recompute.rss"
-    done
-done
-printf '%-22s %8s %12s %16s %12s\n' "reference, $dtype" workers tokens/s "resident MiB" "last loss"
-for recompute in false true; do
-    name=without
-    [ "$recompute" = false ] || name=--recompute
-    printf '%-22s %8s %12.0f %16.0f %12.6f\n' "$name" "$threads" \
-        "$(median < "$figures/$recompute.tokens_per_s")" \
-        "$(median < "$figures/$recompute.rss" | awk '{ print $1 / 1048576 }')" \
-        "$(median < "$figures/$recompute.loss")"
-done
-[ "$(sort -u "$figures"/*.loss | wc -l)" = 1 ] || {
-    echo "the losses differ: $(sort -u "$figures"/*.loss | tr '\n' ' ')" >&2
-    exit 1
-}
+
+print(f"{'plan':<22} {'workers':>8} {'activations MiB':>16} {'total MiB':>12} {'recomputed GFLOP':>20}")
+for preset in ("reference", "gpt2"):
+    for workers in (1, 2):
+        for name, recompute in KINDS.items():
+            shown = plan(preset, workers, recompute)
+            activations = shown["pools"]["activations"] / MIB
+            print(
+                f"{preset + ' ' + name:<22} {workers:>8} {activations:>16.1f} "
+                f"{shown['total_bytes'] / MIB:>12.1f} {shown['recomputed_flops'] / 1e9:>20.1f}"
+            )
+
+flags = ["--preset", "reference", "--data", data, "--dtype", dtype, "--threads", threads]
+measured = {name: [] for name in KINDS}
+for _, name in turns(runs, KINDS):
+    measured[name].append(train(cllm, [*flags, "--recompute", KINDS[name]], 13))
+print(f"{f'reference, {dtype}':<22} {'workers':>8} {'tokens/s':>12} {'resident MiB':>16} {'last loss':>12}")
+for name, of in measured.items():
+    speed = median(run.speed for run in of)
+    resident = median(run.done["peak_rss_bytes"] for run in of) / MIB
+    print(f"{name:<22} {threads:>8} {speed:>12.0f} {resident:>16.0f} {of[0].last['loss']:>12.6f}")
+losses = {run.last["loss"] for of in measured.values() for run in of}
+if len(losses) != 1:
+    sys.exit(f"the losses differ: {losses}")
+PYTHON

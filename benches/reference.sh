@@ -5,25 +5,11 @@
 # beside them: a fast wrong step shows.
 #
 # Usage: benches/reference.sh [RUNS [THREADS]]   (5 runs of each on one, about ten minutes)
+#
+# For a quiet machine. Needs Python 3, nothing but its own library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-runs=${1:-5}
-threads=${2:-1}
-work=target/reference
-cllm=target/release/cllm
-
-cargo build --quiet --locked --release --package cllm
-[ -f "$work/data/meta.json" ] || "$cllm" data reference --out "$work/data" > /dev/null
-
-# One number of the last event that has it.
-field() {
-    sed -n "s/.*\"$1\":\([0-9.e+-]*\).*/\1/p" | tail -n 1
-}
-
-median() {
-    sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
-}
-
+. benches/common/prepare.sh
 kinds=()
 for isa in scalar avx avx2 avx512; do
     if "$cllm" plan --isa "$isa" > /dev/null 2>&1; then kinds+=("$isa"); fi
@@ -32,31 +18,23 @@ for isa in scalar avx avx2 avx512; do
         kinds+=("$isa-bf16")
     fi
 done
-rm -rf "$work/figures" && mkdir -p "$work/figures"
-for run in $(seq "$runs"); do
-    for kind in "${kinds[@]}"; do
-        # The first step touches fresh memory and is reported by itself; the last one
-        # reports the mean of those after it.
-        steps=13
-        [ "$kind" = scalar ] && steps=4
-        dtype=f32
-        [ "$kind" = "${kind%-bf16}" ] || dtype=bf16
-        rm -rf "$work/run"
-        "$cllm" train --preset reference --data "$work/data" --isa "${kind%-bf16}" --dtype "$dtype" \
-            --max-steps "$steps" --threads "$threads" --log-interval "$steps" --eval-batches 1 \
-            --sample-tokens 0 --log-format json --out-dir "$work/run" > "$work/log"
-        for name in tokens_per_s mfu loss; do
-            grep '"event":"step"' "$work/log" | field "$name" >> "$work/figures/$kind.$name"
-        done
-        printf 'run %s %-11s %8.0f tokens/s  share %.3f\n' "$run" "$kind" \
-            "$(tail -n 1 "$work/figures/$kind.tokens_per_s")" \
-            "$(tail -n 1 "$work/figures/$kind.mfu")" >&2
-    done
-done
-printf '%-11s %12s %16s %12s\n' kernels tokens/s "share of peak" "last loss"
-for kind in "${kinds[@]}"; do
-    printf '%-11s %12.0f %15.1f%% %12.4f\n' "$kind" \
-        "$(median < "$work/figures/$kind.tokens_per_s")" \
-        "$(median < "$work/figures/$kind.mfu" | awk '{ print $1 * 100 }')" \
-        "$(median < "$work/figures/$kind.loss")"
-done
+exec python3 - "$cllm" "$data" "${1:-5}" "${2:-1}" "${kinds[@]}" <<'PYTHON'
+import sys
+from statistics import median
+
+from runs import note, train, turns
+
+cllm, data, runs, threads, *kinds = *sys.argv[1:3], int(sys.argv[3]), *sys.argv[4:]
+reports = {kind: [] for kind in kinds}
+for turn, kind in turns(runs, kinds):
+    isa, _, dtype = kind.partition("-")
+    flags = ["--preset", "reference", "--data", data, "--threads", threads]
+    flags += ["--isa", isa, "--dtype", dtype or "f32"]
+    report = train(cllm, flags, 4 if isa == "scalar" else 13).last
+    reports[kind].append(report)
+    note(f"run {turn} {kind:<11} {report['tokens_per_s']:8.0f} tokens/s  share {report['mfu']:.3f}")
+print(f"{'kernels':<11} {'tokens/s':>12} {'share of peak':>16} {'last loss':>12}")
+for kind, of in reports.items():
+    speed, share, loss = (median(report[key] for report in of) for key in ("tokens_per_s", "mfu", "loss"))
+    print(f"{kind:<11} {speed:>12.0f} {100 * share:>15.1f}% {loss:>12.4f}")
+PYTHON

@@ -14,12 +14,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 steps=${1:-15}
+. benches/common/prepare.sh
 work=target/simulate
-cllm=target/release/cllm
-data=${DATA:-target/reference/data}
-
-cargo build --quiet --locked --release --package cllm
-[ -f "$data/meta.json" ] || "$cllm" data reference --out "$data" > /dev/null
 mkdir -p "$work"
 
 # THREADS TILES-FOR

@@ -8,26 +8,21 @@
 # For a quiet machine. Needs Python 3, nothing but its own library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-work=target/reference
-cllm=target/release/cllm
-
-cargo build --quiet --locked --release --package cllm
-[ -f "$work/data/meta.json" ] || "$cllm" data reference --out "$work/data" > /dev/null
-exec python3 - "$cllm" "$work" "${1:-5}" <<'PYTHON'
-import json
+. benches/common/prepare.sh
+exec python3 - "$cllm" "$data" "${1:-5}" <<'PYTHON'
 import os
-import shutil
-import subprocess
 import sys
 from statistics import median
 
-cllm, work, runs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+from runs import train, turns
+
+cllm, data, runs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 cpus = len(os.sched_getaffinity(0))
 sizes = [1, 2, 4, 8, 16, 32]
 # Name, flags, tokens of a sequence, batch sizes, tokens a second to expect at least.
 CASES = [
     ("tiny", ["--preset", "tiny"], 64, sizes, 20_000),
-    ("reference", ["--preset", "reference", "--data", f"{work}/data"], 128, sizes, 3_000),
+    ("reference", ["--preset", "reference", "--data", data], 128, sizes, 3_000),
     # GPT-2's blocks on bytes and short sequences, to be done in minutes.
     ("gpt2", ["--preset", "gpt2", "--tokenizer", "bytes", "--block-size", "64"], 64, [1], 100),
 ]
@@ -37,19 +32,11 @@ SECONDS = 1.0
 
 def run(flags, batch, steps, threads):
     """Tokens a second of the run's last half, and how many workers it had."""
-    out = f"{work}/threads"
-    shutil.rmtree(out, ignore_errors=True)
-    command = [cllm, "train", *flags, "--batch-size", batch, "--max-steps", steps, "--warmup-steps", 5]
-    command += ["--eval-batches", 1, "--sample-tokens", 0, "--log-interval", steps // 2]
-    command += ["--threads", threads, "--log-format", "json", "--out-dir", out]
-    lines = subprocess.run(map(str, command), check=True, capture_output=True, text=True).stdout
-    shutil.rmtree(out)
-    events = [json.loads(line) for line in lines.splitlines()]
-    found = [event["threads"] for event in events if event["event"] == "threads"]
+    done = train(cllm, [*flags, "--batch-size", batch, "--threads", threads], steps, steps // 2)
+    found = [event["threads"] for event in done.events.get("threads", [])]
     if threads == "auto" and cpus > 1 and not found:
         sys.exit(f"{steps} steps of {batch} sequences were too few for the search")
-    speeds = [event["tokens_per_s"] for event in events if event["event"] == "step"]
-    return speeds[-1], found[-1] if found else threads
+    return done.speed, found[-1] if found else threads
 
 
 worst = 0.0
@@ -59,12 +46,11 @@ for name, flags, tokens, batches, least in CASES:
         steps = 2 * max(10, int(2 * SECONDS * least * cpus / (batch * tokens)))
         speeds = {threads: [] for threads in [*range(1, cpus + 1), "auto"]}
         chosen = []
-        for turn in range(runs):
-            for threads in list(speeds)[:: 1 if turn % 2 == 0 else -1]:
-                speed, had = run(flags, batch, steps, threads)
-                speeds[threads].append(speed)
-                if threads == "auto":
-                    chosen.append(had)
+        for _, threads in turns(runs, speeds):
+            speed, had = run(flags, batch, steps, threads)
+            speeds[threads].append(speed)
+            if threads == "auto":
+                chosen.append(had)
         fixed = [threads for threads in speeds if threads != "auto"]
         best = max(fixed, key=lambda threads: median(speeds[threads]))
         slower = median(b / a for a, b in zip(speeds["auto"], speeds[best])) - 1
