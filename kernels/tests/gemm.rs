@@ -423,3 +423,19 @@ fn any_tiling_of_a_weight_gradient_gives_the_same_bits() {
         }
     });
 }
+
+/// Rows that overlap are a matrix too: element (i, j) lies at i + j.
+#[test]
+fn a_matrix_of_both_strides_one_packs_as_its_copy() {
+    each_dtype(|kernels| {
+        let mut rng = Rng::new(17);
+        for (k, n) in [(40, 44), (64, 63), (257, 52), (16, 33), (100, 16)] {
+            let data: Vec<f32> = (0..k + n - 1).map(|_| rng.float()).collect();
+            let copy: Vec<f32> = (0..k * n).map(|e| data[e / n + e % n]).collect();
+            let want = pack(kernels, &mut rng, MatRef::new(&copy, k, n, n));
+            let got = pack(kernels, &mut rng, MatRef::new(&data, k, n, 1));
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(bits(got.slice()) == bits(want.slice()), "{kernels:?} {k}x{n}");
+        }
+    });
+}

@@ -164,7 +164,10 @@ unsafe fn pack_b_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
     let words = F::words(k);
     // Rows are gone through side by side, columns one after the other.
     let rows_lie = src.col == 1;
-    let block = if rows_lie && n > S::NR { BLOCK / F::DEPTH } else { words };
+    // Squares of words would not end where blocks do: rows that overlap, whose columns lie too,
+    // are one block.
+    let blocked = rows_lie && src.row != 1 && n > S::NR;
+    let block = if blocked { BLOCK / F::DEPTH } else { words };
     for some in blocks(words, block) {
         let mut j = 0;
         while j < n {
