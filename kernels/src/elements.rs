@@ -52,8 +52,9 @@ pub enum Operand<'a> {
     Float(MatRef<'a>),
     /// Of bf16, which products take as it is.
     ///
-    /// Only for tables with [`crate::Kernels::keeps_halves`]. As a left-hand side it
-    /// has rows at even distances and an even number of columns.
+    /// Only for tables with [`crate::Kernels::keeps_halves`]. As a left-hand side it has rows
+    /// at even distances, the first of them where an `f32` could lie, and an even number of
+    /// columns.
     Half(MatRef<'a, Bf16>),
 }
 

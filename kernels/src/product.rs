@@ -254,8 +254,9 @@ impl Kernels {
     /// of the rows, and any of the columns at panels ([`Kernels::packed_columns`]), into
     /// calls gives the same. Columns from j on take a mask [`crate::Dropout::from_column`] j.
     ///
-    /// An A of bf16 has contiguous rows at even distances and an even number of columns, of
-    /// which the last is of zeros if `k` is odd. A C of bf16 is overwritten.
+    /// An A of bf16 has contiguous rows at even distances, the first of them where an `f32`
+    /// could lie, and an even number of columns, of which the last is of zeros if `k` is odd. A
+    /// C of bf16 is overwritten.
     ///
     /// # Panics
     /// If the shapes do not fit together, `scratch` is too short, or a matrix of bf16 is not
@@ -300,8 +301,10 @@ impl Kernels {
         let keeps = self.keeps();
         assert!((keeps.scratch)(halves, m, k) <= scratch.len(), "gemm: scratch is too short");
         assert!(!(halves.c && accumulate), "gemm: a C of bf16 is overwritten");
-        let even = a.col == 1 && a.row.is_multiple_of(2);
-        assert!(!halves.a || even, "gemm: rows of an A of bf16 are not at even distances");
+        // An empty A may lie anywhere.
+        let aligned = m == 0 || k == 0 || a.ptr.is_aligned();
+        let words = a.col == 1 && a.row.is_multiple_of(2) && aligned;
+        assert!(!halves.a || words, "gemm: rows of an A of bf16 are not whole words of memory");
         // SAFETY: as above; the table keeps bf16, and A's rows are words as they lie.
         unsafe { (keeps.product)(&g, halves) }
     }

@@ -333,16 +333,21 @@ fn what_cannot_be_is_refused() {
         assert!(catch_unwind(AssertUnwindSafe(call)).is_err(), "{what} was taken");
     };
     each_dtype(|kernels| {
-        let (halves, packed) = ([Bf16::default(); 64], pack(kernels, &[1.0; 15], 3, 5));
+        /// Where rows of a left-hand side may begin.
+        #[repr(align(4))]
+        struct Words([Bf16; 64]);
+
+        let (Words(halves), packed) =
+            (&Words([Bf16::default(); 64]), &pack(kernels, &[1.0; 15], 3, 5));
         let (mut c, mut half_c) = ([0.0; 20], [Bf16::default(); 20]);
         let mut scratch = [0.0; 64];
         let mut product = |(cols, stride): (usize, usize), half: bool, accumulate: bool| {
-            let a = Operand::Half(MatRef::new(&halves, 4, cols, stride));
+            let a = Operand::Half(MatRef::new(halves, 4, cols, stride));
             let c: OperandMut<'_> = match half {
                 true => OperandMut::Half(MatMut::new(&mut half_c, 4, 5, 5)),
                 false => MatMut::new(&mut c, 4, 5, 5).into(),
             };
-            let b = Packed::new(&packed, 3, 5);
+            let b = Packed::new(packed, 3, 5);
             kernels.gemm(a, b, c, accumulate, Epilogue::None, &mut scratch);
         };
         if kernels.keeps_halves() {
@@ -350,19 +355,25 @@ fn what_cannot_be_is_refused() {
             product((4, 6), false, true);
             refused("an odd stride", &mut || product((4, 5), false, false));
             refused("an odd number of columns", &mut || product((3, 4), false, false));
+            refused("rows that begin inside a word", &mut || {
+                let (a, mut c) = (MatRef::new(&halves[1..], 4, 4, 4), [0.0; 20]);
+                let (a, b) = (Operand::Half(a), Packed::new(packed, 3, 5));
+                let c = MatMut::new(&mut c, 4, 5, 5);
+                kernels.gemm(a, b, c, false, Epilogue::None, &mut []);
+            });
             refused("a sum with bf16", &mut || product((4, 4), true, true));
             refused("an activation of floats for a result of bf16", &mut || {
                 let (mut pre, mut c) = ([0.0; 20], [Bf16::default(); 20]);
                 let epilogue =
                     Epilogue::Gelu { bias: None, pre: MatMut::new(&mut pre, 4, 5, 5).into() };
-                let a = Operand::Half(MatRef::new(&halves, 4, 4, 4));
+                let a = Operand::Half(MatRef::new(halves, 4, 4, 4));
                 let c = OperandMut::Half(MatMut::new(&mut c, 4, 5, 5));
-                kernels.gemm(a, Packed::new(&packed, 3, 5), c, false, epilogue, &mut []);
+                kernels.gemm(a, Packed::new(packed, 3, 5), c, false, epilogue, &mut []);
             });
         } else {
             refused("bf16 by kernels that keep none", &mut || product((4, 4), false, false));
             refused("a sum of bf16 columns", &mut || {
-                let m = Operand::Half(MatRef::new(&halves, 4, 3, 4));
+                let m = Operand::Half(MatRef::new(halves, 4, 3, 4));
                 kernels.column_sum(m, &mut [0.0; 3], false);
             });
         }

@@ -37,8 +37,8 @@ pub(crate) fn scratch_len<S: Simd, F: Format<S>>(halves: Halved, m: usize, k: us
 ///
 /// # Safety
 /// As for [`super::in_place`], with B packed in the format, which keeps bf16, the matrices as
-/// `halves` says, of which A has rows at even distances and of an even number of
-/// elements, the last a zero if `k` is odd, and
+/// `halves` says, of which A is aligned as an `f32`, with rows at even distances and of an even
+/// number of elements, the last a zero if `k` is odd, and
 /// `g.scratch` valid for [`scratch_len`] floats.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves: Halved) {
