@@ -208,6 +208,25 @@ fn bytes_are_those_of_the_shapes() {
 }
 
 #[test]
+fn making_blocks_again_never_takes_more() {
+    for kernels in [Kernels::scalar(), Kernels::detect().with_dtype(Dtype::Bf16)] {
+        for (n_layer, tiles_for) in (1..5).flat_map(|n| [(n, 1), (n, 2), (n, 16)]) {
+            let config = ModelConfig { n_layer, ..config() };
+            let plan = |mode| Plan::with_tiles_for(&config, SHAPE, 1, tiles_for, mode, kernels);
+            let (kept, remade) = (plan(Mode::Train).unwrap(), plan(Mode::Recompute).unwrap());
+            let bytes = |plan: &Plan| plan.bytes(Pool::Activations);
+            let what = format!("{n_layer} layers, tiles for {tiles_for}");
+            assert_eq!(remade.recomputed_flops() > 0.0, n_layer > tiles_for.min(2), "{what}");
+            if remade.recomputed_flops() > 0.0 {
+                assert!(bytes(&remade) < bytes(&kept), "{what}");
+            } else {
+                assert!(bytes(&remade) <= bytes(&kept), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_pool_one_line_short_is_named() {
     let kernels = Kernels::detect();
     let plan = Plan::new(&config(), SHAPE, 1, Mode::Train, kernels).unwrap();

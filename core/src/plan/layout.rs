@@ -323,7 +323,9 @@ impl Layout {
             Mode::Recompute => (c.n_layer, grain.gradient_sets.min(c.n_layer)),
             Mode::Evaluate => (1, 1),
         };
-        let blocks = BlockBuffers::take(&mut bump, n, c, copies, mode == Mode::Recompute, kernels)?;
+        // If no block is made again, nobody wants the first one's input a second time.
+        let remakes = mode == Mode::Recompute && copies.1 < c.n_layer;
+        let blocks = BlockBuffers::take(&mut bump, n, c, copies, remakes, kernels)?;
         let x_last = bump.matrix(n, d)?;
         let final_norm = Moments { mean: bump.take(n)?, rstd: bump.take(n)? };
         let losses = bump.take(n)?;
