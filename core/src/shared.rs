@@ -10,6 +10,7 @@
 use crate::line::{LANES, Line};
 use cllm_kernels::{Bf16, MatMut, MatRef};
 use core::marker::PhantomData;
+use core::ops::Range;
 
 /// A pool of floats, shared by the tiles of a step.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,39 @@ pub(crate) struct Shared<'a> {
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above: sharing the handle gives no access by itself.
 unsafe impl Sync for Shared<'_> {}
+
+/// Remembers what a thread's tiles borrow, for `crate::engine`'s test of what may run at the
+/// same time.
+#[cfg(all(test, not(loom)))]
+pub(crate) mod record {
+    extern crate std;
+
+    use core::cell::RefCell;
+    use core::ops::Range;
+    use std::vec::Vec;
+
+    /// Bytes that were borrowed, and whether for writing.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Borrow {
+        pub(crate) bytes: Range<usize>,
+        pub(crate) writes: bool,
+    }
+
+    std::thread_local! {
+        static BORROWS: RefCell<Vec<Borrow>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn rows(first: usize, rows: usize, row: usize, stride: usize, writes: bool) {
+        let bytes = |r: usize| first + r * stride..first + r * stride + row;
+        let borrows = (0..rows).map(|r| Borrow { bytes: bytes(r), writes });
+        BORROWS.with_borrow_mut(|all| all.extend(borrows));
+    }
+
+    /// What this thread has borrowed since it was last asked.
+    pub(crate) fn take() -> Vec<Borrow> {
+        BORROWS.take()
+    }
+}
 
 /// Floats from the first to one past the last of some rows; the most there is on overflow.
 fn extent(rows: usize, cols: usize, stride: usize) -> usize {
@@ -43,11 +77,24 @@ impl<'a> Shared<'a> {
         assert!(fits, "a buffer lies outside its pool: the plan is wrong");
     }
 
+    /// Rows of `cols` elements of type `T` from element `first` on, `stride` apart, are
+    /// borrowed: told to tests.
+    #[cfg(all(test, not(loom)))]
+    fn note<T>(&self, first: usize, (rows, cols): (usize, usize), stride: usize, writes: bool) {
+        let size = size_of::<T>();
+        record::rows(self.ptr.addr() + first * size, rows, cols * size, stride * size, writes);
+    }
+
+    #[cfg(not(all(test, not(loom))))]
+    #[inline(always)]
+    fn note<T>(&self, _: usize, _: (usize, usize), _: usize, _: bool) {}
+
     /// # Safety
     /// Nobody writes these floats while the slice lives.
     #[track_caller]
     pub(crate) unsafe fn slice(&self, at: usize, len: usize) -> &'a [f32] {
         self.check(at, len);
+        self.note::<f32>(at, (1, len), 0, false);
         // SAFETY: inside the pool, as checked; the caller keeps writers away.
         unsafe { core::slice::from_raw_parts(self.ptr.add(at), len) }
     }
@@ -57,6 +104,7 @@ impl<'a> Shared<'a> {
     #[track_caller]
     pub(crate) unsafe fn slice_mut(&self, at: usize, len: usize) -> &'a mut [f32] {
         self.check(at, len);
+        self.note::<f32>(at, (1, len), 0, true);
         // SAFETY: inside the pool, as checked; the caller keeps everybody away.
         unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at), len) }
     }
@@ -72,7 +120,24 @@ impl<'a> Shared<'a> {
         (rows, cols): (usize, usize),
         stride: usize,
     ) -> MatRef<'a> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.mat_in_part(at, (rows, cols), stride, 0..rows) }
+    }
+
+    /// [`Shared::mat`] of which the rows in `read` alone are read.
+    ///
+    /// # Safety
+    /// The others are not read, and nobody writes the elements of those while it lives.
+    #[track_caller]
+    pub(crate) unsafe fn mat_in_part(
+        &self,
+        at: usize,
+        (rows, cols): (usize, usize),
+        stride: usize,
+        read: Range<usize>,
+    ) -> MatRef<'a> {
         self.check(at, extent(rows, cols, stride));
+        self.note::<f32>(at + read.start * stride, (read.len(), cols), stride, false);
         // SAFETY: inside the pool, as checked; the caller keeps writers away.
         unsafe { MatRef::from_raw(self.ptr.add(at), rows, cols, stride) }
     }
@@ -91,6 +156,7 @@ impl<'a> Shared<'a> {
         stride: usize,
     ) -> MatRef<'a, Bf16> {
         self.check(at, first.saturating_add(extent(rows, cols, stride)).div_ceil(2));
+        self.note::<Bf16>(2 * at + first, (rows, cols), stride, false);
         // SAFETY: inside the pool, as checked; the caller keeps writers away.
         unsafe { MatRef::from_raw(self.ptr.add(at).cast::<Bf16>().add(first), rows, cols, stride) }
     }
@@ -108,6 +174,7 @@ impl<'a> Shared<'a> {
         stride: usize,
     ) -> MatMut<'a, Bf16> {
         self.check(at, first.saturating_add(extent(rows, cols, stride)).div_ceil(2));
+        self.note::<Bf16>(2 * at + first, (rows, cols), stride, true);
         // SAFETY: inside the pool, as checked; the caller keeps everybody away.
         unsafe { MatMut::from_raw(self.ptr.add(at).cast::<Bf16>().add(first), rows, cols, stride) }
     }
@@ -124,6 +191,7 @@ impl<'a> Shared<'a> {
         stride: usize,
     ) -> MatMut<'a> {
         self.check(at, extent(rows, cols, stride));
+        self.note::<f32>(at, (rows, cols), stride, true);
         // SAFETY: inside the pool, as checked; the caller keeps everybody away.
         unsafe { MatMut::from_raw(self.ptr.add(at), rows, cols, stride) }
     }

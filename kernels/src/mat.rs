@@ -62,8 +62,8 @@ impl<'a, T: Copy> MatRef<'a, T> {
     }
 
     /// # Safety
-    /// Every element `ptr[i * row_stride + j]` is valid for reads, and nobody writes
-    /// it, for `'a`; a kernel that says it works in place may.
+    /// Every element `ptr[i * row_stride + j]` is valid for reads, and nobody writes those
+    /// that are read, for `'a`; a kernel that says it works in place may.
     #[must_use]
     pub unsafe fn from_raw(ptr: *const T, rows: usize, cols: usize, row_stride: usize) -> Self {
         let row_stride = stride_of(rows, cols, row_stride);

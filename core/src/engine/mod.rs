@@ -39,6 +39,8 @@ mod idle;
 #[cfg(all(test, loom))]
 mod models;
 mod observe;
+#[cfg(all(test, not(loom)))]
+mod races;
 mod range;
 mod rehearsal;
 mod stage;

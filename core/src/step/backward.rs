@@ -244,7 +244,7 @@ impl Step<'_> {
                     self.kernels.attention_backward_in_place(&mut head, out, lse, dout, scratch);
                     continue;
                 }
-                let a = &self.head_inputs(block, first / t, &head);
+                let a = &self.head_inputs(block, first / t, &head, &(0..t), &(0..t));
                 if part < grain.forward_parts() {
                     let (dq, rows) = (grad(0), rows.clone());
                     self.kernels.attention_backward_queries(a, rows, out, lse, dout, dq, scratch);

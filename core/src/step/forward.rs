@@ -146,23 +146,28 @@ impl Step<'_> {
         Head { column: h * head, lse, scale, dropout: self.dropout(block, Site::Attention, lse) }
     }
 
-    /// Queries, keys and values of a head of a sequence.
+    /// Queries, keys and values of a head of a sequence, of which these rows alone are read.
     ///
     /// # Safety
-    /// The rows of `qkv` that are read through it are done.
+    /// The rows of `qkv` that are read through it are done, and no others are read.
     pub(super) unsafe fn head_inputs(
         &self,
         block: usize,
         sequence: usize,
         head: &Head,
+        queries: &Range<usize>,
+        keys: &Range<usize>,
     ) -> Attention<'_> {
         let (d, t) = (self.plan.config.d_model, self.plan.batch.tokens);
         let qkv = self.plan.layout.block(block).qkv + sequence * t * 3 * d + head.column;
         let shape = (t, self.plan.config.head_size());
         // SAFETY: passed on from the caller.
-        let part = |i: usize| unsafe { self.act.mat(qkv + i * d, shape, 3 * d) };
+        let part = |i: usize, rows: &Range<usize>| unsafe {
+            self.act.mat_in_part(qkv + i * d, shape, 3 * d, rows.clone())
+        };
+        let (q, k, v) = (part(0, queries), part(1, keys), part(2, keys));
         let Head { scale, dropout, .. } = *head;
-        Attention { q: part(0), k: part(1), v: part(2), first: 0, scale, dropout }
+        Attention { q, k, v, first: 0, scale, dropout }
     }
 
     /// Rows of the sequence of a span, and of the span within it.
@@ -183,10 +188,11 @@ impl Step<'_> {
         let (first, queries) = self.span(span);
         for h in grain.heads(part, self.plan.config.n_head) {
             // SAFETY: the tile owns its heads' columns of the span's rows and their
-            // stretch of lse; qkv is done up to the span's end.
+            // stretch of lse; qkv is done up to the span's end, and the kernel reads no more.
             unsafe {
                 let head = self.head(block, first / t, h);
-                let inputs = self.head_inputs(block, first / t, &head);
+                let seen = 0..queries.end;
+                let inputs = self.head_inputs(block, first / t, &head, &queries, &seen);
                 let shape = (queries.len(), inputs.q.cols());
                 let at = (first + queries.start) * d + head.column;
                 let out = self.act.mat_mut(b.att + at, shape, d);
