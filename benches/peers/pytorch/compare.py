@@ -19,6 +19,9 @@ from works import CLLM, MODELS, PEERS, STEPS, WORKS, Work, build, make_data, mak
 # Relative, of losses in fp32: two programs that add in different orders.
 TOLERANCE = 1e-4
 
+# Ways to run PyTorch.
+KINDS = ("eager", "compiled")
+
 
 def note(text: str) -> None:
     """Progress, apart from the tables."""
@@ -95,6 +98,14 @@ def parse() -> argparse.Namespace:
     def names(of):
         return lambda text: [of(part) for part in text.split(",")]
 
+    def one_of(known):
+        def of(name: str) -> str:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(known)}")
+            return name
+
+        return of
+
     def work(name: str) -> Work:
         every = WORKS | MODELS
         if name not in every:
@@ -113,9 +124,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=positive, default=5, help="repeats of each (5)")
     parser.add_argument("--threads", type=names(positive), default=[1, 2], metavar="N,...",
                         help="numbers of threads (1,2)")
-    parser.add_argument("--kinds", type=names(str), default=["eager", "compiled"],
+    parser.add_argument("--kinds", type=names(one_of(KINDS)), default=list(KINDS),
                         metavar="KIND,...", help="eager, compiled (both)")
-    parser.add_argument("--libraries", type=names(str), default=list(LIBRARIES),
+    parser.add_argument("--libraries", type=names(one_of(LIBRARIES)), default=list(LIBRARIES),
                         metavar="NAME,...", help=f"{', '.join(LIBRARIES)} (all)")
     parser.add_argument("--llmc", type=Path, metavar="PATH",
                         help="folder of a built llm.c, to run its trainer on work B64 too")
@@ -136,6 +147,8 @@ def main() -> None:
     settings = [setting for setting in settings if setting.libraries in args.libraries]
     for words in missing:
         note(f"run.sh: {words}")
+    if not settings:
+        raise SystemExit("run.sh: of --kinds and --libraries nothing is left that can be had here")
     for work in args.works:
         make_start(work, args.cllm, args.via)
         if work.name in MODELS:
