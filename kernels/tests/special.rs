@@ -91,6 +91,14 @@ fn gelu_has_the_documented_limits() {
         let exact = [0.5, 0.5, 1.0, 0.0, 1.0, 0.0];
         assert!(slope.iter().zip(exact).all(|(x, y)| (x - y).abs() < 1e-6), "{slope:?}");
         assert!(slope[6].is_nan() && slope[8].is_nan());
+        // The low bits of a NaN are not to be taken for an exponent.
+        let nans = [0x7fc0_0001, 0x7fc0_0080, 0x7fc0_01ff, 0xffc0_0081, 0xffff_ffff];
+        for x in nans.map(f32::from_bits) {
+            let (mut y, mut slope) = ([0.0; 9], [1.0; 9]);
+            kernels.gelu(&mut y, &[x; 9]);
+            kernels.gelu_backward(&mut slope, &[x; 9]);
+            assert!(y.iter().chain(&slope).all(|y| y.is_nan()), "{kernels:?}: {y:?} {slope:?}");
+        }
         let mut grad = [f32::NAN; 9];
         kernels.gelu_backward(&mut grad, &[-100.0; 9]);
         assert!(grad.iter().all(|x| x.is_nan()), "{kernels:?}: a slope of 0 hides a NaN");

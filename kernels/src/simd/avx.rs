@@ -43,8 +43,6 @@ macro_rules! shared_avx_operations {
         shared_avx_operations!(@op min(a: __m256, b: __m256) = _mm256_min_ps(a, b));
         shared_avx_operations!(@op max(a: __m256, b: __m256) = _mm256_max_ps(a, b));
         shared_avx_operations!(@op sqrt(a: __m256) = _mm256_sqrt_ps(a));
-        shared_avx_operations!(@op round(a: __m256) =
-            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
 
         #[inline(always)]
         unsafe fn load(self, p: *const f32) -> __m256 {
@@ -135,14 +133,13 @@ impl Simd for Avx {
         self.add(self.mul(a, b), c)
     }
     #[inline(always)]
-    fn exp2_int(self, a: __m256) -> __m256 {
-        // SAFETY: register arithmetic; the token stands for AVX. The exponent is
-        // built in two 128-bit halves, for AVX has no wider integers.
+    fn low_bits_to_exponent(self, a: __m256) -> __m256 {
+        // SAFETY: register arithmetic; the token stands for AVX. The two 128-bit halves
+        // are shifted apart, for AVX has no wider integers.
         unsafe {
-            let n = _mm256_cvtps_epi32(a);
-            let bias = _mm_set1_epi32(127);
-            let lo = _mm_slli_epi32::<23>(_mm_add_epi32(_mm256_castsi256_si128(n), bias));
-            let hi = _mm_slli_epi32::<23>(_mm_add_epi32(_mm256_extractf128_si256::<1>(n), bias));
+            let a = _mm256_castps_si256(a);
+            let lo = _mm_slli_epi32::<23>(_mm256_castsi256_si128(a));
+            let hi = _mm_slli_epi32::<23>(_mm256_extractf128_si256::<1>(a));
             _mm256_castsi256_ps(_mm256_insertf128_si256::<1>(_mm256_castsi128_si256(lo), hi))
         }
     }

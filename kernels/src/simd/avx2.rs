@@ -21,6 +21,6 @@ impl Simd for Avx2 {
     shared_avx_operations!();
 
     shared_avx_operations!(@op mul_add(a: __m256, b: __m256, c: __m256) = _mm256_fmadd_ps(a, b, c));
-    shared_avx_operations!(@op exp2_int(a: __m256) = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
-        _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127)))));
+    shared_avx_operations!(@op low_bits_to_exponent(a: __m256) =
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))));
 }

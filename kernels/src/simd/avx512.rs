@@ -51,11 +51,8 @@ impl Simd for Avx512 {
     operation!(max(a: __m512, b: __m512) = _mm512_max_ps(a, b));
     operation!(sqrt(a: __m512) = _mm512_sqrt_ps(a));
     operation!(mul_add(a: __m512, b: __m512, c: __m512) = _mm512_fmadd_ps(a, b, c));
-    // No fraction bits are kept: whole numbers.
-    operation!(round(a: __m512) =
-        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
-    operation!(exp2_int(a: __m512) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
-        _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127)))));
+    operation!(low_bits_to_exponent(a: __m512) =
+        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))));
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m512 {

@@ -64,10 +64,9 @@ pub(crate) trait Simd: Copy {
     fn sqrt(self, a: Self::V) -> Self::V;
     /// `a * b + c`: fused where the instruction set fuses, two roundings elsewhere.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Nearest integer, ties to even, for `|a| < 2^22`.
-    fn round(self, a: Self::V) -> Self::V;
-    /// `2^a` for integral `a` in `-127..=128`; `-127` gives 0 and `128` infinity.
-    fn exp2_int(self, a: Self::V) -> Self::V;
+    /// The low nine bits of each lane, moved to where a float has its sign and exponent: `2^n`
+    /// for a lane of bits that end in `n + 127`. `n = -127` gives 0 and `n = 128` infinity.
+    fn low_bits_to_exponent(self, a: Self::V) -> Self::V;
     /// Sum of the lanes, halves first.
     fn sum(self, a: Self::V) -> f32;
     /// Largest lane, NaN ignored or not as the order falls.

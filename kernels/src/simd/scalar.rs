@@ -77,15 +77,8 @@ impl Simd for Scalar {
         a * b + c
     }
     #[inline(always)]
-    fn round(self, a: f32) -> f32 {
-        // 1.5 * 2^23 pushes the fraction out of the mantissa: the addition rounds
-        // to nearest even, the subtraction brings the integer back.
-        const SHIFT: f32 = 12_582_912.0;
-        (a + SHIFT) - SHIFT
-    }
-    #[inline(always)]
-    fn exp2_int(self, a: f32) -> f32 {
-        f32::from_bits(((a as i32 + 127) as u32) << 23)
+    fn low_bits_to_exponent(self, a: f32) -> f32 {
+        f32::from_bits(a.to_bits() << 23)
     }
     #[inline(always)]
     fn sum(self, a: f32) -> f32 {
