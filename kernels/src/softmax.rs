@@ -42,12 +42,20 @@ pub(crate) unsafe fn max_of<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
             }
             return most;
         }
-        let mut most = s.load(x);
-        let mut i = S::LANES;
+        // Several maxima, for one would wait for itself at each step.
+        let mut most = [s.load(x); 4];
+        let mut i = 0;
+        while i + 4 * S::LANES <= n {
+            for (q, most) in most.iter_mut().enumerate() {
+                *most = s.max(*most, s.load(x.add(i + q * S::LANES)));
+            }
+            i += 4 * S::LANES;
+        }
         while i + S::LANES <= n {
-            most = s.max(most, s.load(x.add(i)));
+            most[0] = s.max(most[0], s.load(x.add(i)));
             i += S::LANES;
         }
+        let most = s.max(s.max(most[0], most[1]), s.max(most[2], most[3]));
         // The last vector may overlap what was seen: a maximum does not mind.
         s.max_lane(s.max(most, s.load(x.add(n - S::LANES))))
     }
@@ -137,11 +145,13 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
                     // Elements that are smaller are written behind those that are read.
                     let dx = x.cast::<M::Element>();
                     let mut i = 0;
-                    while i < n {
-                        let left = (n - i).min(S::LANES);
-                        let p = s.mul(load_up_to(s, x.add(i), left), factor);
-                        m.store(s, dx.add(i), p, left);
-                        i += left;
+                    while i + S::LANES <= n {
+                        m.store(s, dx.add(i), s.mul(s.load(x.add(i)), factor), S::LANES);
+                        i += S::LANES;
+                    }
+                    if i < n {
+                        let p = s.mul(load_up_to(s, x.add(i), n - i), factor);
+                        m.store(s, dx.add(i), p, n - i);
                     }
                     m.store(s, dx.add(target), at_target, 1);
                     if padded > n {
