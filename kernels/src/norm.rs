@@ -58,36 +58,51 @@ pub(crate) unsafe fn forward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
 ) {
     let n = a.cols;
     let inverse = 1.0 / n as f32;
+    let step = SUMS * S::LANES;
     for r in 0..a.rows {
         // SAFETY: row r of each operand, columns below n.
         unsafe {
             let x = a.x.add(r * a.x_row);
-            let mut total = s.splat(0.0);
+            let mut totals = [s.splat(0.0); SUMS];
             let mut i = 0;
+            while i + step <= n {
+                for (q, total) in totals.iter_mut().enumerate() {
+                    *total = s.add(*total, s.load(x.add(i + q * S::LANES)));
+                }
+                i += step;
+            }
             while i < n {
                 let left = (n - i).min(S::LANES);
-                total = s.add(total, load_up_to(s, x.add(i), left));
+                totals[0] = s.add(totals[0], load_up_to(s, x.add(i), left));
                 i += left;
             }
-            let mean = s.sum(total) * inverse;
+            let mean = s.sum(together(s, totals)) * inverse;
             let centre = s.splat(mean);
-            let mut squares = s.splat(0.0);
+            let mut squares = [s.splat(0.0); SUMS];
             let mut i = 0;
+            while i + step <= n {
+                for (q, squares) in squares.iter_mut().enumerate() {
+                    let d = s.sub(s.load(x.add(i + q * S::LANES)), centre);
+                    *squares = s.mul_add(d, d, *squares);
+                }
+                i += step;
+            }
             while i + S::LANES <= n {
                 let d = s.sub(s.load(x.add(i)), centre);
-                squares = s.mul_add(d, d, squares);
+                squares[0] = s.mul_add(d, d, squares[0]);
                 i += S::LANES;
             }
-            let mut variance = s.sum(squares);
+            let mut variance = s.sum(together(s, squares));
             while i < n {
                 let d = *x.add(i) - mean;
                 variance += d * d;
                 i += 1;
             }
-            let rstd = 1.0 / libm::sqrtf(variance * inverse + a.eps);
+            // The same number in all lanes: a root of a single one would be made by software.
+            let root = s.sqrt(s.splat(variance * inverse + a.eps));
+            let factor = s.div(s.splat(1.0), root);
             *a.mean.add(r) = mean;
-            *a.rstd.add(r) = rstd;
-            let factor = s.splat(rstd);
+            store_up_to(s, a.rstd.add(r), factor, 1);
             let y = a.out.cast::<M::Element>().add(r * a.out_row);
             let mut i = 0;
             while i < n {
@@ -103,6 +118,14 @@ pub(crate) unsafe fn forward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
             }
         }
     }
+}
+
+/// Sums of a row that are made at a time: one would wait for itself at each step.
+const SUMS: usize = 4;
+
+#[inline(always)]
+fn together<S: Simd>(s: S, sums: [S::V; SUMS]) -> S::V {
+    s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]))
 }
 
 /// With `h = (x - mean) rstd` and `w = gain dy`, row by row:
