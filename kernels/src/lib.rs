@@ -38,6 +38,7 @@ mod dropout;
 mod elements;
 mod elementwise;
 mod embedding;
+mod fresh;
 mod gemm;
 mod heads;
 mod isa;

@@ -3,7 +3,7 @@
 use super::Place;
 use super::format::Format;
 use crate::dropout::Dropout;
-use crate::elements::{Elements, OperandMut};
+use crate::elements::{Bf16, Elements, OperandMut};
 use crate::mat::MatRef;
 use crate::math;
 use crate::simd::{Simd, load_up_to};
@@ -75,6 +75,17 @@ impl RawEpilogue {
 
     pub(super) fn is_none(&self) -> bool {
         self.kind == Kind::None
+    }
+
+    /// That of the columns from `first` on; of bf16 operands if C is of them (`halves`).
+    pub(crate) fn beginning_at(&self, first: usize, halves: bool) -> Self {
+        let bytes = if halves { size_of::<Bf16>() } else { size_of::<f32>() };
+        Self {
+            bias: self.bias.map(|bias| bias.wrapping_add(first)),
+            other: self.other.wrapping_byte_add(first * bytes),
+            dropout: self.dropout.map(|(mask, row)| (mask.from_column(first), row)),
+            ..*self
+        }
     }
 
     /// # Panics

@@ -1,0 +1,141 @@
+//! Products with a matrix that is packed on the way: for one that few rows are multiplied by.
+//!
+//! A matrix packed beforehand is read once to be packed, written, and read again by each block
+//! of rows. Where the rows are few, or the block has many, it costs less to pack
+//! what is wanted next into a *slab* that stays in cache, and memory for no more than that:
+//!
+//! ```text
+//! for each SLAB_COLUMNS columns of B
+//!   for each depth of SLAB_WORDS in all           (B: memory -> L2, once)
+//!     pack B's part
+//!     C's columns (+)= A's part times it          (as any packed product)
+//!     last depth: through the epilogue
+//! ```
+//!
+//! A slab is made of whole panels and ends at a multiple of [`crate::KC`], so the bits are those
+//! of [`Kernels::gemm`].
+
+use crate::elements::{Operand, OperandMut};
+use crate::gemm::kept::Halved;
+use crate::gemm::{KC, RawEpilogue, RawGemm};
+use crate::mat::MatRef;
+use crate::{Epilogue, Kernels};
+
+/// Columns of a slab: a multiple of every panel. A is read once for each.
+const SLAB_COLUMNS: usize = 256;
+/// Words of a slab along the inner dimension: with [`SLAB_COLUMNS`] 1 MiB, half of a large L2
+/// and all that a Zen 4 has. Where C is of bf16 it goes through all of that dimension at once,
+/// and so does its slab.
+const SLAB_WORDS: usize = 4 * KC;
+
+impl Kernels {
+    /// Elements of the inner dimension of a slab.
+    fn slab_depth(&self, k: usize, into_halves: bool) -> usize {
+        if into_halves { k } else { k.min(SLAB_WORDS * self.products.depth) }
+    }
+
+    /// Floats of scratch of [`Kernels::gemm_fresh`] for `m` rows and a `k x n` matrix, `None` on
+    /// overflow; `into_halves` if the result is of bf16.
+    #[must_use]
+    pub fn fresh_scratch_len(
+        &self,
+        m: usize,
+        k: usize,
+        n: usize,
+        into_halves: bool,
+    ) -> Option<usize> {
+        let slab = self.packed_len(self.slab_depth(k, into_halves), n.min(SLAB_COLUMNS))?;
+        let product = if into_halves {
+            self.gemm_into_halves_scratch_len(m, k)
+        } else {
+            self.gemm_scratch_len(m, k)
+        };
+        slab.checked_add(product)
+    }
+
+    /// [`Kernels::gemm`] without accumulation, to the bit, with a `k x n` matrix `b` as it lies,
+    /// of any strides. It is packed on the way: worth it for some 100 rows or more.
+    ///
+    /// # Panics
+    /// As [`Kernels::gemm`]; if `scratch` is shorter than [`Kernels::fresh_scratch_len`].
+    pub fn gemm_fresh<'a, 'c>(
+        &self,
+        a: impl Into<Operand<'a>>,
+        b: MatRef<'_>,
+        c: impl Into<OperandMut<'c>>,
+        epilogue: Epilogue<'_>,
+        scratch: &mut [f32],
+    ) {
+        let (a, c) = (a.into(), c.into());
+        let ((m, n), k) = (c.shape(), b.rows());
+        let columns = if matches!(a, Operand::Half(_)) { k.next_multiple_of(2) } else { k };
+        assert!(a.shape() == (m, columns) && b.cols() == n, "gemm_fresh: shapes differ");
+        let (a, c, b) = (a.raw(), c.raw(), Operand::Float(b).raw());
+        let halves = Halved { a: a.half, c: c.half };
+        // An empty A may lie anywhere.
+        let aligned = m == 0 || k == 0 || a.ptr.is_aligned();
+        let words = a.col == 1 && a.row.is_multiple_of(2) && aligned;
+        assert!(
+            !halves.a || words,
+            "gemm_fresh: rows of an A of bf16 are not whole words of memory"
+        );
+        assert!(
+            self.fresh_scratch_len(m, k, n, c.half).is_some_and(|need| need <= scratch.len()),
+            "gemm_fresh: scratch is too short"
+        );
+        let epilogue = RawEpilogue::new(&epilogue, m, n, c.half);
+        let most = self.slab_depth(k, c.half);
+        let slab = self.packed_len(most, n.min(SLAB_COLUMNS)).unwrap_or(0);
+        let (slab, scratch) = scratch.split_at_mut(slab);
+        let (slab, scratch) = (slab.as_mut_ptr(), scratch.as_mut_ptr());
+        let mut j = 0;
+        while j < n {
+            let cols = SLAB_COLUMNS.min(n - j);
+            let mut depth = 0;
+            // `k == 0` still runs once, to overwrite C and apply the epilogue.
+            loop {
+                let part = most.min(k - depth);
+                let last = depth + part == k;
+                let from = a.skip(0, depth);
+                let g = RawGemm {
+                    m,
+                    n: cols,
+                    k: part,
+                    a: from.ptr,
+                    a_row: a.row,
+                    a_col: a.col,
+                    b: slab.cast_const(),
+                    b_panel: self.packed_len(part, self.nr).unwrap_or(0),
+                    c: c.skip(0, j).ptr.cast_mut(),
+                    c_row: c.row,
+                    accumulate: depth > 0,
+                    epilogue: if last {
+                        epilogue.beginning_at(j, c.half)
+                    } else {
+                        RawEpilogue::NONE
+                    },
+                    scratch,
+                };
+                // SAFETY: the part of B is inside it and the slab has room for its panels; the
+                // views are valid for the shapes checked above, `c` and `scratch` are
+                // exclusive, and scratch is long enough for the whole product's rows. The
+                // table keeps bf16 if there are matrices of it (`keeps`), whose rows are words
+                // as they lie, and goes through all of k at once if C is one.
+                unsafe {
+                    let source = b.skip(depth, j);
+                    (self.products.pack_b)(source, part, cols, slab);
+                    if halves.a || halves.c {
+                        (self.keeps().product)(&g, halves);
+                    } else {
+                        (self.products.gemm)(&g);
+                    }
+                }
+                depth += part;
+                if depth == k {
+                    break;
+                }
+            }
+            j += cols;
+        }
+    }
+}
