@@ -5,7 +5,7 @@ mod support;
 
 use cllm_core::{
     Activity, Batch, BatchShape, Dtype, Engine, EngineError, Idle, Isa, Kernels, Mode, ModelConfig,
-    Observer, Optimizer, Plan, Spin, StepError, Trainer, Worker,
+    Observer, Optimizer, Packing, Plan, Spin, StepError, Trainer, Worker,
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
@@ -60,12 +60,14 @@ struct Crew {
     steal_seed: u32,
     delays: bool,
     mode: Mode,
+    packing: Option<Packing>,
 }
 
 impl Crew {
     const fn of(workers: usize) -> Self {
         let mode = Mode::Train;
-        Self { workers, tiles_for: workers, steal_seed: 0, delays: false, mode }
+        let tiles_for = workers;
+        Self { workers, tiles_for, steal_seed: 0, delays: false, mode, packing: None }
     }
 }
 
@@ -85,9 +87,9 @@ fn train(
     crew: Crew,
     steps: u32,
 ) -> Vec<u32> {
+    let Crew { workers, tiles_for, mode, packing, .. } = crew;
     let plan =
-        Plan::with_tiles_for(config, shape, crew.workers, crew.tiles_for, crew.mode, kernels)
-            .unwrap();
+        Plan::with_packing(config, shape, (workers, tiles_for), packing, mode, kernels).unwrap();
     let mut memory = Memory::new(&plan);
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).unwrap();
@@ -178,6 +180,28 @@ fn one_sequence_alone_gives_the_same_bits() {
     for workers in [2, 3, 8, 16] {
         let bits = train(&config, shape, kernels, Crew::of(workers), 2);
         assert!(bits == alone, "{workers} workers differ from one");
+    }
+}
+
+/// With matrices deeper and wider than what is packed at a time, in one of the models.
+#[test]
+fn weights_packed_on_the_way_give_the_same_bits() {
+    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
+    for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
+        let wide = ModelConfig { vocab_size: 2500, n_layer: 1, d_ff: 1100, ..CONFIG };
+        let plain = ModelConfig { dropout: 0.0, tied: false, bias: false, ..CONFIG };
+        for config in [CONFIG, plain, wide] {
+            let with = |packing, crew| {
+                let crew = Crew { packing: Some(packing), ..crew };
+                train(&config, SHAPE, kernels, crew, 2)
+            };
+            let once = with(Packing::Once, Crew::of(1));
+            let again = Crew { mode: Mode::Recompute, ..Crew::of(2) };
+            for crew in [Crew::of(1), Crew::of(3), Crew { tiles_for: 64, ..Crew::of(2) }, again] {
+                let bits = with(Packing::Fresh, crew);
+                assert!(bits == once, "{kernels:?}: {crew:?} differs from packing beforehand");
+            }
+        }
     }
 }
 

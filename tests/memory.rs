@@ -7,7 +7,7 @@ use cllm::data::prefetch::with_loader;
 use cllm::data::stream::TokenStream;
 use cllm_core::{
     Batch, BatchShape, Dtype, Engine, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op,
-    Optimizer, Plan, PlanError, Pool, Pools, Queue, Slot, Trainer,
+    Optimizer, Packing, Plan, PlanError, Pool, Pools, Queue, Slot, Trainer,
 };
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
@@ -123,11 +123,16 @@ fn every_planned_line_is_used_and_no_other() {
     let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
     let bf16 = |k: &'static Kernels| [k, k.converting(), k.with_dtype(Dtype::Bf16)];
     let all = tables.flat_map(bf16);
-    for (kernels, mode) in all.flat_map(|k| [(k, Mode::Train), (k, Mode::Recompute)]) {
+    let all = all.flat_map(|k| [(k, Mode::Train), (k, Mode::Recompute)]);
+    for ((kernels, mode), packing) in
+        all.flat_map(|table| [(table, Packing::Once), (table, Packing::Fresh)])
+    {
         let isa = kernels.set();
         // Three layers, of which two are made again.
         let config = ModelConfig { n_layer: 3, ..config() };
-        let plan = Plan::new(&config, SHAPE, 1, mode, kernels).unwrap();
+        let plan =
+            Plan::with_packing(&config, SHAPE, (1, 1), Some(packing), mode, kernels).unwrap();
+        assert_eq!(plan.bytes(Pool::Packed) == 0, packing == Packing::Fresh);
         let (tokens, targets) = ids(&plan);
         let pools = [
             Pool::Parameters,
@@ -205,6 +210,37 @@ fn bytes_are_those_of_the_shapes() {
     assert_eq!(remade.bytes(Pool::Activations), 4 * (2 * kept + inner + shared + grads));
     assert_eq!(remade.recomputed_flops(), f64::from(256 * (8 * 64 * 64 + 2 * 64 * 256)));
     assert_eq!(plan.recomputed_flops(), 0.0);
+}
+
+/// GPT-2's shape: its packed weights are as large as its weights and gradients.
+#[test]
+fn large_models_have_no_packed_weights_for_small_batches() {
+    let gpt2 = ModelConfig {
+        vocab_size: 50_257,
+        block_size: 1024,
+        n_layer: 12,
+        n_head: 12,
+        d_model: 768,
+        d_ff: 3072,
+        dropout: 0.0,
+        tied: true,
+        ..config()
+    };
+    let plan = |config: &ModelConfig, tokens, workers| {
+        let shape = BatchShape { sequences: 4, tokens };
+        Plan::new(config, shape, workers, Mode::Train, Kernels::scalar()).unwrap()
+    };
+    for (tokens, workers) in [(64, 1), (64, 2), (96, 4)] {
+        let plan = plan(&gpt2, tokens, workers);
+        let matrices = plan.bytes(Pool::Packed);
+        assert_eq!((plan.packing(), matrices), (Packing::Fresh, 0), "{tokens} {workers}");
+    }
+    // Blocks of so few rows would be packed for in vain, and many rows use what is packed once.
+    assert_eq!(plan(&gpt2, 64, 8).packing(), Packing::Once);
+    assert_eq!(plan(&gpt2, 1024, 2).packing(), Packing::Once);
+    assert_eq!(plan(&config(), 64, 2).packing(), Packing::Once);
+    let total = plan(&gpt2, 64, 2).total_bytes().unwrap();
+    assert!(total < 2_290_000_000, "{total} bytes");
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub use engine::{
 pub use line::{LANES, Line, floats, floats_mut};
 pub use optimizer::{Optimizer, OptimizerError, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
-pub use plan::{BatchShape, Mode, Plan, PlanError, Pool, ROW_BLOCK};
+pub use plan::{BatchShape, Mode, Packing, Plan, PlanError, Pool, ROW_BLOCK};
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
 pub use trainer::{Batch, Evaluator, Loss, Pools, StepError, Trainer};

@@ -15,7 +15,7 @@ extern crate std;
 use super::stage::Board;
 use super::*;
 use crate::line::{LANES, Line};
-use crate::plan::{BatchShape, Mode};
+use crate::plan::{BatchShape, Mode, Packing};
 use crate::program::Run;
 use crate::shared::{Shared, record};
 use crate::step::{DropoutKey, Outcome, Step};
@@ -285,9 +285,17 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     for (number, (config, batch, tiles_for)) in cases.into_iter().enumerate() {
         let dropout = if number % 2 == 0 { 0.0 } else { 0.2 };
         let (config, kernels) = (ModelConfig { dropout, ..config }, tables[number % tables.len()]);
-        for mode in [Mode::Train, Mode::Recompute, Mode::Evaluate] {
-            let plan = Plan::with_tiles_for(&config, batch, 2, tiles_for, mode, kernels).unwrap();
-            let what = std::format!("{config:?} {batch:?} {tiles_for} {mode:?} {kernels:?}");
+        let modes = [Mode::Train, Mode::Recompute, Mode::Evaluate];
+        // Without packing there are other row blocks, and nothing that waits for it.
+        let fresh = modes.map(|mode| (mode, Packing::Fresh));
+        let fresh = if number % 5 == 0 { &fresh[..] } else { &[] };
+        let once = modes.map(|mode| (mode, Packing::Once));
+        for &(mode, packing) in once.iter().chain(fresh) {
+            let workers = (2, tiles_for);
+            let plan = Plan::with_packing(&config, batch, workers, Some(packing), mode, kernels);
+            let plan = plan.unwrap();
+            let what =
+                std::format!("{config:?} {batch:?} {tiles_for} {mode:?} {packing:?} {kernels:?}");
             let mut program = Program::new(&plan, kernels);
             free += program.check(Run::Losses { pack: true }, &what);
             if mode.trains() {

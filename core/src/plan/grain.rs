@@ -5,7 +5,7 @@
 //! tokens is summed in pieces of a fixed size ([`PARTIAL_ROWS`], the logits' groups, the
 //! products' own blocks), whatever the tiles are.
 
-use super::{BatchShape, Mode, PARTIAL_ROWS};
+use super::{BatchShape, Mode, PARTIAL_ROWS, Packing};
 use crate::config::ModelConfig;
 use cllm_kernels::Kernels;
 
@@ -20,6 +20,18 @@ pub const ROW_BLOCK: usize = 96;
 /// Rows of a block, largest first: multiples of [`PARTIAL_ROWS`], and 384 rows are whole
 /// blocks of each.
 const ROW_BLOCKS: [usize; 3] = [ROW_BLOCK, 64, 32];
+/// Rows of a block where every product packs its weights on the way, largest first: as
+/// [`ROW_BLOCKS`]. What is packed is used for one block, so many rows are better.
+const FRESH_BLOCKS: [usize; 4] = [384, 192, 128, 96];
+/// Rows that could be multiplied in the time of packing (8 to 12 with 768 x 3,072 and back, `f32`
+/// and bf16, AVX-512, one thread).
+const PACKING_ROWS: usize = 10;
+/// Floats of a model's matrices from which on they are packed on the way: packed both ways round
+/// they are 256 MiB, which few caches hold.
+const FRESH_FLOATS: usize = 32 << 20;
+/// Most rows of a batch for which they are: more rows use a packed weight often enough. GPT-2 124M
+/// took 0.77 of the time for 256 rows, 1.04 of it for 2,048 (AVX-512, two workers, in turns).
+const FRESH_ROWS: usize = 384;
 /// Rows and columns of a tile of a weight gradient, largest first. Against 128 rows, 256
 /// make the reference step 1 to 7 % faster (four runs in turns, Zen 3, one thread):
 /// packing dY is shared by more rows.
@@ -33,6 +45,8 @@ const SPAN_BLOCKS: usize = 2;
 pub(crate) struct Grain {
     /// Rows (tokens) of a tile of the forward and backward pass.
     pub(crate) row_block: usize,
+    /// Weights are packed at the start of a step: [`Packing::Once`].
+    pub(crate) packs: bool,
     /// Rows and columns of a tile of a weight's gradient.
     pub(crate) weight_rows: usize,
     pub(crate) weight_cols: usize,
@@ -57,14 +71,21 @@ impl Grain {
         batch: BatchShape,
         mode: Mode,
         workers: usize,
+        packing: Option<Packing>,
         kernels: &Kernels,
     ) -> Self {
         let rows = batch.sequences * batch.tokens;
         let wanted = if workers == 1 { 1 } else { workers.saturating_mul(TILES_PER_WORKER) };
-        let row_block = ROW_BLOCKS
-            .into_iter()
-            .find(|block| rows.div_ceil(*block) >= wanted)
-            .unwrap_or(PARTIAL_ROWS);
+        let packs = match packing {
+            Some(packing) => packing == Packing::Once,
+            None => !fresh_is_better(c, rows, workers),
+        };
+        let row_block = if packs {
+            let enough = |block: &usize| rows.div_ceil(*block) >= wanted;
+            ROW_BLOCKS.into_iter().find(enough).unwrap_or(PARTIAL_ROWS)
+        } else {
+            fresh_block(rows, workers)
+        };
         let tiles = |(height, width): (usize, usize)| {
             let of = |m: usize, n: usize| m.div_ceil(height) * n.div_ceil(width);
             let (d, f) = (c.d_model, c.d_ff);
@@ -80,6 +101,7 @@ impl Grain {
         let span = span.min(batch.tokens);
         Self {
             row_block,
+            packs,
             weight_rows,
             weight_cols,
             head_parts: wanted.div_ceil(batch.sequences).clamp(1, c.n_head),
@@ -106,4 +128,27 @@ impl Grain {
         let part = part % self.head_parts;
         heads * part / self.head_parts..heads * (part + 1) / self.head_parts
     }
+}
+
+/// Rows of a block, if weights are packed for each: the worker with the most blocks has the
+/// least to do.
+fn fresh_block(rows: usize, workers: usize) -> usize {
+    let time = |block: usize| {
+        let blocks = rows.div_ceil(block).div_ceil(workers);
+        blocks.saturating_mul(block.min(rows) + PACKING_ROWS)
+    };
+    FRESH_BLOCKS.into_iter().min_by_key(|block| time(*block)).unwrap_or(ROW_BLOCK)
+}
+
+/// Whether weights had better be packed for each block of rows than once for all.
+///
+/// So it is for large models, whose packed weights come from memory for every block, if there are
+/// few blocks and every worker has one that is large enough.
+fn fresh_is_better(c: &ModelConfig, rows: usize, workers: usize) -> bool {
+    let (d, f) = (c.d_model, c.d_ff);
+    let block = d.saturating_mul(4 * d).saturating_add(d.saturating_mul(2 * f));
+    let head = d.saturating_mul(c.vocab_size);
+    block.saturating_mul(c.n_layer).saturating_add(head) >= FRESH_FLOATS
+        && rows <= FRESH_ROWS
+        && rows.div_ceil(fresh_block(rows, workers)) >= workers
 }

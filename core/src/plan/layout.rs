@@ -28,6 +28,7 @@
 use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, to_lines, update_block};
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
+use crate::program::Matrix;
 use cllm_kernels::Kernels;
 
 /// A matrix of activations or of their gradients, a row for each token.
@@ -295,8 +296,8 @@ pub(crate) struct Layout {
     first_packed: PackedBlock,
     packed_stride: usize,
     /// Output projection: `d_model x vocab` and back.
-    pub(crate) head: usize,
-    pub(crate) head_t: usize,
+    head: usize,
+    head_t: usize,
     pub(crate) packed_len: usize,
     /// Floats of scratch of one worker.
     pub(crate) scratch_len: usize,
@@ -342,11 +343,13 @@ impl Layout {
         let activations_len = bump.0;
 
         let mut bump = Bump(0);
-        let first_packed = packed_block(c, kernels, train, &mut |floats| bump.take(floats))?;
+        let mut take = |floats| if grain.packs { bump.take(floats) } else { Some(0) };
+        let first_packed = packed_block(c, kernels, train, &mut take)?;
         let packed_stride = bump.0;
         bump.take(packed_stride.checked_mul(c.n_layer - 1)?)?;
-        let head = bump.take(kernels.packed_len(d, c.vocab_size)?)?;
-        let head_t = if train { bump.take(kernels.packed_len(c.vocab_size, d)?)? } else { 0 };
+        let mut take = |floats| if grain.packs { bump.take(floats) } else { Some(0) };
+        let head = take(kernels.packed_len(d, c.vocab_size)?)?;
+        let head_t = if train { take(kernels.packed_len(c.vocab_size, d)?)? } else { 0 };
         let packed_len = bump.0;
 
         let (t, head_size) = (batch.tokens, c.head_size());
@@ -354,9 +357,19 @@ impl Layout {
         // The deepest product of a row block: backward they are as deep as forward they are wide.
         let deepest = if train { f.max(3 * d).max(c.vocab_size) } else { f.max(d) };
         let rows = grain.row_block.min(n);
-        scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, deepest));
-        // Into fc, and back into its gradient.
-        scratch_len = scratch_len.max(kernels.gemm_into_halves_scratch_len(rows, d));
+        if grain.packs {
+            scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, deepest));
+            // Into fc, and back into its gradient.
+            scratch_len = scratch_len.max(kernels.gemm_into_halves_scratch_len(rows, d));
+        } else {
+            let back = [(3 * d, d), (f, d), (c.vocab_size, d)];
+            let shapes = [(d, 3 * d), (d, d), (f, d), (d, c.vocab_size)].into_iter();
+            for (k, n) in shapes.chain(back.into_iter().filter(|_| train)) {
+                scratch_len = scratch_len.max(kernels.fresh_scratch_len(rows, k, n, false)?);
+            }
+            let into_fc = kernels.keeps_halves_of(f);
+            scratch_len = scratch_len.max(kernels.fresh_scratch_len(rows, d, f, into_fc)?);
+        }
         if train {
             // The largest tile of any weight's gradient, as it is stored.
             for (rows, cols) in [(d, 3 * d), (d, d), (d, f), (f, d), (c.vocab_size, d)] {
@@ -470,20 +483,17 @@ impl Layout {
         self.logits.of(group)
     }
 
-    /// Packed weights of a block.
-    pub(crate) fn packed(&self, layer: usize) -> PackedBlock {
-        let by = layer * self.packed_stride;
+    /// Panels of a block's matrix, or of its transpose.
+    pub(crate) fn panels(&self, matrix: Matrix, layer: usize, transposed: bool) -> usize {
         let p = &self.first_packed;
-        PackedBlock {
-            qkv: p.qkv + by,
-            att: p.att + by,
-            fc: p.fc + by,
-            mlp: p.mlp + by,
-            qkv_t: p.qkv_t + by,
-            att_t: p.att_t + by,
-            fc_t: p.fc_t + by,
-            mlp_t: p.mlp_t + by,
-        }
+        let (there, back) = match matrix {
+            Matrix::Qkv => (p.qkv, p.qkv_t),
+            Matrix::AttnOut => (p.att, p.att_t),
+            Matrix::Fc => (p.fc, p.fc_t),
+            Matrix::MlpOut => (p.mlp, p.mlp_t),
+            Matrix::Head => return if transposed { self.head_t } else { self.head },
+        };
+        layer * self.packed_stride + if transposed { back } else { there }
     }
 }
 

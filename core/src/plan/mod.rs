@@ -46,6 +46,16 @@ pub struct BatchShape {
     pub tokens: usize,
 }
 
+/// When weights are laid out as the panels that products read. The bits of a step do not depend
+/// on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// All at the start of a step, both ways round, into [`Pool::Packed`].
+    Once,
+    /// By every product, a piece at a time, into its worker's scratch.
+    Fresh,
+}
+
 /// What the memory is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -81,7 +91,7 @@ pub enum Pool {
     Gradients,
     /// First and second moments of AdamW, one arena after the other.
     Moments,
-    /// Weights laid out as panels for the products, both ways round.
+    /// Weights laid out as panels for the products, both ways round: [`Packing::Once`].
     Packed,
     /// Activations, their gradients, partial sums and a block of logits.
     Activations,
@@ -244,6 +254,22 @@ impl Plan {
         mode: Mode,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
+        Self::with_packing(config, batch, (workers, tiles_for), None, mode, kernels)
+    }
+
+    /// As [`Plan::with_tiles_for`], for numbers of workers and those that tiles are for, with
+    /// weights packed as said rather than as suits the model and the batch.
+    ///
+    /// # Errors
+    /// As for [`Plan::new`].
+    pub fn with_packing(
+        config: &ModelConfig,
+        batch: BatchShape,
+        (workers, tiles_for): (usize, usize),
+        packing: Option<Packing>,
+        mode: Mode,
+        kernels: &Kernels,
+    ) -> Result<Self, PlanError> {
         let table = ParamTable::new(config)?;
         if batch.sequences == 0 || batch.tokens == 0 {
             return Err(PlanError::EmptyBatch);
@@ -257,7 +283,7 @@ impl Plan {
         }
         let overflow = PlanError::Config(ConfigError::Overflow);
         batch.sequences.checked_mul(batch.tokens).ok_or(overflow)?;
-        let grain = Grain::new(config, batch, mode, tiles_for, kernels);
+        let grain = Grain::new(config, batch, mode, tiles_for, packing, kernels);
         let layout = Layout::new(config, batch, mode, &grain, kernels).ok_or(overflow)?;
         let mut plan = Self {
             config: *config,
@@ -383,6 +409,12 @@ impl Plan {
         let remade = (0..self.config.n_layer).filter(|layer| self.layout.is_remade(*layer));
         let [d, f, n] = [self.config.d_model, self.config.d_ff, self.tokens()].map(|x| x as f64);
         remade.count() as f64 * (8.0 * d * d + 2.0 * d * f) * n
+    }
+
+    /// When weights are packed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        if self.grain.packs { Packing::Once } else { Packing::Fresh }
     }
 
     /// What the memory is for.

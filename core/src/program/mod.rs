@@ -8,7 +8,7 @@
 //! every stage comes behind those it waits for.
 //!
 //! ```text
-//! Pack      weights -> panels, both ways round, by layer              (once an update)
+//! Pack      weights -> panels, both ways round, by layer    (once an update, if at all)
 //! Forward   F(0): embed norm1 qkv | A(0) | F(1): out norm2 fc mlp norm1 qkv | A(1) | ...
 //!           ... | F(L): out norm2 fc mlp
 //! Loss      final norm, logits and cross-entropy by groups of rows     (evaluation)
@@ -197,6 +197,9 @@ impl Builder<'_, '_> {
     fn pack(&mut self, train: bool) {
         self.section = Section::Pack;
         let plan = self.plan;
+        if !plan.grain.packs {
+            return;
+        }
         for layer in 0..plan.config.n_layer {
             let ops = Matrix::OF_BLOCK.iter().flat_map(|m| Self::pack_ops(plan, *m, layer, train));
             self.list(Needs::NOTHING, ops);
@@ -217,8 +220,8 @@ impl Builder<'_, '_> {
     }
 
     /// The stage that packs a layer's weights; that of the output projection is the last.
-    fn packed(layer: usize) -> u16 {
-        layer as u16
+    fn packed(&self, layer: usize) -> u16 {
+        if self.plan.grain.packs { layer as u16 } else { NONE }
     }
 
     fn forward(&mut self) {
@@ -245,7 +248,7 @@ impl Builder<'_, '_> {
                 then(Kind::Qkv, layer);
             }
             // The last stage uses the weights of the block before it, which are packed.
-            let packed = if layer < layers { Self::packed(layer) } else { NONE };
+            let packed = if layer < layers { self.packed(layer) } else { NONE };
             let spans = (layer * parts) as u32;
             let needs = Needs { level: layer as u32, spans, stages: [packed, NONE, NONE] };
             self.rows(&all, layer + 1, needs, &chain);
@@ -282,7 +285,7 @@ impl Builder<'_, '_> {
         for group in 0..self.groups() {
             // The group before that has its logits in the same place.
             let before = group.checked_sub(buffers).map_or(NONE, |g| first.wrapping_add(g as u16));
-            let stages = [Self::packed(layers), before, NONE];
+            let stages = [self.packed(layers), before, NONE];
             let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
             let mut chain = Chain::new();
             let _ = chain.push((Kind::Norm(Norm::Final), 0));
@@ -342,7 +345,7 @@ impl Builder<'_, '_> {
         let mut last = NONE;
         for group in 0..self.groups() {
             let overwrites = group.checked_sub(buffers).map_or(NONE, gradient);
-            let stages = [Self::packed(layers), overwrites, NONE];
+            let stages = [self.packed(layers), overwrites, NONE];
             let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
             let mut chain = Chain::new();
             let _ = chain.push((Kind::Norm(Norm::Final), 0));

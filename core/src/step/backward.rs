@@ -10,7 +10,7 @@
 use super::forward::Head;
 use super::{Site, Step};
 use crate::plan::{Buffer, PARTIAL_ROWS};
-use crate::program::Norm;
+use crate::program::{Matrix, Norm};
 use cllm_kernels::{AttentionInPlace, Epilogue, NormInPlace, NormSaved};
 
 impl Step<'_> {
@@ -135,15 +135,14 @@ impl Step<'_> {
     pub(super) unsafe fn mlp_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let p = self.plan.layout.packed(block);
         // SAFETY: the tile owns its rows of dfc and of fc_pre; its rows of dy are done.
         unsafe {
             let layout = &self.plan.layout;
             let dy = self.act.mat(layout.grads(block).masked_mlp + first * d, (rows, d), d);
             let pre = self.operand_mut(layout.fc(block), (first, rows), f);
             let out = self.operand_mut(layout.dfc(block), (first, rows), f);
-            let weights = self.packed(p.mlp_t, d, f);
-            self.kernels.gemm(dy, weights, out, false, Epilogue::GeluGrad { pre }, scratch);
+            let weight = self.weight_back(Matrix::MlpOut, block);
+            self.product(dy, weight, out, Epilogue::GeluGrad { pre }, scratch);
         }
     }
 
@@ -154,9 +153,8 @@ impl Step<'_> {
     pub(super) unsafe fn fc_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (d, layout) = (self.plan.config.d_model, &self.plan.layout);
         let (dfc, dnorm) = (layout.dfc(block), layout.grads(block).dnorm);
-        let weights = layout.packed(block).fc_t;
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, dfc, weights, (dnorm, d), scratch) }
+        unsafe { self.input_grad(tile, dfc, (Matrix::Fc, block), (dnorm, d), scratch) }
     }
 
     /// `datt = dy W^T` for one row block.
@@ -165,12 +163,11 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn attn_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let d = self.plan.config.d_model;
-        let weights = self.plan.layout.packed(block).att_t;
         let g = self.plan.layout.grads(block);
         // SAFETY: passed on from the caller.
         unsafe {
             let from = Buffer::floats(g.masked_att, d);
-            self.input_grad(tile, from, weights, (g.datt, d), scratch);
+            self.input_grad(tile, from, (Matrix::AttnOut, block), (g.datt, d), scratch);
         }
     }
 
@@ -181,11 +178,10 @@ impl Step<'_> {
     pub(super) unsafe fn qkv_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let d = self.plan.config.d_model;
         let (dqkv, dnorm) = (self.plan.layout.dqkv(block).0, self.plan.layout.grads(block).dnorm);
-        let weights = self.plan.layout.packed(block).qkv_t;
         // SAFETY: passed on from the caller.
         unsafe {
             let from = Buffer::floats(dqkv, 3 * d);
-            self.input_grad(tile, from, weights, (dnorm, d), scratch);
+            self.input_grad(tile, from, (Matrix::Qkv, block), (dnorm, d), scratch);
         }
     }
 
@@ -197,18 +193,17 @@ impl Step<'_> {
         &self,
         tile: usize,
         from: Buffer,
-        weights: usize,
+        (matrix, block): (Matrix, usize),
         (to, n): (usize, usize),
         scratch: &mut [f32],
     ) {
         let (first, rows) = self.rows(tile);
         // SAFETY: passed on from the caller.
         unsafe {
-            let k = from.width;
-            let dy = self.operand(from, (first, rows), (0, k));
+            let dy = self.operand(from, (first, rows), (0, from.width));
             let out = self.act.mat_mut(to + first * n, (rows, n), n);
-            let weights = self.packed(weights, k, n);
-            self.kernels.gemm(dy, weights, out, false, Epilogue::None, scratch);
+            let weight = self.weight_back(matrix, block);
+            self.product(dy, weight, out, Epilogue::None, scratch);
         }
     }
 

@@ -3,7 +3,6 @@
 
 use super::{Desk, Site, Step};
 use crate::params::Param;
-use crate::plan::COLUMN_BLOCK;
 use crate::program::{Matrix, Norm};
 use cllm_kernels::{Attention, Dropout, Epilogue};
 use core::ops::Range;
@@ -20,36 +19,6 @@ pub(super) struct Head {
 }
 
 impl Step<'_> {
-    /// Lays out 256 columns of a weight (or of its transpose) as panels.
-    ///
-    /// # Safety
-    /// As for [`Step::run_tile`].
-    pub(super) unsafe fn pack(&self, matrix: Matrix, block: usize, tile: usize, transposed: bool) {
-        let Some(spec) = self.spec(matrix.weight(self.plan, block)) else { return };
-        let p = self.plan.layout.packed(block);
-        let (at, at_t) = match matrix {
-            Matrix::Qkv => (p.qkv, p.qkv_t),
-            Matrix::AttnOut => (p.att, p.att_t),
-            Matrix::Fc => (p.fc, p.fc_t),
-            Matrix::MlpOut => (p.mlp, p.mlp_t),
-            Matrix::Head => (self.plan.layout.head, self.plan.layout.head_t),
-        };
-        // SAFETY: the tile owns its columns' panels; weights are not being updated.
-        unsafe {
-            let stored = self.params.mat(spec.offset, (spec.rows, spec.cols), spec.cols);
-            // The output projection is stored outputs first: its transpose multiplies x.
-            let flip = transposed != (matrix == Matrix::Head);
-            let source = if flip { stored.t() } else { stored };
-            let first = tile * COLUMN_BLOCK;
-            let part = source.col_range(first, COLUMN_BLOCK.min(source.cols() - first));
-            let len = self.kernels.packed_len(part.rows(), part.cols()).unwrap_or(0);
-            // Whole panels before this one: COLUMN_BLOCK is a multiple of their width.
-            let panels = if transposed { at_t } else { at };
-            let to = panels + self.kernels.packed_len(part.rows(), first).unwrap_or(0);
-            self.kernels.pack(part, self.packed.slice_mut(to, len));
-        }
-    }
-
     /// `x = dropout(token + position)` for one row block.
     ///
     /// # Safety
@@ -121,7 +90,7 @@ impl Step<'_> {
     pub(super) unsafe fn qkv(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
-        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        let b = self.plan.layout.block(block);
         // SAFETY: the tile owns its rows of qkv; norm1's rows are done.
         unsafe {
             let x = if self.plan.layout.norm1_in_place() {
@@ -131,8 +100,7 @@ impl Step<'_> {
             };
             let out = self.act.mat_mut(b.qkv + first * 3 * d, (rows, 3 * d), 3 * d);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
-            let weights = self.packed(p.qkv, d, 3 * d);
-            self.kernels.gemm(x, weights, out, false, epilogue, desk.scratch);
+            self.product(x, self.weight(Matrix::Qkv, block), out, epilogue, desk.scratch);
         }
     }
 
@@ -210,7 +178,7 @@ impl Step<'_> {
     pub(super) unsafe fn attn_out(&self, block: usize, tile: usize, scratch: &mut [f32]) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
-        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        let b = self.plan.layout.block(block);
         // SAFETY: the tile owns its rows of mid; att's and x's rows are done.
         unsafe {
             let x = self.act.mat(b.att + first * d, (rows, d), d);
@@ -220,7 +188,7 @@ impl Step<'_> {
                 residual: self.act.mat(b.x + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::AttnOut, first),
             };
-            self.kernels.gemm(x, self.packed(p.att, d, d), out, false, epilogue, scratch);
+            self.product(x, self.weight(Matrix::AttnOut, block), out, epilogue, scratch);
         }
     }
 
@@ -237,7 +205,6 @@ impl Step<'_> {
     ) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let p = self.plan.layout.packed(block);
         // SAFETY: the tile owns its rows of fc_pre.
         unsafe {
             let x = self.kernels.operand(desk.norm, rows, d);
@@ -250,7 +217,7 @@ impl Step<'_> {
                 Some(bias) => (pre, Epilogue::Bias(bias)),
                 None => (pre, Epilogue::None),
             };
-            self.kernels.gemm(x, self.packed(p.fc, d, f), out, false, epilogue, desk.scratch);
+            self.product(x, self.weight(Matrix::Fc, block), out, epilogue, desk.scratch);
         }
     }
 
@@ -261,7 +228,7 @@ impl Step<'_> {
     pub(super) unsafe fn mlp_out(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
-        let (b, p) = (self.plan.layout.block(block), self.plan.layout.packed(block));
+        let b = self.plan.layout.block(block);
         let to = self.plan.layout.block_output(block);
         // SAFETY: the tile owns its rows of the output; mid's rows are done.
         unsafe {
@@ -272,7 +239,7 @@ impl Step<'_> {
                 residual: self.act.mat(b.mid + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::MlpOut, first),
             };
-            self.kernels.gemm(x, self.packed(p.mlp, f, d), out, false, epilogue, desk.scratch);
+            self.product(x, self.weight(Matrix::MlpOut, block), out, epilogue, desk.scratch);
         }
     }
 

@@ -35,8 +35,8 @@ impl Step<'_> {
         unsafe {
             let x = self.kernels.operand(norm, rows, d);
             let mut logits = self.act.mat_mut(layout.logits(group) + in_group * v, (rows, v), v);
-            let head = self.packed(layout.head, d, v);
-            self.kernels.gemm(x, head, logits.reborrow(), false, Epilogue::None, scratch);
+            let head = self.weight(Matrix::Head, 0);
+            self.product(x, head, logits.reborrow(), Epilogue::None, scratch);
             let targets = &self.targets[first..first + rows];
             let losses = self.act.slice_mut(layout.losses + first, rows);
             if !grad {
@@ -52,8 +52,13 @@ impl Step<'_> {
                 logits.into_ref().into()
             };
             let dnorm = self.act.mat_mut(dnorm + first * d, (rows, d), d);
-            let back = self.packed(layout.head_t, v, d);
-            self.kernels.gemm(dlogits, back, dnorm, false, Epilogue::None, scratch);
+            self.product(
+                dlogits,
+                self.weight_back(Matrix::Head, 0),
+                dnorm,
+                Epilogue::None,
+                scratch,
+            );
         }
     }
 

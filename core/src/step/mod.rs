@@ -8,6 +8,7 @@
 mod backward;
 mod forward;
 mod head;
+mod product;
 mod update;
 mod weights;
 
@@ -18,7 +19,7 @@ use crate::plan::{Buffer, Plan};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::program::{self, Kind, Matrix, Norm, Op};
 use crate::shared::Shared;
-use cllm_kernels::{AdamW, Dropout, Kernels, Operand, OperandMut, Packed};
+use cllm_kernels::{AdamW, Dropout, Kernels, Operand, OperandMut};
 
 /// Where dropout masks come from in this micro-batch.
 #[derive(Clone, Copy, Debug)]
@@ -273,16 +274,6 @@ impl Step<'_> {
                 OperandMut::Float(self.act.mat_mut(at + first, (rows, cols), width))
             }
         }
-    }
-
-    /// Packed weights `k x n` at an offset of their pool.
-    ///
-    /// # Safety
-    /// Packing is done.
-    unsafe fn packed(&self, at: usize, k: usize, n: usize) -> Packed<'_> {
-        let len = self.kernels.packed_len(k, n).unwrap_or(0);
-        // SAFETY: packed weights are only written by the packing operations.
-        Packed::new(unsafe { self.packed.slice(at, len) }, k, n)
     }
 
     /// The mask of a site of a block, and its row for row `first` of the batch.

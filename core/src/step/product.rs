@@ -1,0 +1,99 @@
+//! Products with the weights, which are panels made at the start of the step or are packed on
+//! the way: see [`Packing`].
+//!
+//! [`Packing`]: crate::Packing
+#![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
+
+use super::Step;
+use crate::plan::COLUMN_BLOCK;
+use crate::program::Matrix;
+use cllm_kernels::{Epilogue, MatRef, Operand, OperandMut, Packed};
+
+/// The right-hand side of a product.
+pub(super) enum Weight<'a> {
+    Packed(Packed<'a>),
+    /// As it lies among the parameters.
+    Stored(MatRef<'a>),
+}
+
+impl Step<'_> {
+    /// The parameters of `y = x W`, or of `dx = dy W^T`.
+    ///
+    /// # Safety
+    /// The update is not running.
+    unsafe fn stored(&self, matrix: Matrix, block: usize, transposed: bool) -> MatRef<'_> {
+        let spec = self.plan.table.spec(matrix.weight(self.plan, block));
+        let spec = spec.expect("every model has the matrices of its blocks and a head");
+        // SAFETY: parameters are only written by the update.
+        let stored = unsafe { self.params.mat(spec.offset, (spec.rows, spec.cols), spec.cols) };
+        // The output projection is stored outputs first: its transpose multiplies x.
+        let flip = transposed != (matrix == Matrix::Head);
+        if flip { stored.t() } else { stored }
+    }
+
+    /// Lays out 256 columns of a weight (or of its transpose) as panels.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn pack(&self, matrix: Matrix, block: usize, tile: usize, transposed: bool) {
+        let panels = self.plan.layout.panels(matrix, block, transposed);
+        // SAFETY: the tile owns its columns' panels; weights are not being updated.
+        unsafe {
+            let source = self.stored(matrix, block, transposed);
+            let first = tile * COLUMN_BLOCK;
+            let part = source.col_range(first, COLUMN_BLOCK.min(source.cols() - first));
+            let len = self.kernels.packed_len(part.rows(), part.cols()).unwrap_or(0);
+            // Whole panels before this one: COLUMN_BLOCK is a multiple of their width.
+            let to = panels + self.kernels.packed_len(part.rows(), first).unwrap_or(0);
+            self.kernels.pack(part, self.packed.slice_mut(to, len));
+        }
+    }
+
+    /// # Safety
+    /// The update is not running, and packing is done.
+    unsafe fn right(&self, matrix: Matrix, block: usize, transposed: bool) -> Weight<'_> {
+        // SAFETY: passed on from the caller.
+        let stored = unsafe { self.stored(matrix, block, transposed) };
+        if !self.plan.grain.packs {
+            return Weight::Stored(stored);
+        }
+        let (k, n) = (stored.rows(), stored.cols());
+        let at = self.plan.layout.panels(matrix, block, transposed);
+        let len = self.kernels.packed_len(k, n).unwrap_or(0);
+        // SAFETY: packed weights are only written by the packing operations.
+        Weight::Packed(Packed::new(unsafe { self.packed.slice(at, len) }, k, n))
+    }
+
+    /// The weight of `y = x W`.
+    ///
+    /// # Safety
+    /// The update is not running, and packing is done.
+    pub(super) unsafe fn weight(&self, matrix: Matrix, block: usize) -> Weight<'_> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.right(matrix, block, false) }
+    }
+
+    /// The weight of `dx = dy W^T`.
+    ///
+    /// # Safety
+    /// The update is not running, and packing is done.
+    pub(super) unsafe fn weight_back(&self, matrix: Matrix, block: usize) -> Weight<'_> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.right(matrix, block, true) }
+    }
+
+    /// `to = from W`, then the epilogue: the same bits from both kinds of weights.
+    pub(super) fn product<'a, 'c>(
+        &self,
+        from: impl Into<Operand<'a>>,
+        weight: Weight<'_>,
+        to: impl Into<OperandMut<'c>>,
+        epilogue: Epilogue<'_>,
+        scratch: &mut [f32],
+    ) {
+        match weight {
+            Weight::Packed(b) => self.kernels.gemm(from, b, to, false, epilogue, scratch),
+            Weight::Stored(b) => self.kernels.gemm_fresh(from, b, to, epilogue, scratch),
+        }
+    }
+}
