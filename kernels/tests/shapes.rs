@@ -4,8 +4,8 @@
 mod common;
 
 use cllm_kernels::{
-    AdamW, Attention, AttentionGrads, AttentionInPlace, Dropout, Dtype, Epilogue, Kernels, MatMut,
-    MatRef, NormInPlace, NormSaved, Packed,
+    AdamW, Attention, AttentionGrads, AttentionInPlace, Dropout, Dtype, Epilogue, KC, Kernels,
+    MatMut, MatRef, NormInPlace, NormSaved, Packed,
 };
 use common::{each_dtype, each_isa, panics, room};
 
@@ -347,4 +347,15 @@ fn attention_checks_its_shapes() {
         assert_eq!(kernels.attention_scratch_len(usize::MAX, 4), None);
         assert_eq!(kernels.attention_backward_scratch_len(usize::MAX, 4), None);
     });
+}
+
+#[test]
+fn scratch_for_rows_is_enough_for_fewer_and_has_a_limit() {
+    for kernels in each_dtype() {
+        for k in [1, 17, KC - 1, KC, KC + 1, 768, 3072, 4 * 3072, 50_257] {
+            let lens: Vec<usize> = (0..200).map(|m| kernels.gemm_scratch_len(m, k)).collect();
+            assert!(lens.is_sorted(), "{} for rows of {k}: {lens:?}", kernels.set());
+            assert!(lens[199] <= 96 * KC, "{} for rows of {k}", kernels.set());
+        }
+    }
 }

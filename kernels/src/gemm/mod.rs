@@ -21,12 +21,15 @@
 //! In a [`Format`] other than plain floats, A is brought into it on the way, a block of rows and
 //! of depth at a time, in scratch of the caller's.
 //!
+//! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]).
+//!
 //! The structure is that of Goto and van de Geijn, "Anatomy of High-Performance
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
 //! caller's tiles.
 
 pub(crate) mod both;
 pub(crate) mod epilogue;
+mod few;
 pub(crate) mod format;
 pub(crate) mod kept;
 mod micro;
@@ -74,9 +77,17 @@ pub(crate) struct RawGemm {
 /// Rows of A that are brought into another format at a time: as many as a block of tokens has.
 const ROWS: usize = 96;
 
-/// Floats of scratch that [`converted`] wants for `m` rows of `k` elements.
+/// Floats of scratch that [`converted`] wants for up to `m` rows of `k` elements.
 pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, k: usize) -> usize {
-    m.min(ROWS) * F::words(k.min(KC))
+    let block = m.min(ROWS) * F::words(k.min(KC));
+    block.max(m.min(few_rows::<S, F>(k)) * F::words(k))
+}
+
+/// Most rows of `k` elements that go through [`few`]: all their words take no more scratch
+/// than a block of the most rows.
+#[inline(always)]
+fn few_rows<S: Simd, F: Format<S>>(k: usize) -> usize {
+    few::ROWS.min(ROWS * F::words(KC) / F::words(k).max(1))
 }
 
 /// The driver for a format of plain floats: A is read where it lies.
@@ -88,6 +99,11 @@ pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, k: usize) -> usize {
 pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
     if g.m == 0 || g.n == 0 {
         return;
+    }
+    if g.m <= few::ROWS && g.a_col == 1 {
+        let a = Rows { ptr: g.a, row: g.a_row, col: 1, rows: 0..g.m };
+        // SAFETY: passed on from the caller.
+        return unsafe { few::gemm(s, f, g, &a) };
     }
     let mut depth = 0;
     // `k == 0` still runs once, to overwrite C and apply the epilogue.
@@ -139,6 +155,22 @@ unsafe fn words_of<S: Simd, F: Format<S>>(
 /// floats.
 #[inline(always)]
 pub(crate) unsafe fn converted<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
+    if g.m <= few_rows::<S, F>(g.k) {
+        let words = F::words(g.k);
+        let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: 0..g.m };
+        // SAFETY: rows are inside A, and scratch has room for all their words.
+        unsafe {
+            for row in 0..g.m {
+                let (from, to) =
+                    (g.a.wrapping_add(row * g.a_row), g.scratch.wrapping_add(row * words));
+                words_of(s, f, from, g.a_col, g.k, to);
+            }
+            if g.m > 0 {
+                few::gemm(s, f, g, &a);
+            }
+        }
+        return;
+    }
     let mut first = 0;
     while first < g.m && g.n > 0 {
         let rows = first..(first + ROWS).min(g.m);
