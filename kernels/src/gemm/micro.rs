@@ -65,7 +65,24 @@ pub(super) unsafe fn sized<S: Simd, F: Format<S>, const ALONG: bool>(
 ) {
     // SAFETY: passed on from the caller; each arm is given exactly its rows.
     unsafe {
-        if S::LANES == 1 {
+        if ALONG && S::LANES > 1 && cols <= S::LANES {
+            // The last columns of a matrix: the other half of the panel is of zeros.
+            match rows {
+                1 => tile::<S, F, 1, 1, ALONG>(s, f, t, cols, accumulate),
+                2 => tile::<S, F, 2, 1, ALONG>(s, f, t, cols, accumulate),
+                3 => tile::<S, F, 3, 1, ALONG>(s, f, t, cols, accumulate),
+                4 => tile::<S, F, 4, 1, ALONG>(s, f, t, cols, accumulate),
+                5 => tile::<S, F, 5, 1, ALONG>(s, f, t, cols, accumulate),
+                6 => tile::<S, F, 6, 1, ALONG>(s, f, t, cols, accumulate),
+                _ if S::MR == 6 => {}
+                7 => tile::<S, F, 7, 1, ALONG>(s, f, t, cols, accumulate),
+                8 => tile::<S, F, 8, 1, ALONG>(s, f, t, cols, accumulate),
+                9 => tile::<S, F, 9, 1, ALONG>(s, f, t, cols, accumulate),
+                10 => tile::<S, F, 10, 1, ALONG>(s, f, t, cols, accumulate),
+                11 => tile::<S, F, 11, 1, ALONG>(s, f, t, cols, accumulate),
+                _ => tile::<S, F, 12, 1, ALONG>(s, f, t, cols, accumulate),
+            }
+        } else if S::LANES == 1 {
             match rows {
                 1 => tile::<S, F, 1, 4, ALONG>(s, f, t, cols, accumulate),
                 2 => tile::<S, F, 2, 4, ALONG>(s, f, t, cols, accumulate),
@@ -92,10 +109,10 @@ pub(super) unsafe fn sized<S: Simd, F: Format<S>, const ALONG: bool>(
     }
 }
 
-/// `C[M x cols] (+)= A[M x kc] B[kc x NR]`, `V = NR / LANES` vectors a row.
+/// `C[M x cols] (+)= A[M x kc] B[kc x cols]`, `V` vectors a row: `NR / LANES`, or 1.
 ///
 /// # Safety
-/// As for [`sized`], with `rows == M`.
+/// As for [`sized`], with `rows == M` and `cols <= V * LANES`.
 #[inline(always)]
 unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const V: usize, const ALONG: bool>(
     s: S,
@@ -104,7 +121,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const V: usize, const ALON
     cols: usize,
     accumulate: bool,
 ) {
-    debug_assert!(V * S::LANES == S::NR && M <= S::MR);
+    debug_assert!(cols <= V * S::LANES && V * S::LANES <= S::NR && M <= S::MR);
     debug_assert!(t.a_row == 1 || M == 1 || ALONG);
     let mut sums = [[s.splat(0.0); V]; M];
     let mut rows = [t.a; M];
@@ -134,7 +151,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const V: usize, const ALON
     }
     // SAFETY: C is valid for M rows of `cols` floats.
     unsafe {
-        if cols == S::NR {
+        if cols == V * S::LANES {
             for (i, sum) in sums.iter().enumerate() {
                 for (v, &lanes) in sum.iter().enumerate() {
                     let c = t.c.add(i * t.c_row + v * S::LANES);

@@ -304,16 +304,14 @@ unsafe fn place<S: Simd, F: Format<S>>(
     if last {
         epilogue::ahead(s, &g.epilogue, tile.c, g.c_row, at);
     }
+    let through = last && !g.epilogue.is_none();
+    let (sums, c) = (buffer.as_mut_ptr().cast(), tile.c);
+    let tile = if through { micro::Tile { c: sums, c_row: S::NR, ..tile } } else { tile };
     // SAFETY: the buffer holds MR x NR floats and is read where it was written.
     unsafe {
-        if last && !g.epilogue.is_none() {
-            let sums = buffer.as_mut_ptr().cast();
-            let c = tile.c;
-            let tile = micro::Tile { c: sums, c_row: S::NR, ..tile };
-            micro::run(s, f, &tile, at.rows, at.cols, accumulate);
+        micro::run(s, f, &tile, at.rows, at.cols, accumulate);
+        if through {
             epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, sums, c, g.c_row, at);
-        } else {
-            micro::run(s, f, &tile, at.rows, at.cols, accumulate);
         }
     }
 }
