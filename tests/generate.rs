@@ -2,8 +2,17 @@
 
 mod support;
 
+use cllm::pool::cpus;
+use cllm::pool::idle::Parking;
 use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
-use cllm_core::{Isa, Kernels, Line};
+use cllm_core::{
+    Activity, Dtype, Engine, EngineError, Isa, Kernels, Line, ModelConfig, Observer, ParamTable,
+    PlanError, Queue, Slot, Worker,
+};
+use core::panic::AssertUnwindSafe;
+use core::sync::atomic::AtomicU64;
+use std::panic::catch_unwind;
+use std::thread;
 use support::golden::{Golden, scatter};
 
 /// Memory of one stream.
@@ -14,9 +23,13 @@ struct Memory {
 
 impl Memory {
     fn new(golden: &Golden, plan: &GeneratePlan) -> Self {
-        let table = cllm_core::ParamTable::new(plan.config()).unwrap();
+        let table = ParamTable::new(plan.config()).unwrap();
         let mut parameters = vec![0.0; table.arena_len()];
         scatter(&table, &golden.params, &mut parameters);
+        Self::of(parameters, plan)
+    }
+
+    fn of(parameters: Vec<f32>, plan: &GeneratePlan) -> Self {
         let poison = Line([f32::NAN; cllm_core::LANES]);
         let lines = [plan.packed_lines(), plan.cache_lines(), plan.activation_lines()];
         Self { parameters, pools: lines.map(|n| vec![poison; n]) }
@@ -100,4 +113,149 @@ fn bad_text_is_refused() {
     let id = vocab_size as u32;
     let error = generator.logits_after(&[0, id]).unwrap_err();
     assert_eq!(error, GenerateError::UnknownToken { id, vocab_size });
+}
+
+/// Wide enough for several tiles of every product.
+const WIDE: ModelConfig = ModelConfig {
+    vocab_size: 300,
+    block_size: 130,
+    n_layer: 2,
+    n_head: 3,
+    d_model: 96,
+    d_ff: 384,
+    bias: true,
+    tied: false,
+    dropout: 0.0,
+    norm_eps: 1e-5,
+};
+
+/// Some weights, none of them like another.
+fn weights(config: &ModelConfig) -> Vec<f32> {
+    let mut weights = vec![0.0; ParamTable::new(config).unwrap().arena_len()];
+    let mut state = 1_u32;
+    for x in &mut weights {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *x = ((state >> 8) as f32 / 2e7 - 0.4) * 0.3;
+    }
+    weights
+}
+
+/// Slots and words of an engine.
+fn queue_of(plan: &GeneratePlan) -> (Vec<Slot>, Vec<AtomicU64>) {
+    let slots = (0..plan.slots()).map(|_| Slot::new()).collect();
+    (slots, (0..plan.words()).map(|_| AtomicU64::new(0)).collect())
+}
+
+/// Calls `body` with a generator of `workers` threads, all but the first of which tell
+/// `observer` what they do, and with the number of threads that panicked.
+fn with_threads<R, O: Observer>(
+    (workers, kernels): (usize, &'static Kernels),
+    observer: impl Fn() -> O + Sync,
+    body: impl FnOnce(&mut Generator<'_>) -> R,
+) -> (R, usize) {
+    let plan = GeneratePlan::with_workers(&WIDE, workers, kernels).unwrap();
+    let mut memory = Memory::of(weights(&WIDE), &plan);
+    let (mut slots, mut words) = queue_of(&plan);
+    let queue = Queue { ops: &mut [], slots: &mut slots, words: &mut words };
+    let engine = &Engine::for_generation(&plan, queue).unwrap();
+    let (idle, observer) = (&Parking::worker(workers, cpus::available()), &observer);
+    let serve = || {
+        let served =
+            AssertUnwindSafe(|| Worker::run_observed(engine, idle, &mut observer()).unwrap());
+        catch_unwind(served).is_err()
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (1..workers).map(|_| scope.spawn(serve)).collect();
+        while engine.workers() < workers - 1 {
+            thread::yield_now();
+        }
+        let generator = memory.generator(&plan, kernels);
+        let result = body(&mut generator.with_engine(engine, idle).unwrap());
+        engine.close(idle);
+        (result, threads.into_iter().map(|t| usize::from(t.join().unwrap())).sum())
+    })
+}
+
+/// Bits of the logits behind prefixes of a text that is longer than the context.
+fn logits_of(generator: &mut Generator<'_>) -> Vec<u32> {
+    let text: Vec<u32> = (0..140).map(|i| i * i % 300).collect();
+    generator.reset();
+    let mut bits = Vec::new();
+    for end in [100, 101, 102, 110, 126, 127, 128, 129, 130, 131, 132, 140] {
+        let logits = generator.logits_after(&text[..end]).unwrap();
+        assert!(logits.iter().all(|x| x.is_finite()));
+        bits.extend(logits.iter().map(|x| x.to_bits()));
+    }
+    bits
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for isa in Isa::ALL {
+        let Some(kernels) = Kernels::for_isa(isa) else {
+            println!("skipped: this CPU has no {isa}");
+            continue;
+        };
+        for dtype in Dtype::ALL {
+            let kernels = kernels.with_dtype(dtype);
+            let plan = GeneratePlan::new(&WIDE, kernels).unwrap();
+            let alone = logits_of(&mut Memory::of(weights(&WIDE), &plan).generator(&plan, kernels));
+            for workers in [1, 2, 3, 7] {
+                let (together, panicked) =
+                    with_threads((workers, kernels), || cllm_core::Unobserved, logits_of);
+                assert_eq!(panicked, 0);
+                assert!(together == alone, "{} on {workers} threads", kernels.set());
+            }
+        }
+    }
+}
+
+/// Panics at its first tile.
+struct Bomb;
+
+impl Observer for Bomb {
+    fn enter(&mut self, activity: Activity) {
+        assert!(!matches!(activity, Activity::Tile { .. }), "forced by the test");
+    }
+}
+
+#[test]
+fn a_worker_that_panics_is_an_error_and_the_others_go_on() {
+    let kernels = Kernels::detect();
+    let plan = GeneratePlan::new(&WIDE, kernels).unwrap();
+    let expected = logits_of(&mut Memory::of(weights(&WIDE), &plan).generator(&plan, kernels));
+    let body = |generator: &mut Generator<'_>| {
+        // Until the worker has had a tile: the caller may be through before it is awake.
+        let error = (0..100_000)
+            .find_map(|_| {
+                generator.reset();
+                generator.logits_after(&[1, 2, 3]).err()
+            })
+            .expect("the worker has never had a tile");
+        assert_eq!(error, GenerateError::Engine(EngineError::Panicked));
+        logits_of(generator)
+    };
+    let (logits, panicked) = with_threads((2, kernels), || Bomb, body);
+    assert_eq!(panicked, 1);
+    assert!(logits == expected, "other logits after the panic");
+}
+
+#[test]
+fn an_engine_of_another_plan_is_refused() {
+    let kernels = Kernels::detect();
+    let two = GeneratePlan::with_workers(&WIDE, 2, kernels).unwrap();
+    let three = GeneratePlan::with_workers(&WIDE, 3, kernels).unwrap();
+    let (mut slots, mut words) = queue_of(&three);
+    let mut short = queue_of(&three).0;
+    let queue = Queue { ops: &mut [], slots: &mut slots, words: &mut words };
+    let engine = Engine::for_generation(&three, queue).unwrap();
+    let idle = Parking::caller();
+    let mut memory = Memory::of(weights(&WIDE), &two);
+    let refused = memory.generator(&two, kernels).with_engine(&engine, &idle);
+    assert_eq!(refused.unwrap_err(), PlanError::WrongEngine);
+    let words = &mut queue_of(&three).1[..];
+    let queue = Queue { ops: &mut [], slots: &mut short[1..], words };
+    assert!(matches!(Engine::for_generation(&three, queue), Err(PlanError::TooSmall { .. })));
+    let none = GeneratePlan::with_workers(&WIDE, 0, kernels);
+    assert_eq!(none.unwrap_err(), PlanError::NoWorker);
 }

@@ -1,16 +1,20 @@
 //! Text from a trained model: `cllm generate`, and the sample at the end of a run.
 
+use core::sync::atomic::AtomicU64;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
+use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
 use cllm_core::sample::{Candidate, Sampler, SamplerConfig, SamplerError};
-use cllm_core::{Dtype, Isa, Kernels, Line, ModelConfig};
+use cllm_core::{Dtype, Engine, Isa, Kernels, Line, ModelConfig, Queue, Slot};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::memory::Lines;
 use crate::model;
-use crate::settings::LogFormat;
+use crate::pool::idle::Parking;
+use crate::pool::{self, Crew, cpus};
+use crate::settings::{LogFormat, Threads};
 use crate::tokenizer::Tokenizer;
 use crate::trained::Trained;
 
@@ -39,6 +43,8 @@ pub struct GenerateSettings {
     pub seed: u64,
     /// Texts to generate.
     pub samples: usize,
+    /// Threads that compute; the text does not depend on it.
+    pub threads: Threads,
     /// Instruction set; `None` is the best that the CPU has.
     pub isa: Option<Isa>,
     /// What the operands of products are rounded to.
@@ -71,34 +77,51 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
     let trained = Trained::open(&settings.checkpoint)?;
     let tokenizer = trained.tokenizer(None)?;
     let parameters = trained.parameters()?;
-    let mut speaker = Speaker::new(trained.config(), kernels, &tokenizer)?;
-    let mut voice = speaker.voice(&parameters)?;
+    let workers = workers(settings.threads, trained.config(), kernels)?;
+    let mut speaker = Speaker::new(trained.config(), workers, kernels, &tokenizer)?;
+    speaker.speak(&parameters, |voice| {
+        (0..settings.samples).try_for_each(|index| say(settings, index, voice))
+    })
+}
+
+/// One of the texts.
+fn say(settings: &GenerateSettings, index: usize, voice: &mut Voice<'_>) -> Result<()> {
     let prompt = &settings.prompt;
-    for index in 0..settings.samples {
-        let config = sampler_config(settings, index);
-        if settings.log_format == LogFormat::Json {
-            let mut text = prompt.clone();
-            let tokens = voice.speak(prompt, settings.tokens, config, &mut |piece| {
-                text.push_str(piece);
-                Ok(())
-            })?;
-            let seed = config.seed;
-            let kernels = &kernels.set().to_string();
-            let spoken =
-                Spoken { event: "sample", index, seed, prompt, text: &text, tokens, kernels };
-            let line = serde_json::to_string(&spoken)
-                .map_err(|e| Error::failure(format!("cannot write the text: {e}")))?;
-            write(&format!("{line}\n"))?;
-        } else {
-            if settings.samples > 1 {
-                write(&format!("--- {} ---\n", index + 1))?;
-            }
-            write(prompt)?;
-            voice.speak(prompt, settings.tokens, config, &mut write)?;
-            write("\n")?;
-        }
+    let config = sampler_config(settings, index);
+    if settings.log_format == LogFormat::Json {
+        let mut text = prompt.clone();
+        let tokens = voice.speak(prompt, settings.tokens, config, &mut |piece| {
+            text.push_str(piece);
+            Ok(())
+        })?;
+        let seed = config.seed;
+        let kernels = &voice.kernels.set().to_string();
+        let spoken = Spoken { event: "sample", index, seed, prompt, text: &text, tokens, kernels };
+        let line = serde_json::to_string(&spoken)
+            .map_err(|e| Error::failure(format!("cannot write the text: {e}")))?;
+        return write(&format!("{line}\n"));
     }
-    Ok(())
+    if settings.samples > 1 {
+        write(&format!("--- {} ---\n", index + 1))?;
+    }
+    write(prompt)?;
+    voice.speak(prompt, settings.tokens, config, &mut write)?;
+    write("\n")
+}
+
+/// Bytes of packed weights for each thread of [`Threads::Auto`]: reading so many takes about
+/// as long as it takes threads to wait for one another in all stages of a token.
+const BYTES_PER_WORKER: usize = 512 * 1024;
+
+/// How many threads compute: with [`Threads::Auto`] one on each CPU, but fewer for a small model.
+fn workers(threads: Threads, config: &ModelConfig, kernels: &Kernels) -> Result<usize> {
+    let workers = model::workers(threads)?;
+    if threads != Threads::Auto {
+        return Ok(workers);
+    }
+    let plan = GeneratePlan::new(config, kernels).map_err(model::plan_error)?;
+    let bytes = plan.packed_lines().saturating_mul(size_of::<Line>());
+    Ok(workers.min(bytes / BYTES_PER_WORKER).max(1))
 }
 
 fn write(text: &str) -> Result<()> {
@@ -141,55 +164,77 @@ pub(crate) struct Speaker<'t> {
     plan: GeneratePlan,
     kernels: &'static Kernels,
     tokenizer: &'t Tokenizer,
-    packed: Vec<Line>,
-    cache: Vec<Line>,
-    activations: Vec<Line>,
+    packed: Lines,
+    cache: Lines,
+    activations: Lines,
+    slots: Vec<Slot>,
+    words: Vec<AtomicU64>,
     candidates: Vec<Candidate>,
 }
 
 impl<'t> Speaker<'t> {
-    /// Allocates for one text at a time.
+    /// Allocates for one text at a time, computed by `workers` threads.
     pub(crate) fn new(
         config: &ModelConfig,
+        workers: usize,
         kernels: &'static Kernels,
         tokenizer: &'t Tokenizer,
     ) -> Result<Self> {
-        let plan = GeneratePlan::new(config, kernels).map_err(model::plan_error)?;
+        let plan =
+            GeneratePlan::with_workers(config, workers, kernels).map_err(model::plan_error)?;
+        let lines = |len| Lines::zeroed(len).map_err(|e| refused(&e));
+        // A thread alone needs no engine.
+        let (slots, words) = if workers > 1 { (plan.slots(), plan.words()) } else { (0, 0) };
         Ok(Self {
             plan,
             kernels,
             tokenizer,
-            packed: filled(plan.packed_lines(), Line::ZERO)?,
-            cache: filled(plan.cache_lines(), Line::ZERO)?,
-            activations: filled(plan.activation_lines(), Line::ZERO)?,
-            candidates: filled(config.vocab_size, Candidate::EMPTY)?,
+            packed: lines(plan.packed_lines())?,
+            cache: lines(plan.cache_lines())?,
+            activations: lines(plan.activation_lines())?,
+            slots: filled(slots, Slot::new)?,
+            words: filled(words, || AtomicU64::new(0))?,
+            candidates: filled(config.vocab_size, || Candidate::EMPTY)?,
         })
     }
 
-    /// Packs the weights of `parameters`.
-    pub(crate) fn voice<'s>(&'s mut self, parameters: &'s [f32]) -> Result<Voice<'s>> {
-        let pools = GeneratePools {
-            parameters,
-            packed: &mut self.packed,
-            cache: &mut self.cache,
-            activations: &mut self.activations,
-        };
-        Ok(Voice {
-            generator: Generator::new(&self.plan, self.kernels, pools)
-                .map_err(model::plan_error)?,
-            tokenizer: self.tokenizer,
-            candidates: &mut self.candidates,
+    /// Packs the weights of `parameters` and calls `body` with a voice, beside the threads that
+    /// compute for it.
+    pub(crate) fn speak<R>(
+        &mut self,
+        parameters: &[f32],
+        body: impl FnOnce(&mut Voice<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let Self { plan, kernels, tokenizer, packed, cache, activations, .. } = self;
+        let (kernels, tokenizer) = (*kernels, *tokenizer);
+        let (packed, cache, activations) = (packed.get(), cache.get(), activations.get());
+        let pools = GeneratePools { parameters, packed, cache, activations };
+        let generator = Generator::new(plan, kernels, pools).map_err(model::plan_error)?;
+        let candidates = &mut self.candidates;
+        if plan.workers() == 1 {
+            return body(&mut Voice { generator, kernels, tokenizer, candidates });
+        }
+        let queue = Queue { ops: &mut [], slots: &mut self.slots, words: &mut self.words };
+        let engine = Engine::for_generation(plan, queue).map_err(model::plan_error)?;
+        let idle = Parking::worker(plan.workers(), cpus::available());
+        let generator = generator.with_engine(&engine, &idle).map_err(model::plan_error)?;
+        let crew = Crew::new(plan.workers() - 1, false).beside_the_caller();
+        pool::with_workers(&engine, &crew, || {
+            body(&mut Voice { generator, kernels, tokenizer, candidates })
         })
     }
 }
 
-/// `len` values, or an error where `vec!` would end the program.
-fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>> {
+/// The system has not that much memory.
+fn refused(cause: &dyn core::fmt::Display) -> Error {
+    Error::failure(format!("not enough memory to generate text: {cause}"))
+}
+
+/// `len` items, or an error where `vec!` would end the program.
+fn filled<T>(len: usize, item: impl FnMut() -> T) -> Result<Vec<T>> {
     let mut memory = Vec::new();
-    memory
-        .try_reserve_exact(len)
-        .map_err(|e| Error::failure(format!("not enough memory to generate text: {e}")))?;
-    memory.resize(len, value);
+    memory.try_reserve_exact(len).map_err(|e| refused(&e))?;
+    memory.resize_with(len, item);
     Ok(memory)
 }
 
@@ -197,6 +242,7 @@ fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>> {
 #[derive(Debug)]
 pub(crate) struct Voice<'s> {
     generator: Generator<'s>,
+    kernels: &'static Kernels,
     tokenizer: &'s Tokenizer,
     candidates: &'s mut [Candidate],
 }
@@ -225,10 +271,10 @@ impl Voice<'_> {
         let mut decoder = self.tokenizer.stream_decoder();
         let mut spoken = 0;
         while spoken < tokens {
-            let logits = self
-                .generator
-                .logits_after(&text)
-                .map_err(|e| Error::failure(format!("the prompt: {e}")))?;
+            let logits = self.generator.logits_after(&text).map_err(|e| match e {
+                GenerateError::Engine(e) => Error::failure(e.to_string()),
+                e => Error::failure(format!("the prompt: {e}")),
+            })?;
             let id = sampler.sample(logits, &text, self.candidates);
             spoken += 1;
             if id == end {

@@ -2,8 +2,9 @@
 //!
 //! Pools are anonymous mappings, not vectors: a vector of 64-byte aligned lines is
 //! zeroed by writing to it, which makes every page resident at once. A mapping is zero
-//! already and its pages appear when first written, huge ones where the system has them
-//! (a first touch then costs a quarter).
+//! already and its pages appear when first written, for a plan's pools huge ones where the system
+//! has them (a first touch then costs a quarter). Generation takes small ones: huge ones read no
+//! faster there, and the cache of a whole context would be made resident with its first tokens.
 #![expect(unsafe_code, reason = "views a mapping as cache lines")]
 
 mod machine;
@@ -17,32 +18,38 @@ use memmap2::MmapMut;
 
 /// Zeroed cache lines in a mapping of their own.
 #[derive(Debug)]
-struct Lines {
+pub(crate) struct Lines {
     map: Option<MmapMut>,
     len: usize,
 }
 
 impl Lines {
     fn allocate(plan: &Plan, pool: Pool) -> Result<Self> {
-        let (len, bytes) = (plan.lines(pool), plan.bytes(pool));
-        if len == 0 {
-            return Ok(Self { map: None, len });
-        }
-        let map = MmapMut::map_anon(bytes).map_err(|cause| refused(pool, bytes, &cause))?;
+        let lines = Self::zeroed(plan.lines(pool));
+        let lines = lines.map_err(|cause| refused(pool, plan.bytes(pool), &cause))?;
         #[cfg(target_os = "linux")]
-        {
+        if let Some(map) = &lines.map {
             // Advice only: without huge pages everything works as before.
             let _ = map.advise(memmap2::Advice::HugePage);
         }
-        debug_assert!(map.len() >= len * size_of::<Line>());
+        Ok(lines)
+    }
+
+    /// So many.
+    pub(crate) fn zeroed(len: usize) -> std::io::Result<Self> {
+        if len == 0 {
+            return Ok(Self { map: None, len });
+        }
+        let map = MmapMut::map_anon(len.saturating_mul(size_of::<Line>()))?;
         Ok(Self { map: Some(map), len })
     }
 
-    fn get(&mut self) -> &mut [Line] {
+    /// All of them.
+    pub(crate) fn get(&mut self) -> &mut [Line] {
         let Some(map) = &mut self.map else { return &mut [] };
         let start = map.as_mut_ptr().cast::<Line>();
         // SAFETY: a mapping starts on a page, so it is aligned; it holds at least `len`
-        // lines (see `allocate`), all bytes of which are initialised, and any bits are
+        // lines (see `zeroed`), all bytes of which are initialised, and any bits are
         // floats. The borrow of `self` makes it exclusive.
         unsafe { core::slice::from_raw_parts_mut(start, self.len) }
     }

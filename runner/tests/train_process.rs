@@ -175,6 +175,11 @@ fn a_trained_model_speaks() {
     assert_eq!((code, err.as_str()), (Some(0), ""));
     assert!(text.starts_with("the sea é") && text.chars().count() > 30, "{text}");
     assert_eq!(generated(&settings, &flags).1, text, "the same seed");
+    for threads in ["1", "2", "5"] {
+        let on = [&flags[..], &["--threads", threads]].concat();
+        assert_eq!(generated(&settings, &on).1, text, "on {threads} threads");
+    }
+    assert_eq!(generated(&settings, &["--threads", "0"]).0, Some(2));
     let other = [&flags[..], &["--seed", "2"]].concat();
     assert_ne!(generated(&settings, &other).1, text);
     let greedy = |seed| generated(&settings, &["--greedy", "--tokens", "20", "--seed", seed]).1;

@@ -33,6 +33,7 @@
 //! The thread unwinds out of [`Worker::run`] and its seat is free.
 #![expect(unsafe_code, reason = "lends a borrowed job to other threads")]
 
+mod along;
 mod drill;
 mod fault;
 mod idle;
@@ -209,7 +210,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Over stages that lie in their slots.
-    fn over(
+    pub(crate) fn over(
         ops: &'a [Op],
         slots: &'a mut [Slot],
         words: &'a mut [AtomicU64],
@@ -340,11 +341,23 @@ impl<'a> Engine<'a> {
         sections: &[Section],
         idle: &dyn Idle,
     ) -> Result<(), EngineError> {
+        let under_way = self.begin(idle)?;
+        self.publish(job, sections, idle);
+        self.wait(idle);
+        let panicked = self.poisoned.load(Ordering::Acquire);
+        drop(under_way);
+        if panicked { Err(EngineError::Panicked) } else { Ok(()) }
+    }
+
+    fn begin<'e>(&'e self, idle: &'e dyn Idle) -> Result<UnderWay<'e, 'a>, EngineError> {
         if self.busy.swap(true, Ordering::Acquire) {
             return Err(EngineError::Busy);
         }
-        let under_way = UnderWay { engine: self, idle };
-        self.publish(job, sections, idle);
+        Ok(UnderWay { engine: self, idle })
+    }
+
+    /// Waits for the end of the run, and works while nobody else does.
+    fn wait(&self, idle: &dyn Idle) {
         let members = self.members.load(Ordering::Relaxed) as usize;
         let finished = self.finished.watch();
         loop {
@@ -364,9 +377,6 @@ impl<'a> Engine<'a> {
             }
             finished.wait(seen, idle);
         }
-        let panicked = self.poisoned.load(Ordering::Acquire);
-        drop(under_way);
-        if panicked { Err(EngineError::Panicked) } else { Ok(()) }
     }
 
     fn publish(&self, job: &dyn Job, sections: &[Section], idle: &dyn Idle) {

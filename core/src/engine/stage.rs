@@ -109,7 +109,7 @@ impl Slot {
     }
 
     /// A slot of a stage that is done.
-    pub(super) fn of(stage: Stage) -> Self {
+    pub(crate) fn of(stage: Stage) -> Self {
         Self { stage, done: Alone(AtomicU32::new(stage.tiles)) }
     }
 

@@ -134,6 +134,66 @@ fn a_panic_of_the_callers_own_tile_leaves_the_engine_usable() {
 }
 
 #[test]
+fn a_caller_that_works_along_takes_a_share_and_panics_alone() {
+    within_a_minute(|| {
+        let (engine, idle) = (engine(2), Sleeper::leaked());
+        let worker = thread::spawn(move || Worker::run(engine, idle));
+        while engine.workers() < 1 {
+            thread::yield_now();
+        }
+        let mut by_caller = 0;
+        for round in 0..40 {
+            let job = ByCaller::new(thread::current().id(), round % 4 == 3);
+            let mut result = Ok(());
+            let panicked = quietly(|| result = engine.run_along(&job, &[Section::Forward], idle));
+            assert_eq!((panicked, result), (round % 4 == 3, Ok(())), "round {round}");
+            let (own, all) = (job.own.into_inner(), job.all.into_inner());
+            assert!(own >= 1 && (panicked || all == TILES), "{own} of {all}");
+            by_caller += own;
+            // Its seat is free again.
+            assert_eq!((0..2).filter(|seat| engine.is_taken(*seat)).count(), 1);
+        }
+        assert!(by_caller < 40 * TILES, "the worker has done nothing");
+        engine.close(idle);
+        assert_eq!(worker.join().unwrap(), Ok(()));
+        // Alone, and when everybody has gone home.
+        let job = Counted::new(0);
+        assert_eq!(engine.run_along(&job, &[Section::Forward], idle), Ok(()));
+        assert_eq!(job.tiles.into_inner(), TILES);
+    });
+}
+
+/// Counts the tiles of the calling thread, which panics at its first if told to.
+struct ByCaller {
+    caller: thread::ThreadId,
+    panics: bool,
+    own: AtomicU32,
+    all: AtomicU32,
+}
+
+impl ByCaller {
+    const fn new(caller: thread::ThreadId, panics: bool) -> Self {
+        Self { caller, panics, own: AtomicU32::new(0), all: AtomicU32::new(0) }
+    }
+}
+
+impl Job for ByCaller {
+    unsafe fn run(&self, _: &[Op], _: &Taken, _: usize, _: &mut dyn Observer) {
+        thread::sleep(Duration::from_micros(200));
+        self.all.fetch_add(1, Ordering::SeqCst);
+        if thread::current().id() != self.caller {
+            // One tile at most is not the caller's before it has had one.
+            while self.own.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+        } else {
+            self.own.fetch_add(1, Ordering::SeqCst);
+            assert!(!self.panics, "forced by the test");
+        }
+    }
+}
+
+#[test]
 fn a_worker_that_comes_late_and_panics_does_not_leave_the_caller_waiting() {
     within_a_minute(|| {
         for round in 0..60 {

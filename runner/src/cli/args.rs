@@ -163,6 +163,11 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse::<usize>,
           aliases = ["num-samples"])]
     pub samples: usize,
+    /// Threads that compute: a number, or auto for one on each CPU, and fewer for small models.
+    ///
+    /// The text does not depend on it.
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse::<Threads>)]
+    pub threads: Threads,
     /// What all commands that compute have.
     #[command(flatten)]
     pub machine: MachineArgs,

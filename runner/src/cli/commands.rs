@@ -51,6 +51,7 @@ pub(super) fn generate(args: GenerateArgs) -> Result<()> {
         greedy: args.greedy || args.temperature == 0.0,
         seed: args.seed,
         samples: args.samples,
+        threads: args.threads,
     })
 }
 

@@ -42,6 +42,8 @@ pub fn started() -> u64 {
 pub struct Crew {
     times: Vec<CachePadded<WorkerTimes>>,
     pin: bool,
+    /// The thread that calls the engine works as well.
+    caller_works: bool,
     recording: Option<Recording>,
 }
 
@@ -50,7 +52,13 @@ impl Crew {
     #[must_use]
     pub fn new(workers: usize, pin: bool) -> Self {
         let times = (0..workers).map(|_| CachePadded::new(WorkerTimes::new())).collect();
-        Self { times, pin, recording: None }
+        Self { times, pin, caller_works: false, recording: None }
+    }
+
+    /// Whose workers know that the calling thread wants a CPU too.
+    #[must_use]
+    pub fn beside_the_caller(self) -> Self {
+        Self { caller_works: true, ..self }
     }
 
     /// Has all that they do recorded, when the recording is on.
@@ -110,7 +118,8 @@ fn with_observers<R, O: Observer>(
     body: impl FnOnce() -> Result<R>,
 ) -> Result<R> {
     let observer = &observer;
-    let idle = &Parking::worker(crew.workers(), cpus::available());
+    let threads = crew.workers() + usize::from(crew.caller_works);
+    let idle = &Parking::worker(threads, cpus::available());
     thread::scope(|scope| {
         let closing = Closing { engine };
         let (ready, started) = std::sync::mpsc::channel();

@@ -315,11 +315,14 @@ impl Session<'_, '_> {
         let prompt = self.settings.sample_prompt.clone();
         let mut text = prompt.clone();
         let config = generate::sample_config(self.settings.seed);
-        let mut speaker = Speaker::new(self.trainer.plan().config(), self.kernels, tokenizer)?;
-        let mut voice = speaker.voice(self.trainer.parameters())?;
-        voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
-            text.push_str(piece);
-            Ok(())
+        let plan = self.trainer.plan();
+        // A sample is short: the run's workers are not disturbed for it.
+        let mut speaker = Speaker::new(plan.config(), 1, self.kernels, tokenizer)?;
+        speaker.speak(self.trainer.parameters(), |voice| {
+            voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
+                text.push_str(piece);
+                Ok(())
+            })
         })?;
         self.reporter.event(&Event::Sample(Sample { prompt, text }))
     }

@@ -1,0 +1,293 @@
+//! Running a model token by token, with a cache of keys and values.
+//!
+//! A [`Generator`] feeds tokens through the model in chunks of up to [`crate::ROW_BLOCK`] and
+//! keeps every block's keys and values, so each token is computed once. Positions
+//! are learned, so a context that is full cannot slide: the generator starts again
+//! from its newer half ([`Generator::logits_after`]).
+//!
+//! A chunk is a list of stages (`plan`) of which each is cut into tiles (`feed`). The calling
+//! thread computes them one after the other, or shares them with the workers of an
+//! [`Engine`] ([`Generator::with_engine`]); the bits are the same.
+#![expect(unsafe_code, reason = "reads what the tiles of a chunk have written")]
+
+mod feed;
+mod plan;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use crate::engine::{Engine, EngineError, Idle, Queue, Slot};
+use crate::line::{LANES, Line, floats_mut};
+use crate::params::{BlockParam, Param};
+use crate::plan::{PlanError, Pool, check_kernels};
+use crate::program::Section;
+use crate::shared::Shared;
+use cllm_kernels::{Kernels, MatRef};
+use core::fmt;
+use feed::Feed;
+pub use plan::GeneratePlan;
+
+/// The memory that a [`Generator`] works in: lines as the plan says.
+#[derive(Debug)]
+pub struct GeneratePools<'a> {
+    /// The weights: an arena of the config's table. Only read.
+    pub parameters: &'a [f32],
+    /// [`GeneratePlan::packed_lines`] lines.
+    pub packed: &'a mut [Line],
+    /// [`GeneratePlan::cache_lines`] lines.
+    pub cache: &'a mut [Line],
+    /// [`GeneratePlan::activation_lines`] lines.
+    pub activations: &'a mut [Line],
+}
+
+impl<'a> Engine<'a> {
+    /// An engine that shares the work of a [`Generator`] among threads: those that serve it
+    /// ([`crate::Worker::run`]), one fewer than the plan's, and the one that asks for logits.
+    ///
+    /// Of the queue no operations are needed, and [`GeneratePlan::slots`] and
+    /// [`GeneratePlan::words`].
+    ///
+    /// # Errors
+    /// A pool of the queue is smaller than planned.
+    pub fn for_generation(plan: &GeneratePlan, queue: Queue<'a>) -> Result<Self, PlanError> {
+        let (slots, words) = (plan.slots(), plan.words());
+        enough(Pool::Slots, slots * size_of::<Slot>(), size_of_val(queue.slots))?;
+        enough(Pool::Words, words * size_of::<u64>(), size_of_val(queue.words))?;
+        let (stages, words) = (&mut queue.slots[..slots], &mut queue.words[..words]);
+        for (id, slot) in stages.iter_mut().enumerate() {
+            *slot = Slot::of(plan.stage(id));
+        }
+        let mut sections = [const { 0..0 }; Section::COUNT];
+        sections[Section::Forward as usize] = 0..slots - 1;
+        sections[Section::Loss as usize] = slots - 1..slots;
+        Ok(Self::over(&[], stages, words, plan.workers(), plan::CUT, sections))
+    }
+}
+
+/// The sections of a chunk that more of the text follows, and of the last one.
+const CHUNK: &[Section] = &[Section::Forward];
+const LAST_CHUNK: &[Section] = &[Section::Forward, Section::Loss];
+
+/// # Errors
+/// There is too little of a pool.
+fn enough(pool: Pool, need: usize, got: usize) -> Result<(), PlanError> {
+    if got < need { Err(PlanError::TooSmall { pool, need, got }) } else { Ok(()) }
+}
+
+/// Why tokens were not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GenerateError {
+    /// There is no text to continue.
+    Empty,
+    /// A token id is not in the vocabulary.
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// The vocabulary.
+        vocab_size: usize,
+    },
+    /// The work was not done to its end; the context is empty.
+    Engine(EngineError),
+}
+
+impl fmt::Display for GenerateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Empty => f.write_str("there is no token to continue from"),
+            Self::UnknownToken { id, vocab_size } => {
+                write!(f, "token id {id} is not below the vocabulary's {vocab_size}")
+            }
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for GenerateError {}
+
+/// Continues one text.
+pub struct Generator<'a> {
+    plan: GeneratePlan,
+    kernels: &'static Kernels,
+    parameters: &'a [f32],
+    packed: &'a [f32],
+    cache: Shared<'a>,
+    activations: Shared<'a>,
+    /// Who works besides, and how the calling thread waits for them.
+    engine: Option<(&'a Engine<'a>, &'a (dyn Idle + Sync))>,
+    /// Where in the caller's text position 0 of the cache is.
+    start: usize,
+    /// Positions that the cache holds.
+    cached: usize,
+}
+
+impl fmt::Debug for Generator<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Generator({} of {} positions)", self.cached, self.plan.config.block_size)
+    }
+}
+
+impl<'a> Generator<'a> {
+    /// Packs the weights and starts with an empty context.
+    ///
+    /// # Errors
+    /// The plan is for other kernels, or a pool is too small; the cache counts as activations.
+    pub fn new(
+        plan: &GeneratePlan,
+        kernels: &'static Kernels,
+        pools: GeneratePools<'a>,
+    ) -> Result<Self, PlanError> {
+        check_kernels(plan.set, kernels)?;
+        let check = |pool, need: usize, got: usize| {
+            enough(pool, need * size_of::<f32>(), got * size_of::<f32>())
+        };
+        check(Pool::Parameters, plan.table.arena_len(), pools.parameters.len())?;
+        check(Pool::Packed, plan.packed_len, pools.packed.len() * LANES)?;
+        check(Pool::Activations, plan.cache_len, pools.cache.len() * LANES)?;
+        check(Pool::Activations, plan.activations_len, pools.activations.len() * LANES)?;
+        let packed = floats_mut(pools.packed);
+        pack(plan, kernels, pools.parameters, packed);
+        Ok(Self {
+            plan: *plan,
+            kernels,
+            parameters: pools.parameters,
+            packed,
+            cache: Shared::new(pools.cache),
+            activations: Shared::new(pools.activations),
+            engine: None,
+            start: 0,
+            cached: 0,
+        })
+    }
+
+    /// Shares the work with those who serve `engine`, for which the calling thread waits by
+    /// `idle`: it must know how to wake them, so with workers that park hand over an [`Idle`] of
+    /// their kind. If there are none, the calling thread does everything.
+    ///
+    /// # Errors
+    /// The engine is for another plan.
+    pub fn with_engine(
+        self,
+        engine: &'a Engine<'a>,
+        idle: &'a (dyn Idle + Sync),
+    ) -> Result<Self, PlanError> {
+        let plan = self.plan;
+        let stages = (0..plan.slots()).map(|id| plan.stage(id));
+        if !engine.consists_of(plan.workers(), &plan::CUT, stages) {
+            return Err(PlanError::WrongEngine);
+        }
+        Ok(Self { engine: Some((engine, idle)), ..self })
+    }
+
+    /// Forgets the text.
+    pub fn reset(&mut self) {
+        self.start = 0;
+        self.cached = 0;
+    }
+
+    /// The logits of the token that follows `text`.
+    ///
+    /// `text` is the whole text so far: what earlier calls were given, and more behind
+    /// it. Only what is new is computed. When the context is full, it starts
+    /// again from the newer half of it.
+    ///
+    /// # Errors
+    /// The text is empty or has an unknown token: the context is as before. A worker panicked,
+    /// or the engine is busy: the context is empty.
+    ///
+    /// # Panics
+    /// If a tile does that the calling thread computes.
+    pub fn logits_after(&mut self, text: &[u32]) -> Result<&[f32], GenerateError> {
+        let c = self.plan.config;
+        if text.is_empty() {
+            return Err(GenerateError::Empty);
+        }
+        if let Some(id) = text.iter().find(|id| **id as usize >= c.vocab_size) {
+            return Err(GenerateError::UnknownToken { id: *id, vocab_size: c.vocab_size });
+        }
+        if text.len() <= self.start {
+            self.reset();
+        }
+        if text.len() - self.start > c.block_size {
+            self.start = text.len() - c.block_size.div_ceil(2);
+            self.cached = 0;
+        }
+        // The last token of a text that was fed before is fed again at its own place.
+        let fresh = (self.start + self.cached).min(text.len() - 1);
+        self.cached = fresh - self.start;
+        let mut chunks = text[fresh..].chunks(self.plan.chunk).peekable();
+        while let Some(chunk) = chunks.next() {
+            if let Err(error) = self.feed(chunk, chunks.peek().is_none()) {
+                self.reset();
+                return Err(GenerateError::Engine(error));
+            }
+        }
+        let places = &self.plan.places;
+        // SAFETY: all tiles are done, and the next are under way when `self` is borrowed again.
+        Ok(unsafe { self.activations.slice(places.logits, c.vocab_size) })
+    }
+
+    /// Runs a chunk of tokens behind the cached ones; of the last one the logits are wanted.
+    fn feed(&mut self, tokens: &[u32], is_last: bool) -> Result<(), EngineError> {
+        let (rows, first) = (tokens.len(), self.cached);
+        let feed = Feed {
+            plan: &self.plan,
+            kernels: self.kernels,
+            parameters: self.parameters,
+            packed: self.packed,
+            cache: self.cache,
+            act: self.activations,
+            rows,
+            first,
+        };
+        let vector = |param| {
+            let spec = self.plan.table.spec(param);
+            spec.map_or(&[][..], |spec| &self.parameters[spec.range()])
+        };
+        let (token_table, positions) = (vector(Param::TokenTable), vector(Param::PositionTable));
+        // SAFETY: no tile is under way: `self` is borrowed.
+        let x = unsafe { feed.stream() };
+        self.kernels.embedding(tokens, token_table, positions, 0, rows, first, x);
+        match self.engine {
+            Some((engine, idle)) => {
+                let sections = if is_last { LAST_CHUNK } else { CHUNK };
+                engine.run_along(&feed, sections, idle)?;
+            }
+            None => {
+                for id in 0..self.plan.slots() - usize::from(!is_last) {
+                    for tile in 0..self.plan.tiles(id) {
+                        // SAFETY: one tile after the other, stage by stage, on one seat.
+                        unsafe { feed.tile(id, tile, 0) }
+                    }
+                }
+            }
+        }
+        self.cached = first + rows;
+        Ok(())
+    }
+}
+
+/// Packs every matrix of the model.
+fn pack(plan: &GeneratePlan, kernels: &Kernels, arena: &[f32], pool: &mut [f32]) {
+    let (c, places) = (&plan.config, &plan.packed);
+    let mut put = |at: usize, source: MatRef<'_>| {
+        let len = kernels.packed_len(source.rows(), source.cols()).unwrap_or(0);
+        kernels.pack(source, &mut pool[at..at + len]);
+    };
+    let matrix = |param| {
+        plan.table.spec(param).map(|s| MatRef::new(&arena[s.range()], s.rows, s.cols, s.cols))
+    };
+    for block in 0..c.n_layer {
+        for (param, at) in [
+            (BlockParam::Qkv, places.qkv),
+            (BlockParam::AttnOut, places.att),
+            (BlockParam::Fc, places.fc),
+            (BlockParam::MlpOut, places.mlp),
+        ] {
+            if let Some(source) = matrix(Param::Block(block, param)) {
+                put(block * places.stride + at, source);
+            }
+        }
+    }
+    if let Some(head) = matrix(plan.table.head()) {
+        put(places.head, head.t());
+    }
+}
