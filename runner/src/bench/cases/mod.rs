@@ -2,6 +2,7 @@
 
 mod passes;
 mod products;
+mod thin;
 
 use cllm_core::{Dtype, Kernels, ROW_BLOCK};
 use cllm_kernels::{MatMut, MatRef};
@@ -81,6 +82,7 @@ impl Case {
 /// inputs of about `range`.
 pub fn visit(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
     products::visit(kernels, range, see);
+    thin::visit(kernels, range, see);
     passes::visit(kernels, range, see);
 }
 
