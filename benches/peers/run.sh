@@ -26,4 +26,20 @@ if [ ! -d "$peers/debian/usr" ]; then
         echo "run.sh: no tcmalloc: $(tail -n 1 "$peers/debian.log")" >&2
     fi
 fi
+# llama.cpp is compared on generation alone.
+if [[ " $* " == *E-* ]]; then
+    wanted=$(sha256sum < benches/peers/requirements-llama.txt)
+    if [ "$(cat "$peers/llama.sha256" 2> /dev/null)" != "$wanted" ]; then
+        echo "run.sh: building benches/peers/requirements-llama.txt in $peers/llama" >&2
+        rm -rf "$peers/llama"
+        if python3 -m venv "$peers/llama" && CMAKE_ARGS="-DGGML_NATIVE=ON" "$peers/llama/bin/pip" \
+                install --quiet --requirement benches/peers/requirements-llama.txt \
+                2> "$peers/llama.log"; then
+            echo "$wanted" > "$peers/llama.sha256"
+        else
+            rm -rf "$peers/llama"
+            echo "run.sh: no llama.cpp: $(tail -n 1 "$peers/llama.log"); all of it in $peers/llama.log" >&2
+        fi
+    fi
+fi
 exec "$peers/venv/bin/python" benches/peers/pytorch/compare.py "$@"

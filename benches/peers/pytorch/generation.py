@@ -1,4 +1,4 @@
-"""Generation of one stream by cllm and PyTorch in turns: tokens a second, and the share of
+"""Generation of one stream by cllm, PyTorch and llama.cpp in turns: tokens a second, and the share of
 the bandwidth that reading the weights for each token takes."""
 
 import json
@@ -14,16 +14,19 @@ from tokenizers import Tokenizer
 from measure import output
 from settings import PYTHON, Setting, script
 from table import on_threads
-from works import DATA, STEPS, Work, run_folder, start_file
+from works import DATA, PEERS, ROOT, STEPS, Work, run_folder, start_file
 
 PROMPT = 128
 NEW = 256
+# Where run.sh has put llama.cpp, if it could be built.
+LLAMA = PEERS / "llama" / "bin" / "python"
 
 
 @dataclass
 class Speaker:
     """One program in one setting on some threads."""
 
+    program: str
     dtype: str
     threads: int
     setting: Setting | None = None
@@ -35,8 +38,8 @@ class Speaker:
 
     @property
     def name(self) -> str:
-        what = f"PyTorch {self.setting.name}" if self.setting else f"cllm {self.dtype}"
-        return f"{what}, {on_threads(self.threads)}"
+        what = self.setting.name if self.setting else self.dtype
+        return f"{self.program} {what}, {on_threads(self.threads)}"
 
 
 def prompt_of(tokenizer: Tokenizer) -> str:
@@ -57,6 +60,7 @@ def run_cllm(speaker: Speaker, cllm: Path, work: Work, prompt: str, via: list[st
     command = [*via, str(cllm), "generate", "--checkpoint"]
     command += [str(run_folder(work.name) / f"step-{STEPS}.cllm"), "--prompt", prompt, "--greedy"]
     command += ["--tokens", str(NEW), "--dtype", speaker.dtype]
+    command += ["--threads", str(speaker.threads)]
     if not speaker.text:
         spoken = json.loads(output([*command, "--log-format", "json"]))
         if spoken["tokens"] != NEW:
@@ -94,22 +98,43 @@ def run_torch(speaker: Speaker, work: Work, ids: list[int], tokenizer: Tokenizer
     speaker.text = tokenizer.decode(result["tokens"])
 
 
+def run_llama(speaker: Speaker, work: Work, ids: list[int], tokenizer: Tokenizer, via) -> None:
+    """One process of llama.cpp."""
+    generate = ROOT / "benches" / "peers" / "llama" / "generate.py"
+    command = [*via, LLAMA, generate, start_file(work.name), "--prompt", ",".join(map(str, ids))]
+    command += ["--new", NEW, "--threads", speaker.threads, "--dtype", speaker.dtype]
+    result = json.loads(output(command).splitlines()[-1])
+    speaker.speeds.append((NEW - 1) / result["seconds"])
+    speaker.peaks.append(result["peak_rss"])
+    speaker.text = tokenizer.decode(result["tokens"])
+
+
+def speakers_of(settings: list[Setting], threads: int) -> list[Speaker]:
+    """All that speak on so many threads."""
+    dtypes = ("f32", "bf16")
+    speakers = [Speaker("cllm", dtype, threads) for dtype in dtypes]
+    for setting in settings:
+        dtype = "f32" if setting.is_f32 else "bf16"
+        speakers.append(Speaker("PyTorch", dtype, threads, setting))
+    if LLAMA.exists():
+        speakers += [Speaker("llama.cpp", dtype, threads) for dtype in dtypes]
+    return speakers
+
+
 def compare(work: Work, settings: list[Setting], args, note) -> None:
     """Runs all in turns and prints the table."""
+    if not LLAMA.exists():
+        note(f"{work.name}: without llama.cpp, which run.sh could not build")
     tokenizer = Tokenizer.from_file(str(run_folder(work.name) / "tokenizer.json"))
     prompt = prompt_of(tokenizer)
     ids = tokenizer.encode(prompt).ids
-    # cllm generates on one thread, whatever there is.
-    speakers = [Speaker(dtype, 1) for dtype in ("f32", "bf16")]
-    speakers += [
-        Speaker("f32" if setting.is_f32 else "bf16", threads, setting)
-        for threads in args.threads
-        for setting in settings
-    ]
+    speakers = [speaker for n in args.threads for speaker in speakers_of(settings, n)]
     for turn in range(args.runs):
         for speaker in speakers if turn % 2 == 0 else speakers[::-1]:
-            if speaker.setting:
+            if speaker.program == "PyTorch":
                 run_torch(speaker, work, ids, tokenizer, args.via)
+            elif speaker.program == "llama.cpp":
+                run_llama(speaker, work, ids, tokenizer, args.via)
             else:
                 run_cllm(speaker, args.cllm, work, prompt, args.via)
             note(f"{work.name}: turn {turn + 1}, {speaker.name}: {speaker.speeds[-1]:.0f} tokens/s")
@@ -142,11 +167,22 @@ def print_table(work: Work, speakers: list[Speaker]) -> None:
         ]
         print("| " + " | ".join(cells) + " |")
     print()
-    for speaker in speakers[:2]:
-        for kind in ("f32", "any"):
-            peers = [s for s in speakers if s.setting and kind in (s.dtype, "any")]
-            if peers:
-                best = max(peers, key=lambda s: median(s.speeds))
-                ratio = median(a / b for a, b in zip(speaker.speeds, best.speeds))
-                print(f"- {speaker.name}: {ratio:.2f} times the best PyTorch of {kind} setting "
-                      f"({best.name.removeprefix('PyTorch ')})")
+    for speaker in speakers:
+        if speaker.program == "cllm":
+            print_ratios(speaker, speakers)
+
+
+def print_ratios(speaker: Speaker, speakers: list[Speaker]) -> None:
+    """One of cllm's beside the best of each other program on as many threads."""
+    like = [s for s in speakers if s.threads == speaker.threads]
+    for program, dtypes in [
+        ("PyTorch", (speaker.dtype,)),
+        ("PyTorch", ("f32", "bf16")),
+        ("llama.cpp", (speaker.dtype,)),
+    ]:
+        peers = [s for s in like if s.program == program and s.dtype in dtypes]
+        if peers:
+            best = max(peers, key=lambda s: median(s.speeds))
+            ratio = median(a / b for a, b in zip(speaker.speeds, best.speeds))
+            kind = speaker.dtype if len(dtypes) == 1 else "any type"
+            print(f"- {speaker.name}: {ratio:.2f} times the best {program} of {kind} ({best.name})")
