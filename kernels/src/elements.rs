@@ -92,6 +92,12 @@ pub(crate) struct RawOperand {
 }
 
 impl RawOperand {
+    /// Floats: element (i, j) is `ptr[i * row + j * col]`.
+    #[inline(always)]
+    pub(crate) fn floats(ptr: *const f32, row: usize, col: usize) -> Self {
+        Self { ptr, row, col, half: false }
+    }
+
     /// The transposed view of the same memory.
     #[inline(always)]
     pub(crate) fn flip(self) -> Self {
@@ -132,9 +138,7 @@ impl Operand<'_> {
 
     pub(crate) fn raw(&self) -> RawOperand {
         match self {
-            Self::Float(m) => {
-                RawOperand { ptr: m.ptr, row: m.row_stride, col: m.col_stride, half: false }
-            }
+            Self::Float(m) => RawOperand::floats(m.ptr, m.row_stride, m.col_stride),
             Self::Half(m) => {
                 RawOperand { ptr: m.ptr.cast(), row: m.row_stride, col: m.col_stride, half: true }
             }
@@ -155,7 +159,7 @@ impl OperandMut<'_> {
     /// The pointer may be written through.
     pub(crate) fn raw(&self) -> RawOperand {
         match self {
-            Self::Float(m) => RawOperand { ptr: m.ptr, row: m.row_stride, col: 1, half: false },
+            Self::Float(m) => RawOperand::floats(m.ptr, m.row_stride, 1),
             Self::Half(m) => {
                 RawOperand { ptr: m.ptr.cast(), row: m.row_stride, col: 1, half: true }
             }

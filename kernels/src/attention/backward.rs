@@ -22,8 +22,9 @@
 use super::{
     GemmFn, RawAttention, RowsMut, Span, dot, fetch_next, product, query_block, score_stride,
 };
+use crate::elements::RawOperand;
 use crate::gemm::format::Single;
-use crate::gemm::pack::{Source, pack_b, packed_b_len};
+use crate::gemm::pack::{pack_b, packed_b_len};
 use crate::math;
 use crate::simd::{Simd, load_up_to, store_up_to};
 
@@ -53,10 +54,10 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
     unsafe {
         let k = a.k.ptr.add(low * a.k.stride);
         let v = a.v.ptr.add(low * a.v.stride);
-        pack_b(s, Single, Source { ptr: k, row: 1, col: a.k.stride }, head, n, keys_t);
-        pack_b(s, Single, Source { ptr: v, row: 1, col: a.v.stride }, head, n, values_t);
+        pack_b(s, Single, RawOperand::floats(k, 1, a.k.stride), head, n, keys_t);
+        pack_b(s, Single, RawOperand::floats(v, 1, a.v.stride), head, n, values_t);
         if a.dq.is_some() {
-            pack_b(s, Single, Source { ptr: k, row: a.k.stride, col: 1 }, n, head, keys);
+            pack_b(s, Single, RawOperand::floats(k, a.k.stride, 1), n, head, keys);
         }
         if let Some((dk, dv)) = a.dkv {
             for r in 0..n {
@@ -100,12 +101,12 @@ pub(crate) unsafe fn backward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
                 pack_b(
                     s,
                     Single,
-                    Source { ptr: dout, row: a.dout.stride, col: 1 },
+                    RawOperand::floats(dout, a.dout.stride, 1),
                     rows,
                     head,
                     dout_rows,
                 );
-                pack_b(s, Single, Source { ptr: q, row: a.q.stride, col: 1 }, rows, head, q_rows);
+                pack_b(s, Single, RawOperand::floats(q, a.q.stride, 1), rows, head, q_rows);
                 let panel = rows * S::NR;
                 gemm(&product((seen, head, rows), p.ptr, 1, stride, dout_rows, panel, dv, true));
                 gemm(&product((seen, head, rows), ds.ptr, 1, stride, q_rows, panel, dk, true));

@@ -11,8 +11,9 @@
 use super::{
     GemmFn, RawAttention, RowsMut, Span, dot, fetch_next, product, query_block, score_stride,
 };
+use crate::elements::RawOperand;
 use crate::gemm::format::Single;
-use crate::gemm::pack::{Source, pack_b, packed_b_len};
+use crate::gemm::pack::{pack_b, packed_b_len};
 use crate::simd::{Simd, load_up_to, store_up_to};
 use crate::softmax::{exp_in_place, max_of};
 
@@ -36,9 +37,9 @@ pub(crate) unsafe fn forward<S: Simd>(s: S, gemm: GemmFn, a: &RawAttention) {
     let block = query_block(a.keys, S::MR);
     // SAFETY: `scratch` holds the three areas just laid out; the rest is the caller's promise.
     unsafe {
-        let k = Source { ptr: a.k.ptr, row: 1, col: a.k.stride };
+        let k = RawOperand::floats(a.k.ptr, 1, a.k.stride);
         pack_b(s, Single, k, a.head, keys, keys_t);
-        let v = Source { ptr: a.v.ptr, row: a.v.stride, col: 1 };
+        let v = RawOperand::floats(a.v.ptr, a.v.stride, 1);
         pack_b(s, Single, v, keys, a.head, values);
         let mut start = a.rows.start;
         while start < a.rows.end {

@@ -26,21 +26,6 @@ pub(crate) const fn packed_a_len(m: usize, k: usize, mr: usize) -> Option<usize>
     packed_b_len(k, m, mr)
 }
 
-/// A matrix of floats to pack: element (p, j) is `ptr[p * row + j * col]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Source {
-    pub(crate) ptr: *const f32,
-    pub(crate) row: usize,
-    pub(crate) col: usize,
-}
-
-impl From<Source> for RawOperand {
-    #[inline(always)]
-    fn from(Source { ptr, row, col }: Source) -> Self {
-        Self { ptr, row, col, half: false }
-    }
-}
-
 /// Elements along the inner dimension, `step` apart, that words are made of.
 struct Line<E> {
     ptr: *const E,
@@ -131,12 +116,11 @@ unsafe fn square<S: Simd, F: Format<S>, M: Elements<S, F>>(
 pub(crate) unsafe fn pack_b<S: Simd, F: Format<S>>(
     s: S,
     f: F,
-    src: impl Into<RawOperand>,
+    src: RawOperand,
     k: usize,
     n: usize,
     dst: *mut f32,
 ) {
-    let src = src.into();
     // SAFETY: passed on from the caller.
     unsafe {
         if src.half {
