@@ -2,7 +2,7 @@
 //! head or of a part of it.
 
 use crate::Kernels;
-use crate::attention::{RawAttention, Rows, RowsMut, Span, Wanted, query_block};
+use crate::attention::{PART, RawAttention, Rows, RowsMut, Span, Wanted};
 use crate::dropout::Dropout;
 use crate::mat::{MatMut, MatRef};
 use crate::rows::rows_of;
@@ -59,26 +59,24 @@ fn rows_mut_of(m: &MatMut<'_>) -> RowsMut {
 }
 
 impl Kernels {
-    /// Queries that attention over `keys` keys takes together.
-    ///
-    /// Parts of a head start at multiples of this: see [`Kernels::attention_queries`].
-    /// It depends on the instruction set; 24 on all of them for up to 2,730 keys.
+    /// Queries that parts of a head start at multiples of: see
+    /// [`Kernels::attention_queries`]. 24 on every instruction set.
     #[must_use]
-    pub fn attention_block(&self, keys: usize) -> usize {
-        query_block(keys, self.mr)
+    pub fn attention_block(&self) -> usize {
+        PART
     }
 
     /// Floats of scratch for [`Kernels::attention`] over up to `keys` keys, and for any
     /// part of it.
     #[must_use]
     pub fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.attention_forward_scratch)(keys, head)
+        (self.products.attention_forward_scratch)(keys, head)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
     #[must_use]
     pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.attention_backward_scratch)(keys, keys, head, Wanted::All)
+        (self.products.attention_backward_scratch)(keys, keys, head, Wanted::All)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_queries`] of any queries of a
@@ -89,7 +87,7 @@ impl Kernels {
         keys: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.attention_backward_scratch)(keys, keys, head, Wanted::Queries)
+        (self.products.attention_backward_scratch)(keys, keys, head, Wanted::Queries)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_keys`] of up to `part` keys of a
@@ -101,7 +99,7 @@ impl Kernels {
         part: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.attention_backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
+        (self.products.attention_backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
     }
 
     /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
@@ -129,7 +127,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes do not fit together or scratch is too short; if `queries` does not
-    /// start at a multiple of [`Kernels::attention_block`]`(a.k.rows())`, or ends neither
+    /// start at a multiple of [`Kernels::attention_block`], or ends neither
     /// at one nor with the last query.
     pub fn attention_queries(
         &self,
@@ -142,7 +140,7 @@ impl Kernels {
         let (keys, head) = (a.k.rows(), a.q.cols());
         let need = self.attention_scratch_len(keys, head);
         assert!(need.is_some_and(|n| n <= scratch.len()), "attention: scratch is too short");
-        let rows = self.blocks(a, &queries);
+        let rows = blocks(a, &queries);
         assert!(out.rows() == queries.len() && out.cols() == head, "attention: out");
         assert!(lse.as_ref().is_none_or(|l| l.len() == queries.len()), "attention: lse");
         let raw = RawAttention {
@@ -156,20 +154,7 @@ impl Kernels {
             return;
         }
         // SAFETY: the shapes were just checked; out, lse and scratch are exclusive.
-        unsafe { (self.attention_forward)(&raw) }
-    }
-
-    /// A part of the queries.
-    ///
-    /// # Panics
-    /// If it is not made of whole blocks.
-    fn blocks(&self, a: &Attention<'_>, queries: &Range<usize>) -> Span {
-        let (all, block) = (a.q.rows(), self.attention_block(a.k.rows()));
-        let &Range { start, end } = queries;
-        assert!(start <= end && end <= all, "attention: queries {start}..{end} of {all}");
-        let whole = |at: usize| at.is_multiple_of(block) || at == all;
-        assert!(whole(start) && whole(end), "attention: {start}..{end} cuts a block of {block}");
-        Span { start, end }
+        unsafe { (self.products.attention_forward)(&raw) }
     }
 
     /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
@@ -200,7 +185,7 @@ impl Kernels {
         };
         // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
         // and lse are only read in this direction.
-        unsafe { (self.attention_backward)(&raw) }
+        unsafe { (self.products.attention_backward)(&raw) }
     }
 
     /// [`Kernels::attention_backward`] in place: each gradient takes the place of its input.
@@ -238,7 +223,7 @@ impl Kernels {
         // SAFETY: the shapes were just checked (q, k and v are of one shape, so are their
         // gradients); q, k, v and scratch are exclusive, and the whole backward pass may
         // have gradients in place of inputs; out and lse are only read in this direction.
-        unsafe { (self.attention_backward)(&raw) }
+        unsafe { (self.products.attention_backward)(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dq` for the queries in
@@ -252,7 +237,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes do not fit together or scratch is too short; if `queries` does not
-    /// start at a multiple of [`Kernels::attention_block`]`(a.k.rows())`, or ends neither
+    /// start at a multiple of [`Kernels::attention_block`], or ends neither
     /// at one nor with the last query.
     #[expect(clippy::too_many_arguments, reason = "the inputs and the part of them")]
     pub fn attention_backward_queries(
@@ -268,7 +253,7 @@ impl Kernels {
         let (n, head) = (a.q.rows(), a.q.cols());
         let need = self.attention_backward_queries_scratch_len(n, head);
         assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
-        let rows = self.blocks(a, &queries);
+        let rows = blocks(a, &queries);
         assert_shape(dq.as_ref(), queries.len(), head);
         let raw = RawAttention {
             rows,
@@ -282,7 +267,7 @@ impl Kernels {
         }
         // SAFETY: the shapes were just checked; dq and scratch are exclusive; out and lse
         // are only read in this direction.
-        unsafe { (self.attention_backward)(&raw) }
+        unsafe { (self.products.attention_backward)(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dk` and `dv` for the keys
@@ -317,9 +302,8 @@ impl Kernels {
         for grad in [&dk, &dv] {
             assert_shape(grad.as_ref(), keys.len(), head);
         }
-        let block = self.attention_block(n);
         let raw = RawAttention {
-            rows: Span { start: start / block * block, end: n },
+            rows: Span { start: start / self.mr * self.mr, end: n },
             cols: Span { start, end },
             dkv: Some((rows_mut_of(&dk), rows_mut_of(&dv))),
             scratch: scratch.as_mut_ptr(),
@@ -330,8 +314,21 @@ impl Kernels {
         }
         // SAFETY: the shapes were just checked; dk, dv and scratch are exclusive; out and
         // lse are only read in this direction.
-        unsafe { (self.attention_backward)(&raw) }
+        unsafe { (self.products.attention_backward)(&raw) }
     }
+}
+
+/// A part of the queries.
+///
+/// # Panics
+/// If it is not made of whole blocks.
+fn blocks(a: &Attention<'_>, queries: &Range<usize>) -> Span {
+    let all = a.q.rows();
+    let &Range { start, end } = queries;
+    assert!(start <= end && end <= all, "attention: queries {start}..{end} of {all}");
+    let whole = |at: usize| at.is_multiple_of(PART) || at == all;
+    assert!(whole(start) && whole(end), "attention: {start}..{end} cuts a block of {PART}");
+    Span { start, end }
 }
 
 /// # Panics

@@ -11,6 +11,7 @@ use crate::elements::RawOperand;
 use crate::elementwise;
 use crate::embedding::{self, RawEmbedding};
 use crate::gemm::format::{Format, Rounded, Single};
+use crate::gemm::micro::{self, Tile};
 use crate::gemm::pack;
 use crate::gemm::{self, RawGemm};
 use crate::norm::{self, RawNorm};
@@ -171,6 +172,25 @@ macro_rules! products {
                 unsafe { peak::$peak($token, $format, iterations) }
             }
 
+            /// A tile of attention's products: one function for all of them, for it is large.
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn tile(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
+                // SAFETY: passed on from the caller.
+                unsafe { micro::run($token, $format, t, rows, cols, accumulate) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn attention_forward(a: &RawAttention) {
+                // SAFETY: passed on from the caller.
+                unsafe { attention::forward::forward($token, $format, tile, a) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn attention_backward(a: &RawAttention) {
+                // SAFETY: passed on from the caller.
+                unsafe { attention::backward::backward($token, $format, tile, a) }
+            }
+
             pub(crate) const PRODUCTS: Products = Products {
                 dtype: $dtype,
                 depth: <$Format as Format<$lanes>>::DEPTH,
@@ -180,6 +200,10 @@ macro_rules! products {
                 gemm_both: product_of_both,
                 pack_b,
                 peak,
+                attention_forward_scratch: attention::forward_scratch::<$lanes, $Format>,
+                attention_backward_scratch: attention::backward_scratch::<$lanes, $Format>,
+                attention_forward,
+                attention_backward,
                 keeps: $keeps,
             };
         }
@@ -239,25 +263,11 @@ macro_rules! kernel_table {
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
                 converted, gemm::scratch_len::<$lanes, Rounded>, pass, None $(, $feature)?);
 
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn attention_forward(a: &RawAttention) {
-                // SAFETY: passed on from the caller.
-                unsafe { attention::forward::forward(token(), single::product, a) }
-            }
-
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn attention_backward(a: &RawAttention) {
-                // SAFETY: passed on from the caller.
-                unsafe { attention::backward::backward(token(), single::product, a) }
-            }
-
             pub(crate) const TABLE: Kernels = Kernels {
                 isa: $isa,
                 lanes: <$lanes as Simd>::LANES,
                 mr: <$lanes as Simd>::MR,
                 nr: <$lanes as Simd>::NR,
-                attention_forward_scratch: attention::forward_scratch::<$lanes>,
-                attention_backward_scratch: attention::backward_scratch::<$lanes>,
                 products: single::PRODUCTS,
                 norm_forward,
                 norm_backward,
@@ -272,8 +282,6 @@ macro_rules! kernel_table {
                 column_sum,
                 sum_squares,
                 adamw,
-                attention_forward,
-                attention_backward,
             };
             pub(crate) static F32: Kernels = TABLE;
             pub(crate) static BF16: Kernels = Kernels { products: rounded::PRODUCTS, ..TABLE };

@@ -1,5 +1,6 @@
 //! Matrix products of the table: packing, packed products, weight gradients.
 
+use crate::attention::{RawAttention, Wanted};
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
 use crate::gemm::kept::Halved;
 use crate::gemm::pack::packed_b_len;
@@ -74,6 +75,10 @@ pub(crate) struct Products {
     pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
     pub(crate) pack_b: unsafe fn(RawOperand, usize, usize, *mut f32),
     pub(crate) peak: unsafe fn(u64) -> (u64, f32),
+    pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
+    pub(crate) attention_backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
+    pub(crate) attention_forward: unsafe fn(&RawAttention),
+    pub(crate) attention_backward: unsafe fn(&RawAttention),
     /// What works on operands that lie in memory as bf16, where products take them so.
     pub(crate) keeps: Option<Keeps>,
 }

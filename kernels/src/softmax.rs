@@ -79,7 +79,7 @@ pub(crate) unsafe fn exp_in_place<S: Simd>(
     // SAFETY: reads and writes stay below n.
     unsafe {
         while i + S::LANES <= n {
-            let e = math::exp_below(s, s.mul(s.sub(s.load(x.add(i)), offset), factor));
+            let e = math::exp(s, s.mul(s.sub(s.load(x.add(i)), offset), factor));
             s.store(x.add(i), e);
             sum = s.add(sum, e);
             i += S::LANES;
@@ -87,7 +87,7 @@ pub(crate) unsafe fn exp_in_place<S: Simd>(
         let mut total = s.sum(sum);
         if i < n {
             let left = n - i;
-            let e = math::exp_below(s, s.mul(s.sub(s.load_first(x.add(i), left), offset), factor));
+            let e = math::exp(s, s.mul(s.sub(s.load_first(x.add(i), left), offset), factor));
             s.store_first(x.add(i), e, left);
             for q in i..n {
                 total += *x.add(q);
@@ -164,14 +164,14 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
                     let mut sum = s.splat(0.0);
                     let mut i = 0;
                     while i + S::LANES <= n {
-                        sum = s.add(sum, math::exp_below(s, s.sub(s.load(x.add(i)), offset)));
+                        sum = s.add(sum, math::exp(s, s.sub(s.load(x.add(i)), offset)));
                         i += S::LANES;
                     }
                     let mut total = s.sum(sum);
                     let mut tail = [0.0_f32; 16];
                     if i < n {
                         let left = n - i;
-                        let e = math::exp_below(s, s.sub(s.load_first(x.add(i), left), offset));
+                        let e = math::exp(s, s.sub(s.load_first(x.add(i), left), offset));
                         s.store_first(tail.as_mut_ptr(), e, left);
                         for e in &tail[..left] {
                             total += *e;

@@ -6,7 +6,6 @@
 //! `product`, everything that works on a row in `rows`, on a head in `heads`.
 
 use crate::adamw::AdamW;
-use crate::attention::{RawAttention, Wanted};
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
 use crate::isa::{self, Isa};
@@ -21,8 +20,6 @@ pub struct Kernels {
     pub(crate) lanes: usize,
     pub(crate) mr: usize,
     pub(crate) nr: usize,
-    pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
-    pub(crate) attention_backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
     pub(crate) products: Products,
     pub(crate) norm_forward: unsafe fn(&RawNorm),
     pub(crate) norm_backward: unsafe fn(&RawNorm),
@@ -38,8 +35,6 @@ pub struct Kernels {
     pub(crate) column_sum: unsafe fn(*const f32, usize, usize, usize, *mut f32, bool),
     pub(crate) sum_squares: unsafe fn(*const f32, usize) -> f32,
     pub(crate) adamw: unsafe fn(&AdamW, *mut f32, *const f32, *mut f32, *mut f32, usize),
-    pub(crate) attention_forward: unsafe fn(&RawAttention),
-    pub(crate) attention_backward: unsafe fn(&RawAttention),
 }
 
 /// What names a table: two of one name give the same bits.

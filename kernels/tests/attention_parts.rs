@@ -3,7 +3,7 @@
 mod common;
 
 use cllm_kernels::{Attention, AttentionGrads, Dropout, Kernels};
-use common::{Grid, Rng, each_isa, panics};
+use common::{Grid, Rng, each_dtype, panics};
 use core::ops::Range;
 
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +111,7 @@ fn assert_rows(part: &Grid, whole: &Grid, rows: &Range<usize>, what: &str) {
 fn check_forward(kernels: &Kernels, shape: Shape, rng: &mut Rng) {
     let inputs = Inputs::new(rng, shape);
     let (whole, sums) = forward(kernels, &inputs, rng);
-    for parts in partitions(rng, shape.queries, kernels.attention_block(shape.keys)) {
+    for parts in partitions(rng, shape.queries, kernels.attention_block()) {
         for rows in parts {
             let what = format!("{kernels:?} {shape:?} {rows:?}");
             let seen = inputs.seen_by(&rows, &(0..shape.first + rows.end));
@@ -136,7 +136,7 @@ fn check_forward(kernels: &Kernels, shape: Shape, rng: &mut Rng) {
 
 #[test]
 fn queries_in_parts_have_the_bits_of_the_whole() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(51);
         for shape in sequences() {
             check_forward(kernels, shape, &mut rng);
@@ -146,9 +146,9 @@ fn queries_in_parts_have_the_bits_of_the_whole() {
 
 #[test]
 fn queries_in_parts_against_a_cache_have_the_bits_of_the_whole() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(52);
-        // The last two take smaller blocks of queries than a shorter head would.
+        // The last two have rows of scores that are longer than a head is wide by far.
         for (first, queries, spare) in
             [(0, 3, 0), (10, 3, 2), (7, 49, 0), (256, 70, 5), (2700, 40, 0), (5300, 30, 1)]
         {
@@ -226,7 +226,7 @@ impl Backward {
     fn check_keys(&self, kernels: &Kernels, rows: &Range<usize>, rng: &mut Rng) {
         let Shape { keys, head, .. } = self.inputs.shape;
         let what = format!("{kernels:?} {:?} keys {rows:?}", self.inputs.shape);
-        let block = kernels.attention_block(keys);
+        let block = kernels.attention_block();
         let (inputs, out, dout, lse) = self.seen_by(rows.start / block * block..keys, rows.clone());
         let [mut dk, mut dv] = [0; 2].map(|_| Grid::blank_somewhere(rng, rows.len(), head));
         let need = kernels.attention_backward_keys_scratch_len(keys, rows.len(), head);
@@ -250,12 +250,12 @@ impl Backward {
 
 #[test]
 fn gradients_in_parts_have_the_bits_of_the_whole() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(54);
         let long = Shape { queries: 2800, keys: 2800, head: 3, first: 0, dropout: false };
         for shape in sequences().chain([long]) {
             let whole = Backward::new(kernels, shape, &mut rng);
-            let (n, block) = (shape.keys, kernels.attention_block(shape.keys));
+            let (n, block) = (shape.keys, kernels.attention_block());
             let mut parts = partitions(&mut rng, n, block);
             // One cut in each place is quadratic in time: some places will do.
             parts.retain(|parts| parts.len() != 2 || rng.below(n.div_ceil(block)) < 3);
@@ -274,7 +274,7 @@ fn gradients_in_parts_have_the_bits_of_the_whole() {
 /// Keys need no block of their own: every row of dK and dV is summed by itself.
 #[test]
 fn any_range_of_keys_has_the_bits_of_the_whole() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(55);
         for (n, head) in [(13, 7), (70, 32), (128, 5), (300, 8)] {
             let shape = Shape { queries: n, keys: n, head, first: 0, dropout: rng.coin() };
@@ -290,10 +290,10 @@ fn any_range_of_keys_has_the_bits_of_the_whole() {
 
 #[test]
 fn a_part_is_made_of_whole_blocks() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let shape = Shape { queries: 70, keys: 70, head: 3, first: 0, dropout: false };
         let inputs = Inputs::new(&mut Rng::new(53), shape);
-        let block = kernels.attention_block(70);
+        let block = kernels.attention_block();
         assert!(block > 1 && 2 * block < 70, "{block}");
         let run = |queries: Range<usize>, rows: usize, sums: usize| {
             let mut room = vec![0.0; kernels.attention_scratch_len(70, 3).unwrap()];
@@ -316,11 +316,11 @@ fn a_part_is_made_of_whole_blocks() {
 
 #[test]
 fn gradients_in_parts_check_their_shapes() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let (n, head) = (50, 3);
         let shape = Shape { queries: n, keys: n, head, first: 0, dropout: false };
         let whole = Backward::new(kernels, shape, &mut Rng::new(56));
-        let block = kernels.attention_block(n);
+        let block = kernels.attention_block();
         let queries = |part: Range<usize>, rows: usize, cols: usize, lse: usize, short: usize| {
             let need = kernels.attention_backward_queries_scratch_len(n, head).unwrap();
             let (mut dq, mut room) = (Grid::blank(rows, cols, 0, 0), vec![0.0; need - short]);

@@ -219,7 +219,7 @@ fn attention_nans(kernels: &Kernels, inputs: &[Grid; 4], n: usize, head: usize) 
 
 #[test]
 fn a_nan_in_attention_never_vanishes() {
-    each_isa(|kernels| {
+    each_dtype(|kernels| {
         let mut rng = Rng::new(52);
         for (n, head) in [(5, 3), (8, 8), (20, 17), (70, 8)] {
             for which in 0..4 {

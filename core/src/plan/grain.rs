@@ -96,7 +96,7 @@ impl Grain {
             .find(|tile| tiles(*tile) >= wanted)
             .unwrap_or(WEIGHT_TILES[WEIGHT_TILES.len() - 1]);
         let spans = wanted.div_ceil(batch.sequences.saturating_mul(c.n_head));
-        let block = kernels.attention_block(batch.tokens);
+        let block = kernels.attention_block();
         let span = batch.tokens.div_ceil(spans).next_multiple_of(SPAN_BLOCKS * block);
         let span = span.min(batch.tokens);
         Self {

@@ -1,26 +1,27 @@
 //! Causal attention of one head, without the `T x T` matrix of scores.
 //!
-//! Queries are taken in blocks of [`query_block`] rows. A block's scores against
-//! all keys that it may see live in scratch (`block x keys` floats, sized to stay
-//! in L2), never the scores of the whole sequence; the masked half is not computed
-//! beyond the block's own diagonal. The backward pass computes a block's scores
-//! again from the saved log-sum-exp of each row (Dao et al., "FlashAttention",
-//! 2022, algorithm 4 of appendix B), so nothing quadratic is ever stored.
+//! Queries are taken in *strips* of as many rows as the micro-kernel has (`MR`). A strip's
+//! scores against all keys that it may see live in scratch, `MR` rows that stay in L1, never
+//! the scores of the whole sequence; beyond the strip's own diagonal nothing is computed but
+//! what fills a vector. The backward pass computes a strip's scores again from the saved
+//! log-sum-exp of each row (Dao et al., "FlashAttention", 2022, algorithm 4 of appendix B), so
+//! nothing quadratic is ever stored.
 //!
-//! Keys are transposed into packed panels once a head, and every product below
-//! runs on the micro-kernel of [`crate::gemm`].
+//! Keys are transposed into packed panels once a head, and every product below runs on the
+//! micro-kernel of [`crate::gemm`]. Operands are words of a [`Format`]: with products of bf16
+//! queries, keys, values and the output's gradient are rounded, and so are probabilities and
+//! the scores' gradients on their way from one product to the next. Softmax and all sums are
+//! of floats.
 //!
-//! A head may be worked on in parts. A part takes the very blocks of queries that the
-//! whole head takes: a block decides how far its rows of scores go (zeros stand beyond
-//! the diagonal), so a part starts at a multiple of [`query_block`] of the whole head.
+//! A head may be worked on in parts, of whole strips of queries or of any keys.
 
 pub(crate) mod backward;
 pub(crate) mod forward;
 
 use crate::dropout::Dropout;
-use crate::gemm::pack::packed_b_len;
-use crate::gemm::{RawEpilogue, RawGemm};
-use crate::simd::Simd;
+use crate::gemm::format::Format;
+use crate::gemm::micro::Tile;
+use crate::simd::{Simd, load_up_to};
 
 /// One head over raw memory. Built by the safe methods of [`crate::Kernels`].
 ///
@@ -113,75 +114,128 @@ pub(crate) fn fetch_next<S: Simd>(s: S, from: &[Rows], head: usize, rows: Span) 
     }
 }
 
-/// A product on the table's own GEMM.
-pub(crate) type GemmFn = unsafe fn(&RawGemm);
+/// A tile of a product, on the table's micro-kernel.
+pub(crate) type TileFn = unsafe fn(&Tile, usize, usize, bool);
 
-/// Most rows of scores held at once: a multiple of every `MR`.
-const MAX_QUERY_BLOCK: usize = 24;
-/// Floats of scores held at once, if that allows for a register block: 256 KiB,
-/// half of a 512 KiB L2.
+/// Queries or keys that parts of a head start at multiples of: a multiple of every `MR`.
+pub(crate) const PART: usize = 24;
+
+/// Most queries whose probabilities are held at once in the backward pass: a multiple of
+/// every `MR`.
+const MAX_BLOCK: usize = 48;
+/// Floats of probabilities held at once, if that allows for a register block: 256 KiB.
 const SCORES: usize = 64 * 1024;
 
-/// Queries processed together against `keys` keys: a multiple of `mr`.
+/// Queries whose probabilities are held at once in the backward pass over `keys` keys: a
+/// multiple of `mr`. Blocks start at multiples of it, for they decide in what order the
+/// gradients of keys and values are summed.
 pub(crate) fn query_block(keys: usize, mr: usize) -> usize {
     let fit = SCORES / keys.max(1) / mr * mr;
-    fit.clamp(mr, MAX_QUERY_BLOCK / mr * mr)
+    fit.clamp(mr, MAX_BLOCK)
 }
 
-/// Floats between two rows of scores.
-pub(crate) fn score_stride<S: Simd>(keys: usize) -> usize {
-    keys.next_multiple_of(S::NR)
+/// Floats between two rows of scores: whole panels, and a line more, for rows a multiple of
+/// 4 KiB apart would all lie in the same few places of the L1 cache.
+pub(crate) fn score_stride<S: Simd>(keys: usize) -> Option<usize> {
+    keys.checked_next_multiple_of(S::NR)?.checked_add(16)
 }
 
-/// A plain `C = A B` (or `C += A B`) with packed B.
-#[expect(clippy::too_many_arguments, reason = "names the operands of one product")]
-#[inline(always)]
-pub(crate) fn product(
-    (m, n, k): (usize, usize, usize),
-    a: *const f32,
-    a_row: usize,
-    a_col: usize,
-    b: *const f32,
-    b_panel: usize,
-    c: RowsMut,
-    accumulate: bool,
-) -> RawGemm {
-    RawGemm {
-        m,
-        n,
-        k,
-        a,
-        a_row,
-        a_col,
-        b,
-        b_panel,
-        c: c.ptr,
-        c_row: c.stride,
-        accumulate,
-        epilogue: RawEpilogue::NONE,
-        scratch: core::ptr::null_mut(),
+/// A product of up to `MR` rows with a panel: what its A and C are.
+#[derive(Clone, Copy)]
+pub(crate) struct Strip {
+    pub(crate) tile: TileFn,
+    pub(crate) rows: usize,
+    /// Words of the inner dimension.
+    pub(crate) words: usize,
+    pub(crate) a: *const f32,
+    pub(crate) a_row: usize,
+    pub(crate) a_col: usize,
+    pub(crate) c: RowsMut,
+    pub(crate) accumulate: bool,
+}
+
+impl Strip {
+    /// `C (+)= A B` for all `cols` columns of a packed B, whose panels are `panel` words apart.
+    ///
+    /// # Safety
+    /// As for [`crate::gemm::micro::run`], for all of the panels.
+    #[inline(always)]
+    pub(crate) unsafe fn times<S: Simd>(&self, b: *const f32, panel: usize, cols: usize) {
+        let mut j = 0;
+        while j < cols {
+            let c = self.c.ptr.wrapping_add(j);
+            let tile = Tile {
+                kc: self.words,
+                a: self.a,
+                a_row: self.a_row,
+                a_col: self.a_col,
+                b: b.wrapping_add(j / S::NR * panel),
+                c,
+                c_row: self.c.stride,
+                start: c,
+                start_row: self.c.stride,
+            };
+            // SAFETY: passed on from the caller.
+            unsafe { (self.tile)(&tile, self.rows, S::NR.min(cols - j), self.accumulate) };
+            j += S::NR;
+        }
     }
 }
 
-/// Floats of scores for any number of keys up to `keys`, `None` on overflow.
+/// The words of some rows of `head` floats: as they lie, or in `room`.
 ///
-/// A few keys fewer may allow for a larger block of queries, and that take more.
-fn most_scores<S: Simd>(keys: usize) -> Option<usize> {
-    let mut most = 0;
-    for block in (S::MR..=MAX_QUERY_BLOCK).step_by(S::MR) {
-        // The most keys that are taken in blocks of this size.
-        let fits = if block == S::MR { keys } else { keys.min(SCORES / block) };
-        let stride = fits.checked_next_multiple_of(S::NR)?;
-        most = most.max(block.checked_mul(stride)?);
+/// # Safety
+/// The rows are valid for reading, `room`, where words are not floats, for as many rows of
+/// words.
+#[inline(always)]
+pub(crate) unsafe fn words_of<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    from: Rows,
+    rows: usize,
+    head: usize,
+    room: *mut f32,
+) -> Rows {
+    if F::IS_PLAIN {
+        return from;
     }
-    Some(most)
+    let stride = F::words(head);
+    for r in 0..rows {
+        // SAFETY: passed on from the caller.
+        unsafe { f.row(s, from.ptr.add(r * from.stride), head, room.add(r * stride)) };
+    }
+    Rows { ptr: room, stride }
+}
+
+/// Floats of room that [`words_of`] wants for a strip.
+fn strip_words<S: Simd, F: Format<S>>(head: usize) -> Option<usize> {
+    if F::IS_PLAIN { Some(0) } else { S::MR.checked_mul(F::words(head)) }
+}
+
+/// Hands out pieces of scratch, or only counts them.
+struct Pieces {
+    next: *mut f32,
+    len: Option<usize>,
+}
+
+impl Pieces {
+    fn of(scratch: *mut f32) -> Self {
+        Self { next: scratch, len: Some(0) }
+    }
+
+    /// The next `len` floats; of no use once a length has overflowed.
+    #[inline(always)]
+    fn take(&mut self, len: Option<usize>) -> *mut f32 {
+        let piece = self.next;
+        self.next = piece.wrapping_add(len.unwrap_or(0));
+        self.len = self.len.zip(len).and_then(|(all, len)| all.checked_add(len));
+        piece
+    }
 }
 
 /// Floats of scratch for the forward pass over up to `keys` keys, `None` on overflow.
-pub(crate) fn forward_scratch<S: Simd>(keys: usize, head: usize) -> Option<usize> {
-    let keys_t = packed_b_len(head, keys, S::NR)?;
-    let values = packed_b_len(keys, head, S::NR)?;
-    keys_t.checked_add(values)?.checked_add(most_scores::<S>(keys)?)
+pub(crate) fn forward_scratch<S: Simd, F: Format<S>>(keys: usize, head: usize) -> Option<usize> {
+    forward::Areas::new::<S, F>(core::ptr::null_mut(), keys, head).1
 }
 
 /// What of a head the backward pass is for.
@@ -196,43 +250,33 @@ pub(crate) enum Wanted {
 
 /// Floats of scratch for the backward pass over `span` of a head's `keys` keys, `None` on
 /// overflow.
-pub(crate) fn backward_scratch<S: Simd>(
+pub(crate) fn backward_scratch<S: Simd, F: Format<S>>(
     keys: usize,
     span: usize,
     head: usize,
     wanted: Wanted,
 ) -> Option<usize> {
-    let block = query_block(keys, S::MR);
-    let transposed = packed_b_len(head, span, S::NR)?.checked_mul(2)?;
-    let scores = block.checked_mul(score_stride::<S>(span))?.checked_mul(2)?;
-    let mut need = transposed.checked_add(scores)?;
-    if wanted != Wanted::Keys {
-        need = need.checked_add(packed_b_len(span, head, S::NR)?)?;
-    }
-    if wanted != Wanted::Queries {
-        need = need.checked_add(packed_b_len(block, head, S::NR)?.checked_mul(2)?)?;
-    }
-    Some(need)
+    backward::Areas::new::<S, F>(core::ptr::null_mut(), keys, span, head, wanted).1
 }
 
-/// Dot product of two rows of `n` floats.
+/// Dot product of two rows of `n` floats, each in the precision of a format.
 ///
 /// # Safety
 /// Both hold `n` floats.
 #[inline(always)]
-pub(crate) unsafe fn dot<S: Simd>(s: S, a: *const f32, b: *const f32, n: usize) -> f32 {
+pub(crate) unsafe fn dot<S: Simd, F: Format<S>, G: Format<S>>(
+    s: S,
+    (a, f): (*const f32, F),
+    (b, g): (*const f32, G),
+    n: usize,
+) -> f32 {
     let mut sum = s.splat(0.0);
     let mut i = 0;
     while i < n {
         let left = (n - i).min(S::LANES);
         // SAFETY: elements i .. i + left of both.
-        unsafe {
-            let (x, y) = (
-                crate::simd::load_up_to(s, a.add(i), left),
-                crate::simd::load_up_to(s, b.add(i), left),
-            );
-            sum = s.mul_add(x, y, sum);
-        }
+        let (x, y) = unsafe { (load_up_to(s, a.add(i), left), load_up_to(s, b.add(i), left)) };
+        sum = s.mul_add(f.rounded(s, x), g.rounded(s, y), sum);
         i += left;
     }
     s.sum(sum)

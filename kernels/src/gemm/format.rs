@@ -22,6 +22,8 @@ use crate::simd::{MOST_LANES, Simd};
 pub(crate) trait Format<S: Simd>: Copy {
     /// Elements of the inner dimension in a word.
     const DEPTH: usize;
+    /// Floats are words as they lie.
+    const IS_PLAIN: bool = false;
 
     /// Operands that lie in memory as this format's words are made of them: floats, where
     /// there is nothing else.
@@ -42,6 +44,13 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// The words of elements `low` and, where a word has two, `high`, which come one
     /// after the other along the inner dimension.
     fn join(self, s: S, low: S::V, high: S::V) -> S::V;
+
+    /// The words of `LANES * DEPTH` elements that come one after the other, `second` the upper
+    /// half of them where a word has two.
+    fn fold(self, s: S, first: S::V, second: S::V) -> S::V;
+
+    /// `x` to the precision of a word's elements.
+    fn rounded(self, s: S, x: S::V) -> S::V;
 
     /// [`Format::join`] of a single word.
     fn join_one(low: f32, high: f32) -> f32;
@@ -83,6 +92,7 @@ pub(crate) struct Single;
 
 impl<S: Simd> Format<S> for Single {
     const DEPTH: usize = 1;
+    const IS_PLAIN: bool = true;
     type Kept = Floats;
 
     #[inline(always)]
@@ -97,6 +107,14 @@ impl<S: Simd> Format<S> for Single {
     #[inline(always)]
     fn join(self, _: S, low: S::V, _: S::V) -> S::V {
         low
+    }
+    #[inline(always)]
+    fn fold(self, _: S, first: S::V, _: S::V) -> S::V {
+        first
+    }
+    #[inline(always)]
+    fn rounded(self, _: S, x: S::V) -> S::V {
+        x
     }
     #[inline(always)]
     fn join_one(low: f32, _: f32) -> f32 {
@@ -128,10 +146,18 @@ impl<S: Simd> Format<S> for Rounded {
     }
     #[inline(always)]
     fn join(self, s: S, low: S::V, _: S::V) -> S::V {
+        self.rounded(s, low)
+    }
+    #[inline(always)]
+    fn fold(self, s: S, first: S::V, _: S::V) -> S::V {
+        self.rounded(s, first)
+    }
+    #[inline(always)]
+    fn rounded(self, s: S, x: S::V) -> S::V {
         let mut lanes = [0.0; MOST_LANES];
         // SAFETY: the array has room for a vector of any instruction set.
         unsafe {
-            s.store(lanes.as_mut_ptr(), low);
+            s.store(lanes.as_mut_ptr(), x);
             for lane in &mut lanes[..S::LANES] {
                 *lane = round(*lane);
             }
@@ -146,7 +172,7 @@ impl<S: Simd> Format<S> for Rounded {
     unsafe fn contiguous(self, s: S, src: *const f32) -> S::V {
         // SAFETY: passed on from the caller.
         let x = unsafe { s.load(src) };
-        self.join(s, x, x)
+        self.rounded(s, x)
     }
 }
 
@@ -179,7 +205,7 @@ pub(crate) use paired::Paired;
 #[cfg(target_arch = "x86_64")]
 mod paired {
     use super::{Format, flushed_bits};
-    use crate::elements::Halves;
+    use crate::elements::{Elements, Halves};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
     use core::mem::transmute;
@@ -196,6 +222,17 @@ mod paired {
             Self(())
         }
     }
+
+    /// Numbers of a vector's halves: 0, 16, 1, 17 and so on.
+    const TURNS: [u16; 32] = {
+        let mut turns = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            turns[i] = (i / 2 + i % 2 * 16) as u16;
+            i += 1;
+        }
+        turns
+    };
 
     impl Format<Avx512> for Paired {
         const DEPTH: usize = 2;
@@ -216,26 +253,32 @@ mod paired {
             }
         }
         #[inline(always)]
-        fn join(self, _: Avx512, low: __m512, high: __m512) -> __m512 {
-            // SAFETY: as above; two vectors of 16 halves each are 256 bits.
+        fn join(self, s: Avx512, low: __m512, high: __m512) -> __m512 {
+            // SAFETY: as above.
             unsafe {
-                let halves = [_mm512_cvtneps_pbh(low), _mm512_cvtneps_pbh(high)];
-                let [low, high] = transmute::<[__m256bh; 2], [__m256i; 2]>(halves);
-                let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
-                _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high))
+                // All lower ones and all upper ones, then one of each in turns.
+                let halves = transmute::<__m512, __m512i>(self.fold(s, low, high));
+                let turns: __m512i = transmute(TURNS);
+                _mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, halves))
             }
+        }
+        #[inline(always)]
+        fn fold(self, _: Avx512, first: __m512, second: __m512) -> __m512 {
+            // SAFETY: as above.
+            unsafe { transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
+        }
+        #[inline(always)]
+        fn rounded(self, s: Avx512, x: __m512) -> __m512 {
+            Elements::<Avx512, Self>::rounded(Halves(self), s, x)
         }
         #[inline(always)]
         fn join_one(low: f32, high: f32) -> f32 {
             f32::from_bits(flushed_bits(low) >> 16 | flushed_bits(high) & 0xffff_0000)
         }
         #[inline(always)]
-        unsafe fn contiguous(self, _: Avx512, src: *const f32) -> __m512 {
+        unsafe fn contiguous(self, s: Avx512, src: *const f32) -> __m512 {
             // SAFETY: the caller's promise of 32 floats; as above.
-            unsafe {
-                let (first, second) = (_mm512_loadu_ps(src), _mm512_loadu_ps(src.add(16)));
-                transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first))
-            }
+            unsafe { self.fold(s, _mm512_loadu_ps(src), _mm512_loadu_ps(src.add(16))) }
         }
     }
 }

@@ -12,29 +12,53 @@ use crate::simd::{Simd, load_up_to, store_up_to};
 use core::hint::black_box;
 
 /// One tile's operands. A as in `RawGemm`; B is one panel of `NR` columns.
-pub(super) struct Tile {
-    pub(super) kc: usize,
-    pub(super) a: *const f32,
-    pub(super) a_row: usize,
-    pub(super) a_col: usize,
-    pub(super) b: *const f32,
+pub(crate) struct Tile {
+    pub(crate) kc: usize,
+    pub(crate) a: *const f32,
+    pub(crate) a_row: usize,
+    pub(crate) a_col: usize,
+    pub(crate) b: *const f32,
     /// Where the result goes.
-    pub(super) c: *mut f32,
-    pub(super) c_row: usize,
+    pub(crate) c: *mut f32,
+    pub(crate) c_row: usize,
     /// What the result adds to when it accumulates: C.
-    pub(super) start: *const f32,
-    pub(super) start_row: usize,
+    pub(crate) start: *const f32,
+    pub(crate) start_row: usize,
 }
 
-/// Dispatches on the number of rows, so that edges keep their sums in registers too,
-/// and on the direction in which A is contiguous, so that addresses are cheap.
+/// Dispatches on the numbers of rows and of vectors, so that edges keep their sums in
+/// registers too, and on the direction in which A is contiguous, so that addresses are cheap.
 ///
 /// # Safety
 /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
 /// accumulate, its start for `rows x cols`;
 /// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd, F: Format<S>>(
+pub(crate) unsafe fn run<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        if S::LANES == 1 {
+            turned::<S, F, 4>(s, f, t, rows, cols, accumulate);
+        } else if cols <= S::LANES {
+            // The last columns of a matrix: the other half of the panel is of zeros.
+            turned::<S, F, 1>(s, f, t, rows, cols, accumulate);
+        } else {
+            turned::<S, F, 2>(s, f, t, rows, cols, accumulate);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`run`], `cols <= V * LANES`.
+#[inline(always)]
+unsafe fn turned<S: Simd, F: Format<S>, const V: usize>(
     s: S,
     f: F,
     t: &Tile,
@@ -45,17 +69,17 @@ pub(super) unsafe fn run<S: Simd, F: Format<S>>(
     // SAFETY: passed on from the caller.
     unsafe {
         if t.a_col == 1 {
-            sized::<S, F, true>(s, f, t, rows, cols, accumulate);
+            sized::<S, F, V, true>(s, f, t, rows, cols, accumulate);
         } else {
-            sized::<S, F, false>(s, f, t, rows, cols, accumulate);
+            sized::<S, F, V, false>(s, f, t, rows, cols, accumulate);
         }
     }
 }
 
 /// # Safety
-/// As for [`run`]; `ALONG` says that `a_col == 1`, otherwise `a_row == 1`.
+/// As for [`turned`]; `ALONG` says that `a_col == 1`, otherwise `a_row == 1`.
 #[inline(always)]
-pub(super) unsafe fn sized<S: Simd, F: Format<S>, const ALONG: bool>(
+unsafe fn sized<S: Simd, F: Format<S>, const V: usize, const ALONG: bool>(
     s: S,
     f: F,
     t: &Tile,
@@ -65,51 +89,26 @@ pub(super) unsafe fn sized<S: Simd, F: Format<S>, const ALONG: bool>(
 ) {
     // SAFETY: passed on from the caller; each arm is given exactly its rows.
     unsafe {
-        if ALONG && S::LANES > 1 && cols <= S::LANES {
-            // The last columns of a matrix: the other half of the panel is of zeros.
-            match rows {
-                1 => tile::<S, F, 1, 1, ALONG>(s, f, t, cols, accumulate),
-                2 => tile::<S, F, 2, 1, ALONG>(s, f, t, cols, accumulate),
-                3 => tile::<S, F, 3, 1, ALONG>(s, f, t, cols, accumulate),
-                4 => tile::<S, F, 4, 1, ALONG>(s, f, t, cols, accumulate),
-                5 => tile::<S, F, 5, 1, ALONG>(s, f, t, cols, accumulate),
-                6 => tile::<S, F, 6, 1, ALONG>(s, f, t, cols, accumulate),
-                _ if S::MR == 6 => {}
-                7 => tile::<S, F, 7, 1, ALONG>(s, f, t, cols, accumulate),
-                8 => tile::<S, F, 8, 1, ALONG>(s, f, t, cols, accumulate),
-                9 => tile::<S, F, 9, 1, ALONG>(s, f, t, cols, accumulate),
-                10 => tile::<S, F, 10, 1, ALONG>(s, f, t, cols, accumulate),
-                11 => tile::<S, F, 11, 1, ALONG>(s, f, t, cols, accumulate),
-                _ => tile::<S, F, 12, 1, ALONG>(s, f, t, cols, accumulate),
-            }
-        } else if S::LANES == 1 {
-            match rows {
-                1 => tile::<S, F, 1, 4, ALONG>(s, f, t, cols, accumulate),
-                2 => tile::<S, F, 2, 4, ALONG>(s, f, t, cols, accumulate),
-                3 => tile::<S, F, 3, 4, ALONG>(s, f, t, cols, accumulate),
-                _ => tile::<S, F, 4, 4, ALONG>(s, f, t, cols, accumulate),
-            }
-        } else {
-            match rows {
-                1 => tile::<S, F, 1, 2, ALONG>(s, f, t, cols, accumulate),
-                2 => tile::<S, F, 2, 2, ALONG>(s, f, t, cols, accumulate),
-                3 => tile::<S, F, 3, 2, ALONG>(s, f, t, cols, accumulate),
-                4 => tile::<S, F, 4, 2, ALONG>(s, f, t, cols, accumulate),
-                5 => tile::<S, F, 5, 2, ALONG>(s, f, t, cols, accumulate),
-                6 => tile::<S, F, 6, 2, ALONG>(s, f, t, cols, accumulate),
-                _ if S::MR == 6 => {}
-                7 => tile::<S, F, 7, 2, ALONG>(s, f, t, cols, accumulate),
-                8 => tile::<S, F, 8, 2, ALONG>(s, f, t, cols, accumulate),
-                9 => tile::<S, F, 9, 2, ALONG>(s, f, t, cols, accumulate),
-                10 => tile::<S, F, 10, 2, ALONG>(s, f, t, cols, accumulate),
-                11 => tile::<S, F, 11, 2, ALONG>(s, f, t, cols, accumulate),
-                _ => tile::<S, F, 12, 2, ALONG>(s, f, t, cols, accumulate),
-            }
+        match rows {
+            1 => tile::<S, F, 1, V, ALONG>(s, f, t, cols, accumulate),
+            2 => tile::<S, F, 2, V, ALONG>(s, f, t, cols, accumulate),
+            3 => tile::<S, F, 3, V, ALONG>(s, f, t, cols, accumulate),
+            4 => tile::<S, F, 4, V, ALONG>(s, f, t, cols, accumulate),
+            _ if S::MR == 4 => {}
+            5 => tile::<S, F, 5, V, ALONG>(s, f, t, cols, accumulate),
+            6 => tile::<S, F, 6, V, ALONG>(s, f, t, cols, accumulate),
+            _ if S::MR == 6 => {}
+            7 => tile::<S, F, 7, V, ALONG>(s, f, t, cols, accumulate),
+            8 => tile::<S, F, 8, V, ALONG>(s, f, t, cols, accumulate),
+            9 => tile::<S, F, 9, V, ALONG>(s, f, t, cols, accumulate),
+            10 => tile::<S, F, 10, V, ALONG>(s, f, t, cols, accumulate),
+            11 => tile::<S, F, 11, V, ALONG>(s, f, t, cols, accumulate),
+            _ => tile::<S, F, 12, V, ALONG>(s, f, t, cols, accumulate),
         }
     }
 }
 
-/// `C[M x cols] (+)= A[M x kc] B[kc x cols]`, `V` vectors a row: `NR / LANES`, or 1.
+/// `C[M x cols] (+)= A[M x kc] B[kc x NR]`, of whose columns the first `V` vectors.
 ///
 /// # Safety
 /// As for [`sized`], with `rows == M` and `cols <= V * LANES`.
@@ -121,7 +120,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const V: usize, const ALON
     cols: usize,
     accumulate: bool,
 ) {
-    debug_assert!(cols <= V * S::LANES && V * S::LANES <= S::NR && M <= S::MR);
+    debug_assert!(V * S::LANES <= S::NR && cols <= V * S::LANES && M <= S::MR);
     debug_assert!(t.a_row == 1 || M == 1 || ALONG);
     let mut sums = [[s.splat(0.0); V]; M];
     let mut rows = [t.a; M];

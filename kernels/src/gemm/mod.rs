@@ -32,7 +32,7 @@ pub(crate) mod epilogue;
 mod few;
 pub(crate) mod format;
 pub(crate) mod kept;
-mod micro;
+pub(crate) mod micro;
 pub(crate) mod pack;
 
 use crate::elements::Floats;

@@ -97,6 +97,14 @@ macro_rules! shared_avx_operations {
             }
         }
         #[inline(always)]
+        fn first(self, a: __m256, n: usize, other: __m256) -> __m256 {
+            // SAFETY: register arithmetic; the token stands for AVX.
+            unsafe {
+                let mask = _mm256_castsi256_ps($crate::simd::avx::lane_mask(n));
+                _mm256_blendv_ps(other, a, mask)
+            }
+        }
+        #[inline(always)]
         fn sum(self, a: __m256) -> f32 {
             // SAFETY: register arithmetic; the token stands for AVX.
             unsafe {

@@ -85,6 +85,11 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    fn first(self, a: __m512, n: usize, other: __m512) -> __m512 {
+        // SAFETY: register arithmetic; the token stands for AVX-512.
+        unsafe { _mm512_mask_mov_ps(other, first(n), a) }
+    }
+    #[inline(always)]
     fn transpose(self, lines: &mut [__m512; MOST_LANES]) {
         // SAFETY: register arithmetic; the token stands for AVX-512.
         unsafe {

@@ -64,6 +64,8 @@ pub(crate) trait Simd: Copy {
     fn sqrt(self, a: Self::V) -> Self::V;
     /// `a * b + c`: fused where the instruction set fuses, two roundings elsewhere.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The first `n < LANES` lanes of `a`, those of `other` beyond.
+    fn first(self, a: Self::V, n: usize, other: Self::V) -> Self::V;
     /// The low nine bits of each lane, moved to where a float has its sign and exponent: `2^n`
     /// for a lane of bits that end in `n + 127`. `n = -127` gives 0 and `n = 128` infinity.
     fn low_bits_to_exponent(self, a: Self::V) -> Self::V;

@@ -77,6 +77,10 @@ impl Simd for Scalar {
         a * b + c
     }
     #[inline(always)]
+    fn first(self, _: f32, _: usize, other: f32) -> f32 {
+        other
+    }
+    #[inline(always)]
     fn low_bits_to_exponent(self, a: f32) -> f32 {
         f32::from_bits(a.to_bits() << 23)
     }

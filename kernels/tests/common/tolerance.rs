@@ -16,11 +16,13 @@
 //! | layer_norm_backward | 4 times that |
 //! | cross_entropy | `(n + 8 + \|x - max\|) 2 U` absolute (loss), relative (gradient) |
 //! | attention | `(keys + 8 + (head + 4) largest score) 4 U` of the magnitudes |
+//! | attention in bf16 | `2^-8` of the magnitudes more for each rounding on the way |
 //! | sums (column_sum, sum_squares) | `n U` of the magnitudes |
 //! | adamw | 16 U a step, relative to the update's parts |
 //! | embedding, accumulate, scale, dropout | correctly rounded: exact |
 
 use super::reference;
+use cllm_kernels::Dtype;
 
 /// Unit roundoff of `f32`.
 pub(crate) const U: f64 = 1.0 / (1 << 24) as f64;
@@ -86,6 +88,18 @@ pub(crate) fn cross_entropy_grad(cols: usize, distance: f64, p: f64, scale: f64)
 /// `magnitude` is the same formula over absolute values.
 pub(crate) fn attention(keys: usize, head: usize, largest: f64, magnitude: f64) -> f64 {
     ((keys + 8) as f64 + (head + 4) as f64 * largest) * 4.0 * U * magnitude + TINY
+}
+
+/// Products of bf16 round a probability before it is multiplied: by `2^-8` of itself at most, half the
+/// distance to the next.
+pub(crate) fn probabilities(dtype: Dtype, magnitude: f64) -> f64 {
+    if dtype == Dtype::Bf16 { magnitude / 256.0 } else { 0.0 }
+}
+
+/// As [`probabilities`], of gradients: those of the scores are rounded, and their row's sum
+/// `rowsum(dO O)` is of an O whose probabilities are.
+pub(crate) fn attention_gradients(dtype: Dtype, magnitude: f64) -> f64 {
+    2.1 * probabilities(dtype, magnitude)
 }
 
 /// A sum of `n` terms.

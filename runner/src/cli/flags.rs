@@ -285,7 +285,7 @@ train_flags! {
         #[arg(value_name = "NAME")]
         isa: Isa,
         /// f32, or bf16: operands of the model's products are rounded to bf16; sums, weights,
-        /// moments, norms, attention and the loss stay f32. Faster where the CPU has bf16
+        /// moments, norms, softmax and the loss stay f32. Faster where the CPU has bf16
         /// products (AVX-512 BF16).
         #[arg(value_name = "TYPE")]
         dtype: Dtype,
