@@ -249,7 +249,7 @@ impl Table {
         if kernel != "pack_b" && !loops().any(computes) {
             say("has no loop that computes in whole vectors");
         }
-        if kernel != "product" && kernel != "product_of_both" {
+        if !["product", "product_of_both", "tile"].contains(&kernel) {
             return;
         }
         let mut largest = 0;
