@@ -20,7 +20,7 @@ pub struct Limits {
     /// Its products of that type in registers, in GFLOP/s: shares of weaker instruction sets are
     /// shares of this too, and so say what is lost by using them.
     pub peak_gflops: f64,
-    /// The same of `f32`, for kernels that stay `f32`.
+    /// The same of `f32`, beside it.
     pub f32_peak_gflops: f64,
     /// Copying within a core's own cache, GB/s read and written.
     pub cache_copy_gb_per_s: f64,
@@ -38,7 +38,7 @@ pub struct Rate {
     pub native: bool,
     /// The kernel and what it did.
     pub kernel: String,
-    /// What the operands of its products are rounded to: `f32` in attention.
+    /// What the operands of its products are rounded to.
     #[serde(serialize_with = "optional_dtype_name", skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
     /// Seconds of one call.

@@ -17,6 +17,8 @@ pub(super) const SEQUENCE: usize = 128;
 pub(super) const WIDTH: usize = 256;
 /// Width of a head.
 pub(super) const HEAD: usize = 32;
+/// Tokens of a long sequence, and the width of its heads: those of GPT-2.
+pub(super) const LONG: (usize, usize) = (1024, 64);
 /// Width of the feed-forward layer.
 pub(super) const FORWARD: usize = 1024;
 /// Size of the vocabulary.
@@ -112,14 +114,16 @@ mod tests {
     use cllm_core::Isa;
 
     #[test]
-    fn attention_multiplies_floats_whatever_products_do() {
+    fn all_products_are_of_the_type_asked_for() {
         for dtype in [Dtype::F32, Dtype::Bf16] {
+            let mut attention = 0;
             visit(Kernels::scalar().with_dtype(dtype), 1.0, &mut |case| {
                 if let Work::Flops(_, of) = case.work {
-                    let is_attention = case.name.starts_with("attention");
-                    assert_eq!(of, if is_attention { Dtype::F32 } else { dtype }, "{}", case.name);
+                    assert_eq!(of, dtype, "{}", case.name);
+                    attention += usize::from(case.name.starts_with("attention"));
                 }
             });
+            assert_eq!(attention, 4, "forward and backward, of a short and a long sequence");
         }
     }
 

@@ -1,8 +1,8 @@
 //! Products: of the forward pass, of its inputs' gradients, of weights' gradients, and
 //! those inside attention.
 
-use super::{Case, FORWARD, HEAD, ROWS, SEQUENCE, TOKENS, VOCAB, WIDTH, floats, mat, out};
-use cllm_core::{Dtype, Kernels};
+use super::{Case, FORWARD, HEAD, LONG, ROWS, SEQUENCE, TOKENS, VOCAB, WIDTH, floats, mat, out};
+use cllm_core::Kernels;
 use cllm_kernels::{Attention, AttentionGrads, Epilogue, Packed};
 
 /// What is fused to a product.
@@ -50,7 +50,9 @@ pub(super) fn visit(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(C
     ] {
         see(weight_gradient(kernels, range, name, tokens, inputs, outputs));
     }
-    attention(kernels, range, see);
+    for shape in [(SEQUENCE, HEAD), LONG] {
+        attention(kernels, range, shape, see);
+    }
 }
 
 /// A row block times packed weights.
@@ -107,10 +109,13 @@ fn weight_gradient(
     })
 }
 
-/// One head of a sequence. Counted are the products on and below the diagonal, which are of
-/// floats in every table.
-fn attention(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
-    let (n, head) = (SEQUENCE, HEAD);
+/// One head of a sequence. Counted are the products on and below the diagonal.
+fn attention(
+    kernels: &'static Kernels,
+    range: f32,
+    (n, head): (usize, usize),
+    see: &mut dyn FnMut(Case),
+) {
     let scale = 1.0 / (head as f32).sqrt();
     let inputs = [1.0, 2.0, 3.0, 4.0].map(|part: f32| floats(n * head, range * part));
     let again = inputs.clone();
@@ -126,11 +131,11 @@ fn attention(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
     // Half of the T x T products: two forward, five backward.
     let half = n * n * head;
     let name = format!("attention/{n}x{head}");
-    see(Case::flops(name, Dtype::F32, 2 * half, move || forward(&mut y, &mut lse)));
+    see(Case::flops(name, kernels.dtype(), 2 * half, move || forward(&mut y, &mut lse)));
     let mut grads = [0; 3].map(|_| vec![0.0; n * head]);
     let mut scratch = vec![0.0; kernels.attention_backward_scratch_len(n, head).unwrap_or(0)];
     let name = format!("attention backward/{n}x{head}");
-    see(Case::flops(name, Dtype::F32, 5 * half, move || {
+    see(Case::flops(name, kernels.dtype(), 5 * half, move || {
         let [q, k, v, dout] = again.each_ref().map(|x| mat(x, n, head));
         let a = Attention { q, k, v, first: 0, scale, dropout: None };
         let [dq, dk, dv] = grads.each_mut().map(|g| out(g, n, head));
