@@ -172,23 +172,23 @@ macro_rules! products {
                 unsafe { peak::$peak($token, $format, iterations) }
             }
 
-            /// A tile of attention's products: one function for all of them, for it is large.
+            /// Tiles of products, for all kernels of this format.
             $(#[target_feature(enable = $feature)])?
-            unsafe fn tile(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
+            pub(super) unsafe fn tile(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
                 // SAFETY: passed on from the caller.
-                unsafe { micro::run($token, $format, t, rows, cols, accumulate) }
+                unsafe { micro::any($token, $format, t, rows, cols, accumulate) }
             }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_forward(a: &RawAttention) {
                 // SAFETY: passed on from the caller.
-                unsafe { attention::forward::forward($token, $format, tile, a) }
+                unsafe { attention::forward::forward($token, $format, a) }
             }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_backward(a: &RawAttention) {
                 // SAFETY: passed on from the caller.
-                unsafe { attention::backward::backward($token, $format, tile, a) }
+                unsafe { attention::backward::backward($token, $format, a) }
             }
 
             pub(crate) const PRODUCTS: Products = Products {
@@ -262,6 +262,11 @@ macro_rules! kernel_table {
                 in_place, |_, _| 0, pass, None $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
                 converted, gemm::scratch_len::<$lanes, Rounded>, pass, None $(, $feature)?);
+
+            impl micro::Tiles for $lanes {
+                const SINGLE: micro::TileFn = single::tile;
+                const ROUNDED: micro::TileFn = rounded::tile;
+            }
 
             pub(crate) const TABLE: Kernels = Kernels {
                 isa: $isa,
@@ -392,6 +397,8 @@ pub(crate) mod avx512bf16 {
         // SAFETY: passed on from the caller.
         unsafe { kept::gemm(s, m.0, g, halves) }
     }
+
+    pub(crate) const TILE: micro::TileFn = paired::tile;
 
     const KEEPS: Keeps = Keeps {
         product,

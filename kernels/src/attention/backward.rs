@@ -27,7 +27,7 @@
 //! the diagonal add zeros or nothing.
 
 use super::{
-    Pieces, RawAttention, Rows, RowsMut, Span, Strip, TileFn, Wanted, dot, fetch_next, query_block,
+    Pieces, RawAttention, Rows, RowsMut, Span, Strip, Wanted, dot, fetch_next, query_block,
     score_stride, strip_words, words_of,
 };
 use crate::elements::RawOperand;
@@ -105,7 +105,7 @@ impl Areas {
 /// and v themselves: all keys and values are packed before dK and dV are begun, the
 /// queries of a block before its dQ, and a strip's scores are made before its dQ.
 #[inline(always)]
-pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, tile: TileFn, a: &RawAttention) {
+pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
     let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
     let wanted = match (a.dq, a.dkv) {
         (Some(_), Some(_)) => Wanted::All,
@@ -125,7 +125,7 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, tile: TileFn, a
         let mut start = a.rows.start;
         while start < a.rows.end {
             let end = ((start / block + 1) * block).min(a.rows.end);
-            let pass = Block { a, areas: &areas, tile, start, end };
+            let pass = Block { a, areas: &areas, start, end };
             if a.dkv.is_some() {
                 let rows = end - start;
                 let (q, dout) = (a.q.ptr.add(start * a.q.stride), a.dout.ptr);
@@ -152,7 +152,6 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, tile: TileFn, a
 struct Block<'a> {
     a: &'a RawAttention,
     areas: &'a Areas,
-    tile: TileFn,
     start: usize,
     end: usize,
 }
@@ -196,7 +195,6 @@ impl Block<'_> {
             let whole = seen.next_multiple_of(S::LANES);
             let q_words = words_of(s, f, q, rows, head, areas.q);
             let product = Strip {
-                tile: self.tile,
                 rows,
                 words,
                 a: q_words.ptr,
@@ -205,11 +203,11 @@ impl Block<'_> {
                 c: RowsMut { ptr: p, stride },
                 accumulate: false,
             };
-            product.times::<S>(areas.keys_t, words * S::NR, whole);
+            product.times::<S, F>(areas.keys_t, words * S::NR, whole);
             let dout_words = words_of(s, f, dout, rows, head, areas.dout);
             let c = RowsMut { ptr: ds, stride };
             let product = Strip { a: dout_words.ptr, a_row: dout_words.stride, c, ..product };
-            product.times::<S>(areas.values_t, words * S::NR, whole);
+            product.times::<S, F>(areas.values_t, words * S::NR, whole);
 
             let mut deltas = [0.0_f32; MOST_LANES + 1];
             for (r, delta) in deltas[..rows].iter_mut().enumerate() {
@@ -236,7 +234,7 @@ impl Block<'_> {
                 let c = dq.from(at - a.rows.start);
                 let words = F::words(seen);
                 let product = Strip { words, a: ds, a_row: stride, c, ..product };
-                product.times::<S>(areas.keys, F::words(n) * S::NR, head);
+                product.times::<S, F>(areas.keys, F::words(n) * S::NR, head);
             }
         }
     }
@@ -257,7 +255,6 @@ impl Block<'_> {
             // Queries before the strip's first key see none of it.
             let before = (low + j).saturating_sub(self.start) / F::DEPTH;
             let product = Strip {
-                tile: self.tile,
                 rows: S::MR.min(n - j),
                 words: all - before,
                 a: areas.p_block.wrapping_add(before * stride + j),
@@ -270,10 +267,10 @@ impl Block<'_> {
             // strip; the rest is passed on from the caller.
             unsafe {
                 let skipped = before * S::NR;
-                product.times::<S>(areas.dout_rows.wrapping_add(skipped), all * S::NR, head);
+                product.times::<S, F>(areas.dout_rows.wrapping_add(skipped), all * S::NR, head);
                 let a = areas.ds_block.wrapping_add(before * stride + j);
                 let product = Strip { a, c: dk.from(j), ..product };
-                product.times::<S>(areas.q_rows.wrapping_add(skipped), all * S::NR, head);
+                product.times::<S, F>(areas.q_rows.wrapping_add(skipped), all * S::NR, head);
             }
             j += S::MR;
         }

@@ -10,8 +10,8 @@
 //! The sum is of p as it is, the product of p in the format's precision.
 
 use super::{
-    Pieces, RawAttention, Rows, RowsMut, Span, Strip, TileFn, dot, fetch_next, score_stride,
-    strip_words, words_of,
+    Pieces, RawAttention, Rows, RowsMut, Span, Strip, dot, fetch_next, score_stride, strip_words,
+    words_of,
 };
 use crate::elements::RawOperand;
 use crate::gemm::format::{Format, Single};
@@ -53,7 +53,7 @@ impl Areas {
 /// The operands are valid for their shapes, `out`, `lse` and `scratch` overlap
 /// nothing else; `first + queries <= keys`; `rows` are whole strips of the queries.
 #[inline(always)]
-pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, tile: TileFn, a: &RawAttention) {
+pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
     // Packing the keys pays from a few rows on; one new token reads them in place.
     if a.queries < S::MR && a.dropout.is_none() {
         // SAFETY: passed on from the caller.
@@ -78,7 +78,6 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, tile: TileFn, a:
             let q = words_of(s, f, q, rows, head, areas.q);
             let words = F::words(head);
             let product = Strip {
-                tile,
                 rows,
                 words,
                 a: q.ptr,
@@ -88,7 +87,7 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, tile: TileFn, a:
                 accumulate: false,
             };
             let whole = seen.next_multiple_of(S::LANES);
-            product.times::<S>(areas.keys_t, words * S::NR, whole);
+            product.times::<S, F>(areas.keys_t, words * S::NR, whole);
 
             // Maxima first: while one row's is being found, the next rows' can be.
             let mut most = [0.0_f32; MOST_LANES];
@@ -111,7 +110,7 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, tile: TileFn, a:
             let out = RowsMut { ptr: a.out.ptr.add(written * a.out.stride), ..a.out };
             let (a, words) = (scores.ptr.cast_const(), F::words(seen));
             let product = Strip { words, a, a_row: stride, c: out, ..product };
-            product.times::<S>(areas.values, F::words(keys) * S::NR, head);
+            product.times::<S, F>(areas.values, F::words(keys) * S::NR, head);
             for (r, sum) in sums[..rows].iter().enumerate() {
                 crate::elementwise::scale(s, out.ptr.add(r * out.stride), 1.0 / sum, head);
             }

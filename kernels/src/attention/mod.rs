@@ -114,9 +114,6 @@ pub(crate) fn fetch_next<S: Simd>(s: S, from: &[Rows], head: usize, rows: Span) 
     }
 }
 
-/// A tile of a product, on the table's micro-kernel.
-pub(crate) type TileFn = unsafe fn(&Tile, usize, usize, bool);
-
 /// Queries or keys that parts of a head start at multiples of: a multiple of every `MR`.
 pub(crate) const PART: usize = 24;
 
@@ -143,7 +140,6 @@ pub(crate) fn score_stride<S: Simd>(keys: usize) -> Option<usize> {
 /// A product of up to `MR` rows with a panel: what its A and C are.
 #[derive(Clone, Copy)]
 pub(crate) struct Strip {
-    pub(crate) tile: TileFn,
     pub(crate) rows: usize,
     /// Words of the inner dimension.
     pub(crate) words: usize,
@@ -160,7 +156,12 @@ impl Strip {
     /// # Safety
     /// As for [`crate::gemm::micro::run`], for all of the panels.
     #[inline(always)]
-    pub(crate) unsafe fn times<S: Simd>(&self, b: *const f32, panel: usize, cols: usize) {
+    pub(crate) unsafe fn times<S: Simd, F: Format<S>>(
+        &self,
+        b: *const f32,
+        panel: usize,
+        cols: usize,
+    ) {
         let mut j = 0;
         while j < cols {
             let c = self.c.ptr.wrapping_add(j);
@@ -176,7 +177,7 @@ impl Strip {
                 start_row: self.c.stride,
             };
             // SAFETY: passed on from the caller.
-            unsafe { (self.tile)(&tile, self.rows, S::NR.min(cols - j), self.accumulate) };
+            unsafe { (F::TILE)(&tile, self.rows, S::NR.min(cols - j), self.accumulate) };
             j += S::NR;
         }
     }

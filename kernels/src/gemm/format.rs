@@ -16,6 +16,7 @@
 //! a word of [`Paired`], or bits would depend on which elements go through vectors.
 
 use crate::elements::{Elements, Floats};
+use crate::gemm::micro::TileFn;
 use crate::simd::{MOST_LANES, Simd};
 
 /// A way to hold operands, on one instruction set. A value is a token, as of [`Simd`].
@@ -37,6 +38,9 @@ pub(crate) trait Format<S: Simd>: Copy {
     fn words(k: usize) -> usize {
         k.div_ceil(Self::DEPTH)
     }
+
+    /// Tiles of this format's products.
+    const TILE: TileFn;
 
     /// `sum` plus the products of the words of `a` and `b`, lane by lane.
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
@@ -91,6 +95,7 @@ pub(crate) trait Format<S: Simd>: Copy {
 pub(crate) struct Single;
 
 impl<S: Simd> Format<S> for Single {
+    const TILE: TileFn = S::SINGLE;
     const DEPTH: usize = 1;
     const IS_PLAIN: bool = true;
     type Kept = Floats;
@@ -132,6 +137,7 @@ impl<S: Simd> Format<S> for Single {
 pub(crate) struct Rounded;
 
 impl<S: Simd> Format<S> for Rounded {
+    const TILE: TileFn = S::ROUNDED;
     const DEPTH: usize = 1;
     type Kept = Floats;
 
@@ -204,7 +210,7 @@ pub(crate) use paired::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod paired {
-    use super::{Format, flushed_bits};
+    use super::{Format, TileFn, flushed_bits};
     use crate::elements::{Elements, Halves};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
@@ -235,6 +241,7 @@ mod paired {
     };
 
     impl Format<Avx512> for Paired {
+        const TILE: TileFn = crate::isa::avx512bf16::TILE;
         const DEPTH: usize = 2;
         type Kept = Halves;
 

@@ -26,15 +26,53 @@ pub(crate) struct Tile {
     pub(crate) start_row: usize,
 }
 
-/// Dispatches on the numbers of rows and of vectors, so that edges keep their sums in
-/// registers too, and on the direction in which A is contiguous, so that addresses are cheap.
+/// A tile of any size, of one format and instruction set: [`any`] in a function of its own.
+///
+/// All products of a format share it, for it is large: it has a loop for each number of rows.
+pub(crate) type TileFn = unsafe fn(&Tile, usize, usize, bool);
+
+/// The [`TileFn`]s of an instruction set, of the formats that every set has.
+pub(crate) trait Tiles {
+    const SINGLE: TileFn;
+    const ROUNDED: TileFn;
+}
+
+/// One tile: a whole one here, at the edges of C by [`Format::TILE`].
 ///
 /// # Safety
 /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
 /// accumulate, its start for `rows x cols`;
 /// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
 #[inline(always)]
-pub(crate) unsafe fn run<S: Simd, F: Format<S>>(
+pub(super) unsafe fn run<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match (S::MR, t.a_col) {
+            _ if rows < S::MR || cols < S::NR => (F::TILE)(t, rows, cols, accumulate),
+            (4, 1) => tile::<S, F, 4, 4, true>(s, f, t, cols, accumulate),
+            (4, _) => tile::<S, F, 4, 4, false>(s, f, t, cols, accumulate),
+            (6, 1) => tile::<S, F, 6, 2, true>(s, f, t, cols, accumulate),
+            (6, _) => tile::<S, F, 6, 2, false>(s, f, t, cols, accumulate),
+            (_, 1) => tile::<S, F, 12, 2, true>(s, f, t, cols, accumulate),
+            (_, _) => tile::<S, F, 12, 2, false>(s, f, t, cols, accumulate),
+        }
+    }
+}
+
+/// Dispatches on the numbers of rows and of vectors, so that edges keep their sums in
+/// registers too, and on the direction in which A is contiguous, so that addresses are cheap.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+pub(crate) unsafe fn any<S: Simd, F: Format<S>>(
     s: S,
     f: F,
     t: &Tile,
