@@ -10,7 +10,7 @@
 
 use crate::code::{Function, vector_bits};
 use core::ops::RangeInclusive;
-use iced_x86::{CpuidFeature, FlowControl, Instruction};
+use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic};
 use std::collections::BTreeSet;
 
 /// A table of kernels, and what is asked of its code.
@@ -165,8 +165,11 @@ fn arithmetic(instruction: &Instruction) -> Option<Arithmetic> {
     }
 }
 
+/// The bytes of TZCNT are those of `rep bsf`, which every CPU runs and compilers write where the
+/// operand is not zero: there both count the same.
 fn features(instruction: &Instruction) -> impl Iterator<Item = CpuidFeature> {
-    instruction.cpuid_features().iter().copied()
+    let is_plain = instruction.mnemonic() == Mnemonic::Tzcnt;
+    instruction.cpuid_features().iter().copied().filter(move |_| !is_plain)
 }
 
 /// The functions outside of any table run before anybody asked what the CPU has.
