@@ -77,10 +77,12 @@ pub(crate) struct RawGemm {
 /// Rows of A that are brought into another format at a time: as many as a block of tokens has.
 const ROWS: usize = 96;
 
-/// Floats of scratch that [`converted`] wants for up to `m` rows of `k` elements.
+/// Floats of scratch that [`converted`] wants for up to `m` rows of up to `k` elements.
 pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, k: usize) -> usize {
     let block = m.min(ROWS) * F::words(k.min(KC));
-    block.max(m.min(few_rows::<S, F>(k)) * F::words(k))
+    // Not by `few_rows`: more rows of fewer elements may go through it.
+    let few = m.min(few::ROWS) * F::words(k);
+    block.max(few.min(ROWS * F::words(KC)))
 }
 
 /// Most rows of `k` elements that go through [`few`]: all their words take no more scratch
