@@ -11,8 +11,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/common/prepare.sh
 kinds=()
-for isa in scalar avx avx2 avx512; do
-    if "$cllm" plan --isa "$isa" > /dev/null 2>&1; then kinds+=("$isa"); fi
+for isa in scalar avx avx2 avx512 amx; do
+    # Without products of bf16 amx is avx512.
+    if [ "$isa" != amx ] && "$cllm" plan --isa "$isa" > /dev/null 2>&1; then kinds+=("$isa"); fi
     # Not where bf16 is converted to f32 for every product, which the program says.
     if said=$("$cllm" plan --isa "$isa" --dtype bf16 2>&1 > /dev/null) && [ -z "$said" ]; then
         kinds+=("$isa-bf16")

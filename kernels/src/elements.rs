@@ -4,10 +4,8 @@
 //! as bf16, an activation costs half of the memory's traffic and no conversion at each use;
 //! as both operands of a product are rounded anyway, its bits are the same.
 //!
-//! bf16 lies in memory only where the CPU multiplies it ([`Paired`]); a product by conversion
+//! bf16 lies in memory only where the CPU multiplies it (words of pairs); a product by conversion
 //! reads floats.
-//!
-//! [`Paired`]: crate::gemm::format::Paired
 
 use crate::gemm::format::{Format, round};
 use crate::mat::{MatMut, MatRef};
@@ -260,12 +258,12 @@ pub(crate) use halves::Halves;
 #[cfg(target_arch = "x86_64")]
 mod halves {
     use super::{Bf16, Elements};
-    use crate::gemm::format::Paired;
+    use crate::gemm::format::{Format, Paired};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
     use core::mem::transmute;
 
-    /// bf16 for [`Paired`], whose token it takes along.
+    /// bf16 for words of pairs, with the token of [`Paired`] for the instructions.
     #[derive(Clone, Copy)]
     pub(crate) struct Halves(pub(crate) Paired);
 
@@ -291,7 +289,7 @@ mod halves {
         }
     }
 
-    impl Elements<Avx512, Paired> for Halves {
+    impl<F: Format<Avx512, Kept = Self>> Elements<Avx512, F> for Halves {
         type Element = Bf16;
 
         #[inline(always)]
@@ -327,7 +325,7 @@ mod halves {
         unsafe fn join(
             self,
             _: Avx512,
-            _: Paired,
+            _: F,
             low: *const Bf16,
             high: Option<*const Bf16>,
             n: usize,
@@ -349,7 +347,7 @@ mod halves {
             }
         }
         #[inline(always)]
-        unsafe fn contiguous(self, _: Avx512, _: Paired, src: *const Bf16) -> __m512 {
+        unsafe fn contiguous(self, _: Avx512, _: F, src: *const Bf16) -> __m512 {
             // SAFETY: 32 halves are 512 bits, as pairs lie in words: the lower first.
             unsafe { _mm512_loadu_ps(src.cast()) }
         }

@@ -70,13 +70,13 @@ impl Kernels {
     /// part of it.
     #[must_use]
     pub fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.products.attention_forward_scratch)(keys, head)
+        (self.products.heads.forward_scratch)(keys, head)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
     #[must_use]
     pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.products.attention_backward_scratch)(keys, keys, head, Wanted::All)
+        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::All)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_queries`] of any queries of a
@@ -87,7 +87,7 @@ impl Kernels {
         keys: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.attention_backward_scratch)(keys, keys, head, Wanted::Queries)
+        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::Queries)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_keys`] of up to `part` keys of a
@@ -99,7 +99,7 @@ impl Kernels {
         part: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.attention_backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
+        (self.products.heads.backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
     }
 
     /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
@@ -154,7 +154,7 @@ impl Kernels {
             return;
         }
         // SAFETY: the shapes were just checked; out, lse and scratch are exclusive.
-        unsafe { (self.products.attention_forward)(&raw) }
+        unsafe { (self.products.heads.forward)(&raw) }
     }
 
     /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
@@ -185,7 +185,7 @@ impl Kernels {
         };
         // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
         // and lse are only read in this direction.
-        unsafe { (self.products.attention_backward)(&raw) }
+        unsafe { (self.products.heads.backward)(&raw) }
     }
 
     /// [`Kernels::attention_backward`] in place: each gradient takes the place of its input.
@@ -223,7 +223,7 @@ impl Kernels {
         // SAFETY: the shapes were just checked (q, k and v are of one shape, so are their
         // gradients); q, k, v and scratch are exclusive, and the whole backward pass may
         // have gradients in place of inputs; out and lse are only read in this direction.
-        unsafe { (self.products.attention_backward)(&raw) }
+        unsafe { (self.products.heads.backward)(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dq` for the queries in
@@ -267,7 +267,7 @@ impl Kernels {
         }
         // SAFETY: the shapes were just checked; dq and scratch are exclusive; out and lse
         // are only read in this direction.
-        unsafe { (self.products.attention_backward)(&raw) }
+        unsafe { (self.products.heads.backward)(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dk` and `dv` for the keys
@@ -314,7 +314,7 @@ impl Kernels {
         }
         // SAFETY: the shapes were just checked; dk, dv and scratch are exclusive; out and
         // lse are only read in this direction.
-        unsafe { (self.products.attention_backward)(&raw) }
+        unsafe { (self.products.heads.backward)(&raw) }
     }
 }
 

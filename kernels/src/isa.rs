@@ -5,6 +5,8 @@
 //! x86-64 runs everywhere and picks its table at run time.
 
 use crate::adamw::{self, AdamW};
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
 use crate::attention::{self, RawAttention};
 use crate::dropout::Dropout;
 use crate::elements::RawOperand;
@@ -16,7 +18,7 @@ use crate::gemm::pack;
 use crate::gemm::{self, RawGemm};
 use crate::norm::{self, RawNorm};
 use crate::peak;
-use crate::product::{Dtype, Products};
+use crate::product::{Dtype, Heads, Products};
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 use crate::softmax::{self, RawCrossEntropy};
@@ -35,11 +37,13 @@ pub enum Isa {
     Avx2,
     /// x86-64 AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// x86-64 AMX: products of bf16 in tiles; all else is that of [`Isa::Avx512`].
+    Amx,
 }
 
 impl Isa {
     /// All of them, weakest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The name that `--isa` takes.
     #[must_use]
@@ -49,11 +53,16 @@ impl Isa {
             Self::Avx => "avx",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 
     /// Whether this CPU and its system run it. False on `target_os = "none"`, where
     /// nobody can be asked: use `Kernels::assume_*` there.
+    ///
+    /// Of [`Isa::Amx`], Linux has to be asked by each program: this does so, by a system call
+    /// on CPUs that have it, and so makes the stack frames of signals 8 KiB larger in threads
+    /// that multiply.
     #[must_use]
     pub fn is_supported(self) -> bool {
         match self {
@@ -64,19 +73,23 @@ impl Isa {
             Self::Avx2 => detect::avx() && detect::avx2(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => detect::avx() && detect::avx2() && detect::avx512(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512.has_bf16() && amx::is_granted(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }
 
     /// Whether there are instructions for products of bf16 that go with this set, and this
-    /// CPU has them: AVX-512 BF16. Asks the CPU each time, which in a virtual machine takes
+    /// CPU has them: AVX-512 BF16, or AMX. Asks the CPU each time, which in a virtual machine takes
     /// microseconds.
     #[must_use]
     pub fn has_bf16(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => self.is_supported() && detect::avx512bf16(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => self.is_supported(),
             _ => false,
         }
     }
@@ -100,7 +113,7 @@ pub struct UnknownIsa;
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an instruction set: use scalar, avx, avx2 or avx512")
+        f.write_str("not an instruction set: use scalar, avx, avx2, avx512 or amx")
     }
 }
 
@@ -144,7 +157,8 @@ mod detect {
 /// Builds the kernels of products of one format.
 macro_rules! products {
     ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
-        $driver:ident, $scratch:expr, $peak:ident, $keeps:expr $(, $feature:literal)?) => {
+        $driver:ident, $scratch:expr, $peak:ident, $heads:expr, $keeps:expr
+        $(, $feature:literal)?) => {
         mod $module {
             use super::*;
 
@@ -172,6 +186,30 @@ macro_rules! products {
                 unsafe { peak::$peak($token, $format, iterations) }
             }
 
+            pub(crate) const PRODUCTS: Products = Products {
+                dtype: $dtype,
+                depth: <$Format as Format<$lanes>>::DEPTH,
+                words: <$Format as Format<$lanes>>::words,
+                gemm_scratch: $scratch,
+                unpacked_scratch: gemm::both::scratch_len::<$lanes, $Format>,
+                gemm: product,
+                gemm_both: product_of_both,
+                pack_b,
+                peak,
+                heads: $heads,
+                keeps: $keeps,
+            };
+        }
+    };
+}
+
+/// Builds the kernels of attention whose products are of one format.
+macro_rules! heads {
+    ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr
+        $(, $feature:literal)?) => {
+        mod $module {
+            use super::*;
+
             /// Tiles of products, for all kernels of this format.
             $(#[target_feature(enable = $feature)])?
             pub(super) unsafe fn tile(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
@@ -191,20 +229,12 @@ macro_rules! products {
                 unsafe { attention::backward::backward($token, $format, a) }
             }
 
-            pub(crate) const PRODUCTS: Products = Products {
+            pub(crate) const HEADS: Heads = Heads {
                 dtype: $dtype,
-                depth: <$Format as Format<$lanes>>::DEPTH,
-                gemm_scratch: $scratch,
-                unpacked_scratch: gemm::both::scratch_len::<$lanes, $Format>,
-                gemm: product,
-                gemm_both: product_of_both,
-                pack_b,
-                peak,
-                attention_forward_scratch: attention::forward_scratch::<$lanes, $Format>,
-                attention_backward_scratch: attention::backward_scratch::<$lanes, $Format>,
-                attention_forward,
-                attention_backward,
-                keeps: $keeps,
+                forward_scratch: attention::forward_scratch::<$lanes, $Format>,
+                backward_scratch: attention::backward_scratch::<$lanes, $Format>,
+                forward: attention_forward,
+                backward: attention_backward,
             };
         }
     };
@@ -258,14 +288,19 @@ macro_rules! kernel_table {
                 unsafe { elementwise::sum_squares(token(), src, n) }
             }
 
+            heads!(single_heads, Dtype::F32, $lanes, token(), Single, Single $(, $feature)?);
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
-                in_place, |_, _| 0, pass, None $(, $feature)?);
+                in_place, |_, _| 0, pass, HEADS, None $(, $feature)?);
+            heads!(rounded_heads, Dtype::Bf16, $lanes, token(), Rounded, Rounded $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
-                converted, gemm::scratch_len::<$lanes, Rounded>, pass, None $(, $feature)?);
+                converted, gemm::scratch_len::<$lanes, Rounded>, pass, rounded_heads::HEADS, None
+                $(, $feature)?);
+            /// Of plain floats.
+            pub(crate) const HEADS: Heads = single_heads::HEADS;
 
             impl micro::Tiles for $lanes {
-                const SINGLE: micro::TileFn = single::tile;
-                const ROUNDED: micro::TileFn = rounded::tile;
+                const SINGLE: micro::TileFn = single_heads::tile;
+                const ROUNDED: micro::TileFn = rounded_heads::tile;
             }
 
             pub(crate) const TABLE: Kernels = Kernels {
@@ -288,8 +323,9 @@ macro_rules! kernel_table {
                 sum_squares,
                 adamw,
             };
+            pub(crate) const ROUNDED: Products = rounded::PRODUCTS;
             pub(crate) static F32: Kernels = TABLE;
-            pub(crate) static BF16: Kernels = Kernels { products: rounded::PRODUCTS, ..TABLE };
+            pub(crate) static BF16: Kernels = Kernels { products: ROUNDED, ..TABLE };
         }
     };
     (@shells $($feature:literal)?;
@@ -339,6 +375,16 @@ pub(crate) mod avx512bf16 {
     use crate::product::Keeps;
     use crate::simd::avx512::Avx512;
 
+    heads!(
+        paired_heads,
+        Dtype::Bf16,
+        Avx512,
+        Avx512::assume(),
+        Paired,
+        Paired::assume(),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
     products!(
         paired,
         Dtype::Bf16,
@@ -349,6 +395,7 @@ pub(crate) mod avx512bf16 {
         converted,
         gemm::scratch_len::<Avx512, Paired>,
         dot_pass,
+        paired_heads::HEADS,
         Some(KEEPS),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );
@@ -398,9 +445,9 @@ pub(crate) mod avx512bf16 {
         unsafe { kept::gemm(s, m.0, g, halves) }
     }
 
-    pub(crate) const TILE: micro::TileFn = paired::tile;
+    pub(crate) const TILE: micro::TileFn = paired_heads::tile;
 
-    const KEEPS: Keeps = Keeps {
+    pub(crate) const KEEPS: Keeps = Keeps {
         product,
         scratch: kept::scratch_len::<Avx512, Paired>,
         norm_forward,
@@ -410,6 +457,49 @@ pub(crate) mod avx512bf16 {
     };
 
     pub(crate) static BF16: Kernels = Kernels { products: paired::PRODUCTS, ..avx512::TABLE };
+}
+
+/// The kernels of AVX-512 with products of bf16 in tiles. What reads and writes bf16 without
+/// multiplying is that of [`avx512bf16`].
+///
+/// Attention is that of floats: its products are of few columns and small depth, and where there
+/// is AMX `vdpbf16ps` has half the speed of multiply-adds (Granite Rapids).
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_bf16 {
+    use super::*;
+    use crate::gemm::kept::{self, Halved};
+    use crate::gemm::tiled::Tiled;
+    use crate::product::Keeps;
+    use crate::simd::avx512::Avx512;
+
+    products!(
+        tiled,
+        Dtype::Bf16,
+        Avx512,
+        Avx512::assume(),
+        Tiled,
+        Tiled::assume(),
+        tiles,
+        gemm::scratch_len::<Avx512, Tiled>,
+        tile_pass,
+        avx512::HEADS,
+        Some(KEEPS),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn product(g: &RawGemm, halves: Halved) {
+        // SAFETY: passed on from the caller.
+        unsafe { kept::gemm(Avx512::assume(), Tiled::assume(), g, halves) }
+    }
+
+    const KEEPS: Keeps =
+        Keeps { product, scratch: kept::scratch_len::<Avx512, Tiled>, ..avx512bf16::KEEPS };
+
+    const TABLE: Kernels = Kernels { isa: Isa::Amx, ..avx512::TABLE };
+    pub(crate) static F32: Kernels = TABLE;
+    pub(crate) static CONVERTING: Kernels = Kernels { products: avx512::ROUNDED, ..TABLE };
+    pub(crate) static BF16: Kernels = Kernels { products: tiled::PRODUCTS, ..TABLE };
 }
 
 #[cfg(test)]
@@ -441,6 +531,7 @@ mod tests {
         let bf16 = std::is_x86_feature_detected!("avx512bf16");
         assert_eq!(Isa::Avx512.has_bf16(), avx2 && avx512 && bf16);
         assert!(!Isa::Avx2.has_bf16());
+        assert!(!Isa::Amx.is_supported() || Isa::Avx512.has_bf16());
         assert!(Isa::best().is_supported());
     }
 }

@@ -33,6 +33,8 @@
 #![expect(unsafe_code, reason = "kernels read and write through pointers and use CPU intrinsics")]
 
 mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod dropout;
 mod elements;

@@ -69,18 +69,27 @@ pub(crate) struct Products {
     pub(crate) dtype: Dtype,
     /// Elements of the inner dimension in a word of a packed operand.
     pub(crate) depth: usize,
+    /// Words of a packed operand that so many elements take.
+    pub(crate) words: fn(usize) -> usize,
     pub(crate) gemm_scratch: fn(usize, usize) -> usize,
     pub(crate) unpacked_scratch: fn(usize, usize, usize) -> Option<usize>,
     pub(crate) gemm: unsafe fn(&RawGemm),
     pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
     pub(crate) pack_b: unsafe fn(RawOperand, usize, usize, *mut f32),
     pub(crate) peak: unsafe fn(u64) -> (u64, f32),
-    pub(crate) attention_forward_scratch: fn(usize, usize) -> Option<usize>,
-    pub(crate) attention_backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
-    pub(crate) attention_forward: unsafe fn(&RawAttention),
-    pub(crate) attention_backward: unsafe fn(&RawAttention),
+    pub(crate) heads: Heads,
     /// What works on operands that lie in memory as bf16, where products take them so.
     pub(crate) keeps: Option<Keeps>,
+}
+
+/// The kernels of attention for operands of one type.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) dtype: Dtype,
+    pub(crate) forward_scratch: fn(usize, usize) -> Option<usize>,
+    pub(crate) backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
+    pub(crate) forward: unsafe fn(&RawAttention),
+    pub(crate) backward: unsafe fn(&RawAttention),
 }
 
 /// Kernels that read or write matrices of bf16: pointers to their results, and to A, C and
@@ -117,6 +126,13 @@ impl Kernels {
     #[must_use]
     pub fn dtype(&self) -> Dtype {
         self.products.dtype
+    }
+
+    /// What the operands of attention's own products are rounded to: as [`Kernels::dtype`], but
+    /// `f32` where the others are multiplied in the tiles of AMX.
+    #[must_use]
+    pub fn attention_dtype(&self) -> Dtype {
+        self.products.heads.dtype
     }
 
     /// Whether the CPU multiplies what products are rounded to by instructions of its own: not
@@ -188,7 +204,7 @@ impl Kernels {
 
     /// Words of `k` elements.
     fn words(&self, k: usize) -> usize {
-        k.div_ceil(self.products.depth)
+        (self.products.words)(k)
     }
 
     /// Floats that a packed `k x n` matrix takes, `None` on overflow.
@@ -238,13 +254,14 @@ impl Kernels {
     }
 
     /// Floats of scratch that [`Kernels::gemm`] wants for `m` rows of `k` elements: none in
-    /// `f32`. It grows with neither beyond some 100 rows and [`crate::KC`] elements.
+    /// `f32`. A of bf16 wants no more, and none where it is multiplied in vectors. It grows with
+    /// neither beyond some 100 rows and [`crate::KC`] elements.
     #[must_use]
     pub fn gemm_scratch_len(&self, m: usize, k: usize) -> usize {
         (self.products.gemm_scratch)(m, k)
     }
 
-    /// The same for a product of floats whose result is of bf16. It grows with `k`.
+    /// The same for a product whose result is of bf16. It grows with `k`.
     #[must_use]
     pub fn gemm_into_halves_scratch_len(&self, m: usize, k: usize) -> usize {
         let halves = Halved { a: false, c: true };

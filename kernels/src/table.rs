@@ -92,9 +92,11 @@ impl Kernels {
         match dtype {
             Dtype::F32 => Self::tables(self.isa)[0],
             #[cfg(target_arch = "x86_64")]
-            Dtype::Bf16 if self.products.depth == 2 => &isa::avx512bf16::BF16,
+            Dtype::Bf16 if self.isa == Isa::Amx => &isa::amx_bf16::BF16,
             #[cfg(target_arch = "x86_64")]
-            Dtype::Bf16 if self.isa.has_bf16() => &isa::avx512bf16::BF16,
+            Dtype::Bf16 if self.products.depth == 2 || self.isa.has_bf16() => {
+                &isa::avx512bf16::BF16
+            }
             Dtype::Bf16 => self.converting(),
         }
     }
@@ -116,6 +118,8 @@ impl Kernels {
             Isa::Avx2 => [&isa::avx2::F32, &isa::avx2::BF16],
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => [&isa::avx512::F32, &isa::avx512::BF16],
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => [&isa::amx_bf16::F32, &isa::amx_bf16::CONVERTING],
             #[cfg(not(target_arch = "x86_64"))]
             _ => [&isa::scalar::F32, &isa::scalar::BF16],
         }
@@ -163,16 +167,32 @@ impl Kernels {
         &isa::avx512bf16::BF16
     }
 
+    /// The AVX-512 kernels with products of bf16 in the tiles of AMX, on the caller's word.
+    ///
+    /// # Safety
+    /// As for [`Kernels::assume_avx512bf16`], the CPU has AMX-TILE and AMX-BF16, and the tiles'
+    /// configuration and data are switched on (XCR0 bits 17 and 18) for all threads that will
+    /// multiply, and saved too; Linux lets the process use them (`ARCH_REQ_XCOMP_PERM`).
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub unsafe fn assume_amx() -> &'static Self {
+        &isa::amx_bf16::BF16
+    }
+
     /// The instruction set of this table.
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Which kernels these are.
+    /// Which kernels these are: what of [`Isa::Amx`] does not multiply in tiles is that of
+    /// [`Isa::Avx512`], and has its name.
     #[must_use]
     pub fn set(&self) -> KernelSet {
-        KernelSet { isa: self.isa, dtype: self.dtype(), is_native: self.is_native() }
+        let (dtype, is_native) = (self.dtype(), self.is_native());
+        let in_tiles = dtype == Dtype::Bf16 && is_native;
+        let isa = if self.isa == Isa::Amx && !in_tiles { Isa::Avx512 } else { self.isa };
+        KernelSet { isa, dtype, is_native }
     }
 
     /// Floats in a vector register.

@@ -24,7 +24,7 @@ fn out(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
     MatMut::new(data, rows, cols, cols)
 }
 
-const ZEROS: [f32; 256] = [0.0; 256];
+const ZEROS: [f32; 1024] = [0.0; 1024];
 
 #[test]
 fn views_must_fit_their_slices() {

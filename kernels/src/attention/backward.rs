@@ -31,7 +31,7 @@ use super::{
     score_stride, strip_words, words_of,
 };
 use crate::elements::RawOperand;
-use crate::gemm::format::{Format, Single};
+use crate::gemm::format::{Dot, Single};
 use crate::gemm::pack::{pack_b, packed_b_len};
 use crate::math;
 use crate::simd::{MOST_LANES, Simd};
@@ -60,7 +60,7 @@ pub(super) struct Areas {
 impl Areas {
     /// For `span` of a head's `keys` keys, and the floats that they take.
     #[inline(always)]
-    pub(super) fn new<S: Simd, F: Format<S>>(
+    pub(super) fn new<S: Simd, F: Dot<S>>(
         scratch: *mut f32,
         keys: usize,
         span: usize,
@@ -105,7 +105,7 @@ impl Areas {
 /// and v themselves: all keys and values are packed before dK and dV are begun, the
 /// queries of a block before its dQ, and a strip's scores are made before its dQ.
 #[inline(always)]
-pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
+pub(crate) unsafe fn backward<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) {
     let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
     let wanted = match (a.dq, a.dkv) {
         (Some(_), Some(_)) => Wanted::All,
@@ -162,7 +162,7 @@ impl Block<'_> {
     /// # Safety
     /// Passed on from [`backward`]; `rows` are a strip of the block.
     #[inline(always)]
-    unsafe fn strip<S: Simd, F: Format<S>>(&self, s: S, f: F, at: usize, rows: usize) {
+    unsafe fn strip<S: Simd, F: Dot<S>>(&self, s: S, f: F, at: usize, rows: usize) {
         let (a, areas) = (self.a, self.areas);
         let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
         let seen = (at + rows).saturating_sub(low).min(n);
@@ -245,7 +245,7 @@ impl Block<'_> {
     /// # Safety
     /// Passed on from [`backward`]; all strips of the block are done.
     #[inline(always)]
-    unsafe fn keys_and_values<S: Simd, F: Format<S>>(&self, dk: RowsMut, dv: RowsMut) {
+    unsafe fn keys_and_values<S: Simd, F: Dot<S>>(&self, dk: RowsMut, dv: RowsMut) {
         let (a, areas) = (self.a, self.areas);
         let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
         let stride = score_stride::<S>(n).unwrap_or(0);
@@ -303,7 +303,7 @@ impl Scores {
     /// Rows hold scores of the keys that the strip sees, in whole vectors, and have room for
     /// words of whole vectors up to `end`.
     #[inline(always)]
-    unsafe fn differentiate<S: Simd, F: Format<S>>(&self, s: S, f: F, a: &RawAttention) {
+    unsafe fn differentiate<S: Simd, F: Dot<S>>(&self, s: S, f: F, a: &RawAttention) {
         let Some(lse) = a.lse else { return };
         let mut lse_log2 = [0.0_f32; 2];
         for (d, x) in lse_log2[..self.rows].iter_mut().enumerate() {
@@ -376,7 +376,7 @@ impl Scores {
     /// # Safety
     /// As for [`Scores::differentiate`].
     #[inline(always)]
-    unsafe fn store<S: Simd, F: Format<S>>(
+    unsafe fn store<S: Simd, F: Dot<S>>(
         &self,
         s: S,
         f: F,

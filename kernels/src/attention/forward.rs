@@ -14,7 +14,7 @@ use super::{
     words_of,
 };
 use crate::elements::RawOperand;
-use crate::gemm::format::{Format, Single};
+use crate::gemm::format::{Dot, Single};
 use crate::gemm::pack::{pack_b, packed_b_len};
 use crate::math;
 use crate::simd::{MOST_LANES, Simd, load_up_to, store_up_to};
@@ -33,7 +33,7 @@ pub(super) struct Areas {
 impl Areas {
     /// For `keys` keys, and the floats that they take.
     #[inline(always)]
-    pub(super) fn new<S: Simd, F: Format<S>>(
+    pub(super) fn new<S: Simd, F: Dot<S>>(
         scratch: *mut f32,
         keys: usize,
         head: usize,
@@ -53,7 +53,7 @@ impl Areas {
 /// The operands are valid for their shapes, `out`, `lse` and `scratch` overlap
 /// nothing else; `first + queries <= keys`; `rows` are whole strips of the queries.
 #[inline(always)]
-pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
+pub(crate) unsafe fn forward<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) {
     // Packing the keys pays from a few rows on; one new token reads them in place.
     if a.queries < S::MR && a.dropout.is_none() {
         // SAFETY: passed on from the caller.
@@ -136,7 +136,7 @@ impl Row {
     /// The row holds scores of the keys that the strip sees, in whole vectors, and has room for
     /// words of whole vectors of them.
     #[inline(always)]
-    unsafe fn softmax<S: Simd, F: Format<S>>(self, s: S, f: F, a: &RawAttention, most: f32) -> f32 {
+    unsafe fn softmax<S: Simd, F: Dot<S>>(self, s: S, f: F, a: &RawAttention, most: f32) -> f32 {
         let valid = a.first + self.query + 1;
         let c = a.scale * LOG2_E;
         let terms = Exponent { offset: s.splat(most), c: s.splat(c), least: s.splat(-127.0 / c) };
@@ -234,7 +234,7 @@ impl<V: Copy> Exponent<V> {
 /// # Safety
 /// As for [`forward`]; `rows` are all queries.
 #[inline(always)]
-unsafe fn few_queries<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
+unsafe fn few_queries<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) {
     let areas = Areas::new::<S, F>(a.scratch, a.keys, a.head).0;
     let row = areas.scores;
     let c = a.scale * LOG2_E;

@@ -11,7 +11,7 @@
 //! micro-kernel of [`crate::gemm`]. Operands are words of a [`Format`]: with products of bf16
 //! queries, keys, values and the output's gradient are rounded, and so are probabilities and
 //! the scores' gradients on their way from one product to the next. Softmax and all sums are
-//! of floats.
+//! of floats. With AMX all operands are of floats too: see `amx_bf16` in [`crate::isa`].
 //!
 //! A head may be worked on in parts, of whole strips of queries or of any keys.
 
@@ -19,8 +19,10 @@ pub(crate) mod backward;
 pub(crate) mod forward;
 
 use crate::dropout::Dropout;
-use crate::gemm::format::Format;
+use crate::elements::Floats;
+use crate::gemm::format::{Dot, Format};
 use crate::gemm::micro::Tile;
+use crate::gemm::pack;
 use crate::simd::{Simd, load_up_to};
 
 /// One head over raw memory. Built by the safe methods of [`crate::Kernels`].
@@ -156,7 +158,7 @@ impl Strip {
     /// # Safety
     /// As for [`crate::gemm::micro::run`], for all of the panels.
     #[inline(always)]
-    pub(crate) unsafe fn times<S: Simd, F: Format<S>>(
+    pub(crate) unsafe fn times<S: Simd, F: Dot<S>>(
         &self,
         b: *const f32,
         panel: usize,
@@ -203,7 +205,10 @@ pub(crate) unsafe fn words_of<S: Simd, F: Format<S>>(
     let stride = F::words(head);
     for r in 0..rows {
         // SAFETY: passed on from the caller.
-        unsafe { f.row(s, from.ptr.add(r * from.stride), head, room.add(r * stride)) };
+        unsafe {
+            let from = (from.ptr.add(r * from.stride), 1);
+            pack::row(s, f, Floats, from, head, room.add(r * stride));
+        }
     }
     Rows { ptr: room, stride }
 }
@@ -235,7 +240,7 @@ impl Pieces {
 }
 
 /// Floats of scratch for the forward pass over up to `keys` keys, `None` on overflow.
-pub(crate) fn forward_scratch<S: Simd, F: Format<S>>(keys: usize, head: usize) -> Option<usize> {
+pub(crate) fn forward_scratch<S: Simd, F: Dot<S>>(keys: usize, head: usize) -> Option<usize> {
     forward::Areas::new::<S, F>(core::ptr::null_mut(), keys, head).1
 }
 
@@ -251,7 +256,7 @@ pub(crate) enum Wanted {
 
 /// Floats of scratch for the backward pass over `span` of a head's `keys` keys, `None` on
 /// overflow.
-pub(crate) fn backward_scratch<S: Simd, F: Format<S>>(
+pub(crate) fn backward_scratch<S: Simd, F: Dot<S>>(
     keys: usize,
     span: usize,
     head: usize,

@@ -13,7 +13,7 @@ use crate::simd::Simd;
 /// Floats of scratch for an `m x n` result of `k` products each: one block of either.
 pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, n: usize, k: usize) -> Option<usize> {
     let words = F::words(KC.min(k));
-    packed_a_len(m, words, S::MR)?.checked_add(packed_b_len(words, n, S::NR)?)
+    packed_a_len(m, words, F::MR)?.checked_add(packed_b_len(words, n, S::NR)?)
 }
 
 /// `C (+)= A B` with `a` an `m x k` and `b` a `k x n` matrix (those of `g` are ignored).
@@ -32,6 +32,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
     if g.m == 0 || g.n == 0 {
         return;
     }
+    let mut unit = f.unit();
     let packed_b = g.scratch;
     let b_len = packed_b_len(F::words(KC.min(g.k)), g.n, S::NR).unwrap_or(0);
     let packed_a = packed_b.wrapping_add(b_len);
@@ -49,14 +50,14 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                 Lines::new(a.skip(0, depth + kc).flip(), left, g.m),
                 Lines::new(b.skip(depth + kc, 0), left, g.n),
             ];
-            let tiles = g.m.div_ceil(S::MR) * g.n.div_ceil(S::NR);
+            let tiles = g.m.div_ceil(F::MR) * g.n.div_ceil(S::NR);
             let share = next.each_ref().map(|lines| lines.left().div_ceil(tiles));
             let mut j = 0;
             while j < g.n {
                 let cols = S::NR.min(g.n - j);
                 let mut i = 0;
                 while i < g.m {
-                    let rows = S::MR.min(g.m - i);
+                    let rows = F::MR.min(g.m - i);
                     let c = g.c.add(i * g.c_row + j);
                     if accumulate {
                         fetch_tile(s, c, g.c_row, rows, cols);
@@ -67,15 +68,15 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                     let tile = micro::Tile {
                         kc: words,
                         a: packed_a.add(i * words),
-                        a_row: 1,
-                        a_col: S::MR,
+                        a_row: if F::TILES { words } else { 1 },
+                        a_col: if F::TILES { 1 } else { F::MR },
                         b: packed_b.add(j * words),
                         c,
                         c_row: g.c_row,
                         start: c,
                         start_row: g.c_row,
                     };
-                    micro::run(s, f, &tile, rows, cols, accumulate);
+                    f.multiply(s, &mut unit, &tile, rows, cols, accumulate);
                     i += rows;
                 }
                 j += cols;
@@ -115,7 +116,9 @@ impl Lines {
         let line = if m.half { 2 * LINE } else { LINE };
         // Far columns are lines of their own: not worth it.
         let rows = if m.col == 1 { rows } else { 0 };
-        Self { m, of_row: cols.div_ceil(line), line, rows, row: 0, at: 0 }
+        // Two divisions by constants: one by either is by an instruction that not all CPUs have.
+        let of_row = if m.half { cols.div_ceil(2 * LINE) } else { cols.div_ceil(LINE) };
+        Self { m, of_row, line, rows, row: 0, at: 0 }
     }
 
     fn left(&self) -> usize {

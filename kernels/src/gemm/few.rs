@@ -17,7 +17,7 @@
 //! The additions to an element of C are those of the other drivers, in their order: the bits are
 //! the same.
 
-use super::format::Format;
+use super::format::Dot;
 use super::{KC, LINE, MAX_TILE, Place, RawGemm, Rows, epilogue, micro};
 use crate::elements::Floats;
 use crate::simd::Simd;
@@ -41,7 +41,7 @@ const AHEAD: usize = 2048;
 /// As for [`super::in_place`], B packed in the format; `a` is valid for its rows of all words,
 /// which are at most [`ROWS`], and `a.col == 1`.
 #[inline(always)]
-pub(super) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
+pub(super) unsafe fn gemm<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
     let m = a.rows.len();
     // Groups of one size, or one less: a thin last one would wait for its own few sums.
     let most = m.div_ceil(m.div_ceil(S::MR));
@@ -88,7 +88,7 @@ struct Part {
 /// # Safety
 /// As for [`gemm`]; all panels are whole if there are several.
 #[inline(always)]
-unsafe fn part<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part) {
+unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part) {
     let done = F::words(of.depth);
     let (words, first) = (F::words(of.kc), a.rows.start + of.i);
     let cols = (of.panels * S::NR).min(g.n - of.j);

@@ -6,6 +6,7 @@
 //! | [`Single`] | an `f32` | multiply-add |
 //! | [`Rounded`] | an `f32` rounded to the precision of bf16 | multiply-add: exact products of bf16 |
 //! | [`Paired`] | two bf16, neighbours along the inner dimension | two at once (`vdpbf16ps`) |
+//! | [`Tiled`](super::tiled::Tiled) | the same | 16 x 16 sums of 32 at once (`tdpbf16ps`) |
 //!
 //! Sums are `f32` in every format. The micro-kernel and packing are the same code for all of
 //! them: an inner dimension of `k` elements is one of [`Format::words`] words.
@@ -15,8 +16,9 @@
 //! instructions that convert make zeros of denormals before they round: so does every path to
 //! a word of [`Paired`], or bits would depend on which elements go through vectors.
 
+use super::LINE;
+use super::micro::{self, Tile, TileFn};
 use crate::elements::{Elements, Floats};
-use crate::gemm::micro::TileFn;
 use crate::simd::{MOST_LANES, Simd};
 
 /// A way to hold operands, on one instruction set. A value is a token, as of [`Simd`].
@@ -26,6 +28,43 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// Floats are words as they lie.
     const IS_PLAIN: bool = false;
 
+    /// Rows of a register block; its columns are [`Simd::NR`].
+    const MR: usize = S::MR;
+
+    /// Whether words are read in tiles: a row of A in one piece, in packed A too, that has whole
+    /// lines of words, zeros at the end. Scratch that begins where a cache line does is faster.
+    const TILES: bool = false;
+
+    /// What a thread sets up to multiply, from the first product of a call to the last.
+    type Unit;
+
+    /// A unit that nothing is set up for yet.
+    fn unit(self) -> Self::Unit;
+
+    /// Whether rows of `k` kept elements, `row` words apart, are words as they lie.
+    #[inline(always)]
+    fn takes(a: *const f32, row: usize, k: usize) -> bool {
+        let line = LINE * size_of::<f32>();
+        let are_lines = k.is_multiple_of(LINE * Self::DEPTH) && row.is_multiple_of(LINE);
+        !Self::TILES || are_lines && a.addr().is_multiple_of(line)
+    }
+
+    /// One tile of sums: see [`micro::run`].
+    ///
+    /// # Safety
+    /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to accumulate, its start
+    /// for `rows x cols`; `rows <= MR`, `cols <= NR`; `a_col == 1`, or `a_row == 1` in a format
+    /// without [`Format::TILES`], where `kc` is whole lines.
+    unsafe fn multiply(
+        self,
+        s: S,
+        unit: &mut Self::Unit,
+        t: &Tile,
+        rows: usize,
+        cols: usize,
+        accumulate: bool,
+    );
+
     /// Operands that lie in memory as this format's words are made of them: floats, where
     /// there is nothing else.
     type Kept: Elements<S, Self>;
@@ -33,17 +72,12 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// Its token.
     fn kept(self) -> Self::Kept;
 
-    /// Words that `k` elements take.
+    /// Words that `k` elements take: some formats have whole groups of them, and zeros at the end.
     #[inline(always)]
     fn words(k: usize) -> usize {
-        k.div_ceil(Self::DEPTH)
+        let words = k.div_ceil(Self::DEPTH);
+        if Self::TILES { words.next_multiple_of(LINE) } else { words }
     }
-
-    /// Tiles of this format's products.
-    const TILE: TileFn;
-
-    /// `sum` plus the products of the words of `a` and `b`, lane by lane.
-    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
 
     /// The words of elements `low` and, where a word has two, `high`, which come one
     /// after the other along the inner dimension.
@@ -59,30 +93,6 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// [`Format::join`] of a single word.
     fn join_one(low: f32, high: f32) -> f32;
 
-    /// Writes the words of `k` contiguous elements.
-    ///
-    /// # Safety
-    /// `src` is valid for `k` floats, `dst` for [`Format::words`] of them, and they do not
-    /// overlap.
-    #[inline(always)]
-    unsafe fn row(self, s: S, src: *const f32, k: usize, dst: *mut f32) {
-        let whole = k / (S::LANES * Self::DEPTH) * S::LANES;
-        let mut w = 0;
-        // SAFETY: words before `whole` are made of whole vectors of the source.
-        unsafe {
-            while w < whole {
-                s.store(dst.add(w), self.contiguous(s, src.add(w * Self::DEPTH)));
-                w += S::LANES;
-            }
-            while w < Self::words(k) {
-                let at = w * Self::DEPTH;
-                let high = if at + 1 < k { *src.add(at + 1) } else { 0.0 };
-                *dst.add(w) = Self::join_one(*src.add(at), high);
-                w += 1;
-            }
-        }
-    }
-
     /// The words of `LANES * DEPTH` contiguous elements.
     ///
     /// # Safety
@@ -90,25 +100,55 @@ pub(crate) trait Format<S: Simd>: Copy {
     unsafe fn contiguous(self, s: S, src: *const f32) -> S::V;
 }
 
+/// A format whose words are multiplied in vectors.
+pub(crate) trait Dot<S: Simd>: Format<S> {
+    /// Tiles of this format's products.
+    const TILE: TileFn;
+
+    /// `sum` plus the products of the words of `a` and `b`, lane by lane.
+    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
+}
+
+/// Nothing to set up, and the micro-kernel of vectors.
+macro_rules! in_vectors {
+    ($S:ty) => {
+        type Unit = ();
+
+        #[inline(always)]
+        fn unit(self) {}
+
+        #[inline(always)]
+        unsafe fn multiply(
+            self,
+            s: $S,
+            (): &mut (),
+            t: &Tile,
+            rows: usize,
+            cols: usize,
+            accumulate: bool,
+        ) {
+            // SAFETY: passed on from the caller.
+            unsafe { micro::run(s, self, t, rows, cols, accumulate) }
+        }
+    };
+}
+
 /// Plain floats.
 #[derive(Clone, Copy)]
 pub(crate) struct Single;
 
 impl<S: Simd> Format<S> for Single {
-    const TILE: TileFn = S::SINGLE;
     const DEPTH: usize = 1;
     const IS_PLAIN: bool = true;
     type Kept = Floats;
+
+    in_vectors!(S);
 
     #[inline(always)]
     fn kept(self) -> Floats {
         Floats
     }
 
-    #[inline(always)]
-    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
-        s.mul_add(a, b, sum)
-    }
     #[inline(always)]
     fn join(self, _: S, low: S::V, _: S::V) -> S::V {
         low
@@ -132,24 +172,30 @@ impl<S: Simd> Format<S> for Single {
     }
 }
 
+impl<S: Simd> Dot<S> for Single {
+    const TILE: TileFn = S::SINGLE;
+
+    #[inline(always)]
+    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.mul_add(a, b, sum)
+    }
+}
+
 /// Floats of the precision of bf16, for CPUs without bf16 products.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounded;
 
 impl<S: Simd> Format<S> for Rounded {
-    const TILE: TileFn = S::ROUNDED;
     const DEPTH: usize = 1;
     type Kept = Floats;
+
+    in_vectors!(S);
 
     #[inline(always)]
     fn kept(self) -> Floats {
         Floats
     }
 
-    #[inline(always)]
-    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
-        s.mul_add(a, b, sum)
-    }
     #[inline(always)]
     fn join(self, s: S, low: S::V, _: S::V) -> S::V {
         self.rounded(s, low)
@@ -182,6 +228,15 @@ impl<S: Simd> Format<S> for Rounded {
     }
 }
 
+impl<S: Simd> Dot<S> for Rounded {
+    const TILE: TileFn = S::ROUNDED;
+
+    #[inline(always)]
+    fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.mul_add(a, b, sum)
+    }
+}
+
 /// The bits of `x` rounded to bf16, those of the lower half not yet cleared.
 #[inline(always)]
 fn rounded_bits(x: f32) -> u32 {
@@ -210,7 +265,7 @@ pub(crate) use paired::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod paired {
-    use super::{Format, TileFn, flushed_bits};
+    use super::{Dot, Format, Tile, TileFn, flushed_bits, micro};
     use crate::elements::{Elements, Halves};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
@@ -241,9 +296,10 @@ mod paired {
     };
 
     impl Format<Avx512> for Paired {
-        const TILE: TileFn = crate::isa::avx512bf16::TILE;
         const DEPTH: usize = 2;
         type Kept = Halves;
+
+        in_vectors!(Avx512);
 
         #[inline(always)]
         fn kept(self) -> Halves {
@@ -251,17 +307,9 @@ mod paired {
         }
 
         #[inline(always)]
-        fn dot(self, _: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {
-            // SAFETY: register arithmetic, the token stands for the instruction; the vectors
-            // are the same 512 bits, of which every pattern is valid.
-            unsafe {
-                let [a, b] = transmute::<[__m512; 2], [__m512bh; 2]>([a, b]);
-                _mm512_dpbf16_ps(sum, a, b)
-            }
-        }
-        #[inline(always)]
         fn join(self, s: Avx512, low: __m512, high: __m512) -> __m512 {
-            // SAFETY: as above.
+            // SAFETY: register arithmetic, the token stands for the instruction; vectors are of
+            // the same 512 bits, of which every pattern is valid.
             unsafe {
                 // All lower ones and all upper ones, then one of each in turns.
                 let halves = transmute::<__m512, __m512i>(self.fold(s, low, high));
@@ -286,6 +334,20 @@ mod paired {
         unsafe fn contiguous(self, s: Avx512, src: *const f32) -> __m512 {
             // SAFETY: the caller's promise of 32 floats; as above.
             unsafe { self.fold(s, _mm512_loadu_ps(src), _mm512_loadu_ps(src.add(16))) }
+        }
+    }
+
+    impl Dot<Avx512> for Paired {
+        const TILE: TileFn = crate::isa::avx512bf16::TILE;
+
+        #[inline(always)]
+        fn dot(self, _: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {
+            // SAFETY: register arithmetic, the token stands for the instruction; the vectors
+            // are the same 512 bits, of which every pattern is valid.
+            unsafe {
+                let [a, b] = transmute::<[__m512; 2], [__m512bh; 2]>([a, b]);
+                _mm512_dpbf16_ps(sum, a, b)
+            }
         }
     }
 }

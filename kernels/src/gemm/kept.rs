@@ -1,7 +1,8 @@
 //! Products of operands that lie in memory as bf16, and products whose results will.
 //!
 //! ```text
-//! A of floats: its words, a block of rows at a time, in scratch; of bf16: as they lie
+//! A of floats: its words, a block of rows at a time, in scratch; of bf16: as they lie, if the
+//!              format takes them so ([`Format::takes`]), or copied there
 //! C of floats: the blocks of the other drivers
 //! C of bf16:   for each panel, for each group of rows
 //!                the sums of one block of depth after the other, in a buffer
@@ -9,10 +10,9 @@
 //! ```
 
 use super::format::Format;
-use super::{Ahead, KC, MAX_TILE, Place, ROWS, RawGemm, Rows, block, epilogue, micro, words_of};
-use crate::elements::Elements;
+use super::{Ahead, KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
+use crate::elements::{Elements, Floats};
 use crate::simd::Simd;
-use core::mem::MaybeUninit;
 
 /// Which matrices of a product are of bf16; `a` and `c` of [`RawGemm`] point to them then.
 #[derive(Clone, Copy, Default)]
@@ -24,7 +24,7 @@ pub(crate) struct Halved {
 /// Floats of scratch that [`gemm`] wants for `m` rows of `k` elements.
 pub(crate) fn scratch_len<S: Simd, F: Format<S>>(halves: Halved, m: usize, k: usize) -> usize {
     match halves {
-        Halved { a: true, .. } => 0,
+        Halved { a: true, .. } if !F::TILES => 0,
         Halved { c: true, .. } => m.min(ROWS) * F::words(k),
         _ => super::scratch_len::<S, F>(m, k),
     }
@@ -42,31 +42,44 @@ pub(crate) fn scratch_len<S: Simd, F: Format<S>>(halves: Halved, m: usize, k: us
 /// `g.scratch` valid for [`scratch_len`] floats.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves: Halved) {
+    let in_place = halves.a && F::takes(g.a, g.a_row / F::DEPTH, g.k);
+    if !in_place && !halves.c {
+        // SAFETY: passed on from the caller.
+        return unsafe { in_blocks(s, f, f.kept(), g) };
+    }
+    let mut unit = f.unit();
+    let scratch = g.scratch;
     let mut first = 0;
     while first < g.m && g.n > 0 {
         // Rows of A that are words already need not be taken in blocks.
-        let most = if halves.a { g.m } else { ROWS };
+        let most = if in_place { g.m } else { ROWS };
         let rows = first..(first + most).min(g.m);
         let words = F::words(g.k);
         let mut a = Rows { ptr: g.a, row: g.a_row / F::DEPTH, col: 1, rows: rows.clone() };
         // SAFETY: rows are inside A, and scratch has room for so many; the rest is passed on
         // from the caller.
         unsafe {
-            if !halves.a {
-                a = Rows { ptr: g.scratch.cast_const(), row: words, ..a };
+            if !in_place {
+                a = Rows { ptr: scratch.cast_const(), row: words, ..a };
                 for (i, row) in rows.clone().enumerate() {
-                    let from = g.a.wrapping_add(row * g.a_row);
-                    words_of(s, f, from, g.a_col, g.k, g.scratch.wrapping_add(i * words));
+                    let to = scratch.wrapping_add(i * words);
+                    if halves.a {
+                        let from = g.a.cast::<Element<S, F>>().wrapping_add(row * g.a_row);
+                        pack::row(s, f, f.kept(), (from, 1), g.k, to);
+                    } else {
+                        let from = g.a.wrapping_add(row * g.a_row);
+                        pack::row(s, f, Floats, (from, g.a_col), g.k, to);
+                    }
                 }
             }
             if halves.c {
-                deep(s, f, g, &a);
+                deep(s, f, &mut unit, g, &a);
             } else {
                 let mut depth = 0;
                 loop {
                     let kc = KC.min(g.k - depth);
                     let part = Rows { ptr: a.ptr.wrapping_add(F::words(depth)), ..a.clone() };
-                    block(s, f, g, &part, depth, kc);
+                    block(s, f, &mut unit, g, &part, depth, kc);
                     depth += kc;
                     if depth == g.k {
                         break;
@@ -78,26 +91,29 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
     }
 }
 
+/// What the format keeps.
+type Element<S, F> = <<F as Format<S>>::Kept as Elements<S, F>>::Element;
+
 /// All products of some rows of C, a tile after the other; C is of elements that the format
 /// keeps.
 ///
 /// # Safety
 /// As for [`gemm`]; `a` is valid for its rows of `k` elements, in words.
 #[inline(always)]
-unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
-    type Element<S, F> = <<F as Format<S>>::Kept as Elements<S, F>>::Element;
-    let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
-    let sums = buffer.as_mut_ptr().cast::<f32>();
+unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGemm, a: &Rows) {
+    let mut buffer = Sums::uninit();
+    let sums = buffer.as_mut_ptr();
     let mut j = 0;
     while j < g.n {
         let cols = S::NR.min(g.n - j);
         let panel = |number: usize| g.b.wrapping_add(number * g.b_panel);
         let words = F::words(g.k);
         let next = panel(j / S::NR + 1);
-        let mut ahead = Ahead::new::<S>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
+        let mut ahead =
+            Ahead::new::<S, F>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
         let mut i = a.rows.start;
         while i < a.rows.end {
-            let rows = S::MR.min(a.rows.end - i);
+            let rows = F::MR.min(a.rows.end - i);
             let at = Place { i, j, rows, cols };
             ahead.fetch(s);
             let c = g.c.cast::<Element<S, F>>().wrapping_add(i * g.c_row + j);
@@ -120,7 +136,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
                         start: sums,
                         start_row: S::NR,
                     };
-                    micro::run(s, f, &tile, rows, cols, depth > 0);
+                    f.multiply(s, unit, &tile, rows, cols, depth > 0);
                     depth += kc;
                     if depth == g.k {
                         break;

@@ -7,7 +7,7 @@
 //!
 //! Elements of A and B are words of a [`Format`]; `kc` counts words.
 
-use super::format::Format;
+use super::format::Dot;
 use crate::simd::{Simd, load_up_to, store_up_to};
 use core::hint::black_box;
 
@@ -37,14 +37,14 @@ pub(crate) trait Tiles {
     const ROUNDED: TileFn;
 }
 
-/// One tile: a whole one here, at the edges of C by [`Format::TILE`].
+/// One tile: a whole one here, at the edges of C by [`Dot::TILE`].
 ///
 /// # Safety
 /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
 /// accumulate, its start for `rows x cols`;
 /// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd, F: Format<S>>(
+pub(crate) unsafe fn run<S: Simd, F: Dot<S>>(
     s: S,
     f: F,
     t: &Tile,
@@ -72,7 +72,7 @@ pub(super) unsafe fn run<S: Simd, F: Format<S>>(
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-pub(crate) unsafe fn any<S: Simd, F: Format<S>>(
+pub(crate) unsafe fn any<S: Simd, F: Dot<S>>(
     s: S,
     f: F,
     t: &Tile,
@@ -96,7 +96,7 @@ pub(crate) unsafe fn any<S: Simd, F: Format<S>>(
 /// # Safety
 /// As for [`run`], `cols <= V * LANES`.
 #[inline(always)]
-unsafe fn turned<S: Simd, F: Format<S>, const V: usize>(
+unsafe fn turned<S: Simd, F: Dot<S>, const V: usize>(
     s: S,
     f: F,
     t: &Tile,
@@ -117,7 +117,7 @@ unsafe fn turned<S: Simd, F: Format<S>, const V: usize>(
 /// # Safety
 /// As for [`turned`]; `ALONG` says that `a_col == 1`, otherwise `a_row == 1`.
 #[inline(always)]
-unsafe fn sized<S: Simd, F: Format<S>, const V: usize, const ALONG: bool>(
+unsafe fn sized<S: Simd, F: Dot<S>, const V: usize, const ALONG: bool>(
     s: S,
     f: F,
     t: &Tile,
@@ -151,7 +151,7 @@ unsafe fn sized<S: Simd, F: Format<S>, const V: usize, const ALONG: bool>(
 /// # Safety
 /// As for [`sized`], with `rows == M` and `cols <= V * LANES`.
 #[inline(always)]
-unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const V: usize, const ALONG: bool>(
+unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: bool>(
     s: S,
     f: F,
     t: &Tile,
@@ -241,7 +241,7 @@ pub(super) struct Panels {
 /// `c_stride` apart, its start one `NR` apart. `rows <= MR`; 4 panels are for one row, 2 for up
 /// to 3.
 #[inline(always)]
-pub(super) unsafe fn side_by_side<S: Simd, F: Format<S>>(
+pub(super) unsafe fn side_by_side<S: Simd, F: Dot<S>>(
     s: S,
     f: F,
     t: &Tile,
@@ -291,7 +291,7 @@ pub(super) unsafe fn side_by_side<S: Simd, F: Format<S>>(
 /// # Safety
 /// As for [`side_by_side`], with `rows == M` and `panels == P`.
 #[inline(always)]
-unsafe fn stream<S: Simd, F: Format<S>, const M: usize, const P: usize, const V: usize>(
+unsafe fn stream<S: Simd, F: Dot<S>, const M: usize, const P: usize, const V: usize>(
     s: S,
     f: F,
     t: &Tile,
@@ -354,7 +354,7 @@ unsafe fn stream<S: Simd, F: Format<S>, const M: usize, const P: usize, const V:
 /// # Safety
 /// `rows` point to rows of A of which element `at` is valid, `b` to `NR` floats.
 #[inline(always)]
-unsafe fn step<S: Simd, F: Format<S>, const M: usize, const V: usize>(
+unsafe fn step<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
     s: S,
     f: F,
     sums: &mut [[S::V; V]; M],

@@ -21,7 +21,8 @@
 //! In a [`Format`] other than plain floats, A is brought into it on the way, a block of rows and
 //! of depth at a time, in scratch of the caller's.
 //!
-//! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]).
+//! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]), but
+//! for tiles ([`tiled`]).
 //!
 //! The structure is that of Goto and van de Geijn, "Anatomy of High-Performance
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
@@ -34,12 +35,14 @@ pub(crate) mod format;
 pub(crate) mod kept;
 pub(crate) mod micro;
 pub(crate) mod pack;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiled;
 
-use crate::elements::Floats;
+use crate::elements::{Elements, Floats};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 pub(crate) use epilogue::RawEpilogue;
-use format::{Format, Single};
+use format::{Dot, Format, Single};
 
 /// Depth of a block of the inner dimension of every product.
 ///
@@ -77,18 +80,18 @@ pub(crate) struct RawGemm {
 /// Rows of A that are brought into another format at a time: as many as a block of tokens has.
 const ROWS: usize = 96;
 
-/// Floats of scratch that [`converted`] wants for up to `m` rows of up to `k` elements.
+/// Floats of scratch that [`converted`] and [`tiles`] want for up to `m` rows of up to `k` elements.
 pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, k: usize) -> usize {
     let block = m.min(ROWS) * F::words(k.min(KC));
     // Not by `few_rows`: more rows of fewer elements may go through it.
-    let few = m.min(few::ROWS) * F::words(k);
+    let few = if F::TILES { 0 } else { m.min(few::ROWS) * F::words(k) };
     block.max(few.min(ROWS * F::words(KC)))
 }
 
 /// Most rows of `k` elements that go through [`few`]: all their words take no more scratch
 /// than a block of the most rows.
 #[inline(always)]
-fn few_rows<S: Simd, F: Format<S>>(k: usize) -> usize {
+fn few_rows<S: Simd, F: Dot<S>>(k: usize) -> usize {
     few::ROWS.min(ROWS * F::words(KC) / F::words(k).max(1))
 }
 
@@ -119,33 +122,10 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
             rows: 0..g.m,
         };
         // SAFETY: passed on from the caller.
-        unsafe { block(s, f, g, &a, depth, kc) };
+        unsafe { block(s, f, &mut (), g, &a, depth, kc) };
         depth += kc;
         if depth == g.k {
             return;
-        }
-    }
-}
-
-/// Writes the words of `k` elements of A.
-///
-/// # Safety
-/// `from` is valid for `k` floats, `step` apart, `to` for their words.
-#[inline(always)]
-unsafe fn words_of<S: Simd, F: Format<S>>(
-    s: S,
-    f: F,
-    from: *const f32,
-    step: usize,
-    k: usize,
-    to: *mut f32,
-) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        if step == 1 {
-            f.row(s, from, k, to);
-        } else {
-            pack::strided::<S, F>(from, step, k, to);
         }
     }
 }
@@ -156,23 +136,45 @@ unsafe fn words_of<S: Simd, F: Format<S>>(
 /// As for [`in_place`], with B packed in the format and `g.scratch` valid for [`scratch_len`]
 /// floats.
 #[inline(always)]
-pub(crate) unsafe fn converted<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
-    if g.m <= few_rows::<S, F>(g.k) {
-        let words = F::words(g.k);
-        let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: 0..g.m };
-        // SAFETY: rows are inside A, and scratch has room for all their words.
-        unsafe {
-            for row in 0..g.m {
-                let (from, to) =
-                    (g.a.wrapping_add(row * g.a_row), g.scratch.wrapping_add(row * words));
-                words_of(s, f, from, g.a_col, g.k, to);
-            }
-            if g.m > 0 {
-                few::gemm(s, f, g, &a);
-            }
-        }
-        return;
+pub(crate) unsafe fn converted<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
+    if g.m > few_rows::<S, F>(g.k) {
+        // SAFETY: passed on from the caller.
+        return unsafe { in_blocks(s, f, Floats, g) };
     }
+    let words = F::words(g.k);
+    let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: 0..g.m };
+    // SAFETY: rows are inside A, and scratch has room for all their words.
+    unsafe {
+        for row in 0..g.m {
+            let from = g.a.wrapping_add(row * g.a_row);
+            pack::row(s, f, Floats, (from, g.a_col), g.k, g.scratch.wrapping_add(row * words));
+        }
+        if g.m > 0 {
+            few::gemm(s, f, g, &a);
+        }
+    }
+}
+
+/// The driver for formats of [`Format::TILES`]: few rows are tiles of few rows, for other
+/// instructions would give other bits.
+///
+/// # Safety
+/// As for [`converted`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) unsafe fn tiles<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
+    // SAFETY: passed on from the caller.
+    unsafe { in_blocks(s, f, Floats, g) }
+}
+
+/// [`converted`] for any number of rows, of an A of one kind of elements.
+///
+/// # Safety
+/// As for [`converted`], A being of the kind.
+#[inline(always)]
+unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, g: &RawGemm) {
+    let mut unit = f.unit();
+    let scratch = g.scratch;
     let mut first = 0;
     while first < g.m && g.n > 0 {
         let rows = first..(first + ROWS).min(g.m);
@@ -180,14 +182,15 @@ pub(crate) unsafe fn converted<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
         loop {
             let kc = KC.min(g.k - depth);
             let words = F::words(kc);
-            let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: rows.clone() };
+            let a = Rows { ptr: scratch.cast_const(), row: words, col: 1, rows: rows.clone() };
             // SAFETY: rows and products are inside A, and scratch has room for so many.
             unsafe {
                 for (i, row) in rows.clone().enumerate() {
-                    let from = g.a.wrapping_add(row * g.a_row + depth * g.a_col);
-                    words_of(s, f, from, g.a_col, kc, g.scratch.wrapping_add(i * words));
+                    let from = g.a.cast::<M::Element>();
+                    let from = from.wrapping_add(row * g.a_row + depth * g.a_col);
+                    pack::row(s, f, m, (from, g.a_col), kc, scratch.wrapping_add(i * words));
                 }
-                block(s, f, g, &a, depth, kc);
+                block(s, f, &mut unit, g, &a, depth, kc);
             }
             depth += kc;
             if depth == g.k {
@@ -214,17 +217,26 @@ struct Rows {
 /// As for [`in_place`], B packed in the format; `a` is valid for its rows of `kc` elements, that
 /// is for the words that they take.
 #[inline(always)]
-unsafe fn block<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows, depth: usize, kc: usize) {
+unsafe fn block<S: Simd, F: Format<S>>(
+    s: S,
+    f: F,
+    unit: &mut F::Unit,
+    g: &RawGemm,
+    a: &Rows,
+    depth: usize,
+    kc: usize,
+) {
     let words = F::words(kc);
     let mut j = 0;
     while j < g.n {
         let cols = S::NR.min(g.n - j);
         let panel = |number: usize| g.b.wrapping_add(number * g.b_panel + F::words(depth) * S::NR);
         let next = panel(j / S::NR + 1);
-        let mut ahead = Ahead::new::<S>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
+        let mut ahead =
+            Ahead::new::<S, F>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
         let mut i = a.rows.start;
         while i < a.rows.end {
-            let rows = S::MR.min(a.rows.end - i);
+            let rows = F::MR.min(a.rows.end - i);
             ahead.fetch(s);
             let from = a.ptr.wrapping_add((i - a.rows.start) * a.row);
             let tile = micro::Tile {
@@ -241,7 +253,7 @@ unsafe fn block<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, a: &Rows, depth:
             let accumulate = g.accumulate || depth > 0;
             let last = depth + kc == g.k;
             // SAFETY: the tile is inside C, and C holds the sum of the products before.
-            unsafe { place(s, f, g, &Place { i, j, rows, cols }, tile, accumulate, last) };
+            unsafe { place(s, f, unit, g, &Place { i, j, rows, cols }, tile, accumulate, last) };
             i += rows;
         }
         j += cols;
@@ -259,9 +271,9 @@ struct Ahead {
 
 impl Ahead {
     #[inline(always)]
-    fn new<S: Simd>(kc: usize, rows: usize, next: *const f32) -> Self {
+    fn new<S: Simd, F: Format<S>>(kc: usize, rows: usize, next: *const f32) -> Self {
         let lines = kc * S::NR / LINE;
-        Self { next, lines, share: lines.div_ceil(rows.div_ceil(S::MR)) }
+        Self { next, lines, share: lines.div_ceil(rows.div_ceil(F::MR)) }
     }
 
     #[inline(always)]
@@ -291,27 +303,29 @@ pub(crate) struct Place {
 /// Before an epilogue the sums go to a buffer, and through the epilogue from there to C.
 ///
 /// # Safety
-/// As for [`micro::run`], the tile being the place in C; passed on from [`block`].
+/// As for [`Format::multiply`], the tile being the place in C; passed on from [`block`].
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a product, a place in it, and what is there")]
 unsafe fn place<S: Simd, F: Format<S>>(
     s: S,
     f: F,
+    unit: &mut F::Unit,
     g: &RawGemm,
     at: &Place,
     tile: micro::Tile,
     accumulate: bool,
     last: bool,
 ) {
-    let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
+    let mut buffer = Sums::uninit();
     if last {
         epilogue::ahead(s, &g.epilogue, tile.c, g.c_row, at);
     }
     let through = last && !g.epilogue.is_none();
-    let (sums, c) = (buffer.as_mut_ptr().cast(), tile.c);
+    let (sums, c) = (buffer.as_mut_ptr(), tile.c);
     let tile = if through { micro::Tile { c: sums, c_row: S::NR, ..tile } } else { tile };
     // SAFETY: the buffer holds MR x NR floats and is read where it was written.
     unsafe {
-        micro::run(s, f, &tile, at.rows, at.cols, accumulate);
+        f.multiply(s, unit, &tile, at.rows, at.cols, accumulate);
         if through {
             epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, sums, c, g.c_row, at);
         }
@@ -320,4 +334,20 @@ unsafe fn place<S: Simd, F: Format<S>>(
 
 /// Columns and elements of the largest register block.
 const MAX_COLS: usize = 32;
-const MAX_TILE: usize = 12 * MAX_COLS;
+const MAX_TILE: usize = 32 * MAX_COLS;
+
+/// Room for a tile's sums, in whole lines.
+#[repr(align(64))]
+struct Sums(MaybeUninit<[f32; MAX_TILE]>);
+
+impl Sums {
+    #[inline(always)]
+    fn uninit() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    #[inline(always)]
+    fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}

@@ -145,7 +145,7 @@ unsafe fn pack_b_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
     n: usize,
     dst: *mut f32,
 ) {
-    let words = F::words(k);
+    let (words, padded) = (k.div_ceil(F::DEPTH), F::words(k));
     // Rows are gone through side by side, columns one after the other.
     let rows_lie = src.col == 1;
     // Squares of words would not end where blocks do: rows that overlap, whose columns lie too,
@@ -156,10 +156,10 @@ unsafe fn pack_b_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
         let mut j = 0;
         while j < n {
             let cols = S::NR.min(n - j);
-            // SAFETY: panel j / NR starts at j * words; its rows and the source's columns
+            // SAFETY: panel j / NR starts at j * padded; its rows and the source's columns
             // j .. j + cols are inside what the caller promised.
             unsafe {
-                let panel = dst.add(j * words);
+                let panel = dst.add(j * padded);
                 let from = src.ptr.cast::<M::Element>().add(j * src.col);
                 let column =
                     |q: usize| Line { ptr: from.wrapping_add(q * src.col), step: src.row, k };
@@ -202,6 +202,15 @@ unsafe fn pack_b_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
             j += cols;
         }
     }
+    if padded > words {
+        for panel in 0..n.div_ceil(S::NR) {
+            // SAFETY: the rows of a panel behind those just written.
+            unsafe {
+                let rest = dst.add((panel * padded + words) * S::NR);
+                rest.write_bytes(0, (padded - words) * S::NR);
+            }
+        }
+    }
 }
 
 /// Rows of words that all panels take before any takes the next.
@@ -230,25 +239,39 @@ fn fetch<S: Simd, F: Format<S>, M: Elements<S, F>>(
     }
 }
 
-/// Writes the words of `k` elements that lie `step` floats apart.
+/// Writes the words of `k` elements that lie `step` apart.
 ///
 /// # Safety
 /// `src` is valid for so many elements, `dst` for their words, and they do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn strided<S: Simd, F: Format<S>>(
-    src: *const f32,
-    step: usize,
+pub(crate) unsafe fn row<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    f: F,
+    m: M,
+    (src, step): (*const M::Element, usize),
     k: usize,
     dst: *mut f32,
 ) {
     let line = Line { ptr: src, step, k };
-    for w in 0..F::words(k) {
-        // SAFETY: passed on from the caller.
-        unsafe { *dst.add(w) = line.one::<S, F, Floats>(Floats, w) };
+    let (words, padded) = (k.div_ceil(F::DEPTH), F::words(k));
+    let whole = if step == 1 { k / (S::LANES * F::DEPTH) * S::LANES } else { 0 };
+    let mut w = 0;
+    // SAFETY: words before `whole` are made of whole vectors of the source; the rest is passed
+    // on from the caller.
+    unsafe {
+        while w < whole {
+            s.store(dst.add(w), m.contiguous(s, f, src.add(w * F::DEPTH)));
+            w += S::LANES;
+        }
+        for w in w..words {
+            *dst.add(w) = line.one(m, w);
+        }
+        dst.add(words).write_bytes(0, padded - words);
     }
 }
 
-/// Packs the `m x k` matrix `src` into panels of `MR` rows at `dst`.
+/// Packs the `m x k` matrix `src` at `dst`: into panels of `MR` rows, or for [`Format::TILES`]
+/// into rows.
 ///
 /// # Safety
 /// `src` is valid for `m x k` elements, `dst` for the words of [`packed_a_len`], and they
@@ -264,10 +287,55 @@ pub(crate) unsafe fn pack_a<S: Simd, F: Format<S>>(
 ) {
     // SAFETY: passed on from the caller.
     unsafe {
-        if src.half {
-            pack_a_of(s, f, f.kept(), src, m, k, dst);
-        } else {
-            pack_a_of(s, f, Floats, src, m, k, dst);
+        match (F::TILES, src.half) {
+            (true, true) => rows_of_a(s, f, f.kept(), src, m, k, dst),
+            (true, false) => rows_of_a(s, f, Floats, src, m, k, dst),
+            (false, true) => pack_a_of(s, f, f.kept(), src, m, k, dst),
+            (false, false) => pack_a_of(s, f, Floats, src, m, k, dst),
+        }
+    }
+}
+
+/// [`pack_a`] into rows, for one kind of elements: by squares of words where rows are adjacent.
+///
+/// # Safety
+/// As for [`pack_a`], with elements of the kind.
+#[inline(always)]
+unsafe fn rows_of_a<S: Simd, F: Format<S>, M: Elements<S, F>>(
+    s: S,
+    f: F,
+    e: M,
+    src: RawOperand,
+    m: usize,
+    k: usize,
+    dst: *mut f32,
+) {
+    let (words, padded) = (k.div_ceil(F::DEPTH), F::words(k));
+    let from = |i: usize| src.ptr.cast::<M::Element>().wrapping_add(i * src.row);
+    if src.row != 1 {
+        for i in 0..m {
+            // SAFETY: row i of the source and of the result, of `padded` words.
+            unsafe { row(s, f, e, (from(i), src.col), k, dst.add(i * padded)) };
+        }
+        return;
+    }
+    for some in blocks(words, S::LANES) {
+        for i in (0..m).step_by(S::LANES) {
+            let rows = S::LANES.min(m - i);
+            let line = Line { ptr: from(i), step: src.col, k };
+            let mut lines = [s.splat(0.0); MOST_LANES];
+            // SAFETY: `rows` rows of the source from i on are inside it, and a group of LANES
+            // words of each is inside the row's `padded`, which are whole groups.
+            unsafe {
+                for (w, line_of) in some.clone().zip(&mut lines) {
+                    fetch::<S, F, M>(s, line.ptr, src.col, w);
+                    *line_of = line.vector(s, f, e, w, rows);
+                }
+                s.transpose(&mut lines);
+                for (r, words) in lines[..rows].iter().enumerate() {
+                    s.store(dst.add((i + r) * padded + some.start), *words);
+                }
+            }
         }
     }
 }
@@ -290,7 +358,7 @@ unsafe fn pack_a_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
     for some in blocks(words, BLOCK / F::DEPTH) {
         let mut i = 0;
         while i < m {
-            let rows = S::MR.min(m - i);
+            let rows = F::MR.min(m - i);
             // SAFETY: panel i / MR starts at i * words; rows i .. i + rows of the source are
             // inside.
             unsafe {
@@ -299,18 +367,18 @@ unsafe fn pack_a_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
                 let row = |q: usize| Line { ptr: from.wrapping_add(q * src.row), step: src.col, k };
                 // One vector covers a panel's column when the source's rows are adjacent. What
                 // it has too many is overwritten by the next column, or not written.
-                if src.row == 1 && S::LANES > S::MR {
+                if src.row == 1 && S::LANES > F::MR {
                     let wide = S::LANES.min(m - i);
                     for w in some.clone() {
                         fetch::<S, F, M>(s, from, src.col, w);
                         let x = row(0).vector(s, f, e, w, wide);
-                        let to = panel.add(w * S::MR);
-                        if w + 1 < words { s.store(to, x) } else { s.store_first(to, x, S::MR) }
+                        let to = panel.add(w * F::MR);
+                        if w + 1 < words { s.store(to, x) } else { s.store_first(to, x, F::MR) }
                     }
                 } else {
                     for w in some.clone() {
                         for q in 0..rows {
-                            *panel.add(w * S::MR + q) = row(q).one(e, w);
+                            *panel.add(w * F::MR + q) = row(q).one(e, w);
                         }
                     }
                 }

@@ -106,10 +106,12 @@ fn every_table_has_every_kernel() {
     }
     let products: BTreeSet<_> =
         all.iter().filter_map(|name| name.strip_prefix("single::")).collect();
-    let pairs = names("avx512bf16");
-    let pairs: BTreeSet<_> =
-        pairs.iter().filter_map(|name| name.strip_prefix("paired::")).collect();
-    assert_eq!(pairs, products);
+    for (module, format) in [("avx512bf16", "paired::"), ("amx_bf16", "tiled::")] {
+        let pairs = names(module);
+        let pairs: BTreeSet<_> =
+            pairs.iter().filter_map(|name| name.strip_prefix(format)).collect();
+        assert_eq!(pairs, products, "{module}");
+    }
 }
 
 /// What [`Table::check`] says of some code of another table.
@@ -128,6 +130,8 @@ fn the_code_of_one_table_does_not_pass_for_another() {
     assert!(complaints("scalar", &shells("avx")).contains("scale: has instructions of AVX"));
     let unpaired = complaints("avx512bf16", &shells("avx512"));
     assert!(unpaired.contains("single::product: its largest micro-kernel has 0"), "{unpaired}");
+    let untiled = complaints("amx_bf16", &shells("avx512bf16"));
+    assert!(untiled.contains("paired::product: multiplies outside of tiles"), "{untiled}");
     let fused = complaints("avx", &shells("avx2"));
     assert!(fused.contains("single::product: has instructions of AVX2, FMA"), "{fused}");
     assert!(complaints("avx2", &[]).contains("looks at nothing"));
@@ -152,7 +156,9 @@ fn planted(module: &str, format: &str, bytes: &[u8]) -> Vec<Function> {
 
 #[test]
 fn faults_in_a_micro_kernel_are_found() {
-    for (module, format) in [("avx2", "single"), ("avx512", "single"), ("avx512bf16", "paired")] {
+    for (module, format) in
+        [("avx2", "single"), ("avx512", "single"), ("avx512bf16", "paired"), ("amx_bf16", "tiled")]
+    {
         for (what, bytes, complaint) in [
             // vmovaps [rsp+32], ymm0
             ("spill", &[0xc5, 0xfc, 0x29, 0x44, 0x24, 0x20][..], "keeps sums in memory: 1 moves"),

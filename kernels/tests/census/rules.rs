@@ -38,12 +38,14 @@ pub(crate) enum MultiplyAdd {
     Apart,
     /// Products of pairs of bf16.
     Pairs,
+    /// The same in tile registers.
+    Tiles,
 }
 
 use CpuidFeature as F;
 
 /// The tables, in the order of the report.
-pub(crate) const TABLES: [Table; 5] = [
+pub(crate) const TABLES: [Table; 6] = [
     Table {
         module: "scalar",
         features: &[],
@@ -86,6 +88,15 @@ pub(crate) const TABLES: [Table; 5] = [
         block: 4 * 12 * 2,
         spills: 0,
     },
+    Table {
+        module: "amx_bf16",
+        features: &AMX_BF16,
+        bits: 512,
+        multiply_add: MultiplyAdd::Tiles,
+        // Of tiles, one step of two by two.
+        block: 2 * 2,
+        spills: 0,
+    },
 ];
 
 const AVX512: [CpuidFeature; 7] =
@@ -93,8 +104,24 @@ const AVX512: [CpuidFeature; 7] =
 const AVX512_BF16: [CpuidFeature; 8] =
     [F::AVX, F::AVX2, F::FMA, F::AVX512F, F::AVX512BW, F::AVX512DQ, F::AVX512VL, F::AVX512_BF16];
 
+const AMX_BF16: [CpuidFeature; 10] = [
+    F::AVX,
+    F::AVX2,
+    F::FMA,
+    F::AVX512F,
+    F::AVX512BW,
+    F::AVX512DQ,
+    F::AVX512VL,
+    F::AVX512_BF16,
+    F::AMX_TILE,
+    F::AMX_BF16,
+];
+
+/// The module that configures tiles and asks for them, once the CPU is known to have them.
+const TILES: &str = "cllm_kernels::amx::";
+
 /// What every x86-64 has. (A no-op of several bytes is one to older CPUs too.)
-const PLAIN: [CpuidFeature; 12] = [
+const PLAIN: [CpuidFeature; 13] = [
     F::INTEL8086,
     F::INTEL8086_ONLY,
     F::INTEL186,
@@ -104,6 +131,7 @@ const PLAIN: [CpuidFeature; 12] = [
     F::X64,
     F::CMOV,
     F::CPUID,
+    F::SYSCALL,
     F::MULTIBYTENOP,
     F::SSE,
     F::SSE2,
@@ -144,14 +172,17 @@ enum Arithmetic {
     Multiply,
     Add,
     Pairs,
+    Tiles,
     Other,
 }
 
 fn arithmetic(instruction: &Instruction) -> Option<Arithmetic> {
     let name = format!("{:?}", instruction.mnemonic()).to_lowercase();
     let name = name.strip_prefix('v').unwrap_or(&name);
-    if name == "dpbf16ps" {
-        return Some(Arithmetic::Pairs);
+    match name {
+        "dpbf16ps" => return Some(Arithmetic::Pairs),
+        "tdpbf16ps" => return Some(Arithmetic::Tiles),
+        _ => {}
     }
     let stem = name.strip_suffix("ps").or_else(|| name.strip_suffix("ss"))?;
     match stem {
@@ -174,7 +205,10 @@ fn features(instruction: &Instruction) -> impl Iterator<Item = CpuidFeature> {
 
 /// The functions outside of any table run before anybody asked what the CPU has.
 pub(crate) fn check_outside<'a>(functions: impl Iterator<Item = &'a Function>) -> Vec<String> {
-    functions.filter_map(|f| foreign(f, &[])).collect()
+    let allowed = |f: &Function| -> &[CpuidFeature] {
+        if f.name.starts_with(TILES) { &[F::XSAVE, F::AMX_TILE] } else { &[] }
+    };
+    functions.filter_map(|f| foreign(f, allowed(f))).collect()
 }
 
 /// An instruction that asks for more than plain x86-64 and `allowed`.
@@ -213,7 +247,8 @@ impl Table {
     }
 
     fn is_whole(&self, instruction: &Instruction) -> bool {
-        self.bits > 0 && vector_bits(instruction) == self.bits
+        let in_tiles = arithmetic(instruction) == Some(Arithmetic::Tiles);
+        self.bits > 0 && (in_tiles || vector_bits(instruction) == self.bits)
     }
 
     fn count(&self, function: &Function, counts: &mut Counts) {
@@ -234,6 +269,7 @@ impl Table {
             MultiplyAdd::Fused => count(Arithmetic::Fused),
             MultiplyAdd::Apart => count(Arithmetic::Multiply).min(count(Arithmetic::Add)),
             MultiplyAdd::Pairs => count(Arithmetic::Pairs),
+            MultiplyAdd::Tiles => count(Arithmetic::Tiles),
         }
     }
 
@@ -255,6 +291,11 @@ impl Table {
         if !["product", "product_of_both", "tile"].contains(&kernel) {
             return;
         }
+        // They round differently: see `gemm::tiled`.
+        let in_vectors = |i: &Instruction| arithmetic(i) == Some(Arithmetic::Pairs);
+        if self.multiply_add == MultiplyAdd::Tiles && function.code.iter().any(in_vectors) {
+            say("multiplies outside of tiles");
+        }
         let mut largest = 0;
         for range in self.micro(function) {
             largest = largest.max(self.multiply_adds(&function.code[range.clone()]));
@@ -269,13 +310,15 @@ impl Table {
         }
     }
 
-    /// The loops whose instructions are multiply-adds by half or more: those of micro-kernels with
-    /// more than a few rows, and nothing else.
+    /// The loops whose instructions are multiply-adds by half or more, or by a quarter where each
+    /// wants a load or two parts: those of micro-kernels with more than a few rows, and nothing
+    /// else.
     pub(crate) fn micro<'a>(
         &'a self,
         function: &'a Function,
     ) -> impl Iterator<Item = &'a RangeInclusive<usize>> {
-        let parts = if self.multiply_add == MultiplyAdd::Apart { 2 } else { 1 };
+        let in_parts = matches!(self.multiply_add, MultiplyAdd::Apart | MultiplyAdd::Tiles);
+        let parts = if in_parts { 2 } else { 1 };
         function.loops.iter().filter(move |range| {
             let code = &function.code[(*range).clone()];
             2 * parts * self.multiply_adds(code) >= code.len()

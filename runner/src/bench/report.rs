@@ -102,16 +102,20 @@ impl Report {
         let best = single.with_dtype(dtype);
         let (mut peak, mut f32_peak) = (fma_peak(best, time), fma_peak(single, time));
         let mut machine = Limits {
-            isa: best.isa(),
+            isa: best.set().isa,
             dtype,
             peak_gflops: 0.0,
             f32_peak_gflops: 0.0,
             cache_copy_gb_per_s: copy_rate(64 * 1024, time) / 1e9,
             memory_copy_gb_per_s: copy_rate(32 << 20, time) / 1e9,
         };
-        let mut measured = Vec::new();
+        let mut measured: Vec<(KernelSet, String, Work, f64)> = Vec::new();
         for kernels in isas.iter().filter_map(|isa| Kernels::for_isa(*isa)) {
             let kernels = kernels.with_dtype(dtype);
+            // Instruction sets may differ in products of another type alone.
+            if measured.iter().any(|(set, ..)| *set == kernels.set()) {
+                continue;
+            }
             visit(kernels, 1.0, &mut |case: Case| {
                 if !case.name.contains(only) {
                     return;

@@ -281,7 +281,7 @@ train_flags! {
         /// depend on it, to the bit.
         #[arg(value_name = "N", hide_short_help = true)]
         tiles_for: usize,
-        /// Instruction set: scalar, avx, avx2 or avx512 [default: CLLM_ISA, or the CPU's best].
+        /// Instruction set: scalar, avx, avx2, avx512 or amx [default: CLLM_ISA, or the CPU's best].
         #[arg(value_name = "NAME")]
         isa: Isa,
         /// f32, or bf16: operands of the model's products are rounded to bf16; sums, weights,

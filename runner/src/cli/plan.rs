@@ -170,7 +170,7 @@ impl Report<'_> {
             "prefetch": self.settings.prefetch,
             "recompute": self.settings.recompute,
             "max_steps": steps,
-            "isa": self.kernels.isa().name(),
+            "isa": self.kernels.set().isa.name(),
             "dtype": self.kernels.dtype().name(),
             "parameters": self.plan.table().parameters(),
             "tensors": self.plan.table().count(),

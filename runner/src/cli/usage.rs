@@ -147,7 +147,7 @@ mod tests {
             (&["xyzzy"], "unknown command xyzzy: `cllm --help` lists the commands"),
             (&["generate"], "--checkpoint <PATH> is missing"),
             (&["train", "--preset", "big"], "--preset big: expected tiny, reference or gpt2"),
-            (&["train", "--isa", "sse9"], "--isa sse9: expected scalar, avx, avx2 or avx512"),
+            (&["train", "--isa", "sse9"], "--isa sse9: expected scalar, avx, avx2, avx512 or amx"),
             (&["train", "--threads", "0"], "--threads 0: expected auto or a number from 1 to 1024"),
             (&["train", "--bias", "maybe"], "--bias maybe: expected true or false"),
             (&["train", "--learning-rate", "nan"], "--learning-rate nan: expected a number"),

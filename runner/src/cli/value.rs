@@ -128,7 +128,7 @@ impl Setting for PathBuf {
 }
 
 impl Setting for Isa {
-    const ACCEPTS: &'static str = "scalar, avx, avx2 or avx512";
+    const ACCEPTS: &'static str = "scalar, avx, avx2, avx512 or amx";
 
     fn from_text(text: &str) -> Option<Self> {
         text.to_ascii_lowercase().parse().ok()

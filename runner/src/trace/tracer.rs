@@ -123,7 +123,7 @@ impl<'a> Tracer<'a> {
             model: plan.config().into(),
             batch_size: batch.sequences,
             gradient_accumulation_steps: wanted.micro_batches,
-            isa: kernels.isa().name().to_owned(),
+            isa: kernels.set().isa.name().to_owned(),
             dtype: kernels.dtype().name().to_owned(),
             native: kernels.is_native(),
             workers: plan.workers(),

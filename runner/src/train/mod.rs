@@ -152,7 +152,7 @@ fn run(
         model: (&config).into(),
         parameters: plan.table().parameters(),
         planned_bytes: PlannedBytes::new(&plan, model::batches(settings)),
-        isa: kernels.isa().name(),
+        isa: kernels.set().isa.name(),
         kernels: kernels.set().to_string(),
         threads: workers,
         peak_gflops: rates.peak_flops / 1e9,

@@ -1,0 +1,234 @@
+//! Products of pairs of bf16 in the tile registers of AMX (`tdpbf16ps`).
+//!
+//! A tile register holds 16 rows of 64 bytes. One instruction adds to 16 x 16 sums the
+//! products of 16 rows of 32 elements of A, as they lie, with 16 rows of 16 words of B, as
+//! panels hold them: the words are those of [`Paired`]. The register block is two by two
+//! tiles of sums:
+//!
+//! ```text
+//! sums of 32 x 32 = 0, or where accumulated what the sums start from
+//! for each 16 words of the inner dimension
+//!   load 2 tiles of A (16 rows each) and 2 of B (16 columns each)
+//!   sums[i][j] += A[i] B[j], for each of the four
+//! store the sums: to C where its rows are whole cache lines, or else by way of a buffer
+//! ```
+//!
+//! Fewer rows take tiles of fewer rows, which is a matter of configuring the tile registers;
+//! fewer columns a panel's padding, and the buffer. An inner dimension that is no multiple of
+//! 32 has zeros behind it in both operands.
+//!
+//! **Rounding.** For each element of C the instruction adds up the 16 products of lower halves of
+//! words, and those of upper halves, each by fused multiply-adds from zero on in the order of
+//! the words; then the two sums; then that to the element. It rounds to nearest even,
+//! takes denormals for zero and gives none (Intel SDM, volume 2, TDPBF16PS). So an element's
+//! bits depend on where the inner dimension is cut into 32s alone, and differ from those of
+//! `vdpbf16ps`, which adds every product to the element: no product of this format may
+//! use that.
+//!
+//! Tiles that do not begin at cache lines load eight times slower (measured on Granite Rapids:
+//! 30 ns instead of 3.5), so rows of A are copied where they do not: [`Format::takes`].
+
+use super::format::{Format, Paired};
+use super::micro::Tile;
+use super::{LINE, MAX_COLS, Sums};
+use crate::amx::{Shape, Tiles};
+use crate::elements::Halves;
+use crate::simd::avx512::Avx512;
+use crate::simd::{Simd, load_up_to, store_up_to};
+use core::arch::x86_64::__m512;
+
+/// Pairs of bf16 for tiles: proof that the CPU and the system run AMX-BF16.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiled(Paired);
+
+impl Tiled {
+    /// # Safety
+    /// The CPU has AMX-TILE, AMX-BF16 and what [`Paired`] stands for, and the system lets
+    /// the program use tiles and saves them.
+    #[inline(always)]
+    pub(crate) unsafe fn assume() -> Self {
+        // SAFETY: passed on from the caller.
+        Self(unsafe { Paired::assume() })
+    }
+}
+
+/// Rows of a tile.
+const HIGH: usize = 16;
+
+impl Format<Avx512> for Tiled {
+    const DEPTH: usize = 2;
+    const MR: usize = 2 * HIGH;
+    const TILES: bool = true;
+    type Kept = Halves;
+    type Unit = Tiles;
+
+    #[inline(always)]
+    fn kept(self) -> Halves {
+        Halves(self.0)
+    }
+
+    #[inline(always)]
+    fn unit(self) -> Tiles {
+        // SAFETY: the token stands for AMX.
+        unsafe { Tiles::new() }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(
+        self,
+        s: Avx512,
+        unit: &mut Tiles,
+        t: &Tile,
+        rows: usize,
+        cols: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { multiply(s, unit, t, rows, cols, accumulate) }
+    }
+
+    #[inline(always)]
+    fn join(self, s: Avx512, low: __m512, high: __m512) -> __m512 {
+        self.0.join(s, low, high)
+    }
+    #[inline(always)]
+    fn fold(self, s: Avx512, first: __m512, second: __m512) -> __m512 {
+        self.0.fold(s, first, second)
+    }
+    #[inline(always)]
+    fn rounded(self, s: Avx512, x: __m512) -> __m512 {
+        Format::rounded(self.0, s, x)
+    }
+    #[inline(always)]
+    fn join_one(low: f32, high: f32) -> f32 {
+        Paired::join_one(low, high)
+    }
+    #[inline(always)]
+    unsafe fn contiguous(self, s: Avx512, src: *const f32) -> __m512 {
+        // SAFETY: passed on from the caller.
+        unsafe { self.0.contiguous(s, src) }
+    }
+}
+
+/// Whether tiles of a matrix of floats begin at cache lines.
+#[inline(always)]
+fn is_lines(at: *const f32, row: usize) -> bool {
+    (at.addr() | (row * size_of::<f32>())).is_multiple_of(LINE * size_of::<f32>())
+}
+
+/// # Safety
+/// As for [`Format::multiply`].
+#[inline(always)]
+unsafe fn multiply(
+    s: Avx512,
+    unit: &mut Tiles,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    debug_assert!(t.a_col == 1 && t.kc.is_multiple_of(LINE));
+    let mut buffer = Sums::uninit();
+    let held = buffer.as_mut_ptr();
+    let whole = cols == MAX_COLS;
+    unit.shape(Shape { upper: rows.min(HIGH), lower: rows.saturating_sub(HIGH) });
+    // SAFETY: the buffer holds 32 rows of 32; the rest is passed on from the caller.
+    unsafe {
+        let start = if !accumulate {
+            None
+        } else if whole && is_lines(t.start, t.start_row) {
+            Some((t.start, t.start_row))
+        } else {
+            copy(s, (t.start, t.start_row), (held, MAX_COLS), rows, cols);
+            Some((held.cast_const(), MAX_COLS))
+        };
+        let direct = whole && is_lines(t.c, t.c_row);
+        let to = if direct { (t.c, t.c_row) } else { (held, MAX_COLS) };
+        if rows > HIGH {
+            block::<true>(unit, t, start, to);
+        } else {
+            block::<false>(unit, t, start, to);
+        }
+        if !direct {
+            copy(s, (held, MAX_COLS), (t.c, t.c_row), rows, cols);
+        }
+    }
+}
+
+/// The products of one block, from the sums at `start` to those at `to`; `TALL` if it has
+/// lower tiles.
+///
+/// # Safety
+/// The tiles have the shape of the block; A is valid for its rows of `kc` words, B for `kc` rows
+/// of 32, both places for the block's rows of 32 floats.
+#[inline(always)]
+unsafe fn block<const TALL: bool>(
+    tiles: &mut Tiles,
+    t: &Tile,
+    start: Option<(*const f32, usize)>,
+    (to, to_row): (*mut f32, usize),
+) {
+    // SAFETY: passed on from the caller: the second column of tiles is 16 words on, the
+    // second row 16 rows.
+    unsafe {
+        if let Some((start, row)) = start {
+            tiles.load::<0>(start, row);
+            tiles.load::<1>(start.add(LINE), row);
+            if TALL {
+                tiles.load::<2>(start.add(HIGH * row), row);
+                tiles.load::<3>(start.add(HIGH * row + LINE), row);
+            }
+        } else {
+            tiles.zero::<0>();
+            tiles.zero::<1>();
+            if TALL {
+                tiles.zero::<2>();
+                tiles.zero::<3>();
+            }
+        }
+        let low = t.a.wrapping_add(HIGH * t.a_row);
+        for w in (0..t.kc).step_by(LINE) {
+            let (a, b) = (t.a.add(w), t.b.add(w * MAX_COLS));
+            tiles.load::<4>(a, t.a_row);
+            tiles.load::<6>(b, MAX_COLS);
+            tiles.dot::<0, 4, 6>();
+            tiles.load_right::<7>(b, MAX_COLS);
+            tiles.dot::<1, 4, 7>();
+            if TALL {
+                tiles.load::<5>(low.add(w), t.a_row);
+                tiles.dot::<2, 5, 6>();
+                tiles.dot::<3, 5, 7>();
+            }
+        }
+        tiles.store::<0>(to, to_row);
+        tiles.store::<1>(to.add(LINE), to_row);
+        if TALL {
+            tiles.store::<2>(to.add(HIGH * to_row), to_row);
+            tiles.store::<3>(to.add(HIGH * to_row + LINE), to_row);
+        }
+    }
+}
+
+/// Copies `rows x cols` floats.
+///
+/// # Safety
+/// Both places, of rows so far apart, are valid for so many.
+#[inline(always)]
+unsafe fn copy(
+    s: Avx512,
+    (from, from_row): (*const f32, usize),
+    (to, to_row): (*mut f32, usize),
+    rows: usize,
+    cols: usize,
+) {
+    for r in 0..rows {
+        for q in (0..cols).step_by(Avx512::LANES) {
+            let n = Avx512::LANES.min(cols - q);
+            // SAFETY: elements (r, q .. q + n) of both.
+            unsafe {
+                let x = load_up_to(s, from.add(r * from_row + q), n);
+                store_up_to(s, to.add(r * to_row + q), x, n);
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Products in the tiles of AMX round as the manual says, wherever they are cut.
+
+mod common;
+
+use cllm_kernels::{Bf16, Dtype, Epilogue, Isa, Kernels, MatMut, MatRef, Operand, Packed};
+use common::{Rng, room};
+
+/// The kernels, or a word that they are not tested here.
+fn kernels() -> Option<&'static Kernels> {
+    let kernels = Kernels::for_isa(Isa::Amx).map(|kernels| kernels.with_dtype(Dtype::Bf16));
+    if kernels.is_none() {
+        println!("no AMX here: skipped");
+    }
+    kernels
+}
+
+/// Elements of bf16 of both signs and several magnitudes, so that every order of additions
+/// rounds differently.
+fn random(rng: &mut Rng, n: usize) -> Vec<f32> {
+    let one = |rng: &mut Rng| rng.float() * f32::from(2_u8.pow(rng.below(8) as u32));
+    (0..n).map(|_| Bf16::from_f32(one(rng)).to_f32()).collect()
+}
+
+/// The instruction on one element: products of even and of odd places in sums of their own over
+/// 32 places, each by fused multiply-adds.
+fn in_tiles(a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32, k: usize, start: f32) -> f32 {
+    let mut sum = start;
+    for first in (0..k).step_by(32) {
+        let mut parts = [0.0_f32; 2];
+        for p in first..k.min(first + 32) {
+            let part = &mut parts[p % 2];
+            *part = a(p).mul_add(b(p), *part);
+        }
+        sum += parts[0] + parts[1];
+    }
+    sum
+}
+
+#[test]
+fn every_product_has_the_bits_of_the_instruction() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = Rng::new(1);
+    for (m, n, k) in [(1, 1, 1), (1, 32, 32), (16, 7, 40), (17, 33, 64), (40, 70, 600)] {
+        for accumulate in [false, true] {
+            let (a, b) = (random(&mut rng, m * k), random(&mut rng, k * n));
+            let before = random(&mut rng, m * n);
+            let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
+            kernels.pack(MatRef::new(&b, k, n, n), &mut packed);
+            let (mut c, mut unpacked) = (before.clone(), before.clone());
+            kernels.gemm(
+                MatRef::new(&a, m, k, k),
+                Packed::new(&packed, k, n),
+                MatMut::new(&mut c, m, n, n),
+                accumulate,
+                Epilogue::None,
+                &mut room(kernels, m, k),
+            );
+            let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, k).unwrap()];
+            let (a_view, b_view) = (MatRef::new(&a, m, k, k), MatRef::new(&b, k, n, n));
+            let out = MatMut::new(&mut unpacked, m, n, n);
+            kernels.gemm_unpacked(a_view, b_view, out, accumulate, &mut scratch);
+            for i in 0..m {
+                for j in 0..n {
+                    let e = i * n + j;
+                    let start = if accumulate { before[e] } else { 0.0 };
+                    let want = in_tiles(|p| a[i * k + p], |p| b[p * n + j], k, start).to_bits();
+                    let at = format!("{m}x{n}x{k} at ({i}, {j}), accumulate: {accumulate}");
+                    assert_eq!(c[e].to_bits(), want, "{at}");
+                    assert_eq!(unpacked[e].to_bits(), want, "{at}, unpacked");
+                }
+            }
+        }
+    }
+}
+
+/// Rows that are whole cache lines are multiplied where they lie, all others from a copy.
+#[test]
+fn rows_in_place_and_copied_give_the_same_bits() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = Rng::new(2);
+    let (n, k) = (40, 512);
+    for m in [1, 16, 31, 32, 33, 100] {
+        let (a, b) = (random(&mut rng, m * k), random(&mut rng, k * n));
+        let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
+        kernels.pack(MatRef::new(&b, k, n, n), &mut packed);
+        let product = |a: Operand<'_>| {
+            let mut c = vec![0.0; m * n];
+            let out = MatMut::new(&mut c, m, n, n);
+            let scratch = &mut room(kernels, m, k);
+            kernels.gemm(a, Packed::new(&packed, k, n), out, false, Epilogue::None, scratch);
+            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let want = product(MatRef::new(&a, m, k, k).into());
+        for gap in [0, 2, 32] {
+            let stride = k + gap;
+            let mut halves = vec![Bf16::default(); 32 + m * stride];
+            let line = (0..32).find(|at| halves[*at..].as_ptr().addr() % 64 == 0).unwrap();
+            for start in [line, (line + 2) % 32] {
+                for (i, row) in a.chunks(k).enumerate() {
+                    for (j, x) in row.iter().enumerate() {
+                        halves[start + i * stride + j] = Bf16::from_f32(*x);
+                    }
+                }
+                let a = Operand::Half(MatRef::new(&halves[start..], m, k, stride));
+                assert!(product(a) == want, "{m} rows {stride} apart from {start} on");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_multiplied_in_tiles_has_the_name_of_avx512() {
+    let Some(tiles) = kernels() else { return };
+    let avx512 = Kernels::for_isa(Isa::Avx512).unwrap();
+    assert_eq!(tiles.set().to_string(), "amx, bf16 products");
+    assert_ne!(tiles.set(), avx512.with_dtype(Dtype::Bf16).set());
+    assert_eq!(tiles.with_dtype(Dtype::F32).set(), avx512.set());
+    assert_eq!(tiles.converting().set(), avx512.converting().set());
+    assert_eq!(tiles.with_dtype(Dtype::F32).with_dtype(Dtype::Bf16).set(), tiles.set());
+    assert_eq!(Isa::best(), Isa::Amx);
+}
+
+#[test]
+fn the_peak_pass_counts_its_operations() {
+    let Some(kernels) = kernels() else { return };
+    for iterations in [0, 2, 1000] {
+        let one = 4 * 16 * 16 * 32 * 2;
+        assert_eq!(kernels.fma_peak_pass(iterations), (iterations * one, 1024.0));
+    }
+}
