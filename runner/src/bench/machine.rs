@@ -1,5 +1,6 @@
 //! What the machine can do at most: multiply-adds, and bytes moved.
 
+use super::lines::Lines;
 use super::timing::fastest;
 use cllm_core::Kernels;
 use cllm_kernels::{Epilogue, MatMut, MatRef, Packed};
@@ -33,12 +34,12 @@ pub fn gemm_rate(
     (rows, inner, cols): (usize, usize, usize),
     time: Duration,
 ) -> f64 {
-    let a = vec![0.5; rows * inner];
-    let b = vec![0.25; inner * cols];
-    let mut packed = vec![0.0; kernels.packed_len(inner, cols).unwrap_or(0)];
+    let a = Lines::filled(rows * inner, 0.5);
+    let b = Lines::filled(inner * cols, 0.25);
+    let mut packed = Lines::zeros(kernels.packed_len(inner, cols).unwrap_or(0));
     kernels.pack(MatRef::new(&b, inner, cols, cols), &mut packed);
-    let mut c = vec![0.0; rows * cols];
-    let mut scratch = vec![0.0; kernels.gemm_scratch_len(rows, inner)];
+    let mut c = Lines::zeros(rows * cols);
+    let mut scratch = Lines::zeros(kernels.gemm_scratch_len(rows, inner));
     let seconds = fastest(time, || {
         kernels.gemm(
             MatRef::new(black_box(&a), rows, inner, inner),

@@ -6,6 +6,7 @@
 
 pub mod cases;
 pub mod engine;
+mod lines;
 pub mod machine;
 pub mod report;
 pub mod timing;

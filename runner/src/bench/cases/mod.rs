@@ -4,6 +4,7 @@ mod passes;
 mod products;
 mod thin;
 
+use super::lines::Lines;
 use cllm_core::{Dtype, Kernels, ROW_BLOCK};
 use cllm_kernels::{MatMut, MatRef};
 
@@ -89,14 +90,14 @@ pub fn visit(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
 }
 
 /// `n` reproducible floats in -0.5..0.5 times `range`.
-fn floats(n: usize, range: f32) -> Vec<f32> {
+fn floats(n: usize, range: f32) -> Lines {
     let mut state = 1_u64;
-    core::iter::repeat_with(|| {
+    let mut floats = Lines::zeros(n);
+    for x in floats.iter_mut() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * range
-    })
-    .take(n)
-    .collect()
+        *x = ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * range;
+    }
+    floats
 }
 
 fn mat(data: &[f32], rows: usize, cols: usize) -> MatRef<'_> {

@@ -1,5 +1,6 @@
 //! Passes over memory: norms, losses, embeddings, activations, the optimizer.
 
+use super::super::lines::Lines;
 use super::{Case, ROWS, SEQUENCE, VOCAB, WIDTH, Work, floats, mat, out};
 use cllm_core::Kernels;
 use cllm_kernels::{AdamW, Dropout, NormSaved};
@@ -26,8 +27,8 @@ pub(super) fn visit(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(C
 fn norms(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
     let (rows, cols, size) = (ROWS, WIDTH, ROWS * WIDTH);
     let (x, gain, bias) = (floats(size, range), floats(cols, 1.0), floats(cols, 1.0));
-    let mut y = vec![0.0; size];
-    let (mut mean, mut rstd) = (vec![0.0; rows], vec![0.0; rows]);
+    let mut y = Lines::zeros(size);
+    let (mut mean, mut rstd) = (Lines::zeros(rows), Lines::zeros(rows));
     let mut forward = {
         let (x, gain) = (x.clone(), gain.clone());
         move |mean: &mut [f32], rstd: &mut [f32]| {
@@ -38,8 +39,8 @@ fn norms(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
     forward(&mut mean, &mut rstd);
     let (means, rstds) = (mean.clone(), rstd.clone());
     see(Case::cache("layer norm", 2 * size, move || forward(&mut mean, &mut rstd)));
-    let (dy, mut dx) = (floats(size, range), vec![0.0; size]);
-    let (mut dgain, mut dbias) = (vec![0.0; cols], vec![0.0; cols]);
+    let (dy, mut dx) = (floats(size, range), Lines::zeros(size));
+    let (mut dgain, mut dbias) = (Lines::zeros(cols), Lines::zeros(cols));
     see(Case::cache("layer norm backward", 3 * size, move || {
         let x = mat(&x, rows, cols);
         let saved = NormSaved { x, gain: &gain, mean: &means, rstd: &rstds };
@@ -52,7 +53,7 @@ fn cross_entropy(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case
     // As few rows as stay in a cache of 512 KiB.
     let rows = 16;
     let mut logits = floats(rows * VOCAB, range);
-    let mut losses = vec![0.0; rows];
+    let mut losses = Lines::zeros(rows);
     let targets: Vec<u32> = (0..rows as u32).map(|i| i * 39).collect();
     let wanted = targets.clone();
     let mut fixed = logits.clone();
@@ -60,7 +61,7 @@ fn cross_entropy(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case
     see(Case::cache("cross-entropy", 2 * rows * VOCAB, move || {
         kernels.cross_entropy(out(&mut fixed, rows, VOCAB), &wanted, &mut losses, None);
     }));
-    let mut losses = vec![0.0; rows];
+    let mut losses = Lines::zeros(rows);
     // Gradients replace logits: the next call takes them for logits, which are as good.
     see(Case::cache("cross-entropy and gradient", 3 * rows * VOCAB, move || {
         let view = out(&mut logits, rows, VOCAB);
@@ -72,7 +73,7 @@ fn embeddings(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) 
     let (rows, size) = (ROWS, ROWS * WIDTH);
     let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 37 % VOCAB as u32).collect();
     let (table, places) = (floats(VOCAB * WIDTH, range), floats(SEQUENCE * WIDTH, range));
-    let (mut y, mut grads, words) = (vec![0.0; size], table.clone(), tokens.clone());
+    let (mut y, mut grads, words) = (Lines::zeros(size), table.clone(), tokens.clone());
     see(Case::cache("embedding", 3 * size, move || {
         let y = out(&mut y, rows, WIDTH);
         kernels.embedding(&words, &table, &places, 0, SEQUENCE, 0, y);
@@ -91,7 +92,7 @@ fn activations(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case))
     see(Case::cache("gelu", 2 * n, move || kernels.gelu(&mut b, &a)));
     let (a, mut b) = (x.clone(), x.clone());
     see(Case::cache("gelu backward", 3 * n, move || kernels.gelu_backward(&mut b, &a)));
-    let (a, mut sum) = (x.clone(), vec![0.0; WIDTH]);
+    let (a, mut sum) = (x.clone(), Lines::zeros(WIDTH));
     see(Case::cache("column sum", n, move || {
         kernels.column_sum(mat(&a, n / WIDTH, WIDTH), &mut sum, false);
     }));
@@ -130,7 +131,7 @@ fn arrays(
         }),
     );
     let (g, mut p) = (floats(n, range), floats(n, range));
-    let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+    let (mut m, mut v) = (Lines::zeros(n), Lines::zeros(n));
     let rule = AdamW {
         lr: 1e-3,
         beta1: 0.9,

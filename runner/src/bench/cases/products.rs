@@ -1,6 +1,7 @@
 //! Products: of the forward pass, of its inputs' gradients, of weights' gradients, and
 //! those inside attention.
 
+use super::super::lines::Lines;
 use super::{Case, FORWARD, HEAD, LONG, ROWS, SEQUENCE, TOKENS, VOCAB, WIDTH, floats, mat, out};
 use cllm_core::Kernels;
 use cllm_kernels::{Attention, AttentionGrads, Epilogue, Packed};
@@ -58,11 +59,11 @@ pub(super) fn visit(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(C
 /// A row block times packed weights.
 fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> Case {
     let m = ROWS;
-    let (a, b, mut c) = (floats(m * k, range), floats(k * n, range), vec![0.0; m * n]);
-    let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap_or(0)];
+    let (a, b, mut c) = (floats(m * k, range), floats(k * n, range), Lines::zeros(m * n));
+    let mut packed = Lines::zeros(kernels.packed_len(k, n).unwrap_or(0));
     kernels.pack(mat(&b, k, n), &mut packed);
     let (bias, mut other) = (floats(n, range), floats(m * n, range));
-    let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, k)];
+    let mut scratch = Lines::zeros(kernels.gemm_scratch_len(m, k));
     Case::flops(format!("gemm/{name} {m}x{n}x{k}"), kernels.dtype(), 2 * m * n * k, move || {
         let epilogue = match fused {
             Fused::None => Epilogue::None,
@@ -83,7 +84,7 @@ fn gemm(kernels: &'static Kernels, range: f32, (name, k, n, fused): Product) -> 
 fn pack(kernels: &'static Kernels, range: f32) -> Case {
     let (k, n) = (WIDTH, WIDTH);
     let b = floats(k * n, range);
-    let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap_or(0)];
+    let mut packed = Lines::zeros(kernels.packed_len(k, n).unwrap_or(0));
     Case::cache(format!("pack/{k}x{n}"), 2 * k * n, move || {
         kernels.pack(mat(&b, k, n), &mut packed);
     })
@@ -100,8 +101,8 @@ fn weight_gradient(
 ) -> Case {
     let (m, n) = (inputs.min(256), outputs.min(256));
     let (x, dy) = (floats(tokens * inputs, range), floats(tokens * outputs, range));
-    let mut c = vec![0.0; m * n];
-    let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, tokens).unwrap_or(0)];
+    let mut c = Lines::zeros(m * n);
+    let mut scratch = Lines::zeros(kernels.unpacked_scratch_len(m, n, tokens).unwrap_or(0));
     let (flops, name) = (2 * m * n * tokens, format!("weight gradient/{name} {m}x{n}x{tokens}"));
     Case::flops(name, kernels.dtype(), flops, move || {
         let (x, dy) = (mat(&x, tokens, m), mat(&dy, tokens, n));
@@ -119,8 +120,8 @@ fn attention(
     let scale = 1.0 / (head as f32).sqrt();
     let inputs = [1.0, 2.0, 3.0, 4.0].map(|part: f32| floats(n * head, range * part));
     let again = inputs.clone();
-    let (mut y, mut lse) = (vec![0.0; n * head], vec![0.0; n]);
-    let mut scratch = vec![0.0; kernels.attention_scratch_len(n, head).unwrap_or(0)];
+    let (mut y, mut lse) = (Lines::zeros(n * head), Lines::zeros(n));
+    let mut scratch = Lines::zeros(kernels.attention_scratch_len(n, head).unwrap_or(0));
     let mut forward = move |y: &mut [f32], lse: &mut [f32]| {
         let [q, k, v, _] = inputs.each_ref().map(|x| mat(x, n, head));
         let a = Attention { q, k, v, first: 0, scale, dropout: None };
@@ -132,8 +133,8 @@ fn attention(
     let half = n * n * head;
     let name = format!("attention/{n}x{head}");
     see(Case::flops(name, kernels.attention_dtype(), 2 * half, move || forward(&mut y, &mut lse)));
-    let mut grads = [0; 3].map(|_| vec![0.0; n * head]);
-    let mut scratch = vec![0.0; kernels.attention_backward_scratch_len(n, head).unwrap_or(0)];
+    let mut grads = [0; 3].map(|_| Lines::zeros(n * head));
+    let mut scratch = Lines::zeros(kernels.attention_backward_scratch_len(n, head).unwrap_or(0));
     let name = format!("attention backward/{n}x{head}");
     see(Case::flops(name, kernels.attention_dtype(), 5 * half, move || {
         let [q, k, v, dout] = again.each_ref().map(|x| mat(x, n, head));

@@ -3,6 +3,7 @@
 //! Up to four rows are a pass over the packed weights, whose bytes count; the others are bound by
 //! multiply-adds. What pads the last panel is not counted as work.
 
+use super::super::lines::Lines;
 use super::{Case, FORWARD, ROWS, WIDTH, floats, mat, out};
 use cllm_core::Kernels;
 use cllm_kernels::{Epilogue, Packed};
@@ -21,10 +22,10 @@ pub(super) fn visit(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(C
 
 /// `m x n`, of `k` products each.
 fn product(kernels: &'static Kernels, range: f32, (m, n, k): (usize, usize, usize)) -> Case {
-    let (a, b, mut c) = (floats(m * k, range), floats(k * n, range), vec![0.0; m * n]);
-    let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap_or(0)];
+    let (a, b, mut c) = (floats(m * k, range), floats(k * n, range), Lines::zeros(m * n));
+    let mut packed = Lines::zeros(kernels.packed_len(k, n).unwrap_or(0));
     kernels.pack(mat(&b, k, n), &mut packed);
-    let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, k)];
+    let mut scratch = Lines::zeros(kernels.gemm_scratch_len(m, k));
     let name = format!("thin/{m}x{n}x{k}");
     let words = packed.len();
     let run = move || {
