@@ -10,7 +10,6 @@ use super::idle::Idle;
 use super::stage::{Cut, Stage};
 use super::worker::{Sitter, Worker};
 use super::{Engine, EngineError, Job};
-use crate::primitive::Ordering;
 use crate::program::Section;
 
 impl Engine<'_> {
@@ -31,10 +30,7 @@ impl Engine<'_> {
         if let Ok(worker) = own {
             worker.help();
         }
-        self.wait(idle);
-        let panicked = self.poisoned.load(Ordering::Acquire);
-        drop(under_way);
-        if panicked { Err(EngineError::Panicked) } else { Ok(()) }
+        self.finish(under_way, idle)
     }
 
     /// Whether it has these seats and stages.

@@ -343,10 +343,7 @@ impl<'a> Engine<'a> {
     ) -> Result<(), EngineError> {
         let under_way = self.begin(idle)?;
         self.publish(job, sections, idle);
-        self.wait(idle);
-        let panicked = self.poisoned.load(Ordering::Acquire);
-        drop(under_way);
-        if panicked { Err(EngineError::Panicked) } else { Ok(()) }
+        self.finish(under_way, idle)
     }
 
     fn begin<'e>(&'e self, idle: &'e dyn Idle) -> Result<UnderWay<'e, 'a>, EngineError> {
@@ -357,7 +354,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Waits for the end of the run, and works while nobody else does.
-    fn wait(&self, idle: &dyn Idle) {
+    fn finish(&self, under_way: UnderWay<'_, '_>, idle: &dyn Idle) -> Result<(), EngineError> {
         let members = self.members.load(Ordering::Relaxed) as usize;
         let finished = self.finished.watch();
         loop {
@@ -377,6 +374,9 @@ impl<'a> Engine<'a> {
             }
             finished.wait(seen, idle);
         }
+        let panicked = self.poisoned.load(Ordering::Acquire);
+        drop(under_way);
+        if panicked { Err(EngineError::Panicked) } else { Ok(()) }
     }
 
     fn publish(&self, job: &dyn Job, sections: &[Section], idle: &dyn Idle) {
