@@ -298,7 +298,7 @@ macro_rules! kernel_table {
             /// Of plain floats.
             pub(crate) const HEADS: Heads = single_heads::HEADS;
 
-            impl micro::Tiles for $lanes {
+            impl micro::TileFns for $lanes {
                 const SINGLE: micro::TileFn = single_heads::tile;
                 const ROUNDED: micro::TileFn = rounded_heads::tile;
             }

@@ -18,10 +18,9 @@
 //! the same.
 
 use super::format::Dot;
-use super::{KC, LINE, MAX_TILE, Place, RawGemm, Rows, epilogue, micro};
+use super::{KC, LINE, Place, RawGemm, Rows, Sums, epilogue, micro};
 use crate::elements::Floats;
 use crate::simd::Simd;
-use core::mem::MaybeUninit;
 
 /// Most rows that are taken so.
 ///
@@ -95,8 +94,8 @@ unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part)
     let c = g.c.wrapping_add(first * g.c_row + of.j);
     let last = of.depth + of.kc == g.k;
     let through = last && !g.epilogue.is_none();
-    let mut buffer = MaybeUninit::<[f32; MAX_TILE]>::uninit();
-    let sums = buffer.as_mut_ptr().cast::<f32>();
+    let mut buffer = Sums::uninit();
+    let sums = buffer.as_mut_ptr();
     let tile = micro::Tile {
         kc: words,
         a: a.ptr.wrapping_add(of.i * a.row + done),

@@ -48,7 +48,6 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
         return unsafe { in_blocks(s, f, f.kept(), g) };
     }
     let mut unit = f.unit();
-    let scratch = g.scratch;
     let mut first = 0;
     while first < g.m && g.n > 0 {
         // Rows of A that are words already need not be taken in blocks.
@@ -60,9 +59,9 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
         // from the caller.
         unsafe {
             if !in_place {
-                a = Rows { ptr: scratch.cast_const(), row: words, ..a };
+                a = Rows { ptr: g.scratch.cast_const(), row: words, ..a };
                 for (i, row) in rows.clone().enumerate() {
-                    let to = scratch.wrapping_add(i * words);
+                    let to = g.scratch.wrapping_add(i * words);
                     if halves.a {
                         let from = g.a.cast::<Element<S, F>>().wrapping_add(row * g.a_row);
                         pack::row(s, f, f.kept(), (from, 1), g.k, to);

@@ -32,7 +32,7 @@ pub(crate) struct Tile {
 pub(crate) type TileFn = unsafe fn(&Tile, usize, usize, bool);
 
 /// The [`TileFn`]s of an instruction set, of the formats that every set has.
-pub(crate) trait Tiles {
+pub(crate) trait TileFns {
     const SINGLE: TileFn;
     const ROUNDED: TileFn;
 }
