@@ -176,46 +176,102 @@ pub(super) unsafe fn apply<S: Simd, F: Format<S>, M: Elements<S, F>>(
     c_row: usize,
     at: &Place,
 ) {
-    let &Place { i, j, rows, cols } = at;
-    let mut mask = [1.0_f32; super::MAX_COLS];
-    for r in 0..rows {
-        if let Some((dropout, first_row)) = &e.dropout {
-            dropout.fill_mask(first_row.wrapping_add((i + r) as u32), j, &mut mask[..cols]);
+    let tile = Tile { sums, c, c_row, at };
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match e.kind {
+            Kind::None | Kind::Bias => tile.through::<S, F, M, { Kind::Bias as u8 }>(s, m, e),
+            Kind::Gelu => tile.through::<S, F, M, { Kind::Gelu as u8 }>(s, m, e),
+            Kind::Residual => tile.through::<S, F, M, { Kind::Residual as u8 }>(s, m, e),
+            Kind::GeluGrad => tile.through::<S, F, M, { Kind::GeluGrad as u8 }>(s, m, e),
         }
-        let mut q = 0;
-        while q < cols {
-            let n = S::LANES.min(cols - q);
-            // SAFETY: elements (r, q .. q + n) of the buffer and of the tile of C, and
-            // (i + r, j + q .. j + q + n) of the operands.
-            unsafe {
-                let mut x = load_up_to(s, sums.add(r * S::NR + q), n);
-                if let Some(bias) = e.bias {
-                    x = s.add(x, load_up_to(s, bias.add(j + q), n));
-                }
-                let other = e.other.cast::<M::Element>();
-                let other = other.wrapping_add((i + r) * e.other_row + j + q);
-                match e.kind {
-                    Kind::None | Kind::Bias => {}
-                    Kind::Gelu => {
-                        m.store(s, other, x, n);
-                        x = math::gelu(s, m.rounded(s, x));
-                    }
-                    Kind::Residual => {
-                        let residual = m.load(s, other, n);
-                        if e.dropout.is_some() {
-                            x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
-                        }
-                        x = s.add(x, residual);
-                    }
-                    Kind::GeluGrad => {
-                        let (value, slope) = math::gelu_and_slope(s, m.load(s, other, n));
-                        m.store(s, other, value, n);
-                        x = s.mul(x, slope);
-                    }
-                }
-                m.store(s, c.add(r * c_row + q), x, n);
+    }
+}
+
+/// Sums on their way to C.
+struct Tile<'a, E> {
+    sums: *const f32,
+    c: *mut E,
+    c_row: usize,
+    at: &'a Place,
+}
+
+impl<E: Copy> Tile<'_, E> {
+    /// All of the tile, through an epilogue of one `KIND`: what is asked of each vector is
+    /// then known beforehand, but for the edges of C.
+    ///
+    /// # Safety
+    /// As for [`apply`], with `KIND` that of `e`.
+    #[inline(always)]
+    unsafe fn through<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>, const KIND: u8>(
+        &self,
+        s: S,
+        m: M,
+        e: &RawEpilogue,
+    ) {
+        let &Place { i, j, rows, cols } = self.at;
+        let mut mask = [1.0_f32; super::MAX_COLS];
+        for r in 0..rows {
+            if KIND == Kind::Residual as u8
+                && let Some((dropout, first_row)) = &e.dropout
+            {
+                let row = first_row.wrapping_add((i + r) as u32);
+                dropout.fill_mask(row, j, &mut mask[..cols]);
             }
-            q += n;
+            let mut q = 0;
+            // SAFETY: vectors of row r before `cols`.
+            unsafe {
+                while q + S::LANES <= cols {
+                    self.vector::<S, F, M, KIND>(s, m, e, &mask, (r, q), S::LANES);
+                    q += S::LANES;
+                }
+                if q < cols {
+                    self.vector::<S, F, M, KIND>(s, m, e, &mask, (r, q), cols - q);
+                }
+            }
+        }
+    }
+
+    /// `n <= LANES` elements of row `r` from column `q` on.
+    ///
+    /// # Safety
+    /// As for [`Tile::through`]; they are in the tile.
+    #[inline(always)]
+    unsafe fn vector<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>, const KIND: u8>(
+        &self,
+        s: S,
+        m: M,
+        e: &RawEpilogue,
+        mask: &[f32; super::MAX_COLS],
+        (r, q): (usize, usize),
+        n: usize,
+    ) {
+        let &Place { i, j, .. } = self.at;
+        // SAFETY: elements (r, q .. q + n) of the buffer and of the tile of C, and
+        // (i + r, j + q .. j + q + n) of the operands.
+        unsafe {
+            let mut x = load_up_to(s, self.sums.add(r * S::NR + q), n);
+            if KIND != Kind::GeluGrad as u8
+                && let Some(bias) = e.bias
+            {
+                x = s.add(x, load_up_to(s, bias.add(j + q), n));
+            }
+            let other = e.other.cast::<E>().wrapping_add((i + r) * e.other_row + j + q);
+            if KIND == Kind::Gelu as u8 {
+                m.store(s, other, x, n);
+                x = math::gelu(s, m.rounded(s, x));
+            } else if KIND == Kind::Residual as u8 {
+                let residual = m.load(s, other, n);
+                if e.dropout.is_some() {
+                    x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
+                }
+                x = s.add(x, residual);
+            } else if KIND == Kind::GeluGrad as u8 {
+                let (value, slope) = math::gelu_and_slope(s, m.load(s, other, n));
+                m.store(s, other, value, n);
+                x = s.mul(x, slope);
+            }
+            m.store(s, self.c.add(r * self.c_row + q), x, n);
         }
     }
 }
