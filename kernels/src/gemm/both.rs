@@ -4,9 +4,10 @@
 //! a new cache line for every token, so blocks of `KC` tokens of both operands
 //! are packed into scratch, in the fixed order of the tokens.
 
+use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
 use super::pack::{pack_a, pack_b, packed_a_len, packed_b_len};
-use super::{KC, LINE, RawGemm, micro};
+use super::{KC, RawGemm, micro};
 use crate::elements::RawOperand;
 use crate::simd::Simd;
 
@@ -46,12 +47,10 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             pack_b(s, f, b.skip(depth, 0), kc, g.n, packed_b);
             pack_a(s, f, a.skip(0, depth), g.m, kc, packed_a);
             let left = KC.min(g.k - depth - kc);
-            let mut next = [
-                Lines::new(a.skip(0, depth + kc).flip(), left, g.m),
-                Lines::new(b.skip(depth + kc, 0), left, g.n),
-            ];
-            let tiles = g.m.div_ceil(F::MR) * g.n.div_ceil(S::NR);
-            let share = next.each_ref().map(|lines| lines.left().div_ceil(tiles));
+            let mut next = Grid::new(a.skip(0, depth + kc).flip(), left, g.m);
+            let mut later = Grid::new(b.skip(depth + kc, 0), left, g.n);
+            let turns = F::turns(words);
+            let mut fetch = Ahead { near: Near::NONE, far: Run::none(packed_b) };
             let mut j = 0;
             while j < g.n {
                 let cols = S::NR.min(g.n - j);
@@ -60,11 +59,13 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                     let rows = F::MR.min(g.m - i);
                     let c = g.c.add(i * g.c_row + j);
                     if accumulate {
-                        fetch_tile(s, c, g.c_row, rows, cols);
+                        let c = (c.cast_const(), g.c_row);
+                        fetch.near = Near::new(c, None, (rows, cols));
                     }
-                    for (lines, share) in next.iter_mut().zip(share) {
-                        lines.fetch(s, share);
-                    }
+                    fetch.far = next
+                        .piece(turns)
+                        .or_else(|| later.piece(turns))
+                        .unwrap_or(Run::none(packed_b));
                     let tile = micro::Tile {
                         kc: words,
                         a: packed_a.add(i * words),
@@ -76,7 +77,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                         start: c,
                         start_row: g.c_row,
                     };
-                    f.multiply(s, &mut unit, &tile, rows, cols, accumulate);
+                    f.multiply(s, &mut unit, &tile, (rows, cols), accumulate, &mut fetch);
                     i += rows;
                 }
                 j += cols;
@@ -85,57 +86,6 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         depth += kc;
         if depth == g.k {
             return;
-        }
-    }
-}
-
-/// Fetches the sums of a tile that more are added to, while those are made.
-#[inline(always)]
-fn fetch_tile<S: Simd>(s: S, c: *const f32, c_row: usize, rows: usize, cols: usize) {
-    for r in 0..rows {
-        for q in (0..cols).step_by(LINE) {
-            s.prefetch_near(c.wrapping_add(r * c_row + q));
-        }
-    }
-}
-
-/// The cache lines of some rows of a matrix, to be fetched a few at a time.
-struct Lines {
-    m: RawOperand,
-    /// Lines of a row.
-    of_row: usize,
-    /// Elements of a line.
-    line: usize,
-    rows: usize,
-    row: usize,
-    at: usize,
-}
-
-impl Lines {
-    fn new(m: RawOperand, rows: usize, cols: usize) -> Self {
-        let line = if m.half { 2 * LINE } else { LINE };
-        // Far columns are lines of their own: not worth it.
-        let rows = if m.col == 1 { rows } else { 0 };
-        // Two divisions by constants: one by either is by an instruction that not all CPUs have.
-        let of_row = if m.half { cols.div_ceil(2 * LINE) } else { cols.div_ceil(LINE) };
-        Self { m, of_row, line, rows, row: 0, at: 0 }
-    }
-
-    fn left(&self) -> usize {
-        (self.rows - self.row) * self.of_row
-    }
-
-    #[inline(always)]
-    fn fetch<S: Simd>(&mut self, s: S, lines: usize) {
-        for _ in 0..lines {
-            if self.row == self.rows {
-                return;
-            }
-            s.prefetch(self.m.skip(self.row, self.at * self.line).ptr);
-            self.at += 1;
-            if self.at == self.of_row {
-                (self.row, self.at) = (self.row + 1, 0);
-            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What happens to a tile of a product while it is still in L1.
 
 use super::Place;
+use super::fetch::Near;
 use super::format::Format;
 use crate::dropout::Dropout;
 use crate::elements::{Bf16, Elements, OperandMut};
@@ -142,23 +143,14 @@ impl RawEpilogue {
     }
 }
 
-/// Fetches what [`apply`] will read and write, while the tile's sums are made: saved
+/// What [`apply`] will read and write, to be fetched while the tile's sums are made: saved
 /// activations come from memory, in lines too far apart for the CPU to see them coming.
 #[inline(always)]
-pub(super) fn ahead<S: Simd, E: Copy>(s: S, e: &RawEpilogue, c: *mut E, c_row: usize, at: &Place) {
-    let line = super::LINE * size_of::<f32>() / size_of::<E>();
-    let other = e.other.cast::<E>();
-    for r in 0..at.rows {
-        let mut q = 0;
-        while q < at.cols {
-            s.prefetch_near(c.wrapping_add(r * c_row + q).cast());
-            if matches!(e.kind, Kind::Gelu | Kind::Residual | Kind::GeluGrad) {
-                let other = other.wrapping_add((at.i + r) * e.other_row + at.j + q);
-                s.prefetch_near(other.cast());
-            }
-            q += line;
-        }
-    }
+pub(super) fn ahead<E>(e: &RawEpilogue, c: *const E, c_row: usize, at: &Place) -> Near {
+    let c = c.wrapping_add(at.i * c_row + at.j);
+    let other = e.other.cast_const().cast::<E>().wrapping_add(at.i * e.other_row + at.j);
+    let other = (e.other_row > 0).then_some((other, e.other_row));
+    Near::new((c, c_row), other, (at.rows, at.cols))
 }
 
 /// Sends the sums of a tile through the epilogue to C's tile at `c`.

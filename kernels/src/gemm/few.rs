@@ -119,7 +119,7 @@ unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part)
     // buffer holds as much.
     unsafe {
         if cols < of.panels * S::NR {
-            micro::run(s, f, &tile, of.rows, cols, accumulate);
+            micro::run(s, f, &tile, (of.rows, cols), accumulate, &mut ());
         } else {
             micro::side_by_side(s, f, &tile, &panels, (of.rows, of.panels), accumulate);
         }

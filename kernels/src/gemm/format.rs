@@ -17,6 +17,7 @@
 //! a word of [`Paired`], or bits would depend on which elements go through vectors.
 
 use super::LINE;
+use super::fetch::Fetch;
 use super::micro::{self, Tile, TileFn};
 use crate::elements::{Elements, Floats};
 use crate::simd::{MOST_LANES, Simd};
@@ -49,20 +50,26 @@ pub(crate) trait Format<S: Simd>: Copy {
         !Self::TILES || are_lines && a.addr().is_multiple_of(line)
     }
 
+    /// How often a tile's loop over `kc` words asks for a far line.
+    #[inline(always)]
+    fn turns(kc: usize) -> usize {
+        kc / micro::UNROLL
+    }
+
     /// One tile of sums: see [`micro::run`].
     ///
     /// # Safety
     /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to accumulate, its start
-    /// for `rows x cols`; `rows <= MR`, `cols <= NR`; `a_col == 1`, or `a_row == 1` in a format
+    /// for the size, `rows x cols`; `rows <= MR`, `cols <= NR`; `a_col == 1`, or `a_row == 1` in a format
     /// without [`Format::TILES`], where `kc` is whole lines.
     unsafe fn multiply(
         self,
         s: S,
         unit: &mut Self::Unit,
         t: &Tile,
-        rows: usize,
-        cols: usize,
+        size: (usize, usize),
         accumulate: bool,
+        fetch: &mut impl Fetch,
     );
 
     /// Operands that lie in memory as this format's words are made of them: floats, where
@@ -123,12 +130,12 @@ macro_rules! in_vectors {
             s: $S,
             (): &mut (),
             t: &Tile,
-            rows: usize,
-            cols: usize,
+            size: (usize, usize),
             accumulate: bool,
+            fetch: &mut impl Fetch,
         ) {
             // SAFETY: passed on from the caller.
-            unsafe { micro::run(s, self, t, rows, cols, accumulate) }
+            unsafe { micro::run(s, self, t, size, accumulate, fetch) }
         }
     };
 }
@@ -265,7 +272,7 @@ pub(crate) use paired::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod paired {
-    use super::{Dot, Format, Tile, TileFn, flushed_bits, micro};
+    use super::{Dot, Fetch, Format, Tile, TileFn, flushed_bits, micro};
     use crate::elements::{Elements, Halves};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;

@@ -9,8 +9,9 @@
 //!                through the epilogue to C, rounded once
 //! ```
 
+use super::fetch::{Ahead, Near, Run};
 use super::format::Format;
-use super::{Ahead, KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
+use super::{KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
 use crate::elements::{Elements, Floats};
 use crate::simd::Simd;
 
@@ -107,16 +108,16 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
         let cols = S::NR.min(g.n - j);
         let panel = |number: usize| g.b.wrapping_add(number * g.b_panel);
         let words = F::words(g.k);
-        let next = panel(j / S::NR + 1);
-        let mut ahead =
-            Ahead::new::<S, F>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
+        let next = if j + cols < g.n { words * S::NR } else { 0 };
+        let turns = F::turns(words);
+        let groups = a.rows.len().div_ceil(F::MR);
+        let next = Run::new(panel(j / S::NR + 1), next, groups * turns);
+        let mut fetch = Ahead { near: Near::NONE, far: next };
         let mut i = a.rows.start;
         while i < a.rows.end {
             let rows = F::MR.min(a.rows.end - i);
             let at = Place { i, j, rows, cols };
-            ahead.fetch(s);
             let c = g.c.cast::<Element<S, F>>().wrapping_add(i * g.c_row + j);
-            epilogue::ahead(s, &g.epilogue, c, g.c_row, &at);
             let mut depth = 0;
             // SAFETY: the tile is inside C and the buffer holds MR x NR floats, which later
             // products find as the ones before left them.
@@ -124,6 +125,13 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                 loop {
                     let kc = KC.min(g.k - depth);
                     let done = F::words(depth);
+                    fetch.near = if depth + kc == g.k {
+                        let soon = at.soon::<S, F>(&a.rows, g.n);
+                        let c = g.c.cast::<Element<S, F>>().cast_const();
+                        epilogue::ahead(&g.epilogue, c, g.c_row, &soon)
+                    } else {
+                        Near::NONE
+                    };
                     let tile = micro::Tile {
                         kc: F::words(kc),
                         a: a.ptr.wrapping_add((i - a.rows.start) * a.row + done),
@@ -135,7 +143,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                         start: sums,
                         start_row: S::NR,
                     };
-                    f.multiply(s, unit, &tile, rows, cols, depth > 0);
+                    f.multiply(s, unit, &tile, (rows, cols), depth > 0, &mut fetch);
                     depth += kc;
                     if depth == g.k {
                         break;

@@ -30,6 +30,7 @@
 
 pub(crate) mod both;
 pub(crate) mod epilogue;
+pub(crate) mod fetch;
 mod few;
 pub(crate) mod format;
 pub(crate) mod kept;
@@ -231,13 +232,14 @@ unsafe fn block<S: Simd, F: Format<S>>(
     while j < g.n {
         let cols = S::NR.min(g.n - j);
         let panel = |number: usize| g.b.wrapping_add(number * g.b_panel + F::words(depth) * S::NR);
-        let next = panel(j / S::NR + 1);
-        let mut ahead =
-            Ahead::new::<S, F>(if j + cols < g.n { words } else { 0 }, a.rows.len(), next);
+        let next = if j + cols < g.n { words * S::NR } else { 0 };
+        let groups = a.rows.len().div_ceil(F::MR);
+        let turns = F::turns(words);
+        let next = fetch::Run::new(panel(j / S::NR + 1), next, groups * turns);
+        let mut fetch = fetch::Ahead { near: fetch::Near::NONE, far: next };
         let mut i = a.rows.start;
         while i < a.rows.end {
             let rows = F::MR.min(a.rows.end - i);
-            ahead.fetch(s);
             let from = a.ptr.wrapping_add((i - a.rows.start) * a.row);
             let tile = micro::Tile {
                 kc: words,
@@ -252,38 +254,18 @@ unsafe fn block<S: Simd, F: Format<S>>(
             };
             let accumulate = g.accumulate || depth > 0;
             let last = depth + kc == g.k;
+            let at = Place { i, j, rows, cols };
+            fetch.near = if last {
+                let soon = at.soon::<S, F>(&a.rows, g.n);
+                epilogue::ahead(&g.epilogue, g.c.cast_const(), g.c_row, &soon)
+            } else {
+                fetch::Near::NONE
+            };
             // SAFETY: the tile is inside C, and C holds the sum of the products before.
-            unsafe { place(s, f, unit, g, &Place { i, j, rows, cols }, tile, accumulate, last) };
+            unsafe { place(s, f, unit, g, &at, tile, accumulate, last, &mut fetch) };
             i += rows;
         }
         j += cols;
-    }
-}
-
-/// The panel that comes next, fetched into cache a piece with each group of rows: its
-/// first use would otherwise wait for L3 while nothing else is to be done.
-struct Ahead {
-    next: *const f32,
-    /// Cache lines left, and how many go with each group of rows.
-    lines: usize,
-    share: usize,
-}
-
-impl Ahead {
-    #[inline(always)]
-    fn new<S: Simd, F: Format<S>>(kc: usize, rows: usize, next: *const f32) -> Self {
-        let lines = kc * S::NR / LINE;
-        Self { next, lines, share: lines.div_ceil(rows.div_ceil(F::MR)) }
-    }
-
-    #[inline(always)]
-    fn fetch<S: Simd>(&mut self, s: S) {
-        let now = self.share.min(self.lines);
-        for _ in 0..now {
-            s.prefetch(self.next);
-            self.next = self.next.wrapping_add(LINE);
-        }
-        self.lines -= now;
     }
 }
 
@@ -291,11 +273,28 @@ impl Ahead {
 const LINE: usize = 16;
 
 /// A tile of C.
+#[derive(Clone, Copy)]
 pub(crate) struct Place {
     i: usize,
     j: usize,
     rows: usize,
     cols: usize,
+}
+
+impl Place {
+    /// The tile whose lines are asked for during this one: itself, or where tiles take less time
+    /// than memory the next in the order of the drivers, of `rows` of C and its first `n` columns.
+    #[inline(always)]
+    fn soon<S: Simd, F: Format<S>>(self, rows: &core::ops::Range<usize>, n: usize) -> Self {
+        if !F::TILES {
+            return self;
+        }
+        let (mut i, mut j) = (self.i + self.rows, self.j);
+        if i == rows.end {
+            (i, j) = (rows.start, j + self.cols);
+        }
+        Self { i, j, rows: F::MR.min(rows.end - i), cols: S::NR.min(n.saturating_sub(j)) }
+    }
 }
 
 /// One tile, of which these may be the `last` products.
@@ -315,17 +314,15 @@ unsafe fn place<S: Simd, F: Format<S>>(
     tile: micro::Tile,
     accumulate: bool,
     last: bool,
+    fetch: &mut fetch::Ahead,
 ) {
     let mut buffer = Sums::uninit();
-    if last {
-        epilogue::ahead(s, &g.epilogue, tile.c, g.c_row, at);
-    }
     let through = last && !g.epilogue.is_none();
     let (sums, c) = (buffer.as_mut_ptr(), tile.c);
     let tile = if through { micro::Tile { c: sums, c_row: S::NR, ..tile } } else { tile };
     // SAFETY: the buffer holds MR x NR floats and is read where it was written.
     unsafe {
-        f.multiply(s, unit, &tile, at.rows, at.cols, accumulate);
+        f.multiply(s, unit, &tile, (at.rows, at.cols), accumulate, fetch);
         if through {
             epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, sums, c, g.c_row, at);
         }

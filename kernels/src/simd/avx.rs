@@ -75,6 +75,10 @@ macro_rules! shared_avx_operations {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
+        fn prefetch_to_write(self, p: *const f32) {
+            $crate::simd::prefetch_to_write(p);
+        }
+        #[inline(always)]
         fn transpose(self, lines: &mut [__m256; $crate::simd::MOST_LANES]) {
             // SAFETY: register arithmetic; the token stands for AVX.
             unsafe {

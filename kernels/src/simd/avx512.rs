@@ -85,6 +85,10 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    fn prefetch_to_write(self, p: *const f32) {
+        super::prefetch_to_write(p);
+    }
+    #[inline(always)]
     fn first(self, a: __m512, n: usize, other: __m512) -> __m512 {
         // SAFETY: register arithmetic; the token stands for AVX-512.
         unsafe { _mm512_mask_mov_ps(other, first(n), a) }

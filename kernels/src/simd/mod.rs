@@ -53,6 +53,8 @@ pub(crate) trait Simd: Copy + TileFns {
     fn prefetch(self, p: *const f32);
     /// The same for a use that is a few hundred cycles away.
     fn prefetch_near(self, p: *const f32);
+    /// The same for a line that will be written, all of it or some: no other core has it then.
+    fn prefetch_to_write(self, p: *const f32);
 
     /// Transposes the square of the first `LANES` vectors.
     fn transpose(self, lines: &mut [Self::V; MOST_LANES]);
@@ -75,6 +77,17 @@ pub(crate) trait Simd: Copy + TileFns {
     fn sum(self, a: Self::V) -> f32;
     /// Largest lane, NaN ignored or not as the order falls.
     fn max_lane(self, a: Self::V) -> f32;
+}
+
+/// [`Simd::prefetch_to_write`] by PREFETCHW, which those x86-64 CPUs that lack it take for nothing. Rust
+/// has it for CPUs that are known to have it alone, or else writes another one.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn prefetch_to_write(p: *const f32) {
+    // SAFETY: a hint, whatever the address; it changes no register, flag or memory.
+    unsafe {
+        core::arch::asm!("prefetchw [{0}]", in(reg) p, options(nostack, readonly, preserves_flags));
+    }
 }
 
 /// Loads `n <= LANES` floats, zero in the lanes beyond.

@@ -43,6 +43,8 @@ impl Simd for Scalar {
     #[inline(always)]
     fn prefetch_near(self, _: *const f32) {}
     #[inline(always)]
+    fn prefetch_to_write(self, _: *const f32) {}
+    #[inline(always)]
     fn transpose(self, _: &mut [f32; MOST_LANES]) {}
     #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {

@@ -120,8 +120,8 @@ const AMX_BF16: [CpuidFeature; 10] = [
 /// The module that configures tiles and asks for them, once the CPU is known to have them.
 const TILES: &str = "cllm_kernels::amx::";
 
-/// What every x86-64 has. (A no-op of several bytes is one to older CPUs too.)
-const PLAIN: [CpuidFeature; 13] = [
+/// What every x86-64 has. (A no-op of several bytes is one to older CPUs too, and so is PREFETCHW.)
+const PLAIN: [CpuidFeature; 14] = [
     F::INTEL8086,
     F::INTEL8086_ONLY,
     F::INTEL186,
@@ -133,6 +133,7 @@ const PLAIN: [CpuidFeature; 13] = [
     F::CPUID,
     F::SYSCALL,
     F::MULTIBYTENOP,
+    F::PREFETCHW,
     F::SSE,
     F::SSE2,
 ];
@@ -321,7 +322,11 @@ impl Table {
         let parts = if in_parts { 2 } else { 1 };
         function.loops.iter().filter(move |range| {
             let code = &function.code[(*range).clone()];
-            2 * parts * self.multiply_adds(code) >= code.len()
+            // A step of tiles takes so long that its loop asks for many lines ahead.
+            let in_tiles = self.multiply_add == MultiplyAdd::Tiles;
+            let counts = |i: &&Instruction| !in_tiles || i.op0_register().is_tmm();
+            let multiply_adds = self.multiply_adds(code);
+            multiply_adds > 0 && 2 * parts * multiply_adds >= code.iter().filter(counts).count()
         })
     }
 
