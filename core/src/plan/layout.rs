@@ -29,7 +29,7 @@ use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, to_lines, update_b
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use crate::program::Matrix;
-use cllm_kernels::Kernels;
+use cllm_kernels::{Kernels, row_stride};
 
 /// A matrix of activations or of their gradients, a row for each token.
 #[derive(Clone, Copy, Debug)]
@@ -276,9 +276,14 @@ pub(crate) struct PackedBlock {
 pub(crate) struct Layout {
     /// What takes the place of floats that only products read is of bf16.
     halves: bool,
-    /// `d_model` and `d_ff`, and whether rows of so many elements are of bf16.
+    /// `d_model`.
+    width: usize,
+    /// Elements from a row of `d_model` or `d_ff` of them to the next, and whether they are of bf16,
+    /// where only products read them.
     wide: (usize, bool),
     wider: (usize, bool),
+    /// Floats from a row of logits to the next.
+    vocab: usize,
     blocks: BlockBuffers<Place>,
     n_layer: usize,
     x_last: usize,
@@ -332,7 +337,8 @@ impl Layout {
         let losses = bump.take(n)?;
         let group = head_rows(n, c.vocab_size);
         let logits_buffers = grain.logits_rows.div_ceil(group).min(n.div_ceil(group));
-        let logits = bump.copies(logits_buffers, group, c.vocab_size)?;
+        let logits =
+            bump.copies(logits_buffers, group, row_stride(c.vocab_size, size_of::<f32>())?)?;
         let mut grads = GradBuffers::NONE;
         let mut squares = 0;
         if train {
@@ -383,8 +389,10 @@ impl Layout {
         let held = held_norm.checked_add(held_fc)?;
         Some(Self {
             halves: kernels.keeps_halves(),
-            wide: (d, kernels.keeps_halves_of(d)),
-            wider: (f, kernels.keeps_halves_of(f)),
+            width: d,
+            wide: (kernels.operand_stride(d)?, kernels.keeps_halves_of(d)),
+            wider: (kernels.operand_stride(f)?, kernels.keeps_halves_of(f)),
+            vocab: row_stride(c.vocab_size, size_of::<f32>())?,
             blocks,
             n_layer: c.n_layer,
             x_last,
@@ -427,7 +435,7 @@ impl Layout {
     /// Output of a norm that has taken the place of its input, of which rows of both start
     /// at the same places.
     pub(crate) fn norm_in_place(&self, at: usize) -> Buffer {
-        let width = if self.halves { 2 * self.wide.0 } else { self.wide.0 };
+        let width = if self.halves { 2 * self.width } else { self.width };
         Buffer { at, width, halves: self.halves }
     }
 
@@ -439,9 +447,9 @@ impl Layout {
     }
 
     /// Gradients of a group's logits, in the place of those: rows start where theirs do.
-    pub(crate) fn dlogits(&self, group: usize, vocab_size: usize) -> Buffer {
-        let width = if self.halves { 2 * vocab_size } else { vocab_size };
-        Buffer { at: self.logits(group), width, halves: self.halves }
+    pub(crate) fn dlogits(&self, group: usize) -> Buffer {
+        let Buffer { at, width, .. } = self.logits(group);
+        Buffer { at, width: if self.halves { 2 * width } else { width }, halves: self.halves }
     }
 
     /// Whether the inner activations of a block are overwritten in the forward pass, so that
@@ -479,8 +487,8 @@ impl Layout {
     }
 
     /// Logits of a group of rows.
-    pub(crate) fn logits(&self, group: usize) -> usize {
-        self.logits.of(group)
+    pub(crate) fn logits(&self, group: usize) -> Buffer {
+        Buffer::floats(self.logits.of(group), self.vocab)
     }
 
     /// Panels of a block's matrix, or of its transpose.

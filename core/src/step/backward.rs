@@ -200,7 +200,7 @@ impl Step<'_> {
         let (first, rows) = self.rows(tile);
         // SAFETY: passed on from the caller.
         unsafe {
-            let dy = self.operand(from, (first, rows), (0, from.width));
+            let dy = self.operand(from, (first, rows), (0, matrix.shape(self.plan).1));
             let out = self.act.mat_mut(to + first * n, (rows, n), n);
             let weight = self.weight_back(matrix, block);
             self.product(dy, weight, out, Epilogue::None, scratch);

@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::{Desk, Step};
+use crate::plan::Buffer;
 use crate::program::{Matrix, head_group, stored_shape};
 use cllm_kernels::{Epilogue, Operand};
 
@@ -34,7 +35,8 @@ impl Step<'_> {
         // SAFETY: the tile owns its rows of logits, losses and dnorm.
         unsafe {
             let x = self.kernels.operand(norm, rows, d);
-            let mut logits = self.act.mat_mut(layout.logits(group) + in_group * v, (rows, v), v);
+            let Buffer { at, width, .. } = layout.logits(group);
+            let mut logits = self.act.mat_mut(at + in_group * width, (rows, v), width);
             let head = self.weight(Matrix::Head, 0);
             self.product(x, head, logits.reborrow(), Epilogue::None, scratch);
             let targets = &self.targets[first..first + rows];
@@ -44,7 +46,7 @@ impl Step<'_> {
                 return;
             }
             let scale = self.loss_scale;
-            let dlogits: Operand<'_> = if layout.dlogits(group, v).halves {
+            let dlogits: Operand<'_> = if layout.dlogits(group).halves {
                 let halves = self.kernels.cross_entropy_in_halves(logits, targets, losses, scale);
                 Operand::Half(halves.into_ref())
             } else {
@@ -67,7 +69,6 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn head_weight_grad(&self, group: usize, tile: usize, scratch: &mut [f32]) {
-        let v = self.plan.config.vocab_size;
         let layout = &self.plan.layout;
         let rows = head_group(self.plan, group);
         let Some(spec) = self.spec(self.plan.table.head()) else { return };
@@ -77,7 +78,7 @@ impl Step<'_> {
         let x = layout.norm_in_place(layout.block_output(self.plan.config.n_layer - 1));
         // SAFETY: the tile owns its part of the gradient; the group's logits are done.
         unsafe {
-            let dlogits = self.operand(layout.dlogits(group, v), (0, rows.len()), (i, m));
+            let dlogits = self.operand(layout.dlogits(group), (0, rows.len()), (i, m));
             let x = self.operand(x, (rows.start, rows.len()), (j, n));
             let out = self.grads.mat_mut(spec.offset + i * width + j, (m, n), width);
             let accumulate = self.accumulate || group > 0;

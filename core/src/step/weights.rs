@@ -25,7 +25,7 @@ impl Step<'_> {
             Matrix::Head => {
                 let last = self.plan.config.n_layer - 1;
                 let x = layout.norm_in_place(layout.block_output(last));
-                (x, layout.dlogits(0, self.plan.config.vocab_size))
+                (x, layout.dlogits(0))
             }
         }
     }
