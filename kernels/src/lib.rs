@@ -36,6 +36,7 @@ mod adamw;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod caches;
 mod dropout;
 mod elements;
 mod elementwise;
@@ -55,6 +56,7 @@ mod softmax;
 mod table;
 
 pub use adamw::AdamW;
+pub use caches::Caches;
 pub use dropout::Dropout;
 pub use elements::{Bf16, Operand, OperandMut};
 pub use gemm::KC;
