@@ -4,8 +4,8 @@
 mod support;
 
 use cllm_core::{
-    Activity, Batch, BatchShape, Dtype, Engine, EngineError, Idle, Isa, Kernels, Mode, ModelConfig,
-    Observer, Optimizer, Packing, Plan, Spin, StepError, Trainer, Worker,
+    Activity, Batch, BatchShape, Blocking, Dtype, Engine, EngineError, Idle, Isa, Kernels, Mode,
+    ModelConfig, Observer, Optimizer, Packing, Plan, Spin, StepError, Tiling, Trainer, Worker,
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
@@ -61,13 +61,15 @@ struct Crew {
     delays: bool,
     mode: Mode,
     packing: Option<Packing>,
+    blocking: Option<Blocking>,
 }
 
 impl Crew {
     const fn of(workers: usize) -> Self {
         let mode = Mode::Train;
         let tiles_for = workers;
-        Self { workers, tiles_for, steal_seed: 0, delays: false, mode, packing: None }
+        let (packing, blocking) = (None, None);
+        Self { workers, tiles_for, steal_seed: 0, delays: false, mode, packing, blocking }
     }
 }
 
@@ -87,9 +89,10 @@ fn train(
     crew: Crew,
     steps: u32,
 ) -> Vec<u32> {
-    let Crew { workers, tiles_for, mode, packing, .. } = crew;
-    let plan =
-        Plan::with_packing(config, shape, (workers, tiles_for), packing, mode, kernels).unwrap();
+    let Crew { workers, tiles_for, mode, packing, blocking, .. } = crew;
+    let blocking = blocking.unwrap_or_default();
+    let tiling = Tiling { workers: Some(tiles_for), packing, blocking };
+    let plan = Plan::with_tiling(config, shape, workers, &tiling, mode, kernels).unwrap();
     let mut memory = Memory::new(&plan);
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).unwrap();
@@ -201,6 +204,65 @@ fn weights_packed_on_the_way_give_the_same_bits() {
                 let bits = with(Packing::Fresh, crew);
                 assert!(bits == once, "{kernels:?}: {crew:?} differs from packing beforehand");
             }
+        }
+    }
+}
+
+/// Sizes of blocks as different as can be, several groups of logits and sums of squares among
+/// them.
+#[test]
+fn sizes_of_blocks_do_not_change_a_bit() {
+    let smallest = Blocking {
+        row_block: 32,
+        weight_rows: 32,
+        weight_cols: 32,
+        tiles_per_worker: 1,
+        logits_blocks: 1,
+        update_floats: 16,
+        fresh_floats: usize::MAX,
+        fresh_rows: 0,
+    };
+    let largest = Blocking {
+        row_block: 384,
+        weight_rows: 4096,
+        weight_cols: 2048,
+        tiles_per_worker: 1,
+        logits_blocks: 1000,
+        update_floats: 1 << 40,
+        ..smallest
+    };
+    let fresh = Blocking { fresh_floats: 0, fresh_rows: usize::MAX, ..largest };
+    let oblong = Blocking {
+        row_block: 192,
+        weight_rows: 96,
+        weight_cols: 224,
+        tiles_per_worker: 3,
+        logits_blocks: 3,
+        update_floats: 4800,
+        ..smallest
+    };
+    let many = Blocking { tiles_per_worker: 100, ..oblong };
+    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
+    for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
+        // 520 rows are two groups of logits of so large a vocabulary.
+        let wide = ModelConfig { vocab_size: 2800, n_layer: 1, ..CONFIG };
+        for (config, steps) in [(CONFIG, 2), (wide, 1)] {
+            let usual = train(&config, SHAPE, kernels, Crew::of(1), steps);
+            let mut plans = Vec::new();
+            for (workers, blocking) in
+                [(1, smallest), (2, largest), (1, fresh), (3, oblong), (2, many)]
+            {
+                let crew = Crew { blocking: Some(blocking), ..Crew::of(workers) };
+                let bits = train(&config, SHAPE, kernels, crew, steps);
+                assert!(bits == usual, "{kernels:?}: {crew:?} differs from the usual blocks");
+                let tiling = Tiling { blocking, ..Tiling::default() };
+                let plan = Plan::with_tiling(&config, SHAPE, workers, &tiling, crew.mode, kernels);
+                plans.push(plan.unwrap());
+            }
+            let same = |a: &Plan, b: &Plan| a.has_tiles_of(b);
+            let distinct =
+                plans.iter().enumerate().all(|(n, a)| plans[..n].iter().all(|b| !same(a, b)));
+            assert!(distinct, "blockings that cut the step the same way test nothing");
         }
     }
 }

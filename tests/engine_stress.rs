@@ -5,7 +5,7 @@ mod support;
 
 use cllm_core::{
     Activity, Batch, BatchShape, Engine, Idle, Kernels, Mode, ModelConfig, Observer, Optimizer,
-    Plan, Trainer, Worker,
+    Plan, Tiling, Trainer, Worker,
 };
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -92,8 +92,15 @@ impl Observer for Stalls {
 
 /// The weights after all steps, as bits; `threads` come and go.
 fn train(kernels: &'static Kernels, threads: usize, counts: &[AtomicU64; 2]) -> Vec<u32> {
-    let plan =
-        Plan::with_tiles_for(&CONFIG, SHAPE, threads.max(1), 4, Mode::Train, kernels).unwrap();
+    let plan = Plan::with_tiling(
+        &CONFIG,
+        SHAPE,
+        threads.max(1),
+        &Tiling::for_workers(4),
+        Mode::Train,
+        kernels,
+    )
+    .unwrap();
     let mut memory = Memory::new(&plan);
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).unwrap();

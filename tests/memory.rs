@@ -6,8 +6,9 @@ use cllm::data::loader::Dataset;
 use cllm::data::prefetch::with_loader;
 use cllm::data::stream::TokenStream;
 use cllm_core::{
-    Batch, BatchShape, Dtype, Engine, Evaluator, Isa, Kernels, LANES, Line, Mode, ModelConfig, Op,
-    Optimizer, Packing, Plan, PlanError, Pool, Pools, Queue, Slot, Trainer,
+    Batch, BatchShape, Blocking, BlockingError, Dtype, Engine, Evaluator, Isa, Kernels, LANES,
+    Line, Mode, ModelConfig, Op, Optimizer, Packing, Plan, PlanError, Pool, Pools, Queue, Slot,
+    Tiling, Trainer,
 };
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
@@ -124,14 +125,22 @@ fn every_planned_line_is_used_and_no_other() {
     let bf16 = |k: &'static Kernels| [k, k.converting(), k.with_dtype(Dtype::Bf16)];
     let all = tables.flat_map(bf16);
     let all = all.flat_map(|k| [(k, Mode::Train), (k, Mode::Recompute)]);
-    for ((kernels, mode), packing) in
-        all.flat_map(|table| [(table, Packing::Once), (table, Packing::Fresh)])
-    {
+    let large = Blocking {
+        row_block: 192,
+        weight_rows: 512,
+        weight_cols: 96,
+        update_floats: 1 << 20,
+        ..Blocking::default()
+    };
+    for ((kernels, mode), (packing, blocking)) in all.flat_map(|table| {
+        let (usual, packings) = (Blocking::default(), [Packing::Once, Packing::Fresh]);
+        packings.into_iter().flat_map(move |p| [(table, (p, usual)), (table, (p, large))])
+    }) {
         let isa = kernels.set();
         // Three layers, of which two are made again.
         let config = ModelConfig { n_layer: 3, ..config() };
-        let plan =
-            Plan::with_packing(&config, SHAPE, (1, 1), Some(packing), mode, kernels).unwrap();
+        let tiling = Tiling { packing: Some(packing), blocking, ..Tiling::default() };
+        let plan = Plan::with_tiling(&config, SHAPE, 1, &tiling, mode, kernels).unwrap();
         assert_eq!(plan.bytes(Pool::Packed) == 0, packing == Packing::Fresh);
         let (tokens, targets) = ids(&plan);
         let pools = [
@@ -180,7 +189,8 @@ fn every_planned_line_is_used_and_no_other() {
 fn bytes_are_those_of_the_shapes() {
     // Tiles as for one worker: with more, gradients of activations and logits are doubled.
     let scalar = Kernels::scalar();
-    let plan = Plan::with_tiles_for(&config(), SHAPE, 3, 1, Mode::Train, scalar).unwrap();
+    let plan = Plan::with_tiling(&config(), SHAPE, 3, &Tiling::for_workers(1), Mode::Train, scalar)
+        .unwrap();
     let arena = plan.table().arena_len() * 4;
     assert_eq!(plan.bytes(Pool::Parameters), arena);
     assert_eq!(plan.bytes(Pool::Gradients), arena);
@@ -205,7 +215,9 @@ fn bytes_are_those_of_the_shapes() {
     let grads = 256 * (2 * 64 + 2 * 64 + 256) + 2 * 8 * 128 + 16;
     assert_eq!(plan.bytes(Pool::Activations), 4 * (2 * (kept + inner) + shared + grads));
     // Blocks that are made again share the inner part, and it has the first norm's output.
-    let remade = Plan::with_tiles_for(&config(), SHAPE, 3, 1, Mode::Recompute, scalar).unwrap();
+    let remade =
+        Plan::with_tiling(&config(), SHAPE, 3, &Tiling::for_workers(1), Mode::Recompute, scalar)
+            .unwrap();
     let inner = inner + 256 * 64;
     assert_eq!(remade.bytes(Pool::Activations), 4 * (2 * kept + inner + shared + grads));
     assert_eq!(remade.recomputed_flops(), f64::from(256 * (8 * 64 * 64 + 2 * 64 * 256)));
@@ -244,11 +256,27 @@ fn large_models_have_no_packed_weights_for_small_batches() {
 }
 
 #[test]
+fn blocks_that_the_core_cannot_take_are_refused() {
+    let plan = |blocking| {
+        let tiling = Tiling { blocking, ..Tiling::default() };
+        Plan::with_tiling(&config(), SHAPE, 1, &tiling, Mode::Train, Kernels::scalar())
+    };
+    let usual = Blocking::default();
+    assert_eq!(plan(usual).unwrap().blocking(), &usual);
+    let error = plan(Blocking { row_block: 48, ..usual }).unwrap_err();
+    assert!(matches!(error, PlanError::Blocking(BlockingError { value: 48, .. })), "{error:?}");
+    assert_eq!(error.to_string(), "row_block 48: it must be 32, 64, 96, 128, 192 or 384");
+    let plan = plan(Blocking { weight_rows: 0, ..usual });
+    assert_eq!(plan.unwrap_err().to_string(), "weight_rows 0: it must be a multiple of 32");
+}
+
+#[test]
 fn making_blocks_again_never_takes_more() {
     for kernels in [Kernels::scalar(), Kernels::detect().with_dtype(Dtype::Bf16)] {
         for (n_layer, tiles_for) in (1..5).flat_map(|n| [(n, 1), (n, 2), (n, 16)]) {
             let config = ModelConfig { n_layer, ..config() };
-            let plan = |mode| Plan::with_tiles_for(&config, SHAPE, 1, tiles_for, mode, kernels);
+            let tiling = Tiling::for_workers(tiles_for);
+            let plan = |mode| Plan::with_tiling(&config, SHAPE, 1, &tiling, mode, kernels);
             let (kept, remade) = (plan(Mode::Train).unwrap(), plan(Mode::Recompute).unwrap());
             let bytes = |plan: &Plan| plan.bytes(Pool::Activations);
             let what = format!("{n_layer} layers, tiles for {tiles_for}");

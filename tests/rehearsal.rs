@@ -2,7 +2,9 @@
 
 mod support;
 
-use cllm_core::{Actor, BatchShape, Engine, EngineError, Kernels, Mode, Plan, Rehearsal, Run};
+use cllm_core::{
+    Actor, BatchShape, Engine, EngineError, Kernels, Mode, Plan, Rehearsal, Run, Tiling,
+};
 use std::collections::BTreeMap;
 use support::config::SMALL as CONFIG;
 use support::memory::Memory;
@@ -15,7 +17,8 @@ fn plan(workers: usize, tiles_for: usize) -> Plan {
 
 fn plan_for(workers: usize, tiles_for: usize, mode: Mode) -> Plan {
     let kernels = Kernels::scalar();
-    Plan::with_tiles_for(&CONFIG, SHAPE, workers, tiles_for, mode, kernels).unwrap()
+    Plan::with_tiling(&CONFIG, SHAPE, workers, &Tiling::for_workers(tiles_for), mode, kernels)
+        .unwrap()
 }
 
 /// The tiles (stage, tile) that the stages of a run have.

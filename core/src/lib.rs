@@ -32,7 +32,7 @@ mod shared;
 mod step;
 mod trainer;
 
-pub use cllm_kernels::{Dtype, IGNORE, Isa, KernelSet, Kernels};
+pub use cllm_kernels::{Caches, Dtype, IGNORE, Isa, KernelSet, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
     ActedTile, Activity, Actor, DrillSeat, Drilled, Engine, EngineError, Idle, Observer, Queue,
@@ -41,7 +41,9 @@ pub use engine::{
 pub use line::{LANES, Line, floats, floats_mut};
 pub use optimizer::{Optimizer, OptimizerError, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
-pub use plan::{BatchShape, Mode, Packing, Plan, PlanError, Pool, ROW_BLOCK};
+pub use plan::{
+    BatchShape, Blocking, BlockingError, Mode, Packing, Plan, PlanError, Pool, ROW_BLOCK, Tiling,
+};
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
 pub use trainer::{Batch, Evaluator, Loss, Pools, StepError, Trainer};

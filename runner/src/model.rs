@@ -3,7 +3,7 @@
 
 use cllm_core::{
     BatchShape, ConfigError, Decay, Dtype, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan,
-    PlanError, Schedule,
+    PlanError, Schedule, Tiling,
 };
 
 use crate::error::{Error, Result};
@@ -74,7 +74,8 @@ pub fn plan_error(error: PlanError) -> Error {
             Error::usage("--batch-size and --block-size must both be at least 1")
         }
         PlanError::NoWorker => Error::usage("--threads 0: at least one is needed"),
-        PlanError::TooLong { .. }
+        PlanError::Blocking(_)
+        | PlanError::TooLong { .. }
         | PlanError::TooSmall { .. }
         | PlanError::WrongKernels { .. }
         | PlanError::WrongMode
@@ -125,9 +126,10 @@ pub fn train_plan(
     kernels: &Kernels,
 ) -> Result<Plan> {
     let workers = workers(settings.threads)?;
-    let (batch, tiles_for) = (batch_shape(settings), settings.tiles_for.unwrap_or(workers));
+    let tiling = Tiling { workers: settings.tiles_for, ..Tiling::default() };
     let mode = if settings.recompute { Mode::Recompute } else { Mode::Train };
-    Plan::with_tiles_for(config, batch, workers, tiles_for, mode, kernels).map_err(plan_error)
+    Plan::with_tiling(config, batch_shape(settings), workers, &tiling, mode, kernels)
+        .map_err(plan_error)
 }
 
 /// How many workers a run has at most; with [`Threads::Auto`] as many as there are CPUs.

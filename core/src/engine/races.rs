@@ -15,7 +15,7 @@ extern crate std;
 use super::stage::Board;
 use super::*;
 use crate::line::{LANES, Line};
-use crate::plan::{BatchShape, Mode, Packing};
+use crate::plan::{BatchShape, Blocking, Mode, Packing, Tiling};
 use crate::program::Run;
 use crate::shared::{Shared, record};
 use crate::step::{DropoutKey, Outcome, Step};
@@ -281,6 +281,16 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     for tiles_for in [1, 2, 4] {
         cases.push((wide, BatchShape { sequences: 7, tokens: 130 }, tiles_for));
     }
+    let usual = Blocking::default();
+    let small = Blocking { row_block: 32, weight_rows: 32, weight_cols: 64, ..usual };
+    let large = Blocking {
+        row_block: 384,
+        logits_blocks: 1,
+        tiles_per_worker: 1,
+        update_floats: 64,
+        ..usual
+    };
+    let blockings = [usual, usual, small, large];
     let mut free = 0;
     for (number, (config, batch, tiles_for)) in cases.into_iter().enumerate() {
         let dropout = if number % 2 == 0 { 0.0 } else { 0.2 };
@@ -291,8 +301,9 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
         let fresh = if number % 5 == 0 { &fresh[..] } else { &[] };
         let once = modes.map(|mode| (mode, Packing::Once));
         for &(mode, packing) in once.iter().chain(fresh) {
-            let workers = (2, tiles_for);
-            let plan = Plan::with_packing(&config, batch, workers, Some(packing), mode, kernels);
+            let blocking = blockings[number % blockings.len()];
+            let tiling = Tiling { workers: Some(tiles_for), packing: Some(packing), blocking };
+            let plan = Plan::with_tiling(&config, batch, 2, &tiling, mode, kernels);
             let plan = plan.unwrap();
             let what =
                 std::format!("{config:?} {batch:?} {tiles_for} {mode:?} {packing:?} {kernels:?}");

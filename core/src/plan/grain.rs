@@ -5,38 +5,24 @@
 //! tokens is summed in pieces of a fixed size ([`PARTIAL_ROWS`], the logits' groups, the
 //! products' own blocks), whatever the tiles are.
 
-use super::{BatchShape, Mode, PARTIAL_ROWS, Packing};
+use super::blocking::ROW_BLOCKS;
+use super::{BatchShape, Blocking, Mode, PARTIAL_ROWS, Packing, Tiling, least_block};
 use crate::config::ModelConfig;
 use cllm_kernels::Kernels;
 
-/// Tiles a worker should have of an operation, for the imbalance of one tile to be small.
-const TILES_PER_WORKER: usize = 4;
-/// Most rows (tokens) of a tile of the forward and backward pass.
+/// Most rows (tokens) of a tile of the forward and backward pass, unless [`Blocking`] says
+/// otherwise.
 ///
 /// A multiple of both register blocks (6 and 4 rows). 96 rows of a 1,024-wide
 /// activation are 384 KiB: they stay in a 512 KiB L2 from one operation of a chain
 /// to the next.
 pub const ROW_BLOCK: usize = 96;
-/// Rows of a block, largest first: multiples of [`PARTIAL_ROWS`], and 384 rows are whole
-/// blocks of each.
-const ROW_BLOCKS: [usize; 3] = [ROW_BLOCK, 64, 32];
-/// Rows of a block where every product packs its weights on the way, largest first: as
+/// Rows of a block where every product packs its weights on the way, largest first: some of
 /// [`ROW_BLOCKS`]. What is packed is used for one block, so many rows are better.
 const FRESH_BLOCKS: [usize; 4] = [384, 192, 128, 96];
 /// Rows that could be multiplied in the time of packing (8 to 12 with 768 x 3,072 and back, `f32`
 /// and bf16, AVX-512, one thread).
 const PACKING_ROWS: usize = 10;
-/// Floats of a model's matrices from which on they are packed on the way: packed both ways round
-/// they are 256 MiB, which few caches hold.
-const FRESH_FLOATS: usize = 32 << 20;
-/// Most rows of a batch for which they are: more rows use a packed weight often enough. GPT-2 124M
-/// took 0.77 of the time for 256 rows, 1.04 of it for 2,048 (AVX-512, two workers, in turns).
-const FRESH_ROWS: usize = 384;
-/// Rows and columns of a tile of a weight gradient, largest first. Against 128 rows, 256
-/// make the reference step 1 to 7 % faster (four runs in turns, Zen 3, one thread):
-/// packing dY is shared by more rows.
-const WEIGHT_TILES: [(usize, usize); 4] = [(256, 256), (256, 128), (128, 128), (128, 64)];
-
 /// Blocks of queries that a span has at least: every span packs the keys that it sees.
 const SPAN_BLOCKS: usize = 2;
 
@@ -63,26 +49,33 @@ pub(crate) struct Grain {
     pub(crate) gradient_sets: usize,
     /// Rows of logits in flight.
     pub(crate) logits_rows: usize,
+    /// Floats of a tile of the update, at least.
+    update_floats: usize,
 }
 
 impl Grain {
+    /// `workers` is the number that tiles are for, where `tiling` does not say one.
     pub(crate) fn new(
         c: &ModelConfig,
         batch: BatchShape,
         mode: Mode,
         workers: usize,
-        packing: Option<Packing>,
+        tiling: &Tiling,
         kernels: &Kernels,
     ) -> Self {
         let rows = batch.sequences * batch.tokens;
-        let wanted = if workers == 1 { 1 } else { workers.saturating_mul(TILES_PER_WORKER) };
-        let packs = match packing {
+        let (workers, blocking) = (tiling.workers.unwrap_or(workers), &tiling.blocking);
+        // Tiles that an operation should have.
+        let wanted =
+            if workers == 1 { 1 } else { workers.saturating_mul(blocking.tiles_per_worker) };
+        let packs = match tiling.packing {
             Some(packing) => packing == Packing::Once,
-            None => !fresh_is_better(c, rows, workers),
+            None => !fresh_is_better(c, rows, workers, blocking),
         };
         let row_block = if packs {
-            let enough = |block: &usize| rows.div_ceil(*block) >= wanted;
-            ROW_BLOCKS.into_iter().find(enough).unwrap_or(PARTIAL_ROWS)
+            let fits =
+                |block: &usize| *block <= blocking.row_block && rows.div_ceil(*block) >= wanted;
+            ROW_BLOCKS.into_iter().find(fits).unwrap_or(PARTIAL_ROWS)
         } else {
             fresh_block(rows, workers)
         };
@@ -91,10 +84,9 @@ impl Grain {
             let (d, f) = (c.d_model, c.d_ff);
             of(d, 3 * d) + of(d, d) + of(d, f) + of(f, d)
         };
-        let (weight_rows, weight_cols) = WEIGHT_TILES
-            .into_iter()
-            .find(|tile| tiles(*tile) >= wanted)
-            .unwrap_or(WEIGHT_TILES[WEIGHT_TILES.len() - 1]);
+        let sizes = blocking.weight_tiles();
+        let (weight_rows, weight_cols) =
+            sizes.into_iter().find(|tile| tiles(*tile) >= wanted).unwrap_or(sizes[3]);
         let spans = wanted.div_ceil(batch.sequences.saturating_mul(c.n_head));
         let block = kernels.attention_block();
         let span = batch.tokens.div_ceil(spans).next_multiple_of(SPAN_BLOCKS * block);
@@ -108,8 +100,17 @@ impl Grain {
             span,
             parted: span < batch.tokens,
             gradient_sets: if workers == 1 || mode == Mode::Evaluate { 1 } else { 2 },
-            logits_rows: if workers == 1 { 1 } else { workers.saturating_mul(2 * row_block) },
+            logits_rows: match workers {
+                1 => 1,
+                _ => workers.saturating_mul(blocking.logits_blocks).saturating_mul(row_block),
+            },
+            update_floats: blocking.update_floats,
         }
+    }
+
+    /// Floats of a tile of the update of an arena of so many.
+    pub(crate) fn update_block(&self, arena: usize) -> usize {
+        least_block(arena).max(self.update_floats)
     }
 
     /// Tiles of forward attention over a span.
@@ -144,11 +145,11 @@ fn fresh_block(rows: usize, workers: usize) -> usize {
 ///
 /// So it is for large models, whose packed weights come from memory for every block, if there are
 /// few blocks and every worker has one that is large enough.
-fn fresh_is_better(c: &ModelConfig, rows: usize, workers: usize) -> bool {
+fn fresh_is_better(c: &ModelConfig, rows: usize, workers: usize, blocking: &Blocking) -> bool {
     let (d, f) = (c.d_model, c.d_ff);
     let block = d.saturating_mul(4 * d).saturating_add(d.saturating_mul(2 * f));
     let head = d.saturating_mul(c.vocab_size);
-    block.saturating_mul(c.n_layer).saturating_add(head) >= FRESH_FLOATS
-        && rows <= FRESH_ROWS
+    block.saturating_mul(c.n_layer).saturating_add(head) >= blocking.fresh_floats
+        && rows <= blocking.fresh_rows
         && rows.div_ceil(fresh_block(rows, workers)) >= workers
 }

@@ -25,7 +25,7 @@
 //! What only products read (`fc_pre`, its gradient, all outputs of norms and GELU) is of bf16
 //! where the kernels keep that: see [`Buffer`].
 
-use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, to_lines, update_block};
+use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, squares_block, to_lines};
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use crate::program::Matrix;
@@ -344,7 +344,7 @@ impl Layout {
         if train {
             grads = GradBuffers::take(&mut bump, n, c, grain, mode.shares_layers(), kernels)?;
             let arena = ParamTable::new(c).ok()?.arena_len();
-            squares = bump.take(arena.div_ceil(update_block(arena)))?;
+            squares = bump.take(arena.div_ceil(squares_block(arena)))?;
         }
         let activations_len = bump.0;
 

@@ -3,9 +3,11 @@
 //! [`Plan::new`] is arithmetic only. It says what the caller must hand over, and
 //! the [`Layout`] inside it is the only place that knows where a buffer lies.
 
+mod blocking;
 mod grain;
 mod layout;
 
+pub use blocking::{Blocking, BlockingError};
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
 pub(crate) use layout::{Buffer, Layout, packed_block};
@@ -26,10 +28,10 @@ pub(crate) const PARTIAL_ROWS: usize = 32;
 pub(crate) const COLUMN_BLOCK: usize = 256;
 /// Rows of the token or position table in a tile of their gradient.
 pub(crate) const TABLE_ROWS: usize = 256;
-/// Floats of an optimizer tile, at least: four arrays of 128 KiB.
-const UPDATE_BLOCK: usize = 32 * 1024;
-/// Most optimizer tiles of a model: well below what an operation can have.
-const UPDATE_TILES: usize = 1 << 18;
+/// Floats of the gradient whose squares are summed up together, at least: part of the promise.
+const SQUARES_BLOCK: usize = 32 * 1024;
+/// Most tiles of an arena: well below what an operation can have.
+const ARENA_TILES: usize = 1 << 18;
 /// Floats of logits of a group of rows, if that allows for [`GROUP_ROWS`]: 8 MiB.
 const LOGITS: usize = 2 * 1024 * 1024;
 /// Rows of a group of logits come in multiples of this: whole row blocks of every size.
@@ -54,6 +56,27 @@ pub enum Packing {
     Once,
     /// By every product, a piece at a time, into its worker's scratch.
     Fresh,
+}
+
+/// How a step is cut into tiles, where the caller has something to say about it. The bits of a
+/// step depend on none of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tiling {
+    /// Number of workers that tiles are to be enough for, at least 1: to measure here what the
+    /// tiles for more workers cost. `None` is as many as the plan has.
+    pub workers: Option<usize>,
+    /// When weights are packed; `None` is as suits the model and the batch.
+    pub packing: Option<Packing>,
+    /// Sizes of blocks.
+    pub blocking: Blocking,
+}
+
+impl Tiling {
+    /// For so many workers, else as by default.
+    #[must_use]
+    pub fn for_workers(workers: usize) -> Self {
+        Self { workers: Some(workers), ..Self::default() }
+    }
 }
 
 /// What the memory is for.
@@ -156,6 +179,8 @@ pub enum PlanError {
     },
     /// At least one worker is needed.
     NoWorker,
+    /// Blocks of a size that the core cannot take.
+    Blocking(BlockingError),
     /// The plan was made for other kernels, whose packed weights differ.
     WrongKernels {
         /// The plan's.
@@ -193,6 +218,7 @@ impl fmt::Display for PlanError {
                 write!(f, "sequences of {tokens} tokens exceed the model's block_size {block_size}")
             }
             Self::NoWorker => f.write_str("no worker: at least one is needed"),
+            Self::Blocking(error) => error.fmt(f),
             Self::WrongKernels { plan, kernels } => {
                 write!(f, "the plan is for other kernels ({plan}) than were given ({kernels})")
             }
@@ -217,6 +243,7 @@ pub struct Plan {
     pub(crate) table: ParamTable,
     pub(crate) layout: Layout,
     pub(crate) grain: Grain,
+    blocking: Blocking,
     set: KernelSet,
     workers: usize,
     ops: usize,
@@ -224,7 +251,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans the memory for batches of `batch` and `workers` workers.
+    /// Plans the memory for batches of `batch` and `workers` workers, with the default
+    /// [`Tiling`].
     ///
     /// The kernels' register block decides the padding of packed weights, so a plan
     /// belongs to one instruction set.
@@ -238,35 +266,19 @@ impl Plan {
         mode: Mode,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
-        Self::with_tiles_for(config, batch, workers, workers, mode, kernels)
+        Self::with_tiling(config, batch, workers, &Tiling::default(), mode, kernels)
     }
 
-    /// As [`Plan::new`], but cut into tiles as for `tiles_for` workers: to measure here
-    /// what the tiles for more workers cost. The bits of a step do not depend on it.
+    /// As [`Plan::new`], cut into tiles as told. For blocks that suit the machine hand over
+    /// [`Blocking::for_caches`].
     ///
     /// # Errors
-    /// As for [`Plan::new`].
-    pub fn with_tiles_for(
+    /// As for [`Plan::new`], and of a [`Blocking`] that it cannot take.
+    pub fn with_tiling(
         config: &ModelConfig,
         batch: BatchShape,
         workers: usize,
-        tiles_for: usize,
-        mode: Mode,
-        kernels: &Kernels,
-    ) -> Result<Self, PlanError> {
-        Self::with_packing(config, batch, (workers, tiles_for), None, mode, kernels)
-    }
-
-    /// As [`Plan::with_tiles_for`], for numbers of workers and those that tiles are for, with
-    /// weights packed as said rather than as suits the model and the batch.
-    ///
-    /// # Errors
-    /// As for [`Plan::new`].
-    pub fn with_packing(
-        config: &ModelConfig,
-        batch: BatchShape,
-        (workers, tiles_for): (usize, usize),
-        packing: Option<Packing>,
+        tiling: &Tiling,
         mode: Mode,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
@@ -278,12 +290,13 @@ impl Plan {
             let (tokens, block_size) = (batch.tokens, config.block_size);
             return Err(PlanError::TooLong { tokens, block_size });
         }
-        if workers == 0 || tiles_for == 0 {
+        if workers == 0 || tiling.workers == Some(0) {
             return Err(PlanError::NoWorker);
         }
+        tiling.blocking.check().map_err(PlanError::Blocking)?;
         let overflow = PlanError::Config(ConfigError::Overflow);
         batch.sequences.checked_mul(batch.tokens).ok_or(overflow)?;
-        let grain = Grain::new(config, batch, mode, tiles_for, packing, kernels);
+        let grain = Grain::new(config, batch, mode, workers, tiling, kernels);
         let layout = Layout::new(config, batch, mode, &grain, kernels).ok_or(overflow)?;
         let mut plan = Self {
             config: *config,
@@ -292,6 +305,7 @@ impl Plan {
             table,
             layout,
             grain,
+            blocking: tiling.blocking,
             set: kernels.set(),
             workers,
             ops: 0,
@@ -411,6 +425,24 @@ impl Plan {
         remade.count() as f64 * (8.0 * d * d + 2.0 * d * f) * n
     }
 
+    /// Sizes of blocks that the caller handed over. The plan's own may be smaller.
+    #[must_use]
+    pub fn blocking(&self) -> &Blocking {
+        &self.blocking
+    }
+
+    /// Whether a step is cut into the same tiles as that of another plan for the same model and
+    /// batch: other sizes of [`Blocking`] need not make a difference.
+    #[must_use]
+    pub fn has_tiles_of(&self, other: &Self) -> bool {
+        self.grain == other.grain
+    }
+
+    /// Floats of a tile of the update.
+    pub(crate) fn update_block(&self) -> usize {
+        self.grain.update_block(self.table.arena_len())
+    }
+
     /// When weights are packed.
     #[must_use]
     pub fn packing(&self) -> Packing {
@@ -474,12 +506,17 @@ pub(crate) fn to_lines(floats: usize) -> Option<usize> {
     floats.checked_next_multiple_of(LANES)
 }
 
-/// Floats of an optimizer tile of an arena.
+/// Floats of a tile of an arena, if there are as many tiles as an operation can well have.
+fn least_block(arena: usize) -> usize {
+    arena.div_ceil(ARENA_TILES).next_multiple_of(LANES)
+}
+
+/// Floats of the gradient arena whose squares are summed up together.
 ///
-/// The gradient's squares are summed up tile by tile, so it depends on the model alone:
-/// bits must not depend on the number of workers.
-pub(crate) fn update_block(arena: usize) -> usize {
-    arena.div_ceil(UPDATE_TILES).next_multiple_of(LANES).max(UPDATE_BLOCK)
+/// The sums are added up tile by tile, so it depends on the model alone: bits must not depend
+/// on the number of workers, nor on [`Blocking`].
+pub(crate) fn squares_block(arena: usize) -> usize {
+    least_block(arena).max(SQUARES_BLOCK)
 }
 
 /// Rows of a group of the output projection.

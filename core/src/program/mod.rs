@@ -42,7 +42,7 @@ pub use op::Op;
 pub(crate) use op::{Kind, Matrix, Norm};
 
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
-use crate::plan::{COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, update_block};
+use crate::plan::{COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, squares_block};
 use core::ops::Range;
 
 /// A part of the list that is run as a whole.
@@ -445,11 +445,11 @@ impl Builder<'_, '_> {
     fn update(&mut self) {
         self.section = Section::Measure;
         let arena = self.plan.table.arena_len();
-        let block = update_block(arena);
-        let tiles = arena.div_ceil(block);
+        let tiles = arena.div_ceil(squares_block(arena));
         let squares = self.list(Needs::NOTHING, [(Kind::Squares, 0, tiles)]);
         let clip = self.list(after(squares), [(Kind::Clip, 0, 1)]);
         self.section = Section::Update;
+        let block = self.plan.update_block();
         let tensors = self.plan.table.iter().enumerate();
         let ops = tensors.map(|(i, spec)| (Kind::Update, i, spec.len().div_ceil(block)));
         self.list(after(clip), ops);

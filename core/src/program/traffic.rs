@@ -6,7 +6,7 @@
 //! they compute for long enough to hide the rest.
 
 use super::{Kind, Op};
-use crate::plan::{COLUMN_BLOCK, PARTIAL_ROWS, Plan, TABLE_ROWS, update_block};
+use crate::plan::{COLUMN_BLOCK, PARTIAL_ROWS, Plan, TABLE_ROWS, squares_block};
 
 const FLOAT: usize = size_of::<f32>();
 /// AdamW reads weight, gradient and both moments, and writes all but the gradient.
@@ -24,7 +24,7 @@ impl Plan {
     pub fn streamed_bytes(&self, op: Op, tile: u32) -> u64 {
         let (tile, index) = (tile as usize, op.index as usize);
         let (tokens, c) = (self.tokens(), &self.config);
-        let (arena, block) = (self.table.arena_len(), update_block(self.table.arena_len()));
+        let arena = self.table.arena_len();
         let floats = match op.kind {
             Kind::Pack(m) => {
                 let (inputs, outputs) = m.shape(self);
@@ -47,10 +47,10 @@ impl Plan {
                 let rows = piece(self.batch.tokens, TABLE_ROWS, tile);
                 (self.batch.sequences + 1) * rows * c.d_model
             }
-            Kind::Squares => piece(arena, block, tile),
+            Kind::Squares => piece(arena, squares_block(arena), tile),
             Kind::Update => {
                 let len = self.table.get(index).map_or(0, |spec| spec.len());
-                UPDATE_ARRAYS * piece(len, block, tile)
+                UPDATE_ARRAYS * piece(len, self.update_block(), tile)
             }
             _ => 0,
         };

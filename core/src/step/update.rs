@@ -3,7 +3,7 @@
 
 use super::Step;
 use crate::optimizer::UpdateReport;
-use crate::plan::update_block;
+use crate::plan::squares_block;
 use cllm_kernels::AdamW;
 
 /// Sum in `f64` over a tree whose shape depends on the length alone.
@@ -23,7 +23,7 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn squares(&self, tile: usize) {
         let arena = self.plan.table.arena_len();
-        let block = update_block(arena);
+        let block = squares_block(arena);
         let first = tile * block;
         let len = block.min(arena - first);
         // SAFETY: the tile owns its sum; gradients are done.
@@ -49,7 +49,7 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn clip(&self) {
         let arena = self.plan.table.arena_len();
-        let tiles = arena.div_ceil(update_block(arena));
+        let tiles = arena.div_ceil(squares_block(arena));
         // SAFETY: the sums of squares are done.
         let squares = unsafe { self.act.slice(self.plan.layout.squares, tiles) };
         let norm = libm::sqrt(tree_sum(squares));
@@ -67,7 +67,7 @@ impl Step<'_> {
             return;
         }
         let arena = self.plan.table.arena_len();
-        let block = update_block(arena);
+        let block = self.plan.update_block();
         let start = tile * block;
         let len = block.min(spec.len() - start);
         let at = spec.offset + start;

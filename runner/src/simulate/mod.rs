@@ -24,7 +24,7 @@ use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use std::path::PathBuf;
 
-use cllm_core::{Actor, Engine, Kernels, Op, Plan, Queue, Run, Slot};
+use cllm_core::{Actor, Engine, Kernels, Op, Plan, Queue, Run, Slot, Tiling};
 
 use crate::error::{Error, Result};
 use crate::trace::about::{About, Costs};
@@ -129,8 +129,8 @@ fn predict(
     let about = &trace.about;
     let refused = |e| Error::failure(format!("its step cannot be planned: {e}"));
     let (config, batch, kernels) = (about.model.config(), about.batch(), kernels(about)?);
-    let tiles_for = about.tiles_for;
-    let plan = Plan::with_tiles_for(&config, batch, workers, tiles_for, about.mode(), kernels)
+    let tiling = Tiling::for_workers(about.tiles_for);
+    let plan = Plan::with_tiling(&config, batch, workers, &tiling, about.mode(), kernels)
         .map_err(refused)?;
     // A queue without pools: nothing is computed.
     let mut ops = vec![Op::EMPTY; plan.ops()];

@@ -1,0 +1,234 @@
+//! Sizes of blocks: how much of a step's work stays in which cache.
+//!
+//! [`Blocking`] holds what may differ from machine to machine. **No bit depends on it.** What
+//! bits do depend on is fixed: the depth of a product's blocks ([`cllm_kernels::KC`]), the rows
+//! whose sums of norm gradients are added up together (32), the rows of a group of logits (a
+//! multiple of 384, by the vocabulary), and the floats whose squares are added up together. So
+//! blocks of rows are multiples of the one and divide the other, and the rest is free.
+
+use crate::line::LANES;
+use cllm_kernels::Caches;
+use core::fmt;
+
+/// Rows of a block, largest first: multiples of [`super::PARTIAL_ROWS`], and the rows of a group
+/// of logits are whole blocks of each.
+pub(super) const ROW_BLOCKS: [usize; 6] = [384, 192, 128, 96, 64, 32];
+/// Sides of tiles of weights' gradients come in multiples of this: the widest panel.
+const SIDE: usize = 32;
+
+/// Sizes of the blocks and tiles of a step.
+///
+/// A plan may use smaller ones, to have enough tiles for its workers. [`Blocking::check`] says
+/// what is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocking {
+    /// Most rows (tokens) of a tile of the forward and backward pass, which goes through a chain
+    /// of operations while its activations are in the second level of cache: 32, 64, 96, 128,
+    /// 192 or 384.
+    pub row_block: usize,
+    /// Rows of the largest tile of a weight's gradient, a multiple of 32. The more rows, the more
+    /// often a packed gradient of the product's output is used.
+    pub weight_rows: usize,
+    /// Columns of that tile, a multiple of 32. The more, the more often a packed input of the
+    /// product is used; rows times columns are added to for each block of tokens.
+    pub weight_cols: usize,
+    /// Tiles of an operation that each of several workers should have, at least 1: the more, the
+    /// smaller the imbalance of one tile, and the slower the tiles.
+    pub tiles_per_worker: usize,
+    /// Row blocks of logits in flight for each of several workers, at least 1. Groups of logits
+    /// are whole; a worker that is alone has one.
+    pub logits_blocks: usize,
+    /// Floats of a tile of the update, a multiple of 16, unless there would be more tiles than an
+    /// operation can have. Four arrays of so many are read and three written.
+    pub update_floats: usize,
+    /// Floats of a model's matrices from which on weights may be packed on the way
+    /// ([`super::Packing::Fresh`]): packed both ways round they are twice as many.
+    pub fresh_floats: usize,
+    /// Most rows of a batch for which they are: more rows use a packed weight often enough. With
+    /// 0 they never are.
+    pub fresh_rows: usize,
+}
+
+/// A size that the core cannot take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockingError {
+    /// The field of [`Blocking`].
+    pub field: &'static str,
+    /// Its value.
+    pub value: usize,
+    /// What is accepted.
+    pub accepts: &'static str,
+}
+
+impl fmt::Display for BlockingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: it must be {}", self.field, self.value, self.accepts)
+    }
+}
+
+impl core::error::Error for BlockingError {}
+
+impl Default for Blocking {
+    /// For [`Caches::FALLBACK`].
+    fn default() -> Self {
+        Self::for_caches(&Caches::FALLBACK)
+    }
+}
+
+impl Blocking {
+    /// Sizes for a CPU with these caches; those of level 2 decide.
+    ///
+    /// - `row_block`: the most rows of a 1,024-wide activation that leave a quarter of level 2 to
+    ///   weights, but no more than 96: 96 from 512 KiB on.
+    /// - `weight_rows`, `weight_cols`: the largest square, of a power of two, that is at most half
+    ///   of level 2, from 128 to 256: 256 from 512 KiB on. Against 128 rows, 256 made the
+    ///   reference step 1 to 7 % faster (Zen 3, one thread, four runs in turns).
+    /// - `update_floats`: four arrays are level 2, from 8,192 to 32,768 floats.
+    /// - The rest does not follow from caches. Four tiles a worker; two row blocks of logits.
+    ///   Weights are packed on the way from 32 Mi floats on, which packed both ways round are
+    ///   256 MiB, more than few caches hold, for up to 384 rows: GPT-2 124M took 0.77 of the time
+    ///   for 256 rows, 1.04 of it for 2,048 (AVX-512, two workers, in turns).
+    #[must_use]
+    pub fn for_caches(caches: &Caches) -> Self {
+        const FLOAT: usize = size_of::<f32>();
+        let l2 = caches.l2;
+        let rows = l2 / 4 * 3 / (1024 * FLOAT);
+        let side = (l2 / 2 / FLOAT).isqrt().max(1);
+        let side = (1 << side.ilog2()).clamp(128, 256);
+        Self {
+            row_block: ROW_BLOCKS.into_iter().find(|block| *block <= rows.min(96)).unwrap_or(32),
+            weight_rows: side,
+            weight_cols: side,
+            tiles_per_worker: 4,
+            logits_blocks: 2,
+            update_floats: (l2 / 4 / FLOAT).next_multiple_of(LANES).clamp(8 * 1024, 32 * 1024),
+            fresh_floats: 32 << 20,
+            fresh_rows: 384,
+        }
+    }
+
+    /// The fields by name, in their order.
+    #[must_use]
+    pub fn fields(&self) -> [(&'static str, usize); 8] {
+        let mut copy = *self;
+        copy.places().map(|(name, value)| (name, *value))
+    }
+
+    /// Sets a field by name; false if there is none of that name.
+    pub fn set(&mut self, field: &str, value: usize) -> bool {
+        let place = self.places().into_iter().find(|(name, _)| *name == field);
+        place.map(|(_, place)| *place = value).is_some()
+    }
+
+    fn places(&mut self) -> [(&'static str, &mut usize); 8] {
+        [
+            ("row_block", &mut self.row_block),
+            ("weight_rows", &mut self.weight_rows),
+            ("weight_cols", &mut self.weight_cols),
+            ("tiles_per_worker", &mut self.tiles_per_worker),
+            ("logits_blocks", &mut self.logits_blocks),
+            ("update_floats", &mut self.update_floats),
+            ("fresh_floats", &mut self.fresh_floats),
+            ("fresh_rows", &mut self.fresh_rows),
+        ]
+    }
+
+    /// Checks that the core can take it. Nothing is rounded.
+    ///
+    /// # Errors
+    /// The first field that it cannot take.
+    pub fn check(&self) -> Result<(), BlockingError> {
+        let multiple = |value: usize, of: usize| value > 0 && value.is_multiple_of(of);
+        for (field, value) in self.fields() {
+            let (fits, accepts) = match field {
+                "row_block" => (ROW_BLOCKS.contains(&value), "32, 64, 96, 128, 192 or 384"),
+                "weight_rows" | "weight_cols" => (multiple(value, SIDE), "a multiple of 32"),
+                "tiles_per_worker" | "logits_blocks" => (value > 0, "at least 1"),
+                "update_floats" => (multiple(value, LANES), "a multiple of 16"),
+                _ => (true, ""),
+            };
+            if !fits {
+                return Err(BlockingError { field, value, accepts });
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows and columns of tiles of weights' gradients, largest first.
+    pub(super) fn weight_tiles(&self) -> [(usize, usize); 4] {
+        let (rows, cols) = (self.weight_rows, self.weight_cols);
+        let part = |side: usize, of: usize| (side / of).next_multiple_of(SIDE);
+        [
+            (rows, cols),
+            (rows, part(cols, 2)),
+            (part(rows, 2), part(cols, 2)),
+            (part(rows, 2), part(cols, 4)),
+        ]
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+
+    use super::*;
+
+    fn of_l2(kib: usize) -> Blocking {
+        let blocking = Blocking::for_caches(&Caches { l2: kib << 10, ..Caches::FALLBACK });
+        assert_eq!(blocking.check(), Ok(()));
+        blocking
+    }
+
+    #[test]
+    fn common_caches_have_the_sizes_that_were_tuned() {
+        for kib in [512, 1024, 1280, 2048, 1 << 20] {
+            let blocking = of_l2(kib);
+            assert_eq!(blocking.row_block, super::super::ROW_BLOCK);
+            assert_eq!((blocking.weight_rows, blocking.weight_cols), (256, 256));
+            assert_eq!(blocking.update_floats, 32 * 1024);
+            let tiles = [(256, 256), (256, 128), (128, 128), (128, 64)];
+            assert_eq!(blocking.weight_tiles(), tiles);
+        }
+        assert_eq!(of_l2(512), Blocking::default());
+    }
+
+    #[test]
+    fn small_caches_have_small_blocks() {
+        let quarter = of_l2(256);
+        assert_eq!((quarter.row_block, quarter.weight_rows), (32, 128));
+        assert_eq!(quarter.update_floats, 16 * 1024);
+        let nothing = of_l2(0);
+        assert_eq!(
+            (nothing.row_block, nothing.weight_rows, nothing.update_floats),
+            (32, 128, 8192)
+        );
+    }
+
+    #[test]
+    fn fields_are_found_by_name_and_what_the_core_cannot_take_is_refused() {
+        for (field, value) in [
+            ("row_block", 0),
+            ("row_block", 48),
+            ("row_block", 256),
+            ("row_block", 768),
+            ("weight_rows", 0),
+            ("weight_cols", 100),
+            ("tiles_per_worker", 0),
+            ("logits_blocks", 0),
+            ("update_floats", 0),
+            ("update_floats", 40),
+        ] {
+            let mut blocking = Blocking::default();
+            assert!(blocking.set(field, value));
+            assert!(blocking.fields().contains(&(field, value)));
+            let error = blocking.check().unwrap_err();
+            assert_eq!((error.field, error.value), (field, value));
+        }
+        let mut blocking = Blocking::default();
+        assert!(!blocking.set("rows", 1));
+        assert!(blocking.set("fresh_rows", 0) && blocking.set("fresh_floats", usize::MAX));
+        assert_eq!(blocking.check(), Ok(()));
+        let error = BlockingError { field: "row_block", value: 7, accepts: "a multiple of 8" };
+        assert_eq!(std::format!("{error}"), "row_block 7: it must be a multiple of 8");
+    }
+}
