@@ -4,7 +4,7 @@ use core::f64::consts::LN_2;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::{Batch, BatchShape, Dtype, Engine, Evaluator, IGNORE, Isa, Mode, Plan};
+use cllm_core::{Batch, BatchShape, Dtype, Engine, Evaluator, IGNORE, Isa, Mode, Plan, Tiling};
 use serde::Serialize;
 
 use crate::data::loader::Validation;
@@ -15,11 +15,12 @@ use crate::error::{Error, Result};
 use crate::memory::PoolMemory;
 use crate::model;
 use crate::pool::{self, Crew};
-use crate::settings::{LogFormat, Threads};
+use crate::settings::{LogFormat, Threads, TuningChoice};
 use crate::tokenizer::Tokenizer;
 use crate::train::folder::RunFolder;
 use crate::train::inputs::Inputs;
 use crate::trained::Trained;
+use crate::tune::{self, Key, TUNED};
 use crate::validation::Rounds;
 
 /// What `cllm eval` is told.
@@ -40,6 +41,8 @@ pub struct EvalSettings {
     pub batches: usize,
     /// Number of workers.
     pub threads: Threads,
+    /// Sizes of blocks.
+    pub tuning: TuningChoice,
     /// Instruction set; `None` is the best that the CPU has.
     pub isa: Option<Isa>,
     /// What the operands of products are rounded to.
@@ -123,7 +126,12 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.batches);
     let batch = BatchShape { sequences: settings.batch_size, tokens: config.block_size };
     let workers = model::workers(settings.threads)?;
-    let plan = Plan::new(&config, batch, workers, Mode::Evaluate, kernels);
+    let chosen = tune::choose(&settings.tuning, &Key::new(&config, batch, workers, kernels))?;
+    if let Some(file) = chosen.file_name() {
+        eprintln!("cllm: {TUNED} {file}");
+    }
+    let tiling = Tiling { blocking: chosen.blocking, ..Tiling::default() };
+    let plan = Plan::with_tiling(&config, batch, workers, &tiling, Mode::Evaluate, kernels);
     let plan = plan.map_err(model::plan_error)?;
     let mut memory = PoolMemory::allocate(&plan)?;
     let (pools, queue) = memory.parts();

@@ -17,6 +17,7 @@ pub mod tokenizer;
 pub mod trace;
 pub mod train;
 mod trained;
+pub mod tune;
 pub mod validation;
 
 pub use error::{Error, Result};

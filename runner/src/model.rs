@@ -2,13 +2,14 @@
 //! the core's refusals in the words of the flags.
 
 use cllm_core::{
-    BatchShape, ConfigError, Decay, Dtype, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan,
-    PlanError, Schedule, Tiling,
+    BatchShape, Blocking, ConfigError, Decay, Dtype, Isa, Kernels, Mode, ModelConfig, Optimizer,
+    Plan, PlanError, Schedule, Tiling,
 };
 
 use crate::error::{Error, Result};
 use crate::pool::cpus;
 use crate::settings::{ScheduleChoice, Threads, TrainSettings};
+use crate::tune::{self, Chosen, Key};
 
 /// Epsilon of the norms: GPT-2's.
 const NORM_EPS: f32 = 1e-5;
@@ -116,17 +117,44 @@ pub fn batches(settings: &TrainSettings) -> usize {
     settings.prefetch.saturating_add(1)
 }
 
-/// The plan of a run.
+/// The plan of a run, and where its sizes of blocks are from.
 ///
 /// # Errors
-/// Settings that cannot be planned for, in the words of the flags.
+/// Settings that cannot be planned for, in the words of the flags; a broken tuning file.
 pub fn train_plan(
     settings: &TrainSettings,
     config: &ModelConfig,
     kernels: &Kernels,
+) -> Result<(Plan, Chosen)> {
+    let chosen = tune::choose(&settings.tuning, &tuning_key(settings, config, kernels)?)?;
+    Ok((plan_with(settings, config, kernels, chosen.blocking)?, chosen))
+}
+
+/// What a run's sizes of blocks are stored for.
+///
+/// # Errors
+/// As [`workers`].
+pub fn tuning_key(
+    settings: &TrainSettings,
+    config: &ModelConfig,
+    kernels: &Kernels,
+) -> Result<Key> {
+    let tiles_for = settings.tiles_for.map_or_else(|| workers(settings.threads), Ok)?;
+    Ok(Key::new(config, batch_shape(settings), tiles_for, kernels))
+}
+
+/// The plan of a run with these sizes of blocks.
+///
+/// # Errors
+/// Settings that cannot be planned for, in the words of the flags.
+pub fn plan_with(
+    settings: &TrainSettings,
+    config: &ModelConfig,
+    kernels: &Kernels,
+    blocking: Blocking,
 ) -> Result<Plan> {
     let workers = workers(settings.threads)?;
-    let tiling = Tiling { workers: settings.tiles_for, ..Tiling::default() };
+    let tiling = Tiling { workers: settings.tiles_for, packing: None, blocking };
     let mode = if settings.recompute { Mode::Recompute } else { Mode::Train };
     Plan::with_tiling(config, batch_shape(settings), workers, &tiling, mode, kernels)
         .map_err(plan_error)

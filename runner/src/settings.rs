@@ -45,6 +45,19 @@ pub enum Threads {
     Count(usize),
 }
 
+/// Which sizes of blocks steps are cut by: see [`crate::tune`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TuningChoice {
+    /// Those that `cllm tune` has stored for the machine and the model, if it has.
+    #[default]
+    Auto,
+    /// Those that follow from the caches.
+    Off,
+    /// As `Auto`, but stored in this file.
+    File(PathBuf),
+}
+
 /// What standard output carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -153,6 +166,9 @@ pub struct TrainSettings {
     /// Number of workers that a step is cut into tiles for; `None` is as many as there are.
     #[serde(default)]
     pub tiles_for: Option<usize>,
+    /// Which sizes of blocks a step is cut by.
+    #[serde(default)]
+    pub tuning: TuningChoice,
     /// Instruction set; `None` is the best that the CPU has.
     #[serde(with = "isa_name")]
     pub isa: Option<Isa>,

@@ -158,6 +158,7 @@ fn evaluation_of_a_run_repeats_its_validation() {
         tokenizer: None,
         batch_size: settings.batch_size,
         batches: settings.eval_batches,
+        tuning: settings.tuning.clone(),
         threads: Threads::Count(2),
         isa: None,
         dtype: Dtype::F32,

@@ -3,7 +3,7 @@
 use super::flags::TrainArgs;
 use super::presets::Preset;
 use super::value::{Setting, parse};
-use crate::settings::{LogFormat, Threads, TokenizerChoice};
+use crate::settings::{LogFormat, Threads, TokenizerChoice, TuningChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::{Dtype, Isa};
 use serde_json::Value;
@@ -35,6 +35,8 @@ pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::
     for name in ["train", "plan"] {
         command = command.mut_subcommand(name, show_defaults);
     }
+    let preset = "Settings to start from: tiny, reference (the default) or gpt2";
+    command = command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)));
     Cli::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 
@@ -106,6 +108,21 @@ Examples:
   cllm bench --isa avx --isa avx2 --json
   cllm bench engine")]
     Bench(BenchArgs),
+    /// Measure which sizes of blocks are fastest on this machine, and store them for `train`.
+    #[command(after_help = "\
+Takes every flag of `cllm train`, but starts from the preset reference. Takes training steps on
+random tokens, with the default sizes and with others in turns; what is better by more than the
+noise is stored in $XDG_CONFIG_HOME/cllm/tune.toml or ~/.config/cllm/tune.toml, for this CPU,
+instruction set, dtype, number of threads, and the model's widths. `cllm train`, `plan` and `eval`
+use it by themselves where all of these are the same. No weights depend on it, to the bit.
+
+Measure on a machine that does nothing else.
+
+Examples:
+  cllm tune
+  cllm tune --preset gpt2 --dtype bf16 --threads 8 --seconds 600
+  cllm tune --config run.toml --out tune.toml")]
+    Tune(TuneArgs),
     /// Predict the speed of a recorded step on other numbers of workers.
     #[command(after_help = "\
 Replays the tiles of a trace through the scheduler itself in virtual time. A trace's tiles are
@@ -199,6 +216,10 @@ pub struct EvalArgs {
     /// Workers that compute: a number, or auto for one on each CPU.
     #[arg(long, value_name = "N", default_value = "auto", value_parser = parse::<Threads>)]
     pub threads: Threads,
+    /// Sizes of blocks: auto takes those that `cllm tune` has stored for such batches, off those
+    /// that follow from the CPU's caches; or a file of `cllm tune --out`.
+    #[arg(long, value_name = "FILE", default_value = "auto", value_parser = parse::<TuningChoice>)]
+    pub tuning: TuningChoice,
     /// What all commands that compute have.
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -267,6 +288,26 @@ pub struct PlanArgs {
     /// Do not measure this machine, so tell no time.
     #[arg(long)]
     pub no_estimate: bool,
+}
+
+/// Flags of `cllm tune`.
+#[derive(Args, Debug, Clone)]
+pub struct TuneArgs {
+    /// The run to tune for.
+    #[command(flatten)]
+    pub train: Box<TrainArgs>,
+    /// About how long to measure, in all; every set tried takes five turns at least.
+    #[arg(long, value_name = "X", default_value = "180", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    pub seconds: f64,
+    /// As --seconds 20: finds large differences.
+    #[arg(long, conflicts_with = "seconds")]
+    pub quick: bool,
+    /// File to store in, for --tuning FILE [default: that of the user's configuration].
+    #[arg(long, value_name = "FILE", value_parser = parse::<PathBuf>)]
+    pub out: Option<PathBuf>,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which instruction sets to measure.

@@ -70,6 +70,7 @@ pub(super) fn evaluate(args: EvalArgs) -> Result<()> {
         batch_size: args.batch_size,
         batches: args.batches,
         threads: args.threads,
+        tuning: args.tuning,
     })
 }
 
@@ -204,7 +205,7 @@ fn bench_time(seconds: f64) -> Result<Duration> {
     Err(Error::usage(format!("--seconds {seconds}: it must be above 0 and at most 60")))
 }
 
-fn one_line(report: &impl serde::Serialize) -> Result<String> {
+pub(super) fn one_line(report: &impl serde::Serialize) -> Result<String> {
     let json = serde_json::to_string(report);
     Ok(json.map_err(|e| Error::failure(format!("cannot report: {e}")))? + "\n")
 }

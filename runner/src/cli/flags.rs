@@ -5,7 +5,9 @@
 
 use super::presets::Preset;
 use super::value::{Setting, parse};
-use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
+use crate::settings::{
+    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
+};
 use clap::Args;
 use cllm_core::{Dtype, Isa};
 use std::path::PathBuf;
@@ -281,6 +283,12 @@ train_flags! {
         /// depend on it, to the bit.
         #[arg(value_name = "N", hide_short_help = true)]
         tiles_for: usize,
+        /// Sizes of blocks: auto takes those that `cllm tune` has stored for this machine and model,
+        /// off those that follow from the CPU's caches; or a file of `cllm tune --out`.
+        ///
+        /// The weights that come out do not depend on it, to the bit.
+        #[arg(value_name = "FILE")]
+        tuning: TuningChoice,
         /// Instruction set: scalar, avx, avx2, avx512 or amx [default: CLLM_ISA, or the CPU's best].
         #[arg(value_name = "NAME")]
         isa: Isa,

@@ -13,6 +13,7 @@ mod output;
 mod plan;
 pub mod presets;
 pub mod resolve;
+mod tune;
 mod usage;
 mod validate;
 mod value;
@@ -74,6 +75,7 @@ fn run(command: Command) -> Result<Status> {
         Command::Tokenize(args) => commands::tokenize(&args),
         Command::Plan(args) => plan::plan(args),
         Command::Bench(args) => commands::bench(&args),
+        Command::Tune(args) => tune::tune(args),
         Command::Simulate(args) => commands::simulate(args),
         Command::Data(DataCommand::Reference { out }) => commands::reference(&out),
     }

@@ -12,6 +12,7 @@ use crate::model;
 use crate::pool::cpus;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
+use crate::tune::{Sizes, TUNED};
 use cllm_core::{Kernels, Plan, Pool, ROW_BLOCK};
 use core::fmt::Write as _;
 use core::time::Duration;
@@ -24,12 +25,13 @@ pub(super) fn plan(args: PlanArgs) -> Result<()> {
     let settings = &resolved.settings;
     let kernels = model::kernels(settings.isa, settings.dtype)?;
     let config = model::config(settings, vocab_size(settings)?)?;
-    let plan = model::train_plan(settings, &config, kernels)?;
+    let (plan, chosen) = model::train_plan(settings, &config, kernels)?;
     let report = Report {
         settings,
         preset: resolved.preset.map(Preset::name),
         kernels,
         plan: &plan,
+        tuning: chosen.file_name(),
         estimate: (!args.no_estimate).then(|| Estimate::measure(&plan, settings, kernels)),
         memory: memory::machine(),
     };
@@ -37,7 +39,7 @@ pub(super) fn plan(args: PlanArgs) -> Result<()> {
 }
 
 /// Ids of the vocabulary that training would find, without training a tokenizer of pairs.
-fn vocab_size(settings: &TrainSettings) -> Result<usize> {
+pub(super) fn vocab_size(settings: &TrainSettings) -> Result<usize> {
     if let Some(size) = settings.vocab_size {
         return Ok(size);
     }
@@ -122,6 +124,8 @@ struct Report<'a> {
     preset: Option<&'static str>,
     kernels: &'a Kernels,
     plan: &'a Plan,
+    /// The file of `cllm tune` that the sizes of blocks are from.
+    tuning: Option<String>,
     estimate: Option<Estimate>,
     memory: Option<memory::MachineMemory>,
 }
@@ -169,6 +173,8 @@ impl Report<'_> {
             "threads": self.plan.workers(),
             "prefetch": self.settings.prefetch,
             "recompute": self.settings.recompute,
+            "blocking": Sizes(*self.plan.blocking()),
+            "tuning": self.tuning,
             "max_steps": steps,
             "isa": self.kernels.set().isa.name(),
             "dtype": self.kernels.dtype().name(),
@@ -231,6 +237,9 @@ impl Report<'_> {
             flops => format!(", and {:.3} recomputed", flops / 1e9),
         };
         line("", format!("{:.3} GFLOP{again}", step_flops(self.plan, settings) / 1e9));
+        if let Some(file) = &self.tuning {
+            line("tuning", format!("{TUNED} {file}"));
+        }
         line("memory", format!("(bytes, kernels: {})", self.kernels.set()));
         for pool in Pool::ALL {
             line(&format!("  {}", pool.name()), pair(self.bytes(pool)));

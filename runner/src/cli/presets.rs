@@ -2,8 +2,8 @@
 
 use super::value::Setting;
 use crate::settings::{
-    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, default_prefetch,
-    default_trace_steps,
+    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
+    default_prefetch, default_trace_steps,
 };
 use cllm_core::Dtype;
 
@@ -102,6 +102,7 @@ fn tiny() -> TrainSettings {
         trace: None,
         trace_steps: default_trace_steps(),
         tiles_for: None,
+        tuning: TuningChoice::Auto,
         isa: None,
         dtype: Dtype::F32,
         sample_tokens: 300,

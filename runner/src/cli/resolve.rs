@@ -69,16 +69,24 @@ impl TrainArgs {
     /// # Errors
     /// A file that cannot be read, or a setting that makes no sense.
     pub fn resolve(self) -> Result<Resolved> {
+        self.resolve_from(Preset::default())
+    }
+
+    /// As [`TrainArgs::resolve`], from another preset where nobody names one.
+    ///
+    /// # Errors
+    /// As [`TrainArgs::resolve`].
+    pub fn resolve_from(self, fallback: Preset) -> Result<Resolved> {
         let isa = isa_from_environment();
         // A flag wins over a variable, even over one that makes no sense.
         let isa = if self.flags.isa.is_some() { isa.unwrap_or(None) } else { isa? };
-        self.resolve_with(isa)
+        self.settle(isa, fallback)
     }
 
-    fn resolve_with(self, environment: Option<Isa>) -> Result<Resolved> {
+    fn settle(self, environment: Option<Isa>, fallback: Preset) -> Result<Resolved> {
         let Self { config, preset, flags } = self;
         let file = config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
-        let base = Base::of(preset.or(file.preset), &flags, &file.settings)?;
+        let base = Base::of(preset.or(file.preset), fallback, &flags, &file.settings)?;
         let mut settings = base.settings;
         let mut origins = BTreeMap::new();
         let lines = file.lines;
@@ -105,10 +113,15 @@ struct Base {
 }
 
 impl Base {
-    fn of(preset: Option<Preset>, flags: &TrainFlags, file: &TrainFlags) -> Result<Self> {
+    fn of(
+        preset: Option<Preset>,
+        fallback: Preset,
+        flags: &TrainFlags,
+        file: &TrainFlags,
+    ) -> Result<Self> {
         let resume = flags.resume.or(file.resume).unwrap_or(false);
         if preset.is_some() || !resume {
-            let preset = preset.unwrap_or_default();
+            let preset = preset.unwrap_or(fallback);
             return Ok(Self { settings: preset.settings(), preset: Some(preset) });
         }
         let given = flags.out_dir.as_ref().or(file.out_dir.as_ref());
@@ -148,6 +161,12 @@ fn report(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl TrainArgs {
+        fn resolve_with(self, environment: Option<Isa>) -> Result<Resolved> {
+            self.settle(environment, Preset::default())
+        }
+    }
 
     fn with_file(text: &str, args: TrainArgs, environment: Option<Isa>) -> Result<Resolved> {
         let dir = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Both ways accept the same values and refuse the rest with the same words.
 
-use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice};
+use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TuningChoice};
 use cllm_core::{Dtype, Isa};
 use core::str::FromStr;
 use std::path::PathBuf;
@@ -190,6 +190,18 @@ impl Setting for Threads {
 impl Threads {
     fn count(count: usize) -> Option<Self> {
         (1..=1024).contains(&count).then_some(Self::Count(count))
+    }
+}
+
+impl Setting for TuningChoice {
+    const ACCEPTS: &'static str = "auto, off, or the path of a file of `cllm tune`";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "off" => Some(Self::Off),
+            _ => PathBuf::from_text(text).map(Self::File),
+        }
     }
 }
 

@@ -5,20 +5,20 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// A ChaCha generator with the few draws that the reference data set needs.
 #[derive(Debug)]
-pub(super) struct Dice {
+pub(crate) struct Dice {
     chacha: ChaCha8Rng,
 }
 
 impl Dice {
     /// The sequence of this seed.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
         Self { chacha: ChaCha8Rng::from_seed(key) }
     }
 
     /// A number below `n`, all about equally likely.
-    pub(super) fn below(&mut self, n: u32) -> u32 {
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
         ((u64::from(self.chacha.next_u32()) * u64::from(n)) >> 32) as u32
     }
 

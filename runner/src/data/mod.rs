@@ -10,7 +10,7 @@ use core::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-mod dice;
+pub(crate) mod dice;
 pub mod embedded;
 mod grammar;
 mod lexicon;

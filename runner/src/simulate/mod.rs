@@ -129,7 +129,7 @@ fn predict(
     let about = &trace.about;
     let refused = |e| Error::failure(format!("its step cannot be planned: {e}"));
     let (config, batch, kernels) = (about.model.config(), about.batch(), kernels(about)?);
-    let tiling = Tiling::for_workers(about.tiles_for);
+    let tiling = Tiling { blocking: about.blocking.0, ..Tiling::for_workers(about.tiles_for) };
     let plan = Plan::with_tiling(&config, batch, workers, &tiling, about.mode(), kernels)
         .map_err(refused)?;
     // A queue without pools: nothing is computed.

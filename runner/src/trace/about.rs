@@ -1,6 +1,7 @@
 //! What a trace says of itself: enough to plan its steps again, and what they cost.
 
 use crate::train::event::Model;
+use crate::tune::Sizes;
 use cllm_core::{BatchShape, Dtype, KernelSet, Kernels, Mode};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct About {
     pub workers: usize,
     /// Workers that the step was cut into tiles for.
     pub tiles_for: usize,
+    /// Sizes of blocks that it was cut by; by default those from before there was a choice.
+    #[serde(default)]
+    pub blocking: Sizes,
     /// Whether the backward pass made activations again.
     #[serde(default)]
     pub recompute: bool,

@@ -10,6 +10,7 @@ use crate::bench::machine::memory_rate;
 use crate::error::{Error, Result};
 use crate::files::AtomicFile;
 use crate::pool::cpus;
+use crate::tune::Sizes;
 use cllm_core::{Engine, Kernels, Mode, Plan};
 use core::time::Duration;
 
@@ -128,6 +129,7 @@ impl<'a> Tracer<'a> {
             native: kernels.is_native(),
             workers: plan.workers(),
             tiles_for: wanted.tiles_for,
+            blocking: Sizes(*plan.blocking()),
             recompute: plan.mode() == Mode::Recompute,
             cpus,
             steps_before: steps_before + warm_up,

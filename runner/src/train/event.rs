@@ -7,6 +7,7 @@ use super::tuner::Tried;
 use super::work::WorkReport;
 use crate::memory::{pool_bytes, total_bytes};
 use crate::settings::TrainSettings;
+use crate::tune::Sizes;
 
 /// One line. A value that is not a finite number is written as `null`.
 #[derive(Clone, Debug, Serialize)]
@@ -47,6 +48,10 @@ pub struct Start {
     pub kernels: String,
     /// Workers in use.
     pub threads: usize,
+    /// Sizes of blocks that steps are cut by.
+    pub blocking: Sizes,
+    /// The file of `cllm tune` that has them; `None` if they follow from the caches.
+    pub tuning: Option<String>,
     /// Multiply-adds in registers on this machine now, in GFLOP/s of all threads.
     pub peak_gflops: f64,
     /// Floating-point operations of a step.

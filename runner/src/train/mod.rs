@@ -33,6 +33,7 @@ use crate::pool::{self, Crew, cpus};
 use crate::settings::{Threads, TrainSettings};
 use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
+use crate::tune::Sizes;
 use event::{Event, PlannedBytes, Start};
 use folder::RunFolder;
 use inputs::Inputs;
@@ -106,7 +107,7 @@ fn run(
     let inputs = Inputs::open(settings, &folder, from.is_some())?;
     let config = model::config(settings, inputs.vocab_size)?;
     let workers = model::workers(settings.threads)?;
-    let plan = model::train_plan(settings, &config, kernels)?;
+    let (plan, chosen) = model::train_plan(settings, &config, kernels)?;
     check_available(&plan, model::batches(settings))?;
     let mut memory = PoolMemory::allocate(&plan)?;
     let (pools, queue) = memory.parts();
@@ -155,6 +156,8 @@ fn run(
         isa: kernels.set().isa.name(),
         kernels: kernels.set().to_string(),
         threads: workers,
+        blocking: Sizes(chosen.blocking),
+        tuning: chosen.file_name(),
         peak_gflops: rates.peak_flops / 1e9,
         flops_per_step: rates.flops_per_step,
         tokens_per_step: batch_tokens as u64,

@@ -12,6 +12,7 @@ use super::tuner::Tried;
 use crate::error::{Error, Result};
 use crate::memory::human_bytes;
 use crate::settings::LogFormat;
+use crate::tune::TUNED;
 
 /// Reports a run.
 pub struct Reporter<'o> {
@@ -182,10 +183,12 @@ fn start_lines(start: &Start, max_steps: u64) -> String {
     let settings = &start.config;
     let going =
         if start.step > 0 { format!(", going on from {}", start.step) } else { String::new() };
+    let tuned = start.tuning.as_ref();
+    let tuned = tuned.map_or(String::new(), |file| format!("tuning  {TUNED} {file}\n"));
     format!(
         "model   {} layers, {} heads, {} wide, {} token ids: {} parameters\n\
          memory  {} planned\n\
-         machine {}, {} thread(s), peak {:.0} GFLOP/s\n\
+         machine {}, {} thread(s), peak {:.0} GFLOP/s\n{tuned}\
          data    {} tokens to train on, {} to validate on\n\
          run     {max_steps} steps of {} tokens{going}, in {}",
         settings.n_layer,

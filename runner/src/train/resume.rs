@@ -30,7 +30,7 @@ const FIXED: [&str; 17] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 18] = [
+const FREE: [&str; 19] = [
     "max_steps",
     "eval_interval",
     "eval_batches",
@@ -47,6 +47,7 @@ const FREE: [&str; 18] = [
     "trace",
     "trace_steps",
     "tiles_for",
+    "tuning",
     "sample_tokens",
     "sample_prompt",
 ];

@@ -54,6 +54,8 @@ impl Ran {
 pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cllm"));
     command.current_dir(dir).env_remove("CLLM_ISA").env_remove("RUST_BACKTRACE");
+    // Sets of `cllm tune` would be there.
+    command.env_remove("XDG_CONFIG_HOME").env_remove("HOME");
     command
 }
 

@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cllm::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings};
+use cllm::settings::{
+    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
+};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
 use cllm_core::Dtype;
@@ -72,6 +74,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         trace: None,
         trace_steps: 10,
         tiles_for: None,
+        tuning: TuningChoice::Off,
         isa: None,
         dtype: Dtype::F32,
         sample_tokens: 0,
