@@ -79,10 +79,14 @@ impl Blocking {
     /// Sizes for a CPU with these caches; those of level 2 decide.
     ///
     /// - `row_block`: the most rows of a 1,024-wide activation that leave a quarter of level 2 to
-    ///   weights, but no more than 96: 96 from 512 KiB on.
+    ///   weights, but no more than 96: 96 from 512 KiB on. With 2 MiB, 192 rows took 0.98 to 1.02
+    ///   of the reference step's time, 384 rows 0.97 (one thread, `f32`) to 1.06.
     /// - `weight_rows`, `weight_cols`: the largest square, of a power of two, that is at most half
-    ///   of level 2, from 128 to 256: 256 from 512 KiB on. Against 128 rows, 256 made the
-    ///   reference step 1 to 7 % faster (Zen 3, one thread, four runs in turns).
+    ///   of level 2, from 128 to 512: 256 from 512 KiB on, 512 from 2 MiB on. Against 128 rows,
+    ///   256 made the reference step 1 to 7 % faster with 512 KiB (Zen 3, one thread, four runs in
+    ///   turns); against 256 x 256, 512 x 512 took 0.98 of its time with 2 MiB on one thread in bf16
+    ///   (AMX), and 0.98 to 1.03, within the noise, on two and in `f32` (AVX-512; `cllm tune`,
+    ///   medians of 7 to 28 rounds in turns).
     /// - `update_floats`: four arrays are level 2, from 8,192 to 32,768 floats.
     /// - The rest does not follow from caches. Four tiles a worker; two row blocks of logits.
     ///   Weights are packed on the way from 32 Mi floats on, which packed both ways round are
@@ -94,7 +98,7 @@ impl Blocking {
         let l2 = caches.l2;
         let rows = l2 / 4 * 3 / (1024 * FLOAT);
         let side = (l2 / 2 / FLOAT).isqrt().max(1);
-        let side = (1 << side.ilog2()).clamp(128, 256);
+        let side = (1 << side.ilog2()).clamp(128, 512);
         Self {
             row_block: ROW_BLOCKS.into_iter().find(|block| *block <= rows.min(96)).unwrap_or(32),
             weight_rows: side,
@@ -181,7 +185,7 @@ mod tests {
 
     #[test]
     fn common_caches_have_the_sizes_that_were_tuned() {
-        for kib in [512, 1024, 1280, 2048, 1 << 20] {
+        for kib in [512, 1024, 1280] {
             let blocking = of_l2(kib);
             assert_eq!(blocking.row_block, super::super::ROW_BLOCK);
             assert_eq!((blocking.weight_rows, blocking.weight_cols), (256, 256));
@@ -190,6 +194,8 @@ mod tests {
             assert_eq!(blocking.weight_tiles(), tiles);
         }
         assert_eq!(of_l2(512), Blocking::default());
+        let large = Blocking { weight_rows: 512, weight_cols: 512, ..Blocking::default() };
+        assert!([2048, 4096, 1 << 20].into_iter().all(|kib| of_l2(kib) == large));
     }
 
     #[test]
