@@ -114,6 +114,7 @@ impl Kernels {
                     } else {
                         RawEpilogue::NONE
                     },
+                    sums: None,
                     scratch,
                 };
                 // SAFETY: the part of B is inside it and the slab has room for its panels; the

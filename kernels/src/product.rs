@@ -4,7 +4,7 @@ use crate::attention::{RawAttention, Wanted};
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
 use crate::gemm::kept::Halved;
 use crate::gemm::pack::packed_b_len;
-use crate::gemm::{RawEpilogue, RawGemm};
+use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
 use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
 use crate::softmax::RawCrossEntropy;
@@ -324,6 +324,7 @@ impl Kernels {
             c_row: c.row,
             accumulate,
             epilogue: RawEpilogue::new(&epilogue, m, n, c.half),
+            sums: None,
             scratch: scratch.as_mut_ptr(),
         };
         if !(halves.a || halves.c) {
@@ -367,7 +368,37 @@ impl Kernels {
         accumulate: bool,
         scratch: &mut [f32],
     ) {
-        let (a, b) = (a.into(), b.into());
+        self.unpacked(a.into(), b.into(), c, None, accumulate, scratch);
+    }
+
+    /// [`Kernels::gemm_unpacked`], and the sums of B's columns, overwritten or added to as C is:
+    /// with the bits of [`Kernels::column_sum`], while B is in cache. The gradients of a weight
+    /// and of its bias.
+    ///
+    /// # Panics
+    /// As [`Kernels::gemm_unpacked`]; if `sums` has not as many elements as B has columns, or rows of
+    /// B are not contiguous.
+    pub fn gemm_unpacked_with_sums<'a, 'b>(
+        &self,
+        a: impl Into<Operand<'a>>,
+        b: impl Into<Operand<'b>>,
+        c: MatMut<'_>,
+        sums: &mut [f32],
+        accumulate: bool,
+        scratch: &mut [f32],
+    ) {
+        self.unpacked(a.into(), b.into(), c, Some(sums), accumulate, scratch);
+    }
+
+    fn unpacked(
+        &self,
+        a: Operand<'_>,
+        b: Operand<'_>,
+        c: MatMut<'_>,
+        sums: Option<&mut [f32]>,
+        accumulate: bool,
+        scratch: &mut [f32],
+    ) {
         let (m, n, k) = (c.rows(), c.cols(), a.shape().1);
         assert!(a.shape().0 == m && b.shape() == (k, n), "gemm_unpacked: shapes differ");
         let (a, b) = (a.raw(), b.raw());
@@ -378,6 +409,16 @@ impl Kernels {
             self.unpacked_scratch_len(m, n, k).is_some_and(|need| need <= scratch.len()),
             "gemm_unpacked: scratch is too short"
         );
+        let sums = sums.map(|sums| {
+            assert!(sums.len() == n, "gemm_unpacked: B has {n} columns, not {}", sums.len());
+            assert!(b.col == 1, "gemm_unpacked: rows of B must be contiguous");
+            let kernel = if b.half {
+                SumKernel::Halves(self.keeps().column_sum)
+            } else {
+                SumKernel::Floats(self.column_sum)
+            };
+            ColumnSums { kernel, to: sums.as_mut_ptr() }
+        });
         let g = RawGemm {
             m,
             n,
@@ -391,10 +432,11 @@ impl Kernels {
             c_row: c.row_stride,
             accumulate,
             epilogue: RawEpilogue::NONE,
+            sums,
             scratch: scratch.as_mut_ptr(),
         };
-        // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
-        // exclusive, and scratch is long enough; the table takes bf16 if there are any.
+        // SAFETY: the views are valid for the shapes just checked; `c`, `sums` and `scratch` are
+        // exclusive, and scratch is long enough; sums are made by this table's kernel for B's kind; the table takes bf16 if there are any.
         unsafe { (self.products.gemm_both)(&g, a, b) }
     }
 }

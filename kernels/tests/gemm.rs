@@ -324,6 +324,48 @@ fn check_unpacked(kernels: &Kernels, case: Case, rng: &mut Rng) {
 }
 
 #[test]
+fn sums_of_columns_beside_a_product_have_the_bits_of_column_sum() {
+    each_dtype(|kernels| {
+        let mut rng = Rng::new(15);
+        for (m, n, k) in [(1, 1, 1), (5, 33, 64), (12, 130, 256), (7, 300, 257), (13, 17, 1100)] {
+            for accumulate in [false, true] {
+                let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
+                let before = Grid::random(&mut rng, 1, (m + 1) * n);
+                let start =
+                    |_: usize| (before.slice()[..m * n].to_vec(), before.slice()[m * n..].to_vec());
+                let [(mut want_c, mut want), (mut c, _)] = [0, 1].map(start);
+                let mut sums = Grid::blank_somewhere(&mut rng, 1, n);
+                sums.fill(|_, j| want[j]);
+                let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, k).unwrap()];
+                let into = |c| MatMut::new(c, m, n, n);
+                kernels.gemm_unpacked(
+                    a.view(),
+                    b.view(),
+                    into(&mut want_c),
+                    accumulate,
+                    &mut scratch,
+                );
+                kernels.column_sum(b.view(), &mut want, accumulate);
+                kernels.gemm_unpacked_with_sums(
+                    a.view(),
+                    b.view(),
+                    into(&mut c),
+                    sums.slice_mut(),
+                    accumulate,
+                    &mut scratch,
+                );
+                let what = format!("{kernels:?} {m}x{n}x{k} {accumulate}");
+                sums.assert_frame(&what);
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert!(bits(&c) == bits(&want_c), "{what}: product");
+                let got: Vec<f32> = (0..n).map(|j| sums.at(0, j)).collect();
+                assert!(bits(&got) == bits(&want), "{what}: sums");
+            }
+        }
+    });
+}
+
+#[test]
 fn products_that_pack_both_operands_match_the_reference() {
     each_dtype(|kernels| {
         let mut rng = Rng::new(7);

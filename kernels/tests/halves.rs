@@ -244,6 +244,12 @@ fn products_of_two_matrices_once_used_take_either_kind() {
             {
                 assert!(product(x, dy) == want, "{m}x{n}x{k}");
             }
+            let (mut c, mut sums, mut alone) = (before.clone(), vec![0.5; n], vec![0.5; n]);
+            let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, k).unwrap()];
+            let (x, dy, out) = (x.view(), dy.view(), MatMut::new(&mut c, m, n, n));
+            kernels.gemm_unpacked_with_sums(x.t(), dy, out, &mut sums, true, &mut scratch);
+            kernels.column_sum(dy, &mut alone, true);
+            assert!(bits(&c) == want && bits(&sums) == bits(&alone), "{m}x{n}x{k}: sums");
         }
     });
 }

@@ -126,6 +126,18 @@ fn products_check_every_operand() {
             "A deeper than B" => unpacked((3, 5), (4, 5), 0);
             "B wider than C" => unpacked((3, 4), (4, 6), 0);
         }
+        let with_sums = |b: MatRef<'_>, sums: usize| {
+            let mut scratch = vec![0.0; kernels.unpacked_scratch_len(3, 5, 4).unwrap()];
+            let (c, sums) = (&mut [0.0; 15], &mut [0.0; 8][..sums]);
+            let a = mat(&ZEROS, 3, 4);
+            kernels.gemm_unpacked_with_sums(a, b, out(c, 3, 5), sums, false, &mut scratch);
+        };
+        with_sums(mat(&ZEROS, 4, 5), 5);
+        refused! {
+            "sums of fewer columns" => with_sums(mat(&ZEROS, 4, 5), 4);
+            "sums of more columns" => with_sums(mat(&ZEROS, 4, 5), 6);
+            "sums of a transpose" => with_sums(mat(&ZEROS, 5, 4).t(), 5);
+        }
         assert_eq!(kernels.unpacked_scratch_len(usize::MAX, 1, 1), None);
         assert_eq!(kernels.unpacked_scratch_len(1, usize::MAX, 1), None);
     });

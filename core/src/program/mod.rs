@@ -431,15 +431,13 @@ impl Builder<'_, '_> {
         let matrices = [Matrix::MlpOut, Matrix::Fc, Matrix::AttnOut];
         let norms = [(Kind::NormGrad(Norm::Second), layer, columns), above];
         let weights = matrices.into_iter().map(|m| weight_grad(plan, m, layer));
-        let biases = matrices.into_iter().filter_map(|m| bias_grad(plan, m, layer));
-        self.list(Self::at_level(level), weights.chain(biases).chain(norms))
+        self.list(Self::at_level(level), weights.chain(norms))
     }
 
     /// Gradients of a block's weights of queries, keys and values.
     fn qkv_weights(&mut self, layer: usize, needs: Needs) -> u16 {
         let weight = weight_grad(self.plan, Matrix::Qkv, layer);
-        let bias = bias_grad(self.plan, Matrix::Qkv, layer);
-        self.list(needs, [weight].into_iter().chain(bias))
+        self.list(needs, [weight])
     }
 
     fn update(&mut self) {
@@ -478,12 +476,6 @@ fn after(stage: u16) -> Needs {
 
 fn weight_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
     (Kind::WeightGrad(matrix), layer, weight_tiles(plan, matrix))
-}
-
-/// None for a model without biases.
-fn bias_grad(plan: &Plan, matrix: Matrix, layer: usize) -> Option<NewOp> {
-    let tiles = column_tiles(matrix.shape(plan).1);
-    plan.config.bias.then_some((Kind::BiasGrad(matrix), layer, tiles))
 }
 
 fn column_tiles(columns: usize) -> usize {

@@ -98,8 +98,8 @@ pub(crate) enum Kind {
     /// As [`Kind::Attention`].
     AttentionBack,
     // Gradients of parameters.
+    /// Of a weight, and of the bias beside it.
     WeightGrad(Matrix),
-    BiasGrad(Matrix),
     NormGrad(Norm),
     TokenTableGrad,
     PositionTableGrad,
@@ -126,7 +126,7 @@ impl Op {
     pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
 
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
-    pub const KINDS: [&str; 46] = [
+    pub const KINDS: [&str; 45] = [
         "pack qkv",
         "pack attn_out",
         "pack fc",
@@ -164,7 +164,6 @@ impl Op {
         "attn_out dW",
         "fc dW",
         "mlp_out dW",
-        "bias db",
         "norm gain and bias gradient",
         "token table gradient",
         "position table gradient",
@@ -201,15 +200,14 @@ impl Op {
             Kind::MaskEmbed => 31,
             Kind::AttentionBack => 32,
             Kind::WeightGrad(matrix) => 33 + matrix as usize,
-            Kind::BiasGrad(_) => 37,
-            Kind::NormGrad(_) => 38,
-            Kind::TokenTableGrad => 39,
-            Kind::PositionTableGrad => 40,
-            Kind::LossSum => 41,
-            Kind::Squares => 42,
-            Kind::Clip => 43,
-            Kind::Update => 44,
-            Kind::Remake => 45,
+            Kind::NormGrad(_) => 37,
+            Kind::TokenTableGrad => 38,
+            Kind::PositionTableGrad => 39,
+            Kind::LossSum => 40,
+            Kind::Squares => 41,
+            Kind::Clip => 42,
+            Kind::Update => 43,
+            Kind::Remake => 44,
         }
     }
 
@@ -274,7 +272,6 @@ mod tests {
             Kind::QkvInput,
             Kind::MaskEmbed,
             Kind::AttentionBack,
-            Kind::BiasGrad(Matrix::Fc),
             Kind::NormGrad(Norm::First),
             Kind::TokenTableGrad,
             Kind::PositionTableGrad,

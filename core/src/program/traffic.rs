@@ -34,7 +34,6 @@ impl Plan {
                 let (inputs, outputs) = m.shape(self);
                 2 * outputs * piece(inputs, COLUMN_BLOCK, tile)
             }
-            Kind::BiasGrad(m) => tokens * piece(m.shape(self).1, COLUMN_BLOCK, tile),
             Kind::NormGrad(_) => {
                 2 * tokens.div_ceil(PARTIAL_ROWS) * piece(c.d_model, COLUMN_BLOCK, tile)
             }

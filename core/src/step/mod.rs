@@ -191,7 +191,6 @@ impl Step<'_> {
                 Kind::MaskEmbed => self.mask_embed(tile),
                 Kind::AttentionBack => self.attention_back(index, tile, desk.scratch),
                 Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, desk.scratch),
-                Kind::BiasGrad(matrix) => self.bias_grad(matrix, index, tile),
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
                 Kind::TokenTableGrad => self.token_table_grad(tile),
                 Kind::PositionTableGrad => self.position_table_grad(tile),

@@ -43,7 +43,8 @@ impl Step<'_> {
         (i, j, rows.min(height - i), cols.min(width - j))
     }
 
-    /// `dW (+)= X^T dY` for one tile of a block's weight.
+    /// `dW (+)= X^T dY` for one tile of a block's weight. The tiles of its first rows make the
+    /// bias's gradient too, `db (+)= ` column sums of dY.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -59,29 +60,19 @@ impl Step<'_> {
         let (height, n) = matrix.shape(self.plan);
         let tokens = (0, self.plan.tokens());
         let (i, j, rows, cols) = self.weight_tile(tile, height, n);
-        // SAFETY: the tile owns its part of the gradient; X and dY are done.
+        let bias = matrix.bias(block).filter(|_| i == 0).and_then(|param| self.spec(param));
+        // SAFETY: the tile owns its part of the weight's gradient, and of the bias's its columns,
+        // if they are those of its first rows; X and dY are done.
         unsafe {
-            let x = self.operand(x, tokens, (i, rows));
+            let x = self.operand(x, tokens, (i, rows)).t();
             let dy = self.operand(dy, tokens, (j, cols));
             let out = self.grads.mat_mut(spec.offset + i * n + j, (rows, cols), n);
-            self.kernels.gemm_unpacked(x.t(), dy, out, self.accumulate, scratch);
-        }
-    }
-
-    /// `db (+)= ` column sums of dY for 256 columns.
-    ///
-    /// # Safety
-    /// As for [`Step::run_tile`].
-    pub(super) unsafe fn bias_grad(&self, matrix: Matrix, block: usize, tile: usize) {
-        let Some(spec) = matrix.bias(block).and_then(|param| self.spec(param)) else { return };
-        let (_, dy) = self.operands(matrix, block);
-        let first = tile * COLUMN_BLOCK;
-        let cols = COLUMN_BLOCK.min(matrix.shape(self.plan).1 - first);
-        // SAFETY: the tile owns its columns of the gradient; dY is done.
-        unsafe {
-            let dy = self.operand(dy, (0, self.plan.tokens()), (first, cols));
-            let out = self.grads.slice_mut(spec.offset + first, cols);
-            self.kernels.column_sum(dy, out, self.accumulate);
+            if let Some(bias) = bias {
+                let sums = self.grads.slice_mut(bias.offset + j, cols);
+                self.kernels.gemm_unpacked_with_sums(x, dy, out, sums, self.accumulate, scratch);
+            } else {
+                self.kernels.gemm_unpacked(x, dy, out, self.accumulate, scratch);
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! `dW = X^T dY` sums over all tokens. Read in place, a row of `X^T` would touch
 //! a new cache line for every token, so blocks of `KC` tokens of both operands
-//! are packed into scratch, in the fixed order of the tokens.
+//! are packed into scratch, in the fixed order of the tokens. The gradient of a bias, which is
+//! the sum of `dY`'s rows, is made of the same blocks while they are in cache.
 
 use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
@@ -21,7 +22,8 @@ pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, n: usize, k: usize) -
 ///
 /// # Safety
 /// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats. Halves are
-/// operands of a format that keeps them.
+/// operands of a format that keeps them. If sums are wanted, their kernel is for B's kind, rows of
+/// which are contiguous, and their place is valid for `g.n` floats.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
     s: S,
@@ -45,6 +47,9 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised.
         unsafe {
             pack_b(s, f, b.skip(depth, 0), kc, g.n, packed_b);
+            if let Some(sums) = &g.sums {
+                sums.add(b.skip(depth, 0), kc, g.n, accumulate);
+            }
             pack_a(s, f, a.skip(0, depth), g.m, kc, packed_a);
             let left = KC.min(g.k - depth - kc);
             let mut next = Grid::new(a.skip(0, depth + kc).flip(), left, g.m);

@@ -39,7 +39,7 @@ pub(crate) mod pack;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
 
-use crate::elements::{Elements, Floats};
+use crate::elements::{Bf16, Elements, Floats, RawOperand};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 pub(crate) use epilogue::RawEpilogue;
@@ -74,8 +74,42 @@ pub(crate) struct RawGemm {
     /// Add to C instead of overwriting it.
     pub(crate) accumulate: bool,
     pub(crate) epilogue: RawEpilogue,
+    /// Products of [`both`]: what becomes of the sums of B's columns.
+    pub(crate) sums: Option<ColumnSums>,
     /// Room for operands in another format.
     pub(crate) scratch: *mut f32,
+}
+
+/// Where the sums of a matrix's columns go, and what makes them.
+#[derive(Clone, Copy)]
+pub(crate) struct ColumnSums {
+    pub(crate) kernel: SumKernel,
+    pub(crate) to: *mut f32,
+}
+
+/// A kernel of [`crate::elementwise::column_sum`], for floats or for bf16.
+#[derive(Clone, Copy)]
+pub(crate) enum SumKernel {
+    Floats(unsafe fn(*const f32, usize, usize, usize, *mut f32, bool)),
+    Halves(unsafe fn(*const Bf16, usize, usize, usize, *mut f32, bool)),
+}
+
+impl ColumnSums {
+    /// Those of the first `rows x cols` elements of `b`.
+    ///
+    /// # Safety
+    /// They are valid, contiguous in rows and of the kernel's kind, `to` for `cols` floats; the
+    /// CPU has the kernel's instructions.
+    #[inline(always)]
+    unsafe fn add(&self, b: RawOperand, rows: usize, cols: usize, accumulate: bool) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match self.kernel {
+                SumKernel::Floats(sum) => sum(b.ptr, b.row, rows, cols, self.to, accumulate),
+                SumKernel::Halves(sum) => sum(b.ptr.cast(), b.row, rows, cols, self.to, accumulate),
+            }
+        }
+    }
 }
 
 /// Rows of A that are brought into another format at a time: as many as a block of tokens has.
