@@ -28,7 +28,7 @@ for isa in $isas; do
     for n in $workers; do
         for depth in $prefetch; do
             rm -rf "$work/determinism"
-            "$cllm" train --preset reference --data "$data" --isa "$isa" --threads "$n" \
+            "$cllm" train --preset reference --tuning off --data "$data" --isa "$isa" --threads "$n" \
                 --prefetch "$depth" --batch-size "$batch" --max-steps "$steps" --eval-batches 1 \
                 --sample-tokens 0 --log-interval "$steps" --log-format json \
                 --out-dir "$work/determinism" | grep '"event":"done"' > "$work/done.json"

@@ -21,7 +21,7 @@ mkdir -p "$work"
 # THREADS TILES-FOR
 record() {
     rm -rf "$work/run"
-    "$cllm" train --preset reference --data "$data" --max-steps "$steps" --warmup-steps 5 \
+    "$cllm" train --preset reference --tuning off --data "$data" --max-steps "$steps" --warmup-steps 5 \
         --eval-batches 1 --sample-tokens 0 --out-dir "$work/run" --threads "$1" \
         --tiles-for "$2" --trace "$work/$1-$2.json" --trace-steps "$steps" > /dev/null 2>&1
 }

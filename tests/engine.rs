@@ -228,7 +228,7 @@ fn sizes_of_blocks_do_not_change_a_bit() {
         weight_cols: 2048,
         tiles_per_worker: 1,
         logits_blocks: 1000,
-        update_floats: 1 << 40,
+        update_floats: 1 << 30,
         ..smallest
     };
     let fresh = Blocking { fresh_floats: 0, fresh_rows: usize::MAX, ..largest };

@@ -42,7 +42,8 @@ def train(cllm: str, flags: list, steps: int, report_every: int | None = None) -
     shutil.rmtree(OUT, ignore_errors=True)
     command = [cllm, "train", *flags, "--max-steps", steps, "--warmup-steps", min(5, steps)]
     command += ["--log-interval", report_every or steps, "--eval-batches", 1]
-    command += ["--sample-tokens", 0, "--log-format", "json", "--out-dir", OUT]
+    # Sizes of blocks as the core has them, whatever the user has stored.
+    command += ["--tuning", "off", "--sample-tokens", 0, "--log-format", "json", "--out-dir", OUT]
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:

@@ -47,7 +47,7 @@ for run in $(seq "$runs"); do
                 | field tokens_per_s >> "$work/figures/$peer.$count"
         done
         rm -rf "$work/run"
-        "$cllm" train --preset reference --data "$data" --max-steps 13 --log-interval 13 \
+        "$cllm" train --preset reference --tuning off --data "$data" --max-steps 13 --log-interval 13 \
             --threads "$count" --eval-batches 1 --sample-tokens 0 --log-format json \
             --out-dir "$work/run" > "$work/log"
         grep '"event":"step"' "$work/log" | field tokens_per_s >> "$work/figures/cllm.$count"

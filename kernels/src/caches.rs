@@ -19,7 +19,7 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// What any CPU of the last ten years has at least: 32 KiB, 512 KiB, and no third level.
+    /// What is usual at least: 32 KiB, 512 KiB, and no third level.
     pub const FALLBACK: Self = Self { l1d: 32 * 1024, l2: 512 * 1024, l3: 0 };
 
     /// Those of the CPU that runs this; of levels that it says nothing about, and of CPUs other

@@ -444,15 +444,40 @@ impl Kernels {
 /// Elements of `size` bytes from a row of `cols` of them to the next, for rows that begin where cache
 /// lines do and are not a multiple of 4 KiB apart: those would all lie in the same few places of
 /// the L1 cache, and a weight's gradient takes 1.1 times as long. `None` on overflow.
+///
+/// # Panics
+/// If no whole number of elements makes a line of 64 bytes.
 #[must_use]
 pub fn row_stride(cols: usize, size: usize) -> Option<usize> {
     const LINE: usize = 64;
     const PERIOD: usize = 4096;
+    assert!(size > 0 && LINE.is_multiple_of(size), "elements of {size} bytes make no line");
     let line = LINE / size;
     let whole = cols.checked_next_multiple_of(line)?;
-    if whole > 0 && (whole * size).is_multiple_of(PERIOD) {
-        whole.checked_add(line)
-    } else {
-        Some(whole)
+    let bytes = whole.checked_mul(size)?;
+    if bytes > 0 && bytes.is_multiple_of(PERIOD) { whole.checked_add(line) } else { Some(whole) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row_stride;
+
+    #[test]
+    fn rows_are_whole_lines_and_not_4_kib_apart() {
+        for (cols, size, stride) in [
+            (0, 4, 0),
+            (1, 4, 16),
+            (16, 4, 16),
+            (1000, 4, 1008),
+            (1009, 4, 1040),
+            (1024, 4, 1040),
+            (1024, 2, 1024),
+            (2048, 2, 2080),
+            (5000, 4, 5008),
+        ] {
+            assert_eq!(row_stride(cols, size), Some(stride), "{cols} of {size}");
+        }
+        assert_eq!(row_stride(usize::MAX, 4), None);
+        assert_eq!(row_stride(usize::MAX / 4 + 1, 4), None);
     }
 }

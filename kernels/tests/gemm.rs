@@ -327,7 +327,15 @@ fn check_unpacked(kernels: &Kernels, case: Case, rng: &mut Rng) {
 fn sums_of_columns_beside_a_product_have_the_bits_of_column_sum() {
     each_dtype(|kernels| {
         let mut rng = Rng::new(15);
-        for (m, n, k) in [(1, 1, 1), (5, 33, 64), (12, 130, 256), (7, 300, 257), (13, 17, 1100)] {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (0, 5, 4),
+            (3, 4, 0),
+            (5, 33, 64),
+            (12, 130, 256),
+            (7, 300, 257),
+            (13, 17, 1100),
+        ] {
             for accumulate in [false, true] {
                 let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
                 let before = Grid::random(&mut rng, 1, (m + 1) * n);

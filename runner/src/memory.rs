@@ -152,6 +152,24 @@ pub fn check_available(plan: &Plan, batches: usize) -> Result<()> {
     check_against(total_bytes(plan, batches) as u64, remedy, machine().as_ref())
 }
 
+/// Refuses to hold two plans at a time for which the machine has not the memory.
+///
+/// # Errors
+/// As [`check_available`].
+pub fn check_two(first: &Plan, second: &Plan) -> Result<()> {
+    let need = total_bytes(first, 1).saturating_add(total_bytes(second, 1)) as u64;
+    match machine() {
+        Some(machine) if need > machine.available => Err(Error::failure(format!(
+            "two runs at a time, which are compared, need {} of memory but this machine has {} \
+             available of {}: use a smaller --batch-size, --block-size or model",
+            human_bytes(need),
+            human_bytes(machine.available),
+            human_bytes(machine.total),
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn check_against(need: u64, remedy: &str, machine: Option<&MachineMemory>) -> Result<()> {
     match machine {
         Some(machine) if need > machine.available => Err(Error::failure(format!(

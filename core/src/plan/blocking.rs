@@ -24,7 +24,7 @@ const SIDE: usize = 32;
 pub struct Blocking {
     /// Most rows (tokens) of a tile of the forward and backward pass, which goes through a chain
     /// of operations while its activations are in the second level of cache: 32, 64, 96, 128,
-    /// 192 or 384.
+    /// 192 or 384. Where weights are packed on the way rows decide, not this.
     pub row_block: usize,
     /// Rows of the largest tile of a weight's gradient, a multiple of 32. The more rows, the more
     /// often a packed gradient of the product's output is used.

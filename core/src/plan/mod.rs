@@ -425,7 +425,8 @@ impl Plan {
         remade.count() as f64 * (8.0 * d * d + 2.0 * d * f) * n
     }
 
-    /// Sizes of blocks that the caller handed over. The plan's own may be smaller.
+    /// Sizes of blocks that the caller handed over. The plan's own may be smaller, and its row blocks
+    /// are larger where weights are packed on the way.
     #[must_use]
     pub fn blocking(&self) -> &Blocking {
         &self.blocking

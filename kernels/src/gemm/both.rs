@@ -33,6 +33,10 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
     b: RawOperand,
 ) {
     if g.m == 0 || g.n == 0 {
+        if let (Some(sums), true) = (&g.sums, g.n > 0) {
+            // SAFETY: passed on from the caller.
+            unsafe { sums.add(b, g.k, g.n, g.accumulate) };
+        }
         return;
     }
     let mut unit = f.unit();

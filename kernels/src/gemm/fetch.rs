@@ -14,10 +14,10 @@ use crate::simd::Simd;
 
 /// Lines that a loop asks for: those of a use that is far in each turn; those of a use that is near
 /// into L2 in its first turns, and into L1 in some of its last, for what is in L1 early is
-/// gone when it is used. None of it branches: with branches the loop was slower by more than what it
-/// gained.
+/// gone when it is used. In the loops of vectors none of it branches: with branches they were slower
+/// by more than what it gained.
 pub(crate) trait Fetch {
-    /// How many turns ask for near lines: no more do.
+    /// How many times near lines are asked for: a row each time.
     fn near_turns(&self) -> usize;
     /// Asks for the near ones of a turn, into L2.
     fn early<S: Simd>(&mut self, s: S);
@@ -118,9 +118,9 @@ impl Near {
         let second = second.unwrap_or(first);
         Self {
             first: first.0.cast(),
-            first_row: first.1 * size_of::<E>(),
+            first_row: first.1.wrapping_mul(size_of::<E>()),
             second: second.0.cast(),
-            second_row: second.1 * size_of::<E>(),
+            second_row: second.1.wrapping_mul(size_of::<E>()),
             rows,
             last: (cols * size_of::<E>()).saturating_sub(BYTES),
             ..Self::NONE
@@ -130,8 +130,8 @@ impl Near {
     /// The first and the last line of a row of either matrix.
     #[inline(always)]
     fn row(&self, row: usize) -> [*const f32; 4] {
-        let first = self.first.wrapping_add(row * self.first_row);
-        let second = self.second.wrapping_add(row * self.second_row);
+        let first = self.first.wrapping_add(row.wrapping_mul(self.first_row));
+        let second = self.second.wrapping_add(row.wrapping_mul(self.second_row));
         [first, first.wrapping_add(self.last), second, second.wrapping_add(self.last)]
             .map(|line| line.cast())
     }
@@ -197,6 +197,6 @@ impl Grid {
         if self.col >= self.cols {
             (self.row, self.col) = (self.row + turns.max(1), 0);
         }
-        Some(Run { next, step: self.m.row * element })
+        Some(Run { next, step: self.m.row.wrapping_mul(element) })
     }
 }

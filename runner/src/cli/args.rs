@@ -113,8 +113,9 @@ Examples:
 Takes every flag of `cllm train`, but starts from the preset reference. Takes training steps on
 random tokens, with the default sizes and with others in turns; what is better by more than the
 noise is stored in $XDG_CONFIG_HOME/cllm/tune.toml or ~/.config/cllm/tune.toml, for this CPU,
-instruction set, dtype, number of threads, and the model's widths. `cllm train`, `plan` and `eval`
-use it by themselves where all of these are the same. No weights depend on it, to the bit.
+instruction set, dtype, number of threads, layers, the model's widths, and the tokens of a batch.
+`cllm train`, `plan` and `eval` use it by themselves where all of these are the same, and the default
+sizes elsewhere. No weights depend on it, to the bit.
 
 Measure on a machine that does nothing else.
 

@@ -7,7 +7,7 @@
 //! **Modelled:** which worker takes or steals which tile when, dependencies, the costs of
 //! dispatch, stealing and waking as measured in the recording, the training thread's time
 //! between runs, waiting for data, and the bytes of tiles that do little but move memory
-//! (the update, the gradient's norm, packing, sums into biases, norms and tables), which
+//! (the update, the gradient's norm, packing, sums into norms and tables), which
 //! share one bandwidth.
 //!
 //! **Not modelled:** the traffic of products, attention and row chains beyond what the

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model;
-use crate::settings::{TokenizerChoice, TrainSettings};
+use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
 const FIXED: [&str; 17] = [
@@ -63,6 +63,11 @@ pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
     settings.data = settings.data.iter().map(full).collect();
     settings.val_data = settings.val_data.iter().map(full).collect();
     if let TokenizerChoice::File(path) = &mut settings.tokenizer
+        && let Ok(whole) = path.canonicalize()
+    {
+        *path = whole;
+    }
+    if let TuningChoice::File(path) = &mut settings.tuning
         && let Ok(whole) = path.canonicalize()
     {
         *path = whole;

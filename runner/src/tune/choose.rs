@@ -36,20 +36,27 @@ pub fn default_blocking() -> Blocking {
 /// The sizes for what `key` says. Bits do not depend on them.
 ///
 /// # Errors
-/// A tuning file that is broken, cannot be read, or was asked for and is not there.
+/// A tuning file that is broken, or was asked for and is not there or cannot be read. That of the
+/// user's configuration, which nobody asked for, may be out of reach.
 pub fn choose(choice: &TuningChoice, key: &Key) -> Result<Chosen> {
-    let file = match choice {
-        TuningChoice::Off => None,
-        TuningChoice::Auto => store::default_path(),
-        TuningChoice::File(path) => Some(path.clone()),
+    let (file, entries) = match choice {
+        TuningChoice::Off => (None, None),
+        TuningChoice::Auto => {
+            let file = store::default_path();
+            let entries = file.as_deref().map(store::read_if_possible).transpose()?.flatten();
+            (file, entries)
+        }
+        TuningChoice::File(path) => {
+            let entries = store::read(path)?.ok_or_else(|| {
+                Error::usage(format!(
+                    "--tuning {}: there is no such file; `cllm tune --out FILE` makes one, and \
+                     --tuning off does without",
+                    path.display()
+                ))
+            })?;
+            (Some(path.clone()), Some(entries))
+        }
     };
-    let entries = file.as_deref().map(store::read).transpose()?.flatten();
-    if let (None, TuningChoice::File(path)) = (&entries, choice) {
-        return Err(Error::usage(format!(
-            "--tuning {}: there is no such file; `cllm tune --out FILE` makes one",
-            path.display()
-        )));
-    }
     let found = entries.into_iter().flatten().find(|entry| entry.key == *key);
     Ok(match found {
         Some(entry) => Chosen { blocking: entry.blocking, file },

@@ -1,11 +1,11 @@
-//! What a set of sizes was measured for: the machine, the kernels, and the model's widths.
+//! What a set of sizes was measured for: the machine, the kernels, and the model's shape.
 
 use cllm_core::{BatchShape, Kernels, ModelConfig};
 use core::fmt;
 use serde::Serialize;
 
-/// What has to be the same for a measured set to be used. The number of layers is not among it:
-/// they are alike.
+/// What has to be the same for a measured set to be used. The number of layers is among it, for
+/// whether weights are packed on the way depends on how many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Key {
     /// The CPU by its own name and signature.
@@ -16,6 +16,8 @@ pub struct Key {
     pub dtype: String,
     /// Workers that tiles are for.
     pub threads: usize,
+    /// Transformer blocks.
+    pub n_layer: usize,
     /// Width of the model.
     pub n_embd: usize,
     /// Width of the feed-forward layer.
@@ -36,6 +38,7 @@ impl Key {
             isa: kernels.set().isa.name().to_owned(),
             dtype: kernels.dtype().name().to_owned(),
             threads,
+            n_layer: config.n_layer,
             n_embd: config.d_model,
             d_ff: config.d_ff,
             vocab_size: config.vocab_size,
@@ -46,11 +49,11 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu, isa, dtype, threads, n_embd, d_ff, vocab_size, rows } = self;
+        let Self { cpu, isa, dtype, threads, n_layer, n_embd, d_ff, vocab_size, rows } = self;
         write!(
             f,
-            "{cpu}: {isa}, {dtype}, {threads} thread(s); width {n_embd}, feed-forward {d_ff}, \
-             vocabulary {vocab_size}, {rows} tokens"
+            "{cpu}: {isa}, {dtype}, {threads} thread(s); {n_layer} layer(s), width {n_embd}, \
+             feed-forward {d_ff}, vocabulary {vocab_size}, {rows} tokens"
         )
     }
 }

@@ -69,6 +69,7 @@ pub fn tune(settings: &TuneSettings, print: &mut dyn FnMut(&str) -> Result<()>) 
     })?;
     // What is wrong with the file had better show before the measuring than behind it.
     store::read(&file)?;
+    store::make_folder(&file)?;
     let kernels = model::kernels(train.isa, train.dtype)?;
     let config = model::config(train, settings.vocab_size)?;
     let work = Work {
@@ -129,6 +130,7 @@ pub fn tune(settings: &TuneSettings, print: &mut dyn FnMut(&str) -> Result<()>) 
         better: found.better.map(|(blocking, _)| Sizes(blocking)),
         ratio,
         file: file.display().to_string(),
+        asked_for: settings.out.is_some(),
         written,
     };
     print(&report.conclusion())?;

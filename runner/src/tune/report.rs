@@ -24,6 +24,9 @@ pub struct Report {
     pub ratio: Option<f64>,
     /// The file of measured sets.
     pub file: String,
+    /// It is not that of the user's configuration, which commands read by themselves.
+    #[serde(skip)]
+    pub asked_for: bool,
     /// Whether the file was written: a set was stored, or one that is no longer better removed.
     pub written: bool,
 }
@@ -58,9 +61,10 @@ impl Report {
         match (self.ratio, self.written) {
             (Some(ratio), _) => format!(
                 "{:.1} % less time than with the default sizes, of which {noise:.1} % could be \
-                 noise: stored in {}, and used by `cllm train` from now on\n",
+                 noise: stored in {}, and used by `cllm train{}` of this model from now on\n",
                 100.0 * (1.0 - ratio),
-                self.file
+                self.file,
+                if self.asked_for { " --tuning FILE" } else { "" },
             ),
             (None, false) => format!(
                 "nothing is better than the default sizes by more than the noise, {noise:.1} %: \

@@ -47,7 +47,7 @@ pub(super) fn coordinates(large: bool) -> Vec<Coordinate> {
     if large {
         all.push(Coordinate {
             fields: &["fresh_floats", "fresh_rows"],
-            values: &[&[0, 0], &[0, 1 << 40]],
+            values: &[&[0, 0], &[0, usize::MAX >> 1]],
         });
     }
     all

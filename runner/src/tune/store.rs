@@ -48,6 +48,20 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<Entry>>> {
     }
 }
 
+/// [`read`], with `None` too for a file that cannot be reached or read.
+///
+/// # Errors
+/// It is not such a file: names the line.
+pub(super) fn read_if_possible(path: &Path) -> Result<Option<Vec<Entry>>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(path, &text).map(Some),
+        Err(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Error::io("read the tuning file", path, &cause))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
 /// Replaces the set of `key` in the file at `path` by `found`, or takes it out. Gives whether
 /// that changed anything; if not, nothing is written.
 ///
@@ -61,11 +75,17 @@ pub(super) fn replace(path: &Path, key: &Key, found: Option<Entry>) -> Result<bo
     if entries == before {
         return Ok(false);
     }
-    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        create_dir(dir)?;
-    }
+    make_folder(path)?;
     write_atomic(path, text(&entries).as_bytes())?;
     Ok(true)
+}
+
+/// Makes the folder of a file to be written.
+///
+/// # Errors
+/// It cannot be made.
+pub(super) fn make_folder(path: &Path) -> Result<()> {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).map_or(Ok(()), create_dir)
 }
 
 fn text(entries: &[Entry]) -> String {
@@ -74,13 +94,13 @@ fn text(entries: &[Entry]) -> String {
          default ones.\n# `cllm train --tuning off` does without.\nversion = {VERSION}\n"
     );
     for Entry { key, blocking, ratio } in entries {
-        let Key { cpu, isa, dtype, threads, n_embd, d_ff, vocab_size, rows } = key;
+        let Key { cpu, isa, dtype, threads, n_layer, n_embd, d_ff, vocab_size, rows } = key;
         let cpu = cpu.replace('\\', "\\\\").replace('"', "\\\"");
         // Writing to a String cannot fail.
         let _ = write!(
             text,
             "\n[[set]]\ncpu = \"{cpu}\"\nisa = \"{isa}\"\ndtype = \"{dtype}\"\nthreads = \
-             {threads}\nn_embd = {n_embd}\nd_ff = {d_ff}\nvocab_size = {vocab_size}\nrows = \
+             {threads}\nn_layer = {n_layer}\nn_embd = {n_embd}\nd_ff = {d_ff}\nvocab_size = {vocab_size}\nrows = \
              {rows}\n# Time of a step as a share of that with the default sizes.\nratio = \
              {ratio:.4}\n"
         );
@@ -157,6 +177,7 @@ fn entry(set: &Spanned<DeValue<'_>>) -> core::result::Result<Entry, Wrong> {
         isa: text("isa")?,
         dtype: text("dtype")?,
         threads: number("threads")?,
+        n_layer: number("n_layer")?,
         n_embd: number("n_embd")?,
         d_ff: number("d_ff")?,
         vocab_size: number("vocab_size")?,
@@ -177,7 +198,18 @@ fn entry(set: &Spanned<DeValue<'_>>) -> core::result::Result<Entry, Wrong> {
     blocking.check().map_err(|error| {
         (find(error.field).map_or(start, |value| value.span().start), error.to_string())
     })?;
-    let known = ["cpu", "isa", "dtype", "threads", "n_embd", "d_ff", "vocab_size", "rows", "ratio"];
+    let known = [
+        "cpu",
+        "isa",
+        "dtype",
+        "threads",
+        "n_layer",
+        "n_embd",
+        "d_ff",
+        "vocab_size",
+        "rows",
+        "ratio",
+    ];
     for (name, _) in table {
         let written = name.get_ref().as_ref();
         if !known.contains(&written) && !fields.iter().any(|(field, _)| *field == written) {
@@ -203,6 +235,7 @@ mod tests {
             isa: "avx2".to_owned(),
             dtype: "f32".to_owned(),
             threads,
+            n_layer: 4,
             n_embd: 256,
             d_ff: 1024,
             vocab_size: 5000,
@@ -217,6 +250,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/folder/tune.toml");
         assert_eq!(read(&path).unwrap(), None);
+        assert_eq!(read_if_possible(&path).unwrap(), None);
+        // A folder is no file that can be read.
+        assert!(read(dir.path()).is_err());
+        assert_eq!(read_if_possible(dir.path()).unwrap(), None);
         let (one, two) = (entry_of(1), entry_of(2));
         assert!(replace(&path, &one.key, Some(one.clone())).unwrap());
         assert!(replace(&path, &two.key, Some(two.clone())).unwrap());

@@ -3,7 +3,7 @@
 use super::ratios::Ratios;
 use crate::data::dice::Dice;
 use crate::error::{Error, Result};
-use crate::memory::PoolMemory;
+use crate::memory::{PoolMemory, check_two};
 use crate::model;
 use crate::pool::{self, Crew};
 use cllm_core::{Batch, Engine, Kernels, Optimizer, Plan, StepError, Trainer};
@@ -91,12 +91,12 @@ pub(super) fn compare(
     time: Duration,
     patient: bool,
 ) -> Result<Ratios> {
+    check_two(default, plan)?;
     let mut first_memory = PoolMemory::allocate(default)?;
     let (pools, queue) = first_memory.parts();
     let first_engine = Engine::new(default, queue).map_err(model::plan_error)?;
     let first = Trainer::new(default, work.kernels, pools, &first_engine, 1);
     let mut first = Side::new(default, first.map_err(model::plan_error)?, work);
-    // Behind the first one's beginning, which has taken its memory: now there is what is left.
     let mut second_memory = PoolMemory::allocate(plan)?;
     let (pools, queue) = second_memory.parts();
     let second_engine = Engine::new(plan, queue).map_err(model::plan_error)?;
