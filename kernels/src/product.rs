@@ -436,7 +436,8 @@ impl Kernels {
             scratch: scratch.as_mut_ptr(),
         };
         // SAFETY: the views are valid for the shapes just checked; `c`, `sums` and `scratch` are
-        // exclusive, and scratch is long enough; sums are made by this table's kernel for B's kind; the table takes bf16 if there are any.
+        // exclusive, and scratch is long enough; sums are made by this table's kernel for B's
+        // kind; the table takes bf16 if there are any.
         unsafe { (self.products.gemm_both)(&g, a, b) }
     }
 }

@@ -149,7 +149,7 @@ pub fn check_available(plan: &Plan, batches: usize) -> Result<()> {
     // Models of few layers have nothing to win.
     let may_recompute = plan.mode() == Mode::Train && plan.config().n_layer > 2;
     let remedy = if may_recompute { ", or --recompute" } else { "" };
-    check_against(total_bytes(plan, batches) as u64, remedy, machine().as_ref())
+    check_against("training needs", total_bytes(plan, batches) as u64, remedy, machine().as_ref())
 }
 
 /// Refuses to hold two plans at a time for which the machine has not the memory.
@@ -158,22 +158,18 @@ pub fn check_available(plan: &Plan, batches: usize) -> Result<()> {
 /// As [`check_available`].
 pub fn check_two(first: &Plan, second: &Plan) -> Result<()> {
     let need = total_bytes(first, 1).saturating_add(total_bytes(second, 1)) as u64;
-    match machine() {
-        Some(machine) if need > machine.available => Err(Error::failure(format!(
-            "two runs at a time, which are compared, need {} of memory but this machine has {} \
-             available of {}: use a smaller --batch-size, --block-size or model",
-            human_bytes(need),
-            human_bytes(machine.available),
-            human_bytes(machine.total),
-        ))),
-        _ => Ok(()),
-    }
+    check_against("two runs in turns need", need, "", machine().as_ref())
 }
 
-fn check_against(need: u64, remedy: &str, machine: Option<&MachineMemory>) -> Result<()> {
+fn check_against(
+    who: &str,
+    need: u64,
+    remedy: &str,
+    machine: Option<&MachineMemory>,
+) -> Result<()> {
     match machine {
         Some(machine) if need > machine.available => Err(Error::failure(format!(
-            "training needs {} of memory but this machine has {} available of {}: use a smaller \
+            "{who} {} of memory but this machine has {} available of {}: use a smaller \
              --batch-size, --block-size or model{} (`cllm plan` shows what takes the memory)",
             human_bytes(need),
             human_bytes(machine.available),
@@ -278,14 +274,15 @@ mod tests {
         assert_eq!(need, plan.total_bytes().unwrap() as u64);
         assert_eq!(total_bytes(&plan, 9) as u64, need + 8 * plan.bytes(Pool::Batch) as u64);
         let enough = MachineMemory { total: 1 << 40, available: need };
-        assert_eq!(check_against(need, "", Some(&enough)), Ok(()));
+        assert_eq!(check_against("training needs", need, "", Some(&enough)), Ok(()));
         let short = MachineMemory { total: 8 << 30, available: need - 1 };
-        let error = check_against(need, ", or --recompute", Some(&short)).unwrap_err();
+        let error =
+            check_against("training needs", need, ", or --recompute", Some(&short)).unwrap_err();
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         assert!(text.contains(&human_bytes(need)) && text.contains("8.0 GiB"), "{text}");
         assert!(text.contains("model, or --recompute ("), "{text}");
-        assert_eq!(check_against(need, "", None), Ok(()));
+        assert_eq!(check_against("training needs", need, "", None), Ok(()));
     }
 
     #[test]
