@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// What has to be the same for a measured set to be used. The number of layers is among it, for
 /// whether weights are packed on the way depends on how many there are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Key {
     /// The CPU by its own name and signature.
     pub cpu: String,
@@ -43,6 +43,41 @@ impl Key {
             d_ff: config.d_ff,
             vocab_size: config.vocab_size,
             rows: batch.sequences.saturating_mul(batch.tokens),
+        }
+    }
+
+    /// All parts by the names that the file has for them, in its order.
+    pub(super) fn parts(&mut self) -> [(&'static str, Part<'_>); 9] {
+        let Self { cpu, isa, dtype, threads, n_layer, n_embd, d_ff, vocab_size, rows } = self;
+        [
+            ("cpu", Part::Text(cpu)),
+            ("isa", Part::Text(isa)),
+            ("dtype", Part::Text(dtype)),
+            ("threads", Part::Number(threads)),
+            ("n_layer", Part::Number(n_layer)),
+            ("n_embd", Part::Number(n_embd)),
+            ("d_ff", Part::Number(d_ff)),
+            ("vocab_size", Part::Number(vocab_size)),
+            ("rows", Part::Number(rows)),
+        ]
+    }
+}
+
+/// A part of a [`Key`], to read or to write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Part<'a> {
+    Text(&'a mut String),
+    Number(&'a mut usize),
+}
+
+/// As TOML has it.
+impl fmt::Display for Part<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => {
+                write!(f, "\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+            }
+            Self::Number(number) => write!(f, "{number}"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The file of measured sets: TOML, a table `[[set]]` for each [`Key`].
 
-use super::key::Key;
+use super::key::{Key, Part};
 use crate::error::{Error, Result};
 use crate::files::{create_dir, write_atomic};
 use cllm_core::Blocking;
@@ -12,6 +12,8 @@ use toml::de::{DeTable, DeValue};
 
 /// The version of the format that this program writes and reads.
 const VERSION: usize = 1;
+/// The name of [`Entry::ratio`].
+const RATIO: &str = "ratio";
 
 /// A measured set.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,15 +96,14 @@ fn text(entries: &[Entry]) -> String {
          default ones.\n# `cllm train --tuning off` does without.\nversion = {VERSION}\n"
     );
     for Entry { key, blocking, ratio } in entries {
-        let Key { cpu, isa, dtype, threads, n_layer, n_embd, d_ff, vocab_size, rows } = key;
-        let cpu = cpu.replace('\\', "\\\\").replace('"', "\\\"");
+        text.push_str("\n[[set]]\n");
         // Writing to a String cannot fail.
+        for (name, part) in key.clone().parts() {
+            let _ = writeln!(text, "{name} = {part}");
+        }
         let _ = write!(
             text,
-            "\n[[set]]\ncpu = \"{cpu}\"\nisa = \"{isa}\"\ndtype = \"{dtype}\"\nthreads = \
-             {threads}\nn_layer = {n_layer}\nn_embd = {n_embd}\nd_ff = {d_ff}\nvocab_size = {vocab_size}\nrows = \
-             {rows}\n# Time of a step as a share of that with the default sizes.\nratio = \
-             {ratio:.4}\n"
+            "# Time of a step as a share of that with the default sizes.\n{RATIO} = {ratio:.4}\n"
         );
         for (name, value) in blocking.fields() {
             let _ = writeln!(text, "{name} = {value}");
@@ -172,24 +173,20 @@ fn entry(set: &Spanned<DeValue<'_>>) -> core::result::Result<Entry, Wrong> {
         text.ok_or_else(|| (value.span().start, format!("{name}: expected text")))
     };
     let number = |name: &str| whole(find(name)?, name);
-    let key = Key {
-        cpu: text("cpu")?,
-        isa: text("isa")?,
-        dtype: text("dtype")?,
-        threads: number("threads")?,
-        n_layer: number("n_layer")?,
-        n_embd: number("n_embd")?,
-        d_ff: number("d_ff")?,
-        vocab_size: number("vocab_size")?,
-        rows: number("rows")?,
-    };
-    let value = find("ratio")?;
+    let mut key = Key::default();
+    for (name, part) in key.parts() {
+        match part {
+            Part::Text(to) => *to = text(name)?,
+            Part::Number(to) => *to = number(name)?,
+        }
+    }
+    let value = find(RATIO)?;
     let ratio = match value.get_ref() {
         DeValue::Float(float) => float.as_str().parse().ok(),
         _ => None,
     };
     let ratio = ratio.filter(|ratio: &f64| *ratio > 0.0 && ratio.is_finite());
-    let ratio = ratio.ok_or_else(|| (value.span().start, "ratio: expected a share".to_owned()))?;
+    let ratio = ratio.ok_or_else(|| (value.span().start, format!("{RATIO}: expected a share")))?;
     let mut blocking = Blocking::default();
     let fields = blocking.fields();
     for (name, _) in fields {
@@ -198,21 +195,11 @@ fn entry(set: &Spanned<DeValue<'_>>) -> core::result::Result<Entry, Wrong> {
     blocking.check().map_err(|error| {
         (find(error.field).map_or(start, |value| value.span().start), error.to_string())
     })?;
-    let known = [
-        "cpu",
-        "isa",
-        "dtype",
-        "threads",
-        "n_layer",
-        "n_embd",
-        "d_ff",
-        "vocab_size",
-        "rows",
-        "ratio",
-    ];
+    let names = key.parts().map(|(name, _)| name);
+    let fields = fields.map(|(name, _)| name);
     for (name, _) in table {
         let written = name.get_ref().as_ref();
-        if !known.contains(&written) && !fields.iter().any(|(field, _)| *field == written) {
+        if written != RATIO && !names.contains(&written) && !fields.contains(&written) {
             return Err((name.span().start, format!("unknown key {written}")));
         }
     }
@@ -265,6 +252,27 @@ mod tests {
         assert!(replace(&path, &one.key, None).unwrap());
         assert!(!replace(&path, &one.key, None).unwrap());
         assert_eq!(read(&path).unwrap().unwrap(), [two]);
+    }
+
+    #[test]
+    fn every_part_of_a_key_is_stored_needed_and_tells_sets_apart() {
+        let parse = |text: &str| parse(Path::new("t.toml"), text);
+        let one = entry_of(1);
+        let good = text(core::slice::from_ref(&one));
+        let names = one.key.clone().parts().map(|(name, _)| name);
+        // Those of its reports too.
+        let json = serde_json::to_value(&one.key).unwrap();
+        assert!(names.iter().all(|name| json.get(name).is_some()), "{json}");
+        assert_eq!(json.as_object().unwrap().len(), names.len());
+        for name in names {
+            let line = good.lines().find(|line| line.starts_with(&format!("{name} = "))).unwrap();
+            let error = parse(&good.replace(&format!("{line}\n"), "")).unwrap_err().to_string();
+            assert!(error.contains(&format!("a set without {name}")), "{error}");
+            let other = if line.ends_with('"') { "\"other\"" } else { "77" };
+            let other = good.replace(line, &format!("{name} = {other}"));
+            let other = parse(&other).unwrap().remove(0).key;
+            assert_ne!(other, one.key, "{name}");
+        }
     }
 
     #[test]
