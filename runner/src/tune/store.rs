@@ -1,12 +1,20 @@
 //! The file of measured sets: TOML, a table `[[set]]` for each [`Key`].
+//!
+//! It is always replaced as a whole ([`crate::files`]), so whoever reads it needs no lock. Whoever
+//! changes it reads it, changes one set and writes all: two at a time would lose one's set. So that is
+//! done under a lock of a file beside it, `tune.toml.lock`. The lock file stays: one that is removed
+//! might be somebody's who waits for it.
 
 use super::key::{Key, Part};
 use crate::error::{Error, Result};
 use crate::files::{create_dir, write_atomic};
 use cllm_core::Blocking;
 use core::fmt::Write as _;
+use core::time::Duration;
 use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -14,6 +22,10 @@ use toml::de::{DeTable, DeValue};
 const VERSION: usize = 1;
 /// The name of [`Entry::ratio`].
 const RATIO: &str = "ratio";
+/// How long to wait for others who write the file, which takes them milliseconds, and how often to
+/// look.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A measured set.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,21 +77,58 @@ pub(super) fn read_if_possible(path: &Path) -> Result<Option<Vec<Entry>>> {
 }
 
 /// Replaces the set of `key` in the file at `path` by `found`, or takes it out. Gives whether
-/// that changed anything; if not, nothing is written.
+/// that changed anything; if not, nothing is written. Others may do the same at the same time.
 ///
 /// # Errors
 /// The file is broken, or cannot be written.
 pub(super) fn replace(path: &Path, key: &Key, found: Option<Entry>) -> Result<bool> {
-    let before = read(path)?.unwrap_or_default();
-    let mut entries = before.clone();
-    entries.retain(|entry| entry.key != *key);
-    entries.extend(found);
-    if entries == before {
+    let change = || -> Result<Option<Vec<Entry>>> {
+        let before = read(path)?.unwrap_or_default();
+        let mut entries = before.clone();
+        entries.retain(|entry| entry.key != *key);
+        entries.extend(found.clone());
+        Ok((entries != before).then_some(entries))
+    };
+    // Without a change there is no need for the lock, nor for a file to lock.
+    if change()?.is_none() {
         return Ok(false);
     }
     make_folder(path)?;
+    let _lock = lock(path, PATIENCE)?;
+    let Some(entries) = change()? else { return Ok(false) };
     write_atomic(path, text(&entries).as_bytes())?;
     Ok(true)
+}
+
+/// The lock of those who change the file at `path`, until it is dropped.
+///
+/// # Errors
+/// The file to lock cannot be made, or another process has kept it for longer than `patience`.
+fn lock(path: &Path, patience: Duration) -> Result<File> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    let beside = path.with_file_name(name);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&beside);
+    let file = file.map_err(|cause| Error::io("write", &beside, &cause))?;
+    let begin = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if begin.elapsed() < patience => {
+                std::thread::sleep(PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::failure(format!(
+                    "cannot write {}: for {} s another process has held the lock {}; once that \
+                     has ended, tune again",
+                    path.display(),
+                    patience.as_secs_f64(),
+                    beside.display()
+                )));
+            }
+            // A file system without locks is no reason to refuse to store.
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
+        }
+    }
 }
 
 /// Makes the folder of a file to be written.
@@ -252,6 +301,61 @@ mod tests {
         assert!(replace(&path, &one.key, None).unwrap());
         assert!(!replace(&path, &one.key, None).unwrap());
         assert_eq!(read(&path).unwrap().unwrap(), [two]);
+    }
+
+    #[test]
+    fn writers_at_the_same_time_lose_no_set() {
+        const WRITERS: usize = 4;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tune.toml");
+        let start = std::sync::Barrier::new(WRITERS);
+        let write = |writer: usize| {
+            start.wait();
+            for threads in (writer..40).step_by(WRITERS) {
+                let entry = entry_of(threads);
+                assert!(replace(&path, &entry.key.clone(), Some(entry)).unwrap());
+            }
+            // Of every second one there is something better.
+            for threads in (writer..40).step_by(2 * WRITERS) {
+                let entry = Entry { ratio: 0.5, ..entry_of(threads) };
+                assert!(replace(&path, &entry.key.clone(), Some(entry)).unwrap());
+            }
+        };
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..WRITERS).map(|n| scope.spawn(move || write(n))).collect();
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+        });
+        let mut stored = read(&path).unwrap().unwrap();
+        stored.sort_by_key(|entry| entry.key.threads);
+        let better = |n: usize| n % (2 * WRITERS) < WRITERS;
+        let ratio = |n| if better(n) { 0.5 } else { entry_of(n).ratio };
+        let all: Vec<Entry> = (0..40).map(|n| Entry { ratio: ratio(n), ..entry_of(n) }).collect();
+        assert_eq!(stored, all);
+    }
+
+    #[test]
+    fn a_lock_that_is_held_too_long_is_named_and_without_a_change_not_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tune.toml");
+        let one = entry_of(1);
+        assert!(!replace(&path, &one.key, None).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing to lock");
+        assert!(replace(&path, &one.key, Some(one.clone())).unwrap());
+        let held = lock(&path, Duration::ZERO).unwrap();
+        let error = lock(&path, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        let error = error.to_string();
+        let parts = ["cannot write ", "tune.toml: for 0.02 s", "tune.toml.lock", "tune again"];
+        assert!(parts.iter().all(|part| error.contains(part)) && !error.contains('\n'), "{error}");
+        assert!(!replace(&path, &one.key, Some(one.clone())).unwrap());
+        // A writer waits until it is free.
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| replace(&path, &one.key, None).unwrap());
+            std::thread::sleep(4 * PAUSE);
+            assert!(!writer.is_finished());
+            drop(held);
+            assert!(writer.join().unwrap());
+        });
     }
 
     #[test]
