@@ -195,6 +195,52 @@ fn the_users_own_file_is_found_and_a_run_goes_on_with_or_without_it() {
 }
 
 #[test]
+fn a_file_that_was_asked_for_and_has_nothing_that_fits_is_named_with_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = tune(dir.path(), "found.toml");
+    store(&dir.path().join("t.toml"), &report, &SIZES);
+    let quiet = |ran: &Ran| assert!(!ran.stderr.contains("tuning"), "{}", ran.stderr);
+    for name in ["train", "plan"] {
+        let more: &[&str] = if name == "plan" { &["--no-estimate"] } else { &[] };
+        let with = |flags: &[&str]| {
+            // The last one trained stays for `eval`.
+            let _ =
+                if name == "train" { fs::remove_dir_all(dir.path().join("run")) } else { Ok(()) };
+            run_with(dir.path(), name, &[flags, more].concat())
+        };
+        quiet(&with(&["--tuning", "t.toml"]));
+        quiet(&with(&["--tuning", "off", "--tiles-for", "3"]));
+        let ran = with(&["--tuning", "t.toml", "--tiles-for", "3"]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let said: Vec<_> = ran.stderr.lines().filter(|line| line.contains("tuning")).collect();
+        let [said] = said[..] else { panic!("{name}: {}", ran.stderr) };
+        assert!(said.starts_with("cllm: --tuning ") && said.contains("t.toml: no set "), "{said}");
+        for part in [": scalar, f32, 3 thread(s); 2 layer(s), width 32, ", "for threads = 2; "] {
+            assert!(said.contains(part), "no {part:?} in {said}");
+        }
+    }
+    let eval = ["eval", "--checkpoint", "run", "--isa", "scalar", "--batches", "1"];
+    let ran = run_in(dir.path(), &[&eval[..], &["--tuning", "t.toml", "--threads", "1"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("--tuning t.toml: no set of sizes in it is for "),
+        "{}",
+        ran.stderr
+    );
+    // Nobody asked for that of the user's configuration.
+    store(&dir.path().join("cllm/tune.toml"), &report, &SIZES);
+    let mut command = command(dir.path());
+    command.env("XDG_CONFIG_HOME", dir.path());
+    let ran: Ran = command
+        .args(arguments("plan", &["--no-estimate", "--tiles-for", "3"]))
+        .output()
+        .unwrap()
+        .into();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    quiet(&ran);
+}
+
+#[test]
 fn a_run_finds_its_file_from_another_folder_and_does_without_one_that_nobody_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let report = tune(dir.path(), "found.toml");

@@ -1,7 +1,7 @@
 //! Which sizes of blocks a command uses: a measured set that fits, or what the caches imply.
 
 use super::key::Key;
-use super::store;
+use super::store::{self, Entry};
 use crate::error::{Error, Result};
 use crate::settings::TuningChoice;
 use cllm_core::{Blocking, Caches};
@@ -33,7 +33,8 @@ pub fn default_blocking() -> Blocking {
     Blocking::for_caches(&Caches::detect())
 }
 
-/// The sizes for what `key` says. Bits do not depend on them.
+/// The sizes for what `key` says. Bits do not depend on them. Of a file that was asked for and has
+/// none that fit, standard error gets a line.
 ///
 /// # Errors
 /// A tuning file that is broken, or was asked for and is not there or cannot be read. That of the
@@ -57,11 +58,33 @@ pub fn choose(choice: &TuningChoice, key: &Key) -> Result<Chosen> {
             (Some(path.clone()), Some(entries))
         }
     };
-    let found = entries.into_iter().flatten().find(|entry| entry.key == *key);
-    Ok(match found {
-        Some(entry) => Chosen { blocking: entry.blocking, file },
-        None => Chosen { blocking: default_blocking(), file: None },
-    })
+    let entries = entries.unwrap_or_default();
+    if let Some(entry) = entries.iter().find(|entry| entry.key == *key) {
+        return Ok(Chosen { blocking: entry.blocking, file });
+    }
+    if let TuningChoice::File(path) = choice {
+        eprintln!(
+            "cllm: --tuning {}: no set of sizes in it is for {key}; {}; the usual sizes are taken",
+            path.display(),
+            nearest(key, &entries)
+        );
+    }
+    Ok(Chosen { blocking: default_blocking(), file: None })
+}
+
+/// What a file has that has nothing for `key`: how many sets, and by what the nearest ones differ.
+fn nearest(key: &Key, entries: &[Entry]) -> String {
+    const SHOWN: usize = 3;
+    let mut all: Vec<_> = entries.iter().map(|entry| key.differences(&entry.key)).collect();
+    all.sort_by_key(Vec::len);
+    let shown: Vec<_> = all.iter().take(SHOWN).map(|one| one.join(", ")).collect();
+    let shown = shown.join("; or ");
+    match all.len() {
+        0 => "it has none at all".to_owned(),
+        1 => format!("its one set is for {shown}"),
+        sets if sets <= SHOWN => format!("its {sets} sets are for {shown}"),
+        sets => format!("the nearest of its {sets} sets are for {shown}"),
+    }
 }
 
 /// Sizes of blocks in JSON: their names and values.
@@ -90,6 +113,24 @@ impl<'de> Deserialize<'de> for Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_file_has_instead_is_told_the_nearest_first() {
+        let key = Key { cpu: "A".to_owned(), isa: "avx2".to_owned(), threads: 2, ..Key::default() };
+        let of = |key: &Key| Entry { key: key.clone(), blocking: Blocking::default(), ratio: 0.5 };
+        let [one, two, more] = [1, 4, 8].map(|threads| of(&Key { threads, ..key.clone() }));
+        let far = of(&Key { cpu: "B \"2\"".to_owned(), rows: 5, ..key.clone() });
+        assert_eq!(nearest(&key, &[]), "it has none at all");
+        assert_eq!(nearest(&key, core::slice::from_ref(&one)), "its one set is for threads = 1");
+        assert_eq!(
+            nearest(&key, &[far.clone(), one.clone()]),
+            "its 2 sets are for threads = 1; or cpu = \"B \\\"2\\\"\", rows = 5"
+        );
+        assert_eq!(
+            nearest(&key, &[far, one, two, more]),
+            "the nearest of its 4 sets are for threads = 1; or threads = 4; or threads = 8"
+        );
+    }
 
     #[test]
     fn sizes_travel_by_name() {

@@ -61,6 +61,14 @@ impl Key {
             ("rows", Part::Number(rows)),
         ]
     }
+
+    /// What of `other` is not as here, as the file has it: `threads = 4`, for one.
+    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+        let (mut here, mut there) = (self.clone(), other.clone());
+        let pairs = here.parts().into_iter().zip(there.parts());
+        let pairs = pairs.filter(|((_, here), (_, there))| here != there);
+        pairs.map(|(_, (name, there))| format!("{name} = {there}")).collect()
+    }
 }
 
 /// A part of a [`Key`], to read or to write.
