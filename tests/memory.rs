@@ -118,9 +118,56 @@ fn batches_made_ready_allocate_nothing_in_either_thread() {
     assert!(in_loader.iter().all(|calls| *calls == in_loader[0]), "in the loader: {in_loader:?}");
 }
 
+/// Runs a step in pools of a pattern: of each pool `idle` lines of the plan stay as they are, each of
+/// them alone, and so does what is beyond it.
+fn every_other_line_is_used(plan: &Plan, kernels: &'static Kernels, idle: impl Fn(Pool) -> usize) {
+    let isa = kernels.set();
+    let poison = Line([f32::from_bits(0x7fc0_dead); LANES]);
+    let (tokens, targets) = ids(plan);
+    let pools = [
+        Pool::Parameters,
+        Pool::Gradients,
+        Pool::Moments,
+        Pool::Packed,
+        Pool::Activations,
+        Pool::Scratch,
+    ];
+    // A guard line behind each pool: larger pools are allowed, the rest is not touched.
+    let mut lines = pools.map(|pool| vec![poison; plan.lines(pool) + 1]);
+    let mut ops = vec![Op::EMPTY; plan.ops() + 1];
+    let mut slots: Vec<Slot> = (0..=plan.slots()).map(|_| Slot::new()).collect();
+    let mut words: Vec<AtomicU64> = (0..=plan.words()).map(|_| AtomicU64::new(u64::MAX)).collect();
+    {
+        let [parameters, gradients, moments, packed, activations, scratch] = &mut lines;
+        let queue = Queue { ops: &mut ops, slots: &mut slots, words: &mut words };
+        let pools = Pools { parameters, gradients, moments, packed, activations, scratch };
+        let engine = Engine::new(plan, queue).unwrap();
+        let mut trainer = Trainer::new(plan, kernels, pools, &engine, 1).unwrap();
+        trainer.initialise();
+        step(&mut trainer, &tokens, &targets);
+    }
+    // Weights, gradients and moments start as zeros: a line that a step uses has more.
+    for (pool, lines) in pools.iter().zip(&lines).take(3) {
+        let zeros = lines.iter().filter(|line| line.0 == [0.0; LANES]).count();
+        assert_eq!(zeros, 0, "{isa}: lines of {} stayed zero", pool.name());
+    }
+    let untouched = |line: &Line| line.0.map(f32::to_bits) == poison.0.map(f32::to_bits);
+    for (pool, lines) in pools.iter().zip(&lines) {
+        let (guard, planned) = lines.split_last().unwrap();
+        assert!(untouched(guard), "{isa}: {} wrote past the plan", pool.name());
+        let found: Vec<usize> = (0..planned.len()).filter(|i| untouched(&planned[*i])).collect();
+        let what = format!("{isa}: idle of {} lines of {}", planned.len(), pool.name());
+        assert_eq!(found.len(), idle(*pool), "{what}");
+        assert!(found.windows(2).all(|pair| pair[0] + 1 < pair[1]), "{what}: {found:?}");
+    }
+    assert_eq!(ops[plan.ops()], Op::EMPTY);
+    assert!(ops[..plan.ops()].iter().all(|op| *op != Op::EMPTY));
+    assert_eq!(words.pop().unwrap().into_inner(), u64::MAX);
+    assert!(words.into_iter().all(|word| word.into_inner() != u64::MAX));
+}
+
 #[test]
 fn every_planned_line_is_used_and_no_other() {
-    let poison = Line([f32::from_bits(0x7fc0_dead); LANES]);
     let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
     let bf16 = |k: &'static Kernels| [k, k.converting(), k.with_dtype(Dtype::Bf16)];
     let all = tables.flat_map(bf16);
@@ -136,52 +183,59 @@ fn every_planned_line_is_used_and_no_other() {
         let (usual, packings) = (Blocking::default(), [Packing::Once, Packing::Fresh]);
         packings.into_iter().flat_map(move |p| [(table, (p, usual)), (table, (p, large))])
     }) {
-        let isa = kernels.set();
         // Three layers, of which two are made again.
         let config = ModelConfig { n_layer: 3, ..config() };
         let tiling = Tiling { packing: Some(packing), blocking, ..Tiling::default() };
         let plan = Plan::with_tiling(&config, SHAPE, 1, &tiling, mode, kernels).unwrap();
         assert_eq!(plan.bytes(Pool::Packed) == 0, packing == Packing::Fresh);
-        let (tokens, targets) = ids(&plan);
-        let pools = [
-            Pool::Parameters,
-            Pool::Gradients,
-            Pool::Moments,
-            Pool::Packed,
-            Pool::Activations,
-            Pool::Scratch,
-        ];
-        // A guard line behind each pool: larger pools are allowed, the rest is not touched.
-        let mut lines = pools.map(|pool| vec![poison; plan.lines(pool) + 1]);
-        let mut ops = vec![Op::EMPTY; plan.ops() + 1];
-        let mut slots: Vec<Slot> = (0..=plan.slots()).map(|_| Slot::new()).collect();
-        let mut words: Vec<AtomicU64> =
-            (0..=plan.words()).map(|_| AtomicU64::new(u64::MAX)).collect();
-        {
-            let [parameters, gradients, moments, packed, activations, scratch] = &mut lines;
-            let queue = Queue { ops: &mut ops, slots: &mut slots, words: &mut words };
-            let pools = Pools { parameters, gradients, moments, packed, activations, scratch };
-            let engine = Engine::new(&plan, queue).unwrap();
-            let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
-            trainer.initialise();
-            step(&mut trainer, &tokens, &targets);
+        every_other_line_is_used(&plan, kernels, |_| 0);
+    }
+}
+
+/// Rows of logits, of the feed-forward layer and, of floats, of the model's width would be a
+/// multiple of 4 KiB apart: behind each of them is a line that nobody touches.
+#[test]
+fn of_rows_4_kib_apart_all_but_a_line_is_used() {
+    const LAYERS: usize = 2;
+    const ROWS: usize = 64;
+    let shape = BatchShape { sequences: 1, tokens: ROWS };
+    let config = ModelConfig {
+        // 4 KiB of floats only once they are whole lines.
+        vocab_size: 1015,
+        n_layer: LAYERS,
+        n_head: 16,
+        d_model: 1024,
+        d_ff: 2048,
+        // So that ids which the batch lacks have gradients too.
+        tied: true,
+        ..config()
+    };
+    let best = Kernels::detect();
+    for kernels in [best, best.with_dtype(Dtype::Bf16)] {
+        let element = if kernels.keeps_halves() { 2 } else { 4 };
+        let behind = |cols: usize| usize::from((cols * element).is_multiple_of(4096));
+        let (width, wider) = (behind(config.d_model), behind(config.d_ff));
+        assert_eq!((width, wider), (usize::from(element == 4), 1));
+        for (mode, packing) in [
+            (Mode::Train, Packing::Once),
+            (Mode::Train, Packing::Fresh),
+            (Mode::Recompute, Packing::Once),
+        ] {
+            let tiling = Tiling { packing: Some(packing), ..Tiling::default() };
+            let plan = Plan::with_tiling(&config, shape, 1, &tiling, mode, kernels).unwrap();
+            // Inputs of activations, which layers that are made again share, as they do outputs
+            // of norms; one gradient of them, and one group of logits.
+            let activations = match mode {
+                Mode::Recompute => wider + width,
+                _ => LAYERS * wider,
+            };
+            every_other_line_is_used(&plan, kernels, |pool| match pool {
+                Pool::Activations => ROWS * (activations + wider + 1),
+                // What a worker holds of a row block: outputs of a norm and of the activation.
+                Pool::Scratch => ROWS * (width + wider),
+                _ => 0,
+            });
         }
-        // Weights, gradients and moments start as zeros: a line that a step uses has more.
-        for (pool, lines) in pools.iter().zip(&lines).take(3) {
-            let zeros = lines.iter().filter(|line| line.0 == [0.0; LANES]).count();
-            assert_eq!(zeros, 0, "{isa}: lines of {} stayed zero", pool.name());
-        }
-        let untouched = |line: &Line| line.0.map(f32::to_bits) == poison.0.map(f32::to_bits);
-        for (pool, lines) in pools.iter().zip(&lines) {
-            let (guard, planned) = lines.split_last().unwrap();
-            assert!(untouched(guard), "{isa}: {} wrote past the plan", pool.name());
-            let idle = planned.iter().filter(|line| untouched(line)).count();
-            assert_eq!(idle, 0, "{isa}: {} of {} lines of {}", idle, planned.len(), pool.name());
-        }
-        assert_eq!(ops[plan.ops()], Op::EMPTY);
-        assert!(ops[..plan.ops()].iter().all(|op| *op != Op::EMPTY));
-        assert_eq!(words.pop().unwrap().into_inner(), u64::MAX);
-        assert!(words.into_iter().all(|word| word.into_inner() != u64::MAX));
     }
 }
 
