@@ -90,6 +90,18 @@ pub(crate) struct RawOperand {
 }
 
 impl RawOperand {
+    /// Bytes of an element: of bf16 (`half`), or of a float.
+    #[inline(always)]
+    pub(crate) const fn bytes_of(half: bool) -> usize {
+        if half { size_of::<Bf16>() } else { size_of::<f32>() }
+    }
+
+    /// Bytes of an element.
+    #[inline(always)]
+    pub(crate) const fn element_bytes(self) -> usize {
+        Self::bytes_of(self.half)
+    }
+
     /// Floats: element (i, j) is `ptr[i * row + j * col]`.
     #[inline(always)]
     pub(crate) fn floats(ptr: *const f32, row: usize, col: usize) -> Self {
@@ -106,12 +118,7 @@ impl RawOperand {
     #[inline(always)]
     pub(crate) fn skip(self, rows: usize, cols: usize) -> Self {
         let by = rows * self.row + cols * self.col;
-        let ptr = if self.half {
-            self.ptr.cast::<Bf16>().wrapping_add(by).cast()
-        } else {
-            self.ptr.wrapping_add(by)
-        };
-        Self { ptr, ..self }
+        Self { ptr: self.ptr.wrapping_byte_add(by.wrapping_mul(self.element_bytes())), ..self }
     }
 }
 
@@ -350,6 +357,27 @@ mod halves {
         unsafe fn contiguous(self, _: Avx512, _: F, src: *const Bf16) -> __m512 {
             // SAFETY: 32 halves are 512 bits, as pairs lie in words: the lower first.
             unsafe { _mm512_loadu_ps(src.cast()) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_of_either_kind_lie_as_far_apart_as_they_are_large() {
+        let memory = [0.0_f32; 64];
+        let (floats, halves) = (MatRef::new(&memory, 4, 10, 16), Bf16::slice(&memory));
+        let halves = MatRef::new(halves, 4, 10, 32);
+        for (m, bytes) in [(Operand::Float(floats), 4), (Operand::Half(halves), 2)] {
+            let raw = m.raw();
+            assert_eq!(raw.element_bytes(), bytes);
+            let distance = |to: RawOperand| to.ptr.addr() - raw.ptr.addr();
+            assert_eq!(distance(raw.skip(0, 3)), 3 * bytes);
+            // The rows of both are a line apart.
+            assert_eq!(distance(raw.skip(2, 0)), 2 * 64);
+            assert_eq!(distance(raw.flip().skip(3, 2)), 2 * 64 + 3 * bytes);
         }
     }
 }

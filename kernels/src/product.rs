@@ -159,10 +159,7 @@ impl Kernels {
     /// overflow: see [`row_stride`].
     #[must_use]
     pub fn operand_stride(&self, cols: usize) -> Option<usize> {
-        row_stride(
-            cols,
-            if self.keeps_halves_of(cols) { size_of::<Bf16>() } else { size_of::<f32>() },
-        )
+        row_stride(cols, RawOperand::bytes_of(self.keeps_halves_of(cols)))
     }
 
     /// Floats that `rows x cols` elements of [`Kernels::operand`] take, `None` on overflow.

@@ -4,7 +4,7 @@ use super::Place;
 use super::fetch::Near;
 use super::format::Format;
 use crate::dropout::Dropout;
-use crate::elements::{Bf16, Elements, OperandMut};
+use crate::elements::{Elements, OperandMut, RawOperand};
 use crate::mat::MatRef;
 use crate::math;
 use crate::simd::{Simd, load_up_to};
@@ -80,7 +80,7 @@ impl RawEpilogue {
 
     /// That of the columns from `first` on; of bf16 operands if C is of them (`halves`).
     pub(crate) fn beginning_at(&self, first: usize, halves: bool) -> Self {
-        let bytes = if halves { size_of::<Bf16>() } else { size_of::<f32>() };
+        let bytes = RawOperand::bytes_of(halves);
         Self {
             bias: self.bias.map(|bias| bias.wrapping_add(first)),
             other: self.other.wrapping_byte_add(first * bytes),

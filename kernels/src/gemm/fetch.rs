@@ -181,7 +181,7 @@ impl Grid {
     pub(crate) fn new(m: RawOperand, rows: usize, cols: usize) -> Self {
         // Far columns are lines of their own: not worth it.
         let rows = if m.col == 1 { rows } else { 0 };
-        let line = if m.half { 2 * LINE } else { LINE };
+        let line = BYTES / m.element_bytes();
         Self { m, line, rows, cols, row: 0, col: 0 }
     }
 
@@ -192,11 +192,37 @@ impl Grid {
             return None;
         }
         let next = self.m.skip(self.row, self.col).ptr.cast();
-        let element = if self.m.half { size_of::<f32>() / 2 } else { size_of::<f32>() };
         self.col += self.line;
         if self.col >= self.cols {
             (self.row, self.col) = (self.row + turns.max(1), 0);
         }
-        Some(Run { next, step: self.m.row.wrapping_mul(element) })
+        Some(Run { next, step: self.m.row.wrapping_mul(self.m.element_bytes()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_asks_for_every_line_of_floats_and_of_bf16() {
+        const ROWS: usize = 4;
+        const LINES: usize = 3;
+        let memory = [0.0_f32; ROWS * LINES * LINE];
+        let start = memory.as_ptr().addr();
+        for half in [false, true] {
+            let elements = LINES * BYTES / RawOperand::bytes_of(half);
+            let m = RawOperand { ptr: memory.as_ptr(), row: elements, col: 1, half };
+            let mut grid = Grid::new(m, ROWS, elements);
+            let mut asked = [0; ROWS * LINES];
+            while let Some(run) = grid.piece(2) {
+                for turn in 0..2 {
+                    let line = run.next.wrapping_add(turn * run.step).addr() - start;
+                    assert!(line.is_multiple_of(BYTES));
+                    asked[line / BYTES] += 1;
+                }
+            }
+            assert_eq!(asked, [1; ROWS * LINES], "half: {half}");
+        }
     }
 }
