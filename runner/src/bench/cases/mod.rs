@@ -129,6 +129,22 @@ mod tests {
     }
 
     #[test]
+    fn small_products_are_of_16_or_more_and_attentions_are_among_them() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let mut small = Vec::new();
+            visit(Kernels::scalar().with_dtype(dtype), 1.0, &mut |case| {
+                let Some(name) = case.name.strip_prefix("small/") else { return };
+                let shape = name.rsplit(' ').next().unwrap();
+                let sizes: Vec<u64> = shape.split('x').map(|size| size.parse().unwrap()).collect();
+                assert!(sizes.len() == 3 && sizes.iter().all(|size| *size >= 16), "{name}");
+                assert_eq!(case.work, Work::Flops(2 * sizes.iter().product::<u64>(), dtype));
+                small.push(shape.to_owned());
+            });
+            assert_eq!(small, ["128x128x32", "128x32x128", "16x16x16", "32x32x32", "64x64x64"]);
+        }
+    }
+
+    #[test]
     fn every_case_runs_on_every_instruction_set() {
         for isa in Isa::ALL {
             let Some(kernels) = Kernels::for_isa(isa) else { continue };
