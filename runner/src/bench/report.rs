@@ -49,6 +49,10 @@ pub struct Rate {
     /// Share of the peak of that type, of products.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share_of_peak: Option<f64>,
+    /// Share of what this instruction set has as its peak, of products: where it is not the
+    /// strongest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_of_own_peak: Option<f64>,
     /// GB/s, of passes over memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gb_per_s: Option<f64>,
@@ -110,12 +114,15 @@ impl Report {
             memory_copy_gb_per_s: copy_rate(32 << 20, time) / 1e9,
         };
         let mut measured: Vec<(KernelSet, String, Work, f64)> = Vec::new();
+        let mut own_peaks: Vec<(KernelSet, f64)> = Vec::new();
         for kernels in isas.iter().filter_map(|isa| Kernels::for_isa(*isa)) {
             let kernels = kernels.with_dtype(dtype);
             // Instruction sets may differ in products of another type alone.
             if measured.iter().any(|(set, ..)| *set == kernels.set()) {
                 continue;
             }
+            let is_best = kernels.set() == best.set();
+            let mut own: f64 = 0.0;
             visit(kernels, 1.0, &mut |case: Case| {
                 if !case.name.contains(only) {
                     return;
@@ -123,9 +130,15 @@ impl Report {
                 // Clocks change with heat and neighbours: the peak is looked for all along.
                 peak = peak.max(fma_peak(best, time / 10));
                 f32_peak = f32_peak.max(fma_peak(single, time / 10));
+                if !is_best && matches!(case.work, Work::Flops(_, of) if of == dtype) {
+                    own = own.max(fma_peak(kernels, time / 10));
+                }
                 let Case { name, work, mut run } = case;
                 measured.push((kernels.set(), name, work, fastest(time, &mut run)));
             });
+            if !is_best {
+                own_peaks.push((kernels.set(), own / 1e9));
+            }
         }
         // Of one type there is one peak.
         f32_peak = if dtype == Dtype::F32 { f32_peak.max(peak) } else { f32_peak };
@@ -133,7 +146,13 @@ impl Report {
         machine.peak_gflops = if dtype == Dtype::F32 { f32_peak } else { peak } / 1e9;
         let kernels = measured
             .into_iter()
-            .map(|(set, kernel, work, seconds)| Rate::new(set, kernel, work, seconds, &machine))
+            .map(|(set, kernel, work, seconds)| {
+                let rate = Rate::new(set, kernel, work, seconds, &machine);
+                match own_peaks.iter().find(|(of, _)| *of == set) {
+                    Some((_, peak)) => rate.beside_own_peak(set.dtype, *peak),
+                    None => rate,
+                }
+            })
             .collect();
         Self { machine, kernels }
     }
@@ -175,11 +194,12 @@ impl Report {
                 (None, share) => (share.unwrap_or(0.0), "copy"),
             };
             let percent = 100.0 * share;
-            let _ = writeln!(
-                text,
-                "  {:<38}{value:>8.1} {unit:<8}{percent:>6.1} % of {of}",
-                rate.kernel
-            );
+            let _ =
+                write!(text, "  {:<38}{value:>8.1} {unit:<8}{percent:>6.1} % of {of}", rate.kernel);
+            if let Some(own) = rate.share_of_own_peak {
+                let _ = write!(text, ",{:>6.1} % of its own", 100.0 * own);
+            }
+            text.push('\n');
         }
         text
     }
@@ -196,6 +216,7 @@ impl Rate {
             seconds,
             gflops: None,
             share_of_peak: None,
+            share_of_own_peak: None,
             gb_per_s: None,
             share_of_copy: None,
         };
@@ -215,6 +236,14 @@ impl Rate {
             }
         }
         rate
+    }
+
+    /// Of a set with products of `dtype` whose peak is `peak` GFLOP/s.
+    fn beside_own_peak(mut self, dtype: Dtype, peak: f64) -> Self {
+        if self.dtype == Some(dtype) {
+            self.share_of_own_peak = self.gflops.map(|gflops| gflops / peak);
+        }
+        self
     }
 }
 
@@ -264,6 +293,24 @@ mod tests {
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["kernels"][0]["dtype"], "bf16");
         assert_eq!(json["kernels"][1]["dtype"], "f32");
+    }
+
+    #[test]
+    fn products_of_a_weaker_set_have_a_share_of_its_own_peak() {
+        let (time, scalar) = (Duration::from_millis(1), Kernels::scalar().set());
+        let report = Report::measure(&[Isa::Scalar], Dtype::F32, "small/16", time);
+        let [rate] = &report.kernels[..] else { panic!("{report:?}") };
+        let is_weaker = report.machine.isa != Isa::Scalar;
+        assert_eq!(rate.share_of_own_peak.is_some(), is_weaker);
+        assert!(rate.share_of_own_peak.is_none_or(|own| rate.share_of_peak.unwrap() < own));
+        assert_eq!(report.text().contains(" % of its own\n"), is_weaker, "{}", report.text());
+        // That of products of bf16 is not that of what stays f32.
+        for (dtype, own) in [(Dtype::Bf16, Some(0.5)), (Dtype::F32, None)] {
+            let rate =
+                Rate::new(scalar, "k".to_owned(), Work::Flops(1 << 30, dtype), 1.0, &MACHINE);
+            let peak = 2.0 * rate.gflops.unwrap();
+            assert_eq!(rate.beside_own_peak(Dtype::Bf16, peak).share_of_own_peak, own);
+        }
     }
 
     #[test]
