@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Times matrix products of Crystalline's kernels, gemm, matrixmultiply, OpenBLAS and PyTorch in
-# turns, with AVX-512 and with AVX2, on one thread and on two. gemm/README.md has more.
+# turns, with AMX, AVX-512 and AVX2, on one thread and on two. gemm/README.md has more.
 #
 # Usage: benches/peers/gemm.sh [RUNS [THREADS [ISAS [OPTION...]]]]
-#   benches/peers/gemm.sh                            5 samples of each, "1 2", "avx512 avx2"
+#   benches/peers/gemm.sh                            5 samples of each, "1 2", "amx avx512 avx2"
 #   benches/peers/gemm.sh 7 1 avx512 --groups square
+#   benches/peers/gemm.sh 5 1 "avx scalar"
 #
 # OpenBLAS is taken from the Python package scipy-openblas32, or is the library that $OPENBLAS
 # names. PyTorch is that of benches/peers/run.sh if it has been set up, or of $PYTHON. What
@@ -13,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-5}
 threads=${2:-1 2}
-isas=${3:-avx512 avx2}
+isas=${3:-amx avx512 avx2}
 shift $(($# < 3 ? $# : 3))
 work=$PWD/target/peers-gemm
 mkdir -p "$work"
@@ -37,28 +38,34 @@ else
 fi
 
 for isa in $isas; do
+    # What the CPU needs, and how OpenBLAS, PyTorch, its MKL and its oneDNN are told: OpenBLAS does not
+    # know every CPU and then uses less than it could, the others would use more than Crystalline.
+    build=avx2
     case $isa in
-        avx512) flag=avx512vl features=(--features avx512) ;;
-        avx2) flag=avx2 features=() ;;
-        *) echo "gemm.sh: $isa: the instruction sets are avx512 and avx2" >&2; exit 2 ;;
+        amx) flag=amx_bf16 build=avx512 core=SkylakeX aten=avx512 mkl=AVX512_E4 onednn=AVX512_CORE_AMX ;;
+        avx512) flag=avx512vl build=avx512 core=SkylakeX aten=avx512 mkl=AVX512_E3 onednn=AVX512_CORE_BF16 ;;
+        avx2) flag=avx2 core=Haswell aten=avx2 mkl=AVX2 onednn=AVX2 ;;
+        avx) flag=avx core=Sandybridge aten=default mkl=AVX onednn=AVX ;;
+        scalar) flag=sse2 core=Prescott aten=default mkl=SSE4_2 onednn=SSE41 ;;
+        *)
+            echo "gemm.sh: $isa: the instruction sets are scalar, avx, avx2, avx512 and amx" >&2
+            exit 2
+            ;;
     esac
     if ! grep -q -w "$flag" /proc/cpuinfo; then
         echo "gemm.sh: without $isa: this CPU lacks it" >&2
         continue
     fi
+    features=()
+    if [ "$build" = avx512 ]; then features=(--features avx512); fi
     cargo build --quiet --locked --release --manifest-path benches/peers/gemm/Cargo.toml \
-        --target-dir "$work/$isa" ${features[@]+"${features[@]}"}
+        --target-dir "$work/$build" ${features[@]+"${features[@]}"}
     for count in $threads; do
         (
-            # OpenBLAS does not know every CPU and then uses less than it could.
-            if [ "$isa" = avx512 ]; then
-                export OPENBLAS_CORETYPE=SkylakeX
-            else
-                export OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2
-                export MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
-            fi
+            export OPENBLAS_CORETYPE=$core ATEN_CPU_CAPABILITY=$aten
+            export MKL_ENABLE_INSTRUCTIONS=$mkl ONEDNN_MAX_CPU_ISA=$onednn
             export MATMUL_NUM_THREADS=$count OMP_NUM_THREADS=$count RAYON_NUM_THREADS=$count
-            "$work/$isa/release/peers-gemm" --isa "$isa" --threads "$count" --runs "$runs" \
+            "$work/$build/release/peers-gemm" --isa "$isa" --threads "$count" --runs "$runs" \
                 ${options[@]+"${options[@]}"} "$@"
         )
         echo

@@ -2,6 +2,7 @@
 //!
 //! `benches/peers/gemm.sh` builds and calls it; README.md says what the columns are.
 
+mod aligned;
 mod ours;
 mod peers;
 mod problem;
@@ -10,7 +11,8 @@ mod shapes;
 mod timing;
 mod torch;
 
-use clap::{Parser, ValueEnum};
+use aligned::Aligned;
+use clap::Parser;
 use cllm_kernels::{Dtype, Isa, Kernels};
 use core::time::Duration;
 use ours::{Ours, Packing};
@@ -25,10 +27,10 @@ use torch::Torch;
 /// Times matrix products of Crystalline's kernels and of other libraries in turns.
 #[derive(Parser)]
 struct Options {
-    /// Instruction set. The peers use AVX2 or AVX-512 as this program was built, and as their
-    /// variables say: gemm.sh sees to both.
-    #[arg(long, value_enum)]
-    isa: Set,
+    /// Instruction set: scalar, avx, avx2, avx512 or amx. The peers use AVX2 or AVX-512 as this
+    /// program was built, or what their variables say: gemm.sh sees to both.
+    #[arg(long)]
+    isa: Isa,
     /// Threads of every library, 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     threads: u8,
@@ -44,12 +46,6 @@ struct Options {
     /// A Python that has PyTorch.
     #[arg(long)]
     python: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Set {
-    Avx2,
-    Avx512,
 }
 
 /// Threads of OpenBLAS and of OpenMP look for work for some 20 ms before they sleep, and would
@@ -78,13 +74,15 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), String> {
     let threads = usize::from(options.threads);
-    let (isa, wide) = match options.isa {
-        Set::Avx2 => (Isa::Avx2, false),
-        Set::Avx512 => (Isa::Avx512, true),
-    };
+    let isa = options.isa;
+    let wide = isa >= Isa::Avx512;
     if cfg!(feature = "avx512") != wide {
-        return Err(format!("--isa {isa}: built for the other one; use benches/peers/gemm.sh"));
+        return Err(format!("--isa {isa}: built for others; use benches/peers/gemm.sh"));
     }
+    // The crates take AVX2 where the CPU has it, whatever they are told.
+    let crates = isa >= Isa::Avx2;
+    // With AMX only products of bf16 are others than with AVX-512.
+    let floats = isa != Isa::Amx;
     let variable = "MATMUL_NUM_THREADS";
     if std::env::var(variable).ok().and_then(|value| value.parse().ok()) != Some(threads) {
         return Err(format!("--threads {threads}: set {variable}={threads} too, as gemm.sh does"));
@@ -92,7 +90,8 @@ fn run(options: &Options) -> Result<(), String> {
     let single = Kernels::for_isa(isa).ok_or(format!("--isa {isa}: this CPU lacks it"))?;
     let half = single.with_dtype(Dtype::Bf16);
     let half = (wide && half.is_native()).then_some(half);
-    let blas = options.openblas.as_ref().map(|path| OpenBlas::load(path, threads)).transpose()?;
+    let blas = options.openblas.as_ref().filter(|_| floats);
+    let blas = blas.map(|path| OpenBlas::load(path, threads)).transpose()?;
     let torch = options.python.as_ref().map(|path| Torch::start(path, threads)).transpose()?;
 
     println!("{isa}, threads: {threads}, medians of {} samples in turns, GFLOP/s", options.runs);
@@ -105,30 +104,35 @@ fn run(options: &Options) -> Result<(), String> {
     let mut report = Report::new(threads);
     for product in options.groups.iter().flat_map(|group| shapes::products(group)) {
         let problem = Problem::new(product);
-        let mut list = vec![
-            contender("cllm", Box::new(Ours::new(single, &problem, Packing::Before, threads))),
-            contender("cllm+pack", Box::new(Ours::new(single, &problem, Packing::Within, threads))),
-            contender("gemm", peers::gemm(&problem, threads)),
-            contender("matrixm.", peers::matrixmultiply(&problem)),
-        ];
-        if let Some(blas) = &blas {
-            list.push(contender("openblas", blas.product(&problem)));
+        let mut entries = Vec::new();
+        if floats {
+            let ours = |packing| Box::new(Ours::new(single, &problem, packing, threads));
+            let mut list = vec![
+                contender("cllm", ours(Packing::Before)),
+                contender("cllm+pack", ours(Packing::Within)),
+            ];
+            if crates {
+                list.push(contender("gemm", peers::gemm(&problem, threads)));
+                list.push(contender("matrixm.", peers::matrixmultiply(&problem)));
+            }
+            if let Some(blas) = &blas {
+                list.push(contender("openblas", blas.product(&problem)));
+            }
+            if let Some(torch) = &torch {
+                list.push(contender("torch", torch.product(&problem, "f32")?));
+            }
+            entries.push(measure("f32", single, list, &problem, options)?);
         }
-        if let Some(torch) = &torch {
-            list.push(contender("torch", torch.product(&problem, "f32")?));
-        }
-        let mut list16 = Vec::new();
         if let Some(half) = half {
             let ours = |packing| Box::new(Ours::new(half, &problem, packing, threads));
-            list16.push(contender("cllm", ours(Packing::Before)));
-            list16.push(contender("cllm+pack", ours(Packing::Within)));
+            let mut list = vec![
+                contender("cllm", ours(Packing::Before)),
+                contender("cllm+pack", ours(Packing::Within)),
+            ];
             if let Some(torch) = &torch {
-                list16.push(contender("torch", torch.product(&problem, "bf16")?));
+                list.push(contender("torch", torch.product(&problem, "bf16")?));
             }
-        }
-        let mut entries = vec![measure("f32", single, list, &problem, options)?];
-        if let Some(half) = half {
-            entries.push(measure("bf16", half, list16, &problem, options)?);
+            entries.push(measure("bf16", half, list, &problem, options)?);
         }
         report.add(Line { product: problem.product.clone(), entries });
     }
@@ -150,7 +154,7 @@ fn measure(
     options: &Options,
 ) -> Result<Entry, String> {
     let threads = usize::from(options.threads);
-    let mut c = vec![0.0; problem.expected.len()];
+    let mut c = Aligned::zeros(problem.expected.len());
     for contender in &mut list {
         c.fill(f32::NAN);
         contender.sampler.sample(&mut c, contender.calls)?;

@@ -4,10 +4,11 @@
 //! does: blocks of 96 rows with a packed matrix, gradients of weights by tiles of 256 x 256. Two
 //! threads get a half each.
 
+use crate::aligned::Aligned;
 use crate::problem::Problem;
 use crate::shapes::Layout;
 use crate::timing::{Calls, Sampler, together};
-use cllm_kernels::{Epilogue, Kernels, MatMut, MatRef, Packed};
+use cllm_kernels::{Epilogue, Isa, Kernels, MatMut, MatRef, Packed};
 use core::hint::black_box;
 use core::ops::Range;
 use core::time::Duration;
@@ -18,8 +19,9 @@ const ROW_BLOCK: usize = 96;
 const WEIGHT_TILE: usize = 256;
 /// Products smaller than this are left to one thread: some 2 us.
 const WORTH_SHARING: u64 = 1 << 18;
-/// Halves are cut at a multiple of it: of rows of register blocks, which are 4, 6 or 12.
+/// Halves are cut at a multiple of it: of rows of register blocks, which are 4, 6 or 12, and with AMX 32.
 const ROW_CUT: usize = 12;
+const ROW_CUT_OF_TILES: usize = 32;
 /// Likewise of columns, of panels.
 const COLUMN_CUT: usize = 32;
 
@@ -44,8 +46,8 @@ struct Share<'a> {
     tiles: Vec<(Tile, MatMut<'a>)>,
     /// Columns of B that it packs for itself.
     packs: Range<usize>,
-    packed: Vec<f32>,
-    scratch: Vec<f32>,
+    packed: Aligned,
+    scratch: Aligned,
 }
 
 /// One of Crystalline's products.
@@ -53,7 +55,7 @@ pub struct Ours<'a> {
     kernels: &'static Kernels,
     problem: &'a Problem,
     packing: Packing,
-    packed: Vec<f32>,
+    packed: Aligned,
     parts: Vec<Tile>,
 }
 
@@ -70,26 +72,26 @@ impl<'a> Ours<'a> {
         threads: usize,
     ) -> Self {
         let (k, n) = (problem.product.k, problem.product.n);
-        let mut packed = Vec::new();
+        let mut packed = Aligned::zeros(0);
         if packing == Packing::Before && !problem.product.is_weight_gradient() {
-            packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
+            packed = Aligned::zeros(kernels.packed_len(k, n).unwrap());
             kernels.pack(right(problem), &mut packed);
         }
-        Self { kernels, problem, packing, packed, parts: parts(problem, packing, threads) }
+        Self { kernels, problem, packing, packed, parts: parts(problem, packing, kernels, threads) }
     }
 
     fn share<'c>(&self, tiles: Vec<(Tile, MatMut<'c>)>, packs: Range<usize>) -> Share<'c> {
         let (kernels, k) = (self.kernels, self.problem.product.k);
         let packed = match self.packing {
-            Packing::Within => vec![0.0; kernels.packed_len(k, packs.len()).unwrap()],
-            Packing::Before => Vec::new(),
+            Packing::Within => Aligned::zeros(kernels.packed_len(k, packs.len()).unwrap()),
+            Packing::Before => Aligned::zeros(0),
         };
         let scratch = if self.problem.product.is_weight_gradient() {
             kernels.unpacked_scratch_len(WEIGHT_TILE, WEIGHT_TILE, k).unwrap()
         } else {
             kernels.gemm_scratch_len(ROW_BLOCK, k)
         };
-        Share { tiles, packs, packed, scratch: vec![0.0; scratch] }
+        Share { tiles, packs, packed, scratch: Aligned::zeros(scratch) }
     }
 
     /// One thread's part of the product.
@@ -157,7 +159,7 @@ fn right(problem: &Problem) -> MatRef<'_> {
 }
 
 /// What each thread gets: all, or the halves of the rows or of the columns.
-fn parts(problem: &Problem, packing: Packing, threads: usize) -> Vec<Tile> {
+fn parts(problem: &Problem, packing: Packing, kernels: &Kernels, threads: usize) -> Vec<Tile> {
     let product = &problem.product;
     let (m, n) = (product.m, product.n);
     if threads == 1 || product.flops() < WORTH_SHARING {
@@ -176,7 +178,8 @@ fn parts(problem: &Problem, packing: Packing, threads: usize) -> Vec<Tile> {
         let cut = (n / 2).next_multiple_of(COLUMN_CUT).min(n);
         vec![Tile { rows: 0..m, cols: 0..cut }, Tile { rows: 0..m, cols: cut..n }]
     } else {
-        let cut = (m / 2).next_multiple_of(ROW_CUT).min(m);
+        let block = if kernels.isa() == Isa::Amx { ROW_CUT_OF_TILES } else { ROW_CUT };
+        let cut = (m / 2).next_multiple_of(block).min(m);
         vec![Tile { rows: 0..cut, cols: 0..n }, Tile { rows: cut..m, cols: 0..n }]
     }
 }

@@ -4,6 +4,7 @@
 //! up to 2^16 of their products is a multiple of 1/256 below 2^16, which `f32` holds exactly: in
 //! whatever order a library adds, it has to find the very same numbers.
 
+use crate::aligned::Aligned;
 use crate::shapes::{Layout, Product};
 
 /// Operands and result of a [`Product`].
@@ -11,9 +12,9 @@ pub struct Problem {
     /// What it is.
     pub product: Product,
     /// A, laid out as the product says.
-    pub a: Vec<f32>,
+    pub a: Aligned,
     /// B, likewise.
-    pub b: Vec<f32>,
+    pub b: Aligned,
     /// What C has to be.
     pub expected: Vec<f32>,
 }
@@ -73,13 +74,13 @@ fn strides(layout: Layout, rows: usize, cols: usize) -> (isize, isize) {
 }
 
 /// Reproducible multiples of 1/16.
-fn elements(len: usize, mut state: u64) -> Vec<f32> {
-    core::iter::repeat_with(|| {
+fn elements(len: usize, mut state: u64) -> Aligned {
+    let mut elements = Aligned::zeros(len);
+    for x in elements.iter_mut() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        ((state >> 33) % 33) as f32 / 16.0 - 1.0
-    })
-    .take(len)
-    .collect()
+        *x = ((state >> 33) % 33) as f32 / 16.0 - 1.0;
+    }
+    elements
 }
 
 /// The transpose of a `rows x cols` matrix.
