@@ -2,13 +2,14 @@
 //!
 //! The kernels leave threads and blocks of rows to their caller, so this does what the step
 //! does: blocks of 96 rows with a packed matrix, gradients of weights by tiles of 256 x 256. Two
-//! threads get a half each.
+//! threads get a half each. Where a step keeps in memory as bf16 what only products read, operands that
+//! are not packed lie so; they are brought there before the timing, as PyTorch's are.
 
 use crate::aligned::Aligned;
 use crate::problem::Problem;
 use crate::shapes::Layout;
 use crate::timing::{Calls, Sampler, together};
-use cllm_kernels::{Epilogue, Isa, Kernels, MatMut, MatRef, Packed};
+use cllm_kernels::{Bf16, Epilogue, Isa, Kernels, MatMut, MatRef, Operand, OperandMut, Packed};
 use core::hint::black_box;
 use core::ops::Range;
 use core::time::Duration;
@@ -56,6 +57,8 @@ pub struct Ours<'a> {
     problem: &'a Problem,
     packing: Packing,
     packed: Aligned,
+    /// A, and B if it is not packed, as bf16 where the kernels keep that.
+    halves: [Option<Aligned>; 2],
     parts: Vec<Tile>,
 }
 
@@ -77,7 +80,14 @@ impl<'a> Ours<'a> {
             packed = Aligned::zeros(kernels.packed_len(k, n).unwrap());
             kernels.pack(right(problem), &mut packed);
         }
-        Self { kernels, problem, packing, packed, parts: parts(problem, packing, kernels, threads) }
+        let product = &problem.product;
+        let gradient = product.is_weight_gradient();
+        let of_a = || halves(kernels, &problem.a, if gradient { product.m } else { k });
+        let a = kernels.keeps_halves().then(of_a);
+        let of_b = || halves(kernels, &problem.b, n);
+        let b = (kernels.keeps_halves() && gradient).then(of_b);
+        let parts = parts(problem, packing, kernels, threads);
+        Self { kernels, problem, packing, packed, halves: [a, b], parts }
     }
 
     fn share<'c>(&self, tiles: Vec<(Tile, MatMut<'c>)>, packs: Range<usize>) -> Share<'c> {
@@ -97,20 +107,24 @@ impl<'a> Ours<'a> {
     /// One thread's part of the product.
     fn compute(&self, share: &mut Share<'_>) {
         let (kernels, k) = (self.kernels, self.problem.product.k);
-        let a = left(self.problem);
+        let product = &self.problem.product;
+        let (m, n) = (product.m, product.n);
+        let [a, b_kept] = self.halves.each_ref().map(Option::as_ref);
+        let a = a.map_or(left(self.problem).into(), |a| kept(kernels, a, product.a, m, k));
         let b = right(self.problem);
         let Share { tiles, packs, packed, scratch } = share;
-        if self.problem.product.is_weight_gradient() {
+        if product.is_weight_gradient() {
+            let b = b_kept.map_or(b.into(), |b| kept(kernels, b, product.b, k, n));
             for (Tile { rows, cols }, c) in tiles {
-                let a = a.row_range(rows.start, rows.len());
-                let b = b.col_range(cols.start, cols.len());
+                let a = row_range(a, rows);
+                let b = row_range(b.t(), cols).t();
                 kernels.gemm_unpacked(a, b, c.reborrow(), false, scratch);
             }
             return;
         }
         let packed = match self.packing {
             Packing::Before => {
-                let all = Packed::new(&self.packed, k, self.problem.product.n);
+                let all = Packed::new(&self.packed, k, n);
                 kernels.packed_columns(all, packs.clone())
             }
             Packing::Within => {
@@ -119,7 +133,7 @@ impl<'a> Ours<'a> {
             }
         };
         for (Tile { rows, .. }, c) in tiles {
-            let a = a.row_range(rows.start, rows.len());
+            let a = row_range(a, rows);
             kernels.gemm(a, packed, c.reborrow(), false, Epilogue::None, scratch);
         }
     }
@@ -156,6 +170,48 @@ fn left(problem: &Problem) -> MatRef<'_> {
 fn right(problem: &Problem) -> MatRef<'_> {
     let product = &problem.product;
     view(&problem.b, product.b, product.k, product.n)
+}
+
+/// Rows of `cols` elements as the kernels keep them.
+fn halves(kernels: &Kernels, data: &[f32], cols: usize) -> Aligned {
+    let rows = data.len() / cols;
+    let mut memory = Aligned::zeros(kernels.operand_len(rows, cols).unwrap());
+    match kernels.operand_mut(&mut memory, rows, cols) {
+        OperandMut::Float(mut to) => {
+            for (row, from) in data.chunks_exact(cols).enumerate() {
+                to.row_mut(row).copy_from_slice(from);
+            }
+        }
+        OperandMut::Half(mut to) => {
+            for (row, from) in data.chunks_exact(cols).enumerate() {
+                for (to, from) in to.row_mut(row).iter_mut().zip(from) {
+                    *to = Bf16::from_f32(*from);
+                }
+            }
+        }
+    }
+    memory
+}
+
+/// What [`halves`] has made, as it stands in the product.
+fn kept<'a>(
+    kernels: &Kernels,
+    memory: &'a [f32],
+    layout: Layout,
+    rows: usize,
+    cols: usize,
+) -> Operand<'a> {
+    match layout {
+        Layout::Plain => kernels.operand(black_box(memory), rows, cols),
+        Layout::Transposed => kernels.operand(black_box(memory), cols, rows).t(),
+    }
+}
+
+fn row_range<'a>(m: Operand<'a>, rows: &Range<usize>) -> Operand<'a> {
+    match m {
+        Operand::Float(m) => Operand::Float(m.row_range(rows.start, rows.len())),
+        Operand::Half(m) => Operand::Half(m.row_range(rows.start, rows.len())),
+    }
 }
 
 /// What each thread gets: all, or the halves of the rows or of the columns.
