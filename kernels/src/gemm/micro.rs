@@ -176,31 +176,31 @@ unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: 
     let along = if ALONG { 1 } else { t.a_col };
     let turns = t.kc / UNROLL;
     let near = fetch.near_turns().min(turns);
-    let late = LATE.min(turns - near);
-    let mut from = Operands { rows, along, b: t.b };
+    let late = if near == 0 { 0 } else { LATE.min(turns - near) };
+    let mut from = Operands::<M, ALONG> { rows, along, b: t.b };
     // SAFETY: kc steps of one column of A and one row of B each, as the caller promised.
     unsafe {
         let early = near.min(turns - near - late);
         for _ in 0..early {
             fetch.early(s);
             fetch.far(s);
-            turn(s, f, &mut sums, &mut from);
+            from.turn(s, f, &mut sums);
         }
         for _ in early + near + late..turns {
             fetch.far(s);
-            turn(s, f, &mut sums, &mut from);
+            from.turn(s, f, &mut sums);
         }
         for _ in 0..near {
             fetch.near(s);
             fetch.far(s);
-            turn(s, f, &mut sums, &mut from);
+            from.turn(s, f, &mut sums);
         }
         for _ in 0..late {
             fetch.far(s);
-            turn(s, f, &mut sums, &mut from);
+            from.turn(s, f, &mut sums);
         }
-        for u in 0..t.kc % UNROLL {
-            step(s, f, &mut sums, &from.rows, u * along, from.b.wrapping_add(u * S::NR));
+        for _ in 0..t.kc % UNROLL {
+            from.step(s, f, &mut sums);
         }
     }
     // SAFETY: C is valid for M rows of `cols` floats.
@@ -246,31 +246,70 @@ const LATE: usize = 2;
 pub(super) const UNROLL: usize = 4;
 
 /// Where a tile's loop is in A and B.
-struct Operands<const M: usize> {
+///
+/// Of rows that lie along the inner dimension there is a pointer each; of rows that are adjacent
+/// the first one's will do, and with more of them the compiler had loaded three steps' elements
+/// before the first multiply-add, and put most of them on the stack.
+struct Operands<const M: usize, const ALONG: bool> {
     rows: [*const f32; M],
     /// Words from an element of a row to the next.
     along: usize,
     b: *const f32,
 }
 
-/// One turn: [`UNROLL`] steps.
-///
-/// # Safety
-/// As many elements of the rows of A and rows of B are valid.
-#[inline(always)]
-unsafe fn turn<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
-    s: S,
-    f: F,
-    sums: &mut [[S::V; V]; M],
-    from: &mut Operands<M>,
-) {
-    let Operands { rows, along, b } = from;
-    for u in 0..UNROLL {
+impl<const M: usize, const ALONG: bool> Operands<M, ALONG> {
+    /// One turn: [`UNROLL`] steps.
+    ///
+    /// # Safety
+    /// As many elements of the rows of A and rows of B are valid.
+    #[inline(always)]
+    unsafe fn turn<S: Simd, F: Dot<S>, const V: usize>(
+        &mut self,
+        s: S,
+        f: F,
+        sums: &mut [[S::V; V]; M],
+    ) {
         // SAFETY: passed on from the caller.
-        unsafe { step(s, f, sums, rows, u * *along, b.wrapping_add(u * S::NR)) };
+        unsafe {
+            if ALONG {
+                for u in 0..UNROLL {
+                    step(s, f, sums, &self.rows, u, self.b.wrapping_add(u * S::NR));
+                }
+                self.rows = self.rows.map(|row| row.wrapping_add(UNROLL));
+                self.b = self.b.wrapping_add(UNROLL * S::NR);
+            } else {
+                for _ in 0..UNROLL {
+                    self.step(s, f, sums);
+                }
+            }
+        }
     }
-    *rows = rows.map(|row| row.wrapping_add(UNROLL * *along));
-    *b = b.wrapping_add(UNROLL * S::NR);
+
+    /// One step of the inner dimension.
+    ///
+    /// # Safety
+    /// An element of the rows of A and a row of B are valid.
+    #[inline(always)]
+    unsafe fn step<S: Simd, F: Dot<S>, const V: usize>(
+        &mut self,
+        s: S,
+        f: F,
+        sums: &mut [[S::V; V]; M],
+    ) {
+        let first = self.rows[0];
+        // SAFETY: passed on from the caller.
+        unsafe {
+            if ALONG {
+                step(s, f, sums, &self.rows, 0, self.b);
+                self.rows = self.rows.map(|row| row.wrapping_add(1));
+            } else {
+                let rows = core::array::from_fn(|i| first.wrapping_add(i));
+                step(s, f, sums, &rows, 0, self.b);
+                self.rows[0] = first.wrapping_add(self.along);
+            }
+        }
+        self.b = self.b.wrapping_add(S::NR);
+    }
 }
 
 /// Panels of B next to each other, for [`side_by_side`].
