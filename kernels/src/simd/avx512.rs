@@ -103,7 +103,9 @@ impl Simd for Avx512 {
                 let [a, b, c, d] = [lines[i], lines[i + 1], lines[i + 2], lines[i + 3]];
                 let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)];
                 let high = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)];
-                let [low, high] = [low, high].map(|pair| pair.map(|x| _mm512_castps_pd(x)));
+                // No closures: functions without the features would be called for each.
+                let low = [_mm512_castps_pd(low[0]), _mm512_castps_pd(low[1])];
+                let high = [_mm512_castps_pd(high[0]), _mm512_castps_pd(high[1])];
                 fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1]));
                 fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1]));
                 fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1]));
