@@ -2,7 +2,7 @@
 //! head or of a part of it.
 
 use crate::Kernels;
-use crate::attention::{PART, RawAttention, Rows, RowsMut, Span, Wanted};
+use crate::attention::{RawAttention, Rows, RowsMut, Span, Wanted};
 use crate::dropout::Dropout;
 use crate::mat::{MatMut, MatRef};
 use crate::rows::rows_of;
@@ -60,10 +60,11 @@ fn rows_mut_of(m: &MatMut<'_>) -> RowsMut {
 
 impl Kernels {
     /// Queries that parts of a head start at multiples of: see
-    /// [`Kernels::attention_queries`]. 24 on every instruction set.
+    /// [`Kernels::attention_queries`]. 32 where attention's products are made in tiles, 24 on
+    /// every other instruction set.
     #[must_use]
     pub fn attention_block(&self) -> usize {
-        PART
+        self.products.heads.part
     }
 
     /// Floats of scratch for [`Kernels::attention`] over up to `keys` keys, and for any
@@ -76,7 +77,7 @@ impl Kernels {
     /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
     #[must_use]
     pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::All)
+        (self.products.heads.backward_scratch)(keys, head, Wanted::All)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_queries`] of any queries of a
@@ -87,7 +88,7 @@ impl Kernels {
         keys: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::Queries)
+        (self.products.heads.backward_scratch)(keys, head, Wanted::Queries)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_keys`] of up to `part` keys of a
@@ -99,7 +100,7 @@ impl Kernels {
         part: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
+        (self.products.heads.backward_scratch)(part.min(keys), head, Wanted::Keys)
     }
 
     /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
@@ -140,7 +141,7 @@ impl Kernels {
         let (keys, head) = (a.k.rows(), a.q.cols());
         let need = self.attention_scratch_len(keys, head);
         assert!(need.is_some_and(|n| n <= scratch.len()), "attention: scratch is too short");
-        let rows = blocks(a, &queries);
+        let rows = blocks(a, &queries, self.attention_block());
         assert!(out.rows() == queries.len() && out.cols() == head, "attention: out");
         assert!(lse.as_ref().is_none_or(|l| l.len() == queries.len()), "attention: lse");
         let raw = RawAttention {
@@ -253,7 +254,7 @@ impl Kernels {
         let (n, head) = (a.q.rows(), a.q.cols());
         let need = self.attention_backward_queries_scratch_len(n, head);
         assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
-        let rows = blocks(a, &queries);
+        let rows = blocks(a, &queries, self.attention_block());
         assert_shape(dq.as_ref(), queries.len(), head);
         let raw = RawAttention {
             rows,
@@ -302,8 +303,9 @@ impl Kernels {
         for grad in [&dk, &dv] {
             assert_shape(grad.as_ref(), keys.len(), head);
         }
+        let strip = self.products.heads.strip;
         let raw = RawAttention {
-            rows: Span { start: start / self.mr * self.mr, end: n },
+            rows: Span { start: start / strip * strip, end: n },
             cols: Span { start, end },
             dkv: Some((rows_mut_of(&dk), rows_mut_of(&dv))),
             scratch: scratch.as_mut_ptr(),
@@ -322,12 +324,12 @@ impl Kernels {
 ///
 /// # Panics
 /// If it is not made of whole blocks.
-fn blocks(a: &Attention<'_>, queries: &Range<usize>) -> Span {
+fn blocks(a: &Attention<'_>, queries: &Range<usize>, block: usize) -> Span {
     let all = a.q.rows();
     let &Range { start, end } = queries;
     assert!(start <= end && end <= all, "attention: queries {start}..{end} of {all}");
-    let whole = |at: usize| at.is_multiple_of(PART) || at == all;
-    assert!(whole(start) && whole(end), "attention: {start}..{end} cuts a block of {PART}");
+    let whole = |at: usize| at.is_multiple_of(block) || at == all;
+    assert!(whole(start) && whole(end), "attention: {start}..{end} cuts a block of {block}");
     Span { start, end }
 }
 

@@ -203,19 +203,23 @@ macro_rules! products {
     };
 }
 
+/// Builds the function that all kernels of a format in vectors have their tiles from.
+macro_rules! tile {
+    ($name:ident, $token:expr, $format:expr $(, $feature:literal)?) => {
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn $name(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
+            // SAFETY: passed on from the caller.
+            unsafe { micro::any($token, $format, t, rows, cols, accumulate) }
+        }
+    };
+}
+
 /// Builds the kernels of attention whose products are of one format.
 macro_rules! heads {
-    ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr
+    ($module:ident, $lanes:ty, $token:expr, $Format:ty, $format:expr
         $(, $feature:literal)?) => {
         mod $module {
             use super::*;
-
-            /// Tiles of products, for all kernels of this format.
-            $(#[target_feature(enable = $feature)])?
-            pub(super) unsafe fn tile(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
-                // SAFETY: passed on from the caller.
-                unsafe { micro::any($token, $format, t, rows, cols, accumulate) }
-            }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_forward(a: &RawAttention) {
@@ -230,7 +234,8 @@ macro_rules! heads {
             }
 
             pub(crate) const HEADS: Heads = Heads {
-                dtype: $dtype,
+                strip: <$Format as Format<$lanes>>::MR,
+                part: attention::part::<$lanes, $Format>(),
                 forward_scratch: attention::forward_scratch::<$lanes, $Format>,
                 backward_scratch: attention::backward_scratch::<$lanes, $Format>,
                 forward: attention_forward,
@@ -288,25 +293,23 @@ macro_rules! kernel_table {
                 unsafe { elementwise::sum_squares(token(), src, n) }
             }
 
-            heads!(single_heads, Dtype::F32, $lanes, token(), Single, Single $(, $feature)?);
+            tile!(single_tile, token(), Single $(, $feature)?);
+            tile!(rounded_tile, token(), Rounded $(, $feature)?);
+            heads!(single_heads, $lanes, token(), Single, Single $(, $feature)?);
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
-                in_place, |_, _| 0, pass, HEADS, None $(, $feature)?);
-            heads!(rounded_heads, Dtype::Bf16, $lanes, token(), Rounded, Rounded $(, $feature)?);
+                in_place, |_, _| 0, pass, single_heads::HEADS, None $(, $feature)?);
+            heads!(rounded_heads, $lanes, token(), Rounded, Rounded $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
                 converted, gemm::scratch_len::<$lanes, Rounded>, pass, rounded_heads::HEADS, None
                 $(, $feature)?);
-            /// Of plain floats.
-            pub(crate) const HEADS: Heads = single_heads::HEADS;
-
             impl micro::TileFns for $lanes {
-                const SINGLE: micro::TileFn = single_heads::tile;
-                const ROUNDED: micro::TileFn = rounded_heads::tile;
+                const SINGLE: micro::TileFn = single_tile;
+                const ROUNDED: micro::TileFn = rounded_tile;
             }
 
             pub(crate) const TABLE: Kernels = Kernels {
                 isa: $isa,
                 lanes: <$lanes as Simd>::LANES,
-                mr: <$lanes as Simd>::MR,
                 nr: <$lanes as Simd>::NR,
                 products: single::PRODUCTS,
                 norm_forward,
@@ -375,9 +378,15 @@ pub(crate) mod avx512bf16 {
     use crate::product::Keeps;
     use crate::simd::avx512::Avx512;
 
+    tile!(
+        tile,
+        Avx512::assume(),
+        Paired::assume(),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
     heads!(
         paired_heads,
-        Dtype::Bf16,
         Avx512,
         Avx512::assume(),
         Paired,
@@ -445,7 +454,7 @@ pub(crate) mod avx512bf16 {
         unsafe { kept::gemm(s, m.0, g, halves) }
     }
 
-    pub(crate) const TILE: micro::TileFn = paired_heads::tile;
+    pub(crate) const TILE: micro::TileFn = tile;
 
     pub(crate) const KEEPS: Keeps = Keeps {
         product,
@@ -461,9 +470,6 @@ pub(crate) mod avx512bf16 {
 
 /// The kernels of AVX-512 with products of bf16 in tiles. What reads and writes bf16 without
 /// multiplying is that of [`avx512bf16`].
-///
-/// Attention is that of floats: its products are of few columns and small depth, and where there
-/// is AMX `vdpbf16ps` has half the speed of multiply-adds (Granite Rapids).
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx_bf16 {
     use super::*;
@@ -471,6 +477,15 @@ pub(crate) mod amx_bf16 {
     use crate::gemm::tiled::Tiled;
     use crate::product::Keeps;
     use crate::simd::avx512::Avx512;
+
+    heads!(
+        tiled_heads,
+        Avx512,
+        Avx512::assume(),
+        Tiled,
+        Tiled::assume(),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
 
     products!(
         tiled,
@@ -482,7 +497,7 @@ pub(crate) mod amx_bf16 {
         tiles,
         gemm::scratch_len::<Avx512, Tiled>,
         tile_pass,
-        avx512::HEADS,
+        tiled_heads::HEADS,
         Some(KEEPS),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );

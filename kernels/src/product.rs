@@ -85,9 +85,12 @@ pub(crate) struct Products {
 /// The kernels of attention for operands of one type.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads {
-    pub(crate) dtype: Dtype,
+    /// Queries of a strip.
+    pub(crate) strip: usize,
+    /// What parts of a head start at multiples of: whole strips.
+    pub(crate) part: usize,
     pub(crate) forward_scratch: fn(usize, usize) -> Option<usize>,
-    pub(crate) backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
+    pub(crate) backward_scratch: fn(usize, usize, Wanted) -> Option<usize>,
     pub(crate) forward: unsafe fn(&RawAttention),
     pub(crate) backward: unsafe fn(&RawAttention),
 }
@@ -126,13 +129,6 @@ impl Kernels {
     #[must_use]
     pub fn dtype(&self) -> Dtype {
         self.products.dtype
-    }
-
-    /// What the operands of attention's own products are rounded to: as [`Kernels::dtype`], but
-    /// `f32` where the others are multiplied in the tiles of AMX.
-    #[must_use]
-    pub fn attention_dtype(&self) -> Dtype {
-        self.products.heads.dtype
     }
 
     /// Whether the CPU multiplies what products are rounded to by instructions of its own: not

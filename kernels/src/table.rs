@@ -18,7 +18,6 @@ use crate::softmax::RawCrossEntropy;
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) lanes: usize,
-    pub(crate) mr: usize,
     pub(crate) nr: usize,
     pub(crate) products: Products,
     pub(crate) norm_forward: unsafe fn(&RawNorm),

@@ -1,17 +1,17 @@
-//! The backward pass of one head, or of a part of it: all keys of the part at once,
-//! queries strip by strip.
+//! The backward pass of one head, or of a part of it.
 //!
 //! ```text
 //! pack K^T, V^T, K once
-//! for each block of queries                           (strips whose p and ds are kept)
-//!   pack Q, dO of the block
-//!   for each strip of the block                       (keys up to the strip's last query)
-//!     p    = exp(scale Q K^T - lse)                   (zero beyond the diagonal)
-//!     dp   = dO V^T
-//!     ds   = scale p (mask dp - rowsum(dO O));   p = p mask
-//!     dQ   = ds K
-//!   for each strip of keys that the block sees        (queries from the strip's first key on)
-//!     dV (+)= p^T dO;   dK (+)= ds^T Q
+//! for each block of queries                           (whose p and ds are kept)
+//!   pack Q, dO of the block;  delta = rowsum(dO O) of each row
+//!   for each block of keys
+//!     for each strip of queries that sees some of it  (keys up to the strip's last query)
+//!       p    = exp(scale Q K^T - lse)                 (zero beyond the diagonal)
+//!       dp   = dO V^T
+//!       ds   = scale p (mask dp - delta);   p = p mask
+//!       dQ (+)= ds K
+//!     for each strip of keys that the queries see     (queries from the strip's first key on)
+//!       dV (+)= p^T dO;   dK (+)= ds^T Q
 //! ```
 //! The mask is dropout's (1 without it); `rowsum(dO O)` equals the row's sum of
 //! `p mask dp`, which is what the softmax's gradient subtracts.
@@ -19,23 +19,28 @@
 //! Where a word of the format has two elements, p and ds are brought into words of two
 //! queries each, which dV and dK sum over, and ds into words of two keys each for dQ.
 //!
+//! Tiles have rows of words for a left-hand side, which p^T and ds^T are not. There the
+//! products are turned round: `dV^T (+)= dO^T p` and `dK^T (+)= Q^T ds`, of p and ds as panels,
+//! and what they have summed is transposed at the end of the head. Sums are kept side by side in
+//! scratch, for the same reason as words of queries (`words_of`).
+//!
 //! A part is dQ of some strips of queries, over the keys that they see, or dK and dV of
 //! some keys, over the queries that see them. The two make the scores twice, seven
 //! products for five. Every sum of a part has the terms of the whole pass in the order
-//! of the whole pass, so the bits are the same: a row of dQ sums over keys from key 0
-//! on, a row of dK and dV over the blocks that see it, of which the queries before
+//! of the whole pass, so the bits are the same: a row of dQ sums over blocks of keys from key 0
+//! on, a row of dK and dV over the blocks of queries that see it, of which the queries before
 //! the diagonal add zeros or nothing.
 
+use super::scores::Scores;
+use super::sums::Sums;
 use super::{
-    Pieces, RawAttention, Rows, RowsMut, Span, Strip, Wanted, dot, fetch_next, query_block,
-    score_stride, strip_words, words_of,
+    KEY_BLOCK, MOST_QUERIES, Pieces, RawAttention, Rows, RowsMut, Span, Strip, Wanted, dot,
+    fetch_next, query_block, room_for_words, score_stride, words_of,
 };
 use crate::elements::RawOperand;
-use crate::gemm::format::{Dot, Single};
-use crate::gemm::pack::{pack_b, packed_b_len};
-use crate::math;
-use crate::simd::{MOST_LANES, Simd};
-use core::f32::consts::LOG2_E;
+use crate::gemm::format::{Format, Single};
+use crate::gemm::pack::{self, pack_b, packed_b_len};
+use crate::simd::Simd;
 
 /// What scratch holds.
 pub(super) struct Areas {
@@ -43,13 +48,18 @@ pub(super) struct Areas {
     keys_t: *mut f32,
     values_t: *mut f32,
     keys: *mut f32,
-    /// Packed, a block of queries.
+    /// A block of queries, packed; for tiles rows of words of its transpose.
     q_rows: *mut f32,
     dout_rows: *mut f32,
-    /// Words of a strip of queries, where those are not floats.
+    /// Words of a block of queries.
     q: *mut f32,
     dout: *mut f32,
-    /// Words of p and ds for a block of queries, of two queries each if a word has two.
+    /// Sums: dQ of a block of queries, dK and dV of all keys of the part, for tiles transposed.
+    dq: *mut f32,
+    dk: *mut f32,
+    dv: *mut f32,
+    /// Words of p and ds for a block of queries and of keys, of two queries each if a word has
+    /// two; for tiles in panels.
     p_block: *mut f32,
     ds_block: *mut f32,
     /// The scores of a strip and their gradients, as products leave them.
@@ -58,41 +68,43 @@ pub(super) struct Areas {
 }
 
 impl Areas {
-    /// For `span` of a head's `keys` keys, and the floats that they take.
+    /// For `span` of a head's keys, and the floats that they take.
     #[inline(always)]
-    pub(super) fn new<S: Simd, F: Dot<S>>(
+    pub(super) fn new<S: Simd, F: Format<S>>(
         scratch: *mut f32,
-        keys: usize,
         span: usize,
         head: usize,
         wanted: Wanted,
     ) -> (Self, Option<usize>) {
         let mut pieces = Pieces::of(scratch);
-        let block = query_block(keys, S::MR);
+        let block = query_block::<S, F>();
         let stride = score_stride::<S>(span);
-        let for_keys = |len: Option<usize>| if wanted == Wanted::Queries { Some(0) } else { len };
-        let rows = |n: usize| stride.and_then(|stride| stride.checked_mul(n));
+        let not_for = |part: Wanted, len: Option<usize>| if wanted == part { Some(0) } else { len };
         // Words of one element take the place of the floats that they are made of.
-        let strip = if F::DEPTH == 1 && wanted != Wanted::Queries { 0 } else { S::MR };
+        let strip = if F::DEPTH == 1 && wanted != Wanted::Queries { 0 } else { F::MR };
         let transposed = packed_b_len(F::words(head), span, S::NR);
-        let straight = if wanted == Wanted::Keys {
-            Some(0)
+        let packed_rows = if F::TILES {
+            head.checked_mul(F::words(block))
         } else {
-            packed_b_len(F::words(span), head, S::NR)
+            packed_b_len(F::words(block), head, S::NR)
         };
-        let packed_rows = for_keys(packed_b_len(F::words(block), head, S::NR));
+        let words = room_for_words::<S, F>(span, head);
+        let (of_queries, of_keys) = Sums::room::<S, F>(span, head);
         let areas = Self {
-            p: pieces.take(rows(strip)),
-            ds: pieces.take(rows(strip)),
-            p_block: pieces.take(for_keys(rows(F::words(block)))),
-            ds_block: pieces.take(for_keys(rows(F::words(block)))),
-            q: pieces.take(strip_words::<S, F>(head)),
-            dout: pieces.take(strip_words::<S, F>(head)),
-            q_rows: pieces.take(packed_rows),
-            dout_rows: pieces.take(packed_rows),
+            p: pieces.take(Some(strip * stride)),
+            ds: pieces.take(Some(strip * stride)),
+            p_block: pieces.take(not_for(Wanted::Queries, Some(F::words(block) * stride))),
+            ds_block: pieces.take(not_for(Wanted::Queries, Some(F::words(block) * stride))),
+            q: pieces.take(words),
+            dout: pieces.take(words),
+            dq: pieces.take(not_for(Wanted::Keys, of_queries)),
+            dk: pieces.take(not_for(Wanted::Queries, of_keys)),
+            dv: pieces.take(not_for(Wanted::Queries, of_keys)),
+            q_rows: pieces.take(not_for(Wanted::Queries, packed_rows)),
+            dout_rows: pieces.take(not_for(Wanted::Queries, packed_rows)),
             keys_t: pieces.take(transposed),
             values_t: pieces.take(transposed),
-            keys: pieces.take(straight),
+            keys: pieces.take(not_for(Wanted::Keys, packed_b_len(F::words(span), head, S::NR))),
         };
         (areas, pieces.len)
     }
@@ -102,18 +114,21 @@ impl Areas {
 /// The operands are valid for their shapes, `lse` is present, `first == 0` and
 /// `queries == keys`; `dq`, `dk`, `dv` and `scratch` overlap nothing else; `rows` and
 /// `cols` fit what is wanted. If all of the head is wanted, `dq`, `dk` and `dv` may be q, k
-/// and v themselves: all keys and values are packed before dK and dV are begun, the
-/// queries of a block before its dQ, and a strip's scores are made before its dQ.
+/// and v themselves: all keys and values are packed before dK and dV are begun, the queries of
+/// a block before its dQ is, and where its words are the queries in their place there is one
+/// block of keys, and a strip's scores are made before its dQ.
 #[inline(always)]
-pub(crate) unsafe fn backward<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) {
+pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
     let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
     let wanted = match (a.dq, a.dkv) {
         (Some(_), Some(_)) => Wanted::All,
         (Some(_), None) => Wanted::Queries,
         _ => Wanted::Keys,
     };
-    let areas = Areas::new::<S, F>(a.scratch, a.keys, n, head, wanted).0;
-    let block = query_block(a.keys, S::MR);
+    let areas = Areas::new::<S, F>(a.scratch, n, head, wanted).0;
+    let size = query_block::<S, F>();
+    let sums = Sums::new::<S, F>(a, areas.dq, areas.dk, areas.dv);
+    let unit = &mut f.unit();
     // SAFETY: `scratch` holds the areas; the rest is the caller's promise.
     unsafe {
         let (k, v) = (a.k.ptr.add(low * a.k.stride), a.v.ptr.add(low * a.v.stride));
@@ -124,27 +139,32 @@ pub(crate) unsafe fn backward<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) 
         }
         let mut start = a.rows.start;
         while start < a.rows.end {
-            let end = ((start / block + 1) * block).min(a.rows.end);
-            let pass = Block { a, areas: &areas, start, end };
-            if a.dkv.is_some() {
-                let rows = end - start;
-                let (q, dout) = (a.q.ptr.add(start * a.q.stride), a.dout.ptr);
-                let dout = dout.add(start * a.dout.stride);
-                pack_b(s, f, RawOperand::floats(q, a.q.stride, 1), rows, head, areas.q_rows);
-                let dout = RawOperand::floats(dout, a.dout.stride, 1);
-                pack_b(s, f, dout, rows, head, areas.dout_rows);
+            let end = ((start / size + 1) * size).min(a.rows.end);
+            let block = Block::new(s, f, a, &areas, &sums, Span { start, end });
+            // Keys from the first on that the block's last query does not see.
+            let seen = end.saturating_sub(low).min(n);
+            for first in (0..seen).step_by(KEY_BLOCK) {
+                let keys = Span { start: first, end: n.min(first + KEY_BLOCK) };
+                for at in (start..end).step_by(F::MR) {
+                    block.strip(s, f, unit, Span { start: at, end: end.min(at + F::MR) }, keys);
+                }
+                if a.dkv.is_some() {
+                    for (rows, words, to) in [
+                        (areas.dout_rows, areas.p_block, sums.dv),
+                        (areas.q_rows, areas.ds_block, sums.dk),
+                    ] {
+                        if F::TILES {
+                            block.turned_keys_or_values(s, f, unit, keys, (rows, words, to));
+                        } else {
+                            block.keys_or_values(s, f, unit, keys, (rows, words, to));
+                        }
+                    }
+                }
             }
-            let mut at = start;
-            while at < end {
-                let rows = S::MR.min(end - at);
-                pass.strip(s, f, at, rows);
-                at += rows;
-            }
-            if let Some((dk, dv)) = a.dkv {
-                pass.keys_and_values::<S, F>(dk, dv);
-            }
+            sums.finish_queries(s, a, Span { start, end });
             start = end;
         }
+        sums.finish_keys::<S, F>(s, a);
     }
 }
 
@@ -152,39 +172,87 @@ pub(crate) unsafe fn backward<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) 
 struct Block<'a> {
     a: &'a RawAttention,
     areas: &'a Areas,
-    start: usize,
-    end: usize,
+    sums: &'a Sums,
+    queries: Span,
+    /// Their words.
+    q: Rows,
+    dout: Rows,
+    /// `rowsum(dO O)` of each, and one more for an odd number.
+    deltas: [f32; MOST_QUERIES + 1],
 }
 
-impl Block<'_> {
-    /// p and ds of the queries from `at` on, and their dQ.
+impl<'a> Block<'a> {
+    /// Packs what the products with the block want.
     ///
     /// # Safety
-    /// Passed on from [`backward`]; `rows` are a strip of the block.
+    /// Passed on from [`backward`].
     #[inline(always)]
-    unsafe fn strip<S: Simd, F: Dot<S>>(&self, s: S, f: F, at: usize, rows: usize) {
+    unsafe fn new<S: Simd, F: Format<S>>(
+        s: S,
+        f: F,
+        a: &'a RawAttention,
+        areas: &'a Areas,
+        sums: &'a Sums,
+        queries: Span,
+    ) -> Self {
+        let (head, rows) = (a.head, queries.end - queries.start);
+        // SAFETY: passed on from the caller; scratch holds what the areas say.
+        unsafe {
+            let q = Rows { ptr: a.q.ptr.add(queries.start * a.q.stride), ..a.q };
+            let dout = Rows { ptr: a.dout.ptr.add(queries.start * a.dout.stride), ..a.dout };
+            if a.dkv.is_some() {
+                for (from, to) in [(q, areas.q_rows), (dout, areas.dout_rows)] {
+                    if F::TILES {
+                        let from = RawOperand::floats(from.ptr, 1, from.stride);
+                        pack::pack_a(s, f, from, head, rows, to);
+                    } else {
+                        let from = RawOperand::floats(from.ptr, from.stride, 1);
+                        pack_b(s, f, from, rows, head, to);
+                    }
+                }
+            }
+            let mut deltas = [0.0_f32; MOST_QUERIES + 1];
+            for (r, delta) in deltas[..rows].iter_mut().enumerate() {
+                let out = a.out.ptr.add((queries.start + r) * a.out.stride);
+                *delta = dot(s, (dout.ptr.add(r * dout.stride), f), (out, Single), head);
+            }
+            let q = words_of(s, f, q, (rows, head), areas.q, sums.direct);
+            let dout = words_of(s, f, dout, (rows, head), areas.dout, sums.direct);
+            Self { a, areas, sums, queries, q, dout, deltas }
+        }
+    }
+
+    /// p and ds of a strip of the block and the keys in `keys`, and what they add to dQ.
+    ///
+    /// # Safety
+    /// Passed on from [`backward`].
+    #[inline(always)]
+    unsafe fn strip<S: Simd, F: Format<S>>(
+        &self,
+        s: S,
+        f: F,
+        unit: &mut F::Unit,
+        queries: Span,
+        keys: Span,
+    ) {
         let (a, areas) = (self.a, self.areas);
         let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
-        let seen = (at + rows).saturating_sub(low).min(n);
+        let len = keys.end - keys.start;
+        let seen = queries.end.saturating_sub(low + keys.start).min(len);
         if seen == 0 {
             return;
         }
-        let stride = score_stride::<S>(n).unwrap_or(0);
+        let rows = queries.end - queries.start;
+        let stride = score_stride::<S>(n);
         // SAFETY: passed on from the caller; scratch holds what the areas say.
         unsafe {
-            let here = Span { start: at, end: at + rows };
-            fetch_next(s, &[a.q, a.dout, a.out.as_rows()], head, here);
-            if let (Some(dq), Some((dk, dv))) = (a.dq, a.dkv) {
-                // All of the head: there are as many keys as queries.
-                let gradients = [dq.as_rows(), dk.as_rows(), dv.as_rows()];
-                fetch_next(s, &[a.k, a.v], head, here);
-                fetch_next(s, &gradients, head, here);
-            }
-            let q = Rows { ptr: a.q.ptr.add(at * a.q.stride), ..a.q };
-            let dout = Rows { ptr: a.dout.ptr.add(at * a.dout.stride), ..a.dout };
-            let word = (at - self.start) / F::DEPTH * stride;
-            let (p_words, ds_words) =
-                (areas.p_block.wrapping_add(word), areas.ds_block.wrapping_add(word));
+            let first = queries.start - self.queries.start;
+            let word = first / F::DEPTH;
+            // Rows of words are a row of a panel, or of all keys, apart.
+            let (word_row, panel) =
+                if F::TILES { (S::NR, self.panel::<S, F>()) } else { (stride, S::NR) };
+            let p_words = areas.p_block.wrapping_add(word * word_row);
+            let ds_words = areas.ds_block.wrapping_add(word * word_row);
             let (p, ds) = if F::DEPTH == 1 && a.dkv.is_some() {
                 (p_words, ds_words)
             } else {
@@ -192,239 +260,150 @@ impl Block<'_> {
             };
 
             let words = F::words(head);
-            let whole = seen.next_multiple_of(S::LANES);
-            let q_words = words_of(s, f, q, rows, head, areas.q);
+            let whole = seen.next_multiple_of(if F::TILES { S::NR } else { S::LANES });
             let product = Strip {
                 rows,
                 words,
-                a: q_words.ptr,
-                a_row: q_words.stride,
+                a: self.q.ptr.add(first * self.q.stride),
+                a_row: self.q.stride,
                 a_col: 1,
                 c: RowsMut { ptr: p, stride },
                 accumulate: false,
             };
-            product.times::<S, F>(areas.keys_t, words * S::NR, whole);
-            let dout_words = words_of(s, f, dout, rows, head, areas.dout);
-            let c = RowsMut { ptr: ds, stride };
-            let product = Strip { a: dout_words.ptr, a_row: dout_words.stride, c, ..product };
-            product.times::<S, F>(areas.values_t, words * S::NR, whole);
+            let skipped = keys.start * words;
+            product.times((s, f), unit, areas.keys_t.add(skipped), words * S::NR, whole);
+            let product = Strip {
+                a: self.dout.ptr.add(first * self.dout.stride),
+                a_row: self.dout.stride,
+                c: RowsMut { ptr: ds, stride },
+                ..product
+            };
+            product.times((s, f), unit, areas.values_t.add(skipped), words * S::NR, whole);
 
-            let mut deltas = [0.0_f32; MOST_LANES + 1];
-            for (r, delta) in deltas[..rows].iter_mut().enumerate() {
-                let out = a.out.ptr.add((at + r) * a.out.stride);
-                *delta = dot(s, (dout.ptr.add(r * dout.stride), f), (out, Single), head);
-            }
+            // Products with strips or panels of keys read so far.
+            let padded = if F::TILES { seen.next_multiple_of(S::NR) } else { seen + F::MR };
             for r in (0..rows).step_by(F::DEPTH) {
                 let skip = r * stride;
-                let word = r / F::DEPTH * stride;
+                let word = r / F::DEPTH * word_row;
                 let group = Scores {
                     p: p.wrapping_add(skip),
                     ds: ds.wrapping_add(skip),
                     p_words: p_words.wrapping_add(word),
                     ds_words: ds_words.wrapping_add(word),
                     stride,
-                    query: at + r,
+                    panel,
+                    query: queries.start + r,
+                    key: low + keys.start,
                     rows: F::DEPTH.min(rows - r),
-                    end: if a.dkv.is_some() { n.min(seen + S::MR) } else { seen },
-                    delta: [deltas[r], deltas[r + 1]],
+                    end: if a.dkv.is_some() { len.min(padded) } else { seen },
+                    delta: [self.deltas[first + r], self.deltas[first + r + 1]],
                 };
                 group.differentiate(s, f, a);
+                if keys.start == 0 {
+                    for row in queries.start + r..queries.start + r + group.rows {
+                        fetch_next(s, [a.q, a.k, a.v, a.dout, a.out.as_rows()], head, row);
+                    }
+                }
             }
-            if let Some(dq) = a.dq {
-                let c = dq.from(at - a.rows.start);
-                let words = F::words(seen);
-                let product = Strip { words, a: ds, a_row: stride, c, ..product };
-                product.times::<S, F>(areas.keys, F::words(n) * S::NR, head);
+            if a.dq.is_some() {
+                let c = self.sums.of_queries(queries.start, self.queries.start, a.rows.start);
+                let (words, accumulate) = (F::words(seen), keys.start > 0);
+                let product = Strip { words, a: ds, a_row: stride, c, accumulate, ..product };
+                let from = areas.keys.add(keys.start / F::DEPTH * S::NR);
+                let cols = if F::TILES { c.stride } else { head };
+                product.times((s, f), unit, from, F::words(n) * S::NR, cols);
             }
         }
     }
 
-    /// What the block adds to dK and dV. They are overwritten where no block before has seen
-    /// the keys.
+    /// Words of a panel of p or ds.
+    #[inline(always)]
+    fn panel<S: Simd, F: Format<S>>(&self) -> usize {
+        F::words(self.queries.end - self.queries.start) * S::NR
+    }
+
+    /// What the block adds to dV or dK of the keys in `keys`: `words^T rows`. Sums are
+    /// overwritten where no block before has seen the keys.
     ///
     /// # Safety
-    /// Passed on from [`backward`]; all strips of the block are done.
+    /// Passed on from [`backward`]; all strips of the block are done for the keys.
     #[inline(always)]
-    unsafe fn keys_and_values<S: Simd, F: Dot<S>>(&self, dk: RowsMut, dv: RowsMut) {
-        let (a, areas) = (self.a, self.areas);
+    unsafe fn keys_or_values<S: Simd, F: Format<S>>(
+        &self,
+        s: S,
+        f: F,
+        unit: &mut F::Unit,
+        keys: Span,
+        (rows, words, sums): (*const f32, *const f32, RowsMut),
+    ) {
+        let (a, Span { start, end }) = (self.a, self.queries);
         let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
-        let stride = score_stride::<S>(n).unwrap_or(0);
-        let all = F::words(self.end - self.start);
-        let mut j = 0;
-        while j < n && low + j < self.end {
+        let stride = score_stride::<S>(n);
+        let all = F::words(end - start);
+        let mut j = keys.start;
+        while j < keys.end && low + j < end {
             // Queries before the strip's first key see none of it.
-            let before = (low + j).saturating_sub(self.start) / F::DEPTH;
+            let before = (low + j).saturating_sub(start) / F::DEPTH;
             let product = Strip {
-                rows: S::MR.min(n - j),
+                rows: F::MR.min(keys.end - j),
                 words: all - before,
-                a: areas.p_block.wrapping_add(before * stride + j),
+                a: words.wrapping_add(before * stride + j - keys.start),
                 a_row: 1,
                 a_col: stride,
-                c: dv.from(j),
-                accumulate: low + j < self.start,
+                c: sums.from(j),
+                accumulate: low + j < start,
             };
             // SAFETY: the block's words of the keys, zero where a query does not see one of the
             // strip; the rest is passed on from the caller.
             unsafe {
-                let skipped = before * S::NR;
-                product.times::<S, F>(areas.dout_rows.wrapping_add(skipped), all * S::NR, head);
-                let a = areas.ds_block.wrapping_add(before * stride + j);
-                let product = Strip { a, c: dk.from(j), ..product };
-                product.times::<S, F>(areas.q_rows.wrapping_add(skipped), all * S::NR, head);
+                let rows = rows.wrapping_add(before * S::NR);
+                product.times((s, f), unit, rows, all * S::NR, head);
             }
-            j += S::MR;
-        }
-    }
-}
-
-/// The scores of as many queries as a word has elements: `p` holds `Q K^T`, `ds` holds
-/// `dO V^T`.
-struct Scores {
-    p: *mut f32,
-    ds: *mut f32,
-    /// Where the words of these queries go.
-    p_words: *mut f32,
-    ds_words: *mut f32,
-    stride: usize,
-    query: usize,
-    /// One less than a word's elements behind the last of an odd number.
-    rows: usize,
-    /// Words up to this key are wanted: zero from where the query sees nothing.
-    end: usize,
-    /// `rowsum(dO O)` of each.
-    delta: [f32; 2],
-}
-
-impl Scores {
-    /// Makes masked probabilities and the gradient of the scores: the words of these queries,
-    /// if gradients of keys and values are wanted, and in the place of `ds` words of keys.
-    ///
-    /// # Safety
-    /// Rows hold scores of the keys that the strip sees, in whole vectors, and have room for
-    /// words of whole vectors up to `end`.
-    #[inline(always)]
-    unsafe fn differentiate<S: Simd, F: Dot<S>>(&self, s: S, f: F, a: &RawAttention) {
-        let Some(lse) = a.lse else { return };
-        let mut lse_log2 = [0.0_f32; 2];
-        for (d, x) in lse_log2[..self.rows].iter_mut().enumerate() {
-            // SAFETY: a query of the head.
-            *x = unsafe { -*lse.add(self.query + d) } * LOG2_E;
-        }
-        let zero = s.splat(0.0);
-        let step = S::LANES * F::DEPTH;
-        // Up to here every one of the queries sees all keys.
-        let valid = (self.query + 1).saturating_sub(a.cols.start).min(self.end);
-        let whole = if a.dropout.is_none() && self.rows == F::DEPTH { valid } else { 0 };
-        let mut i = 0;
-        // SAFETY: vectors that hold elements that the strip sees, and room for words up to `end`,
-        // which lie before what is not yet read.
-        unsafe {
-            while i + step <= whole {
-                let (mut p, mut ds) = ([[zero; 2]; 2], [[zero; 2]; 2]);
-                for d in 0..F::DEPTH {
-                    for v in 0..F::DEPTH {
-                        (p[d][v], ds[d][v]) = self.row(s, a, lse_log2[d], d, i + v * S::LANES);
-                    }
-                }
-                self.store(s, f, a, i, &p, &ds);
-                i += step;
-            }
-            while i < self.end {
-                let (mut p, mut ds) = ([[zero; 2]; 2], [[zero; 2]; 2]);
-                for d in 0..self.rows {
-                    let valid = (self.query + d + 1).saturating_sub(a.cols.start);
-                    for v in 0..F::DEPTH {
-                        let at = i + v * S::LANES;
-                        if at >= valid.min(self.end) {
-                            continue;
-                        }
-                        (p[d][v], ds[d][v]) = self.row(s, a, lse_log2[d], d, at);
-                        if valid - at < S::LANES {
-                            p[d][v] = s.first(p[d][v], valid - at, zero);
-                            ds[d][v] = s.first(ds[d][v], valid - at, zero);
-                        }
-                    }
-                }
-                self.store(s, f, a, i, &p, &ds);
-                i += step;
-            }
+            j += F::MR;
         }
     }
 
-    /// Masked probabilities and gradients of the scores of query `d` and a vector of keys.
+    /// [`Block::keys_or_values`] turned round, where words are in panels.
     ///
     /// # Safety
-    /// As for [`Scores::differentiate`]; the strip sees one of the keys.
+    /// As for [`Block::keys_or_values`].
     #[inline(always)]
-    unsafe fn row<S: Simd>(
-        &self,
-        s: S,
-        a: &RawAttention,
-        lse_log2: f32,
-        d: usize,
-        at: usize,
-    ) -> (S::V, S::V) {
-        let place = d * self.stride + at;
-        // SAFETY: passed on from the caller.
-        let scores = unsafe { (s.load(self.p.add(place)), s.load(self.ds.add(place))) };
-        let place = (self.query + d, a.cols.start + at);
-        gradient(s, a, scores, (lse_log2, self.delta[d]), place)
-    }
-
-    /// Stores words of p and ds for the keys from `at` on: of (query, vector of keys).
-    ///
-    /// # Safety
-    /// As for [`Scores::differentiate`].
-    #[inline(always)]
-    unsafe fn store<S: Simd, F: Dot<S>>(
+    unsafe fn turned_keys_or_values<S: Simd, F: Format<S>>(
         &self,
         s: S,
         f: F,
-        a: &RawAttention,
-        at: usize,
-        p: &[[S::V; 2]; 2],
-        ds: &[[S::V; 2]; 2],
+        unit: &mut F::Unit,
+        keys: Span,
+        (rows, words, sums): (*const f32, *mut f32, RowsMut),
     ) {
-        // SAFETY: passed on from the caller.
-        unsafe {
-            if a.dkv.is_some() {
-                for v in 0..F::DEPTH {
-                    let at = at + v * S::LANES;
-                    s.store(self.p_words.add(at), f.join(s, p[0][v], p[1][v]));
-                    s.store(self.ds_words.add(at), f.join(s, ds[0][v], ds[1][v]));
+        let (a, Span { start, end }) = (self.a, self.queries);
+        let (low, head) = (a.cols.start, a.head);
+        let (all, panel) = (F::words(end - start), self.panel::<S, F>());
+        let made = (end - start).div_ceil(F::DEPTH);
+        let mut j = keys.start;
+        while j < keys.end && low + j < end {
+            // Whole strips of queries before the panel's first key see none of it.
+            let before = (low + j).saturating_sub(start) / F::MR * F::MR / F::DEPTH;
+            // SAFETY: the block's words of the keys, zero where a query does not see one of the
+            // panel, and behind the last query; the rest is passed on from the caller.
+            unsafe {
+                let words = words.add((j - keys.start) / S::NR * panel);
+                words.add(made * S::NR).write_bytes(0, (all - made) * S::NR);
+                for row in (0..head).step_by(F::MR) {
+                    let product = Strip {
+                        rows: F::MR.min(head - row),
+                        words: all - before,
+                        a: rows.add(row * all + before),
+                        a_row: all,
+                        a_col: 1,
+                        c: RowsMut { ptr: sums.from(row).ptr.add(j), ..sums },
+                        accumulate: low + j < start,
+                    };
+                    let words = words.add(before * S::NR);
+                    product.times((s, f), unit, words, panel, S::NR);
                 }
             }
-            if F::DEPTH == 2 || a.dkv.is_none() {
-                for (d, ds) in ds[..self.rows].iter().enumerate() {
-                    let word = d * self.stride + at / F::DEPTH;
-                    s.store(self.ds.add(word), f.fold(s, ds[0], ds[1]));
-                }
-            }
+            j += S::NR;
         }
     }
-}
-
-/// Masked probabilities and gradients of the scores of a vector of keys from `column` on.
-#[inline(always)]
-fn gradient<S: Simd>(
-    s: S,
-    a: &RawAttention,
-    (score, mut dp): (S::V, S::V),
-    (lse_log2, delta): (f32, f32),
-    (query, column): (usize, usize),
-) -> (S::V, S::V) {
-    let exponent = s.mul_add(score, s.splat(a.scale * LOG2_E), s.splat(lse_log2));
-    // Probabilities are at most 1, however large the scores that rounding has moved.
-    let exponent = s.min(s.splat(0.0), exponent);
-    let p = math::exp2(s, exponent, s.splat(1.0), s.splat(-127.0));
-    let mut kept = p;
-    if let Some((dropout, first_row)) = &a.dropout {
-        let mut mask = [0.0_f32; MOST_LANES];
-        dropout.fill_mask(first_row.wrapping_add(query as u32), column, &mut mask[..S::LANES]);
-        // SAFETY: the array has room for a vector of any instruction set.
-        let mask = unsafe { s.load(mask.as_ptr()) };
-        dp = s.mul(dp, mask);
-        kept = s.mul(p, mask);
-    }
-    (kept, s.mul(s.mul(p, s.sub(dp, s.splat(delta))), s.splat(a.scale)))
 }

@@ -2,48 +2,64 @@
 //!
 //! ```text
 //! pack K^T and V once, as far as the last query sees
-//! for each strip of queries
-//!   scores = Q_strip K^T                 (keys up to the strip's last query)
-//!   for each row: p = exp(scale (s - max)), zero beyond the diagonal; keep 1 / sum
-//!   out_strip = p V, rows times 1 / sum
+//! for each block of queries
+//!   most = least float, sum = 0                (of each row)
+//!   for each block of keys
+//!     for each strip of queries that sees some of it
+//!       scores = Q_strip K^T                   (keys up to the strip's last query)
+//!       for each row
+//!         most' = max(most, scores);  a = exp(scale (most - most'));  most = most'
+//!         p = exp(scale (scores - most)), zero beyond the diagonal
+//!         sum = a sum + sum of p;  out = a out
+//!       out_strip (+)= p V
+//!   out = out / sum;  lse = scale most + ln sum
 //! ```
 //! The sum is of p as it is, the product of p in the format's precision.
 
+use super::few::few_queries;
+use super::sums::Sums;
 use super::{
-    Pieces, RawAttention, Rows, RowsMut, Span, Strip, dot, fetch_next, score_stride, strip_words,
-    words_of,
+    KEY_BLOCK, MOST_QUERIES, MOST_ROWS, Pieces, RawAttention, Rows, RowsMut, Span, Strip,
+    fetch_next, in_place, query_block, room_for_words, score_stride, sum_stride, words_of,
 };
 use crate::elements::RawOperand;
-use crate::gemm::format::{Dot, Single};
+use crate::gemm::LINE;
+use crate::gemm::format::Format;
 use crate::gemm::pack::{pack_b, packed_b_len};
 use crate::math;
 use crate::simd::{MOST_LANES, Simd, load_up_to, store_up_to};
-use crate::softmax::max_of;
 use core::f32::consts::LOG2_E;
 
 /// What scratch holds.
 pub(super) struct Areas {
+    /// Packed, all keys.
     keys_t: *mut f32,
     values: *mut f32,
     /// `MR` rows of [`score_stride`]: scores, which become probabilities.
-    scores: *mut f32,
-    q: *mut f32,
+    pub(super) scores: *mut f32,
+    /// Words of a block of queries.
+    pub(super) q: *mut f32,
+    /// What the block has summed of the values.
+    out: *mut f32,
 }
 
 impl Areas {
     /// For `keys` keys, and the floats that they take.
     #[inline(always)]
-    pub(super) fn new<S: Simd, F: Dot<S>>(
+    pub(super) fn new<S: Simd, F: Format<S>>(
         scratch: *mut f32,
         keys: usize,
         head: usize,
     ) -> (Self, Option<usize>) {
         let mut pieces = Pieces::of(scratch);
+        // A few queries have a row of scores of all keys.
+        let scores = (F::MR * score_stride::<S>(keys)).max(keys);
         let areas = Self {
-            scores: pieces.take(score_stride::<S>(keys).and_then(|n| n.checked_mul(S::MR))),
+            scores: pieces.take(Some(scores)),
             keys_t: pieces.take(packed_b_len(F::words(head), keys, S::NR)),
             values: pieces.take(packed_b_len(F::words(keys), head, S::NR)),
-            q: pieces.take(strip_words::<S, F>(head)),
+            q: pieces.take(room_for_words::<S, F>(keys, head)),
+            out: pieces.take(Sums::room::<S, F>(keys, head).0),
         };
         (areas, pieces.len)
     }
@@ -53,16 +69,16 @@ impl Areas {
 /// The operands are valid for their shapes, `out`, `lse` and `scratch` overlap
 /// nothing else; `first + queries <= keys`; `rows` are whole strips of the queries.
 #[inline(always)]
-pub(crate) unsafe fn forward<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) {
+pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
+    let (keys, head) = (a.first + a.rows.end, a.head);
     // Packing the keys pays from a few rows on; one new token reads them in place.
     if a.queries < S::MR && a.dropout.is_none() {
+        let Areas { scores, q, .. } = Areas::new::<S, F>(a.scratch, a.keys, head).0;
         // SAFETY: passed on from the caller.
-        return unsafe { few_queries(s, f, a) };
+        return unsafe { few_queries(s, f, a, scores, q) };
     }
-    let (keys, head) = (a.first + a.rows.end, a.head);
     let areas = Areas::new::<S, F>(a.scratch, keys, head).0;
-    let stride = score_stride::<S>(keys).unwrap_or(0);
-    let scores = RowsMut { ptr: areas.scores, stride };
+    let unit = &mut f.unit();
     // SAFETY: `scratch` holds the areas; the rest is the caller's promise.
     unsafe {
         let k = RawOperand::floats(a.k.ptr, 1, a.k.stride);
@@ -70,60 +86,202 @@ pub(crate) unsafe fn forward<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) {
         pack_b(s, f, RawOperand::floats(a.v.ptr, a.v.stride, 1), keys, head, areas.values);
         let mut start = a.rows.start;
         while start < a.rows.end {
-            let rows = S::MR.min(a.rows.end - start);
-            let written = start - a.rows.start;
-            let seen = a.first + start + rows;
-            fetch_next(s, &[a.q, a.k, a.v], head, Span { start, end: start + rows });
+            let end = a.rows.end.min(start + query_block::<S, F>());
             let q = Rows { ptr: a.q.ptr.add(start * a.q.stride), ..a.q };
-            let q = words_of(s, f, q, rows, head, areas.q);
-            let words = F::words(head);
+            let direct = in_place::<S, F>(keys);
+            let q = words_of(s, f, q, (end - start, head), areas.q, direct);
+            let out = if direct {
+                a.out.from(start - a.rows.start)
+            } else {
+                RowsMut { ptr: areas.out, stride: sum_stride::<S, F>(head).unwrap_or(0) }
+            };
+            let mut block = Block {
+                a,
+                areas: &areas,
+                start,
+                q,
+                out,
+                keys,
+                most: [f32::MIN; MOST_QUERIES],
+                sums: [0.0; MOST_QUERIES + MOST_LANES],
+            };
+            for low in (0..a.first + end).step_by(KEY_BLOCK) {
+                for at in (start..end).step_by(F::MR) {
+                    let rows = F::MR.min(end - at);
+                    block.strip(s, f, unit, Span { start: at, end: at + rows }, low);
+                }
+            }
+            start = end;
+        }
+    }
+}
+
+/// Queries that go over the keys together.
+struct Block<'a> {
+    a: &'a RawAttention,
+    areas: &'a Areas,
+    start: usize,
+    /// Words of the queries.
+    q: Rows,
+    /// Sums of the values.
+    out: RowsMut,
+    /// Keys that are packed.
+    keys: usize,
+    /// Of each query the largest score so far, and the sum of the exponentials.
+    most: [f32; MOST_QUERIES],
+    sums: [f32; MOST_QUERIES + MOST_LANES],
+}
+
+impl Block<'_> {
+    /// What the keys from `low` on add to a strip of the block's queries.
+    ///
+    /// # Safety
+    /// Passed on from [`forward`].
+    #[inline(always)]
+    unsafe fn strip<S: Simd, F: Format<S>>(
+        &mut self,
+        s: S,
+        f: F,
+        unit: &mut F::Unit,
+        queries: Span,
+        low: usize,
+    ) {
+        let (a, areas) = (self.a, self.areas);
+        let (head, rows) = (a.head, queries.end - queries.start);
+        let seen = (a.first + queries.end).saturating_sub(low).min(KEY_BLOCK);
+        if seen == 0 {
+            return;
+        }
+        let first = queries.start - self.start;
+        let stride = score_stride::<S>(self.keys);
+        let scores = RowsMut { ptr: areas.scores, stride };
+        let words = F::words(head);
+        // SAFETY: passed on from the caller; scratch holds what the areas say.
+        unsafe {
             let product = Strip {
                 rows,
                 words,
-                a: q.ptr,
-                a_row: q.stride,
+                a: self.q.ptr.add(first * self.q.stride),
+                a_row: self.q.stride,
                 a_col: 1,
                 c: scores,
                 accumulate: false,
             };
-            let whole = seen.next_multiple_of(S::LANES);
-            product.times::<S, F>(areas.keys_t, words * S::NR, whole);
+            let whole = seen.next_multiple_of(if F::TILES { S::NR } else { S::LANES });
+            let keys_t = areas.keys_t.add(low * words);
+            product.times((s, f), unit, keys_t, words * S::NR, whole);
 
             // Maxima first: while one row's is being found, the next rows' can be.
-            let mut most = [0.0_f32; MOST_LANES];
-            let mut sums = [1.0_f32; MOST_LANES];
-            let row = |r: usize| Row { ptr: scores.ptr.add(r * stride), query: start + r, seen };
-            for (r, most) in most[..rows].iter_mut().enumerate() {
-                *most = row(r).largest(s, a.first + start + r + 1);
-            }
-            for r in 0..rows {
-                sums[r] = row(r).softmax(s, f, a, most[r]);
-            }
-            if let Some(lse) = a.lse {
-                let mut logs = sums;
-                math::ln_each(&mut logs);
-                for r in 0..rows {
-                    *lse.add(written + r) = most[r] * a.scale + logs[r];
+            let row = |r: usize| {
+                // Some rows of a strip may see none of the block.
+                let valid = (a.first + queries.start + r + 1).saturating_sub(low).min(seen);
+                Row { ptr: scores.ptr.add(r * stride), query: queries.start + r, low, valid, seen }
+            };
+            let (most, sums) = (&mut self.most[first..], &mut self.sums[first..]);
+            let mut before = [0.0_f32; MOST_ROWS];
+            for (r, (most, before)) in most[..rows].iter_mut().zip(&mut before).enumerate() {
+                *before = *most;
+                *most = row(r).largest(s, *most);
+                if low == 0 {
+                    fetch_next(s, [a.q, a.k], head, queries.start + r);
                 }
             }
-
-            let out = RowsMut { ptr: a.out.ptr.add(written * a.out.stride), ..a.out };
-            let (a, words) = (scores.ptr.cast_const(), F::words(seen));
-            let product = Strip { words, a, a_row: stride, c: out, ..product };
-            product.times::<S, F>(areas.values, F::words(keys) * S::NR, head);
-            for (r, sum) in sums[..rows].iter().enumerate() {
-                crate::elementwise::scale(s, out.ptr.add(r * out.stride), 1.0 / sum, head);
+            let out = self.out.from(first);
+            for r in 0..rows {
+                let sum = row(r).softmax(s, f, a, most[r]);
+                if low == 0 {
+                    fetch_next(s, [a.v], head, queries.start + r);
+                    let out = a.out.from(queries.start - a.rows.start + r);
+                    for c in (0..head).step_by(LINE) {
+                        s.prefetch_to_write(out.ptr.wrapping_add(c));
+                    }
+                }
+                if low > 0 && before[r] < most[r] {
+                    let factor = shrink(s, (before[r] - most[r]) * (a.scale * LOG2_E));
+                    sums[r] *= factor;
+                    crate::elementwise::scale(s, out.ptr.add(r * out.stride), factor, head);
+                }
+                sums[r] += sum;
             }
-            start += rows;
+            let is_last = a.first + queries.end <= low + KEY_BLOCK;
+            if is_last {
+                self.store_lse(queries);
+            }
+            let (from, words) = (scores.ptr.cast_const(), F::words(seen));
+            let accumulate = low > 0;
+            let product = Strip { words, a: from, a_row: stride, c: out, accumulate, ..product };
+            let values = areas.values.add(low / F::DEPTH * S::NR);
+            let cols = if F::TILES { out.stride } else { head };
+            product.times((s, f), unit, values, F::words(self.keys) * S::NR, cols);
+            if is_last {
+                self.finish(s, queries);
+            }
         }
     }
+
+    /// Writes the log-sum-exp of a strip, if it is wanted.
+    ///
+    /// Before its values are summed: vectors of what single stores have just written wait for them,
+    /// and those would wait for the values' lines.
+    ///
+    /// # Safety
+    /// Passed on from [`forward`]; the queries have met all of their scores.
+    #[inline(always)]
+    unsafe fn store_lse(&self, queries: Span) {
+        let a = self.a;
+        let Some(lse) = a.lse else { return };
+        for at in (queries.start..queries.end).step_by(MOST_LANES) {
+            let first = at - self.start;
+            let some = MOST_LANES.min(queries.end - at);
+            // The sums of queries that are not there are at hand too.
+            let mut logs: [f32; MOST_LANES] = core::array::from_fn(|r| self.sums[first + r]);
+            math::ln_each(&mut logs);
+            for (r, log) in logs[..some].iter().enumerate() {
+                // SAFETY: a query of the part.
+                unsafe {
+                    *lse.add(at - a.rows.start + r) = self.most[first + r] * a.scale + log;
+                }
+            }
+        }
+    }
+
+    /// Divides a strip's values by the sums of the exponentials.
+    ///
+    /// # Safety
+    /// Passed on from [`forward`]; the queries have gone over all of their keys.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, s: S, queries: Span) {
+        let a = self.a;
+        for at in queries.start..queries.end {
+            let (from, to) = (self.out.from(at - self.start), a.out.from(at - a.rows.start));
+            let factor = s.splat(1.0 / self.sums[at - self.start]);
+            for c in (0..a.head).step_by(S::LANES) {
+                let left = S::LANES.min(a.head - c);
+                // SAFETY: a row of the queries.
+                unsafe {
+                    let x = load_up_to(s, from.ptr.add(c), left);
+                    store_up_to(s, to.ptr.add(c), s.mul(x, factor), left);
+                }
+            }
+        }
+    }
+}
+
+/// `2^x` of one number that is not above 0.
+#[inline(always)]
+fn shrink<S: Simd>(s: S, x: f32) -> f32 {
+    s.max_lane(math::exp2(s, s.splat(x), s.splat(1.0), s.splat(-127.0)))
 }
 
 /// A row of scores.
 struct Row {
     ptr: *mut f32,
     query: usize,
-    /// Keys that the strip sees: beyond what the query sees, probabilities are zero.
+    /// The key of the first score.
+    low: usize,
+    /// Keys from there on that the query sees, and that the strip sees: between the two,
+    /// probabilities are zero.
+    valid: usize,
     seen: usize,
 }
 
@@ -136,8 +294,8 @@ impl Row {
     /// The row holds scores of the keys that the strip sees, in whole vectors, and has room for
     /// words of whole vectors of them.
     #[inline(always)]
-    unsafe fn softmax<S: Simd, F: Dot<S>>(self, s: S, f: F, a: &RawAttention, most: f32) -> f32 {
-        let valid = a.first + self.query + 1;
+    unsafe fn softmax<S: Simd, F: Format<S>>(self, s: S, f: F, a: &RawAttention, most: f32) -> f32 {
+        let valid = self.valid;
         let c = a.scale * LOG2_E;
         let terms = Exponent { offset: s.splat(most), c: s.splat(c), least: s.splat(-127.0 / c) };
         let step = S::LANES * F::DEPTH;
@@ -175,7 +333,7 @@ impl Row {
                     if let Some((dropout, first_row)) = &a.dropout {
                         let mut mask = [0.0_f32; MOST_LANES];
                         let row = first_row.wrapping_add(self.query as u32);
-                        dropout.fill_mask(row, at, &mut mask[..S::LANES]);
+                        dropout.fill_mask(row, self.low + at, &mut mask[..S::LANES]);
                         *p = s.mul(*p, s.load(mask.as_ptr()));
                     }
                 }
@@ -186,13 +344,14 @@ impl Row {
         s.sum(sum)
     }
 
-    /// The largest of the first `valid >= 1` scores.
+    /// The largest of the scores that the query sees and of `least`.
     ///
     /// # Safety
-    /// The row holds as many in whole vectors.
+    /// The row holds them in whole vectors.
     #[inline(always)]
-    unsafe fn largest<S: Simd>(&self, s: S, valid: usize) -> f32 {
-        let mut most = s.splat(f32::NEG_INFINITY);
+    unsafe fn largest<S: Simd>(&self, s: S, least: f32) -> f32 {
+        let valid = self.valid;
+        let mut most = s.splat(least);
         let mut i = 0;
         // SAFETY: passed on from the caller.
         unsafe {
@@ -202,7 +361,7 @@ impl Row {
             }
             if i < valid {
                 let last = s.load(self.ptr.add(i));
-                most = s.max(most, s.first(last, valid - i, s.splat(f32::NEG_INFINITY)));
+                most = s.max(most, s.first(last, valid - i, s.splat(least)));
             }
         }
         s.max_lane(most)
@@ -226,72 +385,5 @@ impl<V: Copy> Exponent<V> {
         // SAFETY: passed on from the caller.
         let score = unsafe { s.load(score) };
         math::exp2(s, s.sub(score, self.offset), self.c, self.least)
-    }
-}
-
-/// A few queries against a long cache: keys and values are read once, in place.
-///
-/// # Safety
-/// As for [`forward`]; `rows` are all queries.
-#[inline(always)]
-unsafe fn few_queries<S: Simd, F: Dot<S>>(s: S, f: F, a: &RawAttention) {
-    let areas = Areas::new::<S, F>(a.scratch, a.keys, a.head).0;
-    let row = areas.scores;
-    let c = a.scale * LOG2_E;
-    let (factor, least) = (s.splat(c), s.splat(-127.0 / c));
-    for i in 0..a.queries {
-        let valid = a.first + i + 1;
-        // SAFETY: query i, keys and values below `valid`, a row of scores in scratch.
-        unsafe {
-            let mut q = a.q.ptr.add(i * a.q.stride);
-            if !F::IS_PLAIN {
-                // Rounded once for all keys, where words of a strip would lie: those of so
-                // many rows that a row of floats has room.
-                let mut c = 0;
-                while c < a.head {
-                    let left = (a.head - c).min(S::LANES);
-                    let x = f.rounded(s, load_up_to(s, q.add(c), left));
-                    store_up_to(s, areas.q.add(c), x, left);
-                    c += left;
-                }
-                q = areas.q;
-            }
-            for j in 0..valid {
-                *row.add(j) = dot(s, (q, Single), (a.k.ptr.add(j * a.k.stride), f), a.head);
-            }
-            let most = max_of(s, row, valid);
-            let offset = s.splat(most);
-            let mut sum = s.splat(0.0);
-            let mut j = 0;
-            while j < valid {
-                let left = (valid - j).min(S::LANES);
-                let score = load_up_to(s, row.add(j), left);
-                let mut e = math::exp2(s, s.sub(score, offset), factor, least);
-                if left < S::LANES {
-                    e = s.first(e, left, s.splat(0.0));
-                }
-                sum = s.add(sum, e);
-                store_up_to(s, row.add(j), f.rounded(s, e), left);
-                j += left;
-            }
-            let mut sums = [s.sum(sum); MOST_LANES];
-            let factor = s.splat(1.0 / sums[0]);
-            if let Some(lse) = a.lse {
-                math::ln_each(&mut sums);
-                *lse.add(i) = most * a.scale + sums[0];
-            }
-            let out = a.out.ptr.add(i * a.out.stride);
-            let mut c = 0;
-            while c < a.head {
-                let left = (a.head - c).min(S::LANES);
-                let mut total = s.splat(0.0);
-                for j in 0..valid {
-                    let v = load_up_to(s, a.v.ptr.add(j * a.v.stride + c), left);
-                    total = s.mul_add(s.splat(*row.add(j)), f.rounded(s, v), total);
-                }
-                store_up_to(s, out.add(c), s.mul(total, factor), left);
-                c += left;
-            }
-        }
     }
 }

@@ -1,26 +1,37 @@
 //! Causal attention of one head, without the `T x T` matrix of scores.
 //!
-//! Queries are taken in *strips* of as many rows as the micro-kernel has (`MR`). A strip's
-//! scores against all keys that it may see live in scratch, `MR` rows that stay in L1, never
-//! the scores of the whole sequence; beyond the strip's own diagonal nothing is computed but
-//! what fills a vector. The backward pass computes a strip's scores again from the saved
-//! log-sum-exp of each row (Dao et al., "FlashAttention", 2022, algorithm 4 of appendix B), so
-//! nothing quadratic is ever stored.
+//! ```text
+//! for each block of queries                 (some dozens)
+//!   for each block of keys that they see    (KEY_BLOCK, from key 0 on)
+//!     for each strip of the queries         (MR rows of the format)
+//!       scores of the strip and the block, and what becomes of them
+//! ```
+//! A strip's scores stay in L1, what is packed of a block of keys in L2 while all strips of a
+//! block of queries go over it, however long the sequence is; beyond the strip's own diagonal
+//! nothing is computed but what fills a vector. The forward pass keeps each row's largest score
+//! so far, and scales what it has summed when a block of keys has a larger one (Dao et al.,
+//! "FlashAttention", 2022, algorithm 1). The backward pass computes the scores again from
+//! the saved log-sum-exp of each row (algorithm 4 of its appendix B), so nothing quadratic is
+//! ever stored.
 //!
 //! Keys are transposed into packed panels once a head, and every product below runs on the
 //! micro-kernel of [`crate::gemm`]. Operands are words of a [`Format`]: with products of bf16
 //! queries, keys, values and the output's gradient are rounded, and so are probabilities and
 //! the scores' gradients on their way from one product to the next. Softmax and all sums are
-//! of floats. With AMX all operands are of floats too: see `amx_bf16` in [`crate::isa`].
+//! of floats.
 //!
 //! A head may be worked on in parts, of whole strips of queries or of any keys.
 
 pub(crate) mod backward;
+mod few;
 pub(crate) mod forward;
+mod scores;
+mod sums;
 
 use crate::dropout::Dropout;
 use crate::elements::Floats;
-use crate::gemm::format::{Dot, Format};
+use crate::gemm::LINE;
+use crate::gemm::format::Format;
 use crate::gemm::micro::Tile;
 use crate::gemm::pack;
 use crate::simd::{Simd, load_up_to};
@@ -100,46 +111,50 @@ impl RowsMut {
     }
 }
 
-/// Fetches rows `rows` of what lies right of the head in matrices that are `head` wide here:
-/// the next head of a sequence, which is usually next. Its rows are too far apart for the CPU
-/// to see them coming.
+/// Asks for row `row` of what lies right of the head in matrices that are `head` wide here: the
+/// next head of a sequence, which is usually next. Its rows are too far apart for the CPU to see
+/// them coming.
+///
+/// A row at a time, between vectors that are at hand: each line holds one of the few places where
+/// misses wait, and the products behind a burst of them wait as well.
 #[inline(always)]
-pub(crate) fn fetch_next<S: Simd>(s: S, from: &[Rows], head: usize, rows: Span) {
-    for row in rows.start..rows.end {
-        for matrix in from {
-            let mut c = 0;
-            while c < head {
-                s.prefetch(matrix.ptr.wrapping_add(row * matrix.stride + head + c));
-                c += 64 / size_of::<f32>();
-            }
+fn fetch_next<S: Simd, const N: usize>(s: S, from: [Rows; N], head: usize, row: usize) {
+    for matrix in from {
+        for c in (0..head).step_by(LINE) {
+            s.prefetch(matrix.ptr.wrapping_add(row * matrix.stride + head + c));
         }
     }
 }
 
-/// Queries or keys that parts of a head start at multiples of: a multiple of every `MR`.
-pub(crate) const PART: usize = 24;
-
-/// Most queries whose probabilities are held at once in the backward pass: a multiple of
-/// every `MR`.
-const MAX_BLOCK: usize = 48;
-/// Floats of probabilities held at once, if that allows for a register block: 256 KiB.
-const SCORES: usize = 64 * 1024;
-
-/// Queries whose probabilities are held at once in the backward pass over `keys` keys: a
-/// multiple of `mr`. Blocks start at multiples of it, for they decide in what order the
-/// gradients of keys and values are summed.
-pub(crate) fn query_block(keys: usize, mr: usize) -> usize {
-    let fit = SCORES / keys.max(1) / mr * mr;
-    fit.clamp(mr, MAX_BLOCK)
+/// Queries or keys that parts of a head start at multiples of: whole strips, however high
+/// those are on the instruction set at hand.
+pub(crate) const fn part<S: Simd, F: Format<S>>() -> usize {
+    if F::TILES { F::MR } else { 24 }
 }
 
-/// Floats between two rows of scores: whole panels, and a line more, for rows a multiple of
-/// 4 KiB apart would all lie in the same few places of the L1 cache.
-pub(crate) fn score_stride<S: Simd>(keys: usize) -> Option<usize> {
-    keys.checked_next_multiple_of(S::NR)?.checked_add(16)
+/// Keys of a block: a multiple of every `NR` and, but for tiles, of every `MR`.
+///
+/// With heads of 64 what is packed of it takes 98 KiB, three times in the backward pass.
+pub(crate) const KEY_BLOCK: usize = 384;
+
+/// Queries of a block: a multiple of `MR`. Blocks of the backward pass start at multiples of it,
+/// for they decide in what order the gradients of keys and values are summed.
+pub(crate) const fn query_block<S: Simd, F: Format<S>>() -> usize {
+    if F::TILES { 128 } else { 48 }
 }
 
-/// A product of up to `MR` rows with a panel: what its A and C are.
+/// Queries of the largest block.
+const MOST_QUERIES: usize = 128;
+/// Rows of the highest strip.
+const MOST_ROWS: usize = 32;
+
+/// Floats between two rows of scores of up to so many keys: whole panels, and a line more, for
+/// rows a multiple of 4 KiB apart would all lie in the same few places of the L1 cache.
+pub(crate) fn score_stride<S: Simd>(keys: usize) -> usize {
+    keys.min(KEY_BLOCK).next_multiple_of(S::NR) + LINE
+}
+
+/// A product of up to `MR` rows with panels: what its A and C are.
 #[derive(Clone, Copy)]
 pub(crate) struct Strip {
     pub(crate) rows: usize,
@@ -156,10 +171,12 @@ impl Strip {
     /// `C (+)= A B` for all `cols` columns of a packed B, whose panels are `panel` words apart.
     ///
     /// # Safety
-    /// As for [`crate::gemm::micro::run`], for all of the panels.
+    /// As for [`Format::apart`], for all of the panels.
     #[inline(always)]
-    pub(crate) unsafe fn times<S: Simd, F: Dot<S>>(
+    pub(crate) unsafe fn times<S: Simd, F: Format<S>>(
         &self,
+        (s, f): (S, F),
+        unit: &mut F::Unit,
         b: *const f32,
         panel: usize,
         cols: usize,
@@ -179,27 +196,38 @@ impl Strip {
                 start_row: self.c.stride,
             };
             // SAFETY: passed on from the caller.
-            unsafe { (F::TILE)(&tile, self.rows, S::NR.min(cols - j), self.accumulate) };
+            unsafe {
+                f.apart(s, unit, &tile, (self.rows, S::NR.min(cols - j)), self.accumulate);
+            };
             j += S::NR;
         }
     }
 }
 
-/// The words of some rows of `head` floats: as they lie, or in `room`.
+/// Whether rows of a head of `keys` keys are read, if they are words, and summed where they lie.
+///
+/// Rows of a matrix are often a multiple of 2 KiB apart, which puts all of them into the same few
+/// places of the caches. Those of more than one block of keys are gone over often, and tiles want
+/// whole lines: there they are kept side by side in scratch.
+const fn in_place<S: Simd, F: Format<S>>(keys: usize) -> bool {
+    !F::TILES && keys <= KEY_BLOCK
+}
+
+/// The words of some rows of `head` floats: side by side in `room`, or where they are floats that
+/// may stay where they lie.
 ///
 /// # Safety
-/// The rows are valid for reading, `room`, where words are not floats, for as many rows of
-/// words.
+/// The rows are valid for reading, `room` for as many rows of words; they do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn words_of<S: Simd, F: Format<S>>(
+unsafe fn words_of<S: Simd, F: Format<S>>(
     s: S,
     f: F,
     from: Rows,
-    rows: usize,
-    head: usize,
+    (rows, head): (usize, usize),
     room: *mut f32,
+    may_stay: bool,
 ) -> Rows {
-    if F::IS_PLAIN {
+    if F::IS_PLAIN && may_stay {
         return from;
     }
     let stride = F::words(head);
@@ -213,9 +241,15 @@ pub(crate) unsafe fn words_of<S: Simd, F: Format<S>>(
     Rows { ptr: room, stride }
 }
 
-/// Floats of room that [`words_of`] wants for a strip.
-fn strip_words<S: Simd, F: Format<S>>(head: usize) -> Option<usize> {
-    if F::IS_PLAIN { Some(0) } else { S::MR.checked_mul(F::words(head)) }
+/// Floats of room that [`words_of`] wants for a block of queries of a head of `keys` keys.
+fn room_for_words<S: Simd, F: Format<S>>(keys: usize, head: usize) -> Option<usize> {
+    let stay = F::IS_PLAIN && in_place::<S, F>(keys);
+    if stay { Some(0) } else { F::words(head).checked_mul(query_block::<S, F>()) }
+}
+
+/// Floats between two rows of what is summed of a head: whole tiles where there are any.
+fn sum_stride<S: Simd, F: Format<S>>(head: usize) -> Option<usize> {
+    head.checked_next_multiple_of(if F::TILES { S::NR } else { LINE })
 }
 
 /// Hands out pieces of scratch, or only counts them.
@@ -229,10 +263,12 @@ impl Pieces {
         Self { next: scratch, len: Some(0) }
     }
 
-    /// The next `len` floats; of no use once a length has overflowed.
+    /// The next `len` floats, and what is left of their last line; of no use once a length has
+    /// overflowed.
     #[inline(always)]
     fn take(&mut self, len: Option<usize>) -> *mut f32 {
         let piece = self.next;
+        let len = len.and_then(|len| len.checked_next_multiple_of(LINE));
         self.next = piece.wrapping_add(len.unwrap_or(0));
         self.len = self.len.zip(len).and_then(|(all, len)| all.checked_add(len));
         piece
@@ -240,7 +276,7 @@ impl Pieces {
 }
 
 /// Floats of scratch for the forward pass over up to `keys` keys, `None` on overflow.
-pub(crate) fn forward_scratch<S: Simd, F: Dot<S>>(keys: usize, head: usize) -> Option<usize> {
+pub(crate) fn forward_scratch<S: Simd, F: Format<S>>(keys: usize, head: usize) -> Option<usize> {
     forward::Areas::new::<S, F>(core::ptr::null_mut(), keys, head).1
 }
 
@@ -254,15 +290,13 @@ pub(crate) enum Wanted {
     Keys,
 }
 
-/// Floats of scratch for the backward pass over `span` of a head's `keys` keys, `None` on
-/// overflow.
-pub(crate) fn backward_scratch<S: Simd, F: Dot<S>>(
-    keys: usize,
+/// Floats of scratch for the backward pass over `span` keys of a head, `None` on overflow.
+pub(crate) fn backward_scratch<S: Simd, F: Format<S>>(
     span: usize,
     head: usize,
     wanted: Wanted,
 ) -> Option<usize> {
-    backward::Areas::new::<S, F>(core::ptr::null_mut(), keys, span, head, wanted).1
+    backward::Areas::new::<S, F>(core::ptr::null_mut(), span, head, wanted).1
 }
 
 /// Dot product of two rows of `n` floats, each in the precision of a format.

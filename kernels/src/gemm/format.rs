@@ -72,6 +72,20 @@ pub(crate) trait Format<S: Simd>: Copy {
         fetch: &mut impl Fetch,
     );
 
+    /// [`Format::multiply`] by a function that all small products of the format share, and that
+    /// asks for no lines.
+    ///
+    /// # Safety
+    /// As for [`Format::multiply`].
+    unsafe fn apart(
+        self,
+        s: S,
+        unit: &mut Self::Unit,
+        t: &Tile,
+        size: (usize, usize),
+        accumulate: bool,
+    );
+
     /// Operands that lie in memory as this format's words are made of them: floats, where
     /// there is nothing else.
     type Kept: Elements<S, Self>;
@@ -136,6 +150,19 @@ macro_rules! in_vectors {
         ) {
             // SAFETY: passed on from the caller.
             unsafe { micro::run(s, self, t, size, accumulate, fetch) }
+        }
+
+        #[inline(always)]
+        unsafe fn apart(
+            self,
+            _: $S,
+            (): &mut (),
+            t: &Tile,
+            (rows, cols): (usize, usize),
+            accumulate: bool,
+        ) {
+            // SAFETY: passed on from the caller.
+            unsafe { (<Self as Dot<$S>>::TILE)(t, rows, cols, accumulate) }
         }
     };
 }

@@ -304,7 +304,7 @@ unsafe fn block<S: Simd, F: Format<S>>(
 }
 
 /// Floats of a cache line.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// A tile of C.
 #[derive(Clone, Copy)]

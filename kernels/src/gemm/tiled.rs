@@ -100,6 +100,19 @@ impl Format<Avx512> for Tiled {
     }
 
     #[inline(always)]
+    unsafe fn apart(
+        self,
+        s: Avx512,
+        unit: &mut Tiles,
+        t: &Tile,
+        size: (usize, usize),
+        accumulate: bool,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { multiply(s, unit, t, size, accumulate, &mut ()) }
+    }
+
+    #[inline(always)]
     fn join(self, s: Avx512, low: __m512, high: __m512) -> __m512 {
         self.0.join(s, low, high)
     }

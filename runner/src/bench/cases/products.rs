@@ -132,11 +132,11 @@ fn attention(
     // Half of the T x T products: two forward, five backward.
     let half = n * n * head;
     let name = format!("attention/{n}x{head}");
-    see(Case::flops(name, kernels.attention_dtype(), 2 * half, move || forward(&mut y, &mut lse)));
+    see(Case::flops(name, kernels.dtype(), 2 * half, move || forward(&mut y, &mut lse)));
     let mut grads = [0; 3].map(|_| Lines::zeros(n * head));
     let mut scratch = Lines::zeros(kernels.attention_backward_scratch_len(n, head).unwrap_or(0));
     let name = format!("attention backward/{n}x{head}");
-    see(Case::flops(name, kernels.attention_dtype(), 5 * half, move || {
+    see(Case::flops(name, kernels.dtype(), 5 * half, move || {
         let [q, k, v, dout] = again.each_ref().map(|x| mat(x, n, head));
         let a = Attention { q, k, v, first: 0, scale, dropout: None };
         let [dq, dk, dv] = grads.each_mut().map(|g| out(g, n, head));
