@@ -276,8 +276,8 @@ impl Kernels {
     /// whole head's.
     ///
     /// Overwrites `dk` and `dv` (`keys.len() x head` each). `keys` may be any range; one
-    /// that starts at a multiple of [`Kernels::attention_block`] does least in vain, one
-    /// of a multiple of 16 keys fills the vectors. Reads of k and v those keys, of q,
+    /// that starts at a multiple of [`Kernels::attention_block`] does least in vain, and has
+    /// the whole call's zeros by sign as well; one of a multiple of 32 keys fills the vectors. Reads of k and v those keys, of q,
     /// `out`, `lse` and `dout` the queries from the multiple of the block on that is not
     /// above `keys.start`, and no others.
     ///

@@ -81,8 +81,8 @@ pub(crate) fn exp2<S: Simd>(s: S, x: S::V, c: S::V, least: S::V) -> S::V {
     s.mul(p, s.low_bits_to_exponent(t))
 }
 
-/// `ln x` for each `x >= 1`, within 2 U of the larger of 1 and the exact value. NaN and infinity
-/// give NaN.
+/// `ln x` for each `x >= 1`, within 2 U of the larger of 1 and the exact value. NaN, infinity and
+/// what is not positive give NaN.
 ///
 /// Free of branches, so that the compiler makes vectors of it. Method: `x = 2^n m`,
 /// `m` in `sqrt(1/2)..sqrt(2)`, `ln m = 2 artanh t` with `t = (m - 1) / (m + 1)`, of which the
@@ -99,7 +99,7 @@ pub(crate) fn ln_each(x: &mut [f32; MOST_LANES]) {
         let t2 = t * t;
         let series = (((t2 * (2.0 / 9.0) + 2.0 / 7.0) * t2 + 2.0 / 5.0) * t2 + 2.0 / 3.0) * t2;
         let ln = n * core::f32::consts::LN_2 + (t * series + 2.0 * t);
-        *x = if x.is_finite() { ln } else { f32::NAN };
+        *x = if *x > 0.0 && x.is_finite() { ln } else { f32::NAN };
     }
 }
 
@@ -232,8 +232,9 @@ mod tests {
             x *= 1.000_01;
         }
         let mut lanes = [1.0; MOST_LANES];
-        (lanes[1], lanes[2]) = (f32::NAN, f32::INFINITY);
+        lanes[1..6].copy_from_slice(&[f32::NAN, f32::INFINITY, 0.0, -0.0, -1.0]);
         ln_each(&mut lanes);
-        assert!(lanes[0] == 0.0 && lanes[1].is_nan() && lanes[2].is_nan() && lanes[3] == 0.0);
+        assert!(lanes[1..6].iter().all(|x| x.is_nan()), "{lanes:?}");
+        assert!(lanes[0] == 0.0 && lanes[6..].iter().all(|x| *x == 0.0), "{lanes:?}");
     }
 }

@@ -221,7 +221,7 @@ fn attention_nans(kernels: &Kernels, inputs: &[Grid; 4], n: usize, head: usize) 
 fn a_nan_in_attention_never_vanishes() {
     each_dtype(|kernels| {
         let mut rng = Rng::new(52);
-        for (n, head) in [(5, 3), (8, 8), (20, 17), (70, 8)] {
+        for (n, head) in [(5, 3), (8, 8), (20, 17), (70, 8), (400, 4)] {
             for which in 0..4 {
                 for _ in 0..10 {
                     let mut inputs = [0; 4].map(|_| Grid::random(&mut rng, n, head));
@@ -236,6 +236,23 @@ fn a_nan_in_attention_never_vanishes() {
             }
             let inputs = [0; 4].map(|_| Grid::random(&mut rng, n, head));
             assert_eq!(attention_nans(kernels, &inputs, n, head), [false; 4]);
+        }
+    });
+}
+
+/// A query of finite numbers all of whose scores overflow to minus infinity has no probabilities:
+/// its row and what comes of it is not a number, in short calls and in long ones.
+#[test]
+fn a_row_of_overflowed_scores_never_vanishes() {
+    each_dtype(|kernels| {
+        let mut rng = Rng::new(57);
+        for n in [5, 20, 400, 800] {
+            let mut inputs = [0; 4].map(|_| Grid::random(&mut rng, n, 4));
+            inputs[0].fill(|_, _| 1e20);
+            inputs[1].fill(|i, _| if i == 0 { -1e20 } else { 1e-20 });
+            // The first query sees the first key alone; the others see others as well.
+            let found = attention_nans(kernels, &inputs, n, 4);
+            assert!(found[0] && found[3], "{kernels:?} n {n}: {found:?}");
         }
     });
 }

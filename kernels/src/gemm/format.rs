@@ -72,8 +72,8 @@ pub(crate) trait Format<S: Simd>: Copy {
         fetch: &mut impl Fetch,
     );
 
-    /// [`Format::multiply`] by a function that all small products of the format share, and that
-    /// asks for no lines.
+    /// [`Format::multiply`] that asks for no lines: in vectors, by a function that all small
+    /// products of the format share.
     ///
     /// # Safety
     /// As for [`Format::multiply`].
