@@ -77,7 +77,7 @@ impl Kernels {
     /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
     #[must_use]
     pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, head, Wanted::All)
+        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::All)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_queries`] of any queries of a
@@ -88,7 +88,7 @@ impl Kernels {
         keys: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, head, Wanted::Queries)
+        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::Queries)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_keys`] of up to `part` keys of a
@@ -100,7 +100,7 @@ impl Kernels {
         part: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.heads.backward_scratch)(part.min(keys), head, Wanted::Keys)
+        (self.products.heads.backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
     }
 
     /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of

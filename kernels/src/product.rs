@@ -90,7 +90,7 @@ pub(crate) struct Heads {
     /// What parts of a head start at multiples of: whole strips.
     pub(crate) part: usize,
     pub(crate) forward_scratch: fn(usize, usize) -> Option<usize>,
-    pub(crate) backward_scratch: fn(usize, usize, Wanted) -> Option<usize>,
+    pub(crate) backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
     pub(crate) forward: unsafe fn(&RawAttention),
     pub(crate) backward: unsafe fn(&RawAttention),
 }

@@ -35,7 +35,7 @@ use super::scores::Scores;
 use super::sums::Sums;
 use super::{
     KEY_BLOCK, MOST_QUERIES, Pieces, RawAttention, Rows, RowsMut, Span, Strip, Wanted, dot,
-    fetch_next, query_block, room_for_words, score_stride, words_of,
+    fetch_next, most_of_block, query_block, room_for_words, score_stride, words_of,
 };
 use crate::elements::RawOperand;
 use crate::gemm::format::{Format, Single};
@@ -68,16 +68,17 @@ pub(super) struct Areas {
 }
 
 impl Areas {
-    /// For `span` of a head's keys, and the floats that they take.
+    /// For `queries` queries and `span` of a head's keys, and the floats that they take.
     #[inline(always)]
     pub(super) fn new<S: Simd, F: Format<S>>(
         scratch: *mut f32,
+        queries: usize,
         span: usize,
         head: usize,
         wanted: Wanted,
     ) -> (Self, Option<usize>) {
         let mut pieces = Pieces::of(scratch);
-        let block = query_block::<S, F>();
+        let block = most_of_block::<S, F>(queries);
         let stride = score_stride::<S>(span);
         let not_for = |part: Wanted, len: Option<usize>| if wanted == part { Some(0) } else { len };
         // Words of one element take the place of the floats that they are made of.
@@ -88,8 +89,8 @@ impl Areas {
         } else {
             packed_b_len(F::words(block), head, S::NR)
         };
-        let words = room_for_words::<S, F>(span, head);
-        let (of_queries, of_keys) = Sums::room::<S, F>(span, head);
+        let words = room_for_words::<S, F>(span, block, head);
+        let (of_queries, of_keys) = Sums::room::<S, F>(span, block, head);
         let areas = Self {
             p: pieces.take(Some(strip * stride)),
             ds: pieces.take(Some(strip * stride)),
@@ -125,7 +126,7 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttentio
         (Some(_), None) => Wanted::Queries,
         _ => Wanted::Keys,
     };
-    let areas = Areas::new::<S, F>(a.scratch, n, head, wanted).0;
+    let areas = Areas::new::<S, F>(a.scratch, a.queries, n, head, wanted).0;
     let size = query_block::<S, F>();
     let sums = Sums::new::<S, F>(a, areas.dq, areas.dk, areas.dv);
     let unit = &mut f.unit();

@@ -20,7 +20,8 @@ use super::few::few_queries;
 use super::sums::Sums;
 use super::{
     KEY_BLOCK, MOST_QUERIES, MOST_ROWS, Pieces, RawAttention, Rows, RowsMut, Span, Strip,
-    fetch_next, in_place, query_block, room_for_words, score_stride, sum_stride, words_of,
+    fetch_next, in_place, most_of_block, query_block, room_for_words, score_stride, sum_stride,
+    words_of,
 };
 use crate::elements::RawOperand;
 use crate::gemm::LINE;
@@ -52,14 +53,16 @@ impl Areas {
         head: usize,
     ) -> (Self, Option<usize>) {
         let mut pieces = Pieces::of(scratch);
+        // There are no more queries than keys.
+        let block = most_of_block::<S, F>(keys);
         // A few queries have a row of scores of all keys.
         let scores = (F::MR * score_stride::<S>(keys)).max(keys);
         let areas = Self {
             scores: pieces.take(Some(scores)),
             keys_t: pieces.take(packed_b_len(F::words(head), keys, S::NR)),
             values: pieces.take(packed_b_len(F::words(keys), head, S::NR)),
-            q: pieces.take(room_for_words::<S, F>(keys, head)),
-            out: pieces.take(Sums::room::<S, F>(keys, head).0),
+            q: pieces.take(room_for_words::<S, F>(keys, block, head)),
+            out: pieces.take(Sums::room::<S, F>(keys, block, head).0),
         };
         (areas, pieces.len)
     }

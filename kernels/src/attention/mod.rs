@@ -243,10 +243,15 @@ unsafe fn words_of<S: Simd, F: Format<S>>(
     Rows { ptr: room, stride }
 }
 
-/// Floats of room that [`words_of`] wants for a block of queries of a head of `keys` keys.
-fn room_for_words<S: Simd, F: Format<S>>(keys: usize, head: usize) -> Option<usize> {
+/// Floats of room that [`words_of`] wants for `block` queries of a head of `keys` keys.
+fn room_for_words<S: Simd, F: Format<S>>(keys: usize, block: usize, head: usize) -> Option<usize> {
     let stay = F::IS_PLAIN && in_place::<S, F>(keys);
-    if stay { Some(0) } else { F::words(head).checked_mul(query_block::<S, F>()) }
+    if stay { Some(0) } else { F::words(head).checked_mul(block) }
+}
+
+/// Queries of the largest block of up to so many: whole strips.
+fn most_of_block<S: Simd, F: Format<S>>(queries: usize) -> usize {
+    query_block::<S, F>().min(queries.div_ceil(F::MR).saturating_mul(F::MR))
 }
 
 /// Floats between two rows of what is summed of a head: whole tiles where there are any.
@@ -292,13 +297,15 @@ pub(crate) enum Wanted {
     Keys,
 }
 
-/// Floats of scratch for the backward pass over `span` keys of a head, `None` on overflow.
+/// Floats of scratch for the backward pass of a head of `queries` queries over `span` of its keys,
+/// `None` on overflow.
 pub(crate) fn backward_scratch<S: Simd, F: Format<S>>(
+    queries: usize,
     span: usize,
     head: usize,
     wanted: Wanted,
 ) -> Option<usize> {
-    backward::Areas::new::<S, F>(core::ptr::null_mut(), span, head, wanted).1
+    backward::Areas::new::<S, F>(core::ptr::null_mut(), queries, span, head, wanted).1
 }
 
 /// Dot product of two rows of `n` floats, each in the precision of a format.

@@ -1,7 +1,7 @@
 //! Where the backward pass sums gradients: where they are wanted, or in scratch, from where they
 //! go there in the end.
 
-use super::{RawAttention, Rows, RowsMut, Span, in_place, query_block, sum_stride};
+use super::{RawAttention, Rows, RowsMut, Span, in_place, sum_stride};
 use crate::gemm::LINE;
 use crate::gemm::format::Format;
 use crate::simd::{MOST_LANES, Simd, load_up_to, store_up_to};
@@ -18,10 +18,11 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Floats of a block of queries, and of dK or dV of `span` keys, that they take of scratch.
+    /// Floats of a block of `block` queries, and of dK or dV of `span` keys, that they take of scratch.
     #[inline(always)]
     pub(super) fn room<S: Simd, F: Format<S>>(
         span: usize,
+        block: usize,
         head: usize,
     ) -> (Option<usize>, Option<usize>) {
         if in_place::<S, F>(span) {
@@ -33,7 +34,7 @@ impl Sums {
         } else {
             row.and_then(|row| row.checked_mul(span))
         };
-        (row.and_then(|row| row.checked_mul(query_block::<S, F>())), of_keys)
+        (row.and_then(|row| row.checked_mul(block)), of_keys)
     }
 
     /// In the room at `dq`, `dk` and `dv`, if they want any.
