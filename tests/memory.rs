@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
 use std::thread;
 use support::counting::{Counting, own_calls};
-use support::memory::Memory;
+use support::memory::{LINE_POOLS, Memory};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -124,14 +124,7 @@ fn every_other_line_is_used(plan: &Plan, kernels: &'static Kernels, idle: impl F
     let isa = kernels.set();
     let poison = Line([f32::from_bits(0x7fc0_dead); LANES]);
     let (tokens, targets) = ids(plan);
-    let pools = [
-        Pool::Parameters,
-        Pool::Gradients,
-        Pool::Moments,
-        Pool::Packed,
-        Pool::Activations,
-        Pool::Scratch,
-    ];
+    let pools = LINE_POOLS;
     // A guard line behind each pool: larger pools are allowed, the rest is not touched.
     let mut lines = pools.map(|pool| vec![poison; plan.lines(pool) + 1]);
     let mut ops = vec![Op::EMPTY; plan.ops() + 1];

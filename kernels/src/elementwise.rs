@@ -25,6 +25,29 @@ macro_rules! in_place {
     }};
 }
 
+/// Copies `rows x cols` floats, from rows so far apart to rows so far apart.
+///
+/// # Safety
+/// Both places are valid for so many, and do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn copy_rows<S: Simd>(
+    s: S,
+    (from, from_row): (*const f32, usize),
+    (to, to_row): (*mut f32, usize),
+    (rows, cols): (usize, usize),
+) {
+    for r in 0..rows {
+        for c in (0..cols).step_by(S::LANES) {
+            let n = S::LANES.min(cols - c);
+            // SAFETY: elements (r, c .. c + n) of both.
+            unsafe {
+                let x = load_up_to(s, from.add(r * from_row + c), n);
+                store_up_to(s, to.add(r * to_row + c), x, n);
+            }
+        }
+    }
+}
+
 /// `dst += src`.
 ///
 /// # Safety

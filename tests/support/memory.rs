@@ -12,7 +12,7 @@ pub(crate) struct Memory {
 }
 
 /// The pools made of lines, in the order of [`Memory::lines`].
-const LINE_POOLS: [Pool; 6] = [
+pub(crate) const LINE_POOLS: [Pool; 6] = [
     Pool::Parameters,
     Pool::Gradients,
     Pool::Moments,

@@ -17,11 +17,10 @@
 //! The sum is of p as it is, the product of p in the format's precision.
 
 use super::few::few_queries;
-use super::sums::Sums;
 use super::{
     KEY_BLOCK, MOST_QUERIES, MOST_ROWS, Pieces, RawAttention, Rows, RowsMut, Span, Strip,
-    fetch_next, in_place, most_of_block, query_block, room_for_words, score_stride, sum_stride,
-    words_of,
+    fetch_next, in_place, most_of_block, query_block, room_for_sums, room_for_words, score_stride,
+    sum_stride, words_of,
 };
 use crate::elements::RawOperand;
 use crate::gemm::LINE;
@@ -62,7 +61,7 @@ impl Areas {
             keys_t: pieces.take(packed_b_len(F::words(head), keys, S::NR)),
             values: pieces.take(packed_b_len(F::words(keys), head, S::NR)),
             q: pieces.take(room_for_words::<S, F>(keys, block, head)),
-            out: pieces.take(Sums::room::<S, F>(keys, block, head).0),
+            out: pieces.take(room_for_sums::<S, F>(keys, block, head)),
         };
         (areas, pieces.len)
     }
@@ -81,6 +80,7 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention
         return unsafe { few_queries(s, f, a, scores, q) };
     }
     let areas = Areas::new::<S, F>(a.scratch, keys, head).0;
+    let direct = in_place::<S, F>(keys);
     let unit = &mut f.unit();
     // SAFETY: `scratch` holds the areas; the rest is the caller's promise.
     unsafe {
@@ -91,7 +91,6 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention
         while start < a.rows.end {
             let end = a.rows.end.min(start + query_block::<S, F>());
             let q = Rows { ptr: a.q.ptr.add(start * a.q.stride), ..a.q };
-            let direct = in_place::<S, F>(keys);
             let q = words_of(s, f, q, (end - start, head), areas.q, direct);
             let out = if direct {
                 a.out.from(start - a.rows.start)
@@ -155,6 +154,7 @@ impl Block<'_> {
         if seen == 0 {
             return;
         }
+        let is_last = a.first + queries.end <= low + KEY_BLOCK;
         let first = queries.start - self.start;
         let stride = score_stride::<S>(self.keys);
         let scores = RowsMut { ptr: areas.scores, stride };
@@ -194,6 +194,8 @@ impl Block<'_> {
                 let sum = row(r).softmax(s, f, a, most[r]);
                 if low == 0 {
                     fetch_next(s, [a.v], head, queries.start + r);
+                }
+                if is_last {
                     let out = a.out.from(queries.start - a.rows.start + r);
                     for c in (0..head).step_by(LINE) {
                         s.prefetch_to_write(out.ptr.wrapping_add(c));
@@ -206,7 +208,6 @@ impl Block<'_> {
                 }
                 sums[r] += sum;
             }
-            let is_last = a.first + queries.end <= low + KEY_BLOCK;
             if is_last {
                 self.store_lse(queries);
             }

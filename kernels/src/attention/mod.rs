@@ -6,9 +6,9 @@
 //!     for each strip of the queries         (MR rows of the format)
 //!       scores of the strip and the block, and what becomes of them
 //! ```
-//! A strip's scores stay in L1 (those of tiles in L2), what is packed of a block of keys in L2 while all strips of a
-//! block of queries go over it, however long the sequence is; beyond the strip's own diagonal
-//! nothing is computed but what fills a vector. The forward pass keeps each row's largest score
+//! A strip's scores stay in L1 (those of tiles in L2), what is packed of a block of keys in L2
+//! while all strips of a block of queries go over it, however long the sequence is; beyond the
+//! strip's own diagonal nothing is computed but what fills a vector. The forward pass keeps each row's largest score
 //! so far, and scales what it has summed when a block of keys has a larger one (Dao et al.,
 //! "FlashAttention", 2022, algorithm 1). The backward pass computes the scores again from
 //! the saved log-sum-exp of each row (algorithm 4 of its appendix B), so nothing quadratic is
@@ -139,8 +139,9 @@ pub(crate) const fn part<S: Simd, F: Format<S>>() -> usize {
 /// the forward pass 1.05 to 1.15 of the time (Granite Rapids, AVX-512 and AMX, one thread, in turns).
 pub(crate) const KEY_BLOCK: usize = 384;
 
-/// Queries of a block: a multiple of `MR`. Blocks of the backward pass start at multiples of it, but
-/// for a part's first, which starts with a strip: they decide in what order the gradients of keys and values are summed.
+/// Queries of a block: a multiple of `MR`. Blocks of the backward pass start at multiples of it,
+/// but for a part's first, which starts with a strip: they decide in what order the gradients of
+/// keys and values are summed.
 pub(crate) const fn query_block<S: Simd, F: Format<S>>() -> usize {
     if F::TILES { 128 } else { 48 }
 }
@@ -257,6 +258,11 @@ fn most_of_block<S: Simd, F: Format<S>>(queries: usize) -> usize {
 /// Floats between two rows of what is summed of a head: whole tiles where there are any.
 fn sum_stride<S: Simd, F: Format<S>>(head: usize) -> Option<usize> {
     head.checked_next_multiple_of(if F::TILES { S::NR } else { LINE })
+}
+
+/// Floats of scratch for so many rows of sums in a head of `keys` keys.
+fn room_for_sums<S: Simd, F: Format<S>>(keys: usize, rows: usize, head: usize) -> Option<usize> {
+    if in_place::<S, F>(keys) { Some(0) } else { sum_stride::<S, F>(head)?.checked_mul(rows) }
 }
 
 /// Hands out pieces of scratch, or only counts them.

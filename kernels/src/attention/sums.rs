@@ -1,10 +1,11 @@
 //! Where the backward pass sums gradients: where they are wanted, or in scratch, from where they
 //! go there in the end.
 
-use super::{RawAttention, Rows, RowsMut, Span, in_place, sum_stride};
+use super::{RawAttention, Rows, RowsMut, Span, in_place, room_for_sums, sum_stride};
+use crate::elementwise::copy_rows;
 use crate::gemm::LINE;
 use crate::gemm::format::Format;
-use crate::simd::{MOST_LANES, Simd, load_up_to, store_up_to};
+use crate::simd::{MOST_LANES, Simd, store_up_to};
 
 /// Where gradients are summed.
 pub(super) struct Sums {
@@ -18,23 +19,19 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Floats of a block of `block` queries, and of dK or dV of `span` keys, that they take of scratch.
+    /// Floats of scratch for dQ of a block of `block` queries, and for dK or dV of `span` keys.
     #[inline(always)]
     pub(super) fn room<S: Simd, F: Format<S>>(
         span: usize,
         block: usize,
         head: usize,
     ) -> (Option<usize>, Option<usize>) {
-        if in_place::<S, F>(span) {
-            return (Some(0), Some(0));
-        }
-        let row = sum_stride::<S, F>(head);
         let of_keys = if F::TILES {
             turned_stride::<S>(span).and_then(|row| row.checked_mul(head))
         } else {
-            row.and_then(|row| row.checked_mul(span))
+            room_for_sums::<S, F>(span, span, head)
         };
-        (row.and_then(|row| row.checked_mul(block)), of_keys)
+        (room_for_sums::<S, F>(span, block, head), of_keys)
     }
 
     /// In the room at `dq`, `dk` and `dv`, if they want any.
@@ -71,7 +68,10 @@ impl Sums {
         let Some(dq) = a.dq.filter(|_| !self.direct) else { return };
         let to = dq.from(block.start - a.rows.start);
         // SAFETY: passed on from the caller.
-        unsafe { copy(s, self.dq.as_rows(), to, (block.end - block.start, a.head)) };
+        unsafe {
+            let (from, size) = (self.dq, (block.end - block.start, a.head));
+            copy_rows(s, (from.ptr, from.stride), (to.ptr, to.stride), size);
+        }
     }
 
     /// Writes dK and dV of all keys of the part where they are wanted.
@@ -88,7 +88,7 @@ impl Sums {
                 if F::TILES {
                     transpose(s, from.as_rows(), to, size);
                 } else {
-                    copy(s, from.as_rows(), to, size);
+                    copy_rows(s, (from.ptr, from.stride), (to.ptr, to.stride), size);
                 }
             }
         }
@@ -98,24 +98,6 @@ impl Sums {
 /// Floats between two rows of transposed sums: whole panels, and a line more, as of scores.
 fn turned_stride<S: Simd>(keys: usize) -> Option<usize> {
     keys.checked_next_multiple_of(S::NR)?.checked_add(LINE)
-}
-
-/// Copies `rows x cols` floats.
-///
-/// # Safety
-/// Both are valid for so many, and do not overlap.
-#[inline(always)]
-unsafe fn copy<S: Simd>(s: S, from: Rows, to: RowsMut, (rows, cols): (usize, usize)) {
-    for r in 0..rows {
-        for c in (0..cols).step_by(S::LANES) {
-            let some = S::LANES.min(cols - c);
-            // SAFETY: elements (r, c .. c + some) of both.
-            unsafe {
-                let x = load_up_to(s, from.ptr.add(r * from.stride + c), some);
-                store_up_to(s, to.from(r).ptr.add(c), x, some);
-            }
-        }
-    }
 }
 
 /// Writes the `rows x cols` transpose of `from`.

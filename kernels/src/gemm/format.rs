@@ -77,6 +77,7 @@ pub(crate) trait Format<S: Simd>: Copy {
     ///
     /// # Safety
     /// As for [`Format::multiply`].
+    #[inline(always)]
     unsafe fn apart(
         self,
         s: S,
@@ -84,7 +85,10 @@ pub(crate) trait Format<S: Simd>: Copy {
         t: &Tile,
         size: (usize, usize),
         accumulate: bool,
-    );
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.multiply(s, unit, t, size, accumulate, &mut ()) }
+    }
 
     /// Operands that lie in memory as this format's words are made of them: floats, where
     /// there is nothing else.

@@ -34,8 +34,8 @@ use super::micro::Tile;
 use super::{LINE, MAX_COLS, Sums};
 use crate::amx::{Shape, Tiles};
 use crate::elements::Halves;
+use crate::elementwise::copy_rows;
 use crate::simd::avx512::Avx512;
-use crate::simd::{Simd, load_up_to, store_up_to};
 use core::arch::x86_64::__m512;
 
 /// Pairs of bf16 for tiles: proof that the CPU and the system run AMX-BF16.
@@ -100,19 +100,6 @@ impl Format<Avx512> for Tiled {
     }
 
     #[inline(always)]
-    unsafe fn apart(
-        self,
-        s: Avx512,
-        unit: &mut Tiles,
-        t: &Tile,
-        size: (usize, usize),
-        accumulate: bool,
-    ) {
-        // SAFETY: passed on from the caller.
-        unsafe { multiply(s, unit, t, size, accumulate, &mut ()) }
-    }
-
-    #[inline(always)]
     fn join(self, s: Avx512, low: __m512, high: __m512) -> __m512 {
         self.0.join(s, low, high)
     }
@@ -164,7 +151,7 @@ unsafe fn multiply(
         } else if whole && is_lines(t.start, t.start_row) {
             Some((t.start, t.start_row))
         } else {
-            copy(s, (t.start, t.start_row), (held, MAX_COLS), rows, cols);
+            copy_rows(s, (t.start, t.start_row), (held, MAX_COLS), (rows, cols));
             Some((held.cast_const(), MAX_COLS))
         };
         let direct = whole && is_lines(t.c, t.c_row);
@@ -175,7 +162,7 @@ unsafe fn multiply(
             block::<false>(s, unit, t, start, to, fetch);
         }
         if !direct {
-            copy(s, (held, MAX_COLS), (t.c, t.c_row), rows, cols);
+            copy_rows(s, (held, MAX_COLS), (t.c, t.c_row), (rows, cols));
         }
     }
 }
@@ -242,30 +229,6 @@ unsafe fn block<const TALL: bool>(
         if TALL {
             tiles.store::<2>(to.add(HIGH * to_row), to_row);
             tiles.store::<3>(to.add(HIGH * to_row + LINE), to_row);
-        }
-    }
-}
-
-/// Copies `rows x cols` floats.
-///
-/// # Safety
-/// Both places, of rows so far apart, are valid for so many.
-#[inline(always)]
-unsafe fn copy(
-    s: Avx512,
-    (from, from_row): (*const f32, usize),
-    (to, to_row): (*mut f32, usize),
-    rows: usize,
-    cols: usize,
-) {
-    for r in 0..rows {
-        for q in (0..cols).step_by(Avx512::LANES) {
-            let n = Avx512::LANES.min(cols - q);
-            // SAFETY: elements (r, q .. q + n) of both.
-            unsafe {
-                let x = load_up_to(s, from.add(r * from_row + q), n);
-                store_up_to(s, to.add(r * to_row + q), x, n);
-            }
         }
     }
 }
