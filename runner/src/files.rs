@@ -10,6 +10,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use memmap2::Mmap;
+
 use crate::error::{Error, Result};
 
 /// Replaces the file at `path` by `bytes`, atomically and durably.
@@ -29,6 +31,21 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Names the folder when it cannot be created, or is a file.
 pub fn create_dir(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| Error::io("create the folder", dir, &e))
+}
+
+/// Maps all of a file, read-only: a copy would double the memory of a large model, and
+/// gigabytes of tokens start at once.
+///
+/// # Errors
+/// The system's; the caller names the file.
+pub(crate) fn map(file: &File) -> io::Result<Mmap> {
+    #[expect(unsafe_code, reason = "reading whole files would double the memory")]
+    // SAFETY: the bytes must not change while mapped. This program replaces files by
+    // renaming and never writes into one; that nobody else writes into or cuts a file that a
+    // run reads is the duty of whoever owns its folder, as for every program that maps files.
+    unsafe {
+        Mmap::map(file)
+    }
 }
 
 /// A buffered writer to a temporary file that takes its final name on

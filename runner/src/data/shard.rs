@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
-use crate::files::AtomicFile;
+use crate::files::{self, AtomicFile};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 1024;
@@ -162,12 +162,7 @@ impl Shard {
                 "not a token shard: {length} bytes are less than its header of {HEADER_BYTES}"
             ));
         }
-        #[expect(unsafe_code, reason = "memory-mapping is what makes 73 GB start at once")]
-        // SAFETY: the bytes must not change while mapped. The writers of this
-        // project replace shards by renaming and never write into one; that
-        // nobody else truncates a shard while a run reads it is the duty of
-        // whoever owns the data folder, as for every program that maps files.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = files::map(&file).map_err(io)?;
         let field = |place: usize| {
             let mut bytes = [0; 4];
             bytes.copy_from_slice(&map[place * 4..][..4]);
