@@ -151,6 +151,12 @@ impl BpeTokenizer {
         self.end_of_text
     }
 
+    /// How the vocabulary spells the end of text.
+    #[must_use]
+    pub(super) fn end_of_text_name(&self) -> String {
+        self.inner.id_to_token(self.end_of_text).unwrap_or_else(|| END_OF_TEXT.to_owned())
+    }
+
     /// The identifier of a token by its spelling in `tokenizer.json`.
     #[must_use]
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
@@ -198,7 +204,7 @@ fn byte_level(model: BPE) -> tokenizers::Tokenizer {
 
 /// GPT-2's printable stand-in for a byte: itself where it prints, else the
 /// next free character from U+0100 on.
-fn byte_char(byte: u8) -> char {
+pub(super) fn byte_char(byte: u8) -> char {
     let shift = match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => return char::from(byte),
         0..=0x20 => u32::from(byte),

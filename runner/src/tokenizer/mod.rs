@@ -18,6 +18,7 @@ mod bpe;
 mod bytes;
 mod chars;
 mod stream;
+mod transformers;
 
 pub use bpe::BpeTokenizer;
 pub use chars::CharTokenizer;
@@ -136,6 +137,21 @@ impl Tokenizer {
         }
     }
 
+    /// The text of a `tokenizer.json` that `transformers` reads, with the same identifiers.
+    ///
+    /// # Errors
+    /// As [`to_json`](Self::to_json).
+    pub fn to_transformers(&self) -> Result<String> {
+        let json = match self {
+            Self::Bytes => transformers::of_bytes(),
+            Self::Chars(chars) => transformers::of_chars(chars),
+            Self::Bpe(_) => return self.to_json(),
+        };
+        // Through the library, which is what will read it, and has an order of its own.
+        let read = Self::from_json(json.to_string().as_bytes());
+        read.map_err(|e| Error::failure(format!("cannot write the tokenizer: {e}")))?.to_json()
+    }
+
     /// `bytes`, `chars` or `bpe`.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -164,6 +180,15 @@ impl Tokenizer {
             Self::Bytes => bytes::END_OF_TEXT,
             Self::Chars(chars) => chars.end_of_text(),
             Self::Bpe(bpe) => bpe.end_of_text(),
+        }
+    }
+
+    /// How the vocabulary spells the end of text.
+    #[must_use]
+    pub fn end_of_text_name(&self) -> String {
+        match self {
+            Self::Bytes | Self::Chars(_) => END_OF_TEXT.to_owned(),
+            Self::Bpe(bpe) => bpe.end_of_text_name(),
         }
     }
 

@@ -1,0 +1,100 @@
+//! Tokenizers in the form that other programs read: the `tokenizers` crate's `tokenizer.json`.
+//!
+//! Bytes and characters are byte-pair encodings without merges there: every text falls apart
+//! into the symbols of the vocabulary. Ids are the same.
+
+use serde_json::{Map, Value, json};
+
+use super::bpe::byte_char;
+use super::{CharTokenizer, END_OF_TEXT};
+
+/// That of bytes.
+pub(super) fn of_bytes() -> Value {
+    let vocab = (0..=255).map(|byte| (byte_char(byte).to_string(), json!(byte))).collect();
+    // Without its regular expression, which would only cut the text for merges.
+    let part = json!({
+        "type": "ByteLevel",
+        "add_prefix_space": false,
+        "trim_offsets": true,
+        "use_regex": false,
+    });
+    without_merges(vocab, super::bytes::END_OF_TEXT, part.clone(), part)
+}
+
+/// That of characters. A character that is not in the vocabulary vanishes there, as in every
+/// encoding without a token for what is unknown.
+pub(super) fn of_chars(chars: &CharTokenizer) -> Value {
+    let vocab = chars.chars().iter().zip(0_u32..).map(|(c, id)| (c.to_string(), json!(id)));
+    without_merges(vocab.collect(), chars.end_of_text(), Value::Null, json!({ "type": "Fuse" }))
+}
+
+fn without_merges(vocab: Map<String, Value>, end: u32, before: Value, decoder: Value) -> Value {
+    let mut vocab = vocab;
+    vocab.insert(END_OF_TEXT.to_owned(), json!(end));
+    json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [{
+            "id": end,
+            "content": END_OF_TEXT,
+            "single_word": false,
+            "lstrip": false,
+            "rstrip": false,
+            "normalized": false,
+            "special": true,
+        }],
+        "normalizer": null,
+        "pre_tokenizer": before,
+        "post_processor": null,
+        "decoder": decoder,
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": false,
+            "vocab": vocab,
+            "merges": [],
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CharTokenizer, Tokenizer};
+
+    const TEXT: &str = "In the  beginning\n\t<|endoftext|> été 日本 🙂 .'s\r\n";
+
+    fn as_others_read_it(tokenizer: &Tokenizer) -> Tokenizer {
+        let json = tokenizer.to_transformers().unwrap();
+        Tokenizer::from_json(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn others_see_the_same_ids_and_the_same_text() {
+        for tokenizer in
+            [Tokenizer::Bytes, Tokenizer::Chars(CharTokenizer::from_chars(TEXT.chars()))]
+        {
+            let theirs = as_others_read_it(&tokenizer);
+            assert_eq!(theirs.name(), "bpe");
+            assert_eq!(theirs.vocab_size(), tokenizer.vocab_size());
+            assert_eq!(theirs.end_of_text(), tokenizer.end_of_text());
+            assert_eq!(theirs.end_of_text_name(), tokenizer.end_of_text_name());
+            for text in [TEXT, "", " ", "the"] {
+                let ids = tokenizer.encode(text.as_bytes()).unwrap();
+                assert_eq!(theirs.encode(text.as_bytes()).unwrap(), ids, "{text:?}");
+                assert_eq!(theirs.decode(&ids), text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_loaded_tokenizer_is_written_as_it_is() {
+        let bytes = as_others_read_it(&Tokenizer::Bytes);
+        assert_eq!(bytes.to_transformers().unwrap(), bytes.to_json().unwrap());
+    }
+}
