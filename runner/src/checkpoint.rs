@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::data::hex;
 use crate::error::{Error, Result};
-use crate::files::AtomicFile;
+use crate::files::{self, AtomicFile};
 
 /// A validation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +52,24 @@ pub struct Meta {
     pub isa: String,
 }
 
+impl Meta {
+    /// That of a model which no run has trained: imported, or cut off from its run.
+    #[must_use]
+    pub fn untrained() -> Self {
+        Self {
+            best: None,
+            last: None,
+            validation_due: false,
+            seconds: 0.0,
+            data_wait_seconds: 0.0,
+            train_tokens: 0,
+            val_tokens: 0,
+            tokenizer_sha256: None,
+            isa: "none".to_owned(),
+        }
+    }
+}
+
 /// A mapped checkpoint file.
 #[derive(Debug)]
 pub struct CheckpointFile {
@@ -73,11 +91,7 @@ impl CheckpointFile {
                 path.display()
             )));
         }
-        #[expect(unsafe_code, reason = "a copy would double the memory of a large model")]
-        // SAFETY: the bytes must not change while mapped. This program replaces
-        // checkpoints by renaming and never writes into one; that nobody else cuts
-        // one while it is read is the duty of whoever owns the run folder.
-        let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let bytes = files::map(&file).map_err(io)?;
         Ok(Self { path: path.to_path_buf(), bytes })
     }
 
@@ -129,10 +143,31 @@ impl Sink for FileSink {
 pub fn save(path: &Path, trainer: &Trainer<'_>, meta: &Meta) -> Result<()> {
     let config = *trainer.plan().config();
     let header = Header { config, seed: trainer.seed(), updates: trainer.updates() };
+    write(path, &header, meta, trainer.parameters(), Some(trainer.moments()))
+}
+
+/// Saves a model without moments to `path`: the old file or the new one, never a part.
+///
+/// # Errors
+/// As [`save`].
+///
+/// # Panics
+/// If `parameters` are shorter than the arena of `header`'s config.
+pub fn save_weights(path: &Path, header: &Header, meta: &Meta, parameters: &[f32]) -> Result<()> {
+    write(path, header, meta, parameters, None)
+}
+
+fn write(
+    path: &Path,
+    header: &Header,
+    meta: &Meta,
+    parameters: &[f32],
+    moments: Option<(&[f32], &[f32])>,
+) -> Result<()> {
     let meta = serde_json::to_vec(meta)
         .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
     let mut sink = FileSink(AtomicFile::create(path)?);
-    checkpoint::encode(&header, &meta, trainer.parameters(), Some(trainer.moments()), &mut sink)
+    checkpoint::encode(header, &meta, parameters, moments, &mut sink)
         .map_err(|e| Error::io("write", path, &e))?;
     sink.0.commit()
 }

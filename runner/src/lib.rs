@@ -8,6 +8,8 @@ pub mod error;
 pub mod eval;
 pub mod files;
 pub mod generate;
+#[cfg(feature = "hf")]
+pub mod hf;
 pub mod memory;
 pub mod model;
 pub mod pool;

@@ -91,20 +91,26 @@ impl Trained {
     /// An arena of the weights.
     pub(crate) fn parameters(&self) -> Result<Vec<f32>> {
         let table = ParamTable::new(&self.config).map_err(model::config_error)?;
-        let len = table.arena_len();
-        let need = len as u64 * 4;
-        if let Some(machine) = machine()
-            && need > machine.available
-        {
-            return Err(Error::failure(format!(
-                "{}: its weights need {} but this machine has {} available",
-                self.path().display(),
-                human_bytes(need),
-                human_bytes(machine.available)
-            )));
-        }
-        let mut arena = vec![0.0; len];
+        let mut arena = arena(&table, self.path())?;
         self.read_parameters(&mut arena)?;
         Ok(arena)
+    }
+}
+
+/// An arena of zeros for the weights of a model that lies at `path`.
+///
+/// # Errors
+/// The machine has not the memory.
+pub(crate) fn arena(table: &ParamTable, path: &Path) -> Result<Vec<f32>> {
+    let len = table.arena_len();
+    let need = len as u64 * 4;
+    match machine() {
+        Some(machine) if need > machine.available => Err(Error::failure(format!(
+            "{}: its weights need {} but this machine has {} available",
+            path.display(),
+            human_bytes(need),
+            human_bytes(machine.available)
+        ))),
+        _ => Ok(vec![0.0; len]),
     }
 }

@@ -3,6 +3,8 @@
 use super::flags::TrainArgs;
 use super::presets::Preset;
 use super::value::{Setting, parse};
+#[cfg(feature = "hf")]
+use crate::hf::Element;
 use crate::settings::{LogFormat, Threads, TokenizerChoice, TuningChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::{Dtype, Isa};
@@ -31,13 +33,18 @@ pub struct Cli {
 /// # Errors
 /// What is wrong with them, or a request for help.
 pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&command().try_get_matches_from(args)?)
+}
+
+/// All commands and flags, with the defaults of the settings in their help.
+#[must_use]
+pub fn command() -> clap::Command {
     let mut command = Cli::command();
     for name in ["train", "plan"] {
         command = command.mut_subcommand(name, show_defaults);
     }
     let preset = "Settings to start from: tiny, reference (the default) or gpt2";
-    command = command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)));
-    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
+    command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)))
 }
 
 /// Adds the default, which is the preset's, to the help of each setting.
@@ -138,6 +145,26 @@ Examples:
   cllm simulate --trace t.json --workers 1,2,64,128
   cllm simulate --trace t.json --workers 64 --bandwidth 200 --json")]
     Simulate(SimulateArgs),
+    /// Make a run folder of a model of Hugging Face's transformers.
+    #[cfg(feature = "hf")]
+    #[command(after_help = "\
+Reads config.json, model.safetensors (or several files and their index) and tokenizer.json of GPT-2
+models; weights may be f32, f16 or bf16. What cannot be computed here is refused.
+
+Examples:
+  cllm import gpt2/ --out-dir runs/gpt2
+  cllm generate --checkpoint runs/gpt2 --prompt 'Once upon a time'")]
+    Import(ImportArgs),
+    /// Write a trained model for other programs.
+    #[cfg(feature = "hf")]
+    #[command(after_help = "\
+The folder has config.json, model.safetensors, and tokenizer.json if the model has a tokenizer:
+AutoModelForCausalLM and AutoTokenizer of transformers load it, `cllm import` as well.
+
+Examples:
+  cllm export --checkpoint out --out model
+  cllm export --checkpoint out/best.cllm --weights bf16 --out model-bf16")]
+    Export(ExportArgs),
     /// Make data sets.
     #[command(subcommand, arg_required_else_help = true)]
     Data(DataCommand),
@@ -224,6 +251,47 @@ pub struct EvalArgs {
     /// What all commands that compute have.
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+/// Flags of `cllm import`.
+#[cfg(feature = "hf")]
+#[derive(Args, Debug, Clone)]
+pub struct ImportArgs {
+    /// Folder of the model.
+    #[arg(value_name = "DIR", value_parser = parse::<PathBuf>)]
+    pub from: PathBuf,
+    /// Run folder to make.
+    #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
+    pub out_dir: PathBuf,
+}
+
+/// Flags of `cllm export`.
+#[cfg(feature = "hf")]
+#[derive(Args, Debug, Clone)]
+pub struct ExportArgs {
+    /// A run folder (its best checkpoint counts) or a checkpoint file.
+    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
+    pub checkpoint: PathBuf,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
+    pub out: PathBuf,
+    /// What the weights are stored as: f32, f16 or bf16.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<Element>)]
+    pub weights: Element,
+}
+
+#[cfg(feature = "hf")]
+impl Setting for Element {
+    const ACCEPTS: &'static str = "f32, f16 or bf16";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "f32" => Some(Self::F32),
+            "f16" => Some(Self::F16),
+            "bf16" => Some(Self::Bf16),
+            _ => None,
+        }
+    }
 }
 
 /// Flags of all commands that compute with a trained model.

@@ -6,6 +6,8 @@
 
 pub mod args;
 mod commands;
+#[cfg(feature = "hf")]
+mod exchange;
 mod file;
 pub mod flags;
 mod nearest;
@@ -77,6 +79,10 @@ fn run(command: Command) -> Result<Status> {
         Command::Bench(args) => commands::bench(&args),
         Command::Tune(args) => tune::tune(args),
         Command::Simulate(args) => commands::simulate(args),
+        #[cfg(feature = "hf")]
+        Command::Import(args) => exchange::import(args),
+        #[cfg(feature = "hf")]
+        Command::Export(args) => exchange::export(args),
         Command::Data(DataCommand::Reference { out }) => commands::reference(&out),
     }
     .map(|()| Status::Done)

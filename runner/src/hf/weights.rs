@@ -1,0 +1,279 @@
+//! Tensors of `.safetensors` files: found by name, checked, turned into `f32` and back.
+//!
+//! The `safetensors` crate reads headers, and refuses sizes that overflow, ranges that overlap or
+//! leave gaps, and files that are too short or too long.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::path::{Component, Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::tensor::{TensorView, View};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::{INDEX, WEIGHTS};
+use crate::error::{Error, Result};
+use crate::files;
+
+/// What an exported weight is stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// As it is computed with: nothing is lost.
+    F32,
+    /// Rounded to the nearest, half of the size.
+    F16,
+    /// Rounded to the nearest, half of the size.
+    Bf16,
+}
+
+impl Element {
+    /// `transformers`' name.
+    pub(super) fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+        }
+    }
+
+    /// Bytes of one.
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// The mapped files of a folder's weights.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    files: Vec<(PathBuf, Mmap)>,
+}
+
+/// `model.safetensors.index.json`, as far as it matters.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+impl Mapped {
+    /// Maps the weights of `dir`: those that its index names, or its one file.
+    ///
+    /// # Errors
+    /// Names the file that is missing or cannot be read, or that an index names outside of `dir`.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let names = file_names(dir)?;
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            let path = dir.join(name);
+            let io = |e| Error::io("read the weights", &path, &e);
+            let map = File::open(&path).and_then(|file| files::map(&file)).map_err(io)?;
+            files.push((path, map));
+        }
+        Ok(Self { files })
+    }
+
+    /// Reads their headers.
+    ///
+    /// # Errors
+    /// Names a file with a damaged header, or with a tensor that another one has too.
+    pub(super) fn tensors(&self) -> Result<Tensors<'_>> {
+        let mut by_name = BTreeMap::new();
+        for (path, map) in &self.files {
+            let bad = |what: String| Error::failure(format!("{}: {what}", path.display()));
+            let tensors = SafeTensors::deserialize(map)
+                .map_err(|e| bad(format!("not a whole file of safetensors: {e}")))?;
+            for (name, view) in tensors.tensors() {
+                if let Some((other, _)) = by_name.insert(name.clone(), (path.as_path(), view)) {
+                    return Err(bad(format!("tensor {name:?} is in {} too", other.display())));
+                }
+            }
+        }
+        Ok(Tensors { by_name })
+    }
+}
+
+/// Names of the files of weights in `dir`, in order.
+fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let index = dir.join(INDEX);
+    match fs::read(&index) {
+        Ok(text) => {
+            let bad = |what: String| Error::failure(format!("{}: {what}", index.display()));
+            let read: Index = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+            let mut names: Vec<String> = read.weight_map.into_values().collect();
+            names.sort_unstable();
+            names.dedup();
+            let is_plain = |name: &String| {
+                let mut parts = Path::new(name).components();
+                matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+            };
+            match names.iter().find(|name| !is_plain(name)) {
+                Some(name) => Err(bad(format!("{name:?} is not a file of this folder"))),
+                None if names.is_empty() => Err(bad("weight_map names no file".to_owned())),
+                None => Ok(names),
+            }
+        }
+        Err(_) if dir.join(WEIGHTS).exists() => Ok(vec![WEIGHTS.to_owned()]),
+        Err(_) => {
+            let pickled = dir.join("pytorch_model.bin").exists();
+            let hint = if pickled {
+                "; pytorch_model.bin is not read: load it with transformers and \
+                 save_pretrained(..., safe_serialization=True)"
+            } else {
+                ""
+            };
+            Err(Error::failure(format!("{}: no {WEIGHTS} and no {INDEX}{hint}", dir.display())))
+        }
+    }
+}
+
+/// Tensors of mapped files by their names.
+#[derive(Debug)]
+pub(super) struct Tensors<'a> {
+    by_name: BTreeMap<String, (&'a Path, TensorView<'a>)>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Takes the tensor `name` out, which must have this shape.
+    ///
+    /// # Errors
+    /// It is not there, or of another shape, or not of f32, f16 or bf16.
+    pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
+        let Some((path, view)) = self.by_name.remove(name) else {
+            return Err(Error::failure(format!("the weights lack the tensor {name}")));
+        };
+        let bad = |what: String| Error::failure(format!("{}: {name} {what}", path.display()));
+        if view.shape() != shape {
+            return Err(bad(format!(
+                "has the shape {:?}, but the config makes it {shape:?}",
+                view.shape()
+            )));
+        }
+        let element = match view.dtype() {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            other => {
+                return Err(bad(format!("is of {other:?}; F32, F16 and BF16 can be imported")));
+            }
+        };
+        Ok(Tensor { path, name: name.to_owned(), element, bytes: view.data() })
+    }
+
+    /// Whether the tensor `name` is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// Drops the tensors of names that `is` says.
+    pub(super) fn forget(&mut self, is: impl Fn(&str) -> bool) {
+        self.by_name.retain(|name, _| !is(name));
+    }
+
+    /// The first of those left, and its file.
+    pub(super) fn left(&self) -> Option<(&str, &'a Path)> {
+        self.by_name.iter().next().map(|(name, (path, _))| (name.as_str(), *path))
+    }
+}
+
+/// A tensor of a mapped file.
+#[derive(Debug)]
+pub(super) struct Tensor<'a> {
+    path: &'a Path,
+    name: String,
+    element: Element,
+    bytes: &'a [u8],
+}
+
+impl Tensor<'_> {
+    /// Writes its values to `to`, which has as many.
+    ///
+    /// # Errors
+    /// Names the first that is not a finite number.
+    pub(super) fn read(&self, to: &mut [f32]) -> Result<()> {
+        debug_assert_eq!(self.bytes.len(), to.len() * self.element.bytes());
+        let pairs = || self.bytes.as_chunks::<2>().0.iter();
+        match self.element {
+            Element::F32 => {
+                for (to, from) in to.iter_mut().zip(self.bytes.as_chunks::<4>().0) {
+                    *to = f32::from_le_bytes(*from);
+                }
+            }
+            Element::F16 => {
+                for (to, from) in to.iter_mut().zip(pairs()) {
+                    *to = half::f16::from_le_bytes(*from).to_f32();
+                }
+            }
+            Element::Bf16 => {
+                for (to, from) in to.iter_mut().zip(pairs()) {
+                    *to = half::bf16::from_le_bytes(*from).to_f32();
+                }
+            }
+        }
+        match to.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => Err(Error::failure(format!(
+                "{}: value {at} of {} is {}: the weights are damaged",
+                self.path.display(),
+                self.name,
+                to[at]
+            ))),
+        }
+    }
+
+    /// Whether `other` has the same bytes of the same kind.
+    pub(super) fn equals(&self, other: &Self) -> bool {
+        self.element == other.element && self.bytes == other.bytes
+    }
+}
+
+/// A tensor to be written: encoded when its turn comes.
+pub(super) struct Outgoing<'a> {
+    pub(super) shape: Vec<usize>,
+    /// All its values; none for one of zeros.
+    pub(super) values: &'a [f32],
+    pub(super) element: Element,
+}
+
+impl Outgoing<'_> {
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl View for Outgoing<'_> {
+    fn dtype(&self) -> Dtype {
+        self.element.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        if self.values.is_empty() {
+            return Cow::Owned(vec![0; self.data_len()]);
+        }
+        let values = self.values.iter();
+        Cow::Owned(match self.element {
+            Element::F32 => values.flat_map(|x| x.to_le_bytes()).collect(),
+            Element::F16 => values.flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+            Element::Bf16 => values.flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        self.len() * self.element.bytes()
+    }
+}

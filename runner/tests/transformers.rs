@@ -1,0 +1,359 @@
+//! Folders of transformers: in, out, and all that can be wrong with them.
+#![cfg(feature = "hf")]
+
+mod cli_support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use cli_support::{Ran, run_in};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use serde_json::{Value, json};
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>, Dtype)>;
+
+fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}
+
+#[track_caller]
+fn done(ran: Ran) -> Ran {
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    ran
+}
+
+/// A run folder `out` of a model that has learnt a little, with these flags.
+fn train(dir: &Path, flags: &str) {
+    let verse = "In the beginning God created the heaven and the earth.\n";
+    fs::write(dir.join("t.txt"), verse.repeat(40)).unwrap();
+    let small = "train --data t.txt --n-layer 2 --n-head 2 --n-embd 16 --block-size 16 --batch-size 2 \
+                 --max-steps 3 --sample-tokens 0 --seed 5";
+    done(run_in(dir, &words(&format!("{small} {flags}"))));
+}
+
+fn export(dir: &Path, flags: &str) {
+    done(run_in(dir, &words(&format!("export --checkpoint out --out model {flags}"))));
+}
+
+fn import(dir: &Path) -> Ran {
+    run_in(dir, &words("import model --out-dir back"))
+}
+
+fn loss(dir: &Path, checkpoint: &str) -> f64 {
+    let eval = format!("eval --checkpoint {checkpoint} --data t.txt --log-format json");
+    run_in(dir, &words(&eval)).json()["val_loss"].as_f64().unwrap()
+}
+
+fn spoken(dir: &Path, checkpoint: &str) -> Value {
+    let generate = format!(
+        "generate --checkpoint {checkpoint} --tokens 12 --greedy --prompt God --log-format json"
+    );
+    run_in(dir, &words(&generate)).json()["text"].clone()
+}
+
+fn read(path: &Path) -> Tensors {
+    let bytes = fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let own = |(name, view): (String, TensorView<'_>)| {
+        (name, (view.shape().to_vec(), view.data().to_vec(), view.dtype()))
+    };
+    tensors.tensors().into_iter().map(own).collect()
+}
+
+fn write(path: &Path, tensors: &Tensors) {
+    let views = tensors.iter().map(|(name, (shape, bytes, dtype))| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    fs::write(path, serialize(views, None).unwrap()).unwrap();
+}
+
+/// Changes the tensors of the folder `model`.
+fn change(dir: &Path, how: impl FnOnce(&mut Tensors)) {
+    let path = dir.join("model/model.safetensors");
+    let mut tensors = read(&path);
+    how(&mut tensors);
+    write(&path, &tensors);
+}
+
+/// Changes the config of the folder `model`.
+fn change_config(dir: &Path, how: impl FnOnce(&mut Value)) {
+    let path = dir.join("model/config.json");
+    let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    how(&mut config);
+    fs::write(&path, config.to_string()).unwrap();
+}
+
+/// `tests/golden/make_transformers.py` makes them; a loss of theirs is in float64.
+#[test]
+fn models_of_transformers_compute_here_what_they_compute_there() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/transformers");
+    let mut seen = 0;
+    for golden in fs::read_dir(goldens).unwrap() {
+        let golden = golden.unwrap().path();
+        let expected: Value =
+            serde_json::from_slice(&fs::read(golden.join("expected.json")).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let from = golden.to_str().unwrap();
+        done(run_in(dir, &["import", from, "--out-dir", "back"]));
+        fs::write(dir.join("t.txt"), expected["text"].as_str().unwrap()).unwrap();
+        let (loss, there) = (loss(dir, "back"), expected["loss"].as_f64().unwrap());
+        assert!((loss / there - 1.0).abs() < 1e-6, "{from}: loss {loss} for {there}");
+        let (prompt, new) = (expected["prompt"].as_str().unwrap(), expected["new"].to_string());
+        let generate = ["generate", "--checkpoint", "back", "--greedy", "--log-format", "json"];
+        let spoken = [&generate[..], &["--tokens", &new, "--prompt", prompt]].concat();
+        assert_eq!(run_in(dir, &spoken).json()["text"], expected["said"], "{from}");
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn what_is_exported_and_imported_again_is_the_same_model() {
+    for flags in ["--tokenizer bytes", "--tokenizer chars --no-tied", "--tokenizer bpe:300"] {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        train(dir, flags);
+        export(dir, "");
+        done(import(dir));
+        assert_eq!(loss(dir, "back"), loss(dir, "out"), "{flags}");
+        assert_eq!(spoken(dir, "back"), spoken(dir, "out"), "{flags}");
+        // And what is exported from there is the same to the byte.
+        done(run_in(dir, &words("export --checkpoint back --out again")));
+        for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        {
+            let bytes = |folder: &str| fs::read(dir.join(folder).join(name)).unwrap();
+            assert!(bytes("model") == bytes("again"), "{flags}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_model_without_biases_gets_zeros_and_computes_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes --no-bias");
+    export(dir, "");
+    let tensors = read(&dir.join("model/model.safetensors"));
+    let (shape, bytes, _) = &tensors["transformer.h.1.mlp.c_fc.bias"];
+    assert_eq!((shape, bytes), (&vec![64], &vec![0; 256]));
+    done(import(dir));
+    let difference = loss(dir, "back") - loss(dir, "out");
+    assert!(difference.abs() < 1e-6, "{difference}");
+}
+
+#[test]
+fn smaller_types_round_to_the_nearest() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    let exact = read(&dir.join("model/model.safetensors"));
+    for (name, dtype, digits) in [("f16", Dtype::F16, 11), ("bf16", Dtype::BF16, 8)] {
+        done(run_in(
+            dir,
+            &words(&format!("export --checkpoint out --out {name} --weights {name}")),
+        ));
+        let rounded = read(&dir.join(name).join("model.safetensors"));
+        assert_eq!(rounded.len(), exact.len());
+        for (tensor, (shape, bytes, kind)) in &rounded {
+            let (exact_shape, exact_bytes, _) = &exact[tensor];
+            assert_eq!((shape, *kind), (exact_shape, dtype));
+            for (half, whole) in bytes.as_chunks::<2>().0.iter().zip(exact_bytes.as_chunks::<4>().0)
+            {
+                let value = f64::from(f32::from_le_bytes(*whole));
+                let half = match dtype {
+                    Dtype::F16 => half::f16::from_le_bytes(*half).to_f64(),
+                    _ => half::bf16::from_le_bytes(*half).to_f64(),
+                };
+                // Half a step of so many binary digits, and of the smallest f16.
+                let most = value.abs() * 0.5_f64.powi(digits) + 0.5_f64.powi(25);
+                assert!((half - value).abs() <= most, "{tensor}: {half} for {value}");
+            }
+        }
+        let import = format!("import {name} --out-dir back-{name}");
+        done(run_in(dir, &words(&import)));
+        let difference = loss(dir, &format!("back-{name}")) - loss(dir, "out");
+        assert!(difference.abs() < 0.01, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn several_files_and_other_spellings_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    let model = dir.join("model");
+    // As `GPT2Model` and old versions save: no prefix, masks, a copy of the tied table; in two files.
+    let tensors = read(&model.join("model.safetensors"));
+    fs::remove_file(model.join("model.safetensors")).unwrap();
+    let mut parts = [Tensors::new(), Tensors::new()];
+    let mut map = BTreeMap::new();
+    for (place, (name, tensor)) in tensors.into_iter().enumerate() {
+        let name = name.trim_start_matches("transformer.").to_owned();
+        map.insert(name.clone(), format!("part-{}.safetensors", place % 2));
+        if name == "wte.weight" {
+            parts[1].insert("lm_head.weight".to_owned(), tensor.clone());
+        }
+        parts[place % 2].insert(name, tensor);
+    }
+    parts[0].insert("h.0.attn.bias".to_owned(), (vec![1, 1, 2, 2], vec![0; 4], Dtype::U8));
+    for (place, part) in parts.iter().enumerate() {
+        write(&model.join(format!("part-{place}.safetensors")), part);
+    }
+    let index = |map: &Value| {
+        fs::write(
+            model.join("model.safetensors.index.json"),
+            json!({ "metadata": {}, "weight_map": map }).to_string(),
+        )
+        .unwrap();
+    };
+    index(&json!(map));
+    done(import(dir));
+    assert_eq!(loss(dir, "back"), loss(dir, "out"));
+
+    let again = || run_in(dir, &words("import model --out-dir other"));
+    index(&json!({ "wte.weight": "../part-0.safetensors" }));
+    again().refused(1, &["index.json", "\"../part-0.safetensors\" is not a file of this folder"]);
+    index(&json!({ "wte.weight": "part-7.safetensors" }));
+    again().refused(1, &["part-7.safetensors"]);
+    index(&json!({}));
+    again().refused(1, &["weight_map names no file"]);
+    parts[1].insert("h.0.ln_1.bias".to_owned(), parts[0]["h.0.ln_1.bias"].clone());
+    write(&model.join("part-1.safetensors"), &parts[1]);
+    index(&json!(map));
+    again().refused(1, &["\"h.0.ln_1.bias\" is in"]);
+    assert!(!dir.join("other").exists());
+}
+
+#[test]
+fn wrong_tensors_are_named_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    let whole = fs::read(dir.join("model/model.safetensors")).unwrap();
+    const FC: &str = "transformer.h.1.mlp.c_fc.weight";
+    type Change = fn(&mut Tensors);
+    let cases: [(Change, &str); 6] = [
+        (|t| drop(t.remove(FC)), "lack the tensor transformer.h.1.mlp.c_fc.weight"),
+        (
+            |t| t.get_mut(FC).unwrap().0 = vec![64, 16],
+            "has the shape [64, 16], but the config makes it [16, 64]",
+        ),
+        (
+            |t| {
+                let tensor = t.get_mut(FC).unwrap();
+                (tensor.0, tensor.1, tensor.2) = (vec![16, 64], vec![0; 8192], Dtype::F64);
+            },
+            "is of F64",
+        ),
+        (
+            |t| t.get_mut(FC).unwrap().1[4..8].copy_from_slice(&f32::NAN.to_le_bytes()),
+            "value 1 of transformer.h.1.mlp.c_fc.weight is NaN",
+        ),
+        (
+            |t| {
+                drop(t.insert(
+                    "transformer.h.2.ln_1.bias".into(),
+                    (vec![16], vec![0; 64], Dtype::F32),
+                ))
+            },
+            "no GPT-2 has the tensor transformer.h.2.ln_1.bias",
+        ),
+        (
+            |t| {
+                drop(t.insert(
+                    "lm_head.weight".into(),
+                    (vec![257, 16], vec![0; 257 * 64], Dtype::F32),
+                ))
+            },
+            "lm_head.weight is not the token table",
+        ),
+    ];
+    for (how, words) in cases {
+        fs::write(dir.join("model/model.safetensors"), &whole).unwrap();
+        change(dir, how);
+        import(dir).refused(1, &[words]);
+        assert!(!dir.join("back").exists(), "{words}");
+    }
+}
+
+#[test]
+fn damaged_and_hostile_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    let path = dir.join("model/model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    let header = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let tensor = |shape: &str, from: u64, to: u64| {
+        format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
+    };
+    let overlapping = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+                          "b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", Vec::new()),
+        ("cut in the length", whole[..5].to_vec()),
+        ("cut in the header", whole[..100].to_vec()),
+        ("cut in the data", whole[..whole.len() - 1].to_vec()),
+        ("too long", [&whole[..], &[0]].concat()),
+        ("a header without end", u64::MAX.to_le_bytes().to_vec()),
+        ("no JSON", header("hello")),
+        ("sizes that overflow", header(&tensor("[4294967296, 4294967296, 2]", 0, 4))),
+        ("more than there is", header(&tensor("[1000000000000]", 0, 4_000_000_000_000))),
+        ("a range backwards", header(&tensor("[1]", 4, 0))),
+        ("overlapping ranges", [header(overlapping), vec![0; 4]].concat()),
+    ];
+    for (what, bytes) in cases {
+        fs::write(&path, bytes).unwrap();
+        let ran = import(dir);
+        assert_eq!(ran.code, 1, "{what}: {}", ran.stderr);
+        ran.refused(1, &["model.safetensors: not a whole file of safetensors"]);
+        assert!(!dir.join("back").exists(), "{what}");
+    }
+    fs::remove_file(&path).unwrap();
+    import(dir).refused(1, &["model: no model.safetensors and no model.safetensors.index.json"]);
+    fs::write(dir.join("model/pytorch_model.bin"), "x").unwrap();
+    import(dir).refused(1, &["pytorch_model.bin is not read", "safe_serialization"]);
+    fs::remove_file(dir.join("model/config.json")).unwrap();
+    import(dir).refused(1, &["cannot read model/config.json"]);
+    run_in(dir, &["import", "t.txt", "--out-dir", "back"]).refused(1, &["t.txt: not a folder"]);
+}
+
+#[test]
+fn configs_and_folders_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    run_in(dir, &words("export --checkpoint out --out model")).refused(1, &["--out"]);
+    run_in(dir, &words("import model --out-dir out")).refused(1, &["--out-dir"]);
+    run_in(dir, &words("export --checkpoint out --out m --weights f8"))
+        .refused(2, &["f32, f16 or bf16"]);
+    let config = dir.join("model/config.json");
+    let text = fs::read(&config).unwrap();
+    change_config(dir, |config| config["vocab_size"] = json!(200));
+    import(dir)
+        .refused(1, &["wte.weight has the shape [257, 16], but the config makes it [200, 16]"]);
+    fs::write(&config, &text).unwrap();
+    change_config(dir, |config| config["activation_function"] = json!("relu"));
+    import(dir).refused(1, &["model/config.json", "activation_function"]);
+    fs::write(&config, &text).unwrap();
+    // A tokenizer of more ids than the model has.
+    let tokenizer = dir.join("model/tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&tokenizer).unwrap()).unwrap();
+    json["model"]["vocab"]["more"] = json!(300);
+    fs::write(&tokenizer, json.to_string()).unwrap();
+    import(dir).refused(1, &["tokenizer.json", "301 ids", "257"]);
+    fs::write(&tokenizer, "{}").unwrap();
+    import(dir).refused(1, &["tokenizer.json is not a usable tokenizer"]);
+    // Without one the model is there, and says what it lacks.
+    fs::remove_file(&tokenizer).unwrap();
+    let ran = done(import(dir));
+    assert!(ran.stdout.contains("no tokenizer.json in model"), "{}", ran.stdout);
+    run_in(dir, &words("generate --checkpoint back")).refused(1, &["back/tokenizer.json"]);
+}

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Exports models of every kind of tokenizer and weight, loads them with Hugging Face's transformers, and
+# compares: tokens of a text, its loss, and what follows a prompt. Ends with an error if they differ.
+#
+# Usage: tests/transformers.sh     (a minute, once tests/golden/requirements-transformers.txt is there)
+#
+# Needs Rust and Python 3.11 with venv and pip, which install into target/transformers. PYTHON names a
+# Python that has what is wanted instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=target/transformers
+mkdir -p "$work"
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=$work/venv/bin/python
+    wanted=$(sha256sum < tests/golden/requirements-transformers.txt)
+    if [ "$(cat "$work/venv.sha256" 2> /dev/null)" != "$wanted" ]; then
+        python3 -m venv --clear "$work/venv"
+        "$work/venv/bin/pip" install --quiet -r tests/golden/requirements-transformers.txt
+        echo "$wanted" > "$work/venv.sha256"
+    fi
+fi
+cargo build --quiet --locked --release --package cllm
+exec "$PYTHON" - target/release/cllm "$work" <<'PYTHON'
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+cllm, work = sys.argv[1], Path(sys.argv[2])
+TEXT = "In the beginning God created the heaven and the earth.\n" * 40
+PROMPT, NEW, BLOCK = "the God", 24, 48
+# Of losses; weights of 16 bits are the same on both sides.
+TOLERANCE = 2e-6
+
+
+def run(*args) -> str:
+    done = subprocess.run([cllm, *map(str, args)], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"cllm {' '.join(map(str, args))}\nended with {done.returncode}:\n{done.stderr}")
+    return done.stdout
+
+
+def compare(name: str, train: list, weights: str) -> None:
+    folder = work / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    text = folder / "text.txt"
+    text.write_text(TEXT)
+    small = "--n-layer 2 --n-head 2 --n-embd 32 --batch-size 4 --max-steps 40 --val-fraction 0"
+    small = [*small.split(), "--sample-tokens", 0, "--block-size", BLOCK, "--seed", 3, "--out-dir", folder / "run"]
+    run("train", "--data", text, *small, *train)
+    run("export", "--checkpoint", folder / "run", "--out", folder / "hf", "--weights", weights)
+    # With the weights as they were exported.
+    run("import", folder / "hf", "--out-dir", folder / "back")
+    back = ["--checkpoint", folder / "back", "--log-format", "json"]
+    loss = json.loads(run("eval", *back, "--data", text))["val_loss"]
+    said = json.loads(run("generate", *back, "--greedy", "--prompt", PROMPT, "--tokens", NEW))["text"]
+
+    tokens = AutoTokenizer.from_pretrained(folder / "hf")
+    # Only a limit to warn about.
+    tokens.model_max_length = len(TEXT)
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf").double().eval()
+    # A document begins with the end of the one before.
+    ids = [tokens.eos_token_id, *tokens(TEXT)["input_ids"]]
+    losses = []
+    with torch.no_grad():
+        for first in range(0, (len(ids) - 1) // BLOCK * BLOCK, BLOCK):
+            logits = model(torch.tensor([ids[first : first + BLOCK]])).logits[0]
+            wanted = torch.tensor(ids[first + 1 : first + BLOCK + 1])
+            losses.append(torch.nn.functional.cross_entropy(logits, wanted))
+        theirs = float(torch.stack(losses).mean())
+        words = tokens(PROMPT, return_tensors="pt")["input_ids"]
+        out = model.generate(words, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    text = tokens.decode(out[0], skip_special_tokens=True)
+    differs = abs(loss / theirs - 1)
+    print(f"{name:<14} loss {loss:.6f}, transformers {theirs:.6f}, differs by {differs:.1e}: {said!r}")
+    if tokens.decode(tokens(TEXT)["input_ids"]) != TEXT:
+        sys.exit(f"{name}: the text is another one after tokens and back")
+    if differs > TOLERANCE or text != said:
+        sys.exit(f"{name}: transformers says {text!r}")
+
+
+compare("bytes", ["--tokenizer", "bytes"], "f32")
+compare("chars", ["--tokenizer", "chars"], "f32")
+compare("bpe", ["--tokenizer", "bpe:300"], "f32")
+compare("untied", ["--tokenizer", "bpe:300", "--no-tied", "--no-bias"], "f32")
+compare("f16", ["--tokenizer", "bpe:300"], "f16")
+compare("bf16", ["--tokenizer", "bytes"], "bf16")
+print("transformers computes what cllm computes")
+PYTHON
