@@ -136,3 +136,42 @@ fn bench_kernels_is_bench_and_bench_engine_holds_costs_against_targets() {
     let text = run(&["bench", "engine", "--seconds", "0.001"]).stdout;
     assert!(text.contains("tile/stolen") && text.contains("at most  15.0 ns: "), "{text}");
 }
+
+#[test]
+fn doctor_says_what_there_is_and_what_is_chosen() {
+    let report = run(&["doctor", "--json"]).json();
+    let sets = report["sets"].as_array().unwrap();
+    assert_eq!(sets[0], json!({ "name": "scalar", "usable": true, "bf16": false }));
+    let best = sets.iter().rfind(|set| set["usable"] == true).unwrap();
+    assert_eq!(report["isa"], best["name"]);
+    assert!(report["cpus"]["workers"].as_u64().unwrap() >= 1);
+    let text = run(&["doctor"]).stdout;
+    for name in ["CPU", "kernels", "caches", "threads", "memory", "huge pages"] {
+        assert!(text.contains(&format!("\n{name} ")), "{text}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    for (shell, flag) in [
+        ("bash", "--max-steps"),
+        ("zsh", "--max-steps"),
+        ("fish", "max-steps"),
+        ("elvish", "--max-steps"),
+    ] {
+        let script = run(&["completions", shell]);
+        assert_eq!(script.code, 0, "{}", script.stderr);
+        for name in ["train", "generate", "doctor", flag] {
+            assert!(script.stdout.contains(name), "{shell}: {name}");
+        }
+    }
+    run(&["completions", "tcsh"]).refused(2, &["tcsh", "bash"]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let out = run_in(dir.path(), &["man", "--out", "pages"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let page = |name: &str| fs::read_to_string(dir.path().join("pages").join(name)).unwrap();
+    assert!(page("cllm.1").contains("train"), "the program's page lists the commands");
+    let train = page("cllm-train.1");
+    assert!(train.contains("max\\-steps") && train.contains("cllm train"), "{train}");
+}

@@ -165,6 +165,32 @@ Examples:
   cllm export --checkpoint out --out model
   cllm export --checkpoint out/best.cllm --weights bf16 --out model-bf16")]
     Export(ExportArgs),
+    /// Tell what this machine has, what a run would use of it, and why.
+    Doctor {
+        /// One JSON object instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the completions of a shell.
+    #[command(after_help = "\
+Examples:
+  cllm completions bash > ~/.local/share/bash-completion/completions/cllm
+  cllm completions zsh > \"${fpath[1]}/_cllm\"
+  cllm completions fish > ~/.config/fish/completions/cllm.fish")]
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, of the program and of each command.
+    #[command(after_help = "\
+Example:
+  cllm man --out ~/.local/share/man/man1")]
+    Man {
+        /// Folder for the pages.
+        #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
+        out: PathBuf,
+    },
     /// Make data sets.
     #[command(subcommand, arg_required_else_help = true)]
     Data(DataCommand),

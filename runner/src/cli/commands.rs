@@ -13,6 +13,7 @@ use crate::bench;
 use crate::data::prepare::{self, Request};
 use crate::data::source::{Input, Source, discover};
 use crate::data::{reference, vocabulary};
+use crate::doctor::Report;
 use crate::error::{Error, Result};
 use crate::eval::{self, EvalSettings};
 use crate::generate::{self, GenerateSettings};
@@ -184,6 +185,11 @@ pub(super) fn simulate(args: SimulateArgs) -> Result<()> {
     let settings = SimulateSettings { trace, workers, bandwidth, fastest };
     simulate::check(&settings)?;
     let report = simulate::simulate(&settings)?;
+    output::print(&if json { one_line(&report)? } else { report.text() })
+}
+
+pub(super) fn doctor(json: bool) -> Result<()> {
+    let report = Report::look(chosen_isa(None)?)?;
     output::print(&if json { one_line(&report)? } else { report.text() })
 }
 

@@ -6,6 +6,7 @@
 
 pub mod args;
 mod commands;
+mod documents;
 #[cfg(feature = "hf")]
 mod exchange;
 mod file;
@@ -83,6 +84,9 @@ fn run(command: Command) -> Result<Status> {
         Command::Import(args) => exchange::import(args),
         #[cfg(feature = "hf")]
         Command::Export(args) => exchange::export(args),
+        Command::Doctor { json } => commands::doctor(json),
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { out } => documents::man(&out),
         Command::Data(DataCommand::Reference { out }) => commands::reference(&out),
     }
     .map(|()| Status::Done)

@@ -47,7 +47,15 @@ pub(super) fn error(error: &clap::Error) -> Error {
     let arg = text(ContextKind::InvalidArg).unwrap_or_default();
     let flag = arg.split([' ', '=']).next().unwrap_or_default();
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
-    let did_you_mean = |kind| text(kind).map(|name| format!(": did you mean {name}?"));
+    // Of several, the likeliest is the last.
+    let did_you_mean = |kind| {
+        let name = match error.get(kind)? {
+            ContextValue::String(name) => name,
+            ContextValue::Strings(names) => names.last()?,
+            _ => return None,
+        };
+        Some(format!(": did you mean {name}?"))
+    };
     let message = match error.kind() {
         ErrorKind::ValueValidation => {
             let cause = core::error::Error::source(error).map(ToString::to_string);

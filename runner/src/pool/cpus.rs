@@ -12,6 +12,35 @@ pub fn available() -> usize {
     thread::available_parallelism().map_or(1, core::num::NonZeroUsize::get)
 }
 
+/// CPUs of the machine; `None` where the system does not tell.
+#[must_use]
+pub fn online() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    return listed(&std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?);
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// CPUs that the affinity mask allows; `None` where there is none.
+#[must_use]
+pub fn allowed() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    return Some(rustix::thread::sched_getaffinity(None).ok()?.count() as usize);
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// How many numbers a list like `0-3,6` has.
+#[cfg(target_os = "linux")]
+fn listed(text: &str) -> Option<usize> {
+    let numbers = |range: &str| -> Option<usize> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some(last.checked_sub(first)? + 1)
+    };
+    text.trim().split(',').map(numbers).sum()
+}
+
 /// CPU time of the calling thread, by its own clock; `None` where there is none.
 ///
 /// Not from `ps`, which shows the whole process's time in the main thread's row.
@@ -84,6 +113,14 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn lists_of_cpus_are_counted() {
+        let counts = ["0", "0-1\n", "0-3,6,8-9", "", "3-1", "a"].map(listed);
+        assert_eq!(counts, [Some(1), Some(2), Some(7), None, None, None]);
+        assert!(online().unwrap() >= allowed().unwrap());
+        assert!(allowed().unwrap() >= available());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which sizes of blocks a command uses: a measured set that fits, or what the caches imply.
 
-use super::key::Key;
+use super::key::{Key, cpu_name};
 use super::store::{self, Entry};
 use crate::error::{Error, Result};
 use crate::settings::TuningChoice;
@@ -70,6 +70,19 @@ pub fn choose(choice: &TuningChoice, key: &Key) -> Result<Chosen> {
         );
     }
     Ok(Chosen { blocking: default_blocking(), file: None })
+}
+
+/// The file of the user's configuration, if there can be one, and how many sets it has for
+/// this CPU.
+///
+/// # Errors
+/// A broken file.
+pub fn stored_for_this_cpu() -> Result<(Option<PathBuf>, usize)> {
+    let file = store::default_path();
+    let entries = file.as_deref().map(store::read_if_possible).transpose()?.flatten();
+    let cpu = cpu_name();
+    let sets = entries.unwrap_or_default().iter().filter(|entry| entry.key.cpu == cpu).count();
+    Ok((file, sets))
 }
 
 /// What a file has that has nothing for `key`: how many sets, and by what the nearest ones differ.

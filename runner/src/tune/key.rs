@@ -103,7 +103,8 @@ impl fmt::Display for Key {
 
 /// The CPU's name as it tells it, and its signature (family, model, stepping): virtual machines
 /// may give many CPUs one name.
-fn cpu_name() -> String {
+#[must_use]
+pub fn cpu_name() -> String {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::__cpuid;

@@ -14,8 +14,8 @@ mod search;
 mod store;
 mod turns;
 
-pub use choose::{Chosen, Sizes, choose, default_blocking};
-pub use key::Key;
+pub use choose::{Chosen, Sizes, choose, default_blocking, stored_for_this_cpu};
+pub use key::{Key, cpu_name};
 pub use ratios::Ratios;
 pub use report::Report;
 pub use search::Trial;
