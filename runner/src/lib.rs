@@ -7,8 +7,12 @@ pub mod data;
 pub mod doctor;
 pub mod error;
 pub mod eval;
+#[cfg(any(feature = "hf", feature = "gguf"))]
+pub mod exchange;
 pub mod files;
 pub mod generate;
+#[cfg(feature = "gguf")]
+pub mod gguf;
 #[cfg(feature = "hf")]
 pub mod hf;
 pub mod memory;

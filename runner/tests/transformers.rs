@@ -321,7 +321,8 @@ fn damaged_and_hostile_files_are_refused() {
     import(dir).refused(1, &["pytorch_model.bin is not read", "safe_serialization"]);
     fs::remove_file(dir.join("model/config.json")).unwrap();
     import(dir).refused(1, &["cannot read model/config.json"]);
-    run_in(dir, &["import", "t.txt", "--out-dir", "back"]).refused(1, &["t.txt: not a folder"]);
+    run_in(dir, &["import", "t.txt", "--out-dir", "back"])
+        .refused(1, &["t.txt: not a GGUF file, nor a folder"]);
 }
 
 #[test]
@@ -333,7 +334,7 @@ fn configs_and_folders_that_do_not_fit_are_refused() {
     run_in(dir, &words("export --checkpoint out --out model")).refused(1, &["--out"]);
     run_in(dir, &words("import model --out-dir out")).refused(1, &["--out-dir"]);
     run_in(dir, &words("export --checkpoint out --out m --weights f8"))
-        .refused(2, &["f32, f16 or bf16"]);
+        .refused(2, &["f32, f16, bf16 or q8_0"]);
     let config = dir.join("model/config.json");
     let text = fs::read(&config).unwrap();
     change_config(dir, |config| config["vocab_size"] = json!(200));
@@ -354,6 +355,6 @@ fn configs_and_folders_that_do_not_fit_are_refused() {
     // Without one the model is there, and says what it lacks.
     fs::remove_file(&tokenizer).unwrap();
     let ran = done(import(dir));
-    assert!(ran.stdout.contains("no tokenizer.json in model"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("no tokenizer of a known kind in model"), "{}", ran.stdout);
     run_in(dir, &words("generate --checkpoint back")).refused(1, &["back/tokenizer.json"]);
 }

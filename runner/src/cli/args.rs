@@ -3,8 +3,6 @@
 use super::flags::TrainArgs;
 use super::presets::Preset;
 use super::value::{Setting, parse};
-#[cfg(feature = "hf")]
-use crate::hf::Element;
 use crate::settings::{LogFormat, Threads, TokenizerChoice, TuningChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::{Dtype, Isa};
@@ -145,25 +143,31 @@ Examples:
   cllm simulate --trace t.json --workers 1,2,64,128
   cllm simulate --trace t.json --workers 64 --bandwidth 200 --json")]
     Simulate(SimulateArgs),
-    /// Make a run folder of a model of Hugging Face's transformers.
-    #[cfg(feature = "hf")]
+    /// Make a run folder of a model of other programs.
+    #[cfg(any(feature = "hf", feature = "gguf"))]
     #[command(after_help = "\
-Reads config.json, model.safetensors (or several files and their index) and tokenizer.json of GPT-2
-models; weights may be f32, f16 or bf16. What cannot be computed here is refused.
+Reads a folder of Hugging Face's transformers (config.json, model.safetensors or several files and
+their index, tokenizer.json; weights of f32, f16 or bf16), or a GGUF file of llama.cpp (F32, F16, BF16,
+Q8_0, Q4_0 or Q4_1, with the tokenizer inside), of GPT-2 models. What cannot be computed here is
+refused.
 
 Examples:
   cllm import gpt2/ --out-dir runs/gpt2
+  cllm import gpt2.Q8_0.gguf --out-dir runs/gpt2
   cllm generate --checkpoint runs/gpt2 --prompt 'Once upon a time'")]
     Import(ImportArgs),
     /// Write a trained model for other programs.
-    #[cfg(feature = "hf")]
+    #[cfg(any(feature = "hf", feature = "gguf"))]
     #[command(after_help = "\
-The folder has config.json, model.safetensors, and tokenizer.json if the model has a tokenizer:
-AutoModelForCausalLM and AutoTokenizer of transformers load it, `cllm import` as well.
+safetensors: a folder of config.json, model.safetensors, and tokenizer.json if the model has a tokenizer,
+which AutoModelForCausalLM and AutoTokenizer of transformers load.
+gguf: one file, the tokenizer inside, which llama.cpp runs.
+`cllm import` reads both again.
 
 Examples:
   cllm export --checkpoint out --out model
-  cllm export --checkpoint out/best.cllm --weights bf16 --out model-bf16")]
+  cllm export --checkpoint out/best.cllm --weights bf16 --out model-bf16
+  cllm export --checkpoint out --format gguf --weights q8_0 --out model.gguf")]
     Export(ExportArgs),
     /// Tell what this machine has, what a run would use of it, and why.
     Doctor {
@@ -280,11 +284,11 @@ pub struct EvalArgs {
 }
 
 /// Flags of `cllm import`.
-#[cfg(feature = "hf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 #[derive(Args, Debug, Clone)]
 pub struct ImportArgs {
-    /// Folder of the model.
-    #[arg(value_name = "DIR", value_parser = parse::<PathBuf>)]
+    /// Folder or file of the model.
+    #[arg(value_name = "PATH", value_parser = parse::<PathBuf>)]
     pub from: PathBuf,
     /// Run folder to make.
     #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
@@ -292,29 +296,66 @@ pub struct ImportArgs {
 }
 
 /// Flags of `cllm export`.
-#[cfg(feature = "hf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 #[derive(Args, Debug, Clone)]
 pub struct ExportArgs {
     /// A run folder (its best checkpoint counts) or a checkpoint file.
     #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
     pub checkpoint: PathBuf,
-    /// Folder to make.
-    #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
+    /// Folder or file to make.
+    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
     pub out: PathBuf,
-    /// What the weights are stored as: f32, f16 or bf16.
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<Element>)]
-    pub weights: Element,
+    /// safetensors or gguf.
+    #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = parse::<ExportFormat>)]
+    pub format: ExportFormat,
+    /// What the weights are stored as: f32, f16 or bf16, in gguf also q8_0.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<WeightType>)]
+    pub weights: WeightType,
 }
 
-#[cfg(feature = "hf")]
-impl Setting for Element {
-    const ACCEPTS: &'static str = "f32, f16 or bf16";
+/// Other programs' formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// A folder of transformers.
+    Safetensors,
+    /// A file of llama.cpp.
+    Gguf,
+}
+
+impl Setting for ExportFormat {
+    const ACCEPTS: &'static str = "safetensors or gguf";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "safetensors" => Some(Self::Safetensors),
+            "gguf" => Some(Self::Gguf),
+            _ => None,
+        }
+    }
+}
+
+/// What exported weights are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// As they are.
+    F32,
+    /// Rounded to half of the bits.
+    F16,
+    /// The same, with fewer digits and the range of `f32`.
+    Bf16,
+    /// Eight bits each, and a scale for 32.
+    Q8_0,
+}
+
+impl Setting for WeightType {
+    const ACCEPTS: &'static str = "f32, f16, bf16 or q8_0";
 
     fn from_text(text: &str) -> Option<Self> {
         match text {
             "f32" => Some(Self::F32),
             "f16" => Some(Self::F16),
             "bf16" => Some(Self::Bf16),
+            "q8_0" => Some(Self::Q8_0),
             _ => None,
         }
     }

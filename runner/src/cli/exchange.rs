@@ -1,37 +1,106 @@
-//! `cllm import` and `cllm export`.
+//! `cllm import` and `cllm export`: which format it is, and what is said of it.
 
-use super::args::{ExportArgs, ImportArgs};
+use super::args::{ExportArgs, ExportFormat, ImportArgs, WeightType};
 use super::output;
-use crate::error::Result;
-use crate::hf::{self, ExportSettings, ImportSettings};
+use crate::error::{Error, Result};
+use crate::exchange::Imported;
+#[cfg(feature = "gguf")]
+use crate::gguf;
+#[cfg(feature = "hf")]
+use crate::hf;
+use std::path::Path;
 
 pub(super) fn import(args: ImportArgs) -> Result<()> {
     let ImportArgs { from, out_dir } = args;
-    let settings = ImportSettings { from, out_dir };
-    let imported = hf::import(&settings)?;
-    let config = imported.config;
+    let Imported { config, parameters, checkpoint, has_tokenizer } =
+        if from.is_dir() { import_folder(&from, &out_dir) } else { import_file(&from, &out_dir) }?;
     let mut text = format!(
-        "{}: {} parameters in {} layers of width {}, {} ids, sequences of up to {}\n",
-        imported.checkpoint.display(),
-        imported.parameters,
+        "{}: {parameters} parameters in {} layers of width {}, {} ids, sequences of up to {}\n",
+        checkpoint.display(),
         config.n_layer,
         config.d_model,
         config.vocab_size,
         config.block_size,
     );
-    if !imported.has_tokenizer {
+    if !has_tokenizer {
         text.push_str(&format!(
-            "no tokenizer.json in {}: put one into {} to generate and to evaluate text\n",
-            settings.from.display(),
-            settings.out_dir.display()
+            "no tokenizer of a known kind in {}: put its tokenizer.json into {} to generate and to \
+             evaluate text\n",
+            from.display(),
+            out_dir.display()
         ));
     }
     output::print(&text)
 }
 
+#[cfg(feature = "hf")]
+fn import_folder(from: &Path, out_dir: &Path) -> Result<Imported> {
+    hf::import(from, out_dir)
+}
+
+#[cfg(not(feature = "hf"))]
+fn import_folder(_: &Path, _: &Path) -> Result<Imported> {
+    Err(lacks("hf"))
+}
+
+#[cfg(feature = "gguf")]
+fn import_file(from: &Path, out_dir: &Path) -> Result<Imported> {
+    gguf::import(from, out_dir)
+}
+
+#[cfg(not(feature = "gguf"))]
+fn import_file(_: &Path, _: &Path) -> Result<Imported> {
+    Err(lacks("gguf"))
+}
+
+#[cfg(not(all(feature = "hf", feature = "gguf")))]
+fn lacks(feature: &str) -> Error {
+    Error::failure(format!("this program was built without its feature {feature}"))
+}
+
 pub(super) fn export(args: ExportArgs) -> Result<()> {
-    let ExportArgs { checkpoint, out, weights } = args;
-    let settings = ExportSettings { checkpoint, out, element: weights };
-    hf::export(&settings)?;
-    output::print(&format!("{}: a model for transformers\n", settings.out.display()))
+    let path = args.out.display().to_string();
+    let what = match args.format {
+        ExportFormat::Safetensors => export_folder(args).map(|()| "a model for transformers"),
+        ExportFormat::Gguf => export_file(args).map(|()| "a model for llama.cpp"),
+    };
+    output::print(&format!("{path}: {}\n", what?))
+}
+
+#[cfg(feature = "hf")]
+fn export_folder(args: ExportArgs) -> Result<()> {
+    let ExportArgs { checkpoint, out, weights, .. } = args;
+    let element = match weights {
+        WeightType::F32 => hf::Element::F32,
+        WeightType::F16 => hf::Element::F16,
+        WeightType::Bf16 => hf::Element::Bf16,
+        WeightType::Q8_0 => {
+            let words =
+                "--weights q8_0: only --format gguf has it; safetensors takes f32, f16 or bf16";
+            return Err(Error::usage(words));
+        }
+    };
+    hf::export(&hf::ExportSettings { checkpoint, out, element })
+}
+
+#[cfg(not(feature = "hf"))]
+fn export_folder(_: ExportArgs) -> Result<()> {
+    Err(lacks("hf"))
+}
+
+#[cfg(feature = "gguf")]
+fn export_file(args: ExportArgs) -> Result<()> {
+    let ExportArgs { checkpoint, out, weights, .. } = args;
+    let kind = match weights {
+        WeightType::F32 => gguf::Kind::F32,
+        WeightType::F16 => gguf::Kind::F16,
+        WeightType::Bf16 => gguf::Kind::Bf16,
+        WeightType::Q8_0 => gguf::Kind::Q8_0,
+    };
+    gguf::export(&gguf::ExportSettings { checkpoint, out, kind })
+}
+
+#[cfg(not(feature = "gguf"))]
+fn export_file(_: ExportArgs) -> Result<()> {
+    Err(lacks("gguf"))
 }

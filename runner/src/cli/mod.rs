@@ -7,7 +7,7 @@
 pub mod args;
 mod commands;
 mod documents;
-#[cfg(feature = "hf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 mod exchange;
 mod file;
 pub mod flags;
@@ -80,9 +80,9 @@ fn run(command: Command) -> Result<Status> {
         Command::Bench(args) => commands::bench(&args),
         Command::Tune(args) => tune::tune(args),
         Command::Simulate(args) => commands::simulate(args),
-        #[cfg(feature = "hf")]
+        #[cfg(any(feature = "hf", feature = "gguf"))]
         Command::Import(args) => exchange::import(args),
-        #[cfg(feature = "hf")]
+        #[cfg(any(feature = "hf", feature = "gguf"))]
         Command::Export(args) => exchange::export(args),
         Command::Doctor { json } => commands::doctor(json),
         Command::Completions { shell } => documents::completions(shell),

@@ -7,51 +7,25 @@
 //! only then: memory, values into the arena, tokenizer.json, step-0.cllm last
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cllm_core::checkpoint::Header;
 use cllm_core::{ModelConfig, Param, ParamSpec, ParamTable};
 
 use super::config;
 use super::weights::{Mapped, Tensor, Tensors};
-use crate::checkpoint::{self, Meta};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::exchange::{Imported, create_run};
 use crate::model;
 use crate::tokenizer::{self, Tokenizer};
-use crate::train::folder::RunFolder;
 use crate::trained;
 
-/// What `cllm import` is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImportSettings {
-    /// Folder of `transformers`.
-    pub from: PathBuf,
-    /// Run folder to make.
-    pub out_dir: PathBuf,
-}
-
-/// What became of a folder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Imported {
-    /// The model.
-    pub config: ModelConfig,
-    /// Its parameters.
-    pub parameters: usize,
-    /// The checkpoint.
-    pub checkpoint: PathBuf,
-    /// There was a tokenizer.
-    pub has_tokenizer: bool,
-}
-
-/// Imports a model.
+/// Imports the model in the folder `from` to a new run folder.
 ///
 /// # Errors
 /// Names the file, and in it the field or the tensor: missing, damaged, of another shape, or of what
 /// this program does not compute; a run folder that has checkpoints or cannot be written; more
 /// weights than memory. Nothing is written then but what a full disk cut off.
-pub fn import(settings: &ImportSettings) -> Result<Imported> {
-    let from = &settings.from;
+pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     if !from.is_dir() {
         return Err(Error::failure(format!(
             "{}: not a folder; give the folder of a model with its {} in it",
@@ -70,19 +44,7 @@ pub fn import(settings: &ImportSettings) -> Result<Imported> {
         tensor.read(&mut arena[spec.range()])?;
     }
 
-    let folder = RunFolder::lock(&settings.out_dir)?;
-    if folder.has_checkpoints()? || folder.has_settings() {
-        return Err(Error::failure(format!(
-            "{}: there is a run in this folder already; choose another --out-dir",
-            settings.out_dir.display()
-        )));
-    }
-    if let Some(json) = &tokenizer {
-        files::write_atomic(&settings.out_dir.join(tokenizer::FILE_NAME), json)?;
-    }
-    let checkpoint = folder.step(0);
-    let header = Header { config, seed: 0, updates: 0 };
-    checkpoint::save_weights(&checkpoint, &header, &Meta::untrained(), &arena)?;
+    let checkpoint = create_run(out_dir, &config, &arena, tokenizer.as_deref())?;
     let has_tokenizer = tokenizer.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }

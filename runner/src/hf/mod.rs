@@ -17,11 +17,11 @@ mod import;
 mod weights;
 
 pub use export::{ExportSettings, export};
-pub use import::{ImportSettings, Imported, import};
+pub use import::import;
 pub use weights::Element;
 
 /// File that describes the model.
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 /// File of the weights.
 const WEIGHTS: &str = "model.safetensors";
 /// File that says which of several files of weights has which tensor.

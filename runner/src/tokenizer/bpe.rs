@@ -204,7 +204,7 @@ fn byte_level(model: BPE) -> tokenizers::Tokenizer {
 
 /// GPT-2's printable stand-in for a byte: itself where it prints, else the
 /// next free character from U+0100 on.
-pub(super) fn byte_char(byte: u8) -> char {
+pub(crate) fn byte_char(byte: u8) -> char {
     let shift = match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => return char::from(byte),
         0..=0x20 => u32::from(byte),

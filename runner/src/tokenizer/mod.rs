@@ -24,6 +24,11 @@ pub use bpe::BpeTokenizer;
 pub use chars::CharTokenizer;
 pub use stream::StreamDecoder;
 
+#[cfg(feature = "gguf")]
+pub(crate) use bpe::byte_char;
+#[cfg(feature = "gguf")]
+pub(crate) use transformers::{byte_level_json, special_token};
+
 use crate::error::{Error, Result};
 use crate::files;
 

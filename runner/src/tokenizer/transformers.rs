@@ -12,38 +12,68 @@ use super::{CharTokenizer, END_OF_TEXT};
 pub(super) fn of_bytes() -> Value {
     let vocab = (0..=255).map(|byte| (byte_char(byte).to_string(), json!(byte))).collect();
     // Without its regular expression, which would only cut the text for merges.
-    let part = json!({
-        "type": "ByteLevel",
-        "add_prefix_space": false,
-        "trim_offsets": true,
-        "use_regex": false,
-    });
-    without_merges(vocab, super::bytes::END_OF_TEXT, part.clone(), part)
+    let part = byte_level(false);
+    let end = special_token(super::bytes::END_OF_TEXT as usize, END_OF_TEXT);
+    bpe(vocab, Vec::new(), vec![end], [part.clone(), part])
 }
 
 /// That of characters. A character that is not in the vocabulary vanishes there, as in every
 /// encoding without a token for what is unknown.
 pub(super) fn of_chars(chars: &CharTokenizer) -> Value {
     let vocab = chars.chars().iter().zip(0_u32..).map(|(c, id)| (c.to_string(), json!(id)));
-    without_merges(vocab.collect(), chars.end_of_text(), Value::Null, json!({ "type": "Fuse" }))
+    let end = special_token(chars.end_of_text() as usize, END_OF_TEXT);
+    let parts = [Value::Null, json!({ "type": "Fuse" })];
+    bpe(vocab.collect(), Vec::new(), vec![end], parts)
 }
 
-fn without_merges(vocab: Map<String, Value>, end: u32, before: Value, decoder: Value) -> Value {
-    let mut vocab = vocab;
-    vocab.insert(END_OF_TEXT.to_owned(), json!(end));
+/// The text of GPT-2's kind of tokenizer: ids by tokens, merges of two parts with a space between,
+/// and [special tokens](special_token).
+#[cfg(feature = "gguf")]
+pub(crate) fn byte_level_json(
+    vocab: Map<String, Value>,
+    merges: Vec<String>,
+    special: Vec<Value>,
+) -> String {
+    bpe(vocab, merges, special, [byte_level(true), byte_level(true)]).to_string()
+}
+
+/// A token that no text turns into.
+pub(crate) fn special_token(id: usize, content: &str) -> Value {
+    json!({
+        "id": id,
+        "content": content,
+        "single_word": false,
+        "lstrip": false,
+        "rstrip": false,
+        "normalized": false,
+        "special": true,
+    })
+}
+
+fn byte_level(use_regex: bool) -> Value {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": false,
+        "trim_offsets": true,
+        "use_regex": use_regex,
+    })
+}
+
+fn bpe(
+    mut vocab: Map<String, Value>,
+    merges: Vec<String>,
+    special: Vec<Value>,
+    [before, decoder]: [Value; 2],
+) -> Value {
+    for token in &special {
+        let content = token["content"].as_str().unwrap_or_default().to_owned();
+        vocab.insert(content, token["id"].clone());
+    }
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": [{
-            "id": end,
-            "content": END_OF_TEXT,
-            "single_word": false,
-            "lstrip": false,
-            "rstrip": false,
-            "normalized": false,
-            "special": true,
-        }],
+        "added_tokens": special,
         "normalizer": null,
         "pre_tokenizer": before,
         "post_processor": null,
@@ -58,7 +88,7 @@ fn without_merges(vocab: Map<String, Value>, end: u32, before: Value, decoder: V
             "byte_fallback": false,
             "ignore_merges": false,
             "vocab": vocab,
-            "merges": [],
+            "merges": merges,
         },
     })
 }

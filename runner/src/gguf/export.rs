@@ -1,0 +1,102 @@
+//! A checkpoint becomes a file that llama.cpp runs.
+//!
+//! Matrices are of the type that was asked for, tables of positions, norms and biases `f32`, as
+//! llama.cpp has them. A model without biases gets biases of zeros: GPT-2 has no other kind.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use cllm_core::{ModelConfig, ParamSpec, ParamTable};
+
+use super::blocks::Kind;
+use super::names::{self, ARCHITECTURE, Layout};
+use super::tokens;
+use super::value::Value;
+use super::write::{self, Planned};
+use crate::error::{Error, Result};
+use crate::files::AtomicFile;
+use crate::model;
+use crate::trained::Trained;
+
+/// What `cllm export --format gguf` is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSettings {
+    /// Run folder or checkpoint file.
+    pub checkpoint: PathBuf,
+    /// File to make.
+    pub out: PathBuf,
+    /// What the matrices are stored as.
+    pub kind: Kind,
+}
+
+/// Exports a model.
+///
+/// # Errors
+/// A missing or damaged checkpoint or tokenizer, or a tokenizer that llama.cpp cannot have; a file that
+/// is there already or cannot be written.
+pub fn export(settings: &ExportSettings) -> Result<()> {
+    let trained = Trained::open(&settings.checkpoint)?;
+    let (config, out) = (trained.config(), &settings.out);
+    if out.exists() {
+        let path = out.display();
+        return Err(Error::failure(format!("{path}: it is there already; choose another --out")));
+    }
+    let mut keys = vec![
+        ("general.architecture".to_owned(), Value::Text(ARCHITECTURE.to_owned())),
+        ("general.file_type".to_owned(), Value::U32(settings.kind.file_type())),
+    ];
+    keys.extend(names::keys(config));
+    if trained.has_tokenizer() {
+        let tokenizer = trained.tokenizer(None)?;
+        let own = tokens::keys(&tokenizer, config.vocab_size);
+        keys.extend(own.map_err(|e| Error::failure(format!("{}: {e}", trained.dir().display())))?);
+    } else {
+        // llama.cpp then takes and gives ids.
+        keys.push(("tokenizer.ggml.model".to_owned(), Value::Text("none".to_owned())));
+        keys.push((format!("{ARCHITECTURE}.vocab_size"), Value::U32(config.vocab_size as u32)));
+    }
+    let tensors = plan(config, settings.kind)?;
+    let arena = trained.parameters()?;
+    let planned: Vec<_> = tensors.iter().map(|(_, _, planned)| planned.clone()).collect();
+    let table = ParamTable::new(config).map_err(model::config_error)?;
+
+    let io = |e| Error::io("write", out, &e);
+    let mut file = AtomicFile::create(out)?;
+    file.write_all(&write::header(&keys, &planned)).map_err(io)?;
+    for (spec, layout, planned) in &tensors {
+        let own = table.spec(spec.param).map(|own| &arena[own.range()]);
+        write::data(&mut file, planned, |row, to| fill(spec, layout, own, row, to)).map_err(io)?;
+    }
+    file.commit()
+}
+
+/// All tensors of a model with biases, and what they are in the file.
+fn plan(config: &ModelConfig, kind: Kind) -> Result<Vec<(ParamSpec, Layout, Planned)>> {
+    let config = ModelConfig { bias: true, ..*config };
+    let table = ParamTable::new(&config).map_err(model::config_error)?;
+    let of = |spec: ParamSpec| {
+        let layout = names::layout(&spec);
+        let dims = layout.dims.clone();
+        let kind = match kind {
+            _ if !layout.small_type => Kind::F32,
+            // Rows that are not of whole blocks.
+            kind if kind.row_bytes(dims[0]).is_none() => Kind::F16,
+            kind => kind,
+        };
+        let planned = Planned { name: layout.name.clone(), dims, kind };
+        (spec, layout, planned)
+    };
+    Ok(table.iter().map(of).collect())
+}
+
+/// A row of a tensor as the file has it; zeros if the model has none.
+fn fill(spec: &ParamSpec, layout: &Layout, values: Option<&[f32]>, row: usize, to: &mut [f32]) {
+    let Some(values) = values else { return to.fill(0.0) };
+    if layout.transposed {
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = values[i * spec.cols + row];
+        }
+    } else {
+        to.copy_from_slice(&values[row * spec.cols..][..to.len()]);
+    }
+}

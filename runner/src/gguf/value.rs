@@ -1,0 +1,93 @@
+//! Values of keys.
+
+/// A value; of arrays, all of one kind.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    Text(String),
+    Array(Vec<Value>),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+/// The numbers of texts and of arrays among kinds.
+pub(super) const TEXT: u32 = 8;
+pub(super) const ARRAY: u32 = 9;
+
+impl Value {
+    /// The number that files have for its kind.
+    pub(super) fn kind(&self) -> u32 {
+        match self {
+            Self::U8(_) => 0,
+            Self::I8(_) => 1,
+            Self::U16(_) => 2,
+            Self::I16(_) => 3,
+            Self::U32(_) => 4,
+            Self::I32(_) => 5,
+            Self::F32(_) => 6,
+            Self::Bool(_) => 7,
+            Self::Text(_) => TEXT,
+            Self::Array(_) => ARRAY,
+            Self::U64(_) => 10,
+            Self::I64(_) => 11,
+            Self::F64(_) => 12,
+        }
+    }
+
+    /// Fewest bytes of a value of a kind; `None` if there is no such kind.
+    pub(super) fn least_bytes(kind: u32) -> Option<usize> {
+        Some(match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            8 | 10..=12 => 8,
+            ARRAY => 12,
+            _ => return None,
+        })
+    }
+
+    /// A whole number that is not negative.
+    pub(super) fn count(&self) -> Option<usize> {
+        match *self {
+            Self::U8(x) => Some(x.into()),
+            Self::U16(x) => Some(x.into()),
+            Self::U32(x) => x.try_into().ok(),
+            Self::U64(x) => x.try_into().ok(),
+            Self::I8(x) => x.try_into().ok(),
+            Self::I16(x) => x.try_into().ok(),
+            Self::I32(x) => x.try_into().ok(),
+            Self::I64(x) => x.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn number(&self) -> Option<f64> {
+        match *self {
+            Self::F32(x) => Some(x.into()),
+            Self::F64(x) => Some(x),
+            _ => None,
+        }
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(super) fn array(&self) -> Option<&[Self]> {
+        match self {
+            Self::Array(values) => Some(values),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Files of llama.cpp: out and in again, and all that can be wrong with them.
+#![cfg(feature = "gguf")]
+
+mod cli_support;
+
+use std::fs;
+use std::path::Path;
+
+use cli_support::{Ran, run_in};
+use serde_json::Value;
+
+fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}
+
+#[track_caller]
+fn done(ran: Ran) -> Ran {
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    ran
+}
+
+/// A run folder `out` of a model that has learnt a little, with these flags.
+fn train(dir: &Path, flags: &str) {
+    let verse = "In the beginning God created the heaven and the earth.\n";
+    fs::write(dir.join("t.txt"), verse.repeat(40)).unwrap();
+    let small = "train --data t.txt --n-layer 2 --n-head 2 --n-embd 32 --block-size 16 --batch-size 2 \
+                 --max-steps 20 --sample-tokens 0 --val-fraction 0 --seed 5";
+    done(run_in(dir, &words(&format!("{small} {flags}"))));
+}
+
+fn export(dir: &Path, flags: &str) -> Ran {
+    run_in(dir, &words(&format!("export --checkpoint out --format gguf --out m.gguf {flags}")))
+}
+
+fn import(dir: &Path, out: &str) -> Ran {
+    run_in(dir, &["import", "m.gguf", "--out-dir", out])
+}
+
+fn loss(dir: &Path, checkpoint: &str) -> f64 {
+    let eval = format!("eval --checkpoint {checkpoint} --data t.txt --log-format json");
+    run_in(dir, &words(&eval)).json()["val_loss"].as_f64().unwrap()
+}
+
+fn spoken(dir: &Path, checkpoint: &str) -> Value {
+    let generate = format!(
+        "generate --checkpoint {checkpoint} --tokens 12 --greedy --prompt God --log-format json"
+    );
+    run_in(dir, &words(&generate)).json()["text"].clone()
+}
+
+#[test]
+fn what_is_exported_and_imported_again_is_the_same_model() {
+    let kinds = ["bytes", "chars --no-tied", "bpe:300", "bytes --no-bias"];
+    for flags in kinds.map(|kind| format!("--tokenizer {kind}")) {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        train(dir, &flags);
+        done(export(dir, ""));
+        done(import(dir, "back"));
+        // Biases of zeros are added where there were none.
+        let difference = loss(dir, "back") - loss(dir, "out");
+        let most = if flags.contains("no-bias") { 1e-6 } else { 0.0 };
+        assert!(difference.abs() <= most, "{flags}: {difference}");
+        assert_eq!(spoken(dir, "back"), spoken(dir, "out"), "{flags}");
+        // And what is exported from there is the same to the byte.
+        done(run_in(dir, &words("export --checkpoint back --format gguf --out again.gguf")));
+        let bytes = |name: &str| fs::read(dir.join(name)).unwrap();
+        assert!(bytes("m.gguf") == bytes("again.gguf"), "{flags}");
+    }
+}
+
+#[test]
+fn smaller_types_lose_little_and_take_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    let exact = loss(dir, "out");
+    let mut sizes = Vec::new();
+    for (kind, most) in [("f32", 0.0), ("f16", 1e-4), ("bf16", 2e-3), ("q8_0", 5e-3)] {
+        done(export(dir, &format!("--weights {kind}")));
+        done(import(dir, kind));
+        let difference = (loss(dir, kind) - exact).abs();
+        assert!(difference <= most, "{kind}: {difference}");
+        let file = dir.join("m.gguf");
+        sizes.push(fs::metadata(&file).unwrap().len());
+        fs::remove_file(file).unwrap();
+    }
+    let [f32, f16, bf16, q8_0] = sizes[..] else { panic!("{sizes:?}") };
+    assert!(f16 == bf16 && f16 < f32 * 7 / 10 && q8_0 < f16 * 8 / 10, "{sizes:?}");
+}
+
+#[test]
+fn what_cannot_be_expressed_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    done(export(dir, ""));
+    export(dir, "").refused(1, &["m.gguf: it is there already", "--out"]);
+    import(dir, "out").refused(1, &["out: there is a run", "--out-dir"]);
+    run_in(dir, &words("export --checkpoint out --out m --weights q8_0"))
+        .refused(2, &["q8_0", "--format gguf"]);
+    run_in(dir, &words("export --checkpoint out --out m --format ggml"))
+        .refused(2, &["--format", "safetensors or gguf"]);
+    run_in(dir, &words("import none.gguf --out-dir back")).refused(1, &["none.gguf"]);
+    // A tokenizer of characters of several bytes.
+    fs::write(dir.join("t.txt"), "déjà vu, déjà vu ".repeat(40)).unwrap();
+    let train = "train --data t.txt --tokenizer chars --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 \
+                 --batch-size 1 --max-steps 1 --sample-tokens 0 --out-dir chars";
+    done(run_in(dir, &words(train)));
+    run_in(dir, &words("export --checkpoint chars --format gguf --out c.gguf"))
+        .refused(1, &["character", "--tokenizer bpe:N"]);
+    assert!(!dir.join("c.gguf").exists());
+}
+
+/// Replaces the one place of `from` in the file by `to`, of the same length.
+fn replace(dir: &Path, from: &[u8], to: &[u8]) {
+    let path = dir.join("m.gguf");
+    let mut bytes = fs::read(&path).unwrap();
+    let mut places = bytes.windows(from.len()).enumerate().filter(|(_, window)| *window == from);
+    let (at, _) = places.next().expect("it is there");
+    assert!(places.next().is_none(), "it is there once");
+    bytes[at..at + to.len()].copy_from_slice(to);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damaged_files_are_named_with_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    done(export(dir, ""));
+    let whole = fs::read(dir.join("m.gguf")).unwrap();
+    type Case = (&'static [u8], &'static [u8], &'static str);
+    let cases: [Case; 6] = [
+        (b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight", "no tensor blk.1.ffn_up.weight"),
+        (b"gpt2.block_count", b"gpt2.block_xount", "no key gpt2.block_count"),
+        (b"general.architecture", b"general.architectura", "no general.architecture"),
+        (
+            b"gpt2.attention.head_count\x04\0\0\0\x02",
+            b"gpt2.attention.head_count\x04\0\0\0\x03",
+            "not a multiple of n_head 3",
+        ),
+        (
+            b"gpt2.block_count\x04\0\0\0\x02",
+            b"gpt2.block_count\x04\0\0\0\x01",
+            "no GPT-2 has the tensor blk.1",
+        ),
+        (
+            b"gpt2.embedding_length\x04\0\0\0\x20",
+            b"gpt2.embedding_length\x04\0\0\0\x10",
+            "has the dimensions",
+        ),
+    ];
+    for (from, to, words) in cases {
+        fs::write(dir.join("m.gguf"), &whole).unwrap();
+        replace(dir, from, to);
+        import(dir, "back").refused(1, &["m.gguf: ", words]);
+    }
+    for len in [0, 3, 4, 100, 5000, whole.len() / 2, whole.len() - 1] {
+        fs::write(dir.join("m.gguf"), &whole[..len]).unwrap();
+        import(dir, "back").refused(1, &["m.gguf: "]);
+    }
+    let mut last = whole.clone();
+    let end = last.len();
+    last[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    fs::write(dir.join("m.gguf"), last).unwrap();
+    import(dir, "back").refused(1, &["is inf: it is damaged"]);
+    assert!(!dir.join("back").exists());
+}
