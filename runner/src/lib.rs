@@ -15,6 +15,7 @@ pub mod generate;
 pub mod gguf;
 #[cfg(feature = "hf")]
 pub mod hf;
+pub mod inspect;
 pub mod memory;
 pub mod model;
 pub mod pool;

@@ -169,6 +169,26 @@ Examples:
   cllm export --checkpoint out/best.cllm --weights bf16 --out model-bf16
   cllm export --checkpoint out --format gguf --weights q8_0 --out model.gguf")]
     Export(ExportArgs),
+    /// Tell what is in a file or folder, and whether it is whole.
+    #[command(after_help = "\
+Knows run folders, checkpoints, token shards, tokenizers, traces, models of transformers, safetensors
+and GGUF.
+
+Examples:
+  cllm inspect out
+  cllm inspect out/best.cllm --tensors
+  cllm inspect model.gguf --json")]
+    Inspect {
+        /// File or folder.
+        #[arg(value_name = "PATH", value_parser = parse::<PathBuf>)]
+        path: PathBuf,
+        /// Every tensor with its shape, of checkpoints with figures of its values.
+        #[arg(long)]
+        tensors: bool,
+        /// One JSON object instead of text.
+        #[arg(long)]
+        json: bool,
+    },
     /// Tell what this machine has, what a run would use of it, and why.
     Doctor {
         /// One JSON object instead of text.

@@ -17,6 +17,7 @@ use crate::doctor::Report;
 use crate::error::{Error, Result};
 use crate::eval::{self, EvalSettings};
 use crate::generate::{self, GenerateSettings};
+use crate::inspect;
 use crate::settings::TokenizerChoice;
 use crate::simulate::{self, SimulateSettings};
 use crate::tokenizer::{self, Tokenizer};
@@ -185,6 +186,11 @@ pub(super) fn simulate(args: SimulateArgs) -> Result<()> {
     let settings = SimulateSettings { trace, workers, bandwidth, fastest };
     simulate::check(&settings)?;
     let report = simulate::simulate(&settings)?;
+    output::print(&if json { one_line(&report)? } else { report.text() })
+}
+
+pub(super) fn inspect(path: &Path, tensors: bool, json: bool) -> Result<()> {
+    let report = inspect::Report::look(path, tensors)?;
     output::print(&if json { one_line(&report)? } else { report.text() })
 }
 

@@ -84,6 +84,7 @@ fn run(command: Command) -> Result<Status> {
         Command::Import(args) => exchange::import(args),
         #[cfg(any(feature = "hf", feature = "gguf"))]
         Command::Export(args) => exchange::export(args),
+        Command::Inspect { path, tensors, json } => commands::inspect(&path, tensors, json),
         Command::Doctor { json } => commands::doctor(json),
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { out } => documents::man(&out),

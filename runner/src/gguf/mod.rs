@@ -27,6 +27,41 @@ pub use blocks::Kind;
 pub use export::{ExportSettings, export};
 pub use import::import;
 
+use std::fs;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::inspect::Tensor;
+
+/// What is in a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Described {
+    /// Keys and their values, long ones cut.
+    pub keys: Vec<(String, String)>,
+    /// Tensors by name.
+    pub tensors: Vec<Tensor>,
+}
+
+/// Keys and tensors of a file.
+///
+/// # Errors
+/// Names the file when it cannot be read or is damaged.
+pub fn describe(path: &Path) -> Result<Described> {
+    let io = |e| Error::io("read", path, &e);
+    let bytes = fs::File::open(path).and_then(|file| files::map(&file)).map_err(io)?;
+    let file = read::File::parse(&bytes)
+        .map_err(|e| Error::failure(format!("{}: {e}", path.display())))?;
+    let keys = file.keys.iter().map(|(name, value)| (name.clone(), value.to_string())).collect();
+    let tensors = file.tensors.iter().map(|(name, tensor)| Tensor {
+        name: name.clone(),
+        shape: tensor.dims.clone(),
+        kind: format!("{:?}", tensor.kind).to_uppercase(),
+        stats: None,
+    });
+    Ok(Described { keys, tensors: tensors.collect() })
+}
+
 /// First bytes of a file.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 /// The version that is read and written.

@@ -1,5 +1,7 @@
 //! Values of keys.
 
+use core::fmt;
+
 /// A value; of arrays, all of one kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
@@ -88,6 +90,36 @@ impl Value {
         match self {
             Self::Array(values) => Some(values),
             _ => None,
+        }
+    }
+}
+
+/// Values of a long array that are shown.
+const SHOWN: usize = 4;
+
+/// For people: arrays by their first values, and how many there are.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::U8(x) => write!(f, "{x}"),
+            Self::I8(x) => write!(f, "{x}"),
+            Self::U16(x) => write!(f, "{x}"),
+            Self::I16(x) => write!(f, "{x}"),
+            Self::U32(x) => write!(f, "{x}"),
+            Self::I32(x) => write!(f, "{x}"),
+            Self::F32(x) => write!(f, "{x}"),
+            Self::Bool(x) => write!(f, "{x}"),
+            Self::Text(x) => write!(f, "{x:?}"),
+            Self::U64(x) => write!(f, "{x}"),
+            Self::I64(x) => write!(f, "{x}"),
+            Self::F64(x) => write!(f, "{x}"),
+            Self::Array(values) => {
+                write!(f, "{} values", values.len())?;
+                for (i, value) in values.iter().take(SHOWN).enumerate() {
+                    write!(f, "{}{value}", if i == 0 { ": " } else { ", " })?;
+                }
+                f.write_str(if values.len() > SHOWN { ", ..." } else { "" })
+            }
         }
     }
 }

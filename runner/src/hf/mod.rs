@@ -20,6 +20,38 @@ pub use export::{ExportSettings, export};
 pub use import::import;
 pub use weights::Element;
 
+use std::path::Path;
+
+use cllm_core::ModelConfig;
+
+use crate::error::Result;
+use crate::inspect::Tensor;
+use weights::Mapped;
+
+/// Tensors of a `.safetensors` file, or of all that a folder has: name, shape and type.
+///
+/// # Errors
+/// Names the file that is missing or damaged.
+pub fn list(path: &Path) -> Result<Vec<Tensor>> {
+    let mapped = if path.is_dir() { Mapped::open(path) } else { Mapped::file(path) }?;
+    let tensors = mapped.tensors()?;
+    let list = tensors.list().map(|(name, shape, kind)| Tensor {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        kind: format!("{kind:?}"),
+        stats: None,
+    });
+    Ok(list.collect())
+}
+
+/// The model that a folder describes.
+///
+/// # Errors
+/// As [`import`], of its config alone.
+pub fn model(dir: &Path) -> Result<ModelConfig> {
+    config::read(dir)
+}
+
 /// File that describes the model.
 pub(crate) const CONFIG: &str = "config.json";
 /// File of the weights.

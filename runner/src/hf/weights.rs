@@ -73,15 +73,21 @@ impl Mapped {
     /// # Errors
     /// Names the file that is missing or cannot be read, or that an index names outside of `dir`.
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        let names = file_names(dir)?;
-        let mut files = Vec::with_capacity(names.len());
-        for name in names {
-            let path = dir.join(name);
-            let io = |e| Error::io("read the weights", &path, &e);
-            let map = File::open(&path).and_then(|file| files::map(&file)).map_err(io)?;
-            files.push((path, map));
+        let mut all = Self { files: Vec::new() };
+        for name in file_names(dir)? {
+            all.files.append(&mut Self::file(&dir.join(name))?.files);
         }
-        Ok(Self { files })
+        Ok(all)
+    }
+
+    /// Maps one file.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read.
+    pub(super) fn file(path: &Path) -> Result<Self> {
+        let io = |e| Error::io("read the weights", path, &e);
+        let map = File::open(path).and_then(|file| files::map(&file)).map_err(io)?;
+        Ok(Self { files: vec![(path.to_path_buf(), map)] })
     }
 
     /// Reads their headers.
@@ -179,6 +185,11 @@ impl<'a> Tensors<'a> {
     /// Drops the tensors of names that `is` says.
     pub(super) fn forget(&mut self, is: impl Fn(&str) -> bool) {
         self.by_name.retain(|name, _| !is(name));
+    }
+
+    /// Name, shape and type of each, by name.
+    pub(super) fn list(&self) -> impl Iterator<Item = (&str, &[usize], Dtype)> {
+        self.by_name.iter().map(|(name, (_, view))| (name.as_str(), view.shape(), view.dtype()))
     }
 
     /// The first of those left, and its file.

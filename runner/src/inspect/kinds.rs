@@ -1,0 +1,249 @@
+//! The known kinds of files and folders, and what is said of each.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::Path;
+
+use cllm_core::{ModelConfig, ParamTable};
+use serde_json::{Value, json};
+
+use super::{Report, Stats, Tensor};
+use crate::checkpoint::{CheckpointFile, weights_sha256};
+use crate::data::shard::{Shard, is_shard};
+use crate::error::{Error, Result};
+use crate::memory::human_bytes;
+use crate::model;
+use crate::tokenizer::{FILE_NAME, Tokenizer};
+use crate::trace::chrome;
+use crate::train::event::Model;
+use crate::train::folder::RunFolder;
+use crate::trained;
+
+/// Bytes that tell most kinds apart.
+const FIRST: usize = 9;
+
+pub(super) fn look(path: &Path) -> Result<Report> {
+    if path.is_dir() {
+        return folder(path);
+    }
+    let mut first = Vec::new();
+    let io = |e| Error::io("read", path, &e);
+    File::open(path)
+        .and_then(|file| file.take(FIRST as u64).read_to_end(&mut first))
+        .map_err(io)?;
+    if first.starts_with(&cllm_core::checkpoint::MAGIC) {
+        return checkpoint(path);
+    }
+    if is_shard(path) {
+        return shard(path);
+    }
+    #[cfg(feature = "gguf")]
+    if first.starts_with(&crate::gguf::MAGIC) {
+        return gguf(path);
+    }
+    // A length of eight bytes, then JSON.
+    #[cfg(feature = "hf")]
+    if first.get(8) == Some(&b'{') && first[7] == 0 {
+        return safetensors(path);
+    }
+    json_file(path)
+}
+
+/// A model's shape, in the words of the flags.
+fn shape(report: &mut Report, config: &ModelConfig) -> Result<()> {
+    let table = ParamTable::new(config).map_err(model::config_error)?;
+    let model = serde_json::to_value(Model::from(config));
+    report.fact("model", model.map_err(|e| Error::failure(e.to_string()))?);
+    report.fact("parameters", table.parameters());
+    Ok(())
+}
+
+fn size(report: &mut Report, path: &Path) -> Result<()> {
+    let len = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.len();
+    report.fact("bytes", len);
+    report.fact("size", human_bytes(len));
+    Ok(())
+}
+
+fn checkpoint(path: &Path) -> Result<Report> {
+    let mut report = Report::new(path, "a checkpoint, all of its checksums right");
+    let file = CheckpointFile::open(path)?;
+    let parsed = file.parse().map_err(|e| file.error(e))?;
+    let header = *parsed.header();
+    size(&mut report, path)?;
+    report.fact("step", header.updates);
+    report.fact("seed", header.seed);
+    shape(&mut report, &header.config)?;
+    report.fact("optimizer state", parsed.has_moments());
+    if let Ok(meta) = file.meta(&parsed) {
+        for (name, validated) in [("last validation", meta.last), ("best validation", meta.best)] {
+            if let Some(at) = validated {
+                report.fact(name, json!({ "step": at.step, "val_loss": at.val_loss }));
+            }
+        }
+        report.fact("training tokens", meta.train_tokens);
+        report.fact("seconds of training", meta.seconds);
+        report.fact("kernels", meta.isa);
+    }
+    let table = ParamTable::new(&header.config).map_err(model::config_error)?;
+    let mut arena = trained::arena(&table, path)?;
+    parsed.read_parameters(&mut arena);
+    report.fact("weights_sha256", weights_sha256(&table, &arena));
+    report.tensors = table
+        .iter()
+        .map(|spec| Tensor {
+            name: spec.name().to_string(),
+            shape: if spec.is_vector() { vec![spec.cols] } else { vec![spec.rows, spec.cols] },
+            kind: "F32".to_owned(),
+            stats: Some(Stats::of(&arena[spec.range()])),
+        })
+        .collect();
+    Ok(report)
+}
+
+fn shard(path: &Path) -> Result<Report> {
+    let mut report = Report::new(path, "a token shard");
+    let shard = Shard::open(path)?;
+    size(&mut report, path)?;
+    report.fact("tokens", shard.len());
+    let (mut largest, mut at, mut ids) = (0, 0, vec![0; 1 << 16]);
+    while at < shard.len() {
+        let part = (shard.len() - at).min(ids.len() as u64) as usize;
+        shard.fill(at, &mut ids[..part])?;
+        largest = ids[..part].iter().copied().fold(largest, u32::max);
+        at += part as u64;
+    }
+    report.fact("largest id", largest);
+    let mut first = vec![0; shard.len().min(16) as usize];
+    shard.fill(0, &mut first)?;
+    report.fact("first ids", first.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    Ok(report)
+}
+
+#[cfg(feature = "gguf")]
+fn gguf(path: &Path) -> Result<Report> {
+    let mut report = Report::new(path, "a GGUF file of llama.cpp");
+    let crate::gguf::Described { keys, tensors } = crate::gguf::describe(path)?;
+    size(&mut report, path)?;
+    report.fact("number of tensors", tensors.len());
+    for (name, value) in keys {
+        report.fact(&name, value);
+    }
+    report.tensors = tensors;
+    Ok(report)
+}
+
+#[cfg(feature = "hf")]
+fn safetensors(path: &Path) -> Result<Report> {
+    let mut report = Report::new(path, "a file of safetensors");
+    size(&mut report, path)?;
+    add_tensors(&mut report, path)?;
+    Ok(report)
+}
+
+#[cfg(feature = "hf")]
+fn add_tensors(report: &mut Report, path: &Path) -> Result<()> {
+    report.tensors = crate::hf::list(path)?;
+    report.fact("number of tensors", report.tensors.len());
+    let elements = |tensor: &Tensor| tensor.shape.iter().product::<usize>();
+    report.fact("elements", report.tensors.iter().map(elements).sum::<usize>());
+    Ok(())
+}
+
+fn json_file(path: &Path) -> Result<Report> {
+    let unknown = || {
+        Error::failure(format!(
+            "{}: not a file of a kind that is known here: checkpoints, token shards, tokenizers, traces, \
+             safetensors and GGUF are",
+            path.display()
+        ))
+    };
+    let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
+    let json: Value =
+        serde_json::from_reader(std::io::BufReader::new(file)).map_err(|_| unknown())?;
+    if !json["traceEvents"].is_null() {
+        return trace(path);
+    }
+    if !json["type"].is_null() || !json["model"].is_null() {
+        return tokenizer(path);
+    }
+    Err(unknown())
+}
+
+fn tokenizer(path: &Path) -> Result<Report> {
+    let mut report = Report::new(path, "a tokenizer");
+    let tokenizer = Tokenizer::load(path)?;
+    report.fact("type", tokenizer.name());
+    report.fact("ids", tokenizer.vocab_size());
+    let end = format!("{} {:?}", tokenizer.end_of_text(), tokenizer.end_of_text_name());
+    report.fact("end of text", end);
+    Ok(report)
+}
+
+fn trace(path: &Path) -> Result<Report> {
+    let mut report = Report::new(path, "a trace of training steps");
+    let about = chrome::read(path)?.about;
+    let about = serde_json::to_value(about).map_err(|e| Error::failure(e.to_string()))?;
+    for (name, value) in about.as_object().into_iter().flatten() {
+        report.fact(name, value.clone());
+    }
+    Ok(report)
+}
+
+fn folder(path: &Path) -> Result<Report> {
+    let run = RunFolder::existing(path);
+    if run.has_checkpoints()? || run.has_settings() {
+        return run_folder(path, &run);
+    }
+    #[cfg(feature = "hf")]
+    if path.join(crate::hf::CONFIG).exists() {
+        let mut report = Report::new(path, "a model of Hugging Face's transformers");
+        shape(&mut report, &crate::hf::model(path)?)?;
+        add_tensors(&mut report, path)?;
+        return Ok(report);
+    }
+    Err(Error::failure(format!(
+        "{}: neither a run folder nor a model of transformers",
+        path.display()
+    )))
+}
+
+fn run_folder(path: &Path, run: &RunFolder) -> Result<Report> {
+    let mut report = Report::new(path, "a run folder");
+    if run.has_settings() {
+        let settings = run.settings()?;
+        report.fact("steps wanted", settings.max_steps);
+        report.fact("batch size", settings.batch_size);
+        report.fact("learning rate", f64::from(settings.learning_rate));
+    }
+    if path.join(FILE_NAME).exists() {
+        let tokenizer = Tokenizer::load(path)?;
+        report.fact("tokenizer", format!("{}, {} ids", tokenizer.name(), tokenizer.vocab_size()));
+    }
+    let mut files: Vec<_> = run.steps()?.into_iter().rev().map(|step| run.step(step)).collect();
+    if run.best().exists() {
+        files.push(run.best());
+    }
+    for file in files {
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
+        report.fact(&name.unwrap_or_default(), state(&file));
+    }
+    Ok(report)
+}
+
+/// A checkpoint of a folder in a line, good or not.
+fn state(path: &Path) -> String {
+    let file = match CheckpointFile::open(path) {
+        Ok(file) => file,
+        Err(error) => return error.to_string(),
+    };
+    match file.parse() {
+        Ok(checkpoint) => {
+            let validated = file.meta(&checkpoint).ok().and_then(|meta| meta.last);
+            let loss = validated.map(|v| format!(", validation loss {:.4}", v.val_loss));
+            let step = checkpoint.header().updates;
+            format!("good, after step {step}{}", loss.unwrap_or_default())
+        }
+        Err(error) => error.to_string(),
+    }
+}
