@@ -34,6 +34,7 @@ from llama_cpp import Llama
 
 cllm, work = sys.argv[1], Path(sys.argv[2])
 TEXT = "In the beginning God created the heaven and the earth.\n" * 40
+NASTY = "It's 12345 o'clock...\n\n  So -- <|endoftext|> \u00e9t\u00e9, \u65e5\u672c \U0001f642!?\t\r\n x=3.14e-5 "
 PROMPT, NEW, BLOCK = "the God", 24, 48
 # Of losses. llama.cpp keeps keys and values as f16; with weights of 8 bits it rounds what they are
 # multiplied by as well.
@@ -60,6 +61,16 @@ def run(*args) -> str:
     return done.stdout
 
 
+def shard(folder: Path, words: str) -> list[int]:
+    """Ids of a text by the imported tokenizer, the beginning of a document before them."""
+    text = folder / "nasty.txt"
+    text.write_bytes(words.encode())
+    out = folder / "shards"
+    tokenizer = folder / "back" / "tokenizer.json"
+    run("tokenize", "--data", text, "--tokenizer", tokenizer, "--out", out, "--val-fraction", 0)
+    return np.fromfile(out / "train_000000.bin", dtype="<u2", offset=1024).tolist()
+
+
 def compare(name: str, train: list, weights: str) -> None:
     folder = work / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,6 +93,12 @@ def compare(name: str, train: list, weights: str) -> None:
     tokens = model.tokenize(TEXT.encode(), add_bos=False)
     if model.detokenize(tokens).decode() != TEXT:
         sys.exit(f"{name}: the text is another one after tokens and back")
+    # Ids one by one, as shards have them.
+    nasty = TEXT if name == "chars" else NASTY
+    ours = shard(folder, nasty)
+    theirs = model.tokenize(nasty.encode(), add_bos=False, special=False)
+    if ours[1:] != theirs:
+        sys.exit(f"{name}: ids {ours[1:][:40]}, llama.cpp {theirs[:40]}")
     # A document begins with the end of the one before.
     ids = [model.token_eos(), *tokens]
     losses = []

@@ -27,11 +27,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 cllm, work = sys.argv[1], Path(sys.argv[2])
 TEXT = "In the beginning God created the heaven and the earth.\n" * 40
+NASTY = "It's 12345 o'clock...\n\n  So -- <|endoftext|> \u00e9t\u00e9, \u65e5\u672c \U0001f642!?\t\r\n x=3.14e-5 "
 PROMPT, NEW, BLOCK = "the God", 24, 48
 # Of losses; weights of 16 bits are the same on both sides.
 TOLERANCE = 2e-6
@@ -42,6 +44,16 @@ def run(*args) -> str:
     if done.returncode != 0:
         sys.exit(f"cllm {' '.join(map(str, args))}\nended with {done.returncode}:\n{done.stderr}")
     return done.stdout
+
+
+def shard(folder: Path, words: str) -> list[int]:
+    """Ids of a text by the imported tokenizer, the beginning of a document before them."""
+    text = folder / "nasty.txt"
+    text.write_bytes(words.encode())
+    out = folder / "shards"
+    tokenizer = folder / "back" / "tokenizer.json"
+    run("tokenize", "--data", text, "--tokenizer", tokenizer, "--out", out, "--val-fraction", 0)
+    return np.fromfile(out / "train_000000.bin", dtype="<u2", offset=1024).tolist()
 
 
 def compare(name: str, train: list, weights: str) -> None:
@@ -78,6 +90,13 @@ def compare(name: str, train: list, weights: str) -> None:
     text = tokens.decode(out[0], skip_special_tokens=True)
     differs = abs(loss / theirs - 1)
     print(f"{name:<14} loss {loss:.6f}, transformers {theirs:.6f}, differs by {differs:.1e}: {said!r}")
+    # Ids one by one, as shards have them.
+    nasty = TEXT if name == "chars" else NASTY
+    ours = shard(folder, nasty)
+    # A text that spells a special token is plain text here.
+    wanted = tokens(nasty, split_special_tokens=True)["input_ids"]
+    if ours[1:] != wanted:
+        sys.exit(f"{name}: ids {ours[1:][:40]}, transformers {wanted[:40]}")
     if tokens.decode(tokens(TEXT)["input_ids"]) != TEXT:
         sys.exit(f"{name}: the text is another one after tokens and back")
     if differs > TOLERANCE or text != said:

@@ -172,6 +172,7 @@ fn completions_and_manual_pages_know_every_command() {
     assert_eq!(out.code, 0, "{}", out.stderr);
     let page = |name: &str| fs::read_to_string(dir.path().join("pages").join(name)).unwrap();
     assert!(page("cllm.1").contains("train"), "the program's page lists the commands");
+    assert!(page("cllm-data-reference.1").contains("reference"));
     let train = page("cllm-train.1");
     assert!(train.contains("max\\-steps") && train.contains("cllm train"), "{train}");
 }

@@ -238,7 +238,7 @@ fn wrong_tensors_are_named_and_nothing_is_written() {
     const FC: &str = "transformer.h.1.mlp.c_fc.weight";
     type Change = fn(&mut Tensors);
     let cases: [(Change, &str); 6] = [
-        (|t| drop(t.remove(FC)), "lack the tensor transformer.h.1.mlp.c_fc.weight"),
+        (|t| drop(t.remove(FC)), "model.safetensors: no tensor transformer.h.1.mlp.c_fc.weight"),
         (
             |t| t.get_mut(FC).unwrap().0 = vec![64, 16],
             "has the shape [64, 16], but the config makes it [16, 64]",
@@ -321,8 +321,10 @@ fn damaged_and_hostile_files_are_refused() {
     import(dir).refused(1, &["pytorch_model.bin is not read", "safe_serialization"]);
     fs::remove_file(dir.join("model/config.json")).unwrap();
     import(dir).refused(1, &["cannot read model/config.json"]);
-    run_in(dir, &["import", "t.txt", "--out-dir", "back"])
-        .refused(1, &["t.txt: not a GGUF file, nor a folder"]);
+    if cfg!(feature = "gguf") {
+        run_in(dir, &["import", "t.txt", "--out-dir", "back"])
+            .refused(1, &["t.txt: not a GGUF file, nor a folder"]);
+    }
 }
 
 #[test]
@@ -351,10 +353,114 @@ fn configs_and_folders_that_do_not_fit_are_refused() {
     fs::write(&tokenizer, json.to_string()).unwrap();
     import(dir).refused(1, &["tokenizer.json", "301 ids", "257"]);
     fs::write(&tokenizer, "{}").unwrap();
-    import(dir).refused(1, &["tokenizer.json is not a usable tokenizer"]);
+    import(dir).refused(1, &["tokenizer.json: not a usable tokenizer"]);
     // Without one the model is there, and says what it lacks.
     fs::remove_file(&tokenizer).unwrap();
     let ran = done(import(dir));
     assert!(ran.stdout.contains("no tokenizer of a known kind in model"), "{}", ran.stdout);
     run_in(dir, &words("generate --checkpoint back")).refused(1, &["back/tokenizer.json"]);
+}
+
+#[test]
+fn nothing_that_is_there_is_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    let tokenizer = fs::read(dir.join("out/tokenizer.json")).unwrap();
+    run_in(dir, &words("export --checkpoint out --out out"))
+        .refused(1, &["out/tokenizer.json: it is there already", "--out"]);
+    assert!(fs::read(dir.join("out/tokenizer.json")).unwrap() == tokenizer);
+    export(dir, "");
+    run_in(dir, &words("import model --out-dir model"))
+        .refused(1, &["model: there is a tokenizer.json in this folder already", "--out-dir"]);
+    // Weights of others behind an index would be read instead.
+    fs::create_dir(dir.join("other")).unwrap();
+    fs::write(dir.join("other/model.safetensors.index.json"), "{}").unwrap();
+    run_in(dir, &words("export --checkpoint out --out other"))
+        .refused(1, &["model.safetensors.index.json: it is there already"]);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode();
+        assert_eq!(mode("model/model.safetensors"), mode("model/config.json"));
+    }
+}
+
+#[test]
+fn the_end_of_text_is_the_models_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    let path = dir.join("model/tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap().replace("<|endoftext|>", "[EOS]");
+    let end = |config: Value, name: &str, out: &str| {
+        fs::write(&path, &text).unwrap();
+        fs::write(dir.join("model/tokenizer_config.json"), config.to_string()).unwrap();
+        done(run_in(dir, &["import", "model", "--out-dir", out]));
+        let told = run_in(dir, &["inspect", &format!("{out}/tokenizer.json"), "--json"]).json();
+        assert_eq!(told["end of text"], name);
+        // It travels on.
+        done(run_in(dir, &["export", "--checkpoint", out, "--out", &format!("{out}-hf")]));
+        let config = fs::read(dir.join(format!("{out}-hf/config.json"))).unwrap();
+        serde_json::from_slice::<Value>(&config).unwrap()["eos_token_id"].clone()
+    };
+    // By name, as an object, by the model's id alone.
+    assert_eq!(end(json!({ "eos_token": "[EOS]" }), "256 \"[EOS]\"", "a"), 256);
+    assert_eq!(end(json!({ "eos_token": { "content": "[EOS]" } }), "256 \"[EOS]\"", "b"), 256);
+    assert_eq!(end(json!({}), "256 \"[EOS]\"", "c"), 256);
+    change_config(dir, |config| config["eos_token_id"] = json!([65, 256]));
+    assert_eq!(end(json!({}), "65 \"A\"", "d"), 65);
+    fs::write(dir.join("model/tokenizer_config.json"), r#"{"eos_token": "none"}"#).unwrap();
+    run_in(dir, &words("import model --out-dir e"))
+        .refused(1, &["tokenizer.json", "its end of text \"none\" is not one of its tokens"]);
+}
+
+#[test]
+fn tied_models_may_keep_either_name_of_their_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    change(dir, |tensors| {
+        let table = tensors.remove("transformer.wte.weight").unwrap();
+        tensors.insert("lm_head.weight".to_owned(), table);
+    });
+    done(import(dir));
+    assert_eq!(loss(dir, "back"), loss(dir, "out"));
+}
+
+#[test]
+fn hostile_tokenizers_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    let refused = |model: Value, words: &str| {
+        let json = json!({ "model": model, "decoder": { "type": "ByteLevel" } });
+        fs::write(dir.join("model/tokenizer.json"), json.to_string()).unwrap();
+        import(dir).refused(1, &["tokenizer.json", words]);
+    };
+    let many = json!({ "type": "BPE", "vocab": { "a": 4_294_967_294_u32 }, "merges": [] });
+    refused(many, "4294967294");
+    let prefix = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": ["a b"],
+                         "continuing_subword_prefix": "##" });
+    refused(prefix, "prefix");
+}
+
+#[test]
+fn weights_that_a_type_cannot_hold_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    change(dir, |tensors| {
+        let (_, bytes, _) = tensors.get_mut("transformer.ln_f.weight").unwrap();
+        bytes[..4].copy_from_slice(&1e6_f32.to_le_bytes());
+    });
+    done(import(dir));
+    run_in(dir, &words("export --checkpoint back --out half --weights f16"))
+        .refused(1, &["ln_f.weight has the value 1000000", "--weights bf16 or f32"]);
+    assert!(!dir.join("half/config.json").exists() && !dir.join("half/model.safetensors").exists());
+    done(run_in(dir, &words("export --checkpoint back --out whole --weights bf16")));
 }

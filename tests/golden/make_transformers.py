@@ -38,8 +38,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def expected(model, tokens: PreTrainedTokenizerFast, block: int) -> dict:
-    """Mean loss of the text in sequences of `block`, what follows the prompt, and some logits, in
-    float64."""
+    """Mean loss of the text in sequences of `block`, and what follows the prompt, in float64."""
     model = model.double().eval()
     # A document begins with the end of the one before.
     ids = [tokens.eos_token_id, *tokens(TEXT)["input_ids"]]

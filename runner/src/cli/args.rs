@@ -148,7 +148,7 @@ Examples:
     #[command(after_help = "\
 Reads a folder of Hugging Face's transformers (config.json, model.safetensors or several files and
 their index, tokenizer.json; weights of f32, f16 or bf16), or a GGUF file of llama.cpp (F32, F16, BF16,
-Q8_0, Q4_0 or Q4_1, with the tokenizer inside), of GPT-2 models. What cannot be computed here is
+Q8_0, Q6_K, Q4_0 or Q4_1, with the tokenizer inside), of GPT-2 models. What cannot be computed here is
 refused.
 
 Examples:

@@ -20,11 +20,8 @@ pub(super) fn man(out: &Path) -> Result<()> {
     let mut program = args::command().disable_help_subcommand(true);
     // Commands then know the program's name and version.
     program.build();
-    let mut pages = vec![(NAME.to_owned(), program.clone())];
-    for command in program.get_subcommands() {
-        let name = format!("{NAME}-{}", command.get_name());
-        pages.push((name.clone(), command.clone().display_name(name)));
-    }
+    let mut pages = Vec::new();
+    collect(&program, NAME.to_owned(), &mut pages);
     for (name, command) in pages {
         let path = out.join(format!("{name}.1"));
         let mut page = Vec::new();
@@ -34,4 +31,12 @@ pub(super) fn man(out: &Path) -> Result<()> {
         files::write_atomic(&path, &page)?;
     }
     output::print(&format!("{}: the manual pages of {NAME}\n", out.display()))
+}
+
+/// The page of a command, then those of its own commands.
+fn collect(command: &clap::Command, name: String, pages: &mut Vec<(String, clap::Command)>) {
+    pages.push((name.clone(), command.clone().display_name(name.clone())));
+    for part in command.get_subcommands() {
+        collect(part, format!("{name}-{}", part.get_name()), pages);
+    }
 }

@@ -3,6 +3,8 @@
 use super::args::{ExportArgs, ExportFormat, ImportArgs, WeightType};
 use super::output;
 use crate::error::{Error, Result};
+#[cfg(feature = "hf")]
+use crate::exchange::Element;
 use crate::exchange::Imported;
 #[cfg(feature = "gguf")]
 use crate::gguf;
@@ -61,8 +63,15 @@ fn lacks(feature: &str) -> Error {
 pub(super) fn export(args: ExportArgs) -> Result<()> {
     let path = args.out.display().to_string();
     let what = match args.format {
-        ExportFormat::Safetensors => export_folder(args).map(|()| "a model for transformers"),
-        ExportFormat::Gguf => export_file(args).map(|()| "a model for llama.cpp"),
+        ExportFormat::Safetensors => {
+            export_folder(args).map(|()| "a model for transformers".to_owned())
+        }
+        ExportFormat::Gguf => export_file(args).map(|others| match others.len() {
+            0 => "a model for llama.cpp".to_owned(),
+            n => format!(
+                "a model for llama.cpp; {n} matrices are f16, for their rows are not a multiple of 32"
+            ),
+        }),
     };
     output::print(&format!("{path}: {}\n", what?))
 }
@@ -71,9 +80,9 @@ pub(super) fn export(args: ExportArgs) -> Result<()> {
 fn export_folder(args: ExportArgs) -> Result<()> {
     let ExportArgs { checkpoint, out, weights, .. } = args;
     let element = match weights {
-        WeightType::F32 => hf::Element::F32,
-        WeightType::F16 => hf::Element::F16,
-        WeightType::Bf16 => hf::Element::Bf16,
+        WeightType::F32 => Element::F32,
+        WeightType::F16 => Element::F16,
+        WeightType::Bf16 => Element::Bf16,
         WeightType::Q8_0 => {
             let words =
                 "--weights q8_0: only --format gguf has it; safetensors takes f32, f16 or bf16";
@@ -89,7 +98,7 @@ fn export_folder(_: ExportArgs) -> Result<()> {
 }
 
 #[cfg(feature = "gguf")]
-fn export_file(args: ExportArgs) -> Result<()> {
+fn export_file(args: ExportArgs) -> Result<Vec<String>> {
     let ExportArgs { checkpoint, out, weights, .. } = args;
     let kind = match weights {
         WeightType::F32 => gguf::Kind::F32,
@@ -101,6 +110,6 @@ fn export_file(args: ExportArgs) -> Result<()> {
 }
 
 #[cfg(not(feature = "gguf"))]
-fn export_file(_: ExportArgs) -> Result<()> {
+fn export_file(_: ExportArgs) -> Result<Vec<String>> {
     Err(lacks("gguf"))
 }

@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::{ModelConfig, ParamSpec, ParamTable};
+use cllm_core::ParamSpec;
 
 use super::blocks::Kind;
 use super::names::{self, ARCHITECTURE, Layout};
@@ -14,6 +14,7 @@ use super::tokens;
 use super::value::Value;
 use super::write::{self, Planned};
 use crate::error::{Error, Result};
+use crate::exchange::with_biases;
 use crate::files::AtomicFile;
 use crate::model;
 use crate::trained::Trained;
@@ -29,12 +30,13 @@ pub struct ExportSettings {
     pub kind: Kind,
 }
 
-/// Exports a model.
+/// Exports a model. Gives the names of matrices that are f16 instead, for their rows are not of whole
+/// blocks of the type.
 ///
 /// # Errors
-/// A missing or damaged checkpoint or tokenizer, or a tokenizer that llama.cpp cannot have; a file that
+/// A missing or damaged checkpoint or tokenizer, weights that the type cannot hold, or a tokenizer that llama.cpp cannot have; a file that
 /// is there already or cannot be written.
-pub fn export(settings: &ExportSettings) -> Result<()> {
+pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     let trained = Trained::open(&settings.checkpoint)?;
     let (config, out) = (trained.config(), &settings.out);
     if out.exists() {
@@ -55,38 +57,48 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
         keys.push(("tokenizer.ggml.model".to_owned(), Value::Text("none".to_owned())));
         keys.push((format!("{ARCHITECTURE}.vocab_size"), Value::U32(config.vocab_size as u32)));
     }
-    let tensors = plan(config, settings.kind)?;
-    let arena = trained.parameters()?;
-    let planned: Vec<_> = tensors.iter().map(|(_, _, planned)| planned.clone()).collect();
-    let table = ParamTable::new(config).map_err(model::config_error)?;
-
+    // Before the weights are read: whether it can be written.
     let io = |e| Error::io("write", out, &e);
     let mut file = AtomicFile::create(out)?;
+    let arena = trained.parameters()?;
+    let tensors = with_biases(config, &arena).map_err(model::config_error)?;
+    let tensors: Vec<_> = tensors
+        .into_iter()
+        .map(|(spec, values)| {
+            let layout = names::layout(&spec);
+            let planned = plan(&layout, settings.kind);
+            (spec, layout, planned, values)
+        })
+        .collect();
+    let planned: Vec<_> = tensors.iter().map(|(_, _, planned, _)| planned.clone()).collect();
     file.write_all(&write::header(&keys, &planned)).map_err(io)?;
-    for (spec, layout, planned) in &tensors {
-        let own = table.spec(spec.param).map(|own| &arena[own.range()]);
-        write::data(&mut file, planned, |row, to| fill(spec, layout, own, row, to)).map_err(io)?;
+    for (spec, layout, planned, values) in &tensors {
+        let row = |row: usize, to: &mut [f32]| fill(spec, layout, *values, row, to);
+        if let Some(value) = write::data(&mut file, planned, row).map_err(io)? {
+            let (name, kind) = (&planned.name, planned.kind.name());
+            return Err(Error::failure(format!(
+                "{name} has the value {value}, which {kind} cannot hold: if the weights are not \
+                 damaged, take --weights f32"
+            )));
+        }
     }
-    file.commit()
+    file.commit()?;
+    let other = |(_, layout, planned, _): &&(_, Layout, Planned, _)| {
+        layout.small_type && planned.kind != settings.kind
+    };
+    Ok(tensors.iter().filter(other).map(|(_, _, planned, _)| planned.name.clone()).collect())
 }
 
-/// All tensors of a model with biases, and what they are in the file.
-fn plan(config: &ModelConfig, kind: Kind) -> Result<Vec<(ParamSpec, Layout, Planned)>> {
-    let config = ModelConfig { bias: true, ..*config };
-    let table = ParamTable::new(&config).map_err(model::config_error)?;
-    let of = |spec: ParamSpec| {
-        let layout = names::layout(&spec);
-        let dims = layout.dims.clone();
-        let kind = match kind {
-            _ if !layout.small_type => Kind::F32,
-            // Rows that are not of whole blocks.
-            kind if kind.row_bytes(dims[0]).is_none() => Kind::F16,
-            kind => kind,
-        };
-        let planned = Planned { name: layout.name.clone(), dims, kind };
-        (spec, layout, planned)
+/// The tensor as it will be written.
+fn plan(layout: &Layout, kind: Kind) -> Planned {
+    let dims = layout.dims.clone();
+    let kind = match kind {
+        _ if !layout.small_type => Kind::F32,
+        // Rows that are not of whole blocks.
+        kind if kind.row_bytes(dims[0]).is_none() => Kind::F16,
+        kind => kind,
     };
-    Ok(table.iter().map(of).collect())
+    Planned { name: layout.name.clone(), dims, kind }
 }
 
 /// A row of a tensor as the file has it; zeros if the model has none.

@@ -4,16 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use cllm_core::{ParamSpec, ParamTable};
+use cllm_core::{Param, ParamSpec, ParamTable};
 
 use super::names::{self, Layout};
 use super::read::{File, Tensor};
 use super::tokens;
 use crate::error::{Error, Result};
-use crate::exchange::{Imported, create_run};
+use crate::exchange::{Imported, check_finite, checked_tokenizer, create_run};
 use crate::files;
-use crate::model;
-use crate::tokenizer::Tokenizer;
 use crate::trained;
 
 /// Imports the model in the file `from` to a new run folder. Weights of few bits become the `f32` that
@@ -28,30 +26,21 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     let bad = |what: String| Error::failure(format!("{}: {what}", from.display()));
     let bytes = fs::File::open(from).and_then(|file| files::map(&file)).map_err(io)?;
     let file = File::parse(&bytes).map_err(bad)?;
-    let config = names::config(&file).map_err(bad)?;
-    let table = ParamTable::new(&config).map_err(model::config_error)?;
+    let config = names::config(&file, &bytes).map_err(bad)?;
+    let table = ParamTable::new(&config).map_err(|e| bad(e.to_string()))?;
     let tensors = matched(&table, &file).map_err(bad)?;
-    let json = tokens::json(|key| file.keys.get(key).cloned()).map_err(bad)?;
-    if let Some(json) = &json {
-        let ids = Tokenizer::from_json(json.as_bytes()).map_err(bad)?.vocab_size();
-        if ids > config.vocab_size {
-            return Err(bad(format!(
-                "a tokenizer of {ids} ids does not go with a model of {}",
-                config.vocab_size
-            )));
-        }
-    }
+    let json = tokens::json(&file.keys).map_err(bad)?.map(|json| {
+        let end = tokens::end_of_text(&file.keys);
+        checked_tokenizer(json.into_bytes(), end.as_ref(), config.vocab_size)
+    });
+    let json = json.transpose().map_err(bad)?;
 
     let mut arena = trained::arena(&table, from)?;
     for (spec, layout, tensor) in &tensors {
         let to = &mut arena[spec.range()];
         read(spec, layout, tensor, &bytes, to);
-        if let Some(at) = to.iter().position(|value| !value.is_finite()) {
-            let name = &layout.name;
-            return Err(bad(format!("value {at} of {name} is {}: it is damaged", to[at])));
-        }
+        check_finite(to, &layout.name).map_err(bad)?;
     }
-    let json = json.map(String::into_bytes);
     let checkpoint = create_run(out_dir, &config, &arena, json.as_deref())?;
     let has_tokenizer = json.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
@@ -74,6 +63,10 @@ fn matched<'f>(table: &ParamTable, file: &'f File) -> core::result::Result<Match
             ));
         }
         matched.push((spec, layout, tensor));
+    }
+    // That of a model whose two tables are one.
+    if table.spec(Param::Head).is_none() {
+        left.retain(|name, _| *name != names::HEAD);
     }
     match left.keys().next() {
         None => Ok(matched),

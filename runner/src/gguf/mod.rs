@@ -56,7 +56,7 @@ pub fn describe(path: &Path) -> Result<Described> {
     let tensors = file.tensors.iter().map(|(name, tensor)| Tensor {
         name: name.clone(),
         shape: tensor.dims.clone(),
-        kind: format!("{:?}", tensor.kind).to_uppercase(),
+        kind: tensor.kind.name().to_owned(),
         stats: None,
     });
     Ok(Described { keys, tensors: tensors.collect() })
@@ -64,8 +64,10 @@ pub fn describe(path: &Path) -> Result<Described> {
 
 /// First bytes of a file.
 pub const MAGIC: [u8; 4] = *b"GGUF";
-/// The version that is read and written.
+/// The version that is written.
 const VERSION: u32 = 3;
+/// Those that are read: with the same layout, the second for files of big-endian machines too.
+const READ_VERSIONS: [u32; 2] = [2, 3];
 /// Bytes that tensors start at multiples of, unless a file says otherwise.
 const ALIGNMENT: usize = 32;
 /// The key that says otherwise.

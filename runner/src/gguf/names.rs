@@ -8,6 +8,10 @@ use super::value::Value;
 /// The architecture, and the beginning of its keys.
 pub(super) const ARCHITECTURE: &str = "gpt2";
 
+/// The tables of both ends.
+const TABLE: &str = "token_embd.weight";
+pub(super) const HEAD: &str = "output.weight";
+
 /// How a tensor lies in files.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Layout {
@@ -23,11 +27,11 @@ pub(super) struct Layout {
 /// The layout of a tensor.
 pub(super) fn layout(spec: &ParamSpec) -> Layout {
     let (name, transposed, small_type) = match spec.param {
-        Param::TokenTable => ("token_embd.weight".to_owned(), false, true),
+        Param::TokenTable => (TABLE.to_owned(), false, true),
         Param::PositionTable => ("position_embd.weight".to_owned(), false, false),
         Param::FinalGain => ("output_norm.weight".to_owned(), false, false),
         Param::FinalBias => ("output_norm.bias".to_owned(), false, false),
-        Param::Head => ("output.weight".to_owned(), false, true),
+        Param::Head => (HEAD.to_owned(), false, true),
         Param::Block(block, param) => {
             let (part, matrix) = of_block(param);
             (format!("blk.{block}.{part}"), matrix, matrix)
@@ -88,7 +92,7 @@ pub(super) fn keys(config: &ModelConfig) -> Vec<(String, Value)> {
 ///
 /// # Errors
 /// What is missing or not supported, in words.
-pub(super) fn config(file: &File) -> Result<ModelConfig, String> {
+pub(super) fn config(file: &File, bytes: &[u8]) -> Result<ModelConfig, String> {
     match file.keys.get("general.architecture").and_then(Value::text) {
         Some(ARCHITECTURE) => {}
         Some(other) => {
@@ -106,7 +110,7 @@ pub(super) fn config(file: &File) -> Result<ModelConfig, String> {
     let name = key(EPSILON);
     let epsilon = file.keys.get(&name).and_then(Value::number);
     let norm_eps = epsilon.ok_or_else(|| format!("no number {name}"))? as f32;
-    let table = file.tensors.get("token_embd.weight").ok_or("no tensor token_embd.weight")?;
+    let table = file.tensors.get(TABLE).ok_or_else(|| format!("no tensor {TABLE}"))?;
     let vocab_size = table.dims.get(1).copied().unwrap_or(0);
     let config = ModelConfig {
         vocab_size,
@@ -116,10 +120,16 @@ pub(super) fn config(file: &File) -> Result<ModelConfig, String> {
         d_model,
         d_ff,
         bias: true,
-        tied: !file.tensors.contains_key("output.weight"),
+        // Some files have the one table twice.
+        tied: file.tensors.get(HEAD).is_none_or(|head| head.is_copy_of(table, bytes)),
         dropout: 0.0,
         norm_eps,
     };
-    config.validate().map_err(|e| e.to_string())?;
+    config.validate().map_err(|e| {
+        // In the file's words.
+        let names = [("d_model", SIZES[1]), ("block_size", SIZES[0]), ("n_layer", SIZES[2])];
+        let names = names.into_iter().chain([("d_ff", SIZES[3]), ("n_head", SIZES[4])]);
+        names.fold(e.to_string(), |text, (ours, theirs)| text.replace(ours, &key(theirs)))
+    })?;
     Ok(config)
 }

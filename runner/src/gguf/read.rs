@@ -7,14 +7,16 @@ use core::ops::Range;
 use std::collections::BTreeMap;
 
 use super::blocks::Kind;
-use super::value::{ARRAY, Value};
-use super::{ALIGNMENT, ALIGNMENT_KEY, MAGIC, VERSION};
+use super::value::{ARRAY, I32, TEXT, Value};
+use super::{ALIGNMENT, ALIGNMENT_KEY, MAGIC, READ_VERSIONS};
 
 /// What is wrong, in words.
 type Result<T> = core::result::Result<T, String>;
 
 /// Most dimensions of a tensor, as in ggml.
 const DIMENSIONS: usize = 4;
+/// Most keys and tensors: beside so few bytes what is kept of each would be large.
+const MOST: usize = 1 << 16;
 /// Fewest bytes of a key (an empty name, a kind, a byte) and of a tensor.
 const LEAST_KEY: usize = 8 + 4 + 1;
 const LEAST_TENSOR: usize = 8 + 4 + 4 + 8;
@@ -27,6 +29,14 @@ pub(super) struct Tensor {
     pub(super) kind: Kind,
     /// Its bytes in the file.
     pub(super) bytes: Range<usize>,
+}
+
+impl Tensor {
+    /// Whether another one has the same elements, in the file of these bytes.
+    pub(super) fn is_copy_of(&self, other: &Self, bytes: &[u8]) -> bool {
+        let elements = |tensor: &Self| bytes.get(tensor.bytes.clone());
+        self.dims == other.dims && self.kind == other.kind && elements(self) == elements(other)
+    }
 }
 
 /// A file that has been looked through.
@@ -44,16 +54,21 @@ impl File {
             return Err("not a GGUF file, nor a folder of transformers".to_owned());
         }
         match at.u32()? {
-            VERSION => {}
-            other if other.swap_bytes() == VERSION => {
+            version if READ_VERSIONS.contains(&version) => {}
+            other if READ_VERSIONS.contains(&other.swap_bytes()) => {
                 return Err("a GGUF file of a big-endian machine".to_owned());
             }
             other => {
-                return Err(format!("GGUF of version {other}, but this program reads {VERSION}"));
+                return Err(format!(
+                    "GGUF of version {other}, but this program reads {READ_VERSIONS:?}"
+                ));
             }
         }
         let tensors = at.count(LEAST_TENSOR, "tensors")?;
         let keys = at.count(LEAST_KEY, "keys")?;
+        if tensors.max(keys) > MOST {
+            return Err(format!("{tensors} tensors and {keys} keys: at most {MOST} are read"));
+        }
         let keys = at.keys(keys)?;
         let alignment = match keys.get(ALIGNMENT_KEY) {
             None => ALIGNMENT,
@@ -100,7 +115,7 @@ impl Place {
     fn tensor(self, data: usize, alignment: usize, len: usize) -> Result<Tensor> {
         let kind = Kind::of_number(self.kind).ok_or_else(|| {
             format!(
-                "elements of type {}; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 can be read",
+                "elements of type {}; F32, F16, BF16, Q8_0, Q6_K, Q4_0 and Q4_1 can be read",
                 self.kind
             )
         })?;
@@ -109,7 +124,7 @@ impl Place {
         let dims = dims.ok_or("a dimension of no size, or too large")?;
         let (first, others) = dims.split_first().ok_or("no dimensions")?;
         let row = kind.row_bytes(*first).ok_or_else(|| {
-            format!("rows of {first} elements are not of whole blocks of {kind:?}")
+            format!("rows of {first} elements are not of whole blocks of {}", kind.name())
         })?;
         let size = others.iter().try_fold(row, |bytes, n| bytes.checked_mul(*n));
         let start = usize::try_from(self.offset).ok().and_then(|offset| offset.checked_add(data));
@@ -182,7 +197,7 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             let name = self.text()?;
             let kind = self.u32()?;
-            let value = self.value(kind, 0).map_err(|e| format!("key {name}: {e}"))?;
+            let value = self.value(kind).map_err(|e| format!("key {name}: {e}"))?;
             if keys.insert(name.clone(), value).is_some() {
                 return Err(format!("key {name} is there twice"));
             }
@@ -190,7 +205,7 @@ impl<'a> Reader<'a> {
         Ok(keys)
     }
 
-    fn value(&mut self, kind: u32, depth: usize) -> Result<Value> {
+    fn value(&mut self, kind: u32) -> Result<Value> {
         Ok(match kind {
             0 => Value::U8(self.array::<1>()?[0]),
             1 => Value::I8(i8::from_le_bytes(self.array()?)),
@@ -201,14 +216,23 @@ impl<'a> Reader<'a> {
             6 => Value::F32(f32::from_le_bytes(self.array()?)),
             7 => Value::Bool(self.array::<1>()?[0] != 0),
             8 => Value::Text(self.text()?),
-            ARRAY if depth == 0 => {
+            ARRAY => {
                 let of = self.u32()?;
                 let least = Value::least_bytes(of).ok_or_else(|| unknown(of))?;
                 let count = self.count(least, "values")?;
-                let values = (0..count).map(|_| self.value(of, depth + 1));
-                Value::Array(values.collect::<Result<_>>()?)
+                match of {
+                    TEXT => Value::Texts((0..count).map(|_| self.text()).collect::<Result<_>>()?),
+                    I32 => {
+                        let bytes = self.take(count * size_of::<i32>())?.as_chunks().0;
+                        Value::Ints(bytes.iter().map(|x| i32::from_le_bytes(*x)).collect())
+                    }
+                    ARRAY => return Err("an array of arrays".to_owned()),
+                    _ => {
+                        self.take(count * least)?;
+                        Value::Others(of, count)
+                    }
+                }
             }
-            ARRAY => return Err("an array of arrays".to_owned()),
             10 => Value::U64(self.u64()?),
             11 => Value::I64(i64::from_le_bytes(self.array()?)),
             12 => Value::F64(f64::from_le_bytes(self.array()?)),

@@ -4,17 +4,24 @@
 //! cut into words (`tokenizer.ggml.pre`). Tokenizers of bytes, and of characters of one byte each, are
 //! such encodings without merges.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value as Json, json};
 
 use super::value::Value;
-use crate::tokenizer::{Tokenizer, byte_char, byte_level_json, special_token};
+use crate::exchange::End;
+use crate::tokenizer::{Tokenizer, added_token, byte_char, byte_level_json};
 
+/// What the names of a tokenizer's keys begin with.
+const PREFIX: &str = "tokenizer.ggml.";
 /// llama.cpp's name of the kind of tokenizer, and of GPT-2's way to cut texts.
 const MODEL: &str = "gpt2";
 const PRE: &str = "gpt-2";
 /// Kinds of tokens: ordinary and special ones, and ids without any.
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
+/// Added ones that texts may spell.
+const OWN: i32 = 4;
 const UNUSED: i32 = 5;
 
 /// The keys of a tokenizer for a model of so many ids.
@@ -22,16 +29,14 @@ const UNUSED: i32 = 5;
 /// # Errors
 /// It cuts texts in another way than GPT-2's, or has characters of several bytes, in words.
 pub(super) fn keys(tokenizer: &Tokenizer, ids: usize) -> Result<Vec<(String, Value)>, String> {
-    let Parts { tokens, merges, special } = match tokenizer {
+    let Parts { tokens, merges, added } = match tokenizer {
         Tokenizer::Bytes => Parts {
             tokens: (0..=255).map(|byte| byte_char(byte).to_string()).collect(),
-            merges: Vec::new(),
-            special: Vec::new(),
+            ..Parts::default()
         },
         Tokenizer::Chars(chars) => of_chars(chars.chars())?,
         Tokenizer::Bpe(_) => of_json(&tokenizer.to_json().map_err(|e| e.to_string())?)?,
     };
-    let end = tokenizer.end_of_text() as usize;
     let mut kinds = vec![UNUSED; ids];
     let mut texts: Vec<_> = (0..ids).map(|id| format!("<unused {id}>")).collect();
     for (id, text) in tokens.into_iter().enumerate().take(ids) {
@@ -39,32 +44,34 @@ pub(super) fn keys(tokenizer: &Tokenizer, ids: usize) -> Result<Vec<(String, Val
             (texts[id], kinds[id]) = (text, NORMAL);
         }
     }
-    texts[end] = tokenizer.end_of_text_name();
-    for id in special.into_iter().chain([end]) {
-        kinds[id] = CONTROL;
+    let end = tokenizer.end_of_text();
+    texts[end as usize] = tokenizer.end_of_text_name();
+    for (id, is_special) in added.into_iter().chain([(end as usize, true)]) {
+        kinds[id] = if is_special { CONTROL } else { OWN };
     }
     let text = |text: &str| Value::Text(text.to_owned());
-    let id = Value::U32(tokenizer.end_of_text());
     Ok([
         ("model", text(MODEL)),
         ("pre", text(PRE)),
-        ("tokens", Value::Array(texts.iter().map(|token| text(token)).collect())),
-        ("token_type", Value::Array(kinds.into_iter().map(Value::I32).collect())),
-        ("merges", Value::Array(merges.iter().map(|merge| text(merge)).collect())),
-        ("bos_token_id", id.clone()),
-        ("eos_token_id", id),
+        ("tokens", Value::Texts(texts)),
+        ("token_type", Value::Ints(kinds)),
+        ("merges", Value::Texts(merges)),
+        ("bos_token_id", Value::U32(end)),
+        ("eos_token_id", Value::U32(end)),
         ("add_bos_token", Value::Bool(false)),
     ]
-    .map(|(name, value)| (format!("tokenizer.ggml.{name}"), value))
+    .map(|(name, value)| (format!("{PREFIX}{name}"), value))
     .to_vec())
 }
 
 /// What a tokenizer is made of.
+#[derive(Default)]
 struct Parts {
     /// By id; empty where there is none.
     tokens: Vec<String>,
     merges: Vec<String>,
-    special: Vec<usize>,
+    /// Ids of added tokens, and whether they are special.
+    added: Vec<(usize, bool)>,
 }
 
 /// A character of several bytes would be merged from parts, which have no ids.
@@ -77,7 +84,7 @@ fn of_chars(chars: &[char]) -> Result<Parts, String> {
         )),
     };
     let tokens = chars.iter().map(token).collect::<Result<_, _>>()?;
-    Ok(Parts { tokens, merges: Vec::new(), special: Vec::new() })
+    Ok(Parts { tokens, ..Parts::default() })
 }
 
 /// Parts of the `tokenizers` crate's JSON.
@@ -85,16 +92,36 @@ fn of_json(text: &str) -> Result<Parts, String> {
     let json: Json = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let before = &json["pre_tokenizer"];
     let model = &json["model"];
+    let is_nothing = |value: &Json| value.is_null() || *value == false || *value == "";
     let is_gpt2s = model["type"] == "BPE"
         && before["type"] == "ByteLevel"
         && before["add_prefix_space"] == false
-        && json["normalizer"].is_null();
-    let merges = model["merges"].as_array().ok_or("the tokenizer has no merges")?;
+        && json["normalizer"].is_null()
+        && ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"]
+            .iter()
+            .all(|name| is_nothing(&model[name]));
+    let merges = model["merges"].as_array();
+    let vocab = model["vocab"].as_object();
+    let (true, Some(merges), Some(vocab)) = (is_gpt2s, merges, vocab) else {
+        return Err("only byte-level byte-pair tokenizers like GPT-2's can be exported".to_owned());
+    };
     // Without merges it does not matter how texts are cut.
-    if !is_gpt2s || (before["use_regex"] == false && !merges.is_empty()) {
-        return Err("only byte-level byte-pair tokenizers that cut texts as GPT-2's does can be \
-                    exported"
-            .to_owned());
+    if before["use_regex"] == false && !merges.is_empty() {
+        return Err(
+            "a tokenizer that cuts texts in another way than GPT-2's cannot be exported".to_owned()
+        );
+    }
+    let is_special = |token: &str| {
+        let added = json["added_tokens"].as_array();
+        added.into_iter().flatten().any(|added| added["content"] == token)
+    };
+    let is_long = |token: &str| token.chars().nth(1).is_some() && !is_special(token);
+    if model["ignore_merges"] == true && vocab.keys().any(|token| is_long(token)) {
+        return Err(
+            "a tokenizer that takes words whole, without merges, cannot be exported; train \
+                    with --tokenizer bpe:N for a model that llama.cpp can have"
+                .to_owned(),
+        );
     }
     let merges = merges
         .iter()
@@ -117,64 +144,69 @@ fn of_json(text: &str) -> Result<Parts, String> {
         Some(id)
     };
     let wrong = "an id of the tokenizer is not a number";
-    for (token, id) in model["vocab"].as_object().ok_or("the tokenizer has no vocabulary")? {
+    for (token, id) in vocab {
         put(id, token).ok_or(wrong)?;
     }
-    let mut special = Vec::new();
-    for added in json["added_tokens"].as_array().into_iter().flatten() {
-        let id = put(&added["id"], added["content"].as_str().unwrap_or_default()).ok_or(wrong)?;
-        if added["special"] == true {
-            special.push(id);
-        }
+    let mut added = Vec::new();
+    for token in json["added_tokens"].as_array().into_iter().flatten() {
+        let id = put(&token["id"], token["content"].as_str().unwrap_or_default()).ok_or(wrong)?;
+        added.push((id, token["special"] == true));
     }
-    Ok(Parts { tokens, merges, special })
+    Ok(Parts { tokens, merges, added })
+}
+
+/// Keys of a file by their names.
+type Keys = BTreeMap<String, Value>;
+
+fn get<'k>(keys: &'k Keys, name: &str) -> Option<&'k Value> {
+    keys.get(&format!("{PREFIX}{name}"))
+}
+
+/// The end of text that a file names.
+pub(super) fn end_of_text(keys: &Keys) -> Option<End> {
+    get(keys, "eos_token_id")?.count().map(|id| End::Id(id as u64))
 }
 
 /// The `tokenizer.json` of a file; `None` if it has no tokenizer of a kind that is known here.
 ///
 /// # Errors
-/// Keys that contradict one another, in words.
-pub(super) fn json(get: impl Fn(&str) -> Option<Value>) -> Result<Option<String>, String> {
-    let get = |name: &str| get(&format!("tokenizer.ggml.{name}"));
-    let text = |name: &str| get(name).and_then(|value| value.text().map(str::to_owned));
-    if text("model").as_deref() != Some(MODEL)
-        || text("pre").is_some_and(|pre| pre != PRE && pre != "default")
-    {
+/// Keys that are missing or contradict one another, in words.
+pub(super) fn json(keys: &Keys) -> Result<Option<String>, String> {
+    let text = |name: &str| get(keys, name).and_then(Value::text);
+    // Without a name it is an old file of GPT-2's own.
+    if text("model") != Some(MODEL) || text("pre").is_some_and(|pre| pre != PRE) {
         return Ok(None);
     }
-    let texts = |name: &str| -> Result<Vec<String>, String> {
-        let value = get(name).unwrap_or(Value::Array(Vec::new()));
-        let values = value.array().unwrap_or_default().iter();
-        let texts: Option<Vec<_>> = values.map(|v| v.text().map(str::to_owned)).collect();
-        texts.ok_or_else(|| format!("tokenizer.ggml.{name} has what is not a text"))
+    let texts = |name: &str| match get(keys, name) {
+        Some(Value::Texts(texts)) => Ok(texts),
+        Some(_) => Err(format!("{PREFIX}{name} is not a list of texts")),
+        None => Err(format!("no key {PREFIX}{name}")),
     };
     let (tokens, merges) = (texts("tokens")?, texts("merges")?);
-    let kinds = get("token_type").unwrap_or(Value::Array(Vec::new()));
-    let kind = |id: usize| match kinds.array().and_then(|kinds| kinds.get(id)) {
-        Some(Value::I32(kind)) => *kind,
-        _ => NORMAL,
+    let kinds = match get(keys, "token_type") {
+        Some(Value::Ints(kinds)) if kinds.len() == tokens.len() => kinds.clone(),
+        Some(_) => return Err(format!("{PREFIX}token_type has not a number for each token")),
+        None => vec![NORMAL; tokens.len()],
     };
     let mut vocab = serde_json::Map::new();
     let mut added = Vec::new();
-    for (id, token) in tokens.iter().enumerate() {
-        match kind(id) {
-            UNUSED => {}
-            CONTROL => added.push(special_token(id, token)),
+    let mut seen = BTreeSet::new();
+    for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
+        if kind == UNUSED {
+            continue;
+        }
+        if !seen.insert(token) {
+            return Err(format!("the token {token:?} is there twice"));
+        }
+        match kind {
+            CONTROL => added.push(added_token(id, token, true)),
+            OWN => added.push(added_token(id, token, false)),
             _ => {
-                if vocab.insert(token.clone(), json!(id)).is_some() {
-                    return Err(format!("the token {token:?} is there twice"));
-                }
+                vocab.insert(token.clone(), json!(id));
             }
         }
     }
-    let end =
-        get("eos_token_id").and_then(|id| id.count()).and_then(|id| Some((id, tokens.get(id)?)));
-    if let Some((id, token)) = end
-        && kind(id) != CONTROL
-    {
-        added.push(special_token(id, token));
-    }
-    for merge in &merges {
+    for merge in merges {
         let parts = merge.split_once(' ').ok_or_else(|| format!("{merge:?} is no merge"))?;
         let whole = format!("{}{}", parts.0, parts.1);
         if [parts.0, parts.1, &whole].iter().any(|part| !vocab.contains_key(*part)) {
@@ -189,12 +221,15 @@ mod tests {
     use super::*;
     use crate::tokenizer::{BpeTokenizer, CharTokenizer};
 
-    const TEXT: &str = "In the  beginning\n\tGod's <|endoftext|> light, and the light.\r\n";
+    const TEXT: &str = "In the  beginning\n\tGod's <|endoftext|> light, 12345 and the light.\r\n";
+
+    fn keys_of(tokenizer: &Tokenizer, ids: usize) -> Keys {
+        keys(tokenizer, ids).unwrap().into_iter().collect()
+    }
 
     fn back(tokenizer: &Tokenizer, ids: usize) -> Tokenizer {
-        let keys = keys(tokenizer, ids).unwrap();
-        let get = |name: &str| keys.iter().find(|(key, _)| key == name).map(|(_, v)| v.clone());
-        Tokenizer::from_json(json(get).unwrap().unwrap().as_bytes()).unwrap()
+        let text = json(&keys_of(tokenizer, ids)).unwrap().unwrap();
+        Tokenizer::from_json(text.as_bytes()).unwrap()
     }
 
     #[test]
@@ -217,35 +252,61 @@ mod tests {
     }
 
     #[test]
-    fn what_cuts_texts_in_another_way_is_refused() {
-        let json = byte_level_json(serde_json::Map::new(), Vec::new(), Vec::new());
-        let mut json: Json = serde_json::from_str(&json).unwrap();
-        assert!(of_json(&json.to_string()).is_ok());
-        json["pre_tokenizer"] = json!({ "type": "Whitespace" });
-        assert!(of_json(&json.to_string()).is_err());
+    fn added_tokens_keep_their_kinds() {
+        let text = Tokenizer::Bytes.to_transformers().unwrap();
+        let mut with: Json = serde_json::from_str(&text).unwrap();
+        let mut own = added_token(257, "<think>", false);
+        own["special"] = json!(false);
+        with["added_tokens"].as_array_mut().unwrap().push(own);
+        let tokenizer = Tokenizer::from_json(with.to_string().as_bytes()).unwrap();
+        let encoded = tokenizer.encode(b"a<think>b").unwrap();
+        assert_eq!(encoded, [97, 257, 98]);
+        assert_eq!(back(&tokenizer, 258).encode(b"a<think>b").unwrap(), encoded);
     }
 
     #[test]
-    fn keys_that_contradict_one_another_are_refused() {
-        let with = |change: fn(&mut Vec<(String, Value)>)| {
-            let mut keys = keys(&Tokenizer::Bytes, 257).unwrap();
-            change(&mut keys);
-            let get = |name: &str| keys.iter().find(|(key, _)| key == name).map(|(_, v)| v.clone());
-            json(get)
+    fn what_llama_cannot_have_is_refused() {
+        let text = byte_level_json(serde_json::Map::new(), &[], Vec::new());
+        let json: Json = serde_json::from_str(&text).unwrap();
+        assert!(of_json(&text).is_ok());
+        let changes: [fn(&mut Json); 4] = [
+            |json| json["pre_tokenizer"] = json!({ "type": "Whitespace" }),
+            |json| json["model"]["type"] = json!("Unigram"),
+            |json| json["model"]["byte_fallback"] = json!(true),
+            |json| json["normalizer"] = json!({ "type": "NFC" }),
+        ];
+        for change in changes {
+            let mut json = json.clone();
+            change(&mut json);
+            assert!(of_json(&json.to_string()).is_err(), "{json}");
+        }
+        let words = BpeTokenizer::from_words(["The", " cat"]).unwrap();
+        let words = keys(&Tokenizer::Bpe(Box::new(words)), 260);
+        assert!(words.unwrap_err().contains("words whole"));
+        let chars = Tokenizer::Chars(CharTokenizer::from_chars("a\u{e9}".chars()));
+        assert!(keys(&chars, 3).unwrap_err().contains('\u{e9}'));
+    }
+
+    #[test]
+    fn keys_that_are_missing_or_contradict_one_another_are_refused() {
+        let with = |name: &str, value: Option<Value>| {
+            let mut keys = keys_of(&Tokenizer::Bytes, 257);
+            let name = format!("{PREFIX}{name}");
+            match value {
+                Some(value) => drop(keys.insert(name, value)),
+                None => drop(keys.remove(&name)),
+            }
+            json(&keys)
         };
-        assert_eq!(with(|keys| keys[1].1 = Value::Text("qwen2".to_owned())), Ok(None));
-        let twice = with(|keys| {
-            let Value::Array(tokens) = &mut keys[2].1 else { return };
-            tokens[1] = tokens[0].clone();
-        });
-        assert!(twice.unwrap_err().contains("twice"));
-        let merge = with(|keys| keys[4].1 = Value::Array(vec![Value::Text("no such".to_owned())]));
-        assert!(merge.unwrap_err().contains("no such"));
-    }
-
-    #[test]
-    fn characters_of_several_bytes_are_refused() {
-        let chars = Tokenizer::Chars(CharTokenizer::from_chars("aé".chars()));
-        assert!(keys(&chars, 3).unwrap_err().contains("'é'"));
+        let text = |text: &str| Some(Value::Text(text.to_owned()));
+        assert_eq!(with("pre", text("qwen2")), Ok(None));
+        assert_eq!(with("model", text("llama")), Ok(None));
+        assert!(with("tokens", None).unwrap_err().contains("no key tokenizer.ggml.tokens"));
+        assert!(with("tokens", text("x")).unwrap_err().contains("not a list of texts"));
+        assert!(with("token_type", Some(Value::Ints(vec![1]))).unwrap_err().contains("token_type"));
+        let twice = Value::Texts(vec!["x".to_owned(); 257]);
+        assert!(with("tokens", Some(twice)).unwrap_err().contains("twice"));
+        let merge = Value::Texts(vec!["no such".to_owned()]);
+        assert!(with("merges", Some(merge)).unwrap_err().contains("no such"));
     }
 }

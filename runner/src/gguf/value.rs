@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// A value; of arrays, all of one kind.
+/// A value. Of arrays those of texts and of small numbers are kept, which tokenizers have; of others it
+/// is known how many there are: a file may have as many as it has bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     U8(u8),
@@ -14,13 +15,17 @@ pub(super) enum Value {
     F32(f32),
     Bool(bool),
     Text(String),
-    Array(Vec<Value>),
     U64(u64),
     I64(i64),
     F64(f64),
+    Texts(Vec<String>),
+    Ints(Vec<i32>),
+    /// An array of so many others, of the kind with that number.
+    Others(u32, usize),
 }
 
-/// The numbers of texts and of arrays among kinds.
+/// Numbers of kinds.
+pub(super) const I32: u32 = 5;
 pub(super) const TEXT: u32 = 8;
 pub(super) const ARRAY: u32 = 9;
 
@@ -33,24 +38,24 @@ impl Value {
             Self::U16(_) => 2,
             Self::I16(_) => 3,
             Self::U32(_) => 4,
-            Self::I32(_) => 5,
+            Self::I32(_) => I32,
             Self::F32(_) => 6,
             Self::Bool(_) => 7,
             Self::Text(_) => TEXT,
-            Self::Array(_) => ARRAY,
+            Self::Texts(_) | Self::Ints(_) | Self::Others(..) => ARRAY,
             Self::U64(_) => 10,
             Self::I64(_) => 11,
             Self::F64(_) => 12,
         }
     }
 
-    /// Fewest bytes of a value of a kind; `None` if there is no such kind.
+    /// Bytes of a value of a kind, the fewest for texts; `None` if there is no such kind.
     pub(super) fn least_bytes(kind: u32) -> Option<usize> {
         Some(match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
-            4..=6 => 4,
-            8 | 10..=12 => 8,
+            4 | I32 | 6 => 4,
+            TEXT | 10..=12 => 8,
             ARRAY => 12,
             _ => return None,
         })
@@ -85,13 +90,6 @@ impl Value {
             _ => None,
         }
     }
-
-    pub(super) fn array(&self) -> Option<&[Self]> {
-        match self {
-            Self::Array(values) => Some(values),
-            _ => None,
-        }
-    }
 }
 
 /// Values of a long array that are shown.
@@ -113,13 +111,17 @@ impl fmt::Display for Value {
             Self::U64(x) => write!(f, "{x}"),
             Self::I64(x) => write!(f, "{x}"),
             Self::F64(x) => write!(f, "{x}"),
-            Self::Array(values) => {
-                write!(f, "{} values", values.len())?;
-                for (i, value) in values.iter().take(SHOWN).enumerate() {
-                    write!(f, "{}{value}", if i == 0 { ": " } else { ", " })?;
-                }
-                f.write_str(if values.len() > SHOWN { ", ..." } else { "" })
-            }
+            Self::Texts(values) => some(f, values),
+            Self::Ints(values) => some(f, values),
+            Self::Others(_, count) => write!(f, "{count} values"),
         }
     }
+}
+
+fn some<T: fmt::Debug>(f: &mut fmt::Formatter<'_>, values: &[T]) -> fmt::Result {
+    write!(f, "{} values", values.len())?;
+    for (i, value) in values.iter().take(SHOWN).enumerate() {
+        write!(f, "{}{value:?}", if i == 0 { ": " } else { ", " })?;
+    }
+    f.write_str(if values.len() > SHOWN { ", ..." } else { "" })
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::blocks::Kind;
-use super::value::{ARRAY, TEXT, Value};
+use super::value::{I32, TEXT, Value};
 use super::{ALIGNMENT, MAGIC, VERSION};
 
 /// A tensor to write.
@@ -49,27 +49,36 @@ pub(super) fn header(keys: &[(String, Value)], tensors: &[Planned]) -> Vec<u8> {
 }
 
 /// Writes the elements of a tensor, row by row as `row` gives them, and what is left of its last
-/// line.
+/// line. Gives the first value of which the type can make nothing.
 pub(super) fn data(
     to: &mut impl Write,
     tensor: &Planned,
     mut row: impl FnMut(usize, &mut [f32]),
-) -> io::Result<()> {
+) -> io::Result<Option<f32>> {
     let (len, others) = tensor.dims.split_first().unwrap_or((&0, &[]));
     let (mut values, mut bytes) = (vec![0.0; *len], Vec::new());
     for r in 0..others.iter().product() {
         row(r, &mut values);
+        if let Some(value) = tensor.kind.lost(&values) {
+            return Ok(Some(value));
+        }
         bytes.clear();
         tensor.kind.write(&values, &mut bytes);
         to.write_all(&bytes)?;
     }
     let all = tensor.bytes();
-    to.write_all(&[0; ALIGNMENT][..all.next_multiple_of(ALIGNMENT) - all])
+    to.write_all(&[0; ALIGNMENT][..all.next_multiple_of(ALIGNMENT) - all])?;
+    Ok(None)
 }
 
 fn text(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as u64).to_le_bytes());
     out.extend(text.as_bytes());
+}
+
+fn array(out: &mut Vec<u8>, kind: u32, len: usize) {
+    out.extend(kind.to_le_bytes());
+    out.extend((len as u64).to_le_bytes());
 }
 
 fn put(out: &mut Vec<u8>, value: &Value) {
@@ -86,16 +95,16 @@ fn put(out: &mut Vec<u8>, value: &Value) {
         Value::U64(x) => out.extend(x.to_le_bytes()),
         Value::I64(x) => out.extend(x.to_le_bytes()),
         Value::F64(x) => out.extend(x.to_le_bytes()),
-        Value::Array(values) => {
-            // An empty one is of texts: llama.cpp looks at the kind of merges even so.
-            let kind = values.first().map_or(TEXT, Value::kind);
-            debug_assert!(kind != ARRAY && values.iter().all(|value| value.kind() == kind));
-            out.extend(kind.to_le_bytes());
-            out.extend((values.len() as u64).to_le_bytes());
-            for value in values {
-                put(out, value);
-            }
+        Value::Texts(values) => {
+            array(out, TEXT, values.len());
+            values.iter().for_each(|value| text(out, value));
         }
+        Value::Ints(values) => {
+            array(out, I32, values.len());
+            out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        // Nothing that is written has others.
+        Value::Others(kind, _) => array(out, *kind, 0),
     }
 }
 
@@ -119,8 +128,9 @@ mod tests {
             ("j", Value::U64(1 << 40)),
             ("k", Value::I64(-1)),
             ("l", Value::F64(0.1)),
-            ("m", Value::Array(vec![text("x"), text("")])),
-            ("n", Value::Array(Vec::new())),
+            ("m", Value::Texts(vec!["x".to_owned(), String::new()])),
+            ("n", Value::Ints(vec![7, -8])),
+            ("o", Value::Texts(Vec::new())),
         ];
         all.map(|(name, value)| (name.to_owned(), value)).to_vec()
     }

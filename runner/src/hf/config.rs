@@ -9,8 +9,8 @@ use std::fs;
 use std::path::Path;
 
 use cllm_core::ModelConfig;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::CONFIG;
 use crate::error::{Error, Result};
@@ -18,12 +18,10 @@ use crate::error::{Error, Result};
 /// The activation that the core computes: GELU by tanh, which has two names.
 const GELU: [&str; 2] = ["gelu_new", "gelu_pytorch_tanh"];
 
-/// GPT-2's `config.json` (`GPT2Config` of `transformers`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What of GPT-2's `config.json` (`GPT2Config` of `transformers`) decides what is computed.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 struct Gpt2 {
-    architectures: Vec<String>,
-    model_type: String,
     vocab_size: usize,
     n_positions: usize,
     n_embd: usize,
@@ -33,25 +31,15 @@ struct Gpt2 {
     activation_function: String,
     layer_norm_epsilon: f32,
     tie_word_embeddings: bool,
-    resid_pdrop: f32,
-    embd_pdrop: f32,
-    attn_pdrop: f32,
+    resid_pdrop: Option<f32>,
     scale_attn_weights: bool,
     scale_attn_by_inverse_layer_idx: bool,
     add_cross_attention: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bos_token_id: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    eos_token_id: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    torch_dtype: Option<String>,
 }
 
 impl Default for Gpt2 {
     fn default() -> Self {
         Self {
-            architectures: vec!["GPT2LMHeadModel".to_owned()],
-            model_type: "gpt2".to_owned(),
             vocab_size: 50_257,
             n_positions: 1_024,
             n_embd: 768,
@@ -61,15 +49,10 @@ impl Default for Gpt2 {
             activation_function: GELU[0].to_owned(),
             layer_norm_epsilon: 1e-5,
             tie_word_embeddings: true,
-            resid_pdrop: 0.1,
-            embd_pdrop: 0.1,
-            attn_pdrop: 0.1,
+            resid_pdrop: Some(0.1),
             scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: false,
             add_cross_attention: false,
-            bos_token_id: None,
-            eos_token_id: None,
-            torch_dtype: None,
         }
     }
 }
@@ -97,30 +80,42 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
     }
     let gpt2: Gpt2 = serde_json::from_value(json).map_err(|e| bad(&e))?;
     let config = gpt2.model().map_err(|e| bad(&e))?;
-    config.validate().map_err(|e| bad(&e))?;
+    config.validate().map_err(|e| bad(&in_words_of_file(&e.to_string())))?;
     Ok(config)
+}
+
+/// A message with the file's names of fields.
+fn in_words_of_file(text: &str) -> String {
+    let names = [("d_model", "n_embd"), ("block_size", "n_positions"), ("d_ff", "n_inner")];
+    let names =
+        names.into_iter().chain([("norm_eps", "layer_norm_epsilon"), ("dropout", "resid_pdrop")]);
+    names.fold(text.to_owned(), |text, (ours, theirs)| text.replace(ours, theirs))
 }
 
 /// The `config.json` of a model whose texts end with `end_of_text`, with weights of `dtype`.
 pub(super) fn text(config: &ModelConfig, end_of_text: Option<u32>, dtype: &str) -> Result<String> {
-    let gpt2 = Gpt2 {
-        vocab_size: config.vocab_size,
-        n_positions: config.block_size,
-        n_embd: config.d_model,
-        n_layer: config.n_layer,
-        n_head: config.n_head,
-        n_inner: Some(config.d_ff),
-        layer_norm_epsilon: config.norm_eps,
-        tie_word_embeddings: config.tied,
-        resid_pdrop: config.dropout,
-        embd_pdrop: config.dropout,
-        attn_pdrop: config.dropout,
-        bos_token_id: end_of_text,
-        eos_token_id: end_of_text,
-        torch_dtype: Some(dtype.to_owned()),
-        ..Gpt2::default()
-    };
-    let text = serde_json::to_string_pretty(&gpt2);
+    // As few digits as tell an `f32`.
+    let digits = |x: f32| x.to_string().parse::<f64>().unwrap_or(x.into());
+    let json = json!({
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.d_ff,
+        "activation_function": GELU[0],
+        "layer_norm_epsilon": digits(config.norm_eps),
+        "tie_word_embeddings": config.tied,
+        "resid_pdrop": digits(config.dropout),
+        "embd_pdrop": digits(config.dropout),
+        "attn_pdrop": digits(config.dropout),
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": dtype,
+    });
+    let text = serde_json::to_string_pretty(&json);
     Ok(text.map_err(|e| Error::failure(format!("cannot write {CONFIG}: {e}")))? + "\n")
 }
 
@@ -151,7 +146,7 @@ impl Gpt2 {
             d_ff: self.n_inner.unwrap_or(self.n_embd.saturating_mul(4)),
             bias: true,
             tied: self.tie_word_embeddings,
-            dropout: self.resid_pdrop,
+            dropout: self.resid_pdrop.unwrap_or(0.0),
             norm_eps: self.layer_norm_epsilon,
         })
     }
@@ -197,13 +192,20 @@ mod tests {
     }
 
     #[test]
+    fn fields_that_compute_nothing_may_be_anything() {
+        let text = r#"{"model_type": "gpt2", "architectures": null, "eos_token_id": [5, 6],
+                       "attn_pdrop": null, "resid_pdrop": null, "summary_type": 3}"#;
+        assert_eq!(read_text(text).unwrap().dropout, 0.0);
+    }
+
+    #[test]
     fn what_cannot_be_computed_is_named() {
         for (text, words) in [
             (r#"{"model_type": "llama"}"#, "model_type \"llama\" is not an architecture"),
             (r#"{"n_layer": 3}"#, "no model_type"),
             (r#"{"model_type": "gpt2", "#, "EOF while parsing"),
             (r#"{"model_type": "gpt2", "n_layer": -1}"#, "invalid value"),
-            (r#"{"model_type": "gpt2", "n_head": 7}"#, "not a multiple of n_head 7"),
+            (r#"{"model_type": "gpt2", "n_head": 7}"#, "n_embd 768 is not a multiple of n_head 7"),
             (
                 r#"{"model_type": "gpt2", "activation_function": "relu"}"#,
                 "\"relu\" is not supported",

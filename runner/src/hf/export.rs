@@ -4,17 +4,19 @@
 //! biases gets biases of zeros, for GPT-2 has no other kind: it computes the same.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
-use cllm_core::{ModelConfig, Param, ParamTable};
-use safetensors::tensor::serialize_to_file;
+use cllm_core::{ModelConfig, Param};
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
 use super::import::shape;
-use super::weights::{Element, Outgoing};
-use super::{CONFIG, WEIGHTS, config};
+use super::weights::dtype;
+use super::{CONFIG, INDEX, TOKENIZER_CONFIG, WEIGHTS, config};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::exchange::{Element, WithValues, check_finite, with_biases};
+use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::{self, Tokenizer};
 use crate::trained::Trained;
@@ -33,17 +35,22 @@ pub struct ExportSettings {
 /// Exports a model.
 ///
 /// # Errors
-/// A missing or damaged checkpoint or tokenizer; a folder that has a model or cannot be written.
+/// A missing or damaged checkpoint or tokenizer; weights that are not numbers of the wanted type; a
+/// folder that has such files or cannot be written.
 pub fn export(settings: &ExportSettings) -> Result<()> {
     let trained = Trained::open(&settings.checkpoint)?;
     let config = trained.config();
     let tokenizer = if trained.has_tokenizer() { Some(trained.tokenizer(None)?) } else { None };
     let out = &settings.out;
-    if out.join(CONFIG).exists() {
-        return Err(Error::failure(format!(
-            "{}: there is a model in this folder already; choose another --out",
-            out.display()
-        )));
+    // The index too, which would be read before the weights.
+    for name in [CONFIG, WEIGHTS, INDEX, tokenizer::FILE_NAME, TOKENIZER_CONFIG] {
+        let path = out.join(name);
+        if path.exists() {
+            return Err(Error::failure(format!(
+                "{}: it is there already; choose another --out, or remove what is there",
+                path.display()
+            )));
+        }
     }
     let parameters = trained.parameters()?;
     files::create_dir(out)?;
@@ -51,34 +58,80 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
         let json = tokenizer.to_transformers()?;
         files::write_atomic(&out.join(tokenizer::FILE_NAME), json.as_bytes())?;
         let json = tokenizer_config(tokenizer, config)?;
-        files::write_atomic(&out.join("tokenizer_config.json"), json.as_bytes())?;
+        files::write_atomic(&out.join(TOKENIZER_CONFIG), json.as_bytes())?;
     }
-    let weights = out.join(WEIGHTS);
-    let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    serialize_to_file(tensors(config, &parameters, settings.element)?, Some(about), &weights)
-        .map_err(|e| Error::failure(format!("cannot write {}: {e}", weights.display())))?;
+    let tensors = with_biases(config, &parameters).map_err(model::config_error)?;
+    write(&out.join(WEIGHTS), &tensors, settings.element)?;
     // Last: a folder with it is whole.
     let end_of_text = tokenizer.as_ref().map(Tokenizer::end_of_text);
-    let text = config::text(config, end_of_text, settings.element.torch_name())?;
+    let text = config::text(config, end_of_text, torch_name(settings.element))?;
     files::write_atomic(&out.join(CONFIG), text.as_bytes())
 }
 
-/// The tensors of a model with biases, by name.
-fn tensors<'a>(
-    config: &ModelConfig,
-    arena: &'a [f32],
-    element: Element,
-) -> Result<Vec<(String, Outgoing<'a>)>> {
-    let table = ParamTable::new(config).map_err(model::config_error)?;
-    let with_biases = ModelConfig { bias: true, ..*config };
-    let with_biases = ParamTable::new(&with_biases).map_err(model::config_error)?;
-    let tensor = |spec: cllm_core::ParamSpec| {
+/// `transformers`' name of a type of elements.
+fn torch_name(element: Element) -> &'static str {
+    match element {
+        Element::F32 => "float32",
+        Element::F16 => "float16",
+        Element::Bf16 => "bfloat16",
+    }
+}
+
+/// Elements that are brought into bytes at a time.
+const PART: usize = 1 << 14;
+
+/// Writes the file of weights: the old one or the new one, never a part.
+fn write(path: &Path, tensors: &[WithValues<'_>], element: Element) -> Result<()> {
+    let io = |e| Error::io("write", path, &e);
+    let mut file = AtomicFile::create(path)?;
+    let header = header(tensors, element)
+        .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(&header).map_err(io)?;
+    let (zeros, mut bytes) = ([0.0; PART], Vec::new());
+    for (spec, values) in tensors {
+        let mut at = 0;
+        while at < spec.len() {
+            let part = PART.min(spec.len() - at);
+            let part = values.map_or(&zeros[..part], |values| &values[at..at + part]);
+            check(part, element, &spec.name())?;
+            bytes.clear();
+            element.write(part, &mut bytes);
+            file.write_all(&bytes).map_err(io)?;
+            at += part.len();
+        }
+    }
+    file.commit()
+}
+
+/// Names a tensor that has values which are none of the type.
+fn check(values: &[f32], element: Element, name: &str) -> Result<()> {
+    check_finite(values, name).map_err(Error::failure)?;
+    match values.iter().find(|value| !element.holds(**value)) {
+        None => Ok(()),
+        Some(value) => Err(Error::failure(format!(
+            "{name} has the value {value}, which is too large for the type: take --weights bf16 or f32"
+        ))),
+    }
+}
+
+/// The header of the format, a whole number of eight bytes.
+fn header(tensors: &[WithValues<'_>], element: Element) -> core::result::Result<Vec<u8>, String> {
+    let mut end = 0;
+    let mut infos = Vec::with_capacity(tensors.len());
+    for (spec, _) in tensors {
         let prefix = if spec.param == Param::Head { "" } else { "transformer." };
-        let values = table.spec(spec.param).map_or(&[][..], |own| &arena[own.range()]);
-        let outgoing = Outgoing { shape: shape(&spec), values, element };
-        (format!("{prefix}{}", spec.name()), outgoing)
-    };
-    Ok(with_biases.iter().map(tensor).collect())
+        let start = end;
+        end += spec.len() * element.bytes();
+        let (dtype, shape) = (dtype(element), shape(spec));
+        let info = TensorInfo { dtype, shape, data_offsets: (start, end) };
+        infos.push((format!("{prefix}{}", spec.name()), info));
+    }
+    let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let header = Metadata::new(Some(about), infos).map_err(|e| e.to_string())?;
+    let mut header = serde_json::to_vec(&header).map_err(|e| e.to_string())?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
 }
 
 /// `tokenizer_config.json`: what `AutoTokenizer` wants to know.

@@ -7,16 +7,18 @@
 //! only then: memory, values into the arena, tokenizer.json, step-0.cllm last
 //! ```
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use cllm_core::{ModelConfig, Param, ParamSpec, ParamTable};
+use serde_json::Value;
 
-use super::config;
 use super::weights::{Mapped, Tensor, Tensors};
+use super::{CONFIG, TOKENIZER_CONFIG, config};
 use crate::error::{Error, Result};
-use crate::exchange::{Imported, create_run};
-use crate::model;
-use crate::tokenizer::{self, Tokenizer};
+use crate::exchange::{End, Imported, checked_tokenizer, create_run};
+use crate::tokenizer;
 use crate::trained;
 
 /// Imports the model in the folder `from` to a new run folder.
@@ -28,13 +30,13 @@ use crate::trained;
 pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     if !from.is_dir() {
         return Err(Error::failure(format!(
-            "{}: not a folder; give the folder of a model with its {} in it",
-            from.display(),
-            super::CONFIG
+            "{}: not a folder; give the folder of a model with its {CONFIG} in it",
+            from.display()
         )));
     }
     let config = config::read(from)?;
-    let table = ParamTable::new(&config).map_err(model::config_error)?;
+    let table = ParamTable::new(&config)
+        .map_err(|e| Error::failure(format!("{}: {e}", from.join(CONFIG).display())))?;
     let mapped = Mapped::open(from)?;
     let tensors = Matched::new(&config, &table, mapped.tensors()?)?;
     let tokenizer = read_tokenizer(from, &config)?;
@@ -49,22 +51,39 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }
 
-/// The text of the folder's tokenizer, if there is one, which has no more ids than the model.
+/// A JSON file of the folder; `None` if it is not there.
+fn json(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::io("read", path, &cause)),
+    }
+}
+
+/// The text of the folder's tokenizer, if there is one, with the end of text that the model has.
 fn read_tokenizer(from: &Path, config: &ModelConfig) -> Result<Option<Vec<u8>>> {
     let path = from.join(tokenizer::FILE_NAME);
-    if !path.exists() {
-        return Ok(None);
+    let Some(text) = json(&path)? else { return Ok(None) };
+    let end = end_of_text(from)?;
+    let text = checked_tokenizer(text, end.as_ref(), config.vocab_size);
+    text.map(Some).map_err(|e| Error::failure(format!("{}: {e}", path.display())))
+}
+
+/// The end of text that the folder names: by the tokenizer's config, or by the model's.
+fn end_of_text(from: &Path) -> Result<Option<End>> {
+    let parsed = |name: &str| -> Result<Value> {
+        let path = from.join(name);
+        let Some(text) = json(&path)? else { return Ok(Value::Null) };
+        serde_json::from_slice(&text)
+            .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
+    };
+    let token = &parsed(TOKENIZER_CONFIG)?["eos_token"];
+    if let Some(name) = token.as_str().or(token["content"].as_str()) {
+        return Ok(Some(End::Name(name.to_owned())));
     }
-    let ids = Tokenizer::load(&path)?.vocab_size();
-    if ids > config.vocab_size {
-        return Err(Error::failure(format!(
-            "{}: a tokenizer of {ids} ids does not go with a model of {}",
-            path.display(),
-            config.vocab_size
-        )));
-    }
-    let json = std::fs::read(&path).map_err(|e| Error::io("read the tokenizer", &path, &e))?;
-    Ok(Some(json))
+    let id = &parsed(CONFIG)?["eos_token_id"];
+    // Of several the first.
+    Ok(id.as_u64().or(id[0].as_u64()).map(End::Id))
 }
 
 /// Every tensor of a table, found in the files; nothing else is in these.
@@ -75,22 +94,27 @@ struct Matched<'a> {
 impl<'a> Matched<'a> {
     fn new(config: &ModelConfig, table: &ParamTable, mut tensors: Tensors<'a>) -> Result<Self> {
         // `GPT2LMHeadModel` puts this before all names but that of its head, `GPT2Model` does not.
-        let prefix = if tensors.has("transformer.wte.weight") { "transformer." } else { "" };
+        let prefix = if tensors.has_prefix("transformer.") { "transformer." } else { "" };
+        const HEAD: &str = "lm_head.weight";
         let mut matched = Vec::new();
         for spec in table.iter() {
             let prefix = if spec.param == Param::Head { "" } else { prefix };
-            let tensor = tensors.take(&format!("{prefix}{}", spec.name()), &shape(&spec))?;
+            let mut name = format!("{prefix}{}", spec.name());
+            // Of two names of one tensor files may keep either.
+            if config.tied && spec.param == Param::TokenTable && !tensors.has(&name) {
+                HEAD.clone_into(&mut name);
+            }
+            let tensor = tensors.take(&name, &shape(&spec))?;
             matched.push((spec, tensor));
         }
-        const HEAD: &str = "lm_head.weight";
         if config.tied && tensors.has(HEAD) {
             let head = tensors.take(HEAD, &[config.vocab_size, config.d_model])?;
             let table = matched.iter().find(|(spec, _)| spec.param == Param::TokenTable);
             if !table.is_some_and(|(_, table)| table.equals(&head)) {
                 return Err(Error::failure(format!(
-                    "{HEAD} is not the token table, but {} has tie_word_embeddings: set it to \
-                     false there to import both",
-                    super::CONFIG
+                    "{}: {HEAD} is not the token table to the byte, but {CONFIG} has \
+                     tie_word_embeddings: set it to false there to import both",
+                    tensors.place().display()
                 )));
             }
         }

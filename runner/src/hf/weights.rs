@@ -3,55 +3,26 @@
 //! The `safetensors` crate reads headers, and refuses sizes that overflow, ranges that overlap or
 //! leave gaps, and files that are too short or too long.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::tensor::{TensorView, View};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::{INDEX, WEIGHTS};
 use crate::error::{Error, Result};
+use crate::exchange::{Element, check_finite};
 use crate::files;
 
-/// What an exported weight is stored as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Element {
-    /// As it is computed with: nothing is lost.
-    F32,
-    /// Rounded to the nearest, half of the size.
-    F16,
-    /// Rounded to the nearest, half of the size.
-    Bf16,
-}
-
-impl Element {
-    /// `transformers`' name.
-    pub(super) fn torch_name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::Bf16 => "bfloat16",
-        }
-    }
-
-    fn dtype(self) -> Dtype {
-        match self {
-            Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
-            Self::Bf16 => Dtype::BF16,
-        }
-    }
-
-    /// Bytes of one.
-    fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
+/// The crate's name for a type of elements.
+pub(super) fn dtype(element: Element) -> Dtype {
+    match element {
+        Element::F32 => Dtype::F32,
+        Element::F16 => Dtype::F16,
+        Element::Bf16 => Dtype::BF16,
     }
 }
 
@@ -106,7 +77,11 @@ impl Mapped {
                 }
             }
         }
-        Ok(Tensors { by_name })
+        let place = match self.files.first() {
+            Some((path, _)) if self.files.len() == 1 => path.clone(),
+            files => files.and_then(|(path, _)| path.parent()).unwrap_or(Path::new("")).into(),
+        };
+        Ok(Tensors { by_name, place })
     }
 }
 
@@ -147,6 +122,8 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
 /// Tensors of mapped files by their names.
 #[derive(Debug)]
 pub(super) struct Tensors<'a> {
+    /// The one file, or the folder of several.
+    place: PathBuf,
     by_name: BTreeMap<String, (&'a Path, TensorView<'a>)>,
 }
 
@@ -157,7 +134,8 @@ impl<'a> Tensors<'a> {
     /// It is not there, or of another shape, or not of f32, f16 or bf16.
     pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
         let Some((path, view)) = self.by_name.remove(name) else {
-            return Err(Error::failure(format!("the weights lack the tensor {name}")));
+            let place = self.place.display();
+            return Err(Error::failure(format!("{place}: no tensor {name}")));
         };
         let bad = |what: String| Error::failure(format!("{}: {name} {what}", path.display()));
         if view.shape() != shape {
@@ -180,6 +158,16 @@ impl<'a> Tensors<'a> {
     /// Whether the tensor `name` is there.
     pub(super) fn has(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
+    }
+
+    /// Whether a name begins so.
+    pub(super) fn has_prefix(&self, prefix: &str) -> bool {
+        self.by_name.keys().any(|name| name.starts_with(prefix))
+    }
+
+    /// The one file, or the folder of several.
+    pub(super) fn place(&self) -> &Path {
+        &self.place
     }
 
     /// Drops the tensors of names that `is` says.
@@ -213,78 +201,13 @@ impl Tensor<'_> {
     /// # Errors
     /// Names the first that is not a finite number.
     pub(super) fn read(&self, to: &mut [f32]) -> Result<()> {
-        debug_assert_eq!(self.bytes.len(), to.len() * self.element.bytes());
-        let pairs = || self.bytes.as_chunks::<2>().0.iter();
-        match self.element {
-            Element::F32 => {
-                for (to, from) in to.iter_mut().zip(self.bytes.as_chunks::<4>().0) {
-                    *to = f32::from_le_bytes(*from);
-                }
-            }
-            Element::F16 => {
-                for (to, from) in to.iter_mut().zip(pairs()) {
-                    *to = half::f16::from_le_bytes(*from).to_f32();
-                }
-            }
-            Element::Bf16 => {
-                for (to, from) in to.iter_mut().zip(pairs()) {
-                    *to = half::bf16::from_le_bytes(*from).to_f32();
-                }
-            }
-        }
-        match to.iter().position(|value| !value.is_finite()) {
-            None => Ok(()),
-            Some(at) => Err(Error::failure(format!(
-                "{}: value {at} of {} is {}: the weights are damaged",
-                self.path.display(),
-                self.name,
-                to[at]
-            ))),
-        }
+        self.element.read(self.bytes, to);
+        check_finite(to, &self.name)
+            .map_err(|e| Error::failure(format!("{}: {e}", self.path.display())))
     }
 
     /// Whether `other` has the same bytes of the same kind.
     pub(super) fn equals(&self, other: &Self) -> bool {
         self.element == other.element && self.bytes == other.bytes
-    }
-}
-
-/// A tensor to be written: encoded when its turn comes.
-pub(super) struct Outgoing<'a> {
-    pub(super) shape: Vec<usize>,
-    /// All its values; none for one of zeros.
-    pub(super) values: &'a [f32],
-    pub(super) element: Element,
-}
-
-impl Outgoing<'_> {
-    fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
-
-impl View for Outgoing<'_> {
-    fn dtype(&self) -> Dtype {
-        self.element.dtype()
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        if self.values.is_empty() {
-            return Cow::Owned(vec![0; self.data_len()]);
-        }
-        let values = self.values.iter();
-        Cow::Owned(match self.element {
-            Element::F32 => values.flat_map(|x| x.to_le_bytes()).collect(),
-            Element::F16 => values.flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
-            Element::Bf16 => values.flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
-        })
-    }
-
-    fn data_len(&self) -> usize {
-        self.len() * self.element.bytes()
     }
 }

@@ -5,6 +5,7 @@
 
 use core::fmt;
 
+use serde_json::Value;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -16,6 +17,41 @@ use crate::error::{Error, Result};
 /// Names that well-known tokenizers give to the end of a text, tried in order.
 const END_NAMES: [&str; 7] =
     [END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "<|end|>"];
+
+/// The key of a `tokenizer.json` that names its end of text where it would not be guessed. It is this
+/// program's own.
+const END_KEY: &str = "end_of_text";
+
+/// Most identifiers of a tokenizer: a table of them is made.
+const MOST_IDS: u64 = 1 << 22;
+
+/// Refuses what the library would take at its word, or stumble over.
+fn check(json: &Value) -> core::result::Result<(), String> {
+    let model = &json["model"];
+    let vocab = model["vocab"].as_object().into_iter().flat_map(|vocab| vocab.values());
+    let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
+    if let Some(id) = vocab.chain(added).filter_map(Value::as_u64).find(|id| *id >= MOST_IDS) {
+        return Err(format!("an id of {id}: the largest accepted is {}", MOST_IDS - 1));
+    }
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    if model["type"] == "BPE" && !prefix.is_empty() {
+        return Err(format!(
+            "byte pairs with the prefix {prefix:?} inside of words are not supported"
+        ));
+    }
+    Ok(())
+}
+
+/// The end of text that would be found without [`END_KEY`].
+#[cfg(any(feature = "hf", feature = "gguf"))]
+pub(crate) fn end_of_text_guess(json: &Value) -> Option<&'static str> {
+    let added = json["added_tokens"].as_array();
+    let is_there = |name: &&&str| {
+        json["model"]["vocab"].get(**name).is_some()
+            || added.into_iter().flatten().any(|token| token["content"] == **name)
+    };
+    END_NAMES.iter().find(is_there).copied()
+}
 
 /// A tokenizer of the `tokenizers` crate that knows how a text ends.
 #[derive(Clone)]
@@ -70,7 +106,7 @@ impl BpeTokenizer {
         inner
             .train(&mut trainer, texts)
             .map_err(|e| Error::failure(format!("cannot train the tokenizer: {e}")))?;
-        Self::from_inner(inner).map_err(Error::failure)
+        Self::from_inner(inner, None).map_err(Error::failure)
     }
 
     /// A byte-level tokenizer with exactly these words (with their leading
@@ -96,28 +132,49 @@ impl BpeTokenizer {
             .map_err(|e| Error::failure(format!("cannot build the tokenizer: {e}")))?;
         let mut inner = byte_level(bpe);
         inner.add_special_tokens(&[AddedToken::from(END_OF_TEXT, true)]);
-        let tokenizer = Self::from_inner(inner).map_err(Error::failure)?;
+        let tokenizer = Self::from_inner(inner, None).map_err(Error::failure)?;
         if tokenizer.inner.get_vocab_size(true) != wanted {
             return Err(Error::failure("cannot build the tokenizer: a word is there twice"));
         }
         Ok(tokenizer)
     }
 
-    /// Reads the text of a `tokenizer.json`; the cause in words if it fails.
-    pub(super) fn from_json(json: &[u8]) -> core::result::Result<Self, String> {
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
-        Self::from_inner(inner)
+    /// Reads the text of a `tokenizer.json`, which `json` is parsed from; the cause in words if it fails.
+    pub(super) fn from_json(text: &[u8], json: &Value) -> core::result::Result<Self, String> {
+        check(json)?;
+        let end = json[END_KEY].as_str();
+        let inner = if end.is_some() {
+            // The library stumbles over keys that it does not know.
+            let mut json = json.clone();
+            json.as_object_mut().and_then(|fields| fields.remove(END_KEY));
+            tokenizers::Tokenizer::from_bytes(json.to_string())
+        } else {
+            tokenizers::Tokenizer::from_bytes(text)
+        };
+        Self::from_inner(inner.map_err(|e| e.to_string())?, end)
     }
 
-    fn from_inner(mut inner: tokenizers::Tokenizer) -> core::result::Result<Self, String> {
+    /// With the end of text of that name, or else the one that is guessed or added.
+    fn from_inner(
+        mut inner: tokenizers::Tokenizer,
+        end: Option<&str>,
+    ) -> core::result::Result<Self, String> {
         // Settings for fixed-length classifiers would cut and fill documents.
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         inner.with_padding(None);
-        let end_of_text = match END_NAMES.iter().find_map(|name| inner.token_to_id(name)) {
-            Some(id) => id,
-            None => {
+        let guessed = END_NAMES.iter().find_map(|name| inner.token_to_id(name));
+        let end_of_text = match (end, guessed) {
+            (Some(name), _) => inner
+                .token_to_id(name)
+                .ok_or_else(|| format!("its end of text {name:?} is not one of its tokens"))?,
+            (None, Some(id)) => id,
+            (None, None) => {
+                let taken = inner.get_vocab(true).values().copied().max();
                 inner.add_special_tokens(&[AddedToken::from(END_OF_TEXT, true)]);
-                inner.token_to_id(END_OF_TEXT).ok_or("it takes no end-of-text token")?
+                inner
+                    .token_to_id(END_OF_TEXT)
+                    .filter(|id| taken.is_none_or(|taken| *id > taken))
+                    .ok_or("it has no end of text, and gaps among its ids where one would be")?
             }
         };
         // Data that spells a special token is plain text, not a command.
@@ -163,8 +220,20 @@ impl BpeTokenizer {
         self.inner.token_to_id(token)
     }
 
-    pub(super) fn to_json(&self) -> core::result::Result<String, String> {
+    /// As the library has it, whatever ends its texts.
+    pub(super) fn to_transformers(&self) -> core::result::Result<String, String> {
         self.inner.to_string(true).map_err(|e| e.to_string())
+    }
+
+    pub(super) fn to_json(&self) -> core::result::Result<String, String> {
+        let text = self.to_transformers()?;
+        let guessed = END_NAMES.iter().find_map(|name| self.inner.token_to_id(name));
+        if guessed == Some(self.end_of_text) {
+            return Ok(text);
+        }
+        let mut json: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        json[END_KEY] = self.end_of_text_name().into();
+        Ok(format!("{json:#}"))
     }
 
     pub(super) fn encode_into(

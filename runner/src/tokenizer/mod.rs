@@ -26,8 +26,10 @@ pub use stream::StreamDecoder;
 
 #[cfg(feature = "gguf")]
 pub(crate) use bpe::byte_char;
+#[cfg(any(feature = "hf", feature = "gguf"))]
+pub(crate) use bpe::end_of_text_guess;
 #[cfg(feature = "gguf")]
-pub(crate) use transformers::{byte_level_json, special_token};
+pub(crate) use transformers::{added_token, byte_level_json};
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -115,7 +117,7 @@ impl Tokenizer {
         match json["type"].as_str() {
             Some(BYTES_TYPE) => Ok(Self::Bytes),
             Some(CHARS_TYPE) => CharTokenizer::from_json(&json).map(Self::Chars),
-            _ => BpeTokenizer::from_json(text).map(|bpe| Self::Bpe(Box::new(bpe))),
+            _ => BpeTokenizer::from_json(text, &json).map(|bpe| Self::Bpe(Box::new(bpe))),
         }
     }
 
@@ -136,9 +138,7 @@ impl Tokenizer {
         match self {
             Self::Bytes => Ok(format!("{}\n", json!({ "type": BYTES_TYPE }))),
             Self::Chars(chars) => Ok(format!("{}\n", chars.to_json())),
-            Self::Bpe(bpe) => bpe
-                .to_json()
-                .map_err(|e| Error::failure(format!("cannot write the tokenizer: {e}"))),
+            Self::Bpe(bpe) => bpe.to_json().map_err(unwritable),
         }
     }
 
@@ -147,14 +147,13 @@ impl Tokenizer {
     /// # Errors
     /// As [`to_json`](Self::to_json).
     pub fn to_transformers(&self) -> Result<String> {
-        let json = match self {
-            Self::Bytes => transformers::of_bytes(),
-            Self::Chars(chars) => transformers::of_chars(chars),
-            Self::Bpe(_) => return self.to_json(),
+        let text = match self {
+            Self::Bytes => transformers::of_bytes().to_string(),
+            Self::Chars(chars) => transformers::of_chars(chars).to_string(),
+            Self::Bpe(bpe) => return bpe.to_transformers().map_err(unwritable),
         };
         // Through the library, which is what will read it, and has an order of its own.
-        let read = Self::from_json(json.to_string().as_bytes());
-        read.map_err(|e| Error::failure(format!("cannot write the tokenizer: {e}")))?.to_json()
+        Self::from_json(text.as_bytes()).map_err(unwritable)?.to_json()
     }
 
     /// `bytes`, `chars` or `bpe`.
@@ -271,6 +270,10 @@ impl Tokenizer {
         }
         true
     }
+}
+
+fn unwritable(cause: String) -> Error {
+    Error::failure(format!("cannot write the tokenizer: {cause}"))
 }
 
 fn file_in(path: &Path) -> PathBuf {

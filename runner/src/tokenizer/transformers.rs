@@ -13,32 +13,32 @@ pub(super) fn of_bytes() -> Value {
     let vocab = (0..=255).map(|byte| (byte_char(byte).to_string(), json!(byte))).collect();
     // Without its regular expression, which would only cut the text for merges.
     let part = byte_level(false);
-    let end = special_token(super::bytes::END_OF_TEXT as usize, END_OF_TEXT);
-    bpe(vocab, Vec::new(), vec![end], [part.clone(), part])
+    let end = added_token(super::bytes::END_OF_TEXT as usize, END_OF_TEXT, true);
+    bpe(vocab, &[], vec![end], [part.clone(), part])
 }
 
 /// That of characters. A character that is not in the vocabulary vanishes there, as in every
 /// encoding without a token for what is unknown.
 pub(super) fn of_chars(chars: &CharTokenizer) -> Value {
     let vocab = chars.chars().iter().zip(0_u32..).map(|(c, id)| (c.to_string(), json!(id)));
-    let end = special_token(chars.end_of_text() as usize, END_OF_TEXT);
+    let end = added_token(chars.end_of_text() as usize, END_OF_TEXT, true);
     let parts = [Value::Null, json!({ "type": "Fuse" })];
-    bpe(vocab.collect(), Vec::new(), vec![end], parts)
+    bpe(vocab.collect(), &[], vec![end], parts)
 }
 
 /// The text of GPT-2's kind of tokenizer: ids by tokens, merges of two parts with a space between,
-/// and [special tokens](special_token).
+/// and [added tokens](added_token).
 #[cfg(feature = "gguf")]
 pub(crate) fn byte_level_json(
     vocab: Map<String, Value>,
-    merges: Vec<String>,
-    special: Vec<Value>,
+    merges: &[String],
+    added: Vec<Value>,
 ) -> String {
-    bpe(vocab, merges, special, [byte_level(true), byte_level(true)]).to_string()
+    bpe(vocab, merges, added, [byte_level(true), byte_level(true)]).to_string()
 }
 
-/// A token that no text turns into.
-pub(crate) fn special_token(id: usize, content: &str) -> Value {
+/// A token beside those of the encoding; special ones are those that no text turns into.
+pub(crate) fn added_token(id: usize, content: &str, is_special: bool) -> Value {
     json!({
         "id": id,
         "content": content,
@@ -46,7 +46,7 @@ pub(crate) fn special_token(id: usize, content: &str) -> Value {
         "lstrip": false,
         "rstrip": false,
         "normalized": false,
-        "special": true,
+        "special": is_special,
     })
 }
 
@@ -61,11 +61,11 @@ fn byte_level(use_regex: bool) -> Value {
 
 fn bpe(
     mut vocab: Map<String, Value>,
-    merges: Vec<String>,
-    special: Vec<Value>,
+    merges: &[String],
+    added: Vec<Value>,
     [before, decoder]: [Value; 2],
 ) -> Value {
-    for token in &special {
+    for token in &added {
         let content = token["content"].as_str().unwrap_or_default().to_owned();
         vocab.insert(content, token["id"].clone());
     }
@@ -73,7 +73,7 @@ fn bpe(
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": special,
+        "added_tokens": added,
         "normalizer": null,
         "pre_tokenizer": before,
         "post_processor": null,

@@ -1,0 +1,90 @@
+//! What exchanging models with other programs has in common, whatever the format.
+
+mod elements;
+mod tokens;
+
+pub use elements::Element;
+pub(crate) use tokens::{End, checked_tokenizer};
+
+use std::path::{Path, PathBuf};
+
+use cllm_core::checkpoint::Header;
+use cllm_core::{ConfigError, ModelConfig, ParamSpec, ParamTable};
+
+use crate::checkpoint::{self, Meta};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::tokenizer;
+use crate::train::folder::RunFolder;
+
+/// What became of a model of other programs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// The model.
+    pub config: ModelConfig,
+    /// Its parameters.
+    pub parameters: usize,
+    /// The checkpoint.
+    pub checkpoint: PathBuf,
+    /// There was a tokenizer.
+    pub has_tokenizer: bool,
+}
+
+/// Makes a run folder of a model that no run has trained: its tokenizer's JSON, if there is one, then
+/// its checkpoint, the path of which is the result.
+///
+/// # Errors
+/// There is a run or a tokenizer in the folder, or it cannot be written.
+pub(crate) fn create_run(
+    dir: &Path,
+    config: &ModelConfig,
+    parameters: &[f32],
+    tokenizer: Option<&[u8]>,
+) -> Result<PathBuf> {
+    let folder = RunFolder::lock(dir)?;
+    let there = if folder.has_checkpoints()? || folder.has_settings() {
+        Some("run")
+    } else {
+        // Whose would be overwritten, or taken for the model's.
+        dir.join(tokenizer::FILE_NAME).exists().then_some(tokenizer::FILE_NAME)
+    };
+    if let Some(there) = there {
+        return Err(Error::failure(format!(
+            "{}: there is a {there} in this folder already; choose another --out-dir",
+            dir.display()
+        )));
+    }
+    if let Some(json) = tokenizer {
+        files::write_atomic(&dir.join(tokenizer::FILE_NAME), json)?;
+    }
+    let path = folder.step(0);
+    let header = Header { config: *config, seed: 0, updates: 0 };
+    checkpoint::save_weights(&path, &header, &Meta::untrained(), parameters)?;
+    Ok(path)
+}
+
+/// A tensor and its values, if the model has it.
+pub(crate) type WithValues<'a> = (ParamSpec, Option<&'a [f32]>);
+
+/// The tensors of a model with biases: GPT-2 has no other kind elsewhere. Each comes with its values in
+/// `arena`, or none where the model has no such bias, which is then of zeros.
+///
+/// # Errors
+/// Those of [`ParamTable::new`].
+pub(crate) fn with_biases<'a>(
+    config: &ModelConfig,
+    arena: &'a [f32],
+) -> core::result::Result<Vec<WithValues<'a>>, ConfigError> {
+    let own = ParamTable::new(config)?;
+    let all = ParamTable::new(&ModelConfig { bias: true, ..*config })?;
+    let values = |spec: &ParamSpec| own.spec(spec.param).map(|own| &arena[own.range()]);
+    Ok(all.iter().map(|spec| (spec.clone(), values(&spec))).collect())
+}
+
+/// Names the first of some values that is not finite, for a message.
+pub(crate) fn check_finite(values: &[f32], name: &str) -> core::result::Result<(), String> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(format!("value {at} of {name} is {}: the weights are damaged", values[at])),
+    }
+}
