@@ -34,7 +34,8 @@ pub struct ExportSettings {
 /// blocks of the type.
 ///
 /// # Errors
-/// A missing or damaged checkpoint or tokenizer, weights that the type cannot hold, or a tokenizer that llama.cpp cannot have; a file that
+/// A missing or damaged checkpoint or tokenizer, weights that the type cannot hold, or a tokenizer that
+/// llama.cpp cannot have; a file that
 /// is there already or cannot be written.
 pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     let trained = Trained::open(&settings.checkpoint)?;
