@@ -109,6 +109,14 @@ impl CheckpointFile {
         Checkpoint::parse(&self.bytes)
     }
 
+    /// Verifies what a model that is only run wants: pages of the optimizer's state stay on disk.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_model(&self) -> core::result::Result<Checkpoint<'_>, CheckpointError> {
+        Checkpoint::parse_model(&self.bytes)
+    }
+
     /// An error about this file.
     #[must_use]
     pub fn error(&self, cause: impl Display) -> Error {

@@ -76,9 +76,11 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
     let kernels = model::kernels(settings.isa, settings.dtype)?;
     let trained = Trained::open(&settings.checkpoint)?;
     let tokenizer = trained.tokenizer(None)?;
-    let parameters = trained.parameters()?;
-    let workers = workers(settings.threads, trained.config(), kernels)?;
-    let mut speaker = Speaker::new(trained.config(), workers, kernels, &tokenizer)?;
+    let (parameters, config) = (trained.parameters()?, *trained.config());
+    // The mapped file counts as memory of this program as long as it is held.
+    drop(trained);
+    let workers = workers(settings.threads, &config, kernels)?;
+    let mut speaker = Speaker::new(&config, workers, kernels, &tokenizer)?;
     speaker.speak(&parameters, |voice| {
         (0..settings.samples).try_for_each(|index| say(settings, index, voice))
     })

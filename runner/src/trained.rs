@@ -35,7 +35,7 @@ impl Trained {
         } else {
             CheckpointFile::open(path)?
         };
-        let header = *file.parse().map_err(|e| file.error(e))?.header();
+        let header = *file.parse_model().map_err(|e| file.error(e))?.header();
         Ok(Self { file, config: header.config, step: header.updates })
     }
 
@@ -84,7 +84,7 @@ impl Trained {
 
     /// Copies the weights into `arena`, which is laid out by the config's table.
     pub(crate) fn read_parameters(&self, arena: &mut [f32]) -> Result<()> {
-        self.file.parse().map_err(|e| self.file.error(e))?.read_parameters(arena);
+        self.file.parse_model().map_err(|e| self.file.error(e))?.read_parameters(arena);
         Ok(())
     }
 

@@ -113,6 +113,21 @@ impl<'a> Reader<'a> {
         let sum = crc32fast::hash(&start[..16 + stored]);
         if self.u32()? == sum { Ok(payload) } else { Err(CheckpointError::Altered(name)) }
     }
+
+    /// Passes over the section `tag` of `len` bytes without looking at its payload.
+    fn skip(
+        &mut self,
+        tag: [u8; 4],
+        name: &'static str,
+        len: usize,
+    ) -> Result<(), CheckpointError> {
+        let (found, zero, stored) = (self.array::<4>()?, self.u32()?, self.u64()?);
+        if found != tag || zero != 0 || stored != len as u64 {
+            return Err(CheckpointError::Altered(name));
+        }
+        self.take(len)?;
+        self.u32().map(|_| ())
+    }
 }
 
 impl<'a> Checkpoint<'a> {
@@ -121,6 +136,19 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// What is wrong with them; see [`CheckpointError`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, CheckpointError> {
+        Self::parse_with(bytes, true)
+    }
+
+    /// As [`Checkpoint::parse`], for a model that is only run: the optimizer's state, two thirds of the
+    /// bytes, is neither read nor verified, and counts as not there.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::parse`], but for what is wrong within that state.
+    pub fn parse_model(bytes: &'a [u8]) -> Result<Self, CheckpointError> {
+        Self::parse_with(bytes, false)
+    }
+
+    fn parse_with(bytes: &'a [u8], moments: bool) -> Result<Self, CheckpointError> {
         let mut r = Reader(bytes);
         let magic = &bytes[..bytes.len().min(MAGIC.len())];
         if magic.is_empty() || !MAGIC.starts_with(magic) {
@@ -141,14 +169,21 @@ impl<'a> Checkpoint<'a> {
         let (header, has_moments) = read_header(fields)?;
         let table = ParamTable::new(&header.config).map_err(CheckpointError::Config)?;
         let overflow = CheckpointError::Config(ConfigError::Overflow);
-        let len = Some(table.parameters().checked_mul(4).ok_or(overflow)?);
+        let len = table.parameters().checked_mul(4).ok_or(overflow)?;
         let meta = r.section(META, "metadata", None)?;
-        let parameters = r.section(PARAMETERS, "weights", len)?;
-        let moments = if has_moments {
-            let first = r.section(MOMENTS1, "first moments", len)?;
-            Some((first, r.section(MOMENTS2, "second moments", len)?))
-        } else {
-            None
+        let parameters = r.section(PARAMETERS, "weights", Some(len))?;
+        let [first, second] = [(MOMENTS1, "first moments"), (MOMENTS2, "second moments")];
+        let moments = match (has_moments, moments) {
+            (true, true) => {
+                let first = r.section(first.0, first.1, Some(len))?;
+                Some((first, r.section(second.0, second.1, Some(len))?))
+            }
+            (true, false) => {
+                r.skip(first.0, first.1, len)?;
+                r.skip(second.0, second.1, len)?;
+                None
+            }
+            (false, _) => None,
         };
         r.section(END, "end", Some(0))?;
         if !r.0.is_empty() {

@@ -79,6 +79,34 @@ fn every_flipped_bit_is_found() {
 }
 
 #[test]
+fn a_model_is_read_without_its_moments() {
+    let good = encoded(true);
+    let checkpoint = Checkpoint::parse_model(&good).unwrap();
+    assert_eq!((checkpoint.header(), checkpoint.meta()), (&HEADER, &b"hello"[..]));
+    assert!(!checkpoint.has_moments());
+    let mut p = arena(0.0);
+    checkpoint.read_parameters(&mut p);
+    assert_eq!(p[0], 1.0);
+    // Two sections of moments and their sums, then the end.
+    let section = 16 + ParamTable::new(&CONFIG).unwrap().parameters() * 4 + 4;
+    let end = good.len() - 20;
+    let payloads = [end - 2 * section + 16..end - section, end - section + 16..end];
+    for at in 0..good.len() {
+        for bit in 0..8 {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << bit;
+            let unseen = payloads.iter().any(|payload| payload.contains(&at));
+            assert_eq!(Checkpoint::parse_model(&bad).is_ok(), unseen, "byte {at} bit {bit}");
+        }
+    }
+    for len in 1..good.len() {
+        let cut = Checkpoint::parse_model(&good[..len]).unwrap_err();
+        assert_eq!(cut, CheckpointError::Truncated, "{len}");
+    }
+    assert!(Checkpoint::parse_model(&encoded(false)).is_ok());
+}
+
+#[test]
 fn every_truncation_is_found() {
     let good = encoded(true);
     assert_eq!(Checkpoint::parse(&[]).unwrap_err(), CheckpointError::Foreign);

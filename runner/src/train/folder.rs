@@ -13,7 +13,7 @@ use core::cmp::Reverse;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
-use cllm_core::checkpoint::CheckpointError;
+use cllm_core::checkpoint::{Checkpoint, CheckpointError};
 
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
@@ -23,6 +23,10 @@ use crate::settings::TrainSettings;
 const SETTINGS: &str = "settings.json";
 const LOCK: &str = ".lock";
 const EXTENSION: &str = "cllm";
+
+/// How much of a checkpoint is verified.
+type Parse =
+    for<'f> fn(&'f CheckpointFile) -> core::result::Result<Checkpoint<'f>, CheckpointError>;
 
 /// A run folder; locked for this process while it trains in it.
 #[derive(Debug)]
@@ -157,16 +161,23 @@ impl RunFolder {
     /// # Errors
     /// A checkpoint is of a newer version of this program, or all are damaged.
     pub fn newest(&self) -> Result<Newest> {
+        self.newest_by(CheckpointFile::parse)
+    }
+
+    fn newest_by(&self, parse: Parse) -> Result<Newest> {
         let mut skipped = Vec::new();
-        let best =
-            if self.best().exists() { self.usable(&self.best(), &mut skipped)? } else { None };
+        let best = if self.best().exists() {
+            self.usable(&self.best(), parse, &mut skipped)?
+        } else {
+            None
+        };
         let best_step = best.as_ref().map(|(_, step)| *step);
         for step in self.steps()? {
             if best_step.is_some_and(|best| best > step) {
                 break;
             }
             let path = self.step(step);
-            match self.usable(&path, &mut skipped)? {
+            match self.usable(&path, parse, &mut skipped)? {
                 Some((file, found)) if found == step => {
                     return Ok(Newest { checkpoint: Some(file), skipped });
                 }
@@ -185,18 +196,20 @@ impl RunFolder {
         Ok(Newest { checkpoint: best.map(|(file, _)| file), skipped })
     }
 
-    /// The checkpoint to run a finished model from: the best one, else the newest.
+    /// The checkpoint to run a finished model from: the best one, else the newest. Of the
+    /// optimizer's state nothing is read.
     ///
     /// # Errors
     /// There is none, or none is usable.
     pub fn for_use(&self) -> Result<Newest> {
         let mut skipped = Vec::new();
         if self.best().exists()
-            && let Some((file, _)) = self.usable(&self.best(), &mut skipped)?
+            && let Some((file, _)) =
+                self.usable(&self.best(), CheckpointFile::parse_model, &mut skipped)?
         {
             return Ok(Newest { checkpoint: Some(file), skipped });
         }
-        self.newest()
+        self.newest_by(CheckpointFile::parse_model)
     }
 
     /// Removes `step-<n>` checkpoints older than `newest`, but for the last `keep - 1`.
@@ -216,6 +229,7 @@ impl RunFolder {
     fn usable(
         &self,
         path: &Path,
+        parse: Parse,
         skipped: &mut Vec<String>,
     ) -> Result<Option<(CheckpointFile, u64)>> {
         let file = match CheckpointFile::open(path) {
@@ -225,7 +239,7 @@ impl RunFolder {
                 return Ok(None);
             }
         };
-        match file.parse().map(|checkpoint| checkpoint.header().updates) {
+        match parse(&file).map(|checkpoint| checkpoint.header().updates) {
             Ok(step) => Ok(Some((file, step))),
             // Going on from an older one would overwrite what a newer program made.
             Err(error @ CheckpointError::Newer { .. }) => Err(file.error(error)),
