@@ -6,18 +6,7 @@ mod cli_support;
 use std::fs;
 use std::path::Path;
 
-use cli_support::{Ran, run_in};
-use serde_json::Value;
-
-fn words(text: &str) -> Vec<&str> {
-    text.split_whitespace().collect()
-}
-
-#[track_caller]
-fn done(ran: Ran) -> Ran {
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    ran
-}
+use cli_support::{Ran, loss, run_in, spoken, words};
 
 /// A run folder `out` of a model that has learnt a little, with these flags.
 fn train(dir: &Path, flags: &str) {
@@ -26,7 +15,7 @@ fn train(dir: &Path, flags: &str) {
     let width = if flags.contains("--n-embd") { "" } else { "--n-embd 32" };
     let small = "train --data t.txt --n-layer 2 --n-head 2 --block-size 16 --batch-size 2 \
                  --max-steps 20 --sample-tokens 0 --val-fraction 0 --seed 5";
-    done(run_in(dir, &words(&format!("{small} {width} {flags}"))));
+    run_in(dir, &words(&format!("{small} {width} {flags}"))).done();
 }
 
 fn export(dir: &Path, flags: &str) -> Ran {
@@ -37,18 +26,6 @@ fn import(dir: &Path, out: &str) -> Ran {
     run_in(dir, &["import", "m.gguf", "--out-dir", out])
 }
 
-fn loss(dir: &Path, checkpoint: &str) -> f64 {
-    let eval = format!("eval --checkpoint {checkpoint} --data t.txt --log-format json");
-    run_in(dir, &words(&eval)).json()["val_loss"].as_f64().unwrap()
-}
-
-fn spoken(dir: &Path, checkpoint: &str) -> Value {
-    let generate = format!(
-        "generate --checkpoint {checkpoint} --tokens 12 --greedy --prompt God --log-format json"
-    );
-    run_in(dir, &words(&generate)).json()["text"].clone()
-}
-
 #[test]
 fn what_is_exported_and_imported_again_is_the_same_model() {
     let kinds = ["bytes", "chars --no-tied", "bpe:300", "bytes --no-bias"];
@@ -56,15 +33,15 @@ fn what_is_exported_and_imported_again_is_the_same_model() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         train(dir, &flags);
-        done(export(dir, ""));
-        done(import(dir, "back"));
+        export(dir, "").done();
+        import(dir, "back").done();
         // Biases of zeros are added where there were none.
         let difference = loss(dir, "back") - loss(dir, "out");
         let most = if flags.contains("no-bias") { 1e-6 } else { 0.0 };
         assert!(difference.abs() <= most, "{flags}: {difference}");
         assert_eq!(spoken(dir, "back"), spoken(dir, "out"), "{flags}");
         // And what is exported from there is the same to the byte.
-        done(run_in(dir, &words("export --checkpoint back --format gguf --out again.gguf")));
+        run_in(dir, &words("export --checkpoint back --format gguf --out again.gguf")).done();
         let bytes = |name: &str| fs::read(dir.join(name)).unwrap();
         assert!(bytes("m.gguf") == bytes("again.gguf"), "{flags}");
     }
@@ -78,8 +55,8 @@ fn smaller_types_lose_little_and_take_less() {
     let exact = loss(dir, "out");
     let mut sizes = Vec::new();
     for (kind, most) in [("f32", 0.0), ("f16", 1e-4), ("bf16", 2e-3), ("q8_0", 5e-3)] {
-        done(export(dir, &format!("--weights {kind}")));
-        done(import(dir, kind));
+        export(dir, &format!("--weights {kind}")).done();
+        import(dir, kind).done();
         let difference = (loss(dir, kind) - exact).abs();
         assert!(difference <= most, "{kind}: {difference}");
         let file = dir.join("m.gguf");
@@ -95,7 +72,7 @@ fn what_cannot_be_expressed_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     train(dir, "--tokenizer bytes");
-    done(export(dir, ""));
+    export(dir, "").done();
     export(dir, "").refused(1, &["m.gguf: it is there already", "--out"]);
     import(dir, "out").refused(1, &["out: there is a run", "--out-dir"]);
     if cfg!(feature = "hf") {
@@ -109,7 +86,7 @@ fn what_cannot_be_expressed_is_refused() {
     fs::write(dir.join("t.txt"), "déjà vu, déjà vu ".repeat(40)).unwrap();
     let train = "train --data t.txt --tokenizer chars --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 \
                  --batch-size 1 --max-steps 1 --sample-tokens 0 --out-dir chars";
-    done(run_in(dir, &words(train)));
+    run_in(dir, &words(train)).done();
     run_in(dir, &words("export --checkpoint chars --format gguf --out c.gguf"))
         .refused(1, &["character", "--tokenizer bpe:N"]);
     assert!(!dir.join("c.gguf").exists());
@@ -131,7 +108,7 @@ fn damaged_files_are_named_with_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     train(dir, "--tokenizer bytes");
-    done(export(dir, ""));
+    export(dir, "").done();
     let whole = fs::read(dir.join("m.gguf")).unwrap();
     type Case = (&'static [u8], &'static [u8], &'static str);
     let cases: [Case; 6] = [
@@ -176,10 +153,10 @@ fn rows_that_are_not_of_whole_blocks_are_f16_and_that_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     train(dir, "--tokenizer bytes --n-embd 40 --d-ff 64");
-    let said = done(export(dir, "--weights q8_0")).stdout;
+    let said = export(dir, "--weights q8_0").done().stdout;
     // Of rows of 40: the table, and of each block all but the second of the feed-forward layer.
     assert!(said.contains("7 matrices are f16"), "{said}");
-    done(import(dir, "back"));
+    import(dir, "back").done();
     assert!((loss(dir, "back") - loss(dir, "out")).abs() < 5e-3);
 }
 
@@ -191,7 +168,7 @@ fn words_taken_whole_cannot_be_exported() {
     let tokenizer = cllm::tokenizer::BpeTokenizer::from_words([]).unwrap();
     let tokenizer = cllm::tokenizer::Tokenizer::Bpe(Box::new(tokenizer));
     tokenizer.save(&dir.join("out/tokenizer.json")).unwrap();
-    done(export(dir, ""));
+    export(dir, "").done();
     fs::remove_file(dir.join("m.gguf")).unwrap();
     let text = fs::read_to_string(dir.join("out/tokenizer.json")).unwrap();
     // A word in place of a byte.
@@ -210,7 +187,7 @@ fn one_table_for_both_ends_is_known_again() {
     // A head that is a copy of the table, as older files have it.
     let path = dir.join("out/step-20.cllm");
     assert!(path.exists());
-    done(export(dir, ""));
+    export(dir, "").done();
     let mut bytes = fs::read(dir.join("m.gguf")).unwrap();
     let len = 257 * 32 * 4;
     // The table is the first tensor, the head the last.
@@ -219,7 +196,7 @@ fn one_table_for_both_ends_is_known_again() {
     let copy = bytes[start..start + len].to_vec();
     bytes[head..].copy_from_slice(&copy);
     fs::write(dir.join("m.gguf"), bytes).unwrap();
-    done(import(dir, "back"));
+    import(dir, "back").done();
     let told = run_in(dir, &["inspect", "back/step-0.cllm", "--json"]).json();
     assert_eq!(told["model"]["tied"], true);
 }

@@ -5,24 +5,14 @@ mod cli_support;
 use std::fs;
 use std::path::Path;
 
-use cli_support::{Ran, run_in};
+use cli_support::{run_in, words};
 use serde_json::{Value, json};
-
-fn words(text: &str) -> Vec<&str> {
-    text.split_whitespace().collect()
-}
-
-#[track_caller]
-fn done(ran: Ran) -> String {
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    ran.stdout
-}
 
 fn train(dir: &Path) {
     fs::write(dir.join("t.txt"), "In the beginning God created.\n".repeat(40)).unwrap();
     let small = "train --data t.txt --tokenizer bytes --n-layer 2 --n-head 2 --n-embd 16 --block-size 16 \
                  --batch-size 2 --max-steps 3 --sample-tokens 0 --seed 5 --log-format json";
-    done(run_in(dir, &words(small)));
+    run_in(dir, &words(small)).done();
 }
 
 #[track_caller]
@@ -57,15 +47,13 @@ fn a_run_and_its_files_are_told() {
     // Gains begin with ones.
     let gain = tensors.iter().find(|tensor| tensor["name"] == "h.1.ln_1.weight").unwrap();
     assert!((gain["mean"].as_f64().unwrap() - 1.0).abs() < 0.1, "{gain}");
-    let text = done(run_in(dir, &["inspect", "out/step-3.cllm"]));
+    let text = run_in(dir, &["inspect", "out/step-3.cllm"]).done().stdout;
     assert!(text.contains("all of its checksums right") && !text.contains("ln_1"), "{text}");
 
     let tokenizer = inspect(dir, "out/tokenizer.json");
     assert_eq!((&tokenizer["type"], &tokenizer["ids"]), (&json!("bytes"), &json!(257)));
-    done(run_in(
-        dir,
-        &words("tokenize --data t.txt --tokenizer bytes --out shards --val-fraction 0"),
-    ));
+    run_in(dir, &words("tokenize --data t.txt --tokenizer bytes --out shards --val-fraction 0"))
+        .done();
     let shard = inspect(dir, "shards/train_000000.bin");
     assert_eq!((&shard["tokens"], &shard["largest id"]), (&json!(1201), &json!(256)));
     assert!(shard["first ids"].as_str().unwrap().starts_with("256 73 110 32"), "{shard}");
@@ -77,8 +65,8 @@ fn other_programs_files_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     train(dir);
-    done(run_in(dir, &words("export --checkpoint out --out model")));
-    done(run_in(dir, &words("export --checkpoint out --format gguf --weights f16 --out m.gguf")));
+    run_in(dir, &words("export --checkpoint out --out model")).done();
+    run_in(dir, &words("export --checkpoint out --format gguf --weights f16 --out m.gguf")).done();
     let folder = inspect(dir, "model");
     let file = inspect(dir, "model/model.safetensors");
     assert_eq!((&folder["model"]["n_layer"], &folder["tensors"]), (&json!(2), &file["tensors"]));

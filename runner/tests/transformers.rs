@@ -7,21 +7,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use cli_support::{Ran, run_in};
+use cli_support::{Ran, loss, run_in, spoken, words};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>, Dtype)>;
-
-fn words(text: &str) -> Vec<&str> {
-    text.split_whitespace().collect()
-}
-
-#[track_caller]
-fn done(ran: Ran) -> Ran {
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    ran
-}
 
 /// A run folder `out` of a model that has learnt a little, with these flags.
 fn train(dir: &Path, flags: &str) {
@@ -29,27 +19,15 @@ fn train(dir: &Path, flags: &str) {
     fs::write(dir.join("t.txt"), verse.repeat(40)).unwrap();
     let small = "train --data t.txt --n-layer 2 --n-head 2 --n-embd 16 --block-size 16 --batch-size 2 \
                  --max-steps 3 --sample-tokens 0 --seed 5";
-    done(run_in(dir, &words(&format!("{small} {flags}"))));
+    run_in(dir, &words(&format!("{small} {flags}"))).done();
 }
 
 fn export(dir: &Path, flags: &str) {
-    done(run_in(dir, &words(&format!("export --checkpoint out --out model {flags}"))));
+    run_in(dir, &words(&format!("export --checkpoint out --out model {flags}"))).done();
 }
 
 fn import(dir: &Path) -> Ran {
     run_in(dir, &words("import model --out-dir back"))
-}
-
-fn loss(dir: &Path, checkpoint: &str) -> f64 {
-    let eval = format!("eval --checkpoint {checkpoint} --data t.txt --log-format json");
-    run_in(dir, &words(&eval)).json()["val_loss"].as_f64().unwrap()
-}
-
-fn spoken(dir: &Path, checkpoint: &str) -> Value {
-    let generate = format!(
-        "generate --checkpoint {checkpoint} --tokens 12 --greedy --prompt God --log-format json"
-    );
-    run_in(dir, &words(&generate)).json()["text"].clone()
 }
 
 fn read(path: &Path) -> Tensors {
@@ -96,7 +74,7 @@ fn models_of_transformers_compute_here_what_they_compute_there() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let from = golden.to_str().unwrap();
-        done(run_in(dir, &["import", from, "--out-dir", "back"]));
+        run_in(dir, &["import", from, "--out-dir", "back"]).done();
         fs::write(dir.join("t.txt"), expected["text"].as_str().unwrap()).unwrap();
         let (loss, there) = (loss(dir, "back"), expected["loss"].as_f64().unwrap());
         assert!((loss / there - 1.0).abs() < 1e-6, "{from}: loss {loss} for {there}");
@@ -116,11 +94,11 @@ fn what_is_exported_and_imported_again_is_the_same_model() {
         let dir = dir.path();
         train(dir, flags);
         export(dir, "");
-        done(import(dir));
+        import(dir).done();
         assert_eq!(loss(dir, "back"), loss(dir, "out"), "{flags}");
         assert_eq!(spoken(dir, "back"), spoken(dir, "out"), "{flags}");
         // And what is exported from there is the same to the byte.
-        done(run_in(dir, &words("export --checkpoint back --out again")));
+        run_in(dir, &words("export --checkpoint back --out again")).done();
         for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
         {
             let bytes = |folder: &str| fs::read(dir.join(folder).join(name)).unwrap();
@@ -138,7 +116,7 @@ fn a_model_without_biases_gets_zeros_and_computes_the_same() {
     let tensors = read(&dir.join("model/model.safetensors"));
     let (shape, bytes, _) = &tensors["transformer.h.1.mlp.c_fc.bias"];
     assert_eq!((shape, bytes), (&vec![64], &vec![0; 256]));
-    done(import(dir));
+    import(dir).done();
     let difference = loss(dir, "back") - loss(dir, "out");
     assert!(difference.abs() < 1e-6, "{difference}");
 }
@@ -151,10 +129,8 @@ fn smaller_types_round_to_the_nearest() {
     export(dir, "");
     let exact = read(&dir.join("model/model.safetensors"));
     for (name, dtype, digits) in [("f16", Dtype::F16, 11), ("bf16", Dtype::BF16, 8)] {
-        done(run_in(
-            dir,
-            &words(&format!("export --checkpoint out --out {name} --weights {name}")),
-        ));
+        run_in(dir, &words(&format!("export --checkpoint out --out {name} --weights {name}")))
+            .done();
         let rounded = read(&dir.join(name).join("model.safetensors"));
         assert_eq!(rounded.len(), exact.len());
         for (tensor, (shape, bytes, kind)) in &rounded {
@@ -173,7 +149,7 @@ fn smaller_types_round_to_the_nearest() {
             }
         }
         let import = format!("import {name} --out-dir back-{name}");
-        done(run_in(dir, &words(&import)));
+        run_in(dir, &words(&import)).done();
         let difference = loss(dir, &format!("back-{name}")) - loss(dir, "out");
         assert!(difference.abs() < 0.01, "{name}: {difference}");
     }
@@ -211,7 +187,7 @@ fn several_files_and_other_spellings_are_read() {
         .unwrap();
     };
     index(&json!(map));
-    done(import(dir));
+    import(dir).done();
     assert_eq!(loss(dir, "back"), loss(dir, "out"));
 
     let again = || run_in(dir, &words("import model --out-dir other"));
@@ -356,7 +332,7 @@ fn configs_and_folders_that_do_not_fit_are_refused() {
     import(dir).refused(1, &["tokenizer.json: not a usable tokenizer"]);
     // Without one the model is there, and says what it lacks.
     fs::remove_file(&tokenizer).unwrap();
-    let ran = done(import(dir));
+    let ran = import(dir).done();
     assert!(ran.stdout.contains("no tokenizer of a known kind in model"), "{}", ran.stdout);
     run_in(dir, &words("generate --checkpoint back")).refused(1, &["back/tokenizer.json"]);
 }
@@ -397,11 +373,11 @@ fn the_end_of_text_is_the_models_own() {
     let end = |config: Value, name: &str, out: &str| {
         fs::write(&path, &text).unwrap();
         fs::write(dir.join("model/tokenizer_config.json"), config.to_string()).unwrap();
-        done(run_in(dir, &["import", "model", "--out-dir", out]));
+        run_in(dir, &["import", "model", "--out-dir", out]).done();
         let told = run_in(dir, &["inspect", &format!("{out}/tokenizer.json"), "--json"]).json();
         assert_eq!(told["end of text"], name);
         // It travels on.
-        done(run_in(dir, &["export", "--checkpoint", out, "--out", &format!("{out}-hf")]));
+        run_in(dir, &["export", "--checkpoint", out, "--out", &format!("{out}-hf")]).done();
         let config = fs::read(dir.join(format!("{out}-hf/config.json"))).unwrap();
         serde_json::from_slice::<Value>(&config).unwrap()["eos_token_id"].clone()
     };
@@ -426,7 +402,7 @@ fn tied_models_may_keep_either_name_of_their_table() {
         let table = tensors.remove("transformer.wte.weight").unwrap();
         tensors.insert("lm_head.weight".to_owned(), table);
     });
-    done(import(dir));
+    import(dir).done();
     assert_eq!(loss(dir, "back"), loss(dir, "out"));
 }
 
@@ -458,9 +434,9 @@ fn weights_that_a_type_cannot_hold_are_named() {
         let (_, bytes, _) = tensors.get_mut("transformer.ln_f.weight").unwrap();
         bytes[..4].copy_from_slice(&1e6_f32.to_le_bytes());
     });
-    done(import(dir));
+    import(dir).done();
     run_in(dir, &words("export --checkpoint back --out half --weights f16"))
         .refused(1, &["ln_f.weight has the value 1000000", "--weights bf16 or f32"]);
     assert!(!dir.join("half/config.json").exists() && !dir.join("half/model.safetensors").exists());
-    done(run_in(dir, &words("export --checkpoint back --out whole --weights bf16")));
+    run_in(dir, &words("export --checkpoint back --out whole --weights bf16")).done();
 }

@@ -32,6 +32,13 @@ impl Ran {
         serde_json::from_str(&self.stdout).unwrap()
     }
 
+    /// It ended well.
+    #[track_caller]
+    pub(crate) fn done(self) -> Self {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        self
+    }
+
     /// It failed as a program should: this status, one line that begins with its name and
     /// contains `parts`, nothing on standard output, no panic.
     #[track_caller]
@@ -73,4 +80,25 @@ pub(crate) fn run(args: &[&str]) -> Ran {
 #[track_caller]
 pub(crate) fn plan(args: &[&str]) -> Value {
     run(&[&["plan", "--json", "--no-estimate"], args].concat()).json()
+}
+
+/// Words of a command line.
+pub(crate) fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}
+
+/// Loss of a model on the text `t.txt`.
+#[track_caller]
+pub(crate) fn loss(dir: &Path, checkpoint: &str) -> f64 {
+    let eval = format!("eval --checkpoint {checkpoint} --data t.txt --log-format json");
+    run_in(dir, &words(&eval)).json()["val_loss"].as_f64().unwrap()
+}
+
+/// The likeliest continuation by a model.
+#[track_caller]
+pub(crate) fn spoken(dir: &Path, checkpoint: &str) -> Value {
+    let generate = format!(
+        "generate --checkpoint {checkpoint} --tokens 12 --greedy --prompt God --log-format json"
+    );
+    run_in(dir, &words(&generate)).json()["text"].clone()
 }
