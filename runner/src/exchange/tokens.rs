@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::tokenizer::{Tokenizer, end_of_text_guess};
+use crate::tokenizer::{END_KEY, Tokenizer, end_of_text_guess};
 
 /// What a model says of the token that ends its texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +31,7 @@ pub(crate) fn checked_tokenizer(
     };
     let text = match name {
         Some(name) if end_of_text_guess(&json) != Some(name.as_str()) => {
-            json["end_of_text"] = name.into();
+            json[END_KEY] = name.into();
             json.to_string().into_bytes()
         }
         _ => text,

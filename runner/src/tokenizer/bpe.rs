@@ -20,7 +20,7 @@ const END_NAMES: [&str; 7] =
 
 /// The key of a `tokenizer.json` that names its end of text where it would not be guessed. It is this
 /// program's own.
-const END_KEY: &str = "end_of_text";
+pub(crate) const END_KEY: &str = "end_of_text";
 
 /// Most identifiers of a tokenizer: a table of them is made.
 const MOST_IDS: u64 = 1 << 22;
@@ -42,7 +42,12 @@ fn check(json: &Value) -> core::result::Result<(), String> {
     Ok(())
 }
 
-/// The end of text that would be found without [`END_KEY`].
+/// The identifier of the end of text that is found without [`END_KEY`].
+fn guessed(inner: &tokenizers::Tokenizer) -> Option<u32> {
+    END_NAMES.iter().find_map(|name| inner.token_to_id(name))
+}
+
+/// The name of that in JSON, which need not be a tokenizer that the library takes yet.
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) fn end_of_text_guess(json: &Value) -> Option<&'static str> {
     let added = json["added_tokens"].as_array();
@@ -162,8 +167,7 @@ impl BpeTokenizer {
         // Settings for fixed-length classifiers would cut and fill documents.
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         inner.with_padding(None);
-        let guessed = END_NAMES.iter().find_map(|name| inner.token_to_id(name));
-        let end_of_text = match (end, guessed) {
+        let end_of_text = match (end, guessed(&inner)) {
             (Some(name), _) => inner
                 .token_to_id(name)
                 .ok_or_else(|| format!("its end of text {name:?} is not one of its tokens"))?,
@@ -227,8 +231,7 @@ impl BpeTokenizer {
 
     pub(super) fn to_json(&self) -> core::result::Result<String, String> {
         let text = self.to_transformers()?;
-        let guessed = END_NAMES.iter().find_map(|name| self.inner.token_to_id(name));
-        if guessed == Some(self.end_of_text) {
+        if guessed(&self.inner) == Some(self.end_of_text) {
             return Ok(text);
         }
         let mut json: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;

@@ -27,7 +27,7 @@ pub use stream::StreamDecoder;
 #[cfg(feature = "gguf")]
 pub(crate) use bpe::byte_char;
 #[cfg(any(feature = "hf", feature = "gguf"))]
-pub(crate) use bpe::end_of_text_guess;
+pub(crate) use bpe::{END_KEY, end_of_text_guess};
 #[cfg(feature = "gguf")]
 pub(crate) use transformers::{added_token, byte_level_json};
 
