@@ -48,6 +48,25 @@ pub(crate) unsafe fn copy_rows<S: Simd>(
     }
 }
 
+/// [`copy_rows`] past the caches, for a place that is not read soon.
+///
+/// # Safety
+/// As for [`copy_rows`]; `cols`, `to` and `to_row` are whole vectors, and [`Simd::fence`] follows.
+#[inline(always)]
+pub(crate) unsafe fn stream_rows<S: Simd>(
+    s: S,
+    (from, from_row): (*const f32, usize),
+    (to, to_row): (*mut f32, usize),
+    (rows, cols): (usize, usize),
+) {
+    for r in 0..rows {
+        for c in (0..cols).step_by(S::LANES) {
+            // SAFETY: elements (r, c .. c + LANES) of both.
+            unsafe { s.stream(to.add(r * to_row + c), s.load(from.add(r * from_row + c))) };
+        }
+    }
+}
+
 /// `dst += src`.
 ///
 /// # Safety

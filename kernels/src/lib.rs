@@ -64,7 +64,7 @@ pub use gemm::epilogue::Epilogue;
 pub use heads::{Attention, AttentionGrads, AttentionInPlace};
 pub use isa::{Isa, UnknownIsa};
 pub use mat::{MatMut, MatRef};
-pub use product::{Dtype, Packed, UnknownDtype, row_stride};
+pub use product::{Dtype, Packed, UnknownDtype, Write, row_stride};
 pub use rows::{NormInPlace, NormSaved};
 pub use softmax::IGNORE;
 pub use table::{KernelSet, Kernels};

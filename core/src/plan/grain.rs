@@ -8,7 +8,7 @@
 use super::blocking::ROW_BLOCKS;
 use super::{BatchShape, Blocking, Mode, PARTIAL_ROWS, Packing, Tiling, least_block};
 use crate::config::ModelConfig;
-use cllm_kernels::Kernels;
+use cllm_kernels::{Kernels, Write};
 
 /// Most rows (tokens) of a tile of the forward and backward pass, unless [`Blocking`] says
 /// otherwise.
@@ -36,6 +36,9 @@ pub(crate) struct Grain {
     /// Rows and columns of a tile of a weight's gradient.
     pub(crate) weight_rows: usize,
     pub(crate) weight_cols: usize,
+    /// How the first of a step's batches writes weights' gradients: past the caches if the next
+    /// use of them, by the update, finds none there.
+    pub(crate) writes: Write,
     /// Parts that the heads of a span are cut into for attention.
     head_parts: usize,
     /// Queries of a span of attention: a sequence, or a part of it where there are not
@@ -96,6 +99,10 @@ impl Grain {
             packs,
             weight_rows,
             weight_cols,
+            writes: match matrix_floats(c) >= blocking.fresh_floats {
+                true => Write::Stream,
+                false => Write::Overwrite,
+            },
             head_parts: wanted.div_ceil(batch.sequences).clamp(1, c.n_head),
             span,
             parted: span < batch.tokens,
@@ -141,15 +148,20 @@ fn fresh_block(rows: usize, workers: usize) -> usize {
     FRESH_BLOCKS.into_iter().min_by_key(|block| time(*block)).unwrap_or(ROW_BLOCK)
 }
 
+/// Floats of all matrices.
+fn matrix_floats(c: &ModelConfig) -> usize {
+    let (d, f) = (c.d_model, c.d_ff);
+    let block = d.saturating_mul(4 * d).saturating_add(d.saturating_mul(2 * f));
+    let head = d.saturating_mul(c.vocab_size);
+    block.saturating_mul(c.n_layer).saturating_add(head)
+}
+
 /// Whether weights had better be packed for each block of rows than once for all.
 ///
 /// So it is for large models, whose packed weights come from memory for every block, if there are
 /// few blocks and every worker has one that is large enough.
 fn fresh_is_better(c: &ModelConfig, rows: usize, workers: usize, blocking: &Blocking) -> bool {
-    let (d, f) = (c.d_model, c.d_ff);
-    let block = d.saturating_mul(4 * d).saturating_add(d.saturating_mul(2 * f));
-    let head = d.saturating_mul(c.vocab_size);
-    block.saturating_mul(c.n_layer).saturating_add(head) >= blocking.fresh_floats
+    matrix_floats(c) >= blocking.fresh_floats
         && rows <= blocking.fresh_rows
         && rows.div_ceil(fresh_block(rows, workers)) >= workers
 }

@@ -81,8 +81,8 @@ impl Step<'_> {
             let dlogits = self.operand(layout.dlogits(group), (0, rows.len()), (i, m));
             let x = self.operand(x, (rows.start, rows.len()), (j, n));
             let out = self.grads.mat_mut(spec.offset + i * width + j, (m, n), width);
-            let accumulate = self.accumulate || group > 0;
-            self.kernels.gemm_unpacked(dlogits.t(), x, out, accumulate, scratch);
+            let write = self.write(group > 0);
+            self.kernels.gemm_unpacked(dlogits.t(), x, out, write, scratch);
         }
     }
 }

@@ -9,6 +9,7 @@ use super::Step;
 use crate::params::Param;
 use crate::plan::{Buffer, COLUMN_BLOCK, PARTIAL_ROWS, TABLE_ROWS};
 use crate::program::{Matrix, Norm};
+use cllm_kernels::Write;
 
 impl Step<'_> {
     /// Input and output gradient of a product with a block's matrix.
@@ -43,6 +44,11 @@ impl Step<'_> {
         (i, j, rows.min(height - i), cols.min(width - j))
     }
 
+    /// How a weight's gradient is written, if it may be `begun` by rows before.
+    pub(super) fn write(&self, begun: bool) -> Write {
+        if self.accumulate || begun { Write::Accumulate } else { self.plan.grain.writes }
+    }
+
     /// `dW (+)= X^T dY` for one tile of a block's weight. The tiles of its first rows make the
     /// bias's gradient too, `db (+)= ` column sums of dY.
     ///
@@ -69,9 +75,10 @@ impl Step<'_> {
             let out = self.grads.mat_mut(spec.offset + i * n + j, (rows, cols), n);
             if let Some(bias) = bias {
                 let sums = self.grads.slice_mut(bias.offset + j, cols);
-                self.kernels.gemm_unpacked_with_sums(x, dy, out, sums, self.accumulate, scratch);
+                let write = self.write(false);
+                self.kernels.gemm_unpacked_with_sums(x, dy, out, sums, write, scratch);
             } else {
-                self.kernels.gemm_unpacked(x, dy, out, self.accumulate, scratch);
+                self.kernels.gemm_unpacked(x, dy, out, self.write(false), scratch);
             }
         }
     }

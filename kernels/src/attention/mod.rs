@@ -197,6 +197,7 @@ impl Strip {
                 c_row: self.c.stride,
                 start: c,
                 start_row: self.c.stride,
+                stream: false,
             };
             // SAFETY: passed on from the caller.
             unsafe {

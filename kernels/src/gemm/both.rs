@@ -8,7 +8,7 @@
 use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
 use super::pack::{pack_a, pack_b, packed_a_len, packed_b_len};
-use super::{KC, RawGemm, micro};
+use super::{KC, RawGemm, is_lines, micro};
 use crate::elements::RawOperand;
 use crate::simd::Simd;
 
@@ -48,6 +48,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         let kc = KC.min(g.k - depth);
         let words = F::words(kc);
         let accumulate = g.accumulate || depth > 0;
+        // What is added to again had better stay in cache.
+        let stream = g.stream && !accumulate && kc == g.k && is_lines(g.c, g.c_row);
         // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised.
         unsafe {
             pack_b(s, f, b.skip(depth, 0), kc, g.n, packed_b);
@@ -85,12 +87,16 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                         c_row: g.c_row,
                         start: c,
                         start_row: g.c_row,
+                        stream,
                     };
                     f.multiply(s, &mut unit, &tile, (rows, cols), accumulate, &mut fetch);
                     i += rows;
                 }
                 j += cols;
             }
+        }
+        if stream {
+            s.fence();
         }
         depth += kc;
         if depth == g.k {

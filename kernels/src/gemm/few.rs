@@ -106,6 +106,7 @@ unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part)
         c_row: if through { S::NR } else { g.c_row },
         start: c,
         start_row: g.c_row,
+        stream: false,
     };
     let panels = micro::Panels {
         stride: g.b_panel,

@@ -142,6 +142,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                         c_row: S::NR,
                         start: sums,
                         start_row: S::NR,
+                        stream: false,
                     };
                     f.multiply(s, unit, &tile, (rows, cols), depth > 0, &mut fetch);
                     depth += kc;

@@ -25,6 +25,9 @@ pub(crate) struct Tile {
     /// What the result adds to when it accumulates: C.
     pub(crate) start: *const f32,
     pub(crate) start_row: usize,
+    /// Store whole vectors of C by [`Simd::stream`]: they lie at multiples of 64 bytes, and
+    /// nothing is accumulated.
+    pub(crate) stream: bool,
 }
 
 /// A tile of any size, of one format and instruction set: [`any`] in a function of its own.
@@ -194,7 +197,13 @@ unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: 
     }
     // SAFETY: C is valid for M rows of `cols` floats.
     unsafe {
-        if cols == V * S::LANES {
+        if t.stream && cols == V * S::LANES {
+            for (i, sum) in sums.iter().enumerate() {
+                for (v, &lanes) in sum.iter().enumerate() {
+                    s.stream(t.c.add(i * t.c_row + v * S::LANES), lanes);
+                }
+            }
+        } else if cols == V * S::LANES {
             for (i, sum) in sums.iter().enumerate() {
                 for (v, &lanes) in sum.iter().enumerate() {
                     let c = t.c.add(i * t.c_row + v * S::LANES);

@@ -73,6 +73,8 @@ pub(crate) struct RawGemm {
     pub(crate) c_row: usize,
     /// Add to C instead of overwriting it.
     pub(crate) accumulate: bool,
+    /// Products of [`both`]: keep what is written out of the caches, where that can be.
+    pub(crate) stream: bool,
     pub(crate) epilogue: RawEpilogue,
     /// Products of [`both`]: what becomes of the sums of B's columns.
     pub(crate) sums: Option<ColumnSums>,
@@ -285,6 +287,7 @@ unsafe fn block<S: Simd, F: Format<S>>(
                 c_row: g.c_row,
                 start: g.c.wrapping_add(i * g.c_row + j),
                 start_row: g.c_row,
+                stream: false,
             };
             let accumulate = g.accumulate || depth > 0;
             let last = depth + kc == g.k;
@@ -305,6 +308,12 @@ unsafe fn block<S: Simd, F: Format<S>>(
 
 /// Floats of a cache line.
 pub(crate) const LINE: usize = 16;
+
+/// Whether each [`LINE`] floats of a matrix's rows are a cache line.
+#[inline(always)]
+fn is_lines(at: *const f32, row: usize) -> bool {
+    (at.addr() | (row * size_of::<f32>())).is_multiple_of(LINE * size_of::<f32>())
+}
 
 /// A tile of C.
 #[derive(Clone, Copy)]

@@ -10,7 +10,8 @@
 //! for each 16 words of the inner dimension
 //!   load 2 tiles of A (16 rows each) and 2 of B (16 columns each)
 //!   sums[i][j] += A[i] B[j], for each of the four
-//! store the sums: to C where its rows are whole cache lines, or else by way of a buffer
+//! store the sums: to C where its rows are whole cache lines, or else (and where they are
+//!   streamed) by way of a buffer
 //! ```
 //!
 //! Fewer rows take tiles of fewer rows, which is a matter of configuring the tile registers;
@@ -31,10 +32,10 @@
 use super::fetch::Fetch;
 use super::format::{Format, Paired};
 use super::micro::Tile;
-use super::{LINE, MAX_COLS, Sums};
+use super::{LINE, MAX_COLS, Sums, is_lines};
 use crate::amx::{Shape, Tiles};
 use crate::elements::Halves;
-use crate::elementwise::copy_rows;
+use crate::elementwise::{copy_rows, stream_rows};
 use crate::simd::avx512::Avx512;
 use core::arch::x86_64::__m512;
 
@@ -122,12 +123,6 @@ impl Format<Avx512> for Tiled {
     }
 }
 
-/// Whether tiles of a matrix of floats begin at cache lines.
-#[inline(always)]
-fn is_lines(at: *const f32, row: usize) -> bool {
-    (at.addr() | (row * size_of::<f32>())).is_multiple_of(LINE * size_of::<f32>())
-}
-
 /// # Safety
 /// As for [`Format::multiply`].
 #[inline(always)]
@@ -154,14 +149,16 @@ unsafe fn multiply(
             copy_rows(s, (t.start, t.start_row), (held, MAX_COLS), (rows, cols));
             Some((held.cast_const(), MAX_COLS))
         };
-        let direct = whole && is_lines(t.c, t.c_row);
+        let direct = whole && !t.stream && is_lines(t.c, t.c_row);
         let to = if direct { (t.c, t.c_row) } else { (held, MAX_COLS) };
         if rows > HIGH {
             block::<true>(s, unit, t, start, to, fetch);
         } else {
             block::<false>(s, unit, t, start, to, fetch);
         }
-        if !direct {
+        if t.stream && cols.is_multiple_of(LINE) {
+            stream_rows(s, (held, MAX_COLS), (t.c, t.c_row), (rows, cols));
+        } else if !direct {
             copy_rows(s, (held, MAX_COLS), (t.c, t.c_row), (rows, cols));
         }
     }

@@ -55,6 +55,16 @@ macro_rules! shared_avx_operations {
             unsafe { _mm256_storeu_ps(p, v) }
         }
         #[inline(always)]
+        unsafe fn stream(self, p: *mut f32, v: __m256) {
+            // SAFETY: the caller's promise; the token stands for AVX.
+            unsafe { _mm256_stream_ps(p, v) }
+        }
+        #[inline(always)]
+        fn fence(self) {
+            // SAFETY: x86-64 has SSE.
+            unsafe { _mm_sfence() }
+        }
+        #[inline(always)]
         unsafe fn load_first(self, p: *const f32, n: usize) -> __m256 {
             // SAFETY: masked lanes are not read; the caller's promise covers the rest.
             unsafe { _mm256_maskload_ps(p, $crate::simd::avx::lane_mask(n)) }

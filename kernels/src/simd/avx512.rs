@@ -65,6 +65,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller's promise; the token stands for AVX-512.
+        unsafe { _mm512_stream_ps(p, v) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: x86-64 has SSE.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     unsafe fn load_first(self, p: *const f32, n: usize) -> __m512 {
         // SAFETY: masked lanes are not read; the caller's promise covers the rest.
         unsafe { _mm512_maskz_loadu_ps(first(n), p) }

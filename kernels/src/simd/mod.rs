@@ -40,6 +40,18 @@ pub(crate) trait Simd: Copy + TileFns {
     /// # Safety
     /// `p` is valid for writing `LANES` floats (any alignment of 4).
     unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// [`Simd::store`] past the caches, where the set can: what is there is not read first. Other
+    /// threads see it once this one has called [`Simd::fence`].
+    /// # Safety
+    /// As for [`Simd::store`], with `p` aligned as a vector of so many floats.
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: Self::V) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.store(p, v) }
+    }
+    /// Puts what was streamed before into the order of all stores.
+    #[inline(always)]
+    fn fence(self) {}
     /// The first `n < LANES` floats, zero in the other lanes.
     /// # Safety
     /// `p` is valid for reading `n` floats.
