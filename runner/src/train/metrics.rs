@@ -28,7 +28,7 @@ impl Line {
     /// Whether the line belongs to a run that has done `step` steps and goes on.
     fn is_before(&self, step: u64) -> bool {
         match (self.event.as_str(), self.step) {
-            ("step" | "eval", Some(at)) => at <= step,
+            ("step" | "eval" | "threads", Some(at)) => at <= step,
             // A session that began here is begun again by the one that resumes.
             ("start", Some(at)) => at < step,
             _ => false,
@@ -137,6 +137,14 @@ mod tests {
             first_lines(4) + "{\"event\":\"start\",\"step\":2}\n{\"event\":\"step\",\"step\":3}\n";
         assert_eq!(reopened(&again, 2), first_lines(4) + "new\n");
         assert_eq!(reopened(&again, 3), again + "new\n");
+    }
+
+    /// It is not the end of a session, behind which nothing comes that stays.
+    #[test]
+    fn the_number_of_workers_that_was_found_stays_with_what_follows() {
+        let found = "{\"event\":\"threads\",\"step\":2}\n{\"event\":\"step\",\"step\":3}\n";
+        let run = first_lines(4) + found;
+        assert_eq!(reopened(&run, 3), run + "new\n");
     }
 
     #[test]
