@@ -25,6 +25,21 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// Refuses a path of an export that is there already: nothing is overwritten.
+///
+/// # Errors
+/// Names it.
+#[cfg(any(feature = "hf", feature = "gguf"))]
+pub(crate) fn refuse_to_replace(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Err(Error::failure(format!(
+            "{}: it is there already; choose another --out, or remove what is there",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
 /// Creates `dir` and its parents.
 ///
 /// # Errors

@@ -16,6 +16,8 @@ pub mod gguf;
 #[cfg(feature = "hf")]
 pub mod hf;
 pub mod inspect;
+#[cfg(any(feature = "hf", feature = "gguf"))]
+pub mod llmc;
 pub mod memory;
 pub mod model;
 pub mod pool;

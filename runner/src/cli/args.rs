@@ -167,7 +167,8 @@ gguf: one file, the tokenizer inside, which llama.cpp runs.
 Examples:
   cllm export --checkpoint out --out model
   cllm export --checkpoint out/best.cllm --weights bf16 --out model-bf16
-  cllm export --checkpoint out --format gguf --weights q8_0 --out model.gguf")]
+  cllm export --checkpoint out --format gguf --weights q8_0 --out model.gguf
+  cllm export --checkpoint out --format llmc --out model-llmc")]
     Export(ExportArgs),
     /// Tell what is in a file or folder, and whether it is whole.
     #[command(after_help = "\
@@ -325,10 +326,10 @@ pub struct ExportArgs {
     /// Folder or file to make.
     #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
     pub out: PathBuf,
-    /// safetensors or gguf.
+    /// safetensors, gguf or llmc.
     #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = parse::<ExportFormat>)]
     pub format: ExportFormat,
-    /// What the weights are stored as: f32, f16 or bf16, in gguf also q8_0.
+    /// What the weights are stored as: f32, f16 or bf16, in gguf also q8_0, in llmc f32 or bf16.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<WeightType>)]
     pub weights: WeightType,
 }
@@ -340,15 +341,18 @@ pub enum ExportFormat {
     Safetensors,
     /// A file of llama.cpp.
     Gguf,
+    /// A folder of llm.c.
+    Llmc,
 }
 
 impl Setting for ExportFormat {
-    const ACCEPTS: &'static str = "safetensors or gguf";
+    const ACCEPTS: &'static str = "safetensors, gguf or llmc";
 
     fn from_text(text: &str) -> Option<Self> {
         match text {
             "safetensors" => Some(Self::Safetensors),
             "gguf" => Some(Self::Gguf),
+            "llmc" => Some(Self::Llmc),
             _ => None,
         }
     }

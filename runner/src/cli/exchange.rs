@@ -3,13 +3,12 @@
 use super::args::{ExportArgs, ExportFormat, ImportArgs, WeightType};
 use super::output;
 use crate::error::{Error, Result};
-#[cfg(feature = "hf")]
-use crate::exchange::Element;
-use crate::exchange::Imported;
+use crate::exchange::{Element, Imported};
 #[cfg(feature = "gguf")]
 use crate::gguf;
 #[cfg(feature = "hf")]
 use crate::hf;
+use crate::llmc;
 use std::path::Path;
 
 pub(super) fn import(args: ImportArgs) -> Result<()> {
@@ -66,6 +65,12 @@ pub(super) fn export(args: ExportArgs) -> Result<()> {
         ExportFormat::Safetensors => {
             export_folder(args).map(|()| "a model for transformers".to_owned())
         }
+        ExportFormat::Llmc => {
+            let ExportArgs { checkpoint, out, weights, .. } = args;
+            let element = element(weights, "llmc")?;
+            llmc::export(&llmc::ExportSettings { checkpoint, out, element })
+                .map(|()| "a model for llm.c".to_owned())
+        }
         ExportFormat::Gguf => export_file(args).map(|others| match others.len() {
             0 => "a model for llama.cpp".to_owned(),
             n => format!(
@@ -76,19 +81,22 @@ pub(super) fn export(args: ExportArgs) -> Result<()> {
     output::print(&format!("{path}: {}\n", what?))
 }
 
+/// The type of weights of a format that has plain elements alone.
+fn element(weights: WeightType, format: &str) -> Result<Element> {
+    match weights {
+        WeightType::F32 => Ok(Element::F32),
+        WeightType::F16 => Ok(Element::F16),
+        WeightType::Bf16 => Ok(Element::Bf16),
+        WeightType::Q8_0 => {
+            Err(Error::usage(format!("--weights q8_0: only --format gguf has it, not {format}")))
+        }
+    }
+}
+
 #[cfg(feature = "hf")]
 fn export_folder(args: ExportArgs) -> Result<()> {
     let ExportArgs { checkpoint, out, weights, .. } = args;
-    let element = match weights {
-        WeightType::F32 => Element::F32,
-        WeightType::F16 => Element::F16,
-        WeightType::Bf16 => Element::Bf16,
-        WeightType::Q8_0 => {
-            let words =
-                "--weights q8_0: only --format gguf has it; safetensors takes f32, f16 or bf16";
-            return Err(Error::usage(words));
-        }
-    };
+    let element = element(weights, "safetensors")?;
     hf::export(&hf::ExportSettings { checkpoint, out, element })
 }
 

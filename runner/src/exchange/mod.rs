@@ -88,3 +88,33 @@ pub(crate) fn check_finite(values: &[f32], name: &str) -> core::result::Result<(
         Some(at) => Err(format!("value {at} of {name} is {}: the weights are damaged", values[at])),
     }
 }
+
+/// Names a tensor that has values which are none of the type.
+pub(crate) fn check_held(values: &[f32], element: Element, name: &str) -> Result<()> {
+    check_finite(values, name).map_err(Error::failure)?;
+    match values.iter().find(|value| !element.holds(**value)) {
+        None => Ok(()),
+        Some(value) => Err(Error::failure(format!(
+            "{name} has the value {value}, which is too large for the type: take --weights bf16 or f32"
+        ))),
+    }
+}
+
+/// A row of a tensor as others have it, `transposed` for matrices of linear layers, which have a row for
+/// each output there; zeros if the model has no such tensor.
+pub(crate) fn row_by_output(
+    spec: &ParamSpec,
+    values: Option<&[f32]>,
+    transposed: bool,
+    row: usize,
+    to: &mut [f32],
+) {
+    let Some(values) = values else { return to.fill(0.0) };
+    if transposed {
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = values[i * spec.cols + row];
+        }
+    } else {
+        to.copy_from_slice(&values[row * spec.cols..][..to.len()]);
+    }
+}

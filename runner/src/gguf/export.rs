@@ -6,16 +6,14 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::ParamSpec;
-
 use super::blocks::Kind;
 use super::names::{self, ARCHITECTURE, Layout};
 use super::tokens;
 use super::value::Value;
 use super::write::{self, Planned};
 use crate::error::{Error, Result};
-use crate::exchange::with_biases;
-use crate::files::AtomicFile;
+use crate::exchange::{row_by_output, with_biases};
+use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::trained::Trained;
 
@@ -40,10 +38,7 @@ pub struct ExportSettings {
 pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     let trained = Trained::open(&settings.checkpoint)?;
     let (config, out) = (trained.config(), &settings.out);
-    if out.exists() {
-        let path = out.display();
-        return Err(Error::failure(format!("{path}: it is there already; choose another --out")));
-    }
+    files::refuse_to_replace(out)?;
     let mut keys = vec![
         ("general.architecture".to_owned(), Value::Text(ARCHITECTURE.to_owned())),
         ("general.file_type".to_owned(), Value::U32(settings.kind.file_type())),
@@ -74,7 +69,9 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     let planned: Vec<_> = tensors.iter().map(|(_, _, planned, _)| planned.clone()).collect();
     file.write_all(&write::header(&keys, &planned)).map_err(io)?;
     for (spec, layout, planned, values) in &tensors {
-        let row = |row: usize, to: &mut [f32]| fill(spec, layout, *values, row, to);
+        let row = |row: usize, to: &mut [f32]| {
+            row_by_output(spec, *values, layout.transposed, row, to);
+        };
         if let Some(value) = write::data(&mut file, planned, row).map_err(io)? {
             let (name, kind) = (&planned.name, planned.kind.name());
             return Err(Error::failure(format!(
@@ -100,16 +97,4 @@ fn plan(layout: &Layout, kind: Kind) -> Planned {
         kind => kind,
     };
     Planned { name: layout.name.clone(), dims, kind }
-}
-
-/// A row of a tensor as the file has it; zeros if the model has none.
-fn fill(spec: &ParamSpec, layout: &Layout, values: Option<&[f32]>, row: usize, to: &mut [f32]) {
-    let Some(values) = values else { return to.fill(0.0) };
-    if layout.transposed {
-        for (i, to) in to.iter_mut().enumerate() {
-            *to = values[i * spec.cols + row];
-        }
-    } else {
-        to.copy_from_slice(&values[row * spec.cols..][..to.len()]);
-    }
 }

@@ -15,7 +15,7 @@ use super::import::shape;
 use super::weights::dtype;
 use super::{CONFIG, INDEX, TOKENIZER_CONFIG, WEIGHTS, config};
 use crate::error::{Error, Result};
-use crate::exchange::{Element, WithValues, check_finite, with_biases};
+use crate::exchange::{Element, WithValues, check_held, with_biases};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::{self, Tokenizer};
@@ -44,13 +44,7 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     let out = &settings.out;
     // The index too, which would be read before the weights.
     for name in [CONFIG, WEIGHTS, INDEX, tokenizer::FILE_NAME, TOKENIZER_CONFIG] {
-        let path = out.join(name);
-        if path.exists() {
-            return Err(Error::failure(format!(
-                "{}: it is there already; choose another --out, or remove what is there",
-                path.display()
-            )));
-        }
+        files::refuse_to_replace(&out.join(name))?;
     }
     let parameters = trained.parameters()?;
     files::create_dir(out)?;
@@ -94,7 +88,7 @@ fn write(path: &Path, tensors: &[WithValues<'_>], element: Element) -> Result<()
         while at < spec.len() {
             let part = PART.min(spec.len() - at);
             let part = values.map_or(&zeros[..part], |values| &values[at..at + part]);
-            check(part, element, &spec.name())?;
+            check_held(part, element, &spec.name())?;
             bytes.clear();
             element.write(part, &mut bytes);
             file.write_all(&bytes).map_err(io)?;
@@ -102,17 +96,6 @@ fn write(path: &Path, tensors: &[WithValues<'_>], element: Element) -> Result<()
         }
     }
     file.commit()
-}
-
-/// Names a tensor that has values which are none of the type.
-fn check(values: &[f32], element: Element, name: &str) -> Result<()> {
-    check_finite(values, name).map_err(Error::failure)?;
-    match values.iter().find(|value| !element.holds(**value)) {
-        None => Ok(()),
-        Some(value) => Err(Error::failure(format!(
-            "{name} has the value {value}, which is too large for the type: take --weights bf16 or f32"
-        ))),
-    }
 }
 
 /// The header of the format, a whole number of eight bytes.
