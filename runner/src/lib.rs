@@ -21,6 +21,8 @@ pub mod llmc;
 pub mod memory;
 pub mod model;
 pub mod pool;
+#[cfg(feature = "report")]
+pub mod report;
 pub mod settings;
 pub mod simulate;
 pub mod tokenizer;

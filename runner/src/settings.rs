@@ -139,6 +139,12 @@ pub struct TrainSettings {
     pub log_interval: u64,
     /// What standard output carries.
     pub log_format: LogFormat,
+    /// Standard output carries nothing, whatever its format.
+    #[serde(default)]
+    pub quiet: bool,
+    /// The figures of `metrics.jsonl` for TensorBoard as well.
+    #[serde(default)]
+    pub tensorboard: bool,
     /// Run folder: checkpoints, metrics, tokenizer, cached shards.
     pub out_dir: PathBuf,
     /// Go on from the run folder's newest good checkpoint.

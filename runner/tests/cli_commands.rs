@@ -2,7 +2,7 @@
 
 mod cli_support;
 
-use cli_support::{Ran, run, run_in};
+use cli_support::{Ran, run, run_in, words};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -49,6 +49,46 @@ fn train_resume_generate_and_eval() {
     let eval = ["eval", "--checkpoint", "out", "--data", "t.txt", "--log-format", "json"];
     let loss = run_in(dir.path(), &eval).json()["val_loss"].as_f64().unwrap();
     assert!((1.0..6.0).contains(&loss), "{loss}");
+}
+
+#[test]
+fn a_quiet_run_prints_nothing_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    text(dir.path());
+    let small = "train --data t.txt --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 \
+                 --batch-size 2 --max-steps 4 --log-interval 1 --threads 1";
+    let metrics = |out: &str| {
+        let lines = fs::read_to_string(dir.path().join(out).join("metrics.jsonl")).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.map(|line| (line["event"].clone(), line["loss"].clone())).collect::<Vec<_>>()
+    };
+    for (out, flags) in [("loud", ""), ("still", "--quiet"), ("json", "--quiet --log-format json")]
+    {
+        let ran = run_in(dir.path(), &words(&format!("{small} --out-dir {out} {flags}")));
+        assert_eq!((ran.code, ran.stdout.is_empty()), (0, out != "loud"), "{}", ran.stderr);
+        assert_eq!(ran.stderr, "", "{out}");
+    }
+    assert_eq!(metrics("loud"), metrics("still"));
+    assert_eq!(metrics("loud"), metrics("json"));
+}
+
+#[cfg(feature = "report")]
+#[test]
+fn each_session_has_a_file_for_tensorboard() {
+    let dir = tempfile::tempdir().unwrap();
+    text(dir.path());
+    let files = || fs::read_dir(dir.path().join("out/tensorboard")).map_or(0, Iterator::count);
+    let small = "train --data t.txt --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 \
+                 --batch-size 2 --max-steps 2 --sample-tokens 0";
+    run_in(dir.path(), &words(small)).done();
+    assert_eq!(files(), 0);
+    run_in(dir.path(), &words("train --resume --max-steps 3 --tensorboard")).done();
+    assert_eq!(files(), 1);
+    // It is a setting of the run.
+    run_in(dir.path(), &words("train --resume --max-steps 4")).done();
+    assert_eq!(files(), 2);
+    run_in(dir.path(), &words("train --resume --max-steps 5 --tensorboard false")).done();
+    assert_eq!(files(), 2);
 }
 
 #[test]

@@ -242,6 +242,13 @@ train_flags! {
         /// text for people, json for one JSON object a line on standard output.
         #[arg(value_name = "FORMAT")]
         log_format: LogFormat,
+        /// Print nothing but errors and warnings, in any format: metrics.jsonl of the run folder has it.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        quiet: bool,
+        /// Write losses, learning rate, gradient norm and speed for TensorBoard too, into the folder
+        /// tensorboard of the run folder: see `tensorboard --logdir out`.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        tensorboard: bool,
         /// Tokens of the sample at the end; 0 for none.
         #[arg(value_name = "N")]
         sample_tokens: usize,

@@ -92,6 +92,8 @@ fn tiny() -> TrainSettings {
         keep_checkpoints: 2,
         log_interval: 10,
         log_format: LogFormat::Text,
+        quiet: false,
+        tensorboard: false,
         out_dir: "out".into(),
         resume: false,
         seed: 1337,

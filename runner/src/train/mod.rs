@@ -131,8 +131,7 @@ fn run(
     // Only now: what was wrong above has changed nothing.
     folder.save_settings(settings)?;
     let metrics = Metrics::open(&folder.metrics(), step)?;
-    let span = (step, settings.max_steps);
-    let reporter = Reporter::new(metrics, out, is_terminal, settings.log_format, span);
+    let reporter = Reporter::new(metrics, out, is_terminal, settings, step)?;
 
     // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
     let best = Kernels::detect().with_dtype(settings.dtype);

@@ -1,5 +1,5 @@
-//! Where events go: always to `metrics.jsonl`, and to standard output as JSON lines,
-//! as plain lines, or as a progress bar.
+//! Where events go: always to `metrics.jsonl`, to TensorBoard's files if they are wanted, and to standard
+//! output as JSON lines, as plain lines, as a progress bar, or not.
 
 use std::io::Write;
 use std::time::Instant;
@@ -11,18 +11,23 @@ use super::metrics::{self, Metrics};
 use super::tuner::Tried;
 use crate::error::{Error, Result};
 use crate::memory::human_bytes;
-use crate::settings::LogFormat;
+#[cfg(feature = "report")]
+use crate::report::tensorboard::Board;
+use crate::settings::{LogFormat, TrainSettings};
 use crate::tune::TUNED;
 
 /// Reports a run.
 pub struct Reporter<'o> {
     metrics: Metrics,
+    #[cfg(feature = "report")]
+    board: Option<Board>,
     out: &'o mut dyn Write,
     output: Output,
 }
 
 #[derive(Debug)]
 enum Output {
+    Quiet,
     Json,
     Text(Text),
 }
@@ -39,18 +44,21 @@ struct Text {
 }
 
 impl<'o> Reporter<'o> {
-    /// Reports to `metrics` and to `out` in `format`, for a session that goes from
-    /// `step` to `max_steps`. With `is_terminal`, `out` is standard output and a person
-    /// watches.
-    #[must_use]
+    /// Reports to `metrics` and to `out` as the settings say, for a session that begins after
+    /// `step` steps. With `is_terminal`, `out` is standard output and a person watches.
+    ///
+    /// # Errors
+    /// TensorBoard's file cannot be made, or this program has none.
     pub fn new(
         metrics: Metrics,
         out: &'o mut dyn Write,
         is_terminal: bool,
-        format: LogFormat,
-        (step, max_steps): (u64, u64),
-    ) -> Self {
-        let output = match format {
+        settings: &TrainSettings,
+        step: u64,
+    ) -> Result<Self> {
+        let max_steps = settings.max_steps;
+        let output = match settings.log_format {
+            _ if settings.quiet => Output::Quiet,
             LogFormat::Json => Output::Json,
             LogFormat::Text => Output::Text(Text {
                 bar: is_terminal.then(|| progress_bar(step, max_steps)),
@@ -60,17 +68,37 @@ impl<'o> Reporter<'o> {
                 val_loss: None,
             }),
         };
-        Self { metrics, out, output }
+        #[cfg(not(feature = "report"))]
+        if settings.tensorboard {
+            return Err(Error::failure(
+                "--tensorboard: this program was built without its feature report",
+            ));
+        }
+        Ok(Self {
+            metrics,
+            #[cfg(feature = "report")]
+            board: match settings.tensorboard {
+                true => Some(Board::create(&settings.out_dir, step)?),
+                false => None,
+            },
+            out,
+            output,
+        })
     }
 
     /// Reports an event.
     ///
     /// # Errors
-    /// `metrics.jsonl` or standard output cannot be written.
+    /// `metrics.jsonl`, TensorBoard's file or standard output cannot be written.
     pub fn event(&mut self, event: &Event) -> Result<()> {
         let line = metrics::line(event)?;
         self.metrics.write(&line)?;
+        #[cfg(feature = "report")]
+        if let Some(board) = &mut self.board {
+            board.event(event)?;
+        }
         match &mut self.output {
+            Output::Quiet => Ok(()),
             Output::Json => print(self.out, &line),
             Output::Text(text) => text.event(self.out, event),
         }

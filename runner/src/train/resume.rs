@@ -30,7 +30,7 @@ const FIXED: [&str; 17] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 19] = [
+const FREE: [&str; 21] = [
     "max_steps",
     "eval_interval",
     "eval_batches",
@@ -38,6 +38,8 @@ const FREE: [&str; 19] = [
     "keep_checkpoints",
     "log_interval",
     "log_format",
+    "quiet",
+    "tensorboard",
     "out_dir",
     "resume",
     "threads",

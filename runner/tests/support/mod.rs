@@ -64,6 +64,8 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         keep_checkpoints: 2,
         log_interval: 1,
         log_format: LogFormat::Json,
+        quiet: false,
+        tensorboard: false,
         out_dir: dir.join("run"),
         resume: false,
         seed: 7,
