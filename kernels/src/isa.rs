@@ -12,6 +12,7 @@ use crate::dropout::Dropout;
 use crate::elements::RawOperand;
 use crate::elementwise;
 use crate::embedding::{self, RawEmbedding};
+use crate::gated;
 use crate::gemm::format::{Format, Rounded, Single};
 use crate::gemm::micro::{self, Tile};
 use crate::gemm::pack;
@@ -19,6 +20,7 @@ use crate::gemm::{self, RawGemm};
 use crate::norm::{self, RawNorm};
 use crate::peak;
 use crate::product::{Dtype, Heads, Products};
+use crate::rotary::{self, RawRotary};
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 use crate::softmax::{self, RawCrossEntropy};
@@ -275,6 +277,11 @@ macro_rules! kernel_table {
                 fn gelu(dst: *mut f32, src: *const f32, n: usize) = elementwise::gelu;
                 fn gelu_backward(grad: *mut f32, pre: *const f32, n: usize) =
                     elementwise::gelu_backward;
+                fn swiglu(y: *mut f32, g: *const f32, u: *const f32, n: usize) = gated::swiglu;
+                fn swiglu_backward(
+                    g: *mut f32, u: *const f32, dy: *const f32, dg: *mut f32, du: *mut f32, n: usize
+                ) = gated::swiglu_backward;
+                fn rotate(a: &RawRotary) = rotary::rotate;
                 fn dropout_row(
                     dst: *mut f32, src: *const f32, n: usize, dropout: &Dropout, row: u32
                 ) = elementwise::dropout_row;
@@ -321,6 +328,9 @@ macro_rules! kernel_table {
                 scale,
                 gelu,
                 gelu_backward,
+                swiglu,
+                swiglu_backward,
+                rotate,
                 dropout_row,
                 column_sum,
                 sum_squares,

@@ -152,6 +152,20 @@ pub(crate) fn gelu_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     (s.mul(x, gate), s.mul_add(s.mul(flat, bell), slope, gate))
 }
 
+/// `x sigmoid(x)` (SiLU; Elfwing et al. 2017) and its derivative. Plus infinity stays infinite, where the
+/// slope is 1; of minus infinity the value is NaN and the slope 0. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn silu_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    // Beyond it e^-x is infinite and the gate 0, or the gate 1 to the last bit.
+    const FLAT: f32 = 88.7;
+    let one = s.splat(1.0);
+    // The second operand is NaN's.
+    let kept = s.max(s.splat(-FLAT), s.min(s.splat(FLAT), x));
+    let gate = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), kept))));
+    let slope = s.mul_add(s.mul(kept, gate), s.sub(one, gate), gate);
+    (s.mul(x, gate), slope)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{exp, exp2, gelu, gelu_slope, ln_each};

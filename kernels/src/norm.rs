@@ -1,9 +1,12 @@
-//! Layer normalisation, forward and backward, a row at a time.
+//! Layer and RMS normalisation, forward and backward, a row at a time.
 //!
 //! Ba, Kiros and Hinton, "Layer normalization" (2016):
 //! `y = (x - mean) * rstd * gain + bias`, `rstd = 1 / sqrt(variance + eps)`,
 //! with the variance of the population. The variance is a second pass over the
 //! row (it is in L1), for the one-pass form cancels.
+//!
+//! Zhang and Sennrich, "Root mean square layer normalization" (2019), is the same with 0 for the
+//! mean, forward and for the gradient: nothing is taken off, and no derivative goes through it.
 
 use crate::elements::{Elements, Floats};
 use crate::gemm::format::{Format, Single};
@@ -20,8 +23,8 @@ pub(crate) struct RawNorm {
     /// Forward, and backward to make y again.
     pub(crate) bias: Option<*const f32>,
     pub(crate) eps: f32,
-    /// Forward: written. Backward: read.
-    pub(crate) mean: *mut f32,
+    /// Forward: written. Backward: read. An RMS norm has no mean.
+    pub(crate) mean: Option<*mut f32>,
     pub(crate) rstd: *mut f32,
     /// Forward: the result. Backward: the gradient of x.
     pub(crate) out: *mut f32,
@@ -63,20 +66,7 @@ pub(crate) unsafe fn forward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
         // SAFETY: row r of each operand, columns below n.
         unsafe {
             let x = a.x.add(r * a.x_row);
-            let mut totals = [s.splat(0.0); SUMS];
-            let mut i = 0;
-            while i + step <= n {
-                for (q, total) in totals.iter_mut().enumerate() {
-                    *total = s.add(*total, s.load(x.add(i + q * S::LANES)));
-                }
-                i += step;
-            }
-            while i < n {
-                let left = (n - i).min(S::LANES);
-                totals[0] = s.add(totals[0], load_up_to(s, x.add(i), left));
-                i += left;
-            }
-            let mean = s.sum(together(s, totals)) * inverse;
+            let mean = if a.mean.is_some() { sum(s, x, n) * inverse } else { 0.0 };
             let centre = s.splat(mean);
             let mut squares = [s.splat(0.0); SUMS];
             let mut i = 0;
@@ -101,7 +91,9 @@ pub(crate) unsafe fn forward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
             // The same number in all lanes: a root of a single one would be made by software.
             let root = s.sqrt(s.splat(variance * inverse + a.eps));
             let factor = s.div(s.splat(1.0), root);
-            *a.mean.add(r) = mean;
+            if let Some(to) = a.mean {
+                *to.add(r) = mean;
+            }
             store_up_to(s, a.rstd.add(r), factor, 1);
             let y = a.out.cast::<M::Element>().add(r * a.out_row);
             let mut i = 0;
@@ -120,6 +112,32 @@ pub(crate) unsafe fn forward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
     }
 }
 
+/// The sum of a row.
+///
+/// # Safety
+/// `x` is valid for `n` floats.
+#[inline(always)]
+unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
+    let step = SUMS * S::LANES;
+    let mut totals = [s.splat(0.0); SUMS];
+    let mut i = 0;
+    // SAFETY: elements below n.
+    unsafe {
+        while i + step <= n {
+            for (q, total) in totals.iter_mut().enumerate() {
+                *total = s.add(*total, s.load(x.add(i + q * S::LANES)));
+            }
+            i += step;
+        }
+        while i < n {
+            let left = (n - i).min(S::LANES);
+            totals[0] = s.add(totals[0], load_up_to(s, x.add(i), left));
+            i += left;
+        }
+    }
+    s.sum(together(s, totals))
+}
+
 /// Sums of a row that are made at a time: one would wait for itself at each step.
 const SUMS: usize = 4;
 
@@ -130,6 +148,7 @@ fn together<S: Simd>(s: S, sums: [S::V; SUMS]) -> S::V {
 
 /// With `h = (x - mean) rstd` and `w = gain dy`, row by row:
 /// `dx = rstd (w - mean(w) - h mean(w h))`; over rows: `dgain = sum dy h`, `dbias = sum dy`.
+/// An RMS norm has no `mean(w)`.
 /// If wanted, y is made again in place of x, by the operations of [`forward`].
 ///
 /// # Safety
@@ -167,7 +186,7 @@ pub(crate) unsafe fn backward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
         // SAFETY: row r of each operand, columns below n.
         unsafe {
             let (x, dy) = (a.x.add(r * a.x_row), a.dy.add(r * a.dy_row));
-            let centre = s.splat(*a.mean.add(r));
+            let centre = s.splat(a.mean.map_or(0.0, |mean| *mean.add(r)));
             let rstd = *a.rstd.add(r);
             let factor = s.splat(rstd);
             let (mut sum_w, mut sum_wh) = (s.splat(0.0), s.splat(0.0));
@@ -188,7 +207,7 @@ pub(crate) unsafe fn backward_into<S: Simd, F: Format<S>, M: Elements<S, F>>(
                 }
                 i += left;
             }
-            let mean_w = s.splat(s.sum(sum_w) * inverse);
+            let mean_w = s.splat(if a.mean.is_some() { s.sum(sum_w) * inverse } else { 0.0 });
             let mean_wh = s.splat(s.sum(sum_wh) * inverse);
             let dx = a.out.add(r * a.out_row);
             let mut i = 0;

@@ -9,20 +9,20 @@ use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
 use crate::softmax::{IGNORE, RawCrossEntropy};
 
-/// What the forward pass of a layer norm leaves for the backward pass.
+/// What the forward pass of a layer norm or RMS norm leaves for the backward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct NormSaved<'a> {
     /// Input of the forward pass, `rows x cols`.
     pub x: MatRef<'a>,
     /// Gain, `cols`.
     pub gain: &'a [f32],
-    /// Mean of each row.
-    pub mean: &'a [f32],
-    /// `1 / sqrt(variance + eps)` of each row.
+    /// Mean of each row; `None` for an RMS norm, as in the forward pass.
+    pub mean: Option<&'a [f32]>,
+    /// `1 / sqrt(variance + eps)` of each row; of an RMS norm the mean of squares for the variance.
     pub rstd: &'a [f32],
 }
 
-/// [`NormSaved`] of a layer norm whose output is wanted again, in place of its input.
+/// [`NormSaved`] of a norm whose output is wanted again, in place of its input.
 #[derive(Debug)]
 pub struct NormInPlace<'a> {
     /// Input of the forward pass, `rows x cols`; becomes its output.
@@ -34,9 +34,9 @@ pub struct NormInPlace<'a> {
     pub gain: &'a [f32],
     /// Bias of the forward pass.
     pub bias: Option<&'a [f32]>,
-    /// Mean of each row.
-    pub mean: &'a [f32],
-    /// `1 / sqrt(variance + eps)` of each row.
+    /// Mean of each row; `None` for an RMS norm, as in the forward pass.
+    pub mean: Option<&'a [f32]>,
+    /// `1 / sqrt(variance + eps)` of each row; of an RMS norm the mean of squares for the variance.
     pub rstd: &'a [f32],
 }
 
@@ -62,7 +62,11 @@ fn raw_norm_backward(
     let (rows, cols) = (saved.x.rows(), saved.x.cols());
     assert!(dy.rows() == rows && dy.cols() == cols, "layer_norm_backward: dy");
     assert!(dx.rows() == rows && dx.cols() == cols, "layer_norm_backward: dx");
-    assert!(saved.mean.len() == rows && saved.rstd.len() == rows, "layer_norm_backward: rows");
+    let of_rows = |of: &[f32]| of.len() == rows;
+    assert!(
+        saved.mean.is_none_or(of_rows) && of_rows(saved.rstd),
+        "layer_norm_backward: {rows} rows"
+    );
     assert!(saved.gain.len() == cols && dgain.len() == cols, "layer_norm_backward: gain");
     assert!(dbias.as_ref().is_none_or(|b| b.len() == cols), "layer_norm_backward: bias");
     let (x, dy) = (rows_of(saved.x), rows_of(dy));
@@ -74,7 +78,7 @@ fn raw_norm_backward(
         gain: saved.gain.as_ptr(),
         bias: None,
         eps: 0.0,
-        mean: saved.mean.as_ptr().cast_mut(),
+        mean: saved.mean.map(|mean| mean.as_ptr().cast_mut()),
         rstd: saved.rstd.as_ptr().cast_mut(),
         out: dx.ptr,
         out_row: dx.row_stride,
@@ -112,7 +116,7 @@ fn raw_cross_entropy(
 }
 
 impl Kernels {
-    /// Layer norm of each row of `x`: overwrites `y`, `mean` and `rstd`.
+    /// Layer norm of each row of `x`, or without `mean` RMS norm: overwrites `y`, `mean` and `rstd`.
     ///
     /// # Panics
     /// If a shape does not fit that of `x`.
@@ -124,13 +128,14 @@ impl Kernels {
         bias: Option<&[f32]>,
         eps: f32,
         y: impl Into<OperandMut<'y>>,
-        mean: &mut [f32],
+        mean: Option<&mut [f32]>,
         rstd: &mut [f32],
     ) {
         let (rows, cols, y) = (x.rows(), x.cols(), y.into());
         assert!(y.shape() == (rows, cols), "layer_norm: y is not {rows}x{cols}");
         let y = y.raw();
-        assert!(mean.len() == rows && rstd.len() == rows, "layer_norm: {rows} rows");
+        let of_rows = mean.as_ref().is_none_or(|mean| mean.len() == rows);
+        assert!(of_rows && rstd.len() == rows, "layer_norm: {rows} rows");
         assert!(gain.len() == cols && bias.is_none_or(|b| b.len() == cols), "layer_norm: {cols}");
         let x = rows_of(x);
         let a = RawNorm {
@@ -141,7 +146,7 @@ impl Kernels {
             gain: gain.as_ptr(),
             bias: bias.map(<[f32]>::as_ptr),
             eps,
-            mean: mean.as_mut_ptr(),
+            mean: mean.map(<[f32]>::as_mut_ptr),
             rstd: rstd.as_mut_ptr(),
             out: y.ptr.cast_mut(),
             out_row: y.row,
@@ -198,7 +203,7 @@ impl Kernels {
         let NormInPlace { x, halves, gain, bias, mean, rstd } = saved;
         let cols = x.cols();
         assert!(bias.is_none_or(|b| b.len() == cols), "layer_norm_backward: bias");
-        let read = NormSaved { x: x.as_ref(), gain, mean, rstd };
+        let read = NormSaved { x: x.as_ref(), gain, mean: *mean, rstd };
         let a = RawNorm {
             x: x.ptr,
             bias: bias.map(<[f32]>::as_ptr),

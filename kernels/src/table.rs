@@ -11,6 +11,7 @@ use crate::embedding::RawEmbedding;
 use crate::isa::{self, Isa};
 use crate::norm::RawNorm;
 use crate::product::{Dtype, Products};
+use crate::rotary::RawRotary;
 use crate::softmax::RawCrossEntropy;
 
 /// The kernels of one instruction set. Get one from [`Kernels::detect`],
@@ -30,6 +31,10 @@ pub struct Kernels {
     pub(crate) scale: unsafe fn(*mut f32, f32, usize),
     pub(crate) gelu: unsafe fn(*mut f32, *const f32, usize),
     pub(crate) gelu_backward: unsafe fn(*mut f32, *const f32, usize),
+    pub(crate) swiglu: unsafe fn(*mut f32, *const f32, *const f32, usize),
+    pub(crate) swiglu_backward:
+        unsafe fn(*mut f32, *const f32, *const f32, *mut f32, *mut f32, usize),
+    pub(crate) rotate: unsafe fn(&RawRotary),
     pub(crate) dropout_row: unsafe fn(*mut f32, *const f32, usize, &Dropout, u32),
     pub(crate) column_sum: unsafe fn(*const f32, usize, usize, usize, *mut f32, bool),
     pub(crate) sum_squares: unsafe fn(*const f32, usize) -> f32,

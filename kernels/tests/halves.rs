@@ -258,14 +258,22 @@ fn products_of_two_matrices_once_used_take_either_kind() {
 fn norms_gradients_of_logits_and_column_sums_have_the_bits_of_floats() {
     each(|kernels| {
         let mut rng = Rng::new(4);
-        for (rows, cols) in [(1, 1), (3, 15), (4, 16), (70, 33), (5, 200)] {
-            let what = format!("{rows}x{cols}");
+        for (rows, cols, centred) in [
+            (1, 1, true),
+            (3, 15, false),
+            (4, 16, true),
+            (70, 33, false),
+            (5, 200, true),
+            (9, 64, false),
+        ] {
+            let what = format!("{rows}x{cols} centred: {centred}");
             let x = random(&mut rng, rows * cols);
             let (gain, bias) = (random(&mut rng, cols), random(&mut rng, cols));
             let norm = |y: OperandMut<'_>| {
                 let (mut mean, mut rstd) = (vec![0.0; rows], vec![0.0; rows]);
                 let x = MatRef::new(&x, rows, cols, cols);
-                kernels.layer_norm(x, &gain, Some(&bias), 1e-5, y, &mut mean, &mut rstd);
+                let means = centred.then_some(&mut mean[..]);
+                kernels.layer_norm(x, &gain, Some(&bias), 1e-5, y, means, &mut rstd);
                 (bits(&mean), bits(&rstd))
             };
             let (mut y, mut half_y) = (x.clone(), Halves::blank(rows, cols, cols + 2));
@@ -283,7 +291,7 @@ fn norms_gradients_of_logits_and_column_sums_have_the_bits_of_floats() {
                     halves,
                     gain: &gain,
                     bias: Some(&bias),
-                    mean: &mean,
+                    mean: centred.then_some(&mean[..]),
                     rstd: &rstd,
                 };
                 let dy = MatRef::new(&dy, rows, cols, cols);

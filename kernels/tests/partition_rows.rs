@@ -49,7 +49,7 @@ fn norm(
     [x, dy, dx]: [&Grid; 3],
     [gain, bias]: [&[f32]; 2],
     rows: &Range<usize>,
-    accumulate: bool,
+    (centred, accumulate): (bool, bool),
     rng: &mut Rng,
 ) -> [Grid; 4] {
     let (n, cols) = (rows.len(), x.cols);
@@ -57,8 +57,9 @@ fn norm(
     let mut dx = copy(rng, dx, rows);
     let mut y = Grid::blank_somewhere(rng, n, cols);
     let (mut mean, mut rstd) = (vec![0.0; n], vec![0.0; n]);
-    kernels.layer_norm(x, gain, Some(bias), 1e-5, y.view_mut(), &mut mean, &mut rstd);
-    let saved = NormSaved { x, gain, mean: &mean, rstd: &rstd };
+    let means = centred.then_some(&mut mean[..]);
+    kernels.layer_norm(x, gain, Some(bias), 1e-5, y.view_mut(), means, &mut rstd);
+    let saved = NormSaved { x, gain, mean: centred.then_some(&mean[..]), rstd: &rstd };
     let (mut dgain, mut dbias) = (vec![0.0; cols], vec![0.0; cols]);
     let result = dx.view_mut();
     kernels.layer_norm_backward(&saved, dy, result, accumulate, &mut dgain, Some(&mut dbias));
@@ -75,13 +76,13 @@ fn norms_of_some_rows_have_the_bits_of_all() {
     each_isa(|kernels| {
         let mut rng = Rng::new(71);
         for cols in COLS {
-            for accumulate in [false, true] {
+            for how in [(true, false), (true, true), (false, false), (false, true)] {
                 let grids = [0; 3].map(|_| Grid::random(&mut rng, ROWS, cols));
                 let rows = [0; 2].map(|_| Grid::vector(&mut rng, cols));
                 let (grids, weights) = (grids.each_ref(), rows.each_ref().map(Grid::slice));
-                let whole = norm(kernels, grids, weights, &(0..ROWS), accumulate, &mut rng);
+                let whole = norm(kernels, grids, weights, &(0..ROWS), how, &mut rng);
                 for rows in partitions(ROWS).into_iter().flatten() {
-                    let part = norm(kernels, grids, weights, &rows, accumulate, &mut rng);
+                    let part = norm(kernels, grids, weights, &rows, how, &mut rng);
                     for (part, whole) in part.iter().zip(&whole) {
                         let what = format!("{kernels:?} {cols} columns, rows {rows:?}");
                         assert_rows(part, whole, &rows, &what);

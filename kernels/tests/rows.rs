@@ -12,9 +12,9 @@ fn blank(rng: &mut Rng, n: usize) -> Grid {
     Grid::blank(1, n, 0, 1 + rng.below(7))
 }
 
-/// One layer norm, forward and backward, with every element checked.
-fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
-    let what = format!("{kernels:?} {rows}x{cols}");
+/// One layer norm, or if not `centred` RMS norm, forward and backward, with every element checked.
+fn check_norm(kernels: &Kernels, rows: usize, cols: usize, centred: bool, rng: &mut Rng) {
+    let what = format!("{kernels:?} {rows}x{cols} centred: {centred}");
     let mut x = Grid::random(rng, rows, cols);
     let shift = rng.float() * 2.0;
     let values = x.values();
@@ -29,9 +29,10 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
         with_bias.then(|| bias.slice()),
         EPS,
         y.view_mut(),
-        mean.slice_mut(),
+        centred.then(|| mean.slice_mut()),
         rstd.slice_mut(),
     );
+    let means = || centred.then(|| mean.slice());
     for grid in [&y, &mean, &rstd] {
         grid.assert_frame(&what);
     }
@@ -44,8 +45,7 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
     }
     let before = if accumulate { dx.wide() } else { vec![0.0; rows * cols] };
     let (mut dgain, mut dbias) = (blank(rng, cols), blank(rng, cols));
-    let saved =
-        NormSaved { x: x.view(), gain: gain.slice(), mean: mean.slice(), rstd: rstd.slice() };
+    let saved = NormSaved { x: x.view(), gain: gain.slice(), mean: means(), rstd: rstd.slice() };
     kernels.layer_norm_backward(
         &saved,
         dy.view(),
@@ -69,7 +69,7 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
             halves: false,
             gain: gain.slice(),
             bias: with_bias.then(|| bias.slice()),
-            mean: mean.slice(),
+            mean: means(),
             rstd: rstd.slice(),
         },
         dy.view(),
@@ -92,18 +92,23 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
     for i in 0..rows {
         let mut row = x.wide()[i * cols..][..cols].to_vec();
         let grads = dy.wide()[i * cols..][..cols].to_vec();
-        let (centre, root) = reference::moments(&row, eps);
+        let (centre, root) = reference::moments(&row, eps, centred);
+        // What the mean is off by, if there is one.
         let size = row.iter().map(|x| x.abs()).sum::<f64>() / cols as f64;
+        let size = if centred { size } else { 0.0 };
         let at = format!("{what} row {i}");
         let bound = tolerance::layer_norm(cols, size, 1.0, 0.0);
-        assert_close(mean.at(0, i), centre, bound, format!("{at}: mean"));
+        if centred {
+            assert_close(mean.at(0, i), centre, bound, format!("{at}: mean"));
+        }
         // The mean's own error enters the variance squared: it matters where rows are constant.
         let slack = tolerance::layer_norm(cols, root, 1.0, 0.0) + (bound * root).powi(2) * root;
         assert_close(rstd.at(0, i), root, slack, format!("{at}: rstd"));
-        let exact = reference::layer_norm(&row, &gains, &biases, eps);
+        let exact = reference::norm(&row, &gains, &biases, eps, centred);
         let spread = |x: f64| (size + (x - centre).abs()) * root;
         let n = cols as f64;
         let w_size = (0..cols).map(|j| (gains[j] * grads[j]).abs()).sum::<f64>() / n;
+        let w_size = if centred { w_size } else { 0.0 };
         let wh_size =
             (0..cols).map(|j| (gains[j] * grads[j]).abs() * spread(row[j])).sum::<f64>() / n;
         for j in 0..cols {
@@ -116,7 +121,7 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
             dbias_sizes[j] += grads[j].abs();
 
             let w = |j: usize| gains[j] * grads[j];
-            let mean_w = (0..cols).map(w).sum::<f64>() / n;
+            let mean_w = if centred { (0..cols).map(w).sum::<f64>() / n } else { 0.0 };
             let mean_wh = (0..cols).map(|j| w(j) * (row[j] - centre) * root).sum::<f64>() / n;
             let formula = before[i * cols + j] + root * (w(j) - mean_w - hat * mean_wh);
             let size = root * (w(j).abs() + w_size + spread(row[j]) * wh_size);
@@ -126,7 +131,7 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
             // Differences lose their accuracy where eps alone holds the variance up.
             if cols <= 33 && root < 30.0 {
                 let slope = reference::difference(&mut row, j, |row| {
-                    let y = reference::layer_norm(row, &gains, &biases, eps);
+                    let y = reference::norm(row, &gains, &biases, eps, centred);
                     y.iter().zip(&grads).map(|(y, g)| y * g).sum()
                 });
                 let bound = bound + tolerance::DIFFERENCES * root.powi(3).max(1.0);
@@ -146,20 +151,25 @@ fn check_norm(kernels: &Kernels, rows: usize, cols: usize, rng: &mut Rng) {
 }
 
 #[test]
-fn layer_norm_and_its_gradients_match_the_reference() {
+fn norms_and_their_gradients_match_the_reference() {
     each_isa(|kernels| {
-        let mut rng = Rng::new(41);
-        for cols in SIZES {
-            for rows in [1, 2, 5] {
-                check_norm(kernels, rows, cols, &mut rng);
-            }
-        }
-        for _ in 0..100 {
-            let (rows, cols) = (rng.size(17), 1 + rng.below(300));
-            check_norm(kernels, rows, cols, &mut rng);
-        }
-        check_norm(kernels, 2, 1024, &mut rng);
+        check_norms(kernels, true);
+        check_norms(kernels, false);
     });
+}
+
+fn check_norms(kernels: &Kernels, centred: bool) {
+    let rng = &mut Rng::new(41);
+    for cols in SIZES {
+        for rows in [1, 2, 5] {
+            check_norm(kernels, rows, cols, centred, rng);
+        }
+    }
+    for _ in 0..100 {
+        let (rows, cols) = (rng.size(17), 1 + rng.below(300));
+        check_norm(kernels, rows, cols, centred, rng);
+    }
+    check_norm(kernels, 2, 1024, centred, rng);
 }
 
 /// Cross-entropy of one block, loss alone and with gradient, every element checked.

@@ -4,8 +4,8 @@
 mod common;
 
 use cllm_kernels::{
-    AdamW, Attention, AttentionGrads, AttentionInPlace, Dropout, Dtype, Epilogue, KC, Kernels,
-    MatMut, MatRef, NormInPlace, NormSaved, Packed,
+    AdamW, Angles, Attention, AttentionGrads, AttentionInPlace, Dropout, Dtype, Epilogue, KC,
+    Kernels, MatMut, MatRef, NormInPlace, NormSaved, Packed,
 };
 use common::{each_dtype, each_isa, panics, room};
 
@@ -186,14 +186,14 @@ fn norm(kernels: &Kernels, n: [usize; 6]) {
     let (mut y, mut means, mut rstds) = ([0.0; 64], vec![0.0; mean], vec![0.0; rstd]);
     let (gain, bias) = (&ZEROS[..gain], Some(&ZEROS[..bias]));
     let y = out(&mut y, y_rows, y_cols);
-    kernels.layer_norm(mat(&ZEROS, 3, 5), gain, bias, 1e-5, y, &mut means, &mut rstds);
+    kernels.layer_norm(mat(&ZEROS, 3, 5), gain, bias, 1e-5, y, Some(&mut means), &mut rstds);
 }
 
 fn norm_backward(kernels: &Kernels, n: [usize; 9]) {
     let [dy_rows, dy_cols, dx_rows, dx_cols, mean, rstd, gain, dgain, dbias] = n;
     let x = mat(&ZEROS, 3, 5);
     let (mean, rstd) = (&ZEROS[..mean], &ZEROS[..rstd]);
-    let saved = NormSaved { x, gain: &ZEROS[..gain], mean, rstd };
+    let saved = NormSaved { x, gain: &ZEROS[..gain], mean: Some(mean), rstd };
     let (mut dx, mut dgain, mut dbias) = ([0.0; 64], vec![0.0; dgain], vec![0.0; dbias]);
     let (dy, dx) = (mat(&ZEROS, dy_rows, dy_cols), out(&mut dx, dx_rows, dx_cols));
     kernels.layer_norm_backward(&saved, dy, dx, false, &mut dgain, Some(&mut dbias));
@@ -203,12 +203,75 @@ fn norm_in_place(kernels: &Kernels, n: [usize; 10]) {
     let [dy_rows, dy_cols, dx_rows, dx_cols, mean, rstd, gain, bias, dgain, dbias] = n;
     let (mut x, mut dx) = ([0.0; 15], [0.0; 64]);
     let (mean, rstd, bias) = (&ZEROS[..mean], &ZEROS[..rstd], Some(&ZEROS[..bias]));
-    let mut saved =
-        NormInPlace { x: out(&mut x, 3, 5), halves: false, gain: &ZEROS[..gain], bias, mean, rstd };
+    let mut saved = NormInPlace {
+        x: out(&mut x, 3, 5),
+        halves: false,
+        gain: &ZEROS[..gain],
+        bias,
+        mean: Some(mean),
+        rstd,
+    };
     let (mut dgain, mut dbias) = (vec![0.0; dgain], vec![0.0; dbias]);
     let (dy, dx) = (mat(&ZEROS, dy_rows, dy_cols), out(&mut dx, dx_rows, dx_cols));
     let dbias = Some(&mut dbias[..]);
     kernels.layer_norm_backward_in_place(&mut saved, dy, dx, false, &mut dgain, dbias);
+}
+
+fn swiglu(kernels: &Kernels, [pre_rows, pre_cols, rows, cols]: [usize; 4]) {
+    let mut y = [0.0; 64];
+    kernels.swiglu(mat(&ZEROS, pre_rows, pre_cols), out(&mut y, rows, cols));
+}
+
+fn swiglu_backward(kernels: &Kernels, n: [usize; 6]) {
+    let [pre_rows, pre_cols, dy_rows, dy_cols, dpre_rows, dpre_cols] = n;
+    let (mut pre, mut dpre) = ([0.0; 64], [0.0; 64]);
+    let pre = out(&mut pre, pre_rows, pre_cols);
+    let dpre = out(&mut dpre, dpre_rows, dpre_cols);
+    kernels.swiglu_backward(pre, mat(&ZEROS, dy_rows, dy_cols), dpre);
+}
+
+fn rotate(kernels: &Kernels, n: [usize; 5], head: usize, period: usize) {
+    let [cols, cos_rows, cos_cols, sin_rows, sin_cols] = n;
+    let mut x = [0.0; 64];
+    let angles =
+        Angles { cos: mat(&ZEROS, cos_rows, cos_cols), sin: mat(&ZEROS, sin_rows, sin_cols) };
+    kernels.rotate(out(&mut x, 3, cols), head, &angles, 1, period, false);
+}
+
+#[test]
+fn gated_and_rotary_kernels_check_every_shape() {
+    each_isa(|kernels| {
+        refuses_each([3, 10, 3, 5], |n| swiglu(kernels, n));
+        refuses_each([3, 10, 3, 5, 3, 10], |n| swiglu_backward(kernels, n));
+        // Two heads of 4 with 2 angles, 4 positions. More of both tables' rows would do.
+        refuses_each([8], |[cols]| rotate(kernels, [cols, 4, 2, 4, 2], 4, 9));
+        refuses_each([4, 2], |[rows, cols]| rotate(kernels, [8, rows, cols, 4, 2], 4, 9));
+        refused! {
+            "no head" => rotate(kernels, [8, 4, 2, 4, 2], 0, 9);
+            "angles for more than a head" => rotate(kernels, [8, 4, 3, 4, 3], 4, 9);
+            "no period" => rotate(kernels, [8, 4, 2, 4, 2], 4, 0);
+            "too few positions" => rotate(kernels, [8, 3, 2, 3, 2], 4, 9);
+            "a table across" => kernels.rotate(
+                out(&mut [0.0; 32], 4, 8),
+                4,
+                &Angles { cos: mat(&ZEROS, 2, 4).t(), sin: mat(&ZEROS, 4, 2) },
+                0,
+                4,
+                false
+            );
+            "statistics of an RMS norm" => kernels.layer_norm(
+                mat(&ZEROS, 3, 5),
+                &ZEROS[..5],
+                None,
+                1e-5,
+                out(&mut [0.0; 15], 3, 5),
+                None,
+                &mut [0.0; 2]
+            );
+        }
+        // A short period needs no more.
+        rotate(kernels, [8, 3, 2, 3, 2], 4, 3);
+    });
 }
 
 /// Calls `run` with `right`, then with each number one more and one less: those must panic.

@@ -177,18 +177,33 @@ fn a_nan_or_infinite_logit_shows_in_loss_and_gradient() {
 #[test]
 fn a_nan_in_a_norm_reaches_its_whole_row() {
     each_isa(|kernels| {
-        for cols in [1, 5, 8, 17] {
+        for (cols, centred) in [1, 5, 8, 17].into_iter().flat_map(|n| [(n, true), (n, false)]) {
             for at in 0..cols {
-                for poison in [f32::NAN, f32::INFINITY] {
+                // Without a mean an infinite square leaves 0 of what is finite.
+                let poisons = [f32::NAN, f32::INFINITY].into_iter().take(1 + usize::from(centred));
+                for poison in poisons {
                     let mut x = Grid::blank(2, cols, 1, 1);
                     x.fill(|i, j| if (i, j) == (0, at) { poison } else { j as f32 });
                     let mut y = Grid::blank(2, cols, 0, 3);
                     let gain = vec![1.0; cols];
                     let (mut mean, mut rstd) = ([0.0; 2], [0.0; 2]);
                     let out = y.view_mut();
-                    kernels.layer_norm(x.view(), &gain, None, 1e-5, out, &mut mean, &mut rstd);
+                    kernels.layer_norm(
+                        x.view(),
+                        &gain,
+                        None,
+                        1e-5,
+                        out,
+                        centred.then_some(&mut mean[..]),
+                        &mut rstd,
+                    );
                     assert!((0..cols).all(|j| y.at(0, j).is_nan() && y.at(1, j).is_finite()));
-                    let saved = NormSaved { x: x.view(), gain: &gain, mean: &mean, rstd: &rstd };
+                    let saved = NormSaved {
+                        x: x.view(),
+                        gain: &gain,
+                        mean: centred.then_some(&mean[..]),
+                        rstd: &rstd,
+                    };
                     let mut dx = Grid::blank(2, cols, 0, 3);
                     let mut dgain = vec![0.0; cols];
                     let dy = y.view();

@@ -170,7 +170,7 @@ impl<'a> Feed<'a> {
                 self.vector(bias),
                 self.plan.config.norm_eps,
                 self.act.mat_mut(at + places.norm, (n, d), d),
-                mean,
+                Some(mean),
                 rstd,
             );
         }

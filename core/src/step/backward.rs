@@ -57,7 +57,7 @@ impl Step<'_> {
                     let stream = self.act.slice(from + first * d, rows * d);
                     self.act.slice_mut(to + first * d, rows * d).copy_from_slice(stream);
                 }
-                let mean = self.act.slice(saved.mean + first, rows);
+                let mean = Some(self.act.slice(saved.mean + first, rows));
                 let rstd = self.act.slice(saved.rstd + first, rows);
                 let dy = self.act.mat(dnorm + first * d, (rows, d), d);
                 let dx = self.act.mat_mut(to + first * d, (rows, d), d);

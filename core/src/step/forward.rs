@@ -77,7 +77,7 @@ impl Step<'_> {
                 self.vector(bias),
                 self.plan.config.norm_eps,
                 y,
-                self.act.slice_mut(moments.mean + first, rows),
+                Some(self.act.slice_mut(moments.mean + first, rows)),
                 self.act.slice_mut(moments.rstd + first, rows),
             );
         }

@@ -52,17 +52,28 @@ pub(crate) fn gelu_slope(x: f64) -> f64 {
     gate + x * gate * (1.0 - gate) * gelu_two_u_slope(x)
 }
 
-/// Mean of a row and `1 / sqrt(variance + eps)`.
-pub(crate) fn moments(x: &[f64], eps: f64) -> (f64, f64) {
+/// `1 / (1 + e^-x)`.
+pub(crate) fn logistic(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// Derivative of `x logistic(x)`.
+pub(crate) fn silu_slope(x: f64) -> f64 {
+    let gate = logistic(x);
+    gate + x * gate * (1.0 - gate)
+}
+
+/// Mean of a row and `1 / sqrt(variance + eps)`; if not `centred`, those of an RMS norm.
+pub(crate) fn moments(x: &[f64], eps: f64, centred: bool) -> (f64, f64) {
     let n = x.len() as f64;
-    let mean = x.iter().sum::<f64>() / n;
+    let mean = if centred { x.iter().sum::<f64>() / n } else { 0.0 };
     let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// Layer norm of one row.
-pub(crate) fn layer_norm(x: &[f64], gain: &[f64], bias: &[f64], eps: f64) -> Vec<f64> {
-    let (mean, rstd) = moments(x, eps);
+/// Layer norm of one row, or RMS norm.
+pub(crate) fn norm(x: &[f64], gain: &[f64], bias: &[f64], eps: f64, centred: bool) -> Vec<f64> {
+    let (mean, rstd) = moments(x, eps, centred);
     (0..x.len()).map(|j| (x[j] - mean) * rstd * gain[j] + bias[j]).collect()
 }
 

@@ -12,7 +12,9 @@
 //! | gemm, gemm_unpacked | `(k + 2) U sum \|a\|\|b\|`, `+ U` a further operation |
 //! | exp | 2 ULP (through softmax: 4) |
 //! | gelu | `(8 + 6 \|2u\| (1 - gate)) U` relative |
-//! | layer_norm | `(n + 16) U` of the magnitudes that cancel |
+//! | swiglu | `10 U` relative; its gradients by the parts of the slope |
+//! | rotate | `3 U` of the magnitudes of both products |
+//! | layer_norm, RMS norm | `(n + 16) U` of the magnitudes that cancel |
 //! | layer_norm_backward | 4 times that |
 //! | cross_entropy | `(n + 8 + \|x - max\|) 2 U` absolute (loss), relative (gradient) |
 //! | attention | `(keys + 8 + (head + 4) largest score) 4 U` of the magnitudes |
@@ -55,6 +57,24 @@ pub(crate) fn gelu_slope(x: f64) -> f64 {
     let gate_error = 8.0 + 6.0 * two_u.abs() * (1.0 - gate);
     let bell = x.abs() * gate * reference::gelu_two_u_slope(x);
     U * (gate_error * gate + bell * ((1.0 - gate) * (8.0 + 2.0 * gate_error) + 2.0)) + TINY
+}
+
+/// The gate is exact to 8 U: of `e^-x`, 2 ULP, damped by `1 - gate`, a sum and a quotient. Two products
+/// more.
+pub(crate) fn swiglu(magnitude: f64) -> f64 {
+    10.0 * U * magnitude + TINY
+}
+
+/// `gate + silu (1 - gate)`; `1 - gate` is exact to 9 U of 1, and a sum and two products more.
+pub(crate) fn silu_slope(x: f64) -> f64 {
+    let gate = reference::logistic(x);
+    let silu = (x * gate).abs();
+    U * (10.0 * gate + silu * ((1.0 - gate) * 12.0 + 10.0 * gate + 1.0)) + TINY
+}
+
+/// Two products and their sum.
+pub(crate) fn rotation(magnitude: f64) -> f64 {
+    3.0 * U * magnitude + TINY
 }
 
 /// An error `e` of GELU's input reaches its output at most 1.13-fold: the largest slope.

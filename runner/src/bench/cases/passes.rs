@@ -33,7 +33,7 @@ fn norms(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
         let (x, gain) = (x.clone(), gain.clone());
         move |mean: &mut [f32], rstd: &mut [f32]| {
             let y = out(&mut y, rows, cols);
-            kernels.layer_norm(mat(&x, rows, cols), &gain, Some(&bias), 1e-5, y, mean, rstd);
+            kernels.layer_norm(mat(&x, rows, cols), &gain, Some(&bias), 1e-5, y, Some(mean), rstd);
         }
     };
     forward(&mut mean, &mut rstd);
@@ -43,7 +43,7 @@ fn norms(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) {
     let (mut dgain, mut dbias) = (Lines::zeros(cols), Lines::zeros(cols));
     see(Case::cache("layer norm backward", 3 * size, move || {
         let x = mat(&x, rows, cols);
-        let saved = NormSaved { x, gain: &gain, mean: &means, rstd: &rstds };
+        let saved = NormSaved { x, gain: &gain, mean: Some(&means), rstd: &rstds };
         let (dy, dx) = (mat(&dy, rows, cols), out(&mut dx, rows, cols));
         kernels.layer_norm_backward(&saved, dy, dx, false, &mut dgain, Some(&mut dbias));
     }));
