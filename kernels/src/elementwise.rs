@@ -51,7 +51,8 @@ pub(crate) unsafe fn copy_rows<S: Simd>(
 /// [`copy_rows`] past the caches, for a place that is not read soon.
 ///
 /// # Safety
-/// As for [`copy_rows`]; `cols`, `to` and `to_row` are whole vectors, and [`Simd::fence`] follows.
+/// As for [`copy_rows`]; `cols` and `to_row` are multiples of `LANES`, `to` is aligned to the size of a
+/// vector, and [`Simd::fence`] is called before anybody reads or writes there.
 #[inline(always)]
 pub(crate) unsafe fn stream_rows<S: Simd>(
     s: S,
@@ -61,7 +62,7 @@ pub(crate) unsafe fn stream_rows<S: Simd>(
 ) {
     for r in 0..rows {
         for c in (0..cols).step_by(S::LANES) {
-            // SAFETY: elements (r, c .. c + LANES) of both.
+            // SAFETY: elements (r, c .. c + LANES) of both, aligned there as the caller promised.
             unsafe { s.stream(to.add(r * to_row + c), s.load(from.add(r * from_row + c))) };
         }
     }

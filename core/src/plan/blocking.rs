@@ -42,8 +42,7 @@ pub struct Blocking {
     /// operation can have. Four arrays of so many are read and three written.
     pub update_floats: usize,
     /// Floats of a model's matrices from which on weights may be packed on the way
-    /// ([`super::Packing::Fresh`]): packed both ways round they are twice as many. Gradients of as
-    /// many are written past the caches, where products make them at once.
+    /// ([`super::Packing::Fresh`]): packed both ways round they are twice as many.
     pub fresh_floats: usize,
     /// Most rows of a batch for which they are: more rows use a packed weight often enough. With
     /// 0 they never are.

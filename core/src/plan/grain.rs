@@ -8,7 +8,7 @@
 use super::blocking::ROW_BLOCKS;
 use super::{BatchShape, Blocking, Mode, PARTIAL_ROWS, Packing, Tiling, least_block};
 use crate::config::ModelConfig;
-use cllm_kernels::{Kernels, Write};
+use cllm_kernels::{KC, Kernels, Write};
 
 /// Most rows (tokens) of a tile of the forward and backward pass, unless [`Blocking`] says
 /// otherwise.
@@ -23,6 +23,10 @@ const FRESH_BLOCKS: [usize; 4] = [384, 192, 128, 96];
 /// Rows that could be multiplied in the time of packing (8 to 12 with 768 x 3,072 and back, `f32`
 /// and bf16, AVX-512, one thread).
 const PACKING_ROWS: usize = 10;
+/// Floats of matrices whose gradients are written past the caches: 128 MiB, of which the update or the
+/// next micro-batch finds little in caches. GPT-2 124M has four times as many: [`Write::Stream`] says
+/// what it gains. Batches of more than one block of [`KC`] rows add to what they have written.
+const STREAMED_FLOATS: usize = 32 << 20;
 /// Blocks of queries that a span has at least: every span packs the keys that it sees.
 const SPAN_BLOCKS: usize = 2;
 
@@ -99,7 +103,7 @@ impl Grain {
             packs,
             weight_rows,
             weight_cols,
-            writes: match matrix_floats(c) >= blocking.fresh_floats {
+            writes: match rows <= KC && matrix_floats(c) >= STREAMED_FLOATS {
                 true => Write::Stream,
                 false => Write::Overwrite,
             },

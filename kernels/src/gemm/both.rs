@@ -50,7 +50,9 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         let accumulate = g.accumulate || depth > 0;
         // What is added to again had better stay in cache.
         let stream = g.stream && !accumulate && kc == g.k && is_lines(g.c, g.c_row);
-        // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised.
+        // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised. What is
+        // streamed begins at lines (`is_lines`; tiles begin at multiples of NR columns, which are whole
+        // lines), is overwritten once, and fenced below.
         unsafe {
             pack_b(s, f, b.skip(depth, 0), kc, g.n, packed_b);
             if let Some(sums) = &g.sums {

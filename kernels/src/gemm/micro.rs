@@ -25,8 +25,8 @@ pub(crate) struct Tile {
     /// What the result adds to when it accumulates: C.
     pub(crate) start: *const f32,
     pub(crate) start_row: usize,
-    /// Store whole vectors of C by [`Simd::stream`]: they lie at multiples of 64 bytes, and
-    /// nothing is accumulated.
+    /// Store whole vectors of C by [`Simd::stream`]. Who sets it promises that C and its rows are
+    /// whole cache lines from here on, that nothing is accumulated, and a [`Simd::fence`].
     pub(crate) stream: bool,
 }
 
@@ -195,7 +195,7 @@ unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: 
             from.step(s, f, &mut sums);
         }
     }
-    // SAFETY: C is valid for M rows of `cols` floats.
+    // SAFETY: C is valid for M rows of `cols` floats, aligned if they are streamed: see `Tile`.
     unsafe {
         if t.stream && cols == V * S::LANES {
             for (i, sum) in sums.iter().enumerate() {

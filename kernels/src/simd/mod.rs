@@ -40,10 +40,10 @@ pub(crate) trait Simd: Copy + TileFns {
     /// # Safety
     /// `p` is valid for writing `LANES` floats (any alignment of 4).
     unsafe fn store(self, p: *mut f32, v: Self::V);
-    /// [`Simd::store`] past the caches, where the set can: what is there is not read first. Other
-    /// threads see it once this one has called [`Simd::fence`].
+    /// [`Simd::store`] past the caches, where the set can: what is there is not read first.
     /// # Safety
-    /// As for [`Simd::store`], with `p` aligned as a vector of so many floats.
+    /// As for [`Simd::store`], with `p` aligned to the size of a vector; [`Simd::fence`] is called
+    /// before anybody reads or writes there.
     #[inline(always)]
     unsafe fn stream(self, p: *mut f32, v: Self::V) {
         // SAFETY: passed on from the caller.
