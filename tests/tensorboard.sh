@@ -51,18 +51,31 @@ def lines() -> list[dict]:
     return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
+def last_step() -> int:
+    steps = [0]
+    if metrics.exists():
+        # The last line may be half written.
+        for line in metrics.read_text().splitlines()[:-1]:
+            steps.append(json.loads(line).get("step") or 0)
+    return max(steps)
+
+
 first = subprocess.Popen(command, stdout=subprocess.PIPE)
-while not metrics.exists() or len(metrics.read_text().splitlines()) < 130:
+# Between two checkpoints, which validations make too.
+while not (last_step() > 110 and 5 <= last_step() % 20 <= 12):
     if first.poll() is not None:
         sys.exit("the run ended before it could be killed")
-    time.sleep(0.01)
+    time.sleep(0.002)
 first.send_signal(signal.SIGKILL)
 if first.communicate()[0]:
     sys.exit("--quiet printed something")
-killed_at = max(line["step"] for line in lines() if line["event"] == "step")
+killed_at = last_step()
 said = subprocess.run([*command, "--resume"], check=True, capture_output=True)
-if said.stdout:
-    sys.exit(f"--quiet printed {said.stdout!r}")
+if said.stdout or said.stderr:
+    sys.exit(f"--quiet printed {said.stdout!r} {said.stderr!r}")
+resumed_at = max(line["step"] for line in lines() if line["event"] == "start")
+if killed_at <= resumed_at:
+    sys.exit(f"killed at step {killed_at}, resumed at {resumed_at}: nothing was done again")
 
 board = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
 board.Reload()
@@ -77,5 +90,5 @@ for tag, key in TAGS.items():
     figures += len(found)
 files = len(list((run / "tensorboard").iterdir()))
 print(f"TensorBoard has the {figures} figures of metrics.jsonl, from {files} files of a run of {STEPS} steps "
-      f"that was killed at step {killed_at}")
+      f"that was killed at step {killed_at} and resumed at {resumed_at}")
 PYTHON

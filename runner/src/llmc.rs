@@ -76,11 +76,13 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     };
     let parameters = trained.parameters()?;
     files::create_dir(out)?;
-    if let Some(tokenizer) = tokenizer {
-        files::write_atomic(&out.join(TOKENIZER), &tokenizer)?;
-    }
     let tensors = with_biases(config, &parameters).map_err(model::config_error)?;
-    write(&out.join(WEIGHTS), config, version, &tensors, settings.element)
+    // First: if the weights cannot be had nothing is in the way of another try.
+    write(&out.join(WEIGHTS), config, version, &tensors, settings.element)?;
+    match tokenizer {
+        Some(tokenizer) => files::write_atomic(&out.join(TOKENIZER), &tokenizer),
+        None => Ok(()),
+    }
 }
 
 /// Refuses what llm.c computes otherwise.

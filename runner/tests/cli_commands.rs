@@ -70,6 +70,18 @@ fn a_quiet_run_prints_nothing_and_loses_nothing() {
     }
     assert_eq!(metrics("loud"), metrics("still"));
     assert_eq!(metrics("loud"), metrics("json"));
+    // It is not remembered, and a session that goes on is quiet too if asked to.
+    let resume = |flags: &str| {
+        run_in(dir.path(), &words(&format!("train --resume --out-dir still --threads 1 {flags}")))
+    };
+    let quiet = resume("--max-steps 5 --quiet");
+    assert_eq!((quiet.code, &*quiet.stdout, &*quiet.stderr), (0, "", ""));
+    let loud = resume("--max-steps 6");
+    assert!(
+        loud.stdout.contains("done: 6 steps") && loud.stderr.contains("going on"),
+        "{}",
+        loud.stdout
+    );
 }
 
 #[cfg(feature = "report")]
@@ -89,6 +101,14 @@ fn each_session_has_a_file_for_tensorboard() {
     assert_eq!(files(), 2);
     run_in(dir.path(), &words("train --resume --max-steps 5 --tensorboard false")).done();
     assert_eq!(files(), 2);
+    // What cannot be is refused before anything of the run is changed.
+    let metrics = || fs::read(dir.path().join("out/metrics.jsonl")).unwrap();
+    let before = metrics();
+    fs::remove_dir_all(dir.path().join("out/tensorboard")).unwrap();
+    fs::write(dir.path().join("out/tensorboard"), "a file").unwrap();
+    run_in(dir.path(), &words("train --resume --max-steps 6 --tensorboard --quiet"))
+        .refused(1, &["out/tensorboard"]);
+    assert!(metrics() == before);
 }
 
 #[test]

@@ -243,6 +243,8 @@ train_flags! {
         #[arg(value_name = "FORMAT")]
         log_format: LogFormat,
         /// Print nothing but errors and warnings, in any format: metrics.jsonl of the run folder has it.
+        ///
+        /// Not remembered by a run: with --resume it is quiet again only if asked to.
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         quiet: bool,
         /// Write losses, learning rate, gradient norm and speed for TensorBoard too, into the folder

@@ -128,8 +128,8 @@ impl Base {
         let out_dir = given.cloned().unwrap_or_else(|| Preset::default().settings().out_dir);
         let settings = stored_settings(&out_dir)?;
         // The folder may have been moved, or be named from elsewhere.
-        // A trace is of the session that was asked for it.
-        let settings = TrainSettings { out_dir, trace: None, ..settings };
+        // A trace is of the session that was asked for it, and so is silence.
+        let settings = TrainSettings { out_dir, trace: None, quiet: false, ..settings };
         Ok(Self { settings, preset: None })
     }
 }

@@ -7,12 +7,13 @@
 //! length 8   masked CRC-32C of the length 4   event   masked CRC-32C of the event 4
 //! ```
 //!
-//! Each session of a run has a file of its own. It begins with the version of the format and with the start
-//! of a session at the first step to come: TensorBoard then forgets what an earlier session, which was
-//! killed, has said of that step and those behind it, as `metrics.jsonl` does.
+//! Each session of a run has a file of its own, which begins with the version of the format. What an
+//! earlier session, which was killed, has said of steps that are to be done again is taken out of its
+//! file ([`forget`]), as out of `metrics.jsonl`: TensorBoard's usual reader does not know starts of
+//! sessions, which others forget such steps by.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,10 +26,11 @@ use crate::train::event;
 /// Folder of the files, in the run's.
 pub const FOLDER: &str = "tensorboard";
 
-/// The version whose readers know starts of sessions.
+/// The version of the format.
 const VERSION: &str = "brain.Event:2";
-/// `SessionLog.SessionStatus.START`.
-const START: i32 = 1;
+/// What names of files begin with, and what tells this program's from others'.
+const PREFIX: &str = "events.out.tfevents.";
+const OWN: &str = ".cllm.";
 
 /// `Event`, as far as it is used.
 #[derive(Clone, PartialEq, Message)]
@@ -37,7 +39,7 @@ struct Event {
     wall_time: f64,
     #[prost(int64, tag = "2")]
     step: i64,
-    #[prost(oneof = "What", tags = "3, 5, 7")]
+    #[prost(oneof = "What", tags = "3, 5")]
     what: Option<What>,
 }
 
@@ -47,8 +49,6 @@ enum What {
     FileVersion(String),
     #[prost(message, tag = "5")]
     Summary(Summary),
-    #[prost(message, tag = "7")]
-    SessionLog(SessionLog),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -66,12 +66,6 @@ struct Value {
     simple_value: Option<f32>,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct SessionLog {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
 /// The file of a session.
 #[derive(Debug)]
 pub struct Board {
@@ -80,21 +74,26 @@ pub struct Board {
 }
 
 impl Board {
-    /// Begins a session's file in the run folder `dir`, after `step` steps.
+    /// Begins a session's file in the run folder `dir`.
     ///
     /// # Errors
     /// Names what cannot be created or written.
-    pub fn create(dir: &Path, step: u64) -> Result<Self> {
+    pub fn create(dir: &Path) -> Result<Self> {
         let folder = dir.join(FOLDER);
         files::create_dir(&folder)?;
-        // Read in the order of their names. A folder has one session at a time.
         let (seconds, pid) = (seconds() as u64, std::process::id());
-        let path = folder.join(format!("events.out.tfevents.{seconds:010}.cllm.{pid}"));
-        let file = OpenOptions::new().create_new(true).write(true).open(&path);
-        let file = file.map_err(|e| Error::io("create", &path, &e))?;
+        let mut number = 0;
+        let (path, file) = loop {
+            let path = folder.join(format!("{PREFIX}{seconds:010}{OWN}{pid}.{number}"));
+            match OpenOptions::new().create_new(true).write(true).open(&path) {
+                Ok(file) => break (path, file),
+                // Sessions of one second, or of containers, whose processes have one number.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
+                Err(e) => return Err(Error::io("create", &path, &e)),
+            }
+        };
         let mut board = Self { path, file };
         board.write(0, What::FileVersion(VERSION.to_owned()))?;
-        board.write(step + 1, What::SessionLog(SessionLog { status: START }))?;
         Ok(board)
     }
 
@@ -119,6 +118,57 @@ impl Board {
         self.file.write_all(&record).map_err(|e| Error::io("write", &self.path, &e))
     }
 }
+
+/// Takes out of the files in the run folder `dir` what they say of steps beyond `step`, and what is torn.
+///
+/// # Errors
+/// Names what cannot be read or written.
+pub fn forget(dir: &Path, step: u64) -> Result<()> {
+    let folder = dir.join(FOLDER);
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(());
+        }
+        Err(e) => return Err(Error::io("read", &folder, &e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read", &folder, &e))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        if !name.starts_with(PREFIX) || !name.contains(OWN) {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+        let mut kept = Vec::with_capacity(bytes.len());
+        for (record, event) in records(&bytes) {
+            if event.step <= step as i64 {
+                kept.extend(record);
+            }
+        }
+        if kept.len() < bytes.len() {
+            files::write_atomic(&path, &kept)?;
+        }
+    }
+    Ok(())
+}
+
+/// The records of a file and what is in them, up to the first that is not whole.
+fn records(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], Event)> {
+    core::iter::from_fn(move || {
+        let length = usize::try_from(u64::from_le_bytes(*bytes.first_chunk()?)).ok()?;
+        let whole = length.checked_add(FRAME)?;
+        let (this, rest) = bytes.split_at_checked(whole)?;
+        let event = &this[12..12 + length];
+        if record(event) != this {
+            return None;
+        }
+        bytes = rest;
+        Some((this, Event::decode(event).ok()?))
+    })
+}
+
+/// Bytes around an event.
+const FRAME: usize = 8 + 4 + 4;
 
 /// The step of an event and its figures by name, if it has any.
 fn figures(event: &event::Event) -> Option<(u64, Vec<(&'static str, f64)>)> {
@@ -164,52 +214,66 @@ mod tests {
     use super::*;
     use crate::train::event::{Eval, Step};
 
-    /// The events of a file, whose frames must be whole and right.
+    /// The events of a file, all of whose frames must be whole and right.
     fn read(path: &Path) -> Vec<Event> {
-        let bytes = std::fs::read(path).unwrap();
-        let (mut events, mut rest) = (Vec::new(), &bytes[..]);
-        while !rest.is_empty() {
-            let (length, after) = rest.split_at(8);
-            let n = u64::from_le_bytes(length.try_into().unwrap()) as usize;
-            assert_eq!(after[..4], masked(length).to_le_bytes());
-            let event = &after[4..4 + n];
-            assert_eq!(after[4 + n..8 + n], masked(event).to_le_bytes());
-            events.push(Event::decode(event).unwrap());
-            rest = &after[8 + n..];
-        }
-        events
+        let bytes = fs::read(path).unwrap();
+        let records: Vec<_> = records(&bytes).collect();
+        assert_eq!(records.iter().map(|(record, _)| record.len()).sum::<usize>(), bytes.len());
+        records.into_iter().map(|(_, event)| event).collect()
     }
 
-    #[test]
-    fn a_file_has_a_version_a_start_and_every_figure() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut board = Board::create(dir.path(), 7).unwrap();
-        let step = Step {
-            step: 8,
+    fn step(step: u64) -> event::Event {
+        event::Event::Step(Step {
+            step,
             loss: 2.5,
             lr: 0.0,
             grad_norm: f64::NAN,
             tokens_per_s: 1e4,
             mfu: 0.5,
             data_wait: 0.125,
-        };
-        board.event(&event::Event::Step(step)).unwrap();
+        })
+    }
+
+    #[test]
+    fn a_file_has_a_version_and_every_figure() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut board = Board::create(dir.path()).unwrap();
+        board.event(&step(8)).unwrap();
         board.event(&event::Event::Eval(Eval { step: 8, val_loss: 3.0, best: true })).unwrap();
         let events = read(&board.path);
         assert_eq!(events[0].what, Some(What::FileVersion(VERSION.to_owned())));
-        assert_eq!(events[1].what, Some(What::SessionLog(SessionLog { status: 1 })));
-        assert_eq!(events.iter().map(|event| event.step).collect::<Vec<_>>(), [0, 8, 8, 8]);
+        assert_eq!(events.iter().map(|event| event.step).collect::<Vec<_>>(), [0, 8, 8]);
         let values = |event: &Event| match &event.what {
             Some(What::Summary(summary)) => summary.value.clone(),
             other => panic!("{other:?}"),
         };
-        let step = values(&events[2]);
+        let step = values(&events[1]);
         assert_eq!((step[0].tag.as_str(), step[0].simple_value), ("loss/train", Some(2.5)));
         assert_eq!(step[1].simple_value, Some(0.0));
         assert!(step[2].simple_value.unwrap().is_nan());
         assert_eq!(step[5].simple_value, Some(0.125));
-        assert_eq!(values(&events[3])[0].tag, "loss/validation");
-        assert!(events[2].wall_time > 1.7e9);
+        assert_eq!(values(&events[2])[0].tag, "loss/validation");
+        assert!(events[1].wall_time > 1.7e9);
+    }
+
+    #[test]
+    fn what_will_be_done_again_and_what_is_torn_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        forget(dir.path(), 3).unwrap();
+        // Two of one second.
+        let mut boards = [0, 1].map(|_| Board::create(dir.path()).unwrap());
+        for (board, steps) in boards.iter_mut().zip([1..=4, 4..=6]) {
+            steps.for_each(|at| board.event(&step(at)).unwrap());
+        }
+        boards[0].file.write_all(b"torn").unwrap();
+        let others = dir.path().join(FOLDER).join("events.out.tfevents.1.theirs");
+        fs::write(&others, "not ours").unwrap();
+        forget(dir.path(), 5).unwrap();
+        let steps = |board: &Board| read(&board.path).iter().map(|e| e.step).collect::<Vec<_>>();
+        assert_eq!(boards.each_ref().map(steps), [vec![0, 1, 2, 3, 4], vec![0, 4, 5]]);
+        forget(dir.path(), 0).unwrap();
+        assert_eq!(boards.each_ref().map(steps), [vec![0], vec![0]]);
+        assert_eq!(fs::read(others).unwrap(), b"not ours");
     }
 
     #[test]

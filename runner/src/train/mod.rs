@@ -4,6 +4,7 @@
 //! through the steps. [`folder`] knows where things lie, [`metrics`] and [`report`] what is
 //! said, [`stop`] when to end early.
 
+mod board;
 pub mod event;
 pub mod folder;
 pub mod inputs;
@@ -102,7 +103,7 @@ fn run(
     let schedule = model::schedule(settings)?;
     let optimizer = model::optimizer(settings)?;
     let folder = open_folder(settings)?;
-    let from = if settings.resume { newest(&folder)? } else { None };
+    let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
     let inputs = Inputs::open(settings, &folder, from.is_some())?;
     let config = model::config(settings, inputs.vocab_size)?;
@@ -128,10 +129,11 @@ fn run(
             settings.max_steps
         )));
     }
+    let board = board::begin(settings, step)?;
     // Only now: what was wrong above has changed nothing.
     folder.save_settings(settings)?;
     let metrics = Metrics::open(&folder.metrics(), step)?;
-    let reporter = Reporter::new(metrics, out, is_terminal, settings, step)?;
+    let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
 
     // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
     let best = Kernels::detect().with_dtype(settings.dtype);
@@ -231,6 +233,7 @@ fn run(
 
 /// Checks what can be checked before any file is touched.
 fn check(settings: &TrainSettings) -> Result<&'static Kernels> {
+    board::check(settings)?;
     // The vocabulary is not known yet.
     model::config(settings, 1)?;
     for (flag, value) in [
@@ -282,12 +285,13 @@ fn open_folder(settings: &TrainSettings) -> Result<RunFolder> {
 }
 
 /// The checkpoint to resume from; `None` if the run was killed before its first.
-fn newest(folder: &RunFolder) -> Result<Option<CheckpointFile>> {
+fn newest(folder: &RunFolder, quiet: bool) -> Result<Option<CheckpointFile>> {
     let newest = folder.newest()?;
     for reason in &newest.skipped {
         eprintln!("cllm: passing over {reason}");
     }
     match &newest.checkpoint {
+        _ if quiet => {}
         Some(file) => eprintln!("cllm: going on from {}", file.path().display()),
         None => eprintln!(
             "cllm: {} has no checkpoint yet: starting from the beginning",

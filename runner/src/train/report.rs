@@ -6,20 +6,18 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::board::Board;
 use super::event::{Done, Event, Start, Step, ThreadsFound};
 use super::metrics::{self, Metrics};
 use super::tuner::Tried;
 use crate::error::{Error, Result};
 use crate::memory::human_bytes;
-#[cfg(feature = "report")]
-use crate::report::tensorboard::Board;
 use crate::settings::{LogFormat, TrainSettings};
 use crate::tune::TUNED;
 
 /// Reports a run.
 pub struct Reporter<'o> {
     metrics: Metrics,
-    #[cfg(feature = "report")]
     board: Option<Board>,
     out: &'o mut dyn Write,
     output: Output,
@@ -44,18 +42,16 @@ struct Text {
 }
 
 impl<'o> Reporter<'o> {
-    /// Reports to `metrics` and to `out` as the settings say, for a session that begins after
+    /// Reports to the files and to `out` as the settings say, for a session that begins after
     /// `step` steps. With `is_terminal`, `out` is standard output and a person watches.
-    ///
-    /// # Errors
-    /// TensorBoard's file cannot be made, or this program has none.
+    #[must_use]
     pub fn new(
-        metrics: Metrics,
+        (metrics, board): (Metrics, Option<Board>),
         out: &'o mut dyn Write,
         is_terminal: bool,
         settings: &TrainSettings,
         step: u64,
-    ) -> Result<Self> {
+    ) -> Self {
         let max_steps = settings.max_steps;
         let output = match settings.log_format {
             _ if settings.quiet => Output::Quiet,
@@ -68,22 +64,7 @@ impl<'o> Reporter<'o> {
                 val_loss: None,
             }),
         };
-        #[cfg(not(feature = "report"))]
-        if settings.tensorboard {
-            return Err(Error::failure(
-                "--tensorboard: this program was built without its feature report",
-            ));
-        }
-        Ok(Self {
-            metrics,
-            #[cfg(feature = "report")]
-            board: match settings.tensorboard {
-                true => Some(Board::create(&settings.out_dir, step)?),
-                false => None,
-            },
-            out,
-            output,
-        })
+        Self { metrics, board, out, output }
     }
 
     /// Reports an event.
@@ -93,7 +74,6 @@ impl<'o> Reporter<'o> {
     pub fn event(&mut self, event: &Event) -> Result<()> {
         let line = metrics::line(event)?;
         self.metrics.write(&line)?;
-        #[cfg(feature = "report")]
         if let Some(board) = &mut self.board {
             board.event(event)?;
         }
