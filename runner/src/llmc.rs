@@ -11,12 +11,14 @@
 //! that a model lacks are of zeros. Format: `gpt2_build_from_checkpoint` and `tokenizer_init` of llm.c.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cllm_core::{ModelConfig, Param};
 
 use crate::error::{Error, Result};
-use crate::exchange::{Element, WithValues, check_held, row_by_output, with_biases};
+use crate::exchange::{
+    Element, ExportSettings, WithValues, check_held, row_by_output, with_biases,
+};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::Tokenizer;
@@ -36,17 +38,6 @@ const HEADER: usize = 256;
 const PADDED: usize = 128;
 /// What llm.c adds to variances.
 const NORM_EPS: f32 = 1e-5;
-
-/// What `cllm export --format llmc` is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExportSettings {
-    /// Run folder or checkpoint file.
-    pub checkpoint: PathBuf,
-    /// Folder to make.
-    pub out: PathBuf,
-    /// What the weights are stored as: `f32`, or bf16, which llm.c's trainer for GPUs reads.
-    pub element: Element,
-}
 
 /// Exports a model.
 ///

@@ -95,6 +95,25 @@ impl<'a> Reader<'a> {
         self.array().map(f32::from_le_bytes)
     }
 
+    /// The section `tag`, of `len` bytes of payload if that is known: what its checksum is of, whose
+    /// last bytes are the payload, the payload's length, and the checksum, not verified.
+    fn frame(
+        &mut self,
+        tag: [u8; 4],
+        name: &'static str,
+        len: Option<usize>,
+    ) -> Result<(&'a [u8], usize, u32), CheckpointError> {
+        let start = self.0;
+        let (found, zero, stored) = (self.array::<4>()?, self.u32()?, self.u64()?);
+        if found != tag || zero != 0 || len.is_some_and(|len| stored != len as u64) {
+            return Err(CheckpointError::Altered(name));
+        }
+        let stored = usize::try_from(stored).map_err(|_| CheckpointError::Truncated)?;
+        self.take(stored)?;
+        // 16 bytes of tag, zero and length stand before the payload.
+        Ok((&start[..16 + stored], stored, self.u32()?))
+    }
+
     /// The payload of the section `tag`, of `len` bytes if that is known.
     fn section(
         &mut self,
@@ -102,31 +121,11 @@ impl<'a> Reader<'a> {
         name: &'static str,
         len: Option<usize>,
     ) -> Result<&'a [u8], CheckpointError> {
-        let start = self.0;
-        let (found, zero, stored) = (self.array::<4>()?, self.u32()?, self.u64()?);
-        if found != tag || zero != 0 || len.is_some_and(|len| stored != len as u64) {
+        let (covered, stored, sum) = self.frame(tag, name, len)?;
+        if crc32fast::hash(covered) != sum {
             return Err(CheckpointError::Altered(name));
         }
-        let stored = usize::try_from(stored).map_err(|_| CheckpointError::Truncated)?;
-        let payload = self.take(stored)?;
-        // 16 bytes of tag, zero and length stand before the payload.
-        let sum = crc32fast::hash(&start[..16 + stored]);
-        if self.u32()? == sum { Ok(payload) } else { Err(CheckpointError::Altered(name)) }
-    }
-
-    /// Passes over the section `tag` of `len` bytes without looking at its payload.
-    fn skip(
-        &mut self,
-        tag: [u8; 4],
-        name: &'static str,
-        len: usize,
-    ) -> Result<(), CheckpointError> {
-        let (found, zero, stored) = (self.array::<4>()?, self.u32()?, self.u64()?);
-        if found != tag || zero != 0 || stored != len as u64 {
-            return Err(CheckpointError::Altered(name));
-        }
-        self.take(len)?;
-        self.u32().map(|_| ())
+        Ok(&covered[covered.len() - stored..])
     }
 }
 
@@ -179,8 +178,9 @@ impl<'a> Checkpoint<'a> {
                 Some((first, r.section(second.0, second.1, Some(len))?))
             }
             (true, false) => {
-                r.skip(first.0, first.1, len)?;
-                r.skip(second.0, second.1, len)?;
+                // Passed over without a look at their payloads.
+                r.frame(first.0, first.1, Some(len))?;
+                r.frame(second.0, second.1, Some(len))?;
                 None
             }
             (false, _) => None,

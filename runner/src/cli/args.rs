@@ -162,7 +162,8 @@ Examples:
 safetensors: a folder of config.json, model.safetensors, and tokenizer.json if the model has a tokenizer,
 which AutoModelForCausalLM and AutoTokenizer of transformers load.
 gguf: one file, the tokenizer inside, which llama.cpp runs.
-`cllm import` reads both again.
+llmc: a folder of gpt2_124M.bin and gpt2_tokenizer.bin, from which llm.c's trainers go on.
+`cllm import` reads the first two again.
 
 Examples:
   cllm export --checkpoint out --out model

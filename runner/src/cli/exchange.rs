@@ -3,7 +3,7 @@
 use super::args::{ExportArgs, ExportFormat, ImportArgs, WeightType};
 use super::output;
 use crate::error::{Error, Result};
-use crate::exchange::{Element, Imported};
+use crate::exchange::{Element, ExportSettings, Imported};
 #[cfg(feature = "gguf")]
 use crate::gguf;
 #[cfg(feature = "hf")]
@@ -66,10 +66,7 @@ pub(super) fn export(args: ExportArgs) -> Result<()> {
             export_folder(args).map(|()| "a model for transformers".to_owned())
         }
         ExportFormat::Llmc => {
-            let ExportArgs { checkpoint, out, weights, .. } = args;
-            let element = element(weights, "llmc")?;
-            llmc::export(&llmc::ExportSettings { checkpoint, out, element })
-                .map(|()| "a model for llm.c".to_owned())
+            llmc::export(&plain(args, "llmc")?).map(|()| "a model for llm.c".to_owned())
         }
         ExportFormat::Gguf => export_file(args).map(|others| match others.len() {
             0 => "a model for llama.cpp".to_owned(),
@@ -81,23 +78,24 @@ pub(super) fn export(args: ExportArgs) -> Result<()> {
     output::print(&format!("{path}: {}\n", what?))
 }
 
-/// The type of weights of a format that has plain elements alone.
-fn element(weights: WeightType, format: &str) -> Result<Element> {
-    match weights {
-        WeightType::F32 => Ok(Element::F32),
-        WeightType::F16 => Ok(Element::F16),
-        WeightType::Bf16 => Ok(Element::Bf16),
+/// The settings of a format that has plain elements alone.
+fn plain(args: ExportArgs, format: &str) -> Result<ExportSettings> {
+    let ExportArgs { checkpoint, out, weights, .. } = args;
+    let element = match weights {
+        WeightType::F32 => Element::F32,
+        WeightType::F16 => Element::F16,
+        WeightType::Bf16 => Element::Bf16,
         WeightType::Q8_0 => {
-            Err(Error::usage(format!("--weights q8_0: only --format gguf has it, not {format}")))
+            let words = format!("--weights q8_0: only --format gguf has it, not {format}");
+            return Err(Error::usage(words));
         }
-    }
+    };
+    Ok(ExportSettings { checkpoint, out, element })
 }
 
 #[cfg(feature = "hf")]
 fn export_folder(args: ExportArgs) -> Result<()> {
-    let ExportArgs { checkpoint, out, weights, .. } = args;
-    let element = element(weights, "safetensors")?;
-    hf::export(&hf::ExportSettings { checkpoint, out, element })
+    hf::export(&plain(args, "safetensors")?)
 }
 
 #[cfg(not(feature = "hf"))]

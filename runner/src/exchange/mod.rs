@@ -30,6 +30,17 @@ pub struct Imported {
     pub has_tokenizer: bool,
 }
 
+/// What is exported as plain elements, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSettings {
+    /// Run folder or checkpoint file.
+    pub checkpoint: PathBuf,
+    /// Folder to make.
+    pub out: PathBuf,
+    /// What the weights are stored as. llm.c has `f32`, and bf16 for its trainer on GPUs.
+    pub element: Element,
+}
+
 /// Makes a run folder of a model that no run has trained: its tokenizer's JSON, if there is one, then
 /// its checkpoint, the path of which is the result.
 ///

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cllm_core::{ModelConfig, Param};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -15,22 +15,11 @@ use super::import::shape;
 use super::weights::dtype;
 use super::{CONFIG, INDEX, TOKENIZER_CONFIG, WEIGHTS, config};
 use crate::error::{Error, Result};
-use crate::exchange::{Element, WithValues, check_held, with_biases};
+use crate::exchange::{Element, ExportSettings, WithValues, check_held, with_biases};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::{self, Tokenizer};
 use crate::trained::Trained;
-
-/// What `cllm export` is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExportSettings {
-    /// Run folder or checkpoint file.
-    pub checkpoint: PathBuf,
-    /// Folder to make.
-    pub out: PathBuf,
-    /// What the weights are stored as.
-    pub element: Element,
-}
 
 /// Exports a model.
 ///

@@ -16,7 +16,7 @@ mod export;
 mod import;
 mod weights;
 
-pub use export::{ExportSettings, export};
+pub use export::export;
 pub use import::import;
 
 use std::path::Path;
