@@ -1,6 +1,6 @@
 //! Token and position embeddings: gather forward, scatter-add backward.
 
-use crate::elementwise::accumulate;
+use crate::elementwise::{accumulate, copy_rows};
 use crate::simd::{Simd, load_up_to, store_up_to};
 
 /// Embedding rows over raw memory. Built by the safe methods of [`crate::Kernels`].
@@ -11,8 +11,8 @@ pub(crate) struct RawEmbedding {
     pub(crate) tokens: *const u32,
     /// Token table `vocab x cols`, rows contiguous.
     pub(crate) table: *const f32,
-    /// Position table, rows contiguous.
-    pub(crate) positions: *const f32,
+    /// Position table, rows contiguous; without it rows are those of the tokens.
+    pub(crate) positions: Option<*const f32>,
     /// Row r of the output is at position `(first + r) % period + offset`.
     pub(crate) first: usize,
     pub(crate) period: usize,
@@ -21,18 +21,23 @@ pub(crate) struct RawEmbedding {
     pub(crate) out_row: usize,
 }
 
-/// `out[r] = table[tokens[r]] + positions[position of r]`: overwrites.
+/// `out[r] = table[tokens[r]] + positions[position of r]`, the latter if there are any: overwrites.
 ///
 /// # Safety
-/// All operands are valid for their shapes, tokens and positions inside their tables.
+/// All operands are valid for their shapes, tokens and positions inside their tables; `out` overlaps
+/// nothing else.
 #[inline(always)]
 pub(crate) unsafe fn gather<S: Simd>(s: S, a: &RawEmbedding) {
     for r in 0..a.rows {
         // SAFETY: token and position rows are inside, as the caller promised.
         unsafe {
             let word = a.table.add(*a.tokens.add(r) as usize * a.cols);
-            let place = a.positions.add(((a.first + r) % a.period + a.offset) * a.cols);
             let out = a.out.add(r * a.out_row);
+            let Some(positions) = a.positions else {
+                copy_rows(s, (word, a.cols), (out, a.out_row), (1, a.cols));
+                continue;
+            };
+            let place = positions.add(((a.first + r) % a.period + a.offset) * a.cols);
             let mut i = 0;
             while i < a.cols {
                 let left = (a.cols - i).min(S::LANES);

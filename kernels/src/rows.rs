@@ -263,7 +263,9 @@ impl Kernels {
 
     /// `out[r] = table[tokens[r]] + positions[(first + r) % period + offset]`: overwrites.
     ///
-    /// `table` and `positions` are whole rows of `out.cols()` floats.
+    /// `table` and `positions` are whole rows of `out.cols()` floats. Without `positions`, for models
+    /// whose positions are rotary, the row is the token's row alone; `first`, `period` and `offset`
+    /// then mean nothing.
     ///
     /// # Panics
     /// If lengths do not fit, or a token or a position is outside its table.
@@ -272,7 +274,7 @@ impl Kernels {
         &self,
         tokens: &[u32],
         table: &[f32],
-        positions: &[f32],
+        positions: Option<&[f32]>,
         first: usize,
         period: usize,
         offset: usize,
@@ -283,13 +285,14 @@ impl Kernels {
         let inside = |t: &u32| (*t as usize) < table.len() / cols.max(1);
         assert!(tokens.iter().all(inside), "embedding: a token is outside the table");
         let most = offset.saturating_add(period.min(first.saturating_add(rows)));
-        assert!(period > 0 && most <= positions.len() / cols.max(1), "embedding: positions");
+        let known = |p: &[f32]| period > 0 && most <= p.len() / cols.max(1);
+        assert!(positions.is_none_or(known), "embedding: positions");
         let a = RawEmbedding {
             rows,
             cols,
             tokens: tokens.as_ptr(),
             table: table.as_ptr(),
-            positions: positions.as_ptr(),
+            positions: positions.map(<[f32]>::as_ptr),
             first,
             period,
             offset,

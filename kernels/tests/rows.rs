@@ -268,23 +268,26 @@ fn embeddings_are_gathered_exactly() {
             let (offset, first) = (rng.below(3), rng.below(50));
             let period = 1 + rng.below(places - offset);
             let tokens: Vec<u32> = (0..rows).map(|_| rng.below(vocab) as u32).collect();
-            let mut out = Grid::blank_somewhere(&mut rng, rows, cols);
-            kernels.embedding(
-                &tokens,
-                table.slice(),
-                positions.slice(),
-                first,
-                period,
-                offset,
-                out.view_mut(),
-            );
-            out.assert_frame("embedding");
-            for i in 0..rows {
-                let place = (first + i) % period + offset;
-                for j in 0..cols {
-                    let word = table.at(0, tokens[i] as usize * cols + j);
-                    let exact = word + positions.at(0, place * cols + j);
-                    assert_eq!(out.at(i, j), exact, "{kernels:?} {cols} ({i}, {j})");
+            for positions in [Some(&positions), None] {
+                let mut out = Grid::blank_somewhere(&mut rng, rows, cols);
+                kernels.embedding(
+                    &tokens,
+                    table.slice(),
+                    positions.map(Grid::slice),
+                    first,
+                    period,
+                    offset,
+                    out.view_mut(),
+                );
+                out.assert_frame("embedding");
+                for i in 0..rows {
+                    let place = (first + i) % period + offset;
+                    for j in 0..cols {
+                        let word = table.at(0, tokens[i] as usize * cols + j);
+                        let exact = positions.map_or(word, |p| word + p.at(0, place * cols + j));
+                        let what = format!("{kernels:?} {cols} ({i}, {j})");
+                        assert_eq!(out.at(i, j).to_bits(), exact.to_bits(), "{what}");
+                    }
                 }
             }
         }

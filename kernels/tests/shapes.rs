@@ -313,13 +313,17 @@ fn norms_and_losses_check_their_shapes() {
 #[test]
 fn embeddings_check_tokens_and_positions() {
     each_isa(|kernels| {
-        let run = |tokens: &[u32], table: usize, places: usize, at: [usize; 3]| {
+        let gather = |tokens: &[u32], table: usize, places: Option<usize>, at: [usize; 3]| {
             let mut y = [0.0; 8];
-            let (table, places) = (&ZEROS[..table], &ZEROS[..places]);
+            let (table, places) = (&ZEROS[..table], places.map(|places| &ZEROS[..places]));
             kernels.embedding(tokens, table, places, at[0], at[1], at[2], out(&mut y, 2, 4));
+        };
+        let run = |tokens: &[u32], table: usize, places: usize, at: [usize; 3]| {
+            gather(tokens, table, Some(places), at);
         };
         run(&[0, 2], 12, 8, [0, 2, 0]);
         run(&[0, 2], 12, 8, [usize::MAX - 5, 2, 0]);
+        gather(&[0, 2], 12, None, [usize::MAX, 0, usize::MAX]);
         refused! {
             "a token outside" => run(&[0, 3], 12, 8, [0, 2, 0]);
             "a token in half a row" => run(&[0, 2], 11, 8, [0, 2, 0]);
@@ -329,6 +333,8 @@ fn embeddings_check_tokens_and_positions() {
             "an offset outside" => run(&[0, 2], 12, 8, [0, 2, 1]);
             "an overflowing offset" => run(&[0, 2], 12, 8, [0, 2, usize::MAX]);
             "no period" => run(&[0, 2], 12, 8, [0, 0, 0]);
+            "no positions, and a token outside" => gather(&[0, 3], 12, None, [0, 2, 0]);
+            "no positions, and too few tokens" => gather(&[0], 12, None, [0, 2, 0]);
             "tokens of the backward pass" =>
                 kernels.embedding_backward(&[0], mat(&ZEROS, 2, 4), &mut [0.0; 12], 0);
         }

@@ -245,7 +245,7 @@ impl<'a> Generator<'a> {
         let (token_table, positions) = (vector(Param::TokenTable), vector(Param::PositionTable));
         // SAFETY: no tile is under way: `self` is borrowed.
         let x = unsafe { feed.stream() };
-        self.kernels.embedding(tokens, token_table, positions, 0, rows, first, x);
+        self.kernels.embedding(tokens, token_table, Some(positions), 0, rows, first, x);
         match self.engine {
             Some((engine, idle)) => {
                 let sections = if is_last { LAST_CHUNK } else { CHUNK };

@@ -37,7 +37,7 @@ impl Step<'_> {
             let tokens = &self.tokens[first..first + rows];
             let out = self.act.mat_mut(at, (rows, d), d);
             let period = self.plan.batch.tokens;
-            self.kernels.embedding(tokens, table, places, first, period, 0, out);
+            self.kernels.embedding(tokens, table, Some(places), first, period, 0, out);
             if let Some((mask, row)) = self.embed_dropout(first) {
                 let x = self.act.mat_mut(at, (rows, d), d);
                 self.kernels.dropout_in_place(x, &mask, row);

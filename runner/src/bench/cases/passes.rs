@@ -76,7 +76,7 @@ fn embeddings(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case)) 
     let (mut y, mut grads, words) = (Lines::zeros(size), table.clone(), tokens.clone());
     see(Case::cache("embedding", 3 * size, move || {
         let y = out(&mut y, rows, WIDTH);
-        kernels.embedding(&words, &table, &places, 0, SEQUENCE, 0, y);
+        kernels.embedding(&words, &table, Some(&places), 0, SEQUENCE, 0, y);
     }));
     let dy = floats(size, range * 1e-3);
     see(Case::cache("embedding backward", 3 * size, move || {
