@@ -12,7 +12,7 @@ use crate::dropout::Dropout;
 use crate::elements::RawOperand;
 use crate::elementwise;
 use crate::embedding::{self, RawEmbedding};
-use crate::gated;
+use crate::gated::{self, RawGated, RawGatedBackward};
 use crate::gemm::format::{Format, Rounded, Single};
 use crate::gemm::micro::{self, Tile};
 use crate::gemm::pack;
@@ -277,10 +277,8 @@ macro_rules! kernel_table {
                 fn gelu(dst: *mut f32, src: *const f32, n: usize) = elementwise::gelu;
                 fn gelu_backward(grad: *mut f32, pre: *const f32, n: usize) =
                     elementwise::gelu_backward;
-                fn swiglu(y: *mut f32, g: *const f32, u: *const f32, n: usize) = gated::swiglu;
-                fn swiglu_backward(
-                    g: *mut f32, u: *const f32, dy: *const f32, dg: *mut f32, du: *mut f32, n: usize
-                ) = gated::swiglu_backward;
+                fn swiglu(a: &RawGated) = gated::swiglu;
+                fn swiglu_backward(a: &RawGatedBackward) = gated::swiglu_backward;
                 fn rotate(a: &RawRotary) = rotary::rotate;
                 fn dropout_row(
                     dst: *mut f32, src: *const f32, n: usize, dropout: &Dropout, row: u32
@@ -454,6 +452,8 @@ pub(crate) mod avx512bf16 {
             src: *const Bf16, stride: usize, rows: usize, cols: usize,
             dst: *mut f32, accumulate: bool,
         ) = elementwise::column_sum_of::<_, Paired, _>;
+        fn swiglu(a: &RawGated) = gated::swiglu_of::<_, Paired, _>;
+        fn swiglu_backward(a: &RawGatedBackward) = gated::swiglu_backward_of::<_, Paired, _>;
     );
 
     /// # Safety
@@ -473,6 +473,8 @@ pub(crate) mod avx512bf16 {
         norm_backward,
         cross_entropy,
         column_sum,
+        swiglu,
+        swiglu_backward,
     };
 
     pub(crate) static BF16: Kernels = Kernels { products: paired::PRODUCTS, ..avx512::TABLE };

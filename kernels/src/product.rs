@@ -2,6 +2,7 @@
 
 use crate::attention::{RawAttention, Wanted};
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
+use crate::gated::{RawGated, RawGatedBackward};
 use crate::gemm::kept::Halved;
 use crate::gemm::pack::packed_b_len;
 use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
@@ -120,7 +121,7 @@ pub(crate) struct Heads {
 }
 
 /// Kernels that read or write matrices of bf16: pointers to their results, and to A, C and
-/// the epilogue's operands of a product, may be to bf16.
+/// the epilogue's operands of a product, may be to bf16, and so may what is gated.
 #[derive(Clone, Copy)]
 pub(crate) struct Keeps {
     pub(crate) product: unsafe fn(&RawGemm, Halved),
@@ -129,6 +130,8 @@ pub(crate) struct Keeps {
     pub(crate) norm_backward: unsafe fn(&RawNorm),
     pub(crate) cross_entropy: unsafe fn(&RawCrossEntropy),
     pub(crate) column_sum: unsafe fn(*const Bf16, usize, usize, usize, *mut f32, bool),
+    pub(crate) swiglu: unsafe fn(&RawGated),
+    pub(crate) swiglu_backward: unsafe fn(&RawGatedBackward),
 }
 
 /// A packed right-hand side: `k x n`, laid out by [`Kernels::pack`] of the same table. Its

@@ -8,6 +8,7 @@
 use crate::adamw::AdamW;
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
+use crate::gated::{RawGated, RawGatedBackward};
 use crate::isa::{self, Isa};
 use crate::norm::RawNorm;
 use crate::product::{Dtype, Products};
@@ -31,9 +32,8 @@ pub struct Kernels {
     pub(crate) scale: unsafe fn(*mut f32, f32, usize),
     pub(crate) gelu: unsafe fn(*mut f32, *const f32, usize),
     pub(crate) gelu_backward: unsafe fn(*mut f32, *const f32, usize),
-    pub(crate) swiglu: unsafe fn(*mut f32, *const f32, *const f32, usize),
-    pub(crate) swiglu_backward:
-        unsafe fn(*mut f32, *const f32, *const f32, *mut f32, *mut f32, usize),
+    pub(crate) swiglu: unsafe fn(&RawGated),
+    pub(crate) swiglu_backward: unsafe fn(&RawGatedBackward),
     pub(crate) rotate: unsafe fn(&RawRotary),
     pub(crate) dropout_row: unsafe fn(*mut f32, *const f32, usize, &Dropout, u32),
     pub(crate) column_sum: unsafe fn(*const f32, usize, usize, usize, *mut f32, bool),

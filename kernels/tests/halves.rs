@@ -4,91 +4,12 @@
 mod common;
 
 use cllm_kernels::{
-    Bf16, Dtype, Epilogue, Kernels, MatMut, MatRef, NormInPlace, Operand, OperandMut, Packed,
+    Bf16, Epilogue, Kernels, MatMut, MatRef, NormInPlace, Operand, OperandMut, Packed,
 };
+use common::halves::{Halves, each, rounded};
 use common::{Rng, each_dtype};
 use core::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
-
-/// Written by nobody: a NaN that no rounding gives.
-const GUARD: u16 = 0x7fa5;
-
-/// A matrix of bf16 in the middle of guards, and the same numbers as floats.
-struct Halves {
-    data: Vec<Bf16>,
-    floats: Vec<f32>,
-    rows: usize,
-    cols: usize,
-    stride: usize,
-}
-
-const BEFORE: usize = 2;
-
-fn guard() -> Bf16 {
-    Bf16::from_f32(f32::from_bits(u32::from(GUARD) << 16))
-}
-
-impl Halves {
-    fn blank(rows: usize, cols: usize, stride: usize) -> Self {
-        let data = vec![guard(); BEFORE + rows * stride + 37];
-        Self { data, floats: vec![0.0; rows * cols], rows, cols, stride }
-    }
-
-    /// Random numbers; behind each row a zero if there is room.
-    fn random(rng: &mut Rng, rows: usize, cols: usize, stride: usize) -> Self {
-        let mut m = Self::blank(rows, cols, stride);
-        for r in 0..rows {
-            for c in 0..cols {
-                let x = Bf16::from_f32(rng.float());
-                m.data[BEFORE + r * stride + c] = x;
-                m.floats[r * cols + c] = x.to_f32();
-            }
-            if stride > cols {
-                m.data[BEFORE + r * stride + cols] = Bf16::default();
-            }
-        }
-        m
-    }
-
-    fn view(&self) -> Operand<'_> {
-        Operand::Half(MatRef::new(&self.data[BEFORE..], self.rows, self.cols, self.stride))
-    }
-
-    /// As a left-hand side: with a column of zeros behind an odd number.
-    fn even(&self) -> Operand<'_> {
-        let cols = self.cols.next_multiple_of(2);
-        Operand::Half(MatRef::new(&self.data[BEFORE..], self.rows, cols, self.stride))
-    }
-
-    fn view_mut(&mut self) -> OperandMut<'_> {
-        let data = &mut self.data[BEFORE..];
-        OperandMut::Half(MatMut::new(data, self.rows, self.cols, self.stride))
-    }
-
-    fn as_floats(&self) -> Operand<'_> {
-        MatRef::new(&self.floats, self.rows, self.cols, self.cols).into()
-    }
-
-    /// All elements, and the guards around them are as they were.
-    #[track_caller]
-    fn written(&self, what: &str) -> Vec<u32> {
-        let mut elements = Vec::new();
-        for (i, x) in self.data.iter().enumerate() {
-            let at = i.checked_sub(BEFORE).map(|at| (at / self.stride, at % self.stride));
-            match at {
-                Some((r, c)) if r < self.rows && c < self.cols => {
-                    elements.push(x.to_f32().to_bits());
-                }
-                _ => assert_eq!(*x, guard(), "{what}: wrote beside the matrix at {i}"),
-            }
-        }
-        elements
-    }
-}
-
-fn rounded(floats: &[f32]) -> Vec<u32> {
-    floats.iter().map(|x| Bf16::from_f32(*x).to_f32().to_bits()).collect()
-}
 
 fn bits(floats: &[f32]) -> Vec<u32> {
     floats.iter().map(|x| x.to_bits()).collect()
@@ -102,17 +23,6 @@ fn half(row: &[f32], i: usize) -> u32 {
 
 fn random(rng: &mut Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.float()).collect()
-}
-
-/// Runs `test` on every table that keeps bf16.
-fn each(test: impl Fn(&'static Kernels)) {
-    each_dtype(|kernels| {
-        let keeps = kernels.dtype() == Dtype::Bf16 && kernels.is_native();
-        assert_eq!(kernels.keeps_halves(), keeps, "{kernels:?}");
-        if keeps {
-            test(kernels);
-        }
-    });
 }
 
 fn pack(kernels: &Kernels, b: &[f32], k: usize, n: usize) -> Vec<f32> {

@@ -94,6 +94,32 @@ fn norms_of_some_rows_have_the_bits_of_all() {
 }
 
 #[test]
+fn gated_activations_of_some_rows_have_the_bits_of_all() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(79);
+        for n in COLS {
+            let (pre, dy) = (Grid::random(&mut rng, ROWS, 2 * n), Grid::random(&mut rng, ROWS, n));
+            let run = |rows: &Range<usize>, rng: &mut Rng| {
+                let mut pre = copy(rng, &pre, rows);
+                let mut y = Grid::blank_somewhere(rng, rows.len(), n);
+                let mut dpre = Grid::blank_somewhere(rng, rows.len(), 2 * n);
+                kernels.swiglu(pre.view(), y.view_mut());
+                let dy = dy.view().row_range(rows.start, rows.len());
+                kernels.swiglu_backward(pre.view_mut().into(), dy, dpre.view_mut().into());
+                [y, pre, dpre]
+            };
+            let whole = run(&(0..ROWS), &mut rng);
+            for rows in partitions(ROWS).into_iter().flatten() {
+                let what = format!("{kernels:?} {n} columns, rows {rows:?}");
+                for (part, whole) in run(&rows, &mut rng).iter().zip(&whole) {
+                    assert_rows(part, whole, &rows, &what);
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn losses_of_some_rows_have_the_bits_of_all() {
     each_isa(|kernels| {
         let mut rng = Rng::new(72);

@@ -227,7 +227,7 @@ fn swiglu_backward(kernels: &Kernels, n: [usize; 6]) {
     let (mut pre, mut dpre) = ([0.0; 64], [0.0; 64]);
     let pre = out(&mut pre, pre_rows, pre_cols);
     let dpre = out(&mut dpre, dpre_rows, dpre_cols);
-    kernels.swiglu_backward(pre, mat(&ZEROS, dy_rows, dy_cols), dpre);
+    kernels.swiglu_backward(pre.into(), mat(&ZEROS, dy_rows, dy_cols), dpre.into());
 }
 
 fn rotate(kernels: &Kernels, n: [usize; 5], head: usize, period: usize) {
@@ -247,6 +247,7 @@ fn gated_and_rotary_kernels_check_every_shape() {
         refuses_each([8], |[cols]| rotate(kernels, [cols, 4, 2, 4, 2], 4, 9));
         refuses_each([4, 2], |[rows, cols]| rotate(kernels, [8, rows, cols, 4, 2], 4, 9));
         refused! {
+            "gates across" => kernels.swiglu(mat(&ZEROS, 10, 3).t(), out(&mut [0.0; 15], 3, 5));
             "no head" => rotate(kernels, [8, 4, 2, 4, 2], 0, 9);
             "angles for more than a head" => rotate(kernels, [8, 4, 3, 4, 3], 4, 9);
             "no period" => rotate(kernels, [8, 4, 2, 4, 2], 4, 0);

@@ -13,6 +13,7 @@
 //! | exp | 2 ULP (through softmax: 4) |
 //! | gelu | `(8 + 6 \|2u\| (1 - gate)) U` relative |
 //! | swiglu | `10 U` relative; its gradients by the parts of the slope |
+//! | results of bf16 | `2^-8` of themselves more |
 //! | rotate | `3 U` of the magnitudes of both products |
 //! | layer_norm, RMS norm | `(n + 16) U` of the magnitudes that cancel |
 //! | layer_norm_backward | 4 times that |
@@ -70,6 +71,12 @@ pub(crate) fn silu_slope(x: f64) -> f64 {
     let gate = reference::logistic(x);
     let silu = (x * gate).abs();
     U * (10.0 * gate + silu * ((1.0 - gate) * 12.0 + 10.0 * gate + 1.0)) + TINY
+}
+
+/// A result that is within `bound` of `exact` before it is rounded to bf16: by `2^-8` of itself at most,
+/// half the distance to the next.
+pub(crate) fn halves(exact: f64, bound: f64) -> f64 {
+    bound + (exact.abs() + bound) / 256.0
 }
 
 /// Two products and their sum.
