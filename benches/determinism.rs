@@ -24,7 +24,8 @@ mod support;
 use cllm::pool::CALLER;
 use cllm::pool::idle::Parking;
 use cllm_core::{
-    Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer, Worker,
+    Architecture, Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer,
+    Worker,
 };
 use cllm_kernels::{KC, MatMut, MatRef};
 use core::ops::Range;
@@ -44,6 +45,7 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: true,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 const SHAPE: BatchShape = BatchShape { sequences: 32, tokens: 128 };
 const TOKENS: usize = 4096;

@@ -20,7 +20,9 @@ use cllm::pool::{CALLER, Crew, with_workers};
 use cllm::settings::{LogFormat, Threads, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
-use cllm_core::{BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer};
+use cllm_core::{
+    Architecture, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer,
+};
 use support::counting::{Counting, calls, place};
 
 #[global_allocator]
@@ -42,6 +44,7 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: false,
     dropout: 0.1,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 
 /// Calls between two counts, by thread; the harness's own is left out.

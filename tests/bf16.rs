@@ -7,7 +7,7 @@ use cllm_core::{
     Batch, BatchShape, Dtype, Engine, Evaluator, Isa, Kernels, Line, Mode, ModelConfig, Optimizer,
     Plan, PlanError, Trainer,
 };
-use support::config::SMALL as CONFIG;
+use support::config::{LLAMA, SMALL as CONFIG};
 use support::memory::Memory;
 
 const SHAPE: BatchShape = BatchShape { sequences: 9, tokens: 37 };
@@ -69,8 +69,10 @@ fn tables() -> Vec<[&'static Kernels; 2]> {
 
 #[test]
 fn gradients_and_losses_are_near_those_of_f32() {
-    let config = ModelConfig { dropout: 0.0, ..CONFIG };
-    for [bf16, f32] in tables() {
+    let models = [CONFIG, LLAMA].map(|config| ModelConfig { dropout: 0.0, ..config });
+    for (config, [bf16, f32]) in
+        models.into_iter().flat_map(|c| tables().into_iter().map(move |t| (c, t)))
+    {
         let (rounded, exact) = (run(&config, bf16, 1), run(&config, f32, 1));
         // An operand is off by 2^-9 at most; sums of many average that out.
         let loss = (rounded.first_loss / exact.first_loss - 1.0).abs();
@@ -95,8 +97,10 @@ fn what_is_learned_is_as_good() {
 
 #[test]
 fn generation_is_near_that_of_f32_in_chunks_of_any_size() {
-    let config = ModelConfig { dropout: 0.0, ..CONFIG };
-    for [bf16, f32] in tables() {
+    let models = [CONFIG, LLAMA].map(|config| ModelConfig { dropout: 0.0, ..config });
+    for (config, [bf16, f32]) in
+        models.into_iter().flat_map(|c| tables().into_iter().map(move |t| (c, t)))
+    {
         let weights = run(&config, f32, 20).weights;
         let text = ids(30, 7, config.vocab_size);
         let logits = |kernels: &'static Kernels, steps: &[usize]| {

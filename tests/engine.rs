@@ -9,7 +9,7 @@ use cllm_core::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
-use support::config::SMALL as CONFIG;
+use support::config::{LLAMA, SMALL as CONFIG};
 use support::memory::Memory;
 
 const SHAPE: BatchShape = BatchShape { sequences: 13, tokens: 40 };
@@ -144,7 +144,8 @@ fn train(
 fn any_number_of_workers_gives_the_same_bits() {
     for isa in Isa::ALL {
         let Some(kernels) = Kernels::for_isa(isa) else { continue };
-        for config in [CONFIG, ModelConfig { dropout: 0.0, tied: false, bias: false, ..CONFIG }] {
+        let plain = ModelConfig { dropout: 0.0, tied: false, bias: false, ..CONFIG };
+        for config in [CONFIG, plain, LLAMA] {
             let alone = train(&config, SHAPE, kernels, Crew::of(1), 3);
             for workers in [2, 3, 4, 7, 8] {
                 let bits = train(&config, SHAPE, kernels, Crew::of(workers), 3);
@@ -162,13 +163,13 @@ fn any_number_of_workers_gives_the_same_bits() {
 #[test]
 fn products_of_bf16_give_the_same_bits_too() {
     let best = Kernels::detect();
-    let alone = |kernels| train(&CONFIG, SHAPE, kernels, Crew::of(1), 3);
-    for kernels in [best.with_dtype(Dtype::Bf16), best.converting(), Kernels::scalar().converting()]
-    {
+    let tables = [best.with_dtype(Dtype::Bf16), best.converting(), Kernels::scalar().converting()];
+    for (kernels, config) in tables.into_iter().flat_map(|k| [(k, CONFIG), (k, LLAMA)]) {
+        let alone = |kernels| train(&config, SHAPE, kernels, Crew::of(1), 3);
         let bits = alone(kernels);
         assert!(bits != alone(kernels.with_dtype(Dtype::F32)), "{kernels:?} is as f32");
         for crew in [Crew::of(2), Crew::of(7), Crew { tiles_for: 16, ..Crew::of(3) }] {
-            let other = train(&CONFIG, SHAPE, kernels, crew, 3);
+            let other = train(&config, SHAPE, kernels, crew, 3);
             assert!(other == bits, "{kernels:?}: {crew:?} differs from one");
         }
     }
@@ -176,13 +177,16 @@ fn products_of_bf16_give_the_same_bits_too() {
 
 #[test]
 fn one_sequence_alone_gives_the_same_bits() {
-    let kernels = Kernels::detect();
-    let config = ModelConfig { block_size: 300, ..CONFIG };
+    let best = Kernels::detect();
     let shape = BatchShape { sequences: 1, tokens: 290 };
-    let alone = train(&config, shape, kernels, Crew::of(1), 2);
-    for workers in [2, 3, 8, 16] {
-        let bits = train(&config, shape, kernels, Crew::of(workers), 2);
-        assert!(bits == alone, "{workers} workers differ from one");
+    for (kernels, config) in [(best, CONFIG), (best, LLAMA), (best.with_dtype(Dtype::Bf16), LLAMA)]
+    {
+        let config = ModelConfig { block_size: 300, ..config };
+        let alone = train(&config, shape, kernels, Crew::of(1), 2);
+        for workers in [2, 3, 8, 16] {
+            let bits = train(&config, shape, kernels, Crew::of(workers), 2);
+            assert!(bits == alone, "{kernels:?}: {workers} workers differ from one");
+        }
     }
 }
 
@@ -193,7 +197,7 @@ fn weights_packed_on_the_way_give_the_same_bits() {
     for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
         let wide = ModelConfig { vocab_size: 2500, n_layer: 1, d_ff: 1100, ..CONFIG };
         let plain = ModelConfig { dropout: 0.0, tied: false, bias: false, ..CONFIG };
-        for config in [CONFIG, plain, wide] {
+        for config in [CONFIG, plain, wide, LLAMA] {
             let with = |packing, crew| {
                 let crew = Crew { packing: Some(packing), ..crew };
                 train(&config, SHAPE, kernels, crew, 2)
@@ -246,7 +250,7 @@ fn sizes_of_blocks_do_not_change_a_bit() {
     for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
         // 520 rows are two groups of logits of so large a vocabulary.
         let wide = ModelConfig { vocab_size: 2800, n_layer: 1, ..CONFIG };
-        for (config, steps) in [(CONFIG, 2), (wide, 1)] {
+        for (config, steps) in [(CONFIG, 2), (wide, 1), (LLAMA, 1)] {
             let usual = train(&config, SHAPE, kernels, Crew::of(1), steps);
             let mut plans = Vec::new();
             for (workers, blocking) in
@@ -274,7 +278,8 @@ fn blocks_that_are_made_again_give_the_same_bits() {
     for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
         let deep = ModelConfig { n_layer: 5, ..CONFIG };
         let plain = ModelConfig { dropout: 0.0, tied: false, bias: false, ..deep };
-        for config in [deep, plain] {
+        let llama = ModelConfig { n_layer: 5, ..LLAMA };
+        for config in [deep, plain, llama] {
             let kept = train(&config, SHAPE, kernels, Crew::of(1), 2);
             for (workers, tiles_for) in [(1, 1), (2, 2), (3, 3), (3, 1), (2, 64)] {
                 let crew = Crew { tiles_for, mode: Mode::Recompute, ..Crew::of(workers) };
@@ -288,10 +293,11 @@ fn blocks_that_are_made_again_give_the_same_bits() {
 #[test]
 fn blocks_of_one_sequence_made_again_give_the_same_bits() {
     let kernels = Kernels::detect();
-    let config = ModelConfig { block_size: 300, n_layer: 5, ..CONFIG };
     let shape = BatchShape { sequences: 1, tokens: 290 };
-    let kept = train(&config, shape, kernels, Crew::of(1), 2);
-    for workers in [1, 2, 3, 16] {
+    for (config, workers) in [CONFIG, LLAMA].into_iter().flat_map(|c| [1, 2, 3, 16].map(|w| (c, w)))
+    {
+        let config = ModelConfig { block_size: 300, n_layer: 5, ..config };
+        let kept = train(&config, shape, kernels, Crew::of(1), 2);
         for seed in 0..4 {
             let crew = Crew {
                 mode: Mode::Recompute,

@@ -4,8 +4,8 @@
 mod support;
 
 use cllm_core::{
-    Activity, Batch, BatchShape, Engine, Idle, Kernels, Mode, ModelConfig, Observer, Optimizer,
-    Plan, Tiling, Trainer, Worker,
+    Activity, Architecture, Batch, BatchShape, Engine, Idle, Kernels, Mode, ModelConfig, Observer,
+    Optimizer, Plan, Tiling, Trainer, Worker,
 };
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,6 +23,7 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: true,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 const SHAPE: BatchShape = BatchShape { sequences: 20, tokens: 16 };
 

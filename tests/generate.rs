@@ -6,8 +6,8 @@ use cllm::pool::cpus;
 use cllm::pool::idle::Parking;
 use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
 use cllm_core::{
-    Activity, Dtype, Engine, EngineError, Isa, Kernels, Line, ModelConfig, Observer, ParamTable,
-    PlanError, Queue, Slot, Worker,
+    Activity, Architecture, Dtype, Engine, EngineError, Isa, Kernels, Line, ModelConfig, Observer,
+    ParamTable, PlanError, Queue, Slot, Worker,
 };
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::AtomicU64;
@@ -127,6 +127,16 @@ const WIDE: ModelConfig = ModelConfig {
     tied: false,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
+};
+
+/// The same of the Llama family, with a feed-forward layer of no whole number of panels.
+const WIDE_LLAMA: ModelConfig = ModelConfig {
+    n_head: 6,
+    d_ff: 290,
+    bias: false,
+    arch: Architecture { n_kv_head: Some(2), ..Architecture::LLAMA },
+    ..WIDE
 };
 
 /// Some weights, none of them like another.
@@ -149,12 +159,13 @@ fn queue_of(plan: &GeneratePlan) -> (Vec<Slot>, Vec<AtomicU64>) {
 /// Calls `body` with a generator of `workers` threads, all but the first of which tell
 /// `observer` what they do, and with the number of threads that panicked.
 fn with_threads<R, O: Observer>(
+    config: &ModelConfig,
     (workers, kernels): (usize, &'static Kernels),
     observer: impl Fn() -> O + Sync,
     body: impl FnOnce(&mut Generator<'_>) -> R,
 ) -> (R, usize) {
-    let plan = GeneratePlan::with_workers(&WIDE, workers, kernels).unwrap();
-    let mut memory = Memory::of(weights(&WIDE), &plan);
+    let plan = GeneratePlan::with_workers(config, workers, kernels).unwrap();
+    let mut memory = Memory::of(weights(config), &plan);
     let (mut slots, mut words) = queue_of(&plan);
     let queue = Queue { ops: &mut [], slots: &mut slots, words: &mut words };
     let engine = &Engine::for_generation(&plan, queue).unwrap();
@@ -196,13 +207,16 @@ fn any_number_of_threads_gives_the_same_bits() {
             println!("skipped: this CPU has no {isa}");
             continue;
         };
-        for dtype in Dtype::ALL {
+        for (config, dtype) in
+            [WIDE, WIDE_LLAMA].iter().flat_map(|config| Dtype::ALL.map(|dtype| (config, dtype)))
+        {
             let kernels = kernels.with_dtype(dtype);
-            let plan = GeneratePlan::new(&WIDE, kernels).unwrap();
-            let alone = logits_of(&mut Memory::of(weights(&WIDE), &plan).generator(&plan, kernels));
+            let plan = GeneratePlan::new(config, kernels).unwrap();
+            let alone =
+                logits_of(&mut Memory::of(weights(config), &plan).generator(&plan, kernels));
             for workers in [1, 2, 3, 7] {
                 let (together, panicked) =
-                    with_threads((workers, kernels), || cllm_core::Unobserved, logits_of);
+                    with_threads(config, (workers, kernels), || cllm_core::Unobserved, logits_of);
                 assert_eq!(panicked, 0);
                 assert!(together == alone, "{} on {workers} threads", kernels.set());
             }
@@ -235,7 +249,7 @@ fn a_worker_that_panics_is_an_error_and_the_others_go_on() {
         assert_eq!(error, GenerateError::Engine(EngineError::Panicked));
         logits_of(generator)
     };
-    let (logits, panicked) = with_threads((2, kernels), || Bomb, body);
+    let (logits, panicked) = with_threads(&WIDE, (2, kernels), || Bomb, body);
     assert_eq!(panicked, 1);
     assert!(logits == expected, "other logits after the panic");
 }

@@ -6,9 +6,9 @@ use cllm::data::loader::Dataset;
 use cllm::data::prefetch::with_loader;
 use cllm::data::stream::TokenStream;
 use cllm_core::{
-    Batch, BatchShape, Blocking, BlockingError, Dtype, Engine, Evaluator, Isa, Kernels, LANES,
-    Line, Mode, ModelConfig, Op, Optimizer, Packing, Plan, PlanError, Pool, Pools, Queue, Slot,
-    Tiling, Trainer,
+    Architecture, Batch, BatchShape, Blocking, BlockingError, Dtype, Engine, Evaluator, Isa,
+    Kernels, LANES, Line, Mode, ModelConfig, Op, Optimizer, Packing, Plan, PlanError, Pool, Pools,
+    Queue, Slot, Tiling, Trainer,
 };
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
@@ -33,6 +33,7 @@ fn config() -> ModelConfig {
         tied: false,
         dropout: 0.1,
         norm_eps: 1e-5,
+        arch: Architecture::GPT2,
     }
 }
 
@@ -178,10 +179,14 @@ fn every_planned_line_is_used_and_no_other() {
     }) {
         // Three layers, of which two are made again.
         let config = ModelConfig { n_layer: 3, ..config() };
-        let tiling = Tiling { packing: Some(packing), blocking, ..Tiling::default() };
-        let plan = Plan::with_tiling(&config, SHAPE, 1, &tiling, mode, kernels).unwrap();
-        assert_eq!(plan.bytes(Pool::Packed) == 0, packing == Packing::Fresh);
-        every_other_line_is_used(&plan, kernels, |_| 0);
+        let arch = Architecture { n_kv_head: Some(2), head_size: Some(32), ..Architecture::LLAMA };
+        let llama = ModelConfig { n_head: 4, bias: false, arch, ..config };
+        for config in [config, llama] {
+            let tiling = Tiling { packing: Some(packing), blocking, ..Tiling::default() };
+            let plan = Plan::with_tiling(&config, SHAPE, 1, &tiling, mode, kernels).unwrap();
+            assert_eq!(plan.bytes(Pool::Packed) == 0, packing == Packing::Fresh);
+            every_other_line_is_used(&plan, kernels, |_| 0);
+        }
     }
 }
 
@@ -269,6 +274,23 @@ fn bytes_are_those_of_the_shapes() {
     assert_eq!(remade.bytes(Pool::Activations), 4 * (2 * kept + inner + shared + grads));
     assert_eq!(remade.recomputed_flops(), f64::from(256 * (8 * 64 * 64 + 2 * 64 * 256)));
     assert_eq!(plan.recomputed_flops(), 0.0);
+}
+
+/// As above for parts of the Llama family: heads of 32 columns, four of queries and two of keys and
+/// values, without dropout.
+#[test]
+fn bytes_of_the_llama_family_are_those_of_its_shapes() {
+    let arch = Architecture { n_kv_head: Some(2), head_size: Some(32), ..Architecture::LLAMA };
+    let config = ModelConfig { n_head: 4, bias: false, dropout: 0.0, arch, ..config() };
+    let plan = Plan::new(&config, SHAPE, 1, Mode::Train, Kernels::scalar()).unwrap();
+    let block = 64 * 256 + 128 * 64 + 3 * 64 * 256 + 2 * 64;
+    assert_eq!(plan.table().parameters(), 2 * block + 2 * 64 * 256 + 64);
+    // x, mid; att; lse; qkv; the gate and what it lets through; one value of each norm.
+    let layer = 256 * (2 * 64 + 128 + 4 + 256 + 2 * 256 + 2);
+    let shared = 256 * (64 + 2) + 256 * 256 + 2 * 64 * 16;
+    // Of the stream, its middle, norms' outputs, attention's, the first matrix; sums of gains.
+    let grads = 256 * (3 * 64 + 128 + 2 * 256) + 2 * 8 * 64 + 16;
+    assert_eq!(plan.bytes(Pool::Activations), 4 * (2 * layer + shared + grads));
 }
 
 /// GPT-2's shape: its packed weights are as large as its weights and gradients.

@@ -11,7 +11,8 @@ use cllm::settings::{Threads, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
 use cllm_core::{
-    Batch, BatchShape, Dtype, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer,
+    Architecture, Batch, BatchShape, Dtype, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan,
+    Trainer,
 };
 use peer_inputs::Ends;
 use safetensors::SafeTensors;
@@ -86,6 +87,7 @@ fn the_file_alone_gives_the_losses_of_the_run() {
         tied: config["tied"].as_bool().unwrap(),
         dropout: 0.0,
         norm_eps: number(&config["layer_norm_eps"]),
+        arch: Architecture::GPT2,
     };
     let optimizer = Optimizer {
         beta1: number(&config["betas"][0]),

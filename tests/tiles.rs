@@ -7,8 +7,8 @@
 mod support;
 
 use cllm_core::{
-    Batch, BatchShape, BlockParam, Engine, Kernels, Mode, ModelConfig, Optimizer, Param, Plan,
-    PlanError, Trainer,
+    Architecture, Batch, BatchShape, BlockParam, Engine, Kernels, Mode, ModelConfig, Optimizer,
+    Param, Plan, PlanError, Trainer,
 };
 use core::ops::Range;
 use support::memory::Memory;
@@ -26,6 +26,7 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: false,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 const SHAPE: BatchShape = BatchShape { sequences: 2, tokens: 350 };
 /// Rows and columns of a tile of a weight's gradient.

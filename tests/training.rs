@@ -4,8 +4,8 @@
 mod support;
 
 use cllm_core::{
-    Batch, BatchShape, Engine, IGNORE, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan, StepError,
-    Trainer,
+    Architecture, Batch, BatchShape, Engine, IGNORE, Isa, Kernels, Mode, ModelConfig, Optimizer,
+    Plan, StepError, Trainer,
 };
 use support::memory::Memory;
 
@@ -20,6 +20,7 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: false,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
 
@@ -64,8 +65,19 @@ fn gradients_are_slopes_with_and_without_dropout() {
     let batch = Batch { tokens: &tokens, targets: &targets };
     let counted = 2 * batch.counted();
     for kernels in tables() {
-        for dropout in [0.0, 0.2] {
-            let config = ModelConfig { dropout, ..CONFIG };
+        let of = |arch: Architecture, dropout: f32| {
+            let bias = arch == Architecture::GPT2;
+            (ModelConfig { arch, bias, dropout, ..CONFIG }, dropout)
+        };
+        let grouped = Architecture { n_kv_head: Some(1), qkv_bias: true, ..Architecture::LLAMA };
+        let wide = Architecture { head_size: Some(10), ..Architecture::LLAMA };
+        for (config, dropout) in [
+            of(Architecture::GPT2, 0.0),
+            of(Architecture::GPT2, 0.2),
+            of(Architecture::LLAMA, 0.0),
+            of(grouped, 0.2),
+            of(wide, 0.0),
+        ] {
             with_trainer(config, SHAPE, kernels, |trainer| {
                 // Larger weights than the initial ones: slopes well above rounding.
                 let start: Vec<f32> = trainer.parameters().iter().map(|x| x * 4.0).collect();
@@ -105,7 +117,7 @@ fn gradients_are_slopes_with_and_without_dropout() {
                     let dot: f64 = gradient.iter().zip(&d).map(|(g, d)| f64::from(*g) * d).sum();
                     // h^2 times the third derivative, and losses that carry 1e-7 / h of noise.
                     let error = (slope - dot).abs() / dot.abs().max(1e-2);
-                    assert!(error < 1e-3, "{kernels:?} dropout {dropout}: {slope} for {dot}");
+                    assert!(error < 1e-3, "{kernels:?} {config:?}: {slope} for {dot}");
                 }
             });
         }

@@ -14,8 +14,8 @@ mod memory;
 
 use cllm_core::ring::{Ring, Slot};
 use cllm_core::{
-    Batch, BatchShape, Dtype, Engine, Isa, Kernels, Mode, ModelConfig, Optimizer, Plan, Spin,
-    Trainer,
+    Architecture, Batch, BatchShape, Dtype, Engine, Isa, Kernels, Mode, ModelConfig, Optimizer,
+    Plan, Spin, Trainer,
 };
 use cllm_kernels::{
     AdamW, Attention, AttentionGrads, Dropout, Epilogue, MatMut, MatRef, NormSaved, Packed,
@@ -198,6 +198,7 @@ fn steps(kernels: &'static Kernels) {
         tied: true,
         dropout: 0.0,
         norm_eps: 1e-5,
+        arch: Architecture::GPT2,
     };
     let batch = BatchShape { sequences: 4, tokens: 48 };
     let isa = kernels.isa();

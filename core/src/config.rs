@@ -1,8 +1,9 @@
 //! The shape of a model, and the checks that make every later size computation safe.
 
+use crate::architecture::{Architecture, NormKind};
 use core::fmt;
 
-/// Architecture of a GPT-2 style decoder: learned positions, pre-norm, GELU (tanh form).
+/// Architecture of a decoder with norms before its layers: GPT-2's parts or Llama's.
 ///
 /// Build one, then [`ModelConfig::validate`] it; everything that takes a config
 /// validates it again and reports the same [`ConfigError`].
@@ -14,20 +15,22 @@ pub struct ModelConfig {
     pub block_size: usize,
     /// Transformer blocks.
     pub n_layer: usize,
-    /// Attention heads; divides `d_model`.
+    /// Attention heads, of queries; divides `d_model` unless the architecture has a `head_size`.
     pub n_head: usize,
     /// Width of the residual stream.
     pub d_model: usize,
     /// Width of the feed-forward layer, usually `4 * d_model`.
     pub d_ff: usize,
-    /// Biases in linear layers and norms.
+    /// Biases in linear layers, and in norms that have any.
     pub bias: bool,
     /// The output projection is the token table.
     pub tied: bool,
     /// Probability of dropout on embeddings, attention and both residual branches.
     pub dropout: f32,
-    /// Added to the variance in layer norms.
+    /// Added to the variance in layer norms, and to the mean of squares in RMS norms.
     pub norm_eps: f32,
+    /// What blocks are made of.
+    pub arch: Architecture,
 }
 
 /// Largest accepted value of any single dimension: keeps products of two in 64 bits
@@ -52,6 +55,21 @@ pub enum ConfigError {
     Dropout(f32),
     /// `norm_eps` is not a positive finite number.
     NormEps(f32),
+    /// `n_head` is not a multiple of `n_kv_head`.
+    KvHeads {
+        /// Heads of queries.
+        n_head: usize,
+        /// The heads of keys and values that do not divide them.
+        n_kv_head: usize,
+    },
+    /// Rotary positions turn pairs of columns, of which a head of this size does not consist.
+    OddHead(usize),
+    /// The base of rotary angles is not above 1.
+    Theta(f32),
+    /// The factor of the scaling of rotary angles is not at least 1.
+    ScalingFactor(f32),
+    /// The waves of the scaling of rotary angles are not `0 < low < high`, of at least one token.
+    Scaling,
     /// Some size overflows this machine's address space.
     Overflow,
 }
@@ -69,6 +87,23 @@ impl fmt::Display for ConfigError {
             ),
             Self::Dropout(p) => write!(f, "dropout is {p}: it must be at least 0 and below 1"),
             Self::NormEps(eps) => write!(f, "norm_eps is {eps}: it must be positive"),
+            Self::KvHeads { n_head, n_kv_head } => write!(
+                f,
+                "n_head {n_head} is not a multiple of n_kv_head {n_kv_head}: every head of keys and values serves as many of queries"
+            ),
+            Self::OddHead(size) => write!(
+                f,
+                "heads have {size} columns: rotary positions turn pairs, so it must be an even number"
+            ),
+            Self::Theta(theta) => {
+                write!(f, "the theta of rotary positions is {theta}: it must be above 1")
+            }
+            Self::ScalingFactor(factor) => {
+                write!(f, "the factor of rotary scaling is {factor}: it must be at least 1")
+            }
+            Self::Scaling => f.write_str(
+                "rotary scaling needs 0 < low < high frequency factors, and an original length of at least 1",
+            ),
             Self::Overflow => {
                 f.write_str("the model is too large: its size overflows the address space")
             }
@@ -91,6 +126,8 @@ impl ModelConfig {
             ("n_head", self.n_head),
             ("d_model", self.d_model),
             ("d_ff", self.d_ff),
+            ("n_kv_head", self.kv_heads()),
+            ("head_size", self.arch.head_size.unwrap_or(1)),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero(field));
@@ -99,9 +136,21 @@ impl ModelConfig {
                 return Err(ConfigError::TooLarge(field, value));
             }
         }
-        if !self.d_model.is_multiple_of(self.n_head) {
+        if self.arch.head_size.is_none() && !self.d_model.is_multiple_of(self.n_head) {
             return Err(ConfigError::Heads { d_model: self.d_model, n_head: self.n_head });
         }
+        let width = self.n_head.saturating_mul(self.head_size());
+        if width > MAX_DIMENSION {
+            return Err(ConfigError::TooLarge("n_head * head_size", width));
+        }
+        let (n_head, n_kv_head) = (self.n_head, self.kv_heads());
+        if !n_head.is_multiple_of(n_kv_head) {
+            return Err(ConfigError::KvHeads { n_head, n_kv_head });
+        }
+        if self.arch.rotary().is_some() && !self.head_size().is_multiple_of(2) {
+            return Err(ConfigError::OddHead(self.head_size()));
+        }
+        self.arch.check()?;
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(ConfigError::Dropout(self.dropout));
         }
@@ -114,19 +163,71 @@ impl ModelConfig {
     /// Columns of a head.
     #[must_use]
     pub fn head_size(&self) -> usize {
-        self.d_model / self.n_head
+        self.arch.head_size.unwrap_or(self.d_model / self.n_head)
+    }
+
+    /// Heads of keys and values.
+    #[must_use]
+    pub fn kv_heads(&self) -> usize {
+        self.arch.n_kv_head.unwrap_or(self.n_head)
+    }
+
+    /// Columns of all heads of queries, and of the output of attention.
+    #[must_use]
+    pub fn query_width(&self) -> usize {
+        self.n_head * self.head_size()
+    }
+
+    /// Columns of all keys, and as many of all values.
+    #[must_use]
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads() * self.head_size()
+    }
+
+    /// Columns of queries, keys and values side by side.
+    #[must_use]
+    pub fn qkv_width(&self) -> usize {
+        self.query_width() + 2 * self.kv_width()
+    }
+
+    /// Columns of the first matrix of the feed-forward layer: with a gate twice `d_ff`.
+    #[must_use]
+    pub fn fc_width(&self) -> usize {
+        if self.arch.is_gated() { 2 * self.d_ff } else { self.d_ff }
+    }
+
+    /// Inputs and outputs of the four matrices of a block: queries, keys and values; output of
+    /// attention; the two of the feed-forward layer.
+    pub(crate) fn matrices(&self) -> [(usize, usize); 4] {
+        let d = self.d_model;
+        [(d, self.qkv_width()), (self.query_width(), d), (d, self.fc_width()), (self.d_ff, d)]
+    }
+
+    /// Whether norms have biases.
+    pub(crate) fn has_norm_bias(&self) -> bool {
+        self.bias && self.arch.norm == NormKind::Layer
+    }
+
+    /// Vectors of a norm: the gain, and the bias if there is one.
+    pub(crate) fn norm_vectors(&self) -> usize {
+        1 + usize::from(self.has_norm_bias())
     }
 
     /// Floating-point operations of one training step of `sequences` sequences of
-    /// `tokens` tokens: `6 (n_layer (4 d^2 + 2 d d_ff) + V d)` a token for the matrix
-    /// products, plus `6 n_layer T d` a token for causal attention. Norms, biases,
-    /// activations and the optimizer are not counted; nor is recomputed work.
+    /// `tokens` tokens: `6 (n_layer (d (a + 2 b) + a d + d f' + f d) + V d)` a token for the matrix
+    /// products, with the widths a of queries, b of keys, f of the feed-forward layer and f' of
+    /// its first matrix, plus `6 n_layer T a` a token for causal attention. Norms, biases,
+    /// activations, rotations and the optimizer are not counted; nor is recomputed work.
+    ///
+    /// For GPT-2, with `a = b = d` and `f' = f`, that is `6 (n_layer (4 d^2 + 2 d f) + V d)` and
+    /// `6 n_layer T d`.
     #[must_use]
     pub fn step_flops(&self, sequences: usize, tokens: usize) -> f64 {
-        let [v, l, d, f] =
-            [self.vocab_size, self.n_layer, self.d_model, self.d_ff].map(|x| x as f64);
-        let products = 6.0 * (l * (4.0 * d * d + 2.0 * d * f) + v * d);
-        let attention = 6.0 * l * tokens as f64 * d;
+        let float = |x: usize| x as f64;
+        let layers = float(self.n_layer);
+        let block: f64 = self.matrices().iter().map(|(k, n)| float(*k) * float(*n)).sum();
+        let products = 6.0 * (layers * block + float(self.vocab_size) * float(self.d_model));
+        let attention = 6.0 * layers * float(tokens) * float(self.query_width());
         (products + attention) * sequences as f64 * tokens as f64
     }
 }
@@ -146,6 +247,7 @@ mod tests {
         tied: true,
         dropout: 0.0,
         norm_eps: 1e-5,
+        arch: Architecture::GPT2,
     };
 
     #[test]
@@ -169,6 +271,63 @@ mod tests {
                 Err(ConfigError::NormEps(_))
             ));
         }
+    }
+
+    #[test]
+    fn parts_of_the_llama_family_are_checked() {
+        use crate::architecture::{Positions, Rotary, Scaling};
+        let with = |change: fn(&mut Architecture)| {
+            let mut arch = Architecture::LLAMA;
+            change(&mut arch);
+            ModelConfig { bias: false, arch, ..GOOD }.validate()
+        };
+        assert_eq!(with(|_| {}), Ok(()));
+        assert_eq!(with(|a| a.n_kv_head = Some(2)), Ok(()));
+        assert_eq!(
+            with(|a| a.n_kv_head = Some(3)),
+            Err(ConfigError::KvHeads { n_head: 8, n_kv_head: 3 })
+        );
+        assert_eq!(with(|a| a.n_kv_head = Some(0)), Err(ConfigError::Zero("n_kv_head")));
+        assert_eq!(with(|a| a.head_size = Some(0)), Err(ConfigError::Zero("head_size")));
+        assert_eq!(with(|a| a.head_size = Some(7)), Err(ConfigError::OddHead(7)));
+        assert_eq!(
+            with(|a| a.head_size = Some(MAX_DIMENSION)),
+            Err(ConfigError::TooLarge("n_head * head_size", 8 * MAX_DIMENSION))
+        );
+        let turned = |theta: f32, scaling: Scaling| {
+            let positions = Positions::Rotary(Rotary { theta, scaling });
+            let arch = Architecture { positions, ..Architecture::LLAMA };
+            ModelConfig { bias: false, arch, ..GOOD }.validate()
+        };
+        for theta in [1.0, -5.0, f32::INFINITY] {
+            assert_eq!(turned(theta, Scaling::None), Err(ConfigError::Theta(theta)));
+        }
+        assert!(matches!(turned(f32::NAN, Scaling::None), Err(ConfigError::Theta(_))));
+        assert_eq!(
+            turned(1e4, Scaling::Linear { factor: 0.5 }),
+            Err(ConfigError::ScalingFactor(0.5))
+        );
+        let llama3 = |factor, low, high, original| {
+            turned(5e5, Scaling::Llama3 { factor, low, high, original })
+        };
+        assert_eq!(llama3(8.0, 1.0, 4.0, 8192), Ok(()));
+        assert_eq!(llama3(8.0, 4.0, 4.0, 8192), Err(ConfigError::Scaling));
+        assert_eq!(llama3(8.0, 1.0, 4.0, 0), Err(ConfigError::Scaling));
+        // A head may be wider than its share of the model, or not divide it.
+        let wide = Architecture { head_size: Some(10), ..Architecture::LLAMA };
+        let config = ModelConfig { n_head: 7, bias: false, arch: wide, ..GOOD };
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!((config.query_width(), config.qkv_width()), (70, 210));
+    }
+
+    #[test]
+    fn a_models_own_widths_are_counted() {
+        let arch = Architecture { n_kv_head: Some(2), head_size: Some(64), ..Architecture::LLAMA };
+        let config = ModelConfig { bias: false, arch, ..GOOD };
+        // 8 and 2 heads of 64, d 256, f 1024 and its gate.
+        let block = 256.0 * (512.0 + 2.0 * 128.0) + 512.0 * 256.0 + 3.0 * 256.0 * 1024.0;
+        let token = 6.0 * (4.0 * block + 5000.0 * 256.0) + 6.0 * 4.0 * 128.0 * 512.0;
+        assert_eq!(config.step_flops(1, 128), token * 128.0);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! `step`; who runs it and when is up to `engine`.
 #![no_std]
 
+mod architecture;
 pub mod checkpoint;
 mod config;
 mod engine;
@@ -26,12 +27,14 @@ mod plan;
 mod primitive;
 mod program;
 pub mod ring;
+mod rotary;
 pub mod sample;
 mod schedule;
 mod shared;
 mod step;
 mod trainer;
 
+pub use architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 pub use cllm_kernels::{Caches, Dtype, IGNORE, Isa, KernelSet, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{

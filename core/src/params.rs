@@ -4,8 +4,10 @@
 //! Weights, gradients and both moments are flat arenas of the same layout: each
 //! tensor starts on a cache line and the gap behind it stays zero. Matrices of
 //! linear layers are `inputs x outputs` (`y = x W + b`), the token table and the
-//! output projection `vocab_size x d_model`.
+//! output projection `vocab_size x d_model`. A model has those of the tensors that its
+//! architecture and its `bias` ask for; what lies side by side is one tensor, as in GPT-2.
 
+use crate::architecture::Positions;
 use crate::config::{ConfigError, ModelConfig};
 use crate::line::LANES;
 use core::fmt::Write as _;
@@ -15,7 +17,7 @@ use core::fmt::Write as _;
 pub enum Param {
     /// Token table, `vocab_size x d_model`.
     TokenTable,
-    /// Position table, `block_size x d_model`.
+    /// Position table, `block_size x d_model`; absent where positions are rotary.
     PositionTable,
     /// A tensor of a block.
     Block(usize, BlockParam),
@@ -35,11 +37,11 @@ pub enum BlockParam {
     Norm1Gain,
     /// Its bias.
     Norm1Bias,
-    /// Queries, keys and values side by side, `d_model x 3 d_model`.
+    /// Queries, keys and values side by side, `d_model x (query_width + 2 kv_width)`.
     Qkv,
     /// Their bias.
     QkvBias,
-    /// Output projection of attention, `d_model x d_model`.
+    /// Output projection of attention, `query_width x d_model`.
     AttnOut,
     /// Its bias.
     AttnOutBias,
@@ -47,7 +49,8 @@ pub enum BlockParam {
     Norm2Gain,
     /// Its bias.
     Norm2Bias,
-    /// First matrix of the feed-forward layer, `d_model x d_ff`.
+    /// First matrix of the feed-forward layer, `d_model x d_ff`; with SwiGLU the gate's and then
+    /// that of what it lets through, `d_model x 2 d_ff`.
     Fc,
     /// Its bias.
     FcBias,
@@ -76,8 +79,14 @@ const BLOCK: [BlockParam; 12] = [
 ];
 
 impl BlockParam {
-    fn is_bias(self) -> bool {
-        matches!(self, Norm1Bias | QkvBias | AttnOutBias | Norm2Bias | FcBias | MlpOutBias)
+    /// Whether a model has it.
+    fn is_of(self, c: &ModelConfig) -> bool {
+        match self {
+            Norm1Bias | Norm2Bias => c.has_norm_bias(),
+            QkvBias => c.bias || c.arch.qkv_bias,
+            AttnOutBias | FcBias | MlpOutBias => c.bias,
+            _ => true,
+        }
     }
 
     /// The name behind `h.<block>.`, as GPT-2's published weights spell it.
@@ -100,17 +109,23 @@ impl BlockParam {
 
     /// Shape; vectors have one row.
     fn shape(self, c: &ModelConfig) -> (usize, usize) {
+        let [qkv, attn_out, fc, mlp_out] = c.matrices();
         match self {
             Norm1Gain | Norm1Bias | Norm2Gain | Norm2Bias | AttnOutBias | MlpOutBias => {
                 (1, c.d_model)
             }
-            Qkv => (c.d_model, 3 * c.d_model),
-            QkvBias => (1, 3 * c.d_model),
-            AttnOut => (c.d_model, c.d_model),
-            Fc => (c.d_model, c.d_ff),
-            FcBias => (1, c.d_ff),
-            MlpOut => (c.d_ff, c.d_model),
+            Qkv => qkv,
+            QkvBias => (1, qkv.1),
+            AttnOut => attn_out,
+            Fc => fc,
+            FcBias => (1, fc.1),
+            MlpOut => mlp_out,
         }
+    }
+
+    /// A gain or a bias.
+    fn is_vector(self) -> bool {
+        !matches!(self, Qkv | AttnOut | Fc | MlpOut)
     }
 }
 
@@ -196,8 +211,13 @@ impl ParamSpec {
 #[derive(Clone, Copy, Debug)]
 pub struct ParamTable {
     config: ModelConfig,
+    /// The tensors of a block that the model has, in their order: the first `per_block`.
+    of_block: [BlockParam; BLOCK.len()],
+    per_block: usize,
     /// Offset of each tensor inside its block.
     in_block: [usize; BLOCK.len()],
+    /// Where the position table starts, or would.
+    positions_start: usize,
     block_start: usize,
     block_len: usize,
     final_start: usize,
@@ -222,20 +242,24 @@ impl ParamTable {
                 .ok_or(overflow)
         };
         let sum = |a: usize, b: usize| a.checked_add(b).ok_or(overflow);
+        let learned = config.arch.positions == Positions::Learned;
+        let positions = (if learned { config.block_size } else { 0 }, config.d_model);
         let token_table = padded((config.vocab_size, config.d_model))?;
-        let block_start = sum(token_table, padded((config.block_size, config.d_model))?)?;
-        let mut in_block = [0; BLOCK.len()];
-        let mut block_len = 0;
-        for (at, param) in in_block.iter_mut().zip(BLOCK) {
-            *at = block_len;
-            if config.bias || !param.is_bias() {
+        let block_start = sum(token_table, padded(positions)?)?;
+        let (mut of_block, mut in_block) = (BLOCK, [0; BLOCK.len()]);
+        let (mut per_block, mut block_len) = (0, 0);
+        for param in BLOCK {
+            in_block[param as usize] = block_len;
+            if param.is_of(config) {
                 block_len = sum(block_len, padded(param.shape(config))?)?;
+                of_block[per_block] = param;
+                per_block += 1;
             }
         }
         let blocks = block_len.checked_mul(config.n_layer).ok_or(overflow)?;
         let final_start = sum(block_start, blocks)?;
-        let vector = padded((1, config.d_model))?;
-        let head_start = sum(final_start, vector * (1 + usize::from(config.bias)))?;
+        let norm_vectors = config.norm_vectors();
+        let head_start = sum(final_start, padded((1, config.d_model))? * norm_vectors)?;
         let head = if config.tied { 0 } else { token_table };
         let len = sum(head_start, head)?;
         if len > isize::MAX as usize / 16 {
@@ -244,21 +268,19 @@ impl ParamTable {
         // In closed form: a hostile header may claim any number of blocks. No product
         // overflows where the padded lengths did not.
         let values = |(rows, cols): (usize, usize)| rows * cols;
-        let block_values: usize = BLOCK
-            .iter()
-            .filter(|param| config.bias || !param.is_bias())
-            .map(|param| values(param.shape(config)))
-            .sum();
+        let block_values: usize =
+            of_block[..per_block].iter().map(|param| values(param.shape(config))).sum();
         let tables = values((config.vocab_size, config.d_model)) * (1 + usize::from(!config.tied))
-            + values((config.block_size, config.d_model));
-        let norm = config.d_model * (1 + usize::from(config.bias));
-        let parameters = tables + block_values * config.n_layer + norm;
-        let per_block = if config.bias { BLOCK.len() } else { BLOCK.len() / 2 };
-        let count =
-            3 + usize::from(config.bias) + per_block * config.n_layer + usize::from(!config.tied);
+            + values(positions);
+        let parameters = tables + block_values * config.n_layer + config.d_model * norm_vectors;
+        let tables = 1 + usize::from(learned) + usize::from(!config.tied);
+        let count = tables + per_block * config.n_layer + norm_vectors;
         Ok(Self {
             config: *config,
+            of_block,
+            per_block,
             in_block,
+            positions_start: token_table,
             block_start,
             block_len,
             final_start,
@@ -295,19 +317,20 @@ impl ParamTable {
     /// The `index`-th tensor.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<ParamSpec> {
-        let per_block = if self.config.bias { BLOCK.len() } else { BLOCK.len() / 2 };
-        let blocks = per_block * self.config.n_layer;
+        let blocks = self.per_block * self.config.n_layer;
+        // In front of the blocks are one or two tables.
+        let tables = 1 + usize::from(self.config.arch.positions == Positions::Learned);
         let param = match index {
             0 => Param::TokenTable,
-            1 => Param::PositionTable,
-            i if i < 2 + blocks => {
-                let (block, within) = ((i - 2) / per_block, (i - 2) % per_block);
-                let step = if self.config.bias { 1 } else { 2 };
-                Param::Block(block, BLOCK[within * step])
+            i if i < tables => Param::PositionTable,
+            i if i < tables + blocks => {
+                let (block, within) =
+                    ((i - tables) / self.per_block, (i - tables) % self.per_block);
+                Param::Block(block, self.of_block[within])
             }
-            i if i < self.count => match i - 2 - blocks {
+            i if i < self.count => match i - tables - blocks {
                 0 => Param::FinalGain,
-                1 if self.config.bias => Param::FinalBias,
+                1 if self.config.has_norm_bias() => Param::FinalBias,
                 _ => Param::Head,
             },
             _ => return None,
@@ -319,19 +342,17 @@ impl ParamTable {
     #[must_use]
     pub fn spec(&self, param: Param) -> Option<ParamSpec> {
         let c = &self.config;
-        let has_bias = c.bias;
         // GPT-2: 0.02, and less for projections into the residual stream, whose
         // variance grows with the number of branches (Radford et al. 2019, section 2.3).
         const STD: f32 = 0.02;
         let residual = STD / libm::sqrtf(2.0 * c.n_layer as f32);
         let (offset, (rows, cols), init) = match param {
             Param::TokenTable => (0, (c.vocab_size, c.d_model), Init::Normal(STD)),
-            Param::PositionTable => {
-                let start = (c.vocab_size * c.d_model).next_multiple_of(LANES);
-                (start, (c.block_size, c.d_model), Init::Normal(STD))
+            Param::PositionTable if c.arch.positions == Positions::Learned => {
+                (self.positions_start, (c.block_size, c.d_model), Init::Normal(STD))
             }
             Param::Block(block, param) => {
-                if block >= c.n_layer || (param.is_bias() && !has_bias) {
+                if block >= c.n_layer || !param.is_of(c) {
                     return None;
                 }
                 let init = match param {
@@ -344,17 +365,17 @@ impl ParamTable {
                 (start + self.in_block[param as usize], param.shape(c), init)
             }
             Param::FinalGain => (self.final_start, (1, c.d_model), Init::Ones),
-            Param::FinalBias if has_bias => {
+            Param::FinalBias if c.has_norm_bias() => {
                 let start = self.final_start + c.d_model.next_multiple_of(LANES);
                 (start, (1, c.d_model), Init::Zeros)
             }
             Param::Head if !c.tied => {
                 (self.head_start, (c.vocab_size, c.d_model), Init::Normal(STD))
             }
-            Param::FinalBias | Param::Head => return None,
+            Param::PositionTable | Param::FinalBias | Param::Head => return None,
         };
         let vector = match param {
-            Param::Block(_, p) => p.shape(c).0 == 1 && !matches!(p, Qkv | AttnOut | Fc | MlpOut),
+            Param::Block(_, p) => p.is_vector(),
             Param::FinalGain | Param::FinalBias => true,
             _ => false,
         };
@@ -371,6 +392,7 @@ impl ParamTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::architecture::Architecture;
     extern crate std;
     use std::string::ToString;
     use std::vec::Vec;
@@ -387,13 +409,29 @@ mod tests {
             tied,
             dropout: 0.0,
             norm_eps: 1e-5,
+            arch: Architecture::GPT2,
         }
+    }
+
+    /// Every kind of architecture, with biases and without.
+    fn architectures() -> impl Iterator<Item = ModelConfig> {
+        let grouped = Architecture { n_kv_head: Some(1), ..Architecture::LLAMA };
+        let wide = Architecture { head_size: Some(10), qkv_bias: true, ..grouped };
+        let kinds = [Architecture::GPT2, Architecture::LLAMA, grouped, wide];
+        let flags = [(true, true), (true, false), (false, true), (false, false)];
+        kinds.into_iter().flat_map(move |arch| {
+            let even = |c: ModelConfig| match arch.rotary() {
+                Some(_) => ModelConfig { d_model: 24, ..c },
+                None => c,
+            };
+            flags.map(|(bias, tied)| ModelConfig { arch, ..even(config(bias, tied)) })
+        })
     }
 
     #[test]
     fn tensors_are_adjacent_aligned_and_in_one_order() {
-        for (bias, tied) in [(true, true), (true, false), (false, true), (false, false)] {
-            let table = ParamTable::new(&config(bias, tied)).unwrap();
+        for config in architectures() {
+            let table = ParamTable::new(&config).unwrap();
             let specs: Vec<_> = table.iter().collect();
             assert_eq!(specs.len(), table.count());
             let (mut end, mut values) = (0, 0);
@@ -424,6 +462,32 @@ mod tests {
         // 37*21*2 + 9*21 + 3 * (6*21 + 21*63 + 63 + 21*21 + 21*50 + 50 + 50*21) + 2*21
         let block = 6 * 21 + 21 * 63 + 63 + 21 * 21 + 21 * 50 + 50 + 50 * 21;
         assert_eq!(table.parameters(), 37 * 21 * 2 + 9 * 21 + 3 * block + 2 * 21);
+    }
+
+    #[test]
+    fn llamas_tensors_have_their_own_shapes() {
+        let arch = Architecture { n_kv_head: Some(1), head_size: Some(10), ..Architecture::LLAMA };
+        let table = ParamTable::new(&ModelConfig { arch, ..config(false, true) }).unwrap();
+        let shapes: Vec<_> =
+            table.iter().take(7).map(|s| (s.name().to_string(), s.rows, s.cols)).collect();
+        let named = |name: &str, rows, cols| (name.to_string(), rows, cols);
+        assert_eq!(
+            shapes,
+            [
+                named("wte.weight", 37, 21),
+                named("h.0.ln_1.weight", 1, 21),
+                named("h.0.attn.c_attn.weight", 21, 50),
+                named("h.0.attn.c_proj.weight", 30, 21),
+                named("h.0.ln_2.weight", 1, 21),
+                named("h.0.mlp.c_fc.weight", 21, 100),
+                named("h.0.mlp.c_proj.weight", 50, 21),
+            ]
+        );
+        assert_eq!(table.count(), 1 + 3 * 6 + 1);
+        let qwen = Architecture { qkv_bias: true, ..arch };
+        let table = ParamTable::new(&ModelConfig { arch: qwen, ..config(false, true) }).unwrap();
+        assert!(table.spec(Param::Block(0, QkvBias)).is_some_and(|spec| spec.cols == 50));
+        assert_eq!(table.count(), 1 + 3 * 7 + 1);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use core::fmt;
 /// The memory that a [`Trainer`] or an [`Evaluator`] works in: see [`Plan::bytes`].
 ///
 /// A pool may be larger than planned. Contents need not be initialised: all of what
-/// is used is written first. Evaluation needs no gradients and no moments.
+/// is used is written first, and until the end of the borrow by nobody else. Evaluation needs no gradients and no moments.
 #[derive(Debug)]
 pub struct Pools<'a> {
     /// [`Pool::Parameters`].
@@ -207,6 +207,7 @@ impl<'a> Machine<'a> {
         for pool in [&mut *parameters, &mut *gradients, &mut *moments] {
             pool.fill(Line::ZERO);
         }
+        plan.fill_angles(floats_mut(activations));
         Ok(Self {
             plan: *plan,
             kernels,

@@ -4,8 +4,8 @@
 #![allow(dead_code, reason = "each example uses its part")]
 
 use cllm_core::{
-    Batch, BatchShape, Engine, Idle, Kernels, Line, Mode, ModelConfig, Op, Optimizer, Plan, Pool,
-    Pools, Queue, Slot, Trainer,
+    Architecture, Batch, BatchShape, Engine, Idle, Kernels, Line, Mode, ModelConfig, Op, Optimizer,
+    Plan, Pool, Pools, Queue, Slot, Trainer,
 };
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -22,6 +22,7 @@ pub(crate) fn plan(workers: usize) -> Plan {
         tied: true,
         dropout: 0.0,
         norm_eps: 1e-5,
+        arch: Architecture::GPT2,
     };
     let batch = BatchShape { sequences: 12, tokens: 48 };
     Plan::new(&config, batch, workers, Mode::Train, Kernels::detect()).expect("the plan is sound")

@@ -20,6 +20,7 @@ pub mod inspect;
 pub mod llmc;
 pub mod memory;
 pub mod model;
+pub mod parts;
 pub mod pool;
 #[cfg(feature = "report")]
 pub mod report;

@@ -207,7 +207,9 @@ pub fn human_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cllm_core::{Batch, BatchShape, Engine, Kernels, ModelConfig, Optimizer, Trainer};
+    use cllm_core::{
+        Architecture, Batch, BatchShape, Engine, Kernels, ModelConfig, Optimizer, Trainer,
+    };
 
     fn plan(n_layer: usize) -> Plan {
         let config = ModelConfig {
@@ -221,6 +223,7 @@ mod tests {
             tied: true,
             dropout: 0.0,
             norm_eps: 1e-5,
+            arch: Architecture::GPT2,
         };
         let batch = BatchShape { sequences: 2, tokens: 16 };
         Plan::new(&config, batch, 1, Mode::Train, Kernels::detect()).unwrap()

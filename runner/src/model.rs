@@ -2,8 +2,8 @@
 //! the core's refusals in the words of the flags.
 
 use cllm_core::{
-    BatchShape, Blocking, ConfigError, Decay, Dtype, Isa, Kernels, Mode, ModelConfig, Optimizer,
-    Plan, PlanError, Schedule, Tiling,
+    Architecture, BatchShape, Blocking, ConfigError, Decay, Dtype, Isa, Kernels, Mode, ModelConfig,
+    Optimizer, Plan, PlanError, Schedule, Tiling,
 };
 
 use crate::error::{Error, Result};
@@ -30,6 +30,7 @@ pub fn config(settings: &TrainSettings, vocab_size: usize) -> Result<ModelConfig
         tied: settings.tied,
         dropout: settings.dropout,
         norm_eps: NORM_EPS,
+        arch: Architecture::GPT2,
     };
     config.validate().map_err(config_error)?;
     Ok(config)
@@ -60,6 +61,16 @@ pub fn config_error(error: ConfigError) -> Error {
              columns"
         ),
         ConfigError::Dropout(p) => format!("--dropout {p}: it must be at least 0 and below 1"),
+        ConfigError::KvHeads { n_head, n_kv_head } => format!(
+            "--n-head {n_head} is not a multiple of --n-kv-head {n_kv_head}: every head of keys and \
+             values serves as many of queries"
+        ),
+        ConfigError::OddHead(size) => format!(
+            "heads have {size} columns, and --positions rotary turns pairs of them: give --head-size \
+             an even number, or change --n-embd or --n-head"
+        ),
+        ConfigError::Theta(theta) => format!("--rope-theta {theta}: it must be above 1"),
+        ConfigError::ScalingFactor(_) | ConfigError::Scaling => error.to_string(),
         ConfigError::NormEps(_) | ConfigError::Overflow => {
             format!("{error}; lower --n-layer, --n-embd, --block-size or --batch-size")
         }

@@ -17,7 +17,9 @@ use cllm::memory::PoolMemory;
 use cllm::pool::{self, Crew, cpus};
 use cllm::settings::{Threads, TrainSettings};
 use cllm::train::Outcome;
-use cllm_core::{Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer};
+use cllm_core::{
+    Architecture, Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Optimizer, Plan, Trainer,
+};
 use serde_json::Value;
 use support::{command, events, settings, sha, train};
 
@@ -169,6 +171,7 @@ fn a_pool_with_nothing_to_do_sleeps() {
         tied: true,
         dropout: 0.0,
         norm_eps: 1e-5,
+        arch: Architecture::GPT2,
     };
     let kernels = Kernels::detect();
     let shape = BatchShape { sequences: 8, tokens: 32 };

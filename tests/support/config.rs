@@ -1,6 +1,6 @@
 //! Models that several tests train.
 
-use cllm_core::ModelConfig;
+use cllm_core::{Architecture, ModelConfig};
 
 /// Three layers and dropout, small enough to be trained many times over.
 pub(crate) const SMALL: ModelConfig = ModelConfig {
@@ -14,4 +14,19 @@ pub(crate) const SMALL: ModelConfig = ModelConfig {
     tied: true,
     dropout: 0.1,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
+};
+
+/// The same of the Llama family: heads that share keys and values, together wider than the model,
+/// and biases of queries, keys and values alone.
+pub(crate) const LLAMA: ModelConfig = ModelConfig {
+    n_head: 6,
+    bias: false,
+    arch: Architecture {
+        n_kv_head: Some(2),
+        head_size: Some(14),
+        qkv_bias: true,
+        ..Architecture::LLAMA
+    },
+    ..SMALL
 };

@@ -18,7 +18,7 @@
 //! `tests/golden/README.md` says what each file is there for, what the numbers
 //! mean exactly, and which of them no float32 program can reproduce.
 
-use cllm_core::{ModelConfig, ParamTable};
+use cllm_core::{Architecture, ModelConfig, ParamTable};
 use core::ops::Range;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,7 @@ impl GoldenConfig {
             tied: self.tied,
             dropout: 0.0,
             norm_eps: self.layer_norm_eps as f32,
+            arch: Architecture::GPT2,
         }
     }
 

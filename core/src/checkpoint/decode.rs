@@ -1,6 +1,9 @@
 //! Reading a checkpoint from a slice, with every byte checked.
 
-use super::{END, HEADER_LEN, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, VERSION};
+use super::{
+    END, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, VERSION, header_len, version_of,
+};
+use crate::architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 use crate::config::{ConfigError, ModelConfig};
 use crate::params::ParamTable;
 use core::fmt;
@@ -158,14 +161,18 @@ impl<'a> Checkpoint<'a> {
         if version > VERSION {
             return Err(CheckpointError::Newer { version });
         }
-        if version != VERSION || r.u32()? as usize != HEADER_LEN {
+        if version == 0 || r.u32()? as usize != header_len(version) {
             return Err(CheckpointError::Altered("header"));
         }
-        let fields = r.take(HEADER_LEN)?;
+        let fields = r.take(header_len(version))?;
         if r.u32()? != crc32fast::hash(fields) {
             return Err(CheckpointError::Altered("header"));
         }
-        let (header, has_moments) = read_header(fields)?;
+        let (header, has_moments) = read_header(fields, version)?;
+        // One model is one sequence of bytes.
+        if version_of(&header.config) != version {
+            return Err(CheckpointError::Altered("header"));
+        }
         let table = ParamTable::new(&header.config).map_err(CheckpointError::Config)?;
         let overflow = CheckpointError::Config(ConfigError::Overflow);
         let len = table.parameters().checked_mul(4).ok_or(overflow)?;
@@ -254,7 +261,7 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-fn read_header(fields: &[u8]) -> Result<(Header, bool), CheckpointError> {
+fn read_header(fields: &[u8], version: u32) -> Result<(Header, bool), CheckpointError> {
     let mut r = Reader(fields);
     let mut sizes = [0; 6];
     for size in &mut sizes {
@@ -264,6 +271,7 @@ fn read_header(fields: &[u8]) -> Result<(Header, bool), CheckpointError> {
     let (bias, tied) = (r.flag()?, r.flag()?);
     let (seed, updates, has_moments) = (r.u64()?, r.u64()?, r.flag()?);
     let (dropout, norm_eps) = (r.f32()?, r.f32()?);
+    let arch = if version == 1 { Architecture::GPT2 } else { read_arch(&mut r)? };
     let config = ModelConfig {
         vocab_size,
         block_size,
@@ -275,6 +283,38 @@ fn read_header(fields: &[u8]) -> Result<(Header, bool), CheckpointError> {
         tied,
         dropout,
         norm_eps,
+        arch,
     };
     Ok((Header { config, seed, updates }, has_moments))
+}
+
+/// The architecture of a header of version 2.
+fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
+    const ALTERED: CheckpointError = CheckpointError::Altered("header");
+    let norm = match r.u64()? {
+        0 => NormKind::Layer,
+        1 => NormKind::Rms,
+        _ => return Err(ALTERED),
+    };
+    let (is_rotary, scaling) = (r.flag()?, r.u64()?);
+    let activation = match r.u64()? {
+        0 => Activation::Gelu,
+        1 => Activation::SwiGlu,
+        _ => return Err(ALTERED),
+    };
+    let some = |size: usize| (size > 0).then_some(size);
+    let (n_kv_head, head_size, qkv_bias) = (some(r.size()?), some(r.size()?), r.flag()?);
+    let original = u32::try_from(r.u64()?).map_err(|_| ALTERED)?;
+    let (theta, factor, low, high) = (r.f32()?, r.f32()?, r.f32()?, r.f32()?);
+    let scaling = match scaling {
+        0 => Scaling::None,
+        1 => Scaling::Linear { factor },
+        2 => Scaling::Llama3 { factor, low, high, original },
+        _ => return Err(ALTERED),
+    };
+    let positions = match is_rotary {
+        true => Positions::Rotary(Rotary { theta, scaling }),
+        false => Positions::Learned,
+    };
+    Ok(Architecture { norm, positions, activation, n_kv_head, head_size, qkv_bias })
 }

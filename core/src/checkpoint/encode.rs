@@ -1,8 +1,10 @@
 //! Writing a checkpoint, front to back.
 
 use super::{
-    END, FRAME, HEADER_LEN, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, PREAMBLE, VERSION,
+    ARCH_LEN, END, FRAME, HEADER_LEN, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS,
+    PREAMBLE, header_len, version_of,
 };
+use crate::architecture::{Activation, Architecture, NormKind, Scaling};
 use crate::config::ConfigError;
 use crate::params::ParamTable;
 use core::fmt;
@@ -76,7 +78,7 @@ pub fn encoded_len(header: &Header, meta: usize, moments: bool) -> Result<usize,
         .ok_or(ConfigError::Overflow)?;
     let frames = FRAME * if moments { 5 } else { 3 };
     tensors
-        .checked_add(PREAMBLE + frames)
+        .checked_add(PREAMBLE + header_len(version_of(&header.config)) + frames)
         .and_then(|n| n.checked_add(meta))
         .ok_or(ConfigError::Overflow)
 }
@@ -101,11 +103,13 @@ pub fn encode<S: Sink>(
         Err(error) => panic!("cannot encode a checkpoint: {error}"),
     };
     sink.write(&MAGIC)?;
-    sink.write(&VERSION.to_le_bytes())?;
-    sink.write(&(HEADER_LEN as u32).to_le_bytes())?;
+    let version = version_of(&header.config);
+    sink.write(&version.to_le_bytes())?;
+    sink.write(&(header_len(version) as u32).to_le_bytes())?;
     let fields = header_bytes(header, moments.is_some());
-    sink.write(&fields)?;
-    sink.write(&crc32fast::hash(&fields).to_le_bytes())?;
+    let fields = &fields[..header_len(version)];
+    sink.write(fields)?;
+    sink.write(&crc32fast::hash(fields).to_le_bytes())?;
     Section::start(sink, META, meta.len())?.bytes(meta)?.end()?;
     tensors(sink, PARAMETERS, &table, parameters)?;
     if let Some((first, second)) = moments {
@@ -115,9 +119,10 @@ pub fn encode<S: Sink>(
     Section::start(sink, END, 0)?.end()
 }
 
-fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN] {
+/// The fields of the header, those of the architecture last.
+fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN + ARCH_LEN] {
     let c = &header.config;
-    let mut out = [0; HEADER_LEN];
+    let mut out = [0; HEADER_LEN + ARCH_LEN];
     let mut sink = SliceSink::new(&mut out);
     let sizes =
         [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.d_model, c.d_ff].map(|x| x as u64);
@@ -132,7 +137,40 @@ fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN] {
     }
     write(&c.dropout.to_le_bytes());
     write(&c.norm_eps.to_le_bytes());
+    let (kinds, angles) = arch_fields(&c.arch);
+    for value in kinds {
+        write(&value.to_le_bytes());
+    }
+    for value in angles {
+        write(&value.to_le_bytes());
+    }
     out
+}
+
+/// Kinds and sizes of an architecture, and the numbers of its angles, in the order of the file.
+fn arch_fields(arch: &Architecture) -> ([u64; 8], [f32; 4]) {
+    let norm = match arch.norm {
+        NormKind::Layer => 0,
+        NormKind::Rms => 1,
+    };
+    let activation = match arch.activation {
+        Activation::Gelu => 0,
+        Activation::SwiGlu => 1,
+    };
+    let (positions, theta, scaling) = match arch.rotary() {
+        None => (0, 0.0, Scaling::None),
+        Some(rotary) => (1, rotary.theta, rotary.scaling),
+    };
+    let (kind, [factor, low, high], original) = match scaling {
+        Scaling::None => (0, [0.0; 3], 0),
+        Scaling::Linear { factor } => (1, [factor, 0.0, 0.0], 0),
+        Scaling::Llama3 { factor, low, high, original } => (2, [factor, low, high], original),
+    };
+    let size = |size: Option<usize>| size.map_or(0, |size| size as u64);
+    let (heads, head_size) = (size(arch.n_kv_head), size(arch.head_size));
+    let flag = u64::from(arch.qkv_bias);
+    let kinds = [norm, positions, kind, activation, heads, head_size, flag, u64::from(original)];
+    (kinds, [theta, factor, low, high])
 }
 
 /// A section being written, and the checksum of what it has so far.

@@ -5,9 +5,10 @@
 //!
 //! ```text
 //! magic    8  "CLLMCKPT"
-//! version  4  1
+//! version  4  1 for GPT-2's architecture, 2 for any other
 //! length   4  bytes of the header that follows
-//! header      the config and counters (see `HEADER_LEN`), then its CRC-32
+//! header      the config and counters (see `HEADER_LEN`), in version 2 the architecture
+//!             (`ARCH_LEN`), then its CRC-32
 //! section*    tag 4, zero 4, length 8, payload, CRC-32 of tag..payload
 //!             "meta" the caller's bytes; "parm" weights; "mom1", "mom2" moments
 //! section     "end " of length 0
@@ -22,18 +23,32 @@ mod encode;
 pub use decode::{Checkpoint, CheckpointError};
 pub use encode::{Sink, SliceFull, SliceSink, encode, encoded_len};
 
+use crate::architecture::Architecture;
 use crate::config::ModelConfig;
 
 /// First bytes of every checkpoint.
 pub const MAGIC: [u8; 8] = *b"CLLMCKPT";
-/// The version that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+/// The newest version that is written and read. A model of GPT-2's architecture is written as
+/// version 1, which older programs read too.
+pub const VERSION: u32 = 2;
 
 /// Bytes of the header's fields: six sizes, two flags, three counters (64 bits each),
 /// two `f32`.
 const HEADER_LEN: usize = (6 + 2 + 3) * 8 + 2 * 4;
-/// Bytes before the first section: magic, version, length, header, checksum.
-const PREAMBLE: usize = 8 + 4 + 4 + HEADER_LEN + 4;
+/// Bytes of the architecture's fields behind them: kinds of norm, positions, scaling and activation,
+/// heads of keys and values and columns of a head (0: as GPT-2 has it), a flag, the original length
+/// of scaled positions (64 bits each); theta, factor, low and high (`f32`).
+const ARCH_LEN: usize = (4 + 2 + 1 + 1) * 8 + 4 * 4;
+/// Bytes of the header of a version.
+const fn header_len(version: u32) -> usize {
+    if version == 1 { HEADER_LEN } else { HEADER_LEN + ARCH_LEN }
+}
+/// The version that a model is written as.
+fn version_of(config: &ModelConfig) -> u32 {
+    if config.arch == Architecture::GPT2 { 1 } else { VERSION }
+}
+/// Bytes before the first section, besides the header's fields: magic, version, length, checksum.
+const PREAMBLE: usize = 8 + 4 + 4 + 4;
 /// Bytes of a section around its payload.
 const FRAME: usize = 4 + 4 + 8 + 4;
 

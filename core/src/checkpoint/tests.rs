@@ -2,6 +2,7 @@
 
 use super::*;
 extern crate std;
+use crate::config::ConfigError;
 use crate::params::ParamTable;
 use std::vec;
 use std::vec::Vec;
@@ -17,6 +18,7 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: true,
     dropout: 0.125,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 const HEADER: Header = Header { config: CONFIG, seed: 7, updates: 1234 };
 
@@ -125,8 +127,8 @@ fn every_truncation_is_found() {
 fn other_files_and_other_versions_are_named() {
     assert_eq!(Checkpoint::parse(b"GGUF....").unwrap_err(), CheckpointError::Foreign);
     let mut newer = encoded(true);
-    newer[8] = 2;
-    assert_eq!(Checkpoint::parse(&newer).unwrap_err(), CheckpointError::Newer { version: 2 });
+    newer[8] = 3;
+    assert_eq!(Checkpoint::parse(&newer).unwrap_err(), CheckpointError::Newer { version: 3 });
 }
 
 #[test]
@@ -137,6 +139,78 @@ fn absurd_headers_with_good_checksums_are_refused() {
     let sum = crc32fast::hash(&bad[16..16 + HEADER_LEN]);
     bad[16 + HEADER_LEN..][..4].copy_from_slice(&sum.to_le_bytes());
     assert!(matches!(Checkpoint::parse(&bad), Err(CheckpointError::Config(_))));
+}
+
+/// A model of the Llama family with every field of the second version's in use.
+fn llama() -> (Header, Vec<u8>) {
+    use crate::architecture::{Positions, Rotary, Scaling};
+    let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 };
+    let positions = Positions::Rotary(Rotary { theta: 5e5, scaling });
+    let arch = Architecture {
+        positions,
+        n_kv_head: Some(1),
+        head_size: Some(4),
+        qkv_bias: true,
+        ..Architecture::LLAMA
+    };
+    let header =
+        Header { config: ModelConfig { n_head: 2, bias: false, arch, ..CONFIG }, ..HEADER };
+    let len = ParamTable::new(&header.config).unwrap().arena_len();
+    let arena: Vec<f32> = (0..len).map(|i| i as f32).collect();
+    let mut out = vec![0; encoded_len(&header, 5, true).unwrap()];
+    let mut sink = SliceSink::new(&mut out);
+    encode(&header, b"hello", &arena, Some((&arena, &arena)), &mut sink).unwrap();
+    assert_eq!(sink.written(), encoded_len(&header, 5, true).unwrap());
+    (header, out)
+}
+
+#[test]
+fn architectures_come_back_and_every_flipped_bit_of_them_is_found() {
+    let (header, good) = llama();
+    let checkpoint = Checkpoint::parse(&good).unwrap();
+    assert_eq!((*checkpoint.header(), checkpoint.meta()), (header, &b"hello"[..]));
+    for at in 0..good.len() {
+        for bit in 0..8 {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << bit;
+            assert!(Checkpoint::parse(&bad).is_err(), "byte {at} bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn headers_with_good_checksums_and_nonsense_are_refused() {
+    let (_, good) = llama();
+    let len = HEADER_LEN + ARCH_LEN;
+    let with = |field: usize, value: u64| {
+        let mut bad = good.clone();
+        bad[16 + HEADER_LEN + 8 * field..][..8].copy_from_slice(&value.to_le_bytes());
+        let sum = crc32fast::hash(&bad[16..16 + len]);
+        bad[16 + len..][..4].copy_from_slice(&sum.to_le_bytes());
+        Checkpoint::parse(&bad).map(|_| ())
+    };
+    assert_eq!(with(0, 1), Ok(()));
+    // Kinds and flags that do not exist, and a length of no 32 bits.
+    for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 2), (6, 2), (7, 1 << 32)] {
+        assert_eq!(with(field, value), Err(CheckpointError::Altered("header")), "{field}");
+    }
+    let heads = ConfigError::KvHeads { n_head: 2, n_kv_head: 3 };
+    assert_eq!(with(4, 3), Err(CheckpointError::Config(heads)));
+    assert_eq!(with(5, 3), Err(CheckpointError::Config(ConfigError::OddHead(3))));
+}
+
+#[test]
+fn gpt2_is_written_as_before_and_as_nothing_else() {
+    let good = encoded(false);
+    assert_eq!(good[8], 1, "version");
+    // The same model as version 2: one model is one sequence of bytes.
+    let mut other = good[..16 + HEADER_LEN].to_vec();
+    other[8] = 2;
+    other[12] = (HEADER_LEN + ARCH_LEN) as u8;
+    other.extend([0; ARCH_LEN]);
+    other.extend(crc32fast::hash(&other[16..]).to_le_bytes());
+    other.extend(&good[16 + HEADER_LEN + 4..]);
+    assert_eq!(Checkpoint::parse(&other).unwrap_err(), CheckpointError::Altered("header"));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::plan::{BatchShape, Blocking, Mode, Packing, Tiling};
 use crate::program::Run;
 use crate::shared::{Shared, record};
 use crate::step::{DropoutKey, Outcome, Step};
-use crate::{Dtype, Kernels, ModelConfig, Optimizer};
+use crate::{Architecture, Dtype, Kernels, ModelConfig, Optimizer};
 use core::ops::Range as Bytes;
 use std::vec;
 use std::vec::Vec;
@@ -257,6 +257,7 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: true,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 
 #[test]
@@ -271,7 +272,10 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     let odd = ModelConfig { d_model: 15, d_ff: 41, n_head: 3, vocab_size: 51, ..deep };
     let shapes = [(3, 40), (1, 200), (2, 150), (1, 1), (70, 7)];
     let mut cases = Vec::new();
-    for config in [CONFIG, deep, one, bare, odd] {
+    let llama = ModelConfig { bias: false, arch: Architecture::LLAMA, ..deep };
+    let wide_heads = Architecture { n_kv_head: Some(2), head_size: Some(6), ..Architecture::LLAMA };
+    let grouped = ModelConfig { n_head: 4, arch: wide_heads, ..llama };
+    for config in [CONFIG, deep, one, bare, odd, llama, grouped] {
         for (sequences, tokens) in shapes {
             for tiles_for in [1, 2, 16] {
                 cases.push((config, BatchShape { sequences, tokens }, tiles_for));

@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "tiles of a chunk share memory: see `shared`")]
 
 use super::plan::{GeneratePlan, Kind};
+use crate::architecture::NormKind;
 use crate::engine::{Activity, Job, Observer, Taken};
 use crate::line::LANES;
 use crate::params::{BlockParam, Param};
 use crate::program::Op;
 use crate::shared::Shared;
-use cllm_kernels::{Attention, Epilogue, Kernels, MatMut, Packed};
+use cllm_kernels::{Angles, Attention, Epilogue, Kernels, MatMut, MatRef, Packed};
 use core::ops::Range;
 
 /// A chunk of tokens on its way through the model.
@@ -103,9 +104,11 @@ impl<'a> Feed<'a> {
             Kind::MlpOut => (in_block(w.mlp), p.x),
             Kind::Head | Kind::Attention => (w.head, p.logits),
         };
-        let len = self.kernels.packed_len(k, n).unwrap_or(0);
-        let weights = Packed::new(&self.packed[weights..weights + len], k, n);
-        let weights = self.kernels.packed_columns(weights, columns.clone());
+        let panels = |at: usize| {
+            let len = self.kernels.packed_len(k, n).unwrap_or(0);
+            let weights = Packed::new(&self.packed[at..at + len], k, n);
+            self.kernels.packed_columns(weights, columns.clone())
+        };
         // SAFETY: results are columns that are this tile's alone; what is read was written by
         // stages that are done, which write nothing of it now; scratch and norm are the seat's.
         unsafe {
@@ -119,6 +122,11 @@ impl<'a> Feed<'a> {
                     (self.norm(p.x, rows - 1..rows, gain, bias, seat), 1)
                 }
             };
+            let a = self.act.mat(from, (rows, k), k);
+            if kind == Kind::Fc && self.plan.config.arch.is_gated() {
+                let halves = [in_block(w.fc), in_block(w.up)].map(panels);
+                return self.gated(block, a, halves, &columns, seat);
+            }
             let cut = (rows, width);
             let residual = |at: usize| self.act.mat(at + columns.start, cut, n);
             let epilogue = match kind {
@@ -141,13 +149,42 @@ impl<'a> Feed<'a> {
                 },
                 Kind::Head | Kind::Attention => Epilogue::None,
             };
-            let a = self.act.mat(from, (rows, k), k);
             let c = self.act.mat_mut(out + columns.start, cut, n);
-            self.kernels.gemm(a, weights, c, false, epilogue, self.scratch(seat));
+            self.kernels.gemm(a, panels(weights), c, false, epilogue, self.scratch(seat));
         }
     }
 
-    /// Layer norm of some rows, into the seat's own; gives where they lie.
+    /// Columns of SwiGLU: those of the gate, beside them as many of what it lets through, and of both
+    /// together the activation.
+    ///
+    /// # Safety
+    /// As for [`Feed::tile`].
+    unsafe fn gated(
+        &self,
+        block: usize,
+        x: MatRef<'_>,
+        panels: [Packed<'_>; 2],
+        columns: &Range<usize>,
+        seat: usize,
+    ) {
+        let (p, c, rows, width) = (&self.plan.places, &self.plan.config, x.rows(), columns.len());
+        let (pre, stride) = (p.fc_pre + 2 * columns.start, c.fc_width());
+        // SAFETY: twice the tile's columns are its own, and so is the seat's scratch.
+        unsafe {
+            for (half, panels) in panels.into_iter().enumerate() {
+                let of_bias = half * c.d_ff + columns.start..half * c.d_ff + columns.end;
+                let bias = self.bias(Param::Block(block, BlockParam::FcBias), &of_bias);
+                let epilogue = bias.map_or(Epilogue::None, Epilogue::Bias);
+                let to = self.act.mat_mut(pre + half * width, (rows, width), stride);
+                self.kernels.gemm(x, panels, to, false, epilogue, self.scratch(seat));
+            }
+            let pre = self.act.mat(pre, (rows, 2 * width), stride);
+            let to = self.act.mat_mut(p.fc + columns.start, (rows, width), c.d_ff);
+            self.kernels.swiglu(pre, to);
+        }
+    }
+
+    /// Norm of some rows, into the seat's own; gives where they lie.
     ///
     /// # Safety
     /// As for [`Feed::tile`]; nobody writes the rows.
@@ -164,55 +201,77 @@ impl<'a> Feed<'a> {
         // SAFETY: passed on from the caller; norm and statistics are the seat's.
         unsafe {
             let (mean, rstd) = self.act.slice_mut(at + places.stats, 2 * n).split_at_mut(n);
+            let mean = (self.plan.config.arch.norm == NormKind::Layer).then_some(mean);
             self.kernels.layer_norm(
                 self.act.mat(x + rows.start * d, (n, d), d),
                 self.vector(gain).unwrap_or(&[]),
                 self.vector(bias),
                 self.plan.config.norm_eps,
                 self.act.mat_mut(at + places.norm, (n, d), d),
-                Some(mean),
+                mean,
                 rstd,
             );
         }
         at + places.norm
     }
 
-    /// Attention of one head: its new keys and values go to the cache first.
+    /// Attention of one head of keys and values, and of the heads of queries that it serves: its new
+    /// keys and values go to the cache first, keys turned to their positions if those are told by
+    /// angles.
     ///
     /// The cache has, for each block, the keys of one head after the other and then the values,
     /// each as positions in their order: a head is read from one end to the other.
     ///
     /// # Safety
     /// As for [`Feed::tile`].
-    unsafe fn attention(&self, block: usize, head: usize, seat: usize) {
+    unsafe fn attention(&self, block: usize, kv_head: usize, seat: usize) {
         let (c, p) = (&self.plan.config, &self.plan.places);
-        let (d, size, rows) = (c.d_model, c.head_size(), self.rows);
-        let half = c.block_size.saturating_mul(d).next_multiple_of(LANES);
-        let keys = 2 * block * half + head * c.block_size * size;
+        let (width, size, rows) = (c.qkv_width(), c.head_size(), self.rows);
+        let half = c.block_size.saturating_mul(c.kv_width()).next_multiple_of(LANES);
+        let keys = 2 * block * half + kv_head * c.block_size * size;
         let values = keys + half;
-        let column = head * size;
         let seen = self.first + rows;
-        // SAFETY: a head's cache and its columns of the output are this tile's alone; queries,
-        // keys and values were written by the stage before.
+        let group = c.n_head / c.kv_heads();
+        // SAFETY: a head's cache, and the queries and columns of the output of those that it serves,
+        // are this tile's alone; queries, keys and values were written by the stage before.
         unsafe {
-            for (cache, part) in [(keys, 1), (values, 2)] {
+            for (cache, part) in [(keys, 0), (values, 1)] {
+                let column = c.query_width() + part * c.kv_width() + kv_head * size;
                 let to = self.cache.slice_mut(cache + self.first * size, rows * size);
                 for (r, to) in to.chunks_exact_mut(size).enumerate() {
-                    let from = p.qkv + r * 3 * d + part * d + column;
-                    to.copy_from_slice(self.act.slice(from, size));
+                    to.copy_from_slice(self.act.slice(p.qkv + r * width + column, size));
                 }
             }
-            let attention = Attention {
-                q: self.act.mat(p.qkv + column, (rows, size), 3 * d),
-                k: self.cache.mat(keys, (seen, size), size),
-                v: self.cache.mat(values, (seen, size), size),
-                first: self.first,
-                scale: 1.0 / libm::sqrtf(size as f32),
-                dropout: None,
-            };
-            let out = self.act.mat_mut(p.att + column, (rows, size), d);
-            self.kernels.attention(&attention, out, None, self.scratch(seat));
+            let to = keys + self.first * size;
+            self.turn(self.cache.mat_mut(to, (rows, size), size));
+            for head in kv_head * group..(kv_head + 1) * group {
+                let (column, shape) = (head * size, (rows, size));
+                self.turn(self.act.mat_mut(p.qkv + column, shape, width));
+                let attention = Attention {
+                    q: self.act.mat(p.qkv + column, shape, width),
+                    k: self.cache.mat(keys, (seen, size), size),
+                    v: self.cache.mat(values, (seen, size), size),
+                    first: self.first,
+                    scale: 1.0 / libm::sqrtf(size as f32),
+                    dropout: None,
+                };
+                let out = self.act.mat_mut(p.att + column, shape, c.query_width());
+                self.kernels.attention(&attention, out, None, self.scratch(seat));
+            }
         }
+    }
+
+    /// Turns a head's rows of the chunk, of queries or of keys, if positions are told by angles.
+    fn turn(&self, x: MatMut<'_>) {
+        let Some([cos, sin]) = self.plan.places.angles else { return };
+        let (t, size) = (self.plan.config.block_size, self.plan.config.head_size());
+        let shape = (t, size / 2);
+        // SAFETY: angles are not written after the generator is made.
+        let angles = unsafe {
+            let (cos, sin) = (self.act.mat(cos, shape, shape.1), self.act.mat(sin, shape, shape.1));
+            Angles { cos, sin }
+        };
+        self.kernels.rotate(x, size, &angles, self.first, t, false);
     }
 
     /// The rows of the residual stream, for the embedding.

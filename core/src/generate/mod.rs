@@ -1,8 +1,8 @@
 //! Running a model token by token, with a cache of keys and values.
 //!
 //! A [`Generator`] feeds tokens through the model in chunks of up to [`crate::ROW_BLOCK`] and
-//! keeps every block's keys and values, so each token is computed once. Positions
-//! are learned, so a context that is full cannot slide: the generator starts again
+//! keeps every block's keys and values, so each token is computed once. Those hold their
+//! positions, so a context that is full cannot slide: the generator starts again
 //! from its newer half ([`Generator::logits_after`]).
 //!
 //! A chunk is a list of stages (`plan`) of which each is cut into tiles (`feed`). The calling
@@ -145,6 +145,10 @@ impl<'a> Generator<'a> {
         check(Pool::Activations, plan.activations_len, pools.activations.len() * LANES)?;
         let packed = floats_mut(pools.packed);
         pack(plan, kernels, pools.parameters, packed);
+        if let (Some(rotary), Some(places)) = (plan.config.arch.rotary(), plan.places.angles) {
+            let (head, positions) = (plan.config.head_size(), plan.config.block_size);
+            rotary.fill(head, positions, places, floats_mut(pools.activations));
+        }
         Ok(Self {
             plan: *plan,
             kernels,
@@ -240,12 +244,13 @@ impl<'a> Generator<'a> {
         };
         let vector = |param| {
             let spec = self.plan.table.spec(param);
-            spec.map_or(&[][..], |spec| &self.parameters[spec.range()])
+            spec.map(|spec| &self.parameters[spec.range()])
         };
-        let (token_table, positions) = (vector(Param::TokenTable), vector(Param::PositionTable));
+        let token_table = vector(Param::TokenTable).unwrap_or(&[]);
+        let positions = vector(Param::PositionTable);
         // SAFETY: no tile is under way: `self` is borrowed.
         let x = unsafe { feed.stream() };
-        self.kernels.embedding(tokens, token_table, Some(positions), 0, rows, first, x);
+        self.kernels.embedding(tokens, token_table, positions, 0, rows, first, x);
         match self.engine {
             Some((engine, idle)) => {
                 let sections = if is_last { LAST_CHUNK } else { CHUNK };
@@ -276,15 +281,21 @@ fn pack(plan: &GeneratePlan, kernels: &Kernels, arena: &[f32], pool: &mut [f32])
         plan.table.spec(param).map(|s| MatRef::new(&arena[s.range()], s.rows, s.cols, s.cols))
     };
     for block in 0..c.n_layer {
+        let of_block = |param| matrix(Param::Block(block, param));
         for (param, at) in [
             (BlockParam::Qkv, places.qkv),
             (BlockParam::AttnOut, places.att),
-            (BlockParam::Fc, places.fc),
             (BlockParam::MlpOut, places.mlp),
         ] {
-            if let Some(source) = matrix(Param::Block(block, param)) {
+            if let Some(source) = of_block(param) {
                 put(block * places.stride + at, source);
             }
+        }
+        // A gate and what it lets through are panels of their own, for columns of both.
+        let Some(fc) = of_block(BlockParam::Fc) else { continue };
+        put(block * places.stride + places.fc, fc.col_range(0, c.d_ff));
+        if c.arch.is_gated() {
+            put(block * places.stride + places.up, fc.col_range(c.d_ff, c.d_ff));
         }
     }
     if let Some(head) = matrix(plan.table.head()) {

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! for each block   Qkv        norm, then columns of queries, keys and values
-//!                  Attention  heads: new keys and values into the cache, then attention
+//!                  Attention  heads of keys and values: new ones into the cache, then attention
+//!                             of the heads of queries that they serve, both turned if need be
 //!                  AttnOut    columns of the residual stream:  x -> y
-//!                  Fc         norm, then columns of the feed-forward layer
+//!                  Fc         norm, then columns of the feed-forward layer, with its gate if it has
+//!                             one, and of the activation
 //!                  MlpOut     columns of the residual stream:  y -> x
 //! Head             norm of the last row, then columns of logits
 //! ```
@@ -17,7 +19,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Needs, Shape, Stage};
 use crate::line::LANES;
 use crate::params::ParamTable;
-use crate::plan::{PlanError, ROW_BLOCK, packed_block, to_lines};
+use crate::plan::{PlanError, ROW_BLOCK, to_lines};
 use cllm_kernels::{KernelSet, Kernels};
 use core::ops::Range;
 
@@ -44,7 +46,10 @@ pub struct GeneratePlan {
 pub(super) struct PackedPlaces {
     pub(super) qkv: usize,
     pub(super) att: usize,
+    /// The first matrix of the feed-forward layer: with a gate, that one's half.
     pub(super) fc: usize,
+    /// Its other half.
+    pub(super) up: usize,
     pub(super) mlp: usize,
     pub(super) stride: usize,
     pub(super) head: usize,
@@ -61,6 +66,8 @@ pub(super) struct Places {
     pub(super) fc_pre: usize,
     pub(super) fc: usize,
     pub(super) logits: usize,
+    /// Cosines and sines of the angles of all positions, if they are rotary.
+    pub(super) angles: Option<[usize; 2]>,
     /// What the first worker has for itself, and the floats from one to the next.
     pub(super) seats: usize,
     pub(super) seat: usize,
@@ -145,20 +152,25 @@ impl GeneratePlan {
         let (d, f, t) = (c.d_model, c.d_ff, c.block_size);
         let chunk = ROW_BLOCK.min(t);
         let mut bump = Bump(0);
-        let block = packed_block(c, kernels, false, &mut |floats| bump.take(floats))?;
+        let mut panels = |(k, n): (usize, usize)| bump.take(kernels.packed_len(k, n)?);
+        let [of_qkv, of_att, _, of_mlp] = c.matrices();
+        let (qkv, att, fc) = (panels(of_qkv)?, panels(of_att)?, panels((d, f))?);
+        let up = if c.arch.is_gated() { panels((d, f))? } else { fc };
+        let mlp = panels(of_mlp)?;
         let stride = bump.0;
         bump.take(stride.checked_mul(c.n_layer - 1)?)?;
         let head = bump.take(kernels.packed_len(d, c.vocab_size)?)?;
-        let (qkv, att, fc, mlp) = (block.qkv, block.att, block.fc, block.mlp);
-        let packed = PackedPlaces { qkv, att, fc, mlp, stride, head };
+        let packed = PackedPlaces { qkv, att, fc, up, mlp, stride, head };
         let packed_len = bump.0;
 
-        let cache_len = to_lines(t.checked_mul(d)?)?.checked_mul(2)?.checked_mul(c.n_layer)?;
+        let cache_len = to_lines(t.checked_mul(c.kv_width())?)?;
+        let cache_len = cache_len.checked_mul(2)?.checked_mul(c.n_layer)?;
 
         let scratch_len = kernels
             .attention_scratch_len(t, c.head_size())?
-            .max(kernels.gemm_scratch_len(chunk, d.max(f)));
-        let (wide, wider) = (chunk.checked_mul(d)?, chunk.checked_mul(f)?);
+            .max(kernels.gemm_scratch_len(chunk, d.max(f).max(c.query_width())));
+        let (wide, rows) = (chunk.checked_mul(d)?, |cols: usize| chunk.checked_mul(cols));
+        let half = c.head_size() / 2;
         let mut own = Bump(0);
         let (norm, stats) = (own.take(wide)?, own.take(2 * chunk)?);
         let scratch = own.take(scratch_len)?;
@@ -166,11 +178,17 @@ impl GeneratePlan {
         let places = Places {
             x: bump.take(wide)?,
             y: bump.take(wide)?,
-            qkv: bump.take(wide.checked_mul(3)?)?,
-            att: bump.take(wide)?,
-            fc_pre: bump.take(wider)?,
-            fc: bump.take(wider)?,
+            qkv: bump.take(rows(c.qkv_width())?)?,
+            att: bump.take(rows(c.query_width())?)?,
+            fc_pre: bump.take(rows(c.fc_width())?)?,
+            fc: bump.take(rows(f)?)?,
             logits: bump.take(c.vocab_size)?,
+            angles: match c.arch.rotary() {
+                Some(_) => {
+                    Some([bump.take(t.checked_mul(half)?)?, bump.take(t.checked_mul(half)?)?])
+                }
+                None => None,
+            },
             seats: bump.0,
             seat: own.0,
             norm,
@@ -251,22 +269,25 @@ impl GeneratePlan {
         }
     }
 
-    /// The inner size and the columns of the product of a stage; none for attention.
+    /// The inner size and the columns of the result of a stage's product; none for attention.
     pub(super) fn product(&self, kind: Kind) -> Option<(usize, usize)> {
-        let (d, f) = (self.config.d_model, self.config.d_ff);
+        let c = &self.config;
+        let [qkv, attn_out, _, mlp_out] = c.matrices();
         Some(match kind {
-            Kind::Qkv => (d, 3 * d),
-            Kind::AttnOut => (d, d),
-            Kind::Fc => (d, f),
-            Kind::MlpOut => (f, d),
-            Kind::Head => (d, self.config.vocab_size),
+            Kind::Qkv => qkv,
+            Kind::AttnOut => attn_out,
+            Kind::Fc => (c.d_model, c.d_ff),
+            Kind::MlpOut => mlp_out,
+            Kind::Head => (c.d_model, c.vocab_size),
             Kind::Attention => return None,
         })
     }
 
     /// Tiles of stage `id`.
     pub(super) fn tiles(&self, id: usize) -> usize {
-        let Some((k, n)) = self.product(self.stage_kind(id).0) else { return self.config.n_head };
+        let Some((k, n)) = self.product(self.stage_kind(id).0) else {
+            return self.config.kv_heads();
+        };
         if self.workers == 1 {
             return 1;
         }

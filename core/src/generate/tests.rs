@@ -6,7 +6,7 @@ use super::feed::Feed;
 use super::plan::GeneratePlan;
 use crate::line::{LANES, Line};
 use crate::shared::{Shared, record};
-use crate::{Dtype, Kernels, ModelConfig};
+use crate::{Architecture, Dtype, Kernels, ModelConfig};
 use core::ops::Range;
 use std::vec;
 use std::vec::Vec;
@@ -22,6 +22,16 @@ const CONFIG: ModelConfig = ModelConfig {
     tied: true,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
+};
+
+/// Of the Llama family.
+const LLAMA: ModelConfig = ModelConfig {
+    n_head: 4,
+    d_model: 48,
+    bias: false,
+    arch: Architecture { n_kv_head: Some(2), head_size: Some(14), ..Architecture::LLAMA },
+    ..CONFIG
 };
 
 /// What a tile has borrowed, and whether it writes that, but for what its seat has for itself.
@@ -64,8 +74,9 @@ fn borrows(plan: &GeneratePlan, kernels: &Kernels, rows: usize, first: usize) ->
 fn tiles_of_a_stage_share_nothing_that_is_written() {
     let best = Kernels::detect();
     let mut pairs = 0;
-    for kernels in [Kernels::scalar(), best, best.with_dtype(Dtype::Bf16)] {
-        let plan = GeneratePlan::with_workers(&CONFIG, 4, kernels).unwrap();
+    let tables = [Kernels::scalar(), best, best.with_dtype(Dtype::Bf16)];
+    for (config, kernels) in [CONFIG, LLAMA].iter().flat_map(|c| tables.map(|k| (c, k))) {
+        let plan = GeneratePlan::with_workers(config, 4, kernels).unwrap();
         for (rows, first) in [(1, 0), (1, 149), (5, 20), (96, 54)] {
             for (id, tiles) in borrows(&plan, kernels, rows, first).iter().enumerate() {
                 assert!(tiles.iter().all(|tile| tile.iter().any(|(_, writes)| *writes)));
@@ -88,8 +99,8 @@ fn tiles_of_a_stage_share_nothing_that_is_written() {
 #[test]
 fn tiles_have_all_columns_of_their_product() {
     let kernels = Kernels::detect();
-    for workers in [1, 2, 3, 64] {
-        let plan = GeneratePlan::with_workers(&CONFIG, workers, kernels).unwrap();
+    for (config, workers) in [CONFIG, LLAMA].iter().flat_map(|c| [1, 2, 3, 64].map(|w| (c, w))) {
+        let plan = GeneratePlan::with_workers(config, workers, kernels).unwrap();
         for id in 0..plan.slots() {
             let Some((_, n)) = plan.product(plan.stage_kind(id).0) else { continue };
             let mut end = 0;

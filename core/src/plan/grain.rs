@@ -6,7 +6,7 @@
 //! products' own blocks), whatever the tiles are.
 
 use super::blocking::ROW_BLOCKS;
-use super::{BatchShape, Blocking, Mode, PARTIAL_ROWS, Packing, Tiling, least_block};
+use super::{BatchShape, Blocking, Mode, PARTIAL_ROWS, Packing, Tiling, least_block, to_lines};
 use crate::config::ModelConfig;
 use cllm_kernels::{KC, Kernels, Write};
 
@@ -43,7 +43,8 @@ pub(crate) struct Grain {
     /// How the first of a step's batches writes weights' gradients: past the caches if the next
     /// use of them, by the update, finds none there.
     pub(crate) writes: Write,
-    /// Parts that the heads of a span are cut into for attention.
+    /// Parts that the heads of keys and values of a span are cut into for attention, each with the
+    /// heads of queries that it serves.
     head_parts: usize,
     /// Queries of a span of attention: a sequence, or a part of it where there are not
     /// enough heads. Whole blocks of the kernel's.
@@ -87,14 +88,13 @@ impl Grain {
             fresh_block(rows, workers)
         };
         let tiles = |(height, width): (usize, usize)| {
-            let of = |m: usize, n: usize| m.div_ceil(height) * n.div_ceil(width);
-            let (d, f) = (c.d_model, c.d_ff);
-            of(d, 3 * d) + of(d, d) + of(d, f) + of(f, d)
+            let of = |(m, n): (usize, usize)| m.div_ceil(height) * n.div_ceil(width);
+            c.matrices().into_iter().map(of).sum::<usize>()
         };
         let sizes = blocking.weight_tiles();
         let (weight_rows, weight_cols) =
             sizes.into_iter().find(|tile| tiles(*tile) >= wanted).unwrap_or(sizes[3]);
-        let spans = wanted.div_ceil(batch.sequences.saturating_mul(c.n_head));
+        let spans = wanted.div_ceil(batch.sequences.saturating_mul(c.kv_heads()));
         let block = kernels.attention_block();
         let span = batch.tokens.div_ceil(spans).next_multiple_of(SPAN_BLOCKS * block);
         let span = span.min(batch.tokens);
@@ -107,7 +107,7 @@ impl Grain {
                 true => Write::Stream,
                 false => Write::Overwrite,
             },
-            head_parts: wanted.div_ceil(batch.sequences).clamp(1, c.n_head),
+            head_parts: wanted.div_ceil(batch.sequences).clamp(1, c.kv_heads()),
             span,
             parted: span < batch.tokens,
             gradient_sets: if workers == 1 || mode == Mode::Evaluate { 1 } else { 2 },
@@ -135,7 +135,19 @@ impl Grain {
         if self.parted { 2 * self.head_parts } else { self.head_parts }
     }
 
-    /// Heads of part `part` of `heads`, counted over.
+    /// Floats of scratch that the backward pass of heads that share keys and values wants besides that
+    /// of the kernels: those keys and values, of a sequence of `tokens`, and a head's own gradients;
+    /// of spans the gradients alone. 0 if no heads share any; `None` on overflow.
+    pub(crate) fn group_len(&self, c: &ModelConfig, tokens: usize) -> Option<usize> {
+        let size = match c.kv_heads() == c.n_head {
+            true => 0,
+            false => c.head_size(),
+        };
+        let (matrices, rows) = if self.parted { (2, self.span) } else { (4, tokens) };
+        to_lines(rows.checked_mul(size)?)?.checked_mul(matrices)
+    }
+
+    /// Heads of keys and values of part `part` of `heads`, counted over.
     pub(crate) fn heads(&self, part: usize, heads: usize) -> core::ops::Range<usize> {
         let part = part % self.head_parts;
         heads * part / self.head_parts..heads * (part + 1) / self.head_parts
@@ -154,9 +166,9 @@ fn fresh_block(rows: usize, workers: usize) -> usize {
 
 /// Floats of all matrices.
 fn matrix_floats(c: &ModelConfig) -> usize {
-    let (d, f) = (c.d_model, c.d_ff);
-    let block = d.saturating_mul(4 * d).saturating_add(d.saturating_mul(2 * f));
-    let head = d.saturating_mul(c.vocab_size);
+    let floats = c.matrices().map(|(k, n)| k.saturating_mul(n));
+    let block = floats.into_iter().fold(0_usize, usize::saturating_add);
+    let head = c.d_model.saturating_mul(c.vocab_size);
     block.saturating_mul(c.n_layer).saturating_add(head)
 }
 

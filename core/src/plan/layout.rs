@@ -1,10 +1,11 @@
 //! Where each buffer lies inside its pool. Offsets count floats and are whole lines.
 //!
-//! Activations of a block, `N` tokens, `C = d_model`, `F = d_ff`, `H` heads:
+//! Activations of a block, `N` tokens, `C = d_model`, `F = fc_width` (`d_ff`, with a gate twice as
+//! many), `H` heads of queries, `A` columns of all of them and `Q = qkv_width`:
 //!
 //! ```text
-//! kept    x (N, C)   att (N, C)   lse (N*H)
-//! inner   qkv (N, 3C)   mid (N, C)   fc_pre (N, F)   mean, rstd (N) of both norms
+//! kept    x (N, C)   att (N, A)   lse (N*H)
+//! inner   qkv (N, Q)   mid (N, C)   fc_pre (N, F)   mean, rstd (N) of both norms
 //!         norm1 (N, C), only if blocks are made again
 //! ```
 //! `x` enters the block, `mid` is the residual stream between its two halves, and
@@ -21,6 +22,8 @@
 //! fc_pre -> gelu      mid -> norm2      qkv -> its gradient
 //! x -> norm1, unless the block is made again      last x -> final norm
 //! ```
+//! With a gate its first `d_ff` columns become the activation. RMS norms have no mean. Tables of
+//! rotary angles, a row for each position, are made when a model gets its memory, and only read.
 //!
 //! What only products read (`fc_pre`, its gradient, all outputs of norms and GELU) is of bf16
 //! where the kernels keep that: see [`Buffer`].
@@ -28,10 +31,11 @@
 //! nobody touches, where they would be a multiple of 4 KiB apart ([`row_stride`]).
 
 use super::{BatchShape, Grain, Mode, PARTIAL_ROWS, head_rows, squares_block, to_lines};
+use crate::architecture::NormKind;
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use crate::program::Matrix;
-use cllm_kernels::{Kernels, row_stride};
+use cllm_kernels::{Bf16, Kernels, row_stride};
 
 /// A matrix of activations or of their gradients, a row for each token.
 #[derive(Clone, Copy, Debug)]
@@ -100,12 +104,39 @@ pub(crate) struct Moments<T = usize> {
 }
 
 impl Moments<Place> {
-    fn take(bump: &mut Bump, copies: usize, rows: usize) -> Option<Self> {
-        Some(Self { mean: bump.copies(copies, rows, 1)?, rstd: bump.copies(copies, rows, 1)? })
+    fn take(bump: &mut Bump, kind: NormKind, copies: usize, rows: usize) -> Option<Self> {
+        let mean = match kind {
+            NormKind::Layer => bump.copies(copies, rows, 1)?,
+            NormKind::Rms => Place::NOWHERE,
+        };
+        Some(Self { mean, rstd: bump.copies(copies, rows, 1)? })
     }
 
     fn of(self, layer: usize) -> Moments {
         Moments { mean: self.mean.of(layer), rstd: self.rstd.of(layer) }
+    }
+}
+
+/// Rows of `fc_width` elements that only products read.
+#[derive(Clone, Copy, Debug)]
+struct Wider {
+    /// Elements from a row to the next.
+    stride: usize,
+    /// They are bf16. The activation, of `d_ff` columns, takes the place of a part of them.
+    halves: bool,
+}
+
+impl Wider {
+    fn new(c: &ModelConfig, kernels: &Kernels) -> Option<Self> {
+        let halves = kernels.keeps_halves_of(c.d_ff);
+        let bytes = if halves { size_of::<Bf16>() } else { size_of::<f32>() };
+        Some(Self { stride: row_stride(c.fc_width(), bytes)?, halves })
+    }
+
+    /// Floats of so many rows: the stride of halves is a whole number of lines.
+    fn floats(self, rows: usize) -> Option<usize> {
+        let elements = rows.checked_mul(self.stride)?;
+        Some(if self.halves { elements / 2 } else { elements })
     }
 }
 
@@ -139,13 +170,13 @@ impl BlockBuffers<Place> {
         let x = bump.copies(kept, n, d)?;
         Some(Self {
             x,
-            att: bump.copies(kept, n, d)?,
+            att: bump.copies(kept, n, c.query_width())?,
             lse: bump.copies(kept, n, c.n_head)?,
-            qkv: bump.copies(inner, n, 3 * d)?,
+            qkv: bump.copies(inner, n, c.qkv_width())?,
             mid: bump.copies(inner, n, d)?,
-            fc_pre: bump.copies_of(inner, kernels.operand_len(n, c.d_ff)?)?,
-            norm1: Moments::take(bump, inner, n)?,
-            norm2: Moments::take(bump, inner, n)?,
+            fc_pre: bump.copies_of(inner, Wider::new(c, kernels)?.floats(n)?)?,
+            norm1: Moments::take(bump, c.arch.norm, inner, n)?,
+            norm2: Moments::take(bump, c.arch.norm, inner, n)?,
             norm1_out: if keeps_norm1 {
                 bump.copies_of(inner, kernels.operand_len(n, d)?)?
             } else {
@@ -183,16 +214,17 @@ pub(crate) struct GradBuffers<T = usize> {
     pub(crate) masked_att: T,
     /// Gradient of a norm's output, (N, C), for all layers.
     pub(crate) dnorm: T,
-    /// Gradient of the attention's output, (N, C). It is the buffer of `dnorm`, if a row block
-    /// waits for all attention that reads it before it goes on.
+    /// Gradient of the attention's output, (N, A). It is the buffer of `dnorm`, if that is as wide and
+    /// a row block waits for all attention that reads it before it goes on.
     pub(crate) datt: T,
-    /// Gradient of queries, keys and values, (N, 3C), where they cannot take the place of
+    /// Gradient of queries, keys and values, (N, Q), where they cannot take the place of
     /// those: spans of a sequence read what the others would overwrite.
     pub(crate) dqkv: T,
     /// Gradient of `fc_pre`, (N, F).
     pub(crate) dfc: T,
-    /// Sums of norm gradients of each [`PARTIAL_ROWS`] rows, (pieces, 2C): the norm above the
-    /// block (the next block's first or the final one), and the second norm.
+    /// Sums of norm gradients of each [`PARTIAL_ROWS`] rows, (pieces, 2C), or (pieces, C) without
+    /// biases: the norm above the block (the next block's first or the final one), and the second
+    /// norm.
     pub(crate) partial1: T,
     pub(crate) partial2: T,
 }
@@ -230,17 +262,23 @@ impl GradBuffers<Place> {
         } else {
             (first, second)
         };
+        let width = c.query_width();
+        let datt = match grain.parted && !in_place {
+            true => bump.copies(sets, n, width)?,
+            false if width != d => bump.copies(1, n, width)?,
+            false => dnorm,
+        };
         Some(Self {
             dx,
             dmid,
             masked_mlp: first,
             masked_att: second,
             dnorm,
-            datt: if grain.parted && !in_place { bump.copies(sets, n, d)? } else { dnorm },
-            dqkv: if grain.parted { bump.copies(sets, n, 3 * d)? } else { Place::NOWHERE },
-            dfc: bump.copies_of(sets, kernels.operand_len(n, c.d_ff)?)?,
-            partial1: bump.copies(sets, pieces, 2 * d)?,
-            partial2: bump.copies(sets, pieces, 2 * d)?,
+            datt,
+            dqkv: if grain.parted { bump.copies(sets, n, c.qkv_width())? } else { Place::NOWHERE },
+            dfc: bump.copies_of(sets, Wider::new(c, kernels)?.floats(n)?)?,
+            partial1: bump.copies(sets, pieces, c.norm_vectors() * d)?,
+            partial2: bump.copies(sets, pieces, c.norm_vectors() * d)?,
         })
     }
 
@@ -280,10 +318,10 @@ pub(crate) struct Layout {
     halves: bool,
     /// `d_model`.
     width: usize,
-    /// Elements from a row of `d_model` or `d_ff` of them to the next, and whether they are of bf16,
-    /// where only products read them.
+    /// Elements from a row of `d_model` of them to the next, and whether they are of bf16, where only
+    /// products read them.
     wide: (usize, bool),
-    wider: (usize, bool),
+    wider: Wider,
     /// Floats from a row of logits to the next.
     vocab: usize,
     blocks: BlockBuffers<Place>,
@@ -306,11 +344,16 @@ pub(crate) struct Layout {
     head: usize,
     head_t: usize,
     pub(crate) packed_len: usize,
+    /// Cosines and sines of the angles of a sequence's positions, if they are rotary.
+    pub(crate) angles: Option<[usize; 2]>,
     /// Floats of scratch of one worker.
     pub(crate) scratch_len: usize,
-    /// Of these, at the start: the norm's output of a row block, then that of GELU.
+    /// Of these, at the start: the norm's output of a row block, then that of GELU or SwiGLU, or the
+    /// gradient of the latter.
     pub(crate) held_norm: usize,
     pub(crate) held_fc: usize,
+    /// Floats from a row of that gradient to the next.
+    pub(crate) held_fc_stride: usize,
 }
 
 impl Layout {
@@ -323,7 +366,8 @@ impl Layout {
         kernels: &Kernels,
     ) -> Option<Self> {
         let n = batch.sequences.checked_mul(batch.tokens)?;
-        let (d, f) = (c.d_model, c.d_ff);
+        let (d, f, fc) = (c.d_model, c.d_ff, c.fc_width());
+        let matrices = c.matrices();
         let train = mode.trains();
         let mut bump = Bump(0);
         let copies = match mode {
@@ -335,7 +379,7 @@ impl Layout {
         let remakes = mode == Mode::Recompute && copies.1 < c.n_layer;
         let blocks = BlockBuffers::take(&mut bump, n, c, copies, remakes, kernels)?;
         let x_last = bump.matrix(n, d)?;
-        let final_norm = Moments { mean: bump.take(n)?, rstd: bump.take(n)? };
+        let final_norm = Moments::take(&mut bump, c.arch.norm, 1, n)?.of(0);
         let losses = bump.take(n)?;
         let group = head_rows(n, c.vocab_size);
         let logits_buffers = grain.logits_rows.div_ceil(group).min(n.div_ceil(group));
@@ -348,6 +392,11 @@ impl Layout {
             let arena = ParamTable::new(c).ok()?.arena_len();
             squares = bump.take(arena.div_ceil(squares_block(arena)))?;
         }
+        let (t, head_size) = (batch.tokens, c.head_size());
+        let angles = match c.arch.rotary() {
+            Some(_) => Some([bump.matrix(t, head_size / 2)?, bump.matrix(t, head_size / 2)?]),
+            None => None,
+        };
         let activations_len = bump.0;
 
         let mut bump = Bump(0);
@@ -360,40 +409,45 @@ impl Layout {
         let head_t = if train { take(kernels.packed_len(c.vocab_size, d)?)? } else { 0 };
         let packed_len = bump.0;
 
-        let (t, head_size) = (batch.tokens, c.head_size());
         let mut scratch_len = kernels.attention_scratch_len(t, head_size)?;
         // The deepest product of a row block: backward they are as deep as forward they are wide.
-        let deepest = if train { f.max(3 * d).max(c.vocab_size) } else { f.max(d) };
+        let deep = matrices.into_iter().chain([(d, c.vocab_size)]);
+        let deepest = deep.map(|(k, n)| if train { k.max(n) } else { k }).max()?;
         let rows = grain.row_block.min(n);
         if grain.packs {
             scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, deepest));
             // Into fc, and back into its gradient.
             scratch_len = scratch_len.max(kernels.gemm_into_halves_scratch_len(rows, d));
         } else {
-            let back = [(3 * d, d), (f, d), (c.vocab_size, d)];
-            let shapes = [(d, 3 * d), (d, d), (f, d), (d, c.vocab_size)].into_iter();
-            for (k, n) in shapes.chain(back.into_iter().filter(|_| train)) {
+            let shapes = matrices.into_iter().chain([(d, c.vocab_size)]);
+            let both = shapes.flat_map(|(k, n)| [Some((k, n)), train.then_some((n, k))]);
+            for (k, n) in both.flatten() {
+                // Into fc, and back into its gradient.
+                let halves = kernels.keeps_halves_of(f) && [f, fc].contains(&n);
                 scratch_len = scratch_len.max(kernels.fresh_scratch_len(rows, k, n, false)?);
+                scratch_len = scratch_len.max(kernels.fresh_scratch_len(rows, k, n, halves)?);
             }
-            let into_fc = kernels.keeps_halves_of(f);
-            scratch_len = scratch_len.max(kernels.fresh_scratch_len(rows, d, f, into_fc)?);
         }
         if train {
             // The largest tile of any weight's gradient, as it is stored.
-            for (rows, cols) in [(d, 3 * d), (d, d), (d, f), (f, d), (c.vocab_size, d)] {
+            for (rows, cols) in matrices.into_iter().chain([(c.vocab_size, d)]) {
                 let (rows, cols) = (grain.weight_rows.min(rows), grain.weight_cols.min(cols));
                 scratch_len = scratch_len.max(kernels.unpacked_scratch_len(rows, cols, n)?);
             }
-            scratch_len = scratch_len.max(kernels.attention_backward_scratch_len(t, head_size)?);
+            let back = kernels.attention_backward_scratch_len(t, head_size)?;
+            scratch_len = scratch_len.max(back.checked_add(grain.group_len(c, t)?)?);
         }
         let held_norm = to_lines(kernels.operand_len(rows, d)?)?;
-        let held_fc = to_lines(kernels.operand_len(rows, f)?)?;
+        let held_fc_stride = row_stride(f, size_of::<f32>())?;
+        let gradient = if train && c.arch.is_gated() { held_fc_stride } else { 0 };
+        let held_fc = kernels.operand_len(rows, f)?.max(rows.checked_mul(gradient)?);
+        let held_fc = to_lines(held_fc)?;
         let held = held_norm.checked_add(held_fc)?;
         Some(Self {
             halves: kernels.keeps_halves(),
             width: d,
             wide: (kernels.operand_stride(d)?, kernels.keeps_halves_of(d)),
-            wider: (kernels.operand_stride(f)?, kernels.keeps_halves_of(f)),
+            wider: Wider::new(c, kernels)?,
             vocab: row_stride(c.vocab_size, size_of::<f32>())?,
             blocks,
             n_layer: c.n_layer,
@@ -411,9 +465,11 @@ impl Layout {
             head,
             head_t,
             packed_len,
+            angles,
             scratch_len: to_lines(scratch_len)?.checked_add(held)?,
             held_norm,
             held_fc,
+            held_fc_stride,
         })
     }
 
@@ -424,13 +480,13 @@ impl Layout {
 
     /// Input of a block's activation; once the backward pass has been there its output.
     pub(crate) fn fc(&self, layer: usize) -> Buffer {
-        let (width, halves) = self.wider;
+        let Wider { stride: width, halves } = self.wider;
         Buffer { at: self.block(layer).fc_pre, width, halves }
     }
 
     /// Gradient of that input.
     pub(crate) fn dfc(&self, layer: usize) -> Buffer {
-        let (width, halves) = self.wider;
+        let Wider { stride: width, halves } = self.wider;
         Buffer { at: self.grads(layer).dfc, width, halves }
     }
 
@@ -508,24 +564,21 @@ impl Layout {
 }
 
 /// Lays out one block's packed weights with `take`; the transposes only for training.
-pub(crate) fn packed_block(
+fn packed_block(
     c: &ModelConfig,
     kernels: &Kernels,
     transposes: bool,
     take: &mut dyn FnMut(usize) -> Option<usize>,
 ) -> Option<PackedBlock> {
-    let (d, f) = (c.d_model, c.d_ff);
-    let mut of = |k: usize, n: usize, wanted: bool| {
-        if wanted { take(kernels.packed_len(k, n)?) } else { Some(0) }
-    };
-    Some(PackedBlock {
-        qkv: of(d, 3 * d, true)?,
-        att: of(d, d, true)?,
-        fc: of(d, f, true)?,
-        mlp: of(f, d, true)?,
-        qkv_t: of(3 * d, d, transposes)?,
-        att_t: of(d, d, transposes)?,
-        fc_t: of(f, d, transposes)?,
-        mlp_t: of(d, f, transposes)?,
-    })
+    let matrices = c.matrices();
+    let mut there = [0; 4];
+    for (to, (k, n)) in there.iter_mut().zip(matrices) {
+        *to = take(kernels.packed_len(k, n)?)?;
+    }
+    let mut back = [0; 4];
+    for (to, (k, n)) in back.iter_mut().zip(matrices).filter(|_| transposes) {
+        *to = take(kernels.packed_len(n, k)?)?;
+    }
+    let ([qkv, att, fc, mlp], [qkv_t, att_t, fc_t, mlp_t]) = (there, back);
+    Some(PackedBlock { qkv, att, fc, mlp, qkv_t, att_t, fc_t, mlp_t })
 }

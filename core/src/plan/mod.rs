@@ -10,7 +10,7 @@ mod layout;
 pub use blocking::{Blocking, BlockingError};
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
-pub(crate) use layout::{Buffer, Layout, packed_block};
+pub(crate) use layout::{Buffer, Layout};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Slot};
@@ -413,16 +413,17 @@ impl Plan {
     }
 
     /// Floating-point operations that the backward pass of a batch does a second time, counted
-    /// as by [`ModelConfig::step_flops`], which leaves them out: `6 d^2 + 2 d^2 + 2 d d_ff`
-    /// a token for each block that is made again. 0 unless this is [`Mode::Recompute`].
+    /// as by [`ModelConfig::step_flops`], which leaves them out: of every matrix of a block but
+    /// the last, for each block that is made again; for GPT-2 `6 d^2 + 2 d^2 + 2 d d_ff` a token. 0 unless this is [`Mode::Recompute`].
     #[must_use]
     pub fn recomputed_flops(&self) -> f64 {
         if self.mode != Mode::Recompute {
             return 0.0;
         }
         let remade = (0..self.config.n_layer).filter(|layer| self.layout.is_remade(*layer));
-        let [d, f, n] = [self.config.d_model, self.config.d_ff, self.tokens()].map(|x| x as f64);
-        remade.count() as f64 * (8.0 * d * d + 2.0 * d * f) * n
+        let made_again = &self.config.matrices()[..3];
+        let block: f64 = made_again.iter().map(|(k, n)| 2.0 * *k as f64 * *n as f64).sum();
+        remade.count() as f64 * block * self.tokens() as f64
     }
 
     /// Sizes of blocks that the caller handed over. The plan's own may be smaller, and its row blocks
@@ -460,6 +461,13 @@ impl Plan {
     #[must_use]
     pub fn total_bytes(&self) -> Option<usize> {
         Pool::ALL.iter().try_fold(0_usize, |sum, pool| sum.checked_add(self.bytes(*pool)))
+    }
+
+    /// Makes the tables of rotary angles in the pool of activations, if the model has any.
+    pub(crate) fn fill_angles(&self, activations: &mut [f32]) {
+        if let (Some(rotary), Some(places)) = (self.config.arch.rotary(), self.layout.angles) {
+            rotary.fill(self.config.head_size(), self.batch.tokens, places, activations);
+        }
     }
 
     /// Checks that the plan was made for these kernels.

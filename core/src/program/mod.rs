@@ -41,6 +41,7 @@ mod traffic;
 pub use op::Op;
 pub(crate) use op::{Kind, Matrix, Norm};
 
+use crate::architecture::Positions;
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
 use crate::plan::{COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, squares_block};
 use core::ops::Range;
@@ -326,13 +327,15 @@ impl Builder<'_, '_> {
         let c = &self.plan.config;
         let needs =
             Needs { level: 2 * layers as u32 + 2, spans: 0, stages: [last_head, NONE, NONE] };
+        let learned = c.arch.positions == Positions::Learned;
+        let positions = (Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS));
         let ops = [
-            (Kind::TokenTableGrad, 0, c.vocab_size.div_ceil(TABLE_ROWS)),
-            (Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS)),
-            (Kind::NormGrad(Norm::First), 0, column_tiles(c.d_model)),
-            (Kind::LossSum, 0, 1),
+            Some((Kind::TokenTableGrad, 0, c.vocab_size.div_ceil(TABLE_ROWS))),
+            learned.then_some(positions),
+            Some((Kind::NormGrad(Norm::First), 0, column_tiles(c.d_model))),
+            Some((Kind::LossSum, 0, 1)),
         ];
-        self.list(needs, ops);
+        self.list(needs, ops.into_iter().flatten());
     }
 
     /// Output projection and loss by groups of rows, the rows going on into the last block.

@@ -46,11 +46,8 @@ impl Matrix {
     pub(crate) fn shape(self, plan: &Plan) -> (usize, usize) {
         let c = &plan.config;
         match self {
-            Self::Qkv => (c.d_model, 3 * c.d_model),
-            Self::AttnOut => (c.d_model, c.d_model),
-            Self::Fc => (c.d_model, c.d_ff),
-            Self::MlpOut => (c.d_ff, c.d_model),
             Self::Head => (c.d_model, c.vocab_size),
+            _ => c.matrices()[self as usize],
         }
     }
 }

@@ -60,7 +60,7 @@ impl Plan {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::{BatchShape, Kernels, Mode, ModelConfig};
+    use crate::{Architecture, BatchShape, Kernels, Mode, ModelConfig};
 
     #[test]
     fn the_update_moves_every_parameter_and_the_norm_reads_every_gradient() {
@@ -75,6 +75,7 @@ mod tests {
             tied: true,
             dropout: 0.0,
             norm_eps: 1e-5,
+            arch: Architecture::GPT2,
         };
         let batch = BatchShape { sequences: 4, tokens: 64 };
         let plan = Plan::new(&config, batch, 2, Mode::Train, Kernels::scalar()).unwrap();

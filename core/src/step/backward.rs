@@ -7,11 +7,10 @@
 //! the place of what it reads for the last time: see `crate::plan`'s layout.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
-use super::forward::Head;
-use super::{Site, Step};
+use super::{Desk, Site, Step};
 use crate::plan::{Buffer, PARTIAL_ROWS};
 use crate::program::{Matrix, Norm};
-use cllm_kernels::{AttentionInPlace, Epilogue, NormInPlace, NormSaved};
+use cllm_kernels::{Epilogue, MatMut, NormInPlace, NormSaved};
 
 impl Step<'_> {
     /// Gradient of a norm's input, and the row block's sums for gain and bias; the norm's
@@ -57,11 +56,11 @@ impl Step<'_> {
                     let stream = self.act.slice(from + first * d, rows * d);
                     self.act.slice_mut(to + first * d, rows * d).copy_from_slice(stream);
                 }
-                let mean = Some(self.act.slice(saved.mean + first, rows));
+                let mean = self.has_means().then(|| self.act.slice(saved.mean + first, rows));
                 let rstd = self.act.slice(saved.rstd + first, rows);
                 let dy = self.act.mat(dnorm + first * d, (rows, d), d);
                 let dx = self.act.mat_mut(to + first * d, (rows, d), d);
-                let sums = partial + first / PARTIAL_ROWS * 2 * d;
+                let sums = partial + first / PARTIAL_ROWS * self.plan.config.norm_vectors() * d;
                 let dgain = self.act.slice_mut(sums, d);
                 let dbias = bias.map(|_| self.act.slice_mut(sums + d, d));
                 if in_place {
@@ -128,21 +127,29 @@ impl Step<'_> {
         }
     }
 
-    /// `dfc = (dy W^T) gelu'(fc_pre)` for one row block, then `fc_pre = gelu(fc_pre)`.
+    /// `dfc = (dy W^T) gelu'(fc_pre)` for one row block, then `fc_pre = gelu(fc_pre)`; or the same of
+    /// SwiGLU, with the activation in the place of the gate.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn mlp_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn mlp_input(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (first, rows) = self.rows(tile);
-        let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
+        let c = &self.plan.config;
+        let (d, f, width) = (c.d_model, c.d_ff, c.fc_width());
         // SAFETY: the tile owns its rows of dfc and of fc_pre; its rows of dy are done.
         unsafe {
             let layout = &self.plan.layout;
             let dy = self.act.mat(layout.grads(block).masked_mlp + first * d, (rows, d), d);
-            let pre = self.operand_mut(layout.fc(block), (first, rows), f);
-            let out = self.operand_mut(layout.dfc(block), (first, rows), f);
+            let pre = self.operand_mut(layout.fc(block), (first, rows), width);
+            let out = self.operand_mut(layout.dfc(block), (first, rows), width);
             let weight = self.weight_back(Matrix::MlpOut, block);
-            self.product(dy, weight, out, Epilogue::GeluGrad { pre }, scratch);
+            if !c.arch.is_gated() {
+                self.product(dy, weight, out, Epilogue::GeluGrad { pre }, desk.scratch);
+                return;
+            }
+            let mut grad = MatMut::new(desk.fc, rows, f, layout.held_fc_stride);
+            self.product(dy, weight, grad.reborrow(), Epilogue::None, desk.scratch);
+            self.kernels.swiglu_backward(pre, grad.into_ref(), out);
         }
     }
 
@@ -162,12 +169,12 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn attn_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
-        let d = self.plan.config.d_model;
+        let (d, width) = (self.plan.config.d_model, self.plan.config.query_width());
         let g = self.plan.layout.grads(block);
         // SAFETY: passed on from the caller.
         unsafe {
             let from = Buffer::floats(g.masked_att, d);
-            self.input_grad(tile, from, (Matrix::AttnOut, block), (g.datt, d), scratch);
+            self.input_grad(tile, from, (Matrix::AttnOut, block), (g.datt, width), scratch);
         }
     }
 
@@ -180,7 +187,7 @@ impl Step<'_> {
         let (dqkv, dnorm) = (self.plan.layout.dqkv(block).0, self.plan.layout.grads(block).dnorm);
         // SAFETY: passed on from the caller.
         unsafe {
-            let from = Buffer::floats(dqkv, 3 * d);
+            let from = Buffer::floats(dqkv, self.plan.config.qkv_width());
             self.input_grad(tile, from, (Matrix::Qkv, block), (dnorm, d), scratch);
         }
     }
@@ -204,50 +211,6 @@ impl Step<'_> {
             let out = self.act.mat_mut(to + first * n, (rows, n), n);
             let weight = self.weight_back(matrix, block);
             self.product(dy, weight, out, Epilogue::None, scratch);
-        }
-    }
-
-    /// Gradients of queries, keys and values of some heads of a sequence, in the place of
-    /// those; where spans are parts of it, of the span's queries or of its keys and values,
-    /// elsewhere.
-    ///
-    /// # Safety
-    /// As for [`Step::run_tile`].
-    pub(super) unsafe fn attention_back(&self, block: usize, tile: usize, scratch: &mut [f32]) {
-        let (d, t, grain) = (self.plan.config.d_model, self.plan.batch.tokens, &self.plan.grain);
-        let (b, g) = (self.plan.layout.block(block), self.plan.layout.grads(block));
-        let (dqkv, _) = self.plan.layout.dqkv(block);
-        let (span, part) = (tile / grain.backward_parts(), tile % grain.backward_parts());
-        let (first, rows) = self.span(span);
-        for h in grain.heads(part, self.plan.config.n_head) {
-            // SAFETY: the tile owns its heads' columns of the span's rows of dq, or of dk
-            // and dv, or, in the place of queries, keys and values, of all three; what it
-            // reads of the sequence is done.
-            unsafe {
-                let head = self.head(block, first / t, h);
-                let n = self.plan.config.head_size();
-                let at = first * d + head.column;
-                let out = self.act.mat(b.att + at, (t, n), d);
-                let lse = self.act.slice(b.lse + head.lse, t);
-                let dout = self.act.mat(g.datt + at, (t, n), d);
-                let at = dqkv + (first + rows.start) * 3 * d + head.column;
-                let grad = |i: usize| self.act.mat_mut(at + i * d, (rows.len(), n), 3 * d);
-                if !grain.parted {
-                    let (q, k, v) = (grad(0), grad(1), grad(2));
-                    let Head { scale, dropout, .. } = head;
-                    let mut head = AttentionInPlace { q, k, v, scale, dropout };
-                    self.kernels.attention_backward_in_place(&mut head, out, lse, dout, scratch);
-                    continue;
-                }
-                let a = &self.head_inputs(block, first / t, &head, &(0..t), &(0..t));
-                if part < grain.forward_parts() {
-                    let (dq, rows) = (grad(0), rows.clone());
-                    self.kernels.attention_backward_queries(a, rows, out, lse, dout, dq, scratch);
-                } else {
-                    let (dk, dv, rows) = (grad(1), grad(2), rows.clone());
-                    self.kernels.attention_backward_keys(a, rows, out, lse, dout, dk, dv, scratch);
-                }
-            }
         }
     }
 }

@@ -4,13 +4,14 @@
 use super::{Desk, Site, Step};
 use crate::params::Param;
 use crate::program::{Matrix, Norm};
-use cllm_kernels::{Attention, Dropout, Epilogue};
+use cllm_kernels::{Angles, Attention, Dropout, Epilogue};
 use core::ops::Range;
 
 /// One head of one sequence.
 pub(super) struct Head {
-    /// Where its columns start in a row of `d_model`.
-    pub(super) column: usize,
+    /// Where its columns of queries, keys and values start in a row of all of those. Its columns of
+    /// the output start where those of queries do.
+    pub(super) columns: [usize; 3],
     /// Where its rows of lse start.
     pub(super) lse: usize,
     /// As in [`Attention`], like the mask.
@@ -19,7 +20,8 @@ pub(super) struct Head {
 }
 
 impl Step<'_> {
-    /// `x = dropout(token + position)` for one row block.
+    /// `x = dropout(token + position)` for one row block, without the position if it is told by
+    /// angles.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -29,15 +31,12 @@ impl Step<'_> {
         let at = self.plan.layout.block(0).x + first * d;
         // SAFETY: the tile owns its rows of x; tables are not being updated.
         unsafe {
-            let (Some(table), Some(places)) =
-                (self.vector(Param::TokenTable), self.vector(Param::PositionTable))
-            else {
-                return;
-            };
+            let Some(table) = self.vector(Param::TokenTable) else { return };
+            let places = self.vector(Param::PositionTable);
             let tokens = &self.tokens[first..first + rows];
             let out = self.act.mat_mut(at, (rows, d), d);
             let period = self.plan.batch.tokens;
-            self.kernels.embedding(tokens, table, Some(places), first, period, 0, out);
+            self.kernels.embedding(tokens, table, places, first, period, 0, out);
             if let Some((mask, row)) = self.embed_dropout(first) {
                 let x = self.act.mat_mut(at, (rows, d), d);
                 self.kernels.dropout_in_place(x, &mask, row);
@@ -77,20 +76,21 @@ impl Step<'_> {
                 self.vector(bias),
                 self.plan.config.norm_eps,
                 y,
-                Some(self.act.slice_mut(moments.mean + first, rows)),
+                self.has_means().then(|| self.act.slice_mut(moments.mean + first, rows)),
                 self.act.slice_mut(moments.rstd + first, rows),
             );
         }
     }
 
-    /// `qkv = norm1 W + b` for one row block.
+    /// `qkv = norm1 W + b` for one row block, queries and keys turned to their positions if those
+    /// are told by angles.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn qkv(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (first, rows) = self.rows(tile);
-        let d = self.plan.config.d_model;
-        let b = self.plan.layout.block(block);
+        let (d, width) = (self.plan.config.d_model, self.plan.config.qkv_width());
+        let qkv = self.plan.layout.block(block).qkv + first * width;
         // SAFETY: the tile owns its rows of qkv; norm1's rows are done.
         unsafe {
             let x = if self.plan.layout.norm1_in_place() {
@@ -98,9 +98,39 @@ impl Step<'_> {
             } else {
                 self.operand(self.plan.layout.norm1(block), (first, rows), (0, d))
             };
-            let out = self.act.mat_mut(b.qkv + first * 3 * d, (rows, 3 * d), 3 * d);
+            let out = self.act.mat_mut(qkv, (rows, width), width);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
             self.product(x, self.weight(Matrix::Qkv, block), out, epilogue, desk.scratch);
+            // Keys lie behind queries.
+            let turned = self.plan.config.query_width() + self.plan.config.kv_width();
+            self.turn(qkv, (rows, turned), first, false);
+        }
+    }
+
+    /// Turns heads side by side in some rows of queries or keys, or of their gradients, which lie from
+    /// float `at` of the activations on: `first` is the first one's row in the batch. With `back`
+    /// gradients of what was turned; nothing if positions are not told by angles.
+    ///
+    /// # Safety
+    /// The caller's tile owns those columns of the rows.
+    pub(super) unsafe fn turn(
+        &self,
+        at: usize,
+        (rows, cols): (usize, usize),
+        first: usize,
+        back: bool,
+    ) {
+        let Some([cos, sin]) = self.plan.layout.angles else { return };
+        let (t, c) = (self.plan.batch.tokens, &self.plan.config);
+        let (head, half) = (c.head_size(), c.head_size() / 2);
+        // SAFETY: angles are not written after the machine is made; the rest as the caller promised.
+        unsafe {
+            let angles = Angles {
+                cos: self.act.mat(cos, (t, half), half),
+                sin: self.act.mat(sin, (t, half), half),
+            };
+            let x = self.act.mat_mut(at, (rows, cols), c.qkv_width());
+            self.kernels.rotate(x, head, &angles, first, t, back);
         }
     }
 
@@ -111,7 +141,9 @@ impl Step<'_> {
         // Heads of the whole batch have rows of lse and of the mask one after the other.
         let lse = (sequence * c.n_head + h) * t;
         let scale = 1.0 / libm::sqrtf(head as f32);
-        Head { column: h * head, lse, scale, dropout: self.dropout(block, Site::Attention, lse) }
+        let keys = c.query_width() + h / self.group() * head;
+        let columns = [h * head, keys, keys + c.kv_width()];
+        Head { columns, lse, scale, dropout: self.dropout(block, Site::Attention, lse) }
     }
 
     /// Queries, keys and values of a head of a sequence, of which these rows alone are read.
@@ -126,16 +158,26 @@ impl Step<'_> {
         queries: &Range<usize>,
         keys: &Range<usize>,
     ) -> Attention<'_> {
-        let (d, t) = (self.plan.config.d_model, self.plan.batch.tokens);
-        let qkv = self.plan.layout.block(block).qkv + sequence * t * 3 * d + head.column;
+        let (width, t) = (self.plan.config.qkv_width(), self.plan.batch.tokens);
+        let qkv = self.plan.layout.block(block).qkv + sequence * t * width;
         let shape = (t, self.plan.config.head_size());
         // SAFETY: passed on from the caller.
         let part = |i: usize, rows: &Range<usize>| unsafe {
-            self.act.mat_in_part(qkv + i * d, shape, 3 * d, rows.clone())
+            self.act.mat_in_part(qkv + head.columns[i], shape, width, rows.clone())
         };
         let (q, k, v) = (part(0, queries), part(1, keys), part(2, keys));
         let Head { scale, dropout, .. } = *head;
         Attention { q, k, v, first: 0, scale, dropout }
+    }
+
+    /// Heads of queries for each of keys and values.
+    pub(super) fn group(&self) -> usize {
+        self.plan.config.n_head / self.plan.config.kv_heads()
+    }
+
+    /// The heads of queries that some heads of keys and values serve.
+    pub(super) fn served(&self, heads: Range<usize>) -> Range<usize> {
+        heads.start * self.group()..heads.end * self.group()
     }
 
     /// Rows of the sequence of a span, and of the span within it.
@@ -150,11 +192,11 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn attention(&self, block: usize, tile: usize, scratch: &mut [f32]) {
-        let (d, t, grain) = (self.plan.config.d_model, self.plan.batch.tokens, &self.plan.grain);
-        let b = self.plan.layout.block(block);
+        let (c, t, grain) = (&self.plan.config, self.plan.batch.tokens, &self.plan.grain);
+        let (b, width) = (self.plan.layout.block(block), c.query_width());
         let (span, part) = (tile / grain.forward_parts(), tile % grain.forward_parts());
         let (first, queries) = self.span(span);
-        for h in grain.heads(part, self.plan.config.n_head) {
+        for h in self.served(grain.heads(part, c.kv_heads())) {
             // SAFETY: the tile owns its heads' columns of the span's rows and their
             // stretch of lse; qkv is done up to the span's end, and the kernel reads no more.
             unsafe {
@@ -162,8 +204,8 @@ impl Step<'_> {
                 let seen = 0..queries.end;
                 let inputs = self.head_inputs(block, first / t, &head, &queries, &seen);
                 let shape = (queries.len(), inputs.q.cols());
-                let at = (first + queries.start) * d + head.column;
-                let out = self.act.mat_mut(b.att + at, shape, d);
+                let at = (first + queries.start) * width + head.columns[0];
+                let out = self.act.mat_mut(b.att + at, shape, width);
                 let lse = self.act.slice_mut(b.lse + head.lse + queries.start, queries.len());
                 let queries = queries.clone();
                 self.kernels.attention_queries(&inputs, queries, out, Some(lse), scratch);
@@ -181,7 +223,8 @@ impl Step<'_> {
         let b = self.plan.layout.block(block);
         // SAFETY: the tile owns its rows of mid; att's and x's rows are done.
         unsafe {
-            let x = self.act.mat(b.att + first * d, (rows, d), d);
+            let width = self.plan.config.query_width();
+            let x = self.act.mat(b.att + first * width, (rows, width), width);
             let out = self.act.mat_mut(b.mid + first * d, (rows, d), d);
             let epilogue = Epilogue::Residual {
                 bias: self.bias(Matrix::AttnOut, block),
@@ -192,7 +235,7 @@ impl Step<'_> {
         }
     }
 
-    /// `fc_pre = norm2 W + b` for one row block, and GELU of it if it is to be `activated`.
+    /// `fc_pre = norm2 W + b` for one row block, and GELU or SwiGLU of it if it is to be `activated`.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -205,19 +248,24 @@ impl Step<'_> {
     ) {
         let (first, rows) = self.rows(tile);
         let (d, f) = (self.plan.config.d_model, self.plan.config.d_ff);
+        let (width, gated) = (self.plan.config.fc_width(), self.plan.config.arch.is_gated());
         // SAFETY: the tile owns its rows of fc_pre.
         unsafe {
             let x = self.kernels.operand(desk.norm, rows, d);
             let bias = self.bias(Matrix::Fc, block);
-            let pre = self.operand_mut(self.plan.layout.fc(block), (first, rows), f);
+            let pre = self.operand_mut(self.plan.layout.fc(block), (first, rows), width);
             let (out, epilogue) = match bias {
-                _ if activated => {
+                _ if activated && !gated => {
                     (self.kernels.operand_mut(desk.fc, rows, f), Epilogue::Gelu { bias, pre })
                 }
                 Some(bias) => (pre, Epilogue::Bias(bias)),
                 None => (pre, Epilogue::None),
             };
             self.product(x, self.weight(Matrix::Fc, block), out, epilogue, desk.scratch);
+            if activated && gated {
+                let pre = self.operand(self.plan.layout.fc(block), (first, rows), (0, width));
+                self.kernels.swiglu(pre, self.kernels.operand_mut(desk.fc, rows, f));
+            }
         }
     }
 
@@ -245,7 +293,7 @@ impl Step<'_> {
 
     /// Makes the inner activations of a block again from its input and the output of its
     /// attention, for one row block: by the operations of the forward pass, so with the same
-    /// bits, masks included. GELU is left to the backward pass, which makes it anyway.
+    /// bits, masks included. The activation is left to the backward pass, which makes it anyway.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].

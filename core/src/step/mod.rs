@@ -5,6 +5,7 @@
 //! exactly the rows, heads or columns that the tile owns.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
+mod attention_back;
 mod backward;
 mod forward;
 mod head;
@@ -12,6 +13,7 @@ mod product;
 mod update;
 mod weights;
 
+use crate::architecture::NormKind;
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
 use crate::optimizer::UpdateReport;
 use crate::params::{Param, ParamSpec};
@@ -111,7 +113,7 @@ pub(crate) struct Step<'a> {
 pub(crate) struct Desk<'a> {
     /// A row block's output of a norm, until the next product of its chain.
     norm: &'a mut [f32],
-    /// The same of GELU.
+    /// The same of GELU or SwiGLU; backward the latter's gradient.
     fc: &'a mut [f32],
     /// For the kernels.
     scratch: &'a mut [f32],
@@ -183,7 +185,7 @@ impl Step<'_> {
                 Kind::Remake => self.remake(index, tile, desk),
                 Kind::NormBack(norm) => self.norm_back(norm, index, tile),
                 Kind::MaskMlp => self.mask_mlp(index, tile),
-                Kind::MlpInput => self.mlp_input(index, tile, desk.scratch),
+                Kind::MlpInput => self.mlp_input(index, tile, desk),
                 Kind::FcInput => self.fc_input(index, tile, desk.scratch),
                 Kind::MaskAttn => self.mask_attn(index, tile),
                 Kind::AttnInput => self.attn_input(index, tile, desk.scratch),
@@ -296,6 +298,11 @@ impl Step<'_> {
         // Micro-batches of a step follow one another in the mask's rows.
         let row = key.micro.wrapping_mul(rows as u32).wrapping_add(first as u32);
         Some((mask, row))
+    }
+
+    /// Whether norms keep the means of their rows.
+    fn has_means(&self) -> bool {
+        self.plan.config.arch.norm == NormKind::Layer
     }
 
     /// The norm's gain and bias tensors.

@@ -14,13 +14,14 @@ use cllm_kernels::Write;
 impl Step<'_> {
     /// Input and output gradient of a product with a block's matrix.
     fn operands(&self, matrix: Matrix, block: usize) -> (Buffer, Buffer) {
-        let (d, layout) = (self.plan.config.d_model, &self.plan.layout);
+        let (c, layout) = (&self.plan.config, &self.plan.layout);
+        let d = c.d_model;
         let (b, g) = (layout.block(block), layout.grads(block));
         let floats = Buffer::floats;
-        // The backward pass has made outputs of norms and GELU again where their inputs were.
+        // The backward pass has made outputs of norms and activations again where their inputs were.
         match matrix {
-            Matrix::Qkv => (layout.norm1(block), floats(layout.dqkv(block).0, 3 * d)),
-            Matrix::AttnOut => (floats(b.att, d), floats(g.masked_att, d)),
+            Matrix::Qkv => (layout.norm1(block), floats(layout.dqkv(block).0, c.qkv_width())),
+            Matrix::AttnOut => (floats(b.att, c.query_width()), floats(g.masked_att, d)),
             Matrix::Fc => (layout.norm_in_place(b.mid), layout.dfc(block)),
             Matrix::MlpOut => (layout.fc(block), floats(g.masked_mlp, d)),
             Matrix::Head => {
@@ -103,7 +104,8 @@ impl Step<'_> {
             let Some(spec) = self.spec(param) else { continue };
             // SAFETY: the tile owns its columns of the gradient; the sums are done.
             unsafe {
-                let sums = self.act.mat(partial + half + first, (pieces, cols), 2 * d);
+                let stride = self.plan.config.norm_vectors() * d;
+                let sums = self.act.mat(partial + half + first, (pieces, cols), stride);
                 let out = self.grads.slice_mut(spec.offset + first, cols);
                 self.kernels.column_sum(sums, out, self.accumulate);
             }

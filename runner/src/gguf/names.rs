@@ -1,6 +1,6 @@
 //! llama.cpp's names and shapes of GPT-2's tensors and keys.
 
-use cllm_core::{BlockParam, ModelConfig, Param, ParamSpec};
+use cllm_core::{Architecture, BlockParam, ModelConfig, Param, ParamSpec};
 
 use super::read::File;
 use super::value::Value;
@@ -124,6 +124,7 @@ pub(super) fn config(file: &File, bytes: &[u8]) -> Result<ModelConfig, String> {
         tied: file.tensors.get(HEAD).is_none_or(|head| head.is_copy_of(table, bytes)),
         dropout: 0.0,
         norm_eps,
+        arch: Architecture::GPT2,
     };
     config.validate().map_err(|e| {
         // In the file's words.

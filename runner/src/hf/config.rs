@@ -8,7 +8,7 @@ use core::fmt::Display;
 use std::fs;
 use std::path::Path;
 
-use cllm_core::ModelConfig;
+use cllm_core::{Architecture, ModelConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -148,6 +148,7 @@ impl Gpt2 {
             tied: self.tie_word_embeddings,
             dropout: self.resid_pdrop.unwrap_or(0.0),
             norm_eps: self.layer_norm_epsilon,
+            arch: Architecture::GPT2,
         })
     }
 }
@@ -184,6 +185,7 @@ mod tests {
             tied: false,
             dropout: 0.25,
             norm_eps: 1e-6,
+            arch: Architecture::GPT2,
         };
         let text = text(&config, Some(7), "float32").unwrap();
         assert_eq!(read_text(&text).unwrap(), config);

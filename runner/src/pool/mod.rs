@@ -176,8 +176,8 @@ mod tests {
     use super::*;
     use crate::memory::PoolMemory;
     use cllm_core::{
-        Activity, Batch, BatchShape, EngineError, Kernels, Mode, ModelConfig, Optimizer, Plan,
-        StepError, Trainer,
+        Activity, Architecture, Batch, BatchShape, EngineError, Kernels, Mode, ModelConfig,
+        Optimizer, Plan, StepError, Trainer,
     };
 
     const CONFIG: ModelConfig = ModelConfig {
@@ -191,6 +191,7 @@ mod tests {
         tied: true,
         dropout: 0.0,
         norm_eps: 1e-5,
+        arch: Architecture::GPT2,
     };
     const SHAPE: BatchShape = BatchShape { sequences: 16, tokens: 32 };
 

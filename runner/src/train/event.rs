@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::tuner::Tried;
 use super::work::WorkReport;
 use crate::memory::{pool_bytes, total_bytes};
+use crate::parts::Parts;
 use crate::settings::TrainSettings;
 use crate::tune::Sizes;
 
@@ -79,6 +80,9 @@ pub struct Model {
     tied: bool,
     dropout: f32,
     norm_eps: f32,
+    /// What blocks are made of, if that is not GPT-2's.
+    #[serde(default, skip_serializing_if = "Parts::is_gpt2")]
+    parts: Parts,
 }
 
 impl Model {
@@ -96,6 +100,7 @@ impl Model {
             tied: self.tied,
             dropout: self.dropout,
             norm_eps: self.norm_eps,
+            arch: self.parts.architecture(),
         }
     }
 }
@@ -113,6 +118,7 @@ impl From<&ModelConfig> for Model {
             tied: c.tied,
             dropout: c.dropout,
             norm_eps: c.norm_eps,
+            parts: Parts::from(&c.arch),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What the freestanding program trains, and what the hosted test trains beside it.
 
 use cllm_core::{
-    Batch, BatchShape, Engine, Kernels, Line, Mode, ModelConfig, Op, Optimizer, Plan, PlanError,
-    Pools, Queue, Slot, StepError, Trainer,
+    Architecture, Batch, BatchShape, Engine, Kernels, Line, Mode, ModelConfig, Op, Optimizer, Plan,
+    PlanError, Pools, Queue, Slot, StepError, Trainer,
 };
 use core::sync::atomic::AtomicU64;
 
@@ -18,6 +18,7 @@ pub(crate) const CONFIG: ModelConfig = ModelConfig {
     tied: true,
     dropout: 0.0,
     norm_eps: 1e-5,
+    arch: Architecture::GPT2,
 };
 const SHAPE: BatchShape = BatchShape { sequences: 4, tokens: 32 };
 const STEPS: usize = 60;

@@ -8,7 +8,9 @@ mod handover;
 mod steps;
 mod tiles;
 
-use cllm_core::{BatchShape, Engine, Kernels, Mode, ModelConfig, Op, Plan, Queue, Slot};
+use cllm_core::{
+    Architecture, BatchShape, Engine, Kernels, Mode, ModelConfig, Op, Plan, Queue, Slot,
+};
 use core::fmt::{self, Write as _};
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
@@ -64,6 +66,7 @@ fn plan(vocab_size: usize, sequences: usize, workers: usize) -> Result<Plan> {
         tied: true,
         dropout: 0.0,
         norm_eps: 1e-5,
+        arch: Architecture::GPT2,
     };
     let batch = BatchShape { sequences, tokens: SEQUENCE };
     Plan::new(&config, batch, workers, Mode::Train, Kernels::detect())

@@ -1,0 +1,145 @@
+//! What the blocks of a model are made of: GPT-2's parts, or those of the Llama family.
+
+use crate::config::ConfigError;
+
+/// The parts of a model, its sizes aside. Start from [`Architecture::GPT2`] or
+/// [`Architecture::LLAMA`] and change what differs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Architecture {
+    /// How rows are normalised.
+    pub norm: NormKind,
+    /// How a token's place is told.
+    pub positions: Positions,
+    /// What is between the two matrices of the feed-forward layer.
+    pub activation: Activation,
+    /// Heads of keys and values, each for `n_head / n_kv_head` heads of queries in their order
+    /// (Ainslie et al., "GQA: training generalized multi-query transformer models", 2023).
+    /// `None`: as many as `n_head`.
+    pub n_kv_head: Option<usize>,
+    /// Columns of a head. `None`: `d_model / n_head`.
+    pub head_size: Option<usize>,
+    /// Biases of queries, keys and values in a model that has no others (Qwen2).
+    pub qkv_bias: bool,
+}
+
+/// How rows are normalised, with a gain for each column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Layer norm: mean and variance.
+    Layer,
+    /// The root of the mean of squares; no mean is taken off, and there is no bias.
+    Rms,
+}
+
+/// How a token's place in its sequence is told.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Positions {
+    /// A table of `block_size x d_model` that is added to the embedding.
+    Learned,
+    /// Queries and keys are turned by angles that grow with the position.
+    Rotary(Rotary),
+}
+
+/// Angles of rotary positions: pair `i` of a head of `n` columns turns by
+/// `theta^(-2 i / n)` a token, changed by the scaling
+/// (Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rotary {
+    /// The base of the angles.
+    pub theta: f32,
+    /// How a model is stretched beyond the lengths that it was first trained on.
+    pub scaling: Scaling,
+}
+
+/// What is done to the angles of a model that was stretched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    /// Nothing.
+    None,
+    /// All are divided by the factor (Chen et al., "Extending context window of large language
+    /// models via positional interpolation", 2023).
+    Linear {
+        /// At least 1.
+        factor: f32,
+    },
+    /// Those of waves longer than `original / low` tokens are divided by the factor, those of waves
+    /// shorter than `original / high` stay, and between the two they go over from one to the other, as
+    /// Llama 3.1 does it.
+    Llama3 {
+        /// At least 1.
+        factor: f32,
+        /// Positive.
+        low: f32,
+        /// Above `low`.
+        high: f32,
+        /// Tokens of a sequence before stretching.
+        original: u32,
+    },
+}
+
+/// What is between the two matrices of the feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// GELU in its tanh form.
+    Gelu,
+    /// SwiGLU: the first matrix has `2 d_ff` columns, of which the SiLU of the first `d_ff` is
+    /// multiplied with the others (Shazeer, "GLU variants improve transformer", 2020).
+    SwiGlu,
+}
+
+impl Architecture {
+    /// GPT-2: layer norm, learned positions, GELU, a head of keys and values for each of queries.
+    pub const GPT2: Self = Self {
+        norm: NormKind::Layer,
+        positions: Positions::Learned,
+        activation: Activation::Gelu,
+        n_kv_head: None,
+        head_size: None,
+        qkv_bias: false,
+    };
+
+    /// Llama: RMS norm, rotary positions, SwiGLU. Its models have no biases.
+    pub const LLAMA: Self = Self {
+        norm: NormKind::Rms,
+        positions: Positions::Rotary(Rotary { theta: 10_000.0, scaling: Scaling::None }),
+        activation: Activation::SwiGlu,
+        ..Self::GPT2
+    };
+
+    /// The angles, if positions are rotary.
+    #[must_use]
+    pub const fn rotary(&self) -> Option<Rotary> {
+        match self.positions {
+            Positions::Learned => None,
+            Positions::Rotary(rotary) => Some(rotary),
+        }
+    }
+
+    /// Whether the first matrix of the feed-forward layer has a gate beside what it lets through.
+    #[must_use]
+    pub const fn is_gated(&self) -> bool {
+        matches!(self.activation, Activation::SwiGlu)
+    }
+
+    /// # Errors
+    /// An angle of no use.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let Some(Rotary { theta, scaling }) = self.rotary() else { return Ok(()) };
+        // NaN is no larger than anything.
+        let above = |x: f32, least: f32| x > least && x.is_finite();
+        if !above(theta, 1.0) {
+            return Err(ConfigError::Theta(theta));
+        }
+        let (factor, fits) = match scaling {
+            Scaling::None => return Ok(()),
+            Scaling::Linear { factor } => (factor, true),
+            Scaling::Llama3 { factor, low, high, original } => {
+                (factor, above(low, 0.0) && above(high, low) && original > 0)
+            }
+        };
+        if factor == 1.0 || above(factor, 1.0) {
+            return if fits { Ok(()) } else { Err(ConfigError::Scaling) };
+        }
+        Err(ConfigError::ScalingFactor(factor))
+    }
+}

@@ -1,0 +1,209 @@
+//! What the blocks of a model are made of, by the names of the flags: for reports and for runs.
+
+use cllm_core::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
+use serde::{Deserialize, Serialize};
+
+/// An [`Architecture`]; what is absent is GPT-2's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Parts {
+    /// How rows are normalised.
+    pub norm: NormChoice,
+    /// How a token's place is told.
+    pub positions: PositionsChoice,
+    /// What is between the two matrices of the feed-forward layer.
+    pub activation: ActivationChoice,
+    /// Base of the angles of rotary positions.
+    pub rope_theta: f32,
+    /// What is done to those angles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Heads of keys and values; `None` is as many as of queries.
+    pub n_kv_head: Option<usize>,
+    /// Columns of a head; `None` is an equal share of the width.
+    pub head_size: Option<usize>,
+    /// Biases of queries, keys and values in a model without others.
+    pub qkv_bias: bool,
+}
+
+/// [`NormKind`] by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormChoice {
+    /// Layer norm.
+    #[default]
+    Layer,
+    /// Root of the mean of squares.
+    Rms,
+}
+
+/// [`Positions`] by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PositionsChoice {
+    /// A table.
+    #[default]
+    Learned,
+    /// Angles.
+    Rotary,
+}
+
+/// [`Activation`] by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationChoice {
+    /// GELU by tanh.
+    #[default]
+    Gelu,
+    /// A gate's SiLU times what it lets through.
+    Swiglu,
+}
+
+/// [`Scaling`], in the words of `transformers`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rope_type", rename_all = "kebab-case")]
+pub enum RopeScaling {
+    /// All angles are divided by the factor.
+    Linear {
+        /// At least 1.
+        factor: f32,
+    },
+    /// Those of long waves are.
+    Llama3 {
+        /// At least 1.
+        factor: f32,
+        /// Waves in the original length up to which all of the factor counts.
+        low_freq_factor: f32,
+        /// Those from which on none of it does.
+        high_freq_factor: f32,
+        /// That length in tokens.
+        original_max_position_embeddings: u32,
+    },
+}
+
+/// Base of rotary angles unless told: that of the paper and of the first Llama.
+pub const ROPE_THETA: f32 = 10_000.0;
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self::from(&Architecture::GPT2)
+    }
+}
+
+impl Parts {
+    /// Whether they are GPT-2's, which reports do not mention.
+    #[must_use]
+    pub fn is_gpt2(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The core's architecture, to be validated by a plan.
+    #[must_use]
+    pub fn architecture(&self) -> Architecture {
+        Architecture {
+            norm: match self.norm {
+                NormChoice::Layer => NormKind::Layer,
+                NormChoice::Rms => NormKind::Rms,
+            },
+            positions: match self.positions {
+                PositionsChoice::Learned => Positions::Learned,
+                PositionsChoice::Rotary => {
+                    let scaling = self.rope_scaling.map_or(Scaling::None, Scaling::from);
+                    Positions::Rotary(Rotary { theta: self.rope_theta, scaling })
+                }
+            },
+            activation: match self.activation {
+                ActivationChoice::Gelu => Activation::Gelu,
+                ActivationChoice::Swiglu => Activation::SwiGlu,
+            },
+            n_kv_head: self.n_kv_head,
+            head_size: self.head_size,
+            qkv_bias: self.qkv_bias,
+        }
+    }
+}
+
+impl From<&Architecture> for Parts {
+    fn from(arch: &Architecture) -> Self {
+        let (positions, rope_theta, rope_scaling) = match arch.positions {
+            Positions::Learned => (PositionsChoice::Learned, ROPE_THETA, None),
+            Positions::Rotary(Rotary { theta, scaling }) => {
+                (PositionsChoice::Rotary, theta, RopeScaling::of(scaling))
+            }
+        };
+        Self {
+            norm: match arch.norm {
+                NormKind::Layer => NormChoice::Layer,
+                NormKind::Rms => NormChoice::Rms,
+            },
+            positions,
+            activation: match arch.activation {
+                Activation::Gelu => ActivationChoice::Gelu,
+                Activation::SwiGlu => ActivationChoice::Swiglu,
+            },
+            rope_theta,
+            rope_scaling,
+            n_kv_head: arch.n_kv_head,
+            head_size: arch.head_size,
+            qkv_bias: arch.qkv_bias,
+        }
+    }
+}
+
+impl RopeScaling {
+    /// `None` if nothing is scaled.
+    #[must_use]
+    pub fn of(scaling: Scaling) -> Option<Self> {
+        match scaling {
+            Scaling::None => None,
+            Scaling::Linear { factor } => Some(Self::Linear { factor }),
+            Scaling::Llama3 { factor, low, high, original } => Some(Self::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: original,
+            }),
+        }
+    }
+}
+
+impl From<RopeScaling> for Scaling {
+    fn from(scaling: RopeScaling) -> Self {
+        match scaling {
+            RopeScaling::Linear { factor } => Self::Linear { factor },
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: original,
+            } => Self::Llama3 { factor, low, high, original },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reported_is_read_again() {
+        let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 };
+        let positions = Positions::Rotary(Rotary { theta: 5e5, scaling });
+        let large = Architecture {
+            positions,
+            n_kv_head: Some(2),
+            head_size: Some(64),
+            qkv_bias: true,
+            ..Architecture::LLAMA
+        };
+        for arch in [Architecture::GPT2, Architecture::LLAMA, large] {
+            let text = serde_json::to_string(&Parts::from(&arch)).unwrap();
+            let parts: Parts = serde_json::from_str(&text).unwrap();
+            assert_eq!(parts.architecture(), arch, "{text}");
+            assert_eq!(parts.is_gpt2(), arch == Architecture::GPT2);
+        }
+        let parts: Parts = serde_json::from_str(r#"{"norm": "rms"}"#).unwrap();
+        let rms = Architecture { norm: NormKind::Rms, ..Architecture::GPT2 };
+        assert_eq!(parts.architecture(), rms);
+    }
+}
