@@ -18,7 +18,8 @@
 //! `tests/golden/README.md` says what each file is there for, what the numbers
 //! mean exactly, and which of them no float32 program can reproduce.
 
-use cllm_core::{Architecture, ModelConfig, ParamTable};
+use cllm::parts::Parts;
+use cllm_core::{ModelConfig, ParamTable};
 use core::ops::Range;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,11 +43,11 @@ pub(crate) struct GoldenConfig {
     pub(crate) name: String,
     /// Rows of `wte` and, when untied, of `lm_head`.
     pub(crate) vocab_size: usize,
-    /// Rows of `wpe`: the longest sequence; `tokens_per_sequence` may be less.
+    /// Rows of `wpe`, if there is one: the longest sequence; `tokens_per_sequence` may be less.
     pub(crate) block_size: usize,
     /// Number of transformer layers.
     pub(crate) n_layer: usize,
-    /// Number of attention heads, which divides `d_model`.
+    /// Number of attention heads, of queries.
     pub(crate) n_head: usize,
     /// Width of the residual stream.
     pub(crate) d_model: usize,
@@ -56,7 +57,7 @@ pub(crate) struct GoldenConfig {
     pub(crate) bias: bool,
     /// Whether the head is `wte` itself.
     pub(crate) tied: bool,
-    /// Added to the variance in every layer norm.
+    /// Added to the variance in every layer norm, and to the mean of squares in every RMS norm.
     pub(crate) layer_norm_eps: f64,
     /// Sequences in a micro-batch.
     pub(crate) batch: usize,
@@ -78,6 +79,9 @@ pub(crate) struct GoldenConfig {
     /// Largest global gradient norm: gradients are multiplied by
     /// `min(1, clip / (norm + 1e-6))`.
     pub(crate) clip: f64,
+    /// What blocks are made of; files of GPT-2 do not say.
+    #[serde(default)]
+    pub(crate) parts: Parts,
     format: u32,
     parameters: Vec<String>,
 }
@@ -96,7 +100,7 @@ impl GoldenConfig {
             tied: self.tied,
             dropout: 0.0,
             norm_eps: self.layer_norm_eps as f32,
-            arch: Architecture::GPT2,
+            arch: self.parts.architecture(),
         }
     }
 
