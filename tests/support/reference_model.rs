@@ -1,10 +1,13 @@
-//! GPT-2 as one would explain it: loops over `f64`, one token at a time,
-//! nothing shared with the code under test. Slow, and easy to believe.
+//! GPT-2 and Llama as one would explain them: loops over `f64`, one token at a
+//! time, nothing shared with the code under test but the names of the parts.
+//! Slow, and easy to believe.
 //!
 //! [`ReferenceModel::logits`] and [`ReferenceModel::loss`] are the forward
 //! pass; [`ReferenceModel::derivative`] is a gradient without a backward pass,
 //! by central differences, for any chosen element of any parameter.
 
+use cllm_core::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
+use core::f64::consts::{PI, TAU};
 use std::collections::BTreeMap;
 
 use super::golden::{Golden, GoldenConfig, IGNORED};
@@ -18,7 +21,7 @@ pub(crate) struct ReferenceConfig {
     pub(crate) block_size: usize,
     /// Number of transformer layers.
     pub(crate) n_layer: usize,
-    /// Number of attention heads.
+    /// Number of attention heads, of queries.
     pub(crate) n_head: usize,
     /// Width of the residual stream.
     pub(crate) d_model: usize,
@@ -28,8 +31,10 @@ pub(crate) struct ReferenceConfig {
     pub(crate) bias: bool,
     /// Whether the head is `wte` itself.
     pub(crate) tied: bool,
-    /// Added to the variance in every layer norm.
+    /// Added to the variance in every layer norm, and to the mean of squares in every RMS norm.
     pub(crate) layer_norm_eps: f64,
+    /// What blocks are made of.
+    pub(crate) arch: Architecture,
 }
 
 impl From<&GoldenConfig> for ReferenceConfig {
@@ -44,34 +49,57 @@ impl From<&GoldenConfig> for ReferenceConfig {
             bias: config.bias,
             tied: config.tied,
             layer_norm_eps: config.layer_norm_eps,
+            arch: config.parts.architecture(),
         }
     }
 }
 
 impl ReferenceConfig {
+    /// Columns of a head.
+    fn head_size(&self) -> usize {
+        self.arch.head_size.unwrap_or(self.d_model / self.n_head)
+    }
+
+    /// Columns of all queries, and of all keys, of which there are as many as of values.
+    fn widths(&self) -> (usize, usize) {
+        let kv_heads = self.arch.n_kv_head.unwrap_or(self.n_head);
+        (self.n_head * self.head_size(), kv_heads * self.head_size())
+    }
+
+    /// Outputs of the first matrix of the feed-forward part.
+    fn hidden(&self) -> usize {
+        match self.arch.activation {
+            Activation::Gelu => self.d_ff,
+            Activation::SwiGlu => 2 * self.d_ff,
+        }
+    }
+
     /// Name and shape of every parameter, in the order of the project's table.
     pub(crate) fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (c, f) = (self.d_model, self.d_ff);
-        let mut table = vec![
-            ("wte.weight".to_owned(), vec![self.vocab_size, c]),
-            ("wpe.weight".to_owned(), vec![self.block_size, c]),
-        ];
-        let mut layer = |name: String, weight: Vec<usize>| {
+        let (queries, keys) = self.widths();
+        let mut table = vec![("wte.weight".to_owned(), vec![self.vocab_size, c])];
+        if self.arch.positions == Positions::Learned {
+            table.push(("wpe.weight".to_owned(), vec![self.block_size, c]));
+        }
+        let norm_bias = self.bias && self.arch.norm == NormKind::Layer;
+        let mut layer = |name: String, weight: Vec<usize>, has_bias: bool| {
             let bias = vec![*weight.last().expect("a shape")];
             table.push((format!("{name}.weight"), weight));
-            if self.bias {
+            if has_bias {
                 table.push((format!("{name}.bias"), bias));
             }
         };
         for i in 0..self.n_layer {
-            layer(format!("h.{i}.ln_1"), vec![c]);
-            layer(format!("h.{i}.attn.c_attn"), vec![c, 3 * c]);
-            layer(format!("h.{i}.attn.c_proj"), vec![c, c]);
-            layer(format!("h.{i}.ln_2"), vec![c]);
-            layer(format!("h.{i}.mlp.c_fc"), vec![c, f]);
-            layer(format!("h.{i}.mlp.c_proj"), vec![f, c]);
+            let qkv = vec![c, queries + 2 * keys];
+            layer(format!("h.{i}.ln_1"), vec![c], norm_bias);
+            layer(format!("h.{i}.attn.c_attn"), qkv, self.bias || self.arch.qkv_bias);
+            layer(format!("h.{i}.attn.c_proj"), vec![queries, c], self.bias);
+            layer(format!("h.{i}.ln_2"), vec![c], norm_bias);
+            layer(format!("h.{i}.mlp.c_fc"), vec![c, self.hidden()], self.bias);
+            layer(format!("h.{i}.mlp.c_proj"), vec![f, c], self.bias);
         }
-        layer("ln_f".to_owned(), vec![c]);
+        layer("ln_f".to_owned(), vec![c], norm_bias);
         if !self.tied {
             table.push(("lm_head.weight".to_owned(), vec![self.vocab_size, c]));
         }
@@ -119,7 +147,11 @@ impl ReferenceModel {
     pub(crate) fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         assert!(tokens.len() <= self.config.block_size, "the sequence is longer than a block");
         let embed = |(position, &token): (usize, &u32)| {
-            add(self.row("wte.weight", token as usize), self.row("wpe.weight", position))
+            let token = self.row("wte.weight", token as usize);
+            match self.config.arch.positions {
+                Positions::Learned => add(token, self.row("wpe.weight", position)),
+                Positions::Rotary(_) => token.to_vec(),
+            }
         };
         let mut x: Vec<Vec<f64>> = tokens.iter().enumerate().map(embed).collect();
         for i in 0..self.config.n_layer {
@@ -129,7 +161,7 @@ impl ReferenceModel {
         }
         let head = if self.config.tied { "wte.weight" } else { "lm_head.weight" };
         let logits = |x: &Vec<f64>| -> Vec<f64> {
-            let x = self.layer_norm(x, "ln_f");
+            let x = self.norm(x, "ln_f");
             (0..self.config.vocab_size).map(|token| dot(&x, self.row(head, token))).collect()
         };
         x.iter().map(logits).collect()
@@ -182,12 +214,12 @@ impl ReferenceModel {
         &self.param(name)[index * width..(index + 1) * width]
     }
 
-    /// `x W + b`, where `W` has a row for each input.
+    /// `x W + b`, where `W` has a row for each input, or `x W` where there is no `b`.
     fn linear(&self, x: &[f64], name: &str, outputs: usize) -> Vec<f64> {
         let weight = self.param(&format!("{name}.weight"));
         let mut y = vec![0.0; outputs];
-        if self.config.bias {
-            y.copy_from_slice(self.param(&format!("{name}.bias")));
+        if let Some(bias) = self.params.get(&format!("{name}.bias")) {
+            y.copy_from_slice(bias);
         }
         for (x, row) in x.iter().zip(weight.chunks(outputs)) {
             for (y, w) in y.iter_mut().zip(row) {
@@ -197,52 +229,108 @@ impl ReferenceModel {
         y
     }
 
-    fn layer_norm(&self, x: &[f64], name: &str) -> Vec<f64> {
+    fn norm(&self, x: &[f64], name: &str) -> Vec<f64> {
         let n = x.len() as f64;
-        let mean = x.iter().sum::<f64>() / n;
+        let mean = match self.config.arch.norm {
+            NormKind::Layer => x.iter().sum::<f64>() / n,
+            NormKind::Rms => 0.0,
+        };
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
         let scale = 1.0 / (variance + self.config.layer_norm_eps).sqrt();
         let gain = self.param(&format!("{name}.weight"));
         let scaled: Vec<f64> = x.iter().zip(gain).map(|(x, g)| (x - mean) * scale * g).collect();
-        if self.config.bias { add(&scaled, self.param(&format!("{name}.bias"))) } else { scaled }
+        match self.params.get(&format!("{name}.bias")) {
+            Some(bias) => add(&scaled, bias),
+            None => scaled,
+        }
     }
 
     /// What attention adds to the residual stream of each token.
     fn attention(&self, x: &[Vec<f64>], layer: &str) -> Vec<Vec<f64>> {
-        let width = self.config.d_model;
-        let head_size = width / self.config.n_head;
-        let qkv = |x: &Vec<f64>| {
-            let x = self.layer_norm(x, &format!("{layer}.ln_1"));
-            self.linear(&x, &format!("{layer}.attn.c_attn"), 3 * width)
+        let head_size = self.config.head_size();
+        let (queries, keys) = self.config.widths();
+        let qkv = |(position, x): (usize, &Vec<f64>)| {
+            let x = self.norm(x, &format!("{layer}.ln_1"));
+            let mut qkv = self.linear(&x, &format!("{layer}.attn.c_attn"), queries + 2 * keys);
+            if let Positions::Rotary(rotary) = self.config.arch.positions {
+                for head in qkv[..queries + keys].chunks_mut(head_size) {
+                    rotate(head, rotary, position);
+                }
+            }
+            qkv
         };
-        let qkv: Vec<Vec<f64>> = x.iter().map(qkv).collect();
+        let qkv: Vec<Vec<f64>> = x.iter().enumerate().map(qkv).collect();
         let mut result = Vec::new();
         for now in 0..x.len() {
-            let mut mixed = vec![0.0; width];
-            for start in (0..width).step_by(head_size) {
-                let query = &qkv[now][start..start + head_size];
-                let key = |t: usize| &qkv[t][width + start..width + start + head_size];
-                let value = |t: usize| &qkv[t][2 * width + start..2 * width + start + head_size];
-                let scores: Vec<f64> =
-                    (0..=now).map(|t| dot(query, key(t)) / (head_size as f64).sqrt()).collect();
+            let mut mixed = vec![0.0; queries];
+            for head in 0..self.config.n_head {
+                let query = head * head_size;
+                // Neighbouring heads of queries share one of keys and values.
+                let shared = head / (queries / keys) * head_size;
+                let columns = |t: usize, start: usize| &qkv[t][start..start + head_size];
+                let score = |t: usize| {
+                    dot(columns(now, query), columns(t, queries + shared))
+                        / (head_size as f64).sqrt()
+                };
+                let scores: Vec<f64> = (0..=now).map(score).collect();
                 let total = log_sum_exp(&scores);
                 for (t, score) in scores.iter().enumerate() {
-                    for (out, v) in mixed[start..start + head_size].iter_mut().zip(value(t)) {
+                    let value = columns(t, queries + keys + shared);
+                    for (out, v) in mixed[query..query + head_size].iter_mut().zip(value) {
                         *out += (score - total).exp() * v;
                     }
                 }
             }
-            result.push(self.linear(&mixed, &format!("{layer}.attn.c_proj"), width));
+            result.push(self.linear(&mixed, &format!("{layer}.attn.c_proj"), self.config.d_model));
         }
         result
     }
 
     /// What the feed-forward part adds to the residual stream of one token.
     fn feed_forward(&self, x: &[f64], layer: &str) -> Vec<f64> {
-        let x = self.layer_norm(x, &format!("{layer}.ln_2"));
-        let hidden = self.linear(&x, &format!("{layer}.mlp.c_fc"), self.config.d_ff);
-        let hidden: Vec<f64> = hidden.into_iter().map(gelu).collect();
+        let x = self.norm(x, &format!("{layer}.ln_2"));
+        let hidden = self.linear(&x, &format!("{layer}.mlp.c_fc"), self.config.hidden());
+        let hidden: Vec<f64> = match self.config.arch.activation {
+            Activation::Gelu => hidden.into_iter().map(gelu).collect(),
+            Activation::SwiGlu => {
+                let (gates, values) = hidden.split_at(self.config.d_ff);
+                gates.iter().zip(values).map(|(gate, value)| silu(*gate) * value).collect()
+            }
+        };
         self.linear(&hidden, &format!("{layer}.mlp.c_proj"), self.config.d_model)
+    }
+}
+
+/// Turns one head of a query or a key by the angles of its position. A pair is a column of the
+/// first half and the one at the same place in the second.
+fn rotate(head: &mut [f64], rotary: Rotary, position: usize) {
+    let size = head.len();
+    let (first, second) = head.split_at_mut(size / 2);
+    for (pair, (x, y)) in first.iter_mut().zip(second).enumerate() {
+        let (sin, cos) = (position as f64 * frequency(rotary, pair, size)).sin_cos();
+        (*x, *y) = (*x * cos - *y * sin, *y * cos + *x * sin);
+    }
+}
+
+/// Radians by which a pair turns from one position to the next.
+fn frequency(Rotary { theta, scaling }: Rotary, pair: usize, head_size: usize) -> f64 {
+    let plain = 1.0 / f64::from(theta).powf(2.0 * pair as f64 / head_size as f64);
+    match scaling {
+        Scaling::None => plain,
+        Scaling::Linear { factor } => plain / f64::from(factor),
+        Scaling::Llama3 { factor, low, high, original } => {
+            let wave_length = TAU / plain;
+            let (low, high, original) = (f64::from(low), f64::from(high), f64::from(original));
+            let divided = plain / f64::from(factor);
+            if wave_length > original / low {
+                divided
+            } else if wave_length < original / high {
+                plain
+            } else {
+                let share = (original / wave_length - low) / (high - low);
+                (1.0 - share) * divided + share * plain
+            }
+        }
     }
 }
 
@@ -256,8 +344,12 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 /// GELU in its tanh approximation.
 fn gelu(x: f64) -> f64 {
-    let inner = (2.0 / core::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    let inner = (2.0 / PI).sqrt() * (x + 0.044715 * x.powi(3));
     0.5 * x * (1.0 + inner.tanh())
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
 }
 
 /// `ln(sum(exp(x)))`, safe from overflow.
