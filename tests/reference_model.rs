@@ -3,6 +3,7 @@
 
 mod support;
 
+use cllm_core::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 use support::golden::{Golden, IGNORED, Tensor};
 use support::reference_model::{ReferenceConfig, ReferenceModel};
 
@@ -35,6 +36,46 @@ fn golden_files_cover_what_they_promise() {
         let ignored = |m| g.targets(0, m).iter().filter(|&&target| target == IGNORED).count();
         g.config.accum == 2 && ignored(0) != ignored(1)
     });
+}
+
+#[test]
+fn golden_files_cover_the_llama_family() {
+    let all = Golden::all();
+    let any = |what: &str, test: &dyn Fn(&Golden, Architecture) -> bool| {
+        let of_llama = |arch: Architecture| {
+            arch.norm == NormKind::Rms
+                && arch.activation == Activation::SwiGlu
+                && arch.rotary().is_some()
+        };
+        let found = all.iter().any(|g| {
+            let arch = g.config.parts.architecture();
+            of_llama(arch) && test(g, arch)
+        });
+        assert!(found, "no golden file of the Llama family with {what}");
+    };
+    any("its own head", &|g, _| !g.config.tied);
+    any("tokens as its head", &|g, _| g.config.tied);
+    any("as many heads of keys as of queries", &|_, a| a.n_kv_head.is_none());
+    any("fewer heads of keys, and several", &|g, a| {
+        a.n_kv_head.is_some_and(|n| n > 1 && n < g.config.n_head)
+    });
+    any("one head of keys", &|g, a| a.n_kv_head == Some(1) && g.config.n_head > 2);
+    let share = |g: &Golden| g.config.d_model / g.config.n_head;
+    any("wide heads", &|g, a| a.head_size.is_some_and(|size| size > share(g)));
+    any("narrow heads", &|g, a| a.head_size.is_some_and(|size| size < share(g)));
+    any("biases of queries, keys and values", &|g, a| a.qkv_bias && !g.config.bias);
+    any("an odd d_ff", &|g, _| g.config.d_ff % 2 == 1);
+    any("ignored targets in 2 micro-batches", &|g, _| {
+        g.config.accum == 2 && g.step_targets(0).contains(&IGNORED)
+    });
+    any("another eps", &|g, _| g.config.layer_norm_eps < 5e-6);
+    let scaled = |test: fn(Scaling) -> bool| {
+        move |g: &Golden, a: Architecture| {
+            g.config.tokens_per_sequence > 64 && a.rotary().is_some_and(|r| test(r.scaling))
+        }
+    };
+    any("linear scaling", &scaled(|s| matches!(s, Scaling::Linear { .. })));
+    any("Llama 3's scaling", &scaled(|s| matches!(s, Scaling::Llama3 { .. })));
 }
 
 #[test]
@@ -82,6 +123,30 @@ fn logits_match_pytorch() {
             assert!(error < 1e-6, "{}: logit {i}: {got} for {want}", golden.config.name);
         }
     }
+}
+
+/// A file of scaled angles that came out the same without them would test nothing.
+#[test]
+fn scaling_of_angles_moves_logits() {
+    let mut tried = 0;
+    for golden in Golden::all() {
+        let mut model = ReferenceModel::from_golden(&golden);
+        let Positions::Rotary(rotary) = model.config.arch.positions else { continue };
+        if rotary.scaling == Scaling::None {
+            continue;
+        }
+        tried += 1;
+        let plain = Rotary { scaling: Scaling::None, ..rotary };
+        model.config.arch.positions = Positions::Rotary(plain);
+        let logits = model.logits(&golden.tokens(0, 0)[..golden.config.tokens_per_sequence]);
+        let moved = logits
+            .concat()
+            .iter()
+            .zip(&golden.logits)
+            .fold(0.0, |most: f64, (a, b)| most.max((a - f64::from(*b)).abs()));
+        assert!(moved > 0.01, "{}: {moved}", golden.config.name);
+    }
+    assert_eq!(tried, 2, "scaled files");
 }
 
 #[test]

@@ -107,10 +107,10 @@ def parameter_table(c):
     return table
 
 
-def initial_parameters(c, generator):
+def initial_parameters(c, table, generator):
     """Weights N(0, std), gains 1 + noise, biases noise; exact in float32."""
     parameters = {}
-    for name, shape in parameter_table(c):
+    for name, shape in table:
         values = torch.randn(shape, generator=generator, dtype=torch.float64) * c.init_std
         if len(shape) == 1 and name.endswith(".weight"):
             values += 1.0
@@ -160,7 +160,7 @@ def make_batches(c, generator):
     return tokens, targets
 
 
-def step_loss(c, p, tokens, targets):
+def step_loss(c, forward, p, tokens, targets):
     """Backward over the micro-batches [accum, B, T]; returns the step's loss.
 
     The loss is the mean over all targets of the step that count.
@@ -180,10 +180,13 @@ def learning_rates():
     return [LEARNING_RATE * min(1.0, (step + 1) / WARMUP) for step in range(STEPS)]
 
 
-def make(c):
-    """All tensors of one golden file, and its metadata."""
+def make(c, table, forward):
+    """All tensors of one golden file, and its metadata.
+
+    The model is a table of parameters and a function such as `forward`; another script has others.
+    """
     generator = torch.Generator().manual_seed(c.seed)
-    p = initial_parameters(c, generator)
+    p = initial_parameters(c, table, generator)
     tokens, targets = make_batches(c, generator)
     optimizer = torch.optim.AdamW(
         [
@@ -205,7 +208,7 @@ def make(c):
     losses, norms = [], []
     for step, lr in enumerate(learning_rates()):
         optimizer.zero_grad()
-        losses.append(step_loss(c, p, tokens[step], targets[step]))
+        losses.append(step_loss(c, forward, p, tokens[step], targets[step]))
         if step == 0:
             tensors.update((f"grad/{name}", f32(values.grad)) for name, values in p.items())
         norms.append(torch.nn.utils.clip_grad_norm_(p.values(), CLIP).item())
@@ -228,26 +231,36 @@ def make(c):
         "clip": CLIP,
         "layer_norm_eps": LAYER_NORM_EPS,
         # safetensors sorts tensors its own way; this is the table's order.
-        "parameters": [name for name, _ in parameter_table(c)],
+        "parameters": [name for name, _ in table],
     }
     return tensors, metadata
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Make the golden files.")
+def write(out, c, tensors, metadata):
+    """Saves a golden file, and prints a line about it."""
+    path = out / f"{c.name}.safetensors"
+    save_file(tensors, path, metadata={"config": json.dumps(metadata)})
+    losses, norms = tensors["losses"], tensors["grad_norms"]
+    print(f"{path.name:28} {path.stat().st_size:7} bytes  "
+          f"loss {losses[0]:.4f} -> {losses[-1]:.4f}  "
+          f"norm {norms.min():.3f} .. {norms.max():.3f}")
+
+
+def folder(description):
+    """Where the arguments ask for the files; also makes PyTorch repeat itself."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    return out
+
+
+def main():
+    out = folder("Make the golden files.")
     for c in CONFIGS:
-        tensors, metadata = make(c)
-        path = out / f"{c.name}.safetensors"
-        save_file(tensors, path, metadata={"config": json.dumps(metadata)})
-        losses, norms = tensors["losses"], tensors["grad_norms"]
-        print(f"{path.name:28} {path.stat().st_size:7} bytes  "
-              f"loss {losses[0]:.4f} -> {losses[-1]:.4f}  "
-              f"norm {norms.min():.3f} .. {norms.max():.3f}")
+        write(out, c, *make(c, parameter_table(c), forward))
 
 
 if __name__ == "__main__":
