@@ -2,11 +2,12 @@
 //! the core's refusals in the words of the flags.
 
 use cllm_core::{
-    Architecture, BatchShape, Blocking, ConfigError, Decay, Dtype, Isa, Kernels, Mode, ModelConfig,
+    BatchShape, Blocking, ConfigError, Decay, Dtype, Isa, Kernels, LANES, Mode, ModelConfig,
     Optimizer, Plan, PlanError, Schedule, Tiling,
 };
 
 use crate::error::{Error, Result};
+use crate::parts::{ActivationChoice, Parts};
 use crate::pool::cpus;
 use crate::settings::{ScheduleChoice, Threads, TrainSettings};
 use crate::tune::{self, Chosen, Key};
@@ -30,16 +31,36 @@ pub fn config(settings: &TrainSettings, vocab_size: usize) -> Result<ModelConfig
         tied: settings.tied,
         dropout: settings.dropout,
         norm_eps: NORM_EPS,
-        arch: Architecture::GPT2,
+        arch: parts(settings).architecture(),
     };
     config.validate().map_err(config_error)?;
     Ok(config)
 }
 
-/// Width of the feed-forward layer, given or implied.
+/// What blocks are made of.
+#[must_use]
+pub fn parts(settings: &TrainSettings) -> Parts {
+    Parts {
+        norm: settings.norm,
+        positions: settings.positions,
+        activation: settings.activation,
+        rope_theta: settings.rope_theta,
+        rope_scaling: None,
+        n_kv_head: settings.n_kv_head,
+        head_size: settings.head_size,
+        qkv_bias: settings.qkv_bias,
+    }
+}
+
+/// Width of the feed-forward layer, given or implied: with SwiGLU two thirds of GPT-2's, in whole
+/// cache lines, so that its three matrices have as many values as GPT-2's two (Touvron et al.,
+/// "LLaMA", 2023, section 2.2).
 #[must_use]
 pub fn d_ff(settings: &TrainSettings) -> usize {
-    settings.d_ff.unwrap_or_else(|| settings.n_embd.saturating_mul(4))
+    settings.d_ff.unwrap_or_else(|| match settings.activation {
+        ActivationChoice::Gelu => settings.n_embd.saturating_mul(4),
+        ActivationChoice::Swiglu => (settings.n_embd.saturating_mul(8) / 3).next_multiple_of(LANES),
+    })
 }
 
 /// A wrong config in the words of the flags.

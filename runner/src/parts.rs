@@ -1,5 +1,7 @@
 //! What the blocks of a model are made of, by the names of the flags: for reports and for runs.
 
+use core::fmt;
+
 use cllm_core::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +125,44 @@ impl Parts {
     }
 }
 
+impl fmt::Display for Parts {
+    /// All that the flags say, in a line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.norm {
+            NormChoice::Layer => "layer norm",
+            NormChoice::Rms => "rms norm",
+        })?;
+        match (self.positions, &self.rope_scaling) {
+            (PositionsChoice::Learned, _) => f.write_str(", learned positions")?,
+            (PositionsChoice::Rotary, None) => {
+                write!(f, ", rotary positions (theta {})", self.rope_theta)?;
+            }
+            (PositionsChoice::Rotary, Some(scaling)) => {
+                let (kind, factor) = match scaling {
+                    RopeScaling::Linear { factor } => ("linear", factor),
+                    RopeScaling::Llama3 { factor, .. } => ("llama3", factor),
+                };
+                let theta = self.rope_theta;
+                write!(f, ", rotary positions (theta {theta}, {kind} scaling by {factor})")?;
+            }
+        }
+        f.write_str(match self.activation {
+            ActivationChoice::Gelu => ", gelu",
+            ActivationChoice::Swiglu => ", swiglu",
+        })?;
+        if let Some(heads) = self.n_kv_head {
+            write!(f, ", {heads} heads of keys and values")?;
+        }
+        if let Some(size) = self.head_size {
+            write!(f, ", heads of {size} columns")?;
+        }
+        if self.qkv_bias {
+            f.write_str(", biases of queries, keys and values")?;
+        }
+        Ok(())
+    }
+}
+
 impl From<&Architecture> for Parts {
     fn from(arch: &Architecture) -> Self {
         let (positions, rope_theta, rope_scaling) = match arch.positions {
@@ -202,6 +242,10 @@ mod tests {
             assert_eq!(parts.architecture(), arch, "{text}");
             assert_eq!(parts.is_gpt2(), arch == Architecture::GPT2);
         }
+        let large = Parts::from(&large).to_string();
+        let expected = "rms norm, rotary positions (theta 500000, llama3 scaling by 8), swiglu, \
+            2 heads of keys and values, heads of 64 columns, biases of queries, keys and values";
+        assert_eq!(large, expected);
         let parts: Parts = serde_json::from_str(r#"{"norm": "rms"}"#).unwrap();
         let rms = Architecture { norm: NormKind::Rms, ..Architecture::GPT2 };
         assert_eq!(parts.architecture(), rms);

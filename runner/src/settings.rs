@@ -3,6 +3,7 @@
 //! This is plain data. Where a value came from, and how wrong ones are reported, is
 //! the business of `crate::cli`.
 
+use crate::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
 use cllm_core::{Dtype, Isa};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -91,7 +92,8 @@ pub struct TrainSettings {
     pub n_head: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
-    /// Width of the feed-forward layer; `None` is four times `n_embd`.
+    /// Width of the feed-forward layer; `None` is four times `n_embd`, and with SwiGLU, which
+    /// has three matrices instead of two, two thirds of that.
     pub d_ff: Option<usize>,
     /// Tokens of a sequence.
     pub block_size: usize,
@@ -101,6 +103,27 @@ pub struct TrainSettings {
     pub tied: bool,
     /// Probability of dropout.
     pub dropout: f32,
+    /// How rows are normalised.
+    #[serde(default)]
+    pub norm: NormChoice,
+    /// How a token's place is told.
+    #[serde(default)]
+    pub positions: PositionsChoice,
+    /// Base of the angles of rotary positions.
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f32,
+    /// What is between the two matrices of the feed-forward layer.
+    #[serde(default)]
+    pub activation: ActivationChoice,
+    /// Heads of keys and values; `None` is as many as of queries.
+    #[serde(default)]
+    pub n_kv_head: Option<usize>,
+    /// Columns of a head; `None` is an equal share of `n_embd`.
+    #[serde(default)]
+    pub head_size: Option<usize>,
+    /// Biases of queries, keys and values where there are no others.
+    #[serde(default)]
+    pub qkv_bias: bool,
     /// Sequences of a micro-batch.
     pub batch_size: usize,
     /// Micro-batches of a step.
@@ -185,6 +208,11 @@ pub struct TrainSettings {
     pub sample_tokens: usize,
     /// What the sample continues.
     pub sample_prompt: String,
+}
+
+/// For runs that began before there was a choice.
+const fn default_rope_theta() -> f32 {
+    ROPE_THETA
 }
 
 /// For runs that began before there was a choice.

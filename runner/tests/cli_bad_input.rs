@@ -18,7 +18,10 @@ fn wrong_flags_are_usage_errors() {
         (&["train", "--batch-size", "x"], &["--batch-size x: expected a whole number"]),
         (&["train", "--batch-size", "-3"], &["--batch-size -3: expected a whole number"]),
         (&["train", "--seed", "1", "--seed", "2"], &["--seed"]),
-        (&["train", "--preset", "huge"], &["--preset huge: expected tiny, reference or gpt2"]),
+        (
+            &["train", "--preset", "huge"],
+            &["--preset huge: expected tiny, reference, gpt2 or smollm2"],
+        ),
         (&["train", "--tokenizer", "byte"], &["--tokenizer byte: expected bytes, chars, bpe:N"]),
         (&["train", "--log-format", "xml"], &["--log-format xml: expected text or json"]),
         (&["train", "--lr-schedule", "x"], &["--lr-schedule x: expected constant, linear"]),

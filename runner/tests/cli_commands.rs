@@ -52,6 +52,28 @@ fn train_resume_generate_and_eval() {
 }
 
 #[test]
+fn a_model_of_the_llama_family_is_trained_run_and_inspected() {
+    let dir = tempfile::tempdir().unwrap();
+    text(dir.path());
+    let small = "train --data t.txt --n-layer 1 --n-head 4 --num-key-value-heads 2 --n-embd 16 \
+                 --norm rms --positions rotary --activation swiglu --no-bias --block-size 16 \
+                 --batch-size 2 --max-steps 3 --log-format json --sample-tokens 0 --threads 2";
+    let args: Vec<&str> = small.split_whitespace().collect();
+    let parts = events(&run_in(dir.path(), &args))[0]["model"]["parts"].clone();
+    assert_eq!((&parts["norm"], &parts["n_kv_head"]), (&json!("rms"), &json!(2)), "{parts}");
+    let generate = "generate --checkpoint out --tokens 30 --greedy --log-format json";
+    let generate: Vec<&str> = generate.split_whitespace().collect();
+    let spoken = run_in(dir.path(), &generate).json();
+    assert!(spoken["tokens"].as_u64() >= Some(1), "{spoken}");
+    let eval = ["eval", "--checkpoint", "out", "--data", "t.txt", "--log-format", "json"];
+    let loss = run_in(dir.path(), &eval).json()["val_loss"].as_f64().unwrap();
+    assert!((1.0..6.0).contains(&loss), "{loss}");
+    let shown = run_in(dir.path(), &["inspect", "out/step-3.cllm", "--json"]).json();
+    assert_eq!(shown["model"]["parts"], parts, "{shown}");
+    run_in(dir.path(), &["train", "--n-kv-head", "3"]).refused(2, &["--n-kv-head 3", "--n-head"]);
+}
+
+#[test]
 fn a_quiet_run_prints_nothing_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     text(dir.path());

@@ -61,6 +61,16 @@ fn the_shape_of_the_model_counts() {
     // Published: https://huggingface.co/openai-community/gpt2, 124M.
     let gpt2 = plan(&["--preset", "gpt2"]);
     assert_eq!(gpt2["parameters"], json!(124_439_808));
+    // Of https://huggingface.co/HuggingFaceTB/SmolLM2-135M.
+    let smollm2 = plan(&["--preset", "smollm2"]);
+    assert_eq!(smollm2["parameters"], json!(134_515_008));
+    assert_eq!(smollm2["config"]["parts"]["n_kv_head"], json!(3));
+    // RMS norm and angles leave out biases and the table of positions; a third matrix, and two thirds
+    // of the width in whole lines: 48. Of 32 columns of keys and values one head of two is left.
+    let llama = ["--norm", "rms", "--positions", "rotary", "--activation", "swiglu", "--no-bias"];
+    let block = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 48 + 2 * 16;
+    let grouped = [&llama[..], &["--n-kv-head", "1"]].concat();
+    assert_eq!(parameters(&grouped), json!(257 * 16 + block + 16));
     let reference = plan(&["--preset", "reference"]);
     assert_eq!(reference["parameters"], json!(4_472_320));
     assert_eq!(reference["tokens_per_step"], json!(4096));
@@ -150,5 +160,8 @@ fn people_get_the_same_numbers() {
     for part in ["124,439,808 in 148 tensors", "497,759,232  474.7 MiB", "4,096 tokens", "total"] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
-    assert!(!text.contains("estimate"), "{text}");
+    assert!(!text.contains("estimate") && !text.contains("norm"), "{text}");
+    let text = run(&["plan", "--preset", "smollm2", "--no-estimate"]).stdout;
+    let parts = "rms norm, rotary positions (theta 100000), swiglu, 3 heads of keys and values";
+    assert!(text.contains(parts), "{text}");
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use cllm::settings::TrainSettings;
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, stored_settings, train_until};
@@ -195,6 +196,33 @@ fn what_a_run_is_made_of_may_not_change() {
     assert_eq!(events(&more, "done")[0]["steps"], 14);
 }
 
+/// Its checkpoints are of the second version.
+#[test]
+fn a_run_of_the_llama_family_goes_on_with_the_same_bits() {
+    let llama = |dir: &Path| TrainSettings {
+        n_head: 4,
+        n_kv_head: Some(2),
+        head_size: Some(10),
+        norm: NormChoice::Rms,
+        positions: PositionsChoice::Rotary,
+        activation: ActivationChoice::Swiglu,
+        bias: false,
+        qkv_bias: true,
+        ..settings(dir)
+    };
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (whole, halves) = (llama(a.path()), llama(b.path()));
+    assert_eq!(train(&whole), Ok(Outcome::Finished));
+    assert_eq!(train_to(&halves, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
+    let other = TrainSettings { rope_theta: 500.0, ..resumed(&halves) };
+    let refused = train(&other).unwrap_err().to_string();
+    assert!(refused.starts_with("--rope-theta: the run in"), "{refused}");
+    assert_eq!(train(&resumed(&halves)), Ok(Outcome::Finished));
+    assert_eq!((sha(&halves), course(&halves)), (sha(&whole), course(&whole)));
+    let [first, last] = [0, 11].map(|at| events(&whole, "step")[at]["loss"].as_f64().unwrap());
+    assert!(last < first - 0.2, "{first} to {last}: nothing is learned");
+}
+
 #[test]
 fn a_run_from_before_there_was_a_choice_goes_on() {
     let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -204,6 +232,11 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
     let text = fs::read_to_string(&file).unwrap();
     let old = text.replace("\n  \"prefetch\": 4,", "");
     assert!(old.len() < text.len(), "{text}");
+    let parts = ["norm", "positions", "rope_theta", "activation", "n_kv_head", "head_size"];
+    let is_new = |line: &&str| parts.iter().any(|part| line.contains(&format!("\"{part}\":")));
+    let old: Vec<&str> = old.lines().filter(|line| !is_new(line)).collect();
+    assert_eq!(old.len() + 1 + parts.len(), text.lines().count());
+    let old = old.join("\n");
     fs::write(&file, old).unwrap();
     assert_eq!(stored_settings(&settings.out_dir).unwrap().prefetch, 4);
     let other = TrainSettings { prefetch: 2, ..resumed(&settings) };

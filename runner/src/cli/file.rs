@@ -159,7 +159,10 @@ mod tests {
             ("batch_size = 8.5", "run.toml:1: batch_size = 8.5: expected a whole number"),
             ("dropout = true", "run.toml:1: dropout = true: expected a number"),
             ("data = [1]", "run.toml:1: data = [1]: expected a text or a list of texts"),
-            ("preset = 'big'", "run.toml:1: preset = 'big': expected tiny, reference or gpt2"),
+            (
+                "preset = 'big'",
+                "run.toml:1: preset = 'big': expected tiny, reference, gpt2 or smollm2",
+            ),
             ("lr = 1\nlearning_rate = 2", "run.toml:2: learning_rate is set twice"),
             ("[model]\nn_layer = 4", "run.toml:1: unknown section [model]"),
             ("a = 1\nb = ", "run.toml:2: "),

@@ -5,6 +5,7 @@
 
 use super::presets::Preset;
 use super::value::{Setting, parse};
+use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use crate::settings::{
     LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
 };
@@ -22,7 +23,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Settings to start from: tiny (the default), reference or gpt2.
+    /// Settings to start from: tiny (the default), reference, gpt2 or smollm2.
     #[arg(long, value_name = "NAME", value_parser = parse::<Preset>)]
     pub preset: Option<Preset>,
 
@@ -150,13 +151,19 @@ train_flags! {
         /// Transformer blocks.
         #[arg(value_name = "N", alias = "num-hidden-layers")]
         n_layer: usize,
-        /// Attention heads; must divide --n-embd.
+        /// Attention heads; must divide --n-embd, unless there is a --head-size.
         #[arg(value_name = "N", alias = "num-attention-heads")]
         n_head: usize,
+        /// Heads of keys and values, each shared by as many heads [default: --n-head].
+        #[arg(value_name = "N", alias = "num-key-value-heads")]
+        n_kv_head: usize,
+        /// Columns of a head [default: --n-embd divided by --n-head].
+        #[arg(value_name = "N", alias = "head-dim")]
+        head_size: usize,
         /// Width of the model.
         #[arg(value_name = "N", aliases = ["d-model", "hidden-size"])]
         n_embd: usize,
-        /// Width of the feed-forward layer [default: 4 times --n-embd].
+        /// Width of the feed-forward layer [default: 4 times --n-embd; swiglu: 8/3 times].
         #[arg(value_name = "N", aliases = ["n-inner", "intermediate-size"])]
         d_ff: usize,
         /// Tokens of a sequence.
@@ -172,6 +179,21 @@ train_flags! {
         /// Probability of dropout.
         #[arg(value_name = "P")]
         dropout: f32,
+        /// layer (GPT-2) or rms (Llama).
+        #[arg(value_name = "KIND")]
+        norm: NormChoice,
+        /// learned (a table, GPT-2) or rotary (angles of queries and keys, Llama).
+        #[arg(value_name = "KIND")]
+        positions: PositionsChoice,
+        /// Base of the angles of rotary positions.
+        #[arg(value_name = "N")]
+        rope_theta: f32,
+        /// gelu (GPT-2) or swiglu (Llama).
+        #[arg(value_name = "KIND", alias = "hidden-act")]
+        activation: ActivationChoice,
+        /// Biases of queries, keys and values in a model without others (Qwen2).
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        qkv_bias: bool,
     }
     "Training" [] {
         /// Sequences of a micro-batch.

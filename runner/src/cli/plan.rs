@@ -9,9 +9,11 @@ use crate::data::{embedded, vocabulary};
 use crate::error::{Error, Result};
 use crate::memory::{self, human_bytes};
 use crate::model;
+use crate::parts::Parts;
 use crate::pool::cpus;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
+use crate::train::event::Model;
 use crate::tune::{Sizes, TUNED};
 use cllm_core::{Kernels, Plan, Pool, ROW_BLOCK};
 use core::fmt::Write as _;
@@ -157,17 +159,7 @@ impl Report<'_> {
         let steps = self.settings.max_steps;
         json!({
             "preset": self.preset,
-            "config": {
-                "vocab_size": config.vocab_size,
-                "block_size": config.block_size,
-                "n_layer": config.n_layer,
-                "n_head": config.n_head,
-                "n_embd": config.d_model,
-                "d_ff": config.d_ff,
-                "bias": config.bias,
-                "tied": config.tied,
-                "dropout": config.dropout,
-            },
+            "config": Model::from(config),
             "batch_size": self.settings.batch_size,
             "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
             "threads": self.plan.workers(),
@@ -220,6 +212,10 @@ impl Report<'_> {
                 config.block_size,
             ),
         );
+        let parts = Parts::from(&config.arch);
+        if !parts.is_gpt2() {
+            line("", parts.to_string());
+        }
         let table = self.plan.table();
         line("parameters", format!("{} in {} tensors", grouped(table.parameters()), table.count()));
         line(

@@ -1,6 +1,7 @@
 //! The numbers of the presets: the one place to tune them.
 
 use super::value::Setting;
+use crate::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
 use crate::settings::{
     LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
     default_prefetch, default_trace_steps,
@@ -17,10 +18,12 @@ pub enum Preset {
     Reference,
     /// GPT-2 small, 124 million parameters.
     Gpt2,
+    /// The smallest SmolLM2, 135 million parameters: a Llama.
+    Smollm2,
 }
 
 impl Setting for Preset {
-    const ACCEPTS: &'static str = "tiny, reference or gpt2";
+    const ACCEPTS: &'static str = "tiny, reference, gpt2 or smollm2";
 
     fn from_text(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|preset| preset.name() == text)
@@ -29,7 +32,7 @@ impl Setting for Preset {
 
 impl Preset {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Tiny, Self::Reference, Self::Gpt2];
+    pub const ALL: [Self; 4] = [Self::Tiny, Self::Reference, Self::Gpt2, Self::Smollm2];
 
     /// The name that `--preset` takes.
     #[must_use]
@@ -38,6 +41,7 @@ impl Preset {
             Self::Tiny => "tiny",
             Self::Reference => "reference",
             Self::Gpt2 => "gpt2",
+            Self::Smollm2 => "smollm2",
         }
     }
 
@@ -48,6 +52,7 @@ impl Preset {
             Self::Tiny => tiny(),
             Self::Reference => reference(),
             Self::Gpt2 => gpt2(),
+            Self::Smollm2 => smollm2(),
         }
     }
 }
@@ -72,6 +77,13 @@ fn tiny() -> TrainSettings {
         bias: true,
         tied: true,
         dropout: 0.0,
+        norm: NormChoice::Layer,
+        positions: PositionsChoice::Learned,
+        rope_theta: ROPE_THETA,
+        activation: ActivationChoice::Gelu,
+        n_kv_head: None,
+        head_size: None,
+        qkv_bias: false,
         batch_size: 8,
         gradient_accumulation_steps: 1,
         max_steps: 1500,
@@ -150,6 +162,26 @@ fn gpt2() -> TrainSettings {
         eval_batches: 50,
         save_interval: 1000,
         ..tiny()
+    }
+}
+
+/// Sizes and parts of `HuggingFaceTB/SmolLM2-135M`; the rest is as for GPT-2.
+fn smollm2() -> TrainSettings {
+    TrainSettings {
+        tokenizer: TokenizerChoice::Bpe(49152),
+        n_layer: 30,
+        n_head: 9,
+        n_kv_head: Some(3),
+        n_embd: 576,
+        d_ff: Some(1536),
+        block_size: 2048,
+        bias: false,
+        norm: NormChoice::Rms,
+        positions: PositionsChoice::Rotary,
+        rope_theta: 100_000.0,
+        activation: ActivationChoice::Swiglu,
+        batch_size: 2,
+        ..gpt2()
     }
 }
 

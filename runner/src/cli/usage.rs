@@ -154,7 +154,10 @@ mod tests {
             (&["tran"], "unknown command tran: did you mean train?"),
             (&["xyzzy"], "unknown command xyzzy: `cllm --help` lists the commands"),
             (&["generate"], "--checkpoint <PATH> is missing"),
-            (&["train", "--preset", "big"], "--preset big: expected tiny, reference or gpt2"),
+            (
+                &["train", "--preset", "big"],
+                "--preset big: expected tiny, reference, gpt2 or smollm2",
+            ),
             (&["train", "--isa", "sse9"], "--isa sse9: expected scalar, avx, avx2, avx512 or amx"),
             (&["train", "--threads", "0"], "--threads 0: expected auto or a number from 1 to 1024"),
             (&["train", "--bias", "maybe"], "--bias maybe: expected true or false"),

@@ -2,6 +2,7 @@
 
 use crate::data::prefetch::MAX_DEPTH;
 use crate::error::{Error, Result};
+use crate::parts::PositionsChoice;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use cllm_core::{Isa, MAX_DIMENSION};
 use core::fmt::Display;
@@ -91,7 +92,22 @@ impl TrainSettings {
             let steps = self.gradient_accumulation_steps;
             return Err(Invalid::new("gradient_accumulation_steps", steps, problem));
         }
-        if !self.n_embd.is_multiple_of(self.n_head) {
+        whole("n_kv_head", self.n_kv_head.unwrap_or(1) as u64, 1, MOST)?;
+        whole("head_size", self.head_size.unwrap_or(1) as u64, 1, MOST / self.n_head as u64)?;
+        if let Some(n_kv_head) = self.n_kv_head.filter(|n| !self.n_head.is_multiple_of(*n)) {
+            let problem = format!("it must divide --n-head {}", self.n_head);
+            return Err(Invalid::new("n_kv_head", n_kv_head, problem));
+        }
+        if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
+            return Err(Invalid::new("rope_theta", self.rope_theta, "it must be above 1"));
+        }
+        self.check_heads()?;
+        share("dropout", f64::from(self.dropout), self.dropout)
+    }
+
+    /// Columns of heads.
+    fn check_heads(&self) -> core::result::Result<(), Invalid> {
+        if self.head_size.is_none() && !self.n_embd.is_multiple_of(self.n_head) {
             let fits = (1..=self.n_head).rev().find(|h| self.n_embd.is_multiple_of(*h));
             return Err(Invalid::new(
                 "n_head",
@@ -103,7 +119,14 @@ impl TrainSettings {
                 ),
             ));
         }
-        share("dropout", f64::from(self.dropout), self.dropout)
+        let size = self.head_size.unwrap_or(self.n_embd / self.n_head);
+        if self.positions == PositionsChoice::Rotary && !size.is_multiple_of(2) {
+            let problem = format!(
+                "it turns pairs of columns, and heads have {size}: give an even --head-size"
+            );
+            return Err(Invalid::new("positions", "rotary", problem));
+        }
+        Ok(())
     }
 
     fn check_rates(&self) -> core::result::Result<(), Invalid> {
@@ -248,6 +271,15 @@ mod tests {
             ),
             (refused(|s| s.n_embd = 0), "--n-embd 0"),
             (refused(|s| s.d_ff = Some(0)), "--d-ff 0"),
+            (refused(|s| s.n_kv_head = Some(0)), "--n-kv-head 0: it must be at least 1"),
+            (refused(|s| s.n_kv_head = Some(3)), "--n-kv-head 3: it must divide --n-head 4"),
+            (refused(|s| s.head_size = Some(0)), "--head-size 0: it must be at least 1"),
+            (refused(|s| s.head_size = Some(1 << 28)), "--head-size 268435456: the largest"),
+            (refused(|s| s.rope_theta = 1.0), "--rope-theta 1: it must be above 1"),
+            (
+                refused(|s| (s.positions, s.head_size) = (PositionsChoice::Rotary, Some(7))),
+                "--positions rotary: it turns pairs of columns, and heads have 7",
+            ),
             (refused(|s| s.vocab_size = Some(0)), "--vocab-size 0"),
             (refused(|s| s.max_steps = 0), "--max-steps 0"),
             (refused(|s| s.max_steps = 1 << 32), "--max-steps 4294967296"),

@@ -2,6 +2,7 @@
 //!
 //! Both ways accept the same values and refuse the rest with the same words.
 
+use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TuningChoice};
 use cllm_core::{Dtype, Isa};
 use core::str::FromStr;
@@ -164,6 +165,43 @@ impl Setting for ScheduleChoice {
             "linear" => Some(Self::Linear),
             "cosine" => Some(Self::Cosine),
             "wsd" | "warmup-stable-decay" | "warmup_stable_decay" => Some(Self::Wsd),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for NormChoice {
+    const ACCEPTS: &'static str = "layer or rms";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "layer" => Some(Self::Layer),
+            "rms" => Some(Self::Rms),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for PositionsChoice {
+    const ACCEPTS: &'static str = "learned or rotary";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "learned" => Some(Self::Learned),
+            "rotary" => Some(Self::Rotary),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for ActivationChoice {
+    const ACCEPTS: &'static str = "gelu or swiglu";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "gelu" => Some(Self::Gelu),
+            // transformers' name for the gate's.
+            "swiglu" | "silu" => Some(Self::Swiglu),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 17] = [
+const FIXED: [&str; 24] = [
     "data",
     "val_data",
     "val_fraction",
@@ -24,6 +24,13 @@ const FIXED: [&str; 17] = [
     "bias",
     "tied",
     "dropout",
+    "norm",
+    "positions",
+    "rope_theta",
+    "activation",
+    "n_kv_head",
+    "head_size",
+    "qkv_bias",
     "batch_size",
     "gradient_accumulation_steps",
     "seed",

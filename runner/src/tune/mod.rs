@@ -24,7 +24,7 @@ pub use store::default_path;
 use crate::error::{Error, Result};
 use crate::model;
 use crate::settings::TrainSettings;
-use cllm_core::{Blocking, ModelConfig, Plan};
+use cllm_core::{Blocking, ModelConfig, ParamTable, Plan};
 use core::time::Duration;
 use search::{Measured, Purpose};
 use std::path::PathBuf;
@@ -138,7 +138,5 @@ pub fn tune(settings: &TuneSettings, print: &mut dyn FnMut(&str) -> Result<()>) 
 }
 
 fn is_large(c: &ModelConfig) -> bool {
-    let block = 4_usize.saturating_mul(c.d_model).saturating_add(2_usize.saturating_mul(c.d_ff));
-    let rows = block.saturating_mul(c.n_layer).saturating_add(c.vocab_size);
-    rows.saturating_mul(c.d_model) >= LARGE
+    ParamTable::new(c).is_ok_and(|table| table.parameters() >= LARGE)
 }

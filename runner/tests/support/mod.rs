@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
 use cllm::settings::{
     LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
 };
@@ -45,6 +46,13 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         bias: true,
         tied: true,
         dropout: 0.1,
+        norm: NormChoice::Layer,
+        positions: PositionsChoice::Learned,
+        rope_theta: ROPE_THETA,
+        activation: ActivationChoice::Gelu,
+        n_kv_head: None,
+        head_size: None,
+        qkv_bias: false,
         batch_size: 4,
         gradient_accumulation_steps: 2,
         max_steps: 12,
