@@ -181,7 +181,8 @@ fn every_planned_line_is_used_and_no_other() {
         let config = ModelConfig { n_layer: 3, ..config() };
         let arch = Architecture { n_kv_head: Some(2), head_size: Some(32), ..Architecture::LLAMA };
         let llama = ModelConfig { n_head: 4, bias: false, arch, ..config };
-        for config in [config, llama] {
+        let normed = ModelConfig { arch: Architecture { qk_norm: true, ..arch }, ..llama };
+        for config in [config, llama, normed] {
             let tiling = Tiling { packing: Some(packing), blocking, ..Tiling::default() };
             let plan = Plan::with_tiling(&config, SHAPE, 1, &tiling, mode, kernels).unwrap();
             assert_eq!(plan.bytes(Pool::Packed) == 0, packing == Packing::Fresh);

@@ -4,8 +4,8 @@
 mod support;
 
 use cllm_core::{
-    Architecture, Batch, BatchShape, Engine, IGNORE, Isa, Kernels, Mode, ModelConfig, Optimizer,
-    Plan, StepError, Trainer,
+    Architecture, Batch, BatchShape, BlockParam, Engine, IGNORE, Isa, Kernels, Mode, ModelConfig,
+    Optimizer, Param, Plan, StepError, Trainer,
 };
 use support::memory::Memory;
 
@@ -55,6 +55,11 @@ fn with_trainer<R>(
     test(&mut trainer)
 }
 
+fn is_head_gain(param: Param) -> bool {
+    use BlockParam::{KeyNormGain, QueryNormGain};
+    matches!(param, Param::Block(_, QueryNormGain | KeyNormGain))
+}
+
 /// The gradient along random directions against central differences of the loss that
 /// `accumulate` reports: with dropout both sides must draw the same masks.
 #[test]
@@ -71,16 +76,22 @@ fn gradients_are_slopes_with_and_without_dropout() {
         };
         let grouped = Architecture { n_kv_head: Some(1), qkv_bias: true, ..Architecture::LLAMA };
         let wide = Architecture { head_size: Some(10), ..Architecture::LLAMA };
+        let normed = Architecture { qk_norm: true, n_kv_head: Some(1), ..wide };
         for (config, dropout) in [
             of(Architecture::GPT2, 0.0),
             of(Architecture::GPT2, 0.2),
             of(Architecture::LLAMA, 0.0),
             of(grouped, 0.2),
             of(wide, 0.0),
+            of(normed, 0.0),
         ] {
             with_trainer(config, SHAPE, kernels, |trainer| {
                 // Larger weights than the initial ones: slopes well above rounding.
-                let start: Vec<f32> = trainer.parameters().iter().map(|x| x * 4.0).collect();
+                let mut start: Vec<f32> = trainer.parameters().iter().map(|x| x * 4.0).collect();
+                // But for gains of heads: their product decides how far attention is from linear.
+                for spec in trainer.plan().table().iter().filter(|spec| is_head_gain(spec.param)) {
+                    start[spec.range()].fill(0.8);
+                }
                 // The step's loss over two micro-batches at weights `w`, from step 0's masks.
                 let mut loss = |w: &[f32]| {
                     trainer

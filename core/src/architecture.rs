@@ -20,6 +20,10 @@ pub struct Architecture {
     pub head_size: Option<usize>,
     /// Biases of queries, keys and values in a model that has no others (Qwen2).
     pub qkv_bias: bool,
+    /// RMS norms of each head of queries and of keys, with a gain of `head_size` for all heads of
+    /// queries and one for those of keys, before they are turned (Qwen3; Henry et al., "Query-key
+    /// normalization for transformers", 2020).
+    pub qk_norm: bool,
 }
 
 /// How rows are normalised, with a gain for each column.
@@ -96,6 +100,7 @@ impl Architecture {
         n_kv_head: None,
         head_size: None,
         qkv_bias: false,
+        qk_norm: false,
     };
 
     /// Llama: RMS norm, rotary positions, SwiGLU. Its models have no biases.

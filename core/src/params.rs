@@ -41,6 +41,10 @@ pub enum BlockParam {
     Qkv,
     /// Their bias.
     QkvBias,
+    /// Gain of the norm of a head of queries, `head_size`; absent without such norms.
+    QueryNormGain,
+    /// That of a head of keys.
+    KeyNormGain,
     /// Output projection of attention, `query_width x d_model`.
     AttnOut,
     /// Its bias.
@@ -63,11 +67,13 @@ pub enum BlockParam {
 use BlockParam::*;
 
 /// All tensors of a block, in table order.
-const BLOCK: [BlockParam; 12] = [
+const BLOCK: [BlockParam; 14] = [
     Norm1Gain,
     Norm1Bias,
     Qkv,
     QkvBias,
+    QueryNormGain,
+    KeyNormGain,
     AttnOut,
     AttnOutBias,
     Norm2Gain,
@@ -85,6 +91,7 @@ impl BlockParam {
             Norm1Bias | Norm2Bias => c.has_norm_bias(),
             QkvBias => c.bias || c.arch.qkv_bias,
             AttnOutBias | FcBias | MlpOutBias => c.bias,
+            QueryNormGain | KeyNormGain => c.arch.qk_norm,
             _ => true,
         }
     }
@@ -96,6 +103,8 @@ impl BlockParam {
             Norm1Bias => "ln_1.bias",
             Qkv => "attn.c_attn.weight",
             QkvBias => "attn.c_attn.bias",
+            QueryNormGain => "attn.q_norm.weight",
+            KeyNormGain => "attn.k_norm.weight",
             AttnOut => "attn.c_proj.weight",
             AttnOutBias => "attn.c_proj.bias",
             Norm2Gain => "ln_2.weight",
@@ -116,6 +125,7 @@ impl BlockParam {
             }
             Qkv => qkv,
             QkvBias => (1, qkv.1),
+            QueryNormGain | KeyNormGain => (1, c.head_size()),
             AttnOut => attn_out,
             Fc => fc,
             FcBias => (1, fc.1),
@@ -356,7 +366,7 @@ impl ParamTable {
                     return None;
                 }
                 let init = match param {
-                    Norm1Gain | Norm2Gain => Init::Ones,
+                    Norm1Gain | Norm2Gain | QueryNormGain | KeyNormGain => Init::Ones,
                     Qkv | Fc => Init::Normal(STD),
                     AttnOut | MlpOut => Init::Normal(residual),
                     _ => Init::Zeros,
@@ -417,7 +427,8 @@ mod tests {
     fn architectures() -> impl Iterator<Item = ModelConfig> {
         let grouped = Architecture { n_kv_head: Some(1), ..Architecture::LLAMA };
         let wide = Architecture { head_size: Some(10), qkv_bias: true, ..grouped };
-        let kinds = [Architecture::GPT2, Architecture::LLAMA, grouped, wide];
+        let normed = Architecture { qk_norm: true, ..wide };
+        let kinds = [Architecture::GPT2, Architecture::LLAMA, grouped, wide, normed];
         let flags = [(true, true), (true, false), (false, true), (false, false)];
         kinds.into_iter().flat_map(move |arch| {
             let even = |c: ModelConfig| match arch.rotary() {
@@ -488,6 +499,12 @@ mod tests {
         let table = ParamTable::new(&ModelConfig { arch: qwen, ..config(false, true) }).unwrap();
         assert!(table.spec(Param::Block(0, QkvBias)).is_some_and(|spec| spec.cols == 50));
         assert_eq!(table.count(), 1 + 3 * 7 + 1);
+        let qwen3 = Architecture { qk_norm: true, ..arch };
+        let table = ParamTable::new(&ModelConfig { arch: qwen3, ..config(false, true) }).unwrap();
+        let gain = table.spec(Param::Block(2, KeyNormGain)).unwrap();
+        assert_eq!((gain.cols, gain.decay, gain.init), (10, false, Init::Ones));
+        assert_eq!(gain.name().as_str(), "h.2.attn.k_norm.weight");
+        assert_eq!(table.count(), 1 + 3 * 8 + 1);
     }
 
     #[test]

@@ -104,6 +104,18 @@ impl<'a, T: Copy> MatRef<'a, T> {
         self.t().row_range(first, cols).t()
     }
 
+    /// A row.
+    ///
+    /// # Panics
+    /// If there is no such row, or rows are not contiguous.
+    #[must_use]
+    pub fn row(self, row: usize) -> &'a [T] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert!(self.col_stride == 1 || self.cols < 2, "rows must be contiguous");
+        // SAFETY: a row of a valid matrix, which nobody writes for 'a.
+        unsafe { core::slice::from_raw_parts(self.ptr.add(row * self.row_stride), self.cols) }
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {

@@ -49,6 +49,7 @@ pub fn parts(settings: &TrainSettings) -> Parts {
         n_kv_head: settings.n_kv_head,
         head_size: settings.head_size,
         qkv_bias: settings.qkv_bias,
+        qk_norm: settings.qk_norm,
     }
 }
 

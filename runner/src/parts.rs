@@ -26,6 +26,8 @@ pub struct Parts {
     pub head_size: Option<usize>,
     /// Biases of queries, keys and values in a model without others.
     pub qkv_bias: bool,
+    /// Norms of each head of queries and keys.
+    pub qk_norm: bool,
 }
 
 /// [`NormKind`] by name.
@@ -121,6 +123,7 @@ impl Parts {
             n_kv_head: self.n_kv_head,
             head_size: self.head_size,
             qkv_bias: self.qkv_bias,
+            qk_norm: self.qk_norm,
         }
     }
 }
@@ -159,6 +162,9 @@ impl fmt::Display for Parts {
         if self.qkv_bias {
             f.write_str(", biases of queries, keys and values")?;
         }
+        if self.qk_norm {
+            f.write_str(", norms of heads of queries and keys")?;
+        }
         Ok(())
     }
 }
@@ -186,6 +192,7 @@ impl From<&Architecture> for Parts {
             n_kv_head: arch.n_kv_head,
             head_size: arch.head_size,
             qkv_bias: arch.qkv_bias,
+            qk_norm: arch.qk_norm,
         }
     }
 }
@@ -234,6 +241,7 @@ mod tests {
             n_kv_head: Some(2),
             head_size: Some(64),
             qkv_bias: true,
+            qk_norm: true,
             ..Architecture::LLAMA
         };
         for arch in [Architecture::GPT2, Architecture::LLAMA, large] {
@@ -244,7 +252,8 @@ mod tests {
         }
         let large = Parts::from(&large).to_string();
         let expected = "rms norm, rotary positions (theta 500000, llama3 scaling by 8), swiglu, \
-            2 heads of keys and values, heads of 64 columns, biases of queries, keys and values";
+            2 heads of keys and values, heads of 64 columns, biases of queries, keys and values, \
+            norms of heads of queries and keys";
         assert_eq!(large, expected);
         let parts: Parts = serde_json::from_str(r#"{"norm": "rms"}"#).unwrap();
         let rms = Architecture { norm: NormKind::Rms, ..Architecture::GPT2 };

@@ -124,6 +124,9 @@ pub struct TrainSettings {
     /// Biases of queries, keys and values where there are no others.
     #[serde(default)]
     pub qkv_bias: bool,
+    /// Norms of each head of queries and keys.
+    #[serde(default)]
+    pub qk_norm: bool,
     /// Sequences of a micro-batch.
     pub batch_size: usize,
     /// Micro-batches of a step.

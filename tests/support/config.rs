@@ -18,7 +18,7 @@ pub(crate) const SMALL: ModelConfig = ModelConfig {
 };
 
 /// The same of the Llama family: heads that share keys and values, together wider than the model,
-/// and biases of queries, keys and values alone.
+/// with norms of their own, and biases of queries, keys and values alone.
 pub(crate) const LLAMA: ModelConfig = ModelConfig {
     n_head: 6,
     bias: false,
@@ -26,6 +26,7 @@ pub(crate) const LLAMA: ModelConfig = ModelConfig {
         n_kv_head: Some(2),
         head_size: Some(14),
         qkv_bias: true,
+        qk_norm: true,
         ..Architecture::LLAMA
     },
     ..SMALL

@@ -303,7 +303,8 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
         _ => return Err(ALTERED),
     };
     let some = |size: usize| (size > 0).then_some(size);
-    let (n_kv_head, head_size, qkv_bias) = (some(r.size()?), some(r.size()?), r.flag()?);
+    let (n_kv_head, head_size) = (some(r.size()?), some(r.size()?));
+    let (qkv_bias, qk_norm) = (r.flag()?, r.flag()?);
     let original = u32::try_from(r.u64()?).map_err(|_| ALTERED)?;
     let (theta, factor, low, high) = (r.f32()?, r.f32()?, r.f32()?, r.f32()?);
     let scaling = match scaling {
@@ -316,5 +317,5 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
         true => Positions::Rotary(Rotary { theta, scaling }),
         false => Positions::Learned,
     };
-    Ok(Architecture { norm, positions, activation, n_kv_head, head_size, qkv_bias })
+    Ok(Architecture { norm, positions, activation, n_kv_head, head_size, qkv_bias, qk_norm })
 }

@@ -151,6 +151,7 @@ fn llama() -> (Header, Vec<u8>) {
         n_kv_head: Some(1),
         head_size: Some(4),
         qkv_bias: true,
+        qk_norm: true,
         ..Architecture::LLAMA
     };
     let header =
@@ -191,7 +192,7 @@ fn headers_with_good_checksums_and_nonsense_are_refused() {
     };
     assert_eq!(with(0, 1), Ok(()));
     // Kinds and flags that do not exist, and a length of no 32 bits.
-    for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 2), (6, 2), (7, 1 << 32)] {
+    for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 2), (6, 2), (7, 2), (8, 1 << 32)] {
         assert_eq!(with(field, value), Err(CheckpointError::Altered("header")), "{field}");
     }
     let heads = ConfigError::KvHeads { n_head: 2, n_kv_head: 3 };

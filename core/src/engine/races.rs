@@ -275,7 +275,9 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     let llama = ModelConfig { bias: false, arch: Architecture::LLAMA, ..deep };
     let wide_heads = Architecture { n_kv_head: Some(2), head_size: Some(6), ..Architecture::LLAMA };
     let grouped = ModelConfig { n_head: 4, arch: wide_heads, ..llama };
-    for config in [CONFIG, deep, one, bare, odd, llama, grouped] {
+    let arch = Architecture { qk_norm: true, ..wide_heads };
+    let normed = ModelConfig { arch, ..grouped };
+    for config in [CONFIG, deep, one, bare, odd, llama, grouped, normed] {
         for (sequences, tokens) in shapes {
             for tiles_for in [1, 2, 16] {
                 cases.push((config, BatchShape { sequences, tokens }, tiles_for));

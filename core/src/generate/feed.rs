@@ -235,20 +235,32 @@ impl<'a> Feed<'a> {
         // SAFETY: a head's cache, and the queries and columns of the output of those that it serves,
         // are this tile's alone; queries, keys and values were written by the stage before.
         unsafe {
-            for (cache, part) in [(keys, 0), (values, 1)] {
-                let column = c.query_width() + part * c.kv_width() + kv_head * size;
+            let (shape, normed) = ((rows, size), c.arch.qk_norm);
+            let column = c.query_width() + kv_head * size;
+            for (cache, column) in [(keys, column), (values, column + c.kv_width())] {
                 let to = self.cache.slice_mut(cache + self.first * size, rows * size);
                 for (r, to) in to.chunks_exact_mut(size).enumerate() {
                     to.copy_from_slice(self.act.slice(p.qkv + r * width + column, size));
                 }
             }
-            let to = keys + self.first * size;
-            self.turn(self.cache.mat_mut(to, (rows, size), size));
+            let to = || self.cache.mat_mut(keys + self.first * size, shape, size);
+            if normed {
+                let from = self.act.mat(p.qkv + column, shape, width);
+                self.norm_head(from, Param::Block(block, BlockParam::KeyNormGain), to(), seat);
+            }
+            self.turn(to());
             for head in kv_head * group..(kv_head + 1) * group {
-                let (column, shape) = (head * size, (rows, size));
-                self.turn(self.act.mat_mut(p.qkv + column, shape, width));
+                let column = head * size;
+                let (mut at, mut stride) = (p.qkv + column, width);
+                if normed {
+                    let from = self.act.mat(at, shape, stride);
+                    (at, stride) = (self.seat(seat) + p.queries, size);
+                    let gain = Param::Block(block, BlockParam::QueryNormGain);
+                    self.norm_head(from, gain, self.act.mat_mut(at, shape, stride), seat);
+                }
+                self.turn(self.act.mat_mut(at, shape, stride));
                 let attention = Attention {
-                    q: self.act.mat(p.qkv + column, shape, width),
+                    q: self.act.mat(at, shape, stride),
                     k: self.cache.mat(keys, (seen, size), size),
                     v: self.cache.mat(values, (seen, size), size),
                     first: self.first,
@@ -259,6 +271,18 @@ impl<'a> Feed<'a> {
                 self.kernels.attention(&attention, out, None, self.scratch(seat));
             }
         }
+    }
+
+    /// RMS norm of rows of a head.
+    ///
+    /// # Safety
+    /// Nobody else works for the seat.
+    unsafe fn norm_head(&self, x: MatRef<'_>, gain: Param, y: MatMut<'_>, seat: usize) {
+        // SAFETY: passed on from the caller.
+        let stats =
+            unsafe { self.act.slice_mut(self.seat(seat) + self.plan.places.stats, x.rows()) };
+        let (gain, eps) = (self.vector(gain).unwrap_or(&[]), self.plan.config.norm_eps);
+        self.kernels.layer_norm(x, gain, None, eps, y, None, stats);
     }
 
     /// Turns a head's rows of the chunk, of queries or of keys, if positions are told by angles.

@@ -71,8 +71,10 @@ pub(super) struct Places {
     /// What the first worker has for itself, and the floats from one to the next.
     pub(super) seats: usize,
     pub(super) seat: usize,
-    /// In a worker's part: rows of a norm, their statistics, scratch of the kernels.
+    /// In a worker's part: rows of a norm, queries of a head behind theirs, statistics of rows, scratch
+    /// of the kernels.
     pub(super) norm: usize,
+    pub(super) queries: usize,
     pub(super) stats: usize,
     pub(super) scratch: usize,
 }
@@ -173,6 +175,7 @@ impl GeneratePlan {
         let half = c.head_size() / 2;
         let mut own = Bump(0);
         let (norm, stats) = (own.take(wide)?, own.take(2 * chunk)?);
+        let queries = if c.arch.qk_norm { own.take(rows(c.head_size())?)? } else { 0 };
         let scratch = own.take(scratch_len)?;
         let mut bump = Bump(0);
         let places = Places {
@@ -192,6 +195,7 @@ impl GeneratePlan {
             seats: bump.0,
             seat: own.0,
             norm,
+            queries,
             stats,
             scratch,
         };

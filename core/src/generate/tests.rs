@@ -30,7 +30,12 @@ const LLAMA: ModelConfig = ModelConfig {
     n_head: 4,
     d_model: 48,
     bias: false,
-    arch: Architecture { n_kv_head: Some(2), head_size: Some(14), ..Architecture::LLAMA },
+    arch: Architecture {
+        n_kv_head: Some(2),
+        head_size: Some(14),
+        qk_norm: true,
+        ..Architecture::LLAMA
+    },
     ..CONFIG
 };
 

@@ -49,6 +49,9 @@ pub(crate) struct Grain {
     /// Queries of a span of attention: a sequence, or a part of it where there are not
     /// enough heads. Whole blocks of the kernel's.
     pub(crate) span: usize,
+    /// Rows of a sequence whose sums of gradients of norms of heads are added up together: spans are
+    /// whole pieces, so it depends on the kernels alone.
+    pub(crate) piece: usize,
     /// Spans are parts of sequences: gradients of queries are then made apart from those of
     /// keys and values, which costs seven products instead of five.
     pub(crate) parted: bool,
@@ -95,8 +98,8 @@ impl Grain {
         let (weight_rows, weight_cols) =
             sizes.into_iter().find(|tile| tiles(*tile) >= wanted).unwrap_or(sizes[3]);
         let spans = wanted.div_ceil(batch.sequences.saturating_mul(c.kv_heads()));
-        let block = kernels.attention_block();
-        let span = batch.tokens.div_ceil(spans).next_multiple_of(SPAN_BLOCKS * block);
+        let piece = SPAN_BLOCKS * kernels.attention_block();
+        let span = batch.tokens.div_ceil(spans).next_multiple_of(piece);
         let span = span.min(batch.tokens);
         Self {
             row_block,
@@ -109,6 +112,7 @@ impl Grain {
             },
             head_parts: wanted.div_ceil(batch.sequences).clamp(1, c.kv_heads()),
             span,
+            piece,
             parted: span < batch.tokens,
             gradient_sets: if workers == 1 || mode == Mode::Evaluate { 1 } else { 2 },
             logits_rows: match workers {
@@ -133,6 +137,11 @@ impl Grain {
     /// values, if they are made apart.
     pub(crate) fn backward_parts(&self) -> usize {
         if self.parted { 2 * self.head_parts } else { self.head_parts }
+    }
+
+    /// Pieces of a sequence of `tokens`.
+    pub(crate) fn pieces(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.piece)
     }
 
     /// Floats of scratch that the backward pass of heads that share keys and values wants besides that

@@ -22,6 +22,9 @@
 //! fc_pre -> gelu      mid -> norm2      qkv -> its gradient
 //! x -> norm1, unless the block is made again      last x -> final norm
 //! ```
+//! Norms of heads leave queries and keys in a buffer of their own; their gradients take the place of
+//! those in it, and behind the norms that of what they were made of.
+//!
 //! With a gate its first `d_ff` columns become the activation. RMS norms have no mean. Tables of
 //! rotary angles, a row for each position, are made when a model gets its memory, and only read.
 //!
@@ -50,6 +53,20 @@ pub(crate) struct Buffer {
 impl Buffer {
     pub(crate) fn floats(at: usize, width: usize) -> Self {
         Self { at, width, halves: false }
+    }
+}
+
+/// Some columns of a matrix of floats: where they start in its first row, and from a row to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Columns {
+    pub(crate) at: usize,
+    pub(crate) stride: usize,
+}
+
+impl Columns {
+    /// The columns from `column` on, from row `row` on.
+    pub(crate) fn from(self, row: usize, column: usize) -> Self {
+        Self { at: self.at + row * self.stride + column, ..self }
     }
 }
 
@@ -147,6 +164,13 @@ pub(crate) struct BlockBuffers<T = usize> {
     pub(crate) att: T,
     pub(crate) lse: T,
     pub(crate) qkv: T,
+    /// With norms of heads: queries and keys behind them, turned if need be, (N, A + K), and the
+    /// norms' rstd, (H + heads of keys, N). `qkv` then holds what they are made of.
+    pub(crate) heads: T,
+    pub(crate) head_rstd: T,
+    /// Sums of the gradients of those norms' gains, for each piece of each sequence: of each head of
+    /// queries, (pieces * H, head), then of keys.
+    pub(crate) head_sums: T,
     pub(crate) mid: T,
     pub(crate) fc_pre: T,
     pub(crate) norm1: Moments<T>,
@@ -157,22 +181,34 @@ pub(crate) struct BlockBuffers<T = usize> {
 }
 
 impl BlockBuffers<Place> {
-    /// `kept` and `inner` copies; with a buffer for the first norm's output or without.
+    /// `kept` and `inner` copies; with a buffer for the first norm's output or without, and with one
+    /// of so many floats for sums of norms of heads or without.
     fn take(
         bump: &mut Bump,
         n: usize,
         c: &ModelConfig,
         (kept, inner): (usize, usize),
         keeps_norm1: bool,
+        head_sums: Option<usize>,
         kernels: &Kernels,
     ) -> Option<Self> {
         let d = c.d_model;
         let x = bump.copies(kept, n, d)?;
+        let normed = |bump: &mut Bump, copies: usize, floats: usize| match c.arch.qk_norm {
+            true if copies > 0 => bump.copies_of(copies, floats),
+            _ => Some(Place::NOWHERE),
+        };
         Some(Self {
             x,
             att: bump.copies(kept, n, c.query_width())?,
             lse: bump.copies(kept, n, c.n_head)?,
             qkv: bump.copies(inner, n, c.qkv_width())?,
+            heads: normed(bump, inner, n.checked_mul(c.query_width() + c.kv_width())?)?,
+            head_rstd: normed(bump, inner, n.checked_mul(c.n_head + c.kv_heads())?)?,
+            head_sums: match head_sums {
+                Some(floats) => normed(bump, c.n_layer, floats)?,
+                None => Place::NOWHERE,
+            },
             mid: bump.copies(inner, n, d)?,
             fc_pre: bump.copies_of(inner, Wider::new(c, kernels)?.floats(n)?)?,
             norm1: Moments::take(bump, c.arch.norm, inner, n)?,
@@ -191,6 +227,9 @@ impl BlockBuffers<Place> {
             att: self.att.of(layer),
             lse: self.lse.of(layer),
             qkv: self.qkv.of(layer),
+            heads: self.heads.of(layer),
+            head_rstd: self.head_rstd.of(layer),
+            head_sums: self.head_sums.of(layer),
             mid: self.mid.of(layer),
             fc_pre: self.fc_pre.of(layer),
             norm1: self.norm1.of(layer),
@@ -335,6 +374,11 @@ pub(crate) struct Layout {
     grads: GradBuffers<Place>,
     /// Gradients of queries, keys and values have buffers of their own.
     own_dqkv: bool,
+    /// Where queries, keys and values start in a row of all of them, and its columns.
+    head_columns: [usize; 3],
+    qkv_width: usize,
+    /// Queries and keys behind norms of heads have buffers of their own.
+    normed_heads: bool,
     /// Sum of squares of each optimizer tile of the gradient arena.
     pub(crate) squares: usize,
     pub(crate) activations_len: usize,
@@ -377,7 +421,10 @@ impl Layout {
         };
         // If no block is made again, nobody wants the first one's input a second time.
         let remakes = mode == Mode::Recompute && copies.1 < c.n_layer;
-        let blocks = BlockBuffers::take(&mut bump, n, c, copies, remakes, kernels)?;
+        let sums = batch.sequences.checked_mul(grain.pieces(batch.tokens))?;
+        let sums = sums.checked_mul(c.query_width() + c.kv_width())?;
+        let sums = train.then_some(sums);
+        let blocks = BlockBuffers::take(&mut bump, n, c, copies, remakes, sums, kernels)?;
         let x_last = bump.matrix(n, d)?;
         let final_norm = Moments::take(&mut bump, c.arch.norm, 1, n)?.of(0);
         let losses = bump.take(n)?;
@@ -436,6 +483,9 @@ impl Layout {
             }
             let back = kernels.attention_backward_scratch_len(t, head_size)?;
             scratch_len = scratch_len.max(back.checked_add(grain.group_len(c, t)?)?);
+            if c.arch.qk_norm {
+                scratch_len = scratch_len.max(grain.piece.min(t).checked_mul(head_size)?);
+            }
         }
         let held_norm = to_lines(kernels.operand_len(rows, d)?)?;
         let held_fc_stride = row_stride(f, size_of::<f32>())?;
@@ -458,6 +508,9 @@ impl Layout {
             logits_buffers,
             grads,
             own_dqkv: train && grain.parted,
+            head_columns: [0, c.query_width(), c.query_width() + c.kv_width()],
+            qkv_width: c.qkv_width(),
+            normed_heads: c.arch.qk_norm,
             squares,
             activations_len,
             first_packed,
@@ -535,6 +588,27 @@ impl Layout {
     /// block those of the embedding.
     pub(crate) fn grads_into(&self, layer: usize) -> GradBuffers {
         self.grads.of(layer)
+    }
+
+    /// Queries, keys and values of a block, as attention takes them.
+    pub(crate) fn heads(&self, layer: usize) -> [Columns; 3] {
+        let b = self.block(layer);
+        let qkv = self.head_columns.map(|at| Columns { at: b.qkv + at, stride: self.qkv_width });
+        if !self.normed_heads {
+            return qkv;
+        }
+        let [queries, keys, width] = self.head_columns;
+        let of = |at: usize| Columns { at: b.heads + at, stride: width };
+        [of(queries), of(keys), qkv[2]]
+    }
+
+    /// Gradients of those, before they go back through norms of heads.
+    pub(crate) fn dheads(&self, layer: usize) -> [Columns; 3] {
+        if !self.own_dqkv {
+            return self.heads(layer);
+        }
+        let at = self.grads(layer).dqkv;
+        self.head_columns.map(|column| Columns { at: at + column, stride: self.qkv_width })
     }
 
     /// Gradients of queries, keys and values of a block, and whether they have a buffer of

@@ -10,7 +10,7 @@ mod layout;
 pub use blocking::{Blocking, BlockingError};
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
-pub(crate) use layout::{Buffer, Layout};
+pub(crate) use layout::{Buffer, Columns, Layout};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Slot};

@@ -437,10 +437,12 @@ impl Builder<'_, '_> {
         self.list(Self::at_level(level), weights.chain(norms))
     }
 
-    /// Gradients of a block's weights of queries, keys and values.
+    /// Gradients of a block's weights of queries, keys and values, and of the norms of heads.
     fn qkv_weights(&mut self, layer: usize, needs: Needs) -> u16 {
         let weight = weight_grad(self.plan, Matrix::Qkv, layer);
-        self.list(needs, [weight])
+        let normed = self.plan.config.arch.qk_norm;
+        let gains = normed.then_some((Kind::HeadNormGrad, layer, 1));
+        self.list(needs, [Some(weight), gains].into_iter().flatten())
     }
 
     fn update(&mut self) {

@@ -98,6 +98,8 @@ pub(crate) enum Kind {
     /// Of a weight, and of the bias beside it.
     WeightGrad(Matrix),
     NormGrad(Norm),
+    /// Of the gains of the norms of heads, one tile.
+    HeadNormGrad,
     TokenTableGrad,
     PositionTableGrad,
     /// Sum of the losses, one tile.
@@ -123,7 +125,7 @@ impl Op {
     pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
 
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
-    pub const KINDS: [&str; 45] = [
+    pub const KINDS: [&str; 46] = [
         "pack qkv",
         "pack attn_out",
         "pack fc",
@@ -169,6 +171,7 @@ impl Op {
         "clip",
         "AdamW",
         "recompute",
+        "head norm gain gradient",
     ];
 
     /// Which of [`Op::KINDS`] it is.
@@ -205,6 +208,7 @@ impl Op {
             Kind::Clip => 42,
             Kind::Update => 43,
             Kind::Remake => 44,
+            Kind::HeadNormGrad => 45,
         }
     }
 
@@ -270,6 +274,7 @@ mod tests {
             Kind::MaskEmbed,
             Kind::AttentionBack,
             Kind::NormGrad(Norm::First),
+            Kind::HeadNormGrad,
             Kind::TokenTableGrad,
             Kind::PositionTableGrad,
             Kind::LossSum,

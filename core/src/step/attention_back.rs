@@ -10,14 +10,16 @@
 //!     the next             q, a copy of k, v -> dq, more of dk, dv      dk, dv += those
 //! parts of sequences       dq of a tile's queries; dk, dv of a tile's keys, head by head as
 //!                          above, into buffers of their own
-//! turn dq and dk back, where positions are told by angles
+//! turn dq and dk back, where positions are told by angles; back through norms of heads
 //! ```
 //! The order of heads is that of the sums, whatever the tiles are.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::Step;
 use super::forward::Head;
+use super::head_norm::{Kind, copy_rows};
 use crate::line::LANES;
+use crate::plan::Columns;
 use cllm_kernels::{AttentionInPlace, MatMut, MatRef};
 use core::ops::Range;
 
@@ -41,32 +43,58 @@ impl Step<'_> {
         let (span, part) = (tile / grain.backward_parts(), tile % grain.backward_parts());
         let (first, rows) = self.span(span);
         let heads = grain.heads(part, c.kv_heads());
-        let width = c.qkv_width();
-        let to = self.plan.layout.dqkv(block).0 + (first + rows.start) * width;
+        let whole = !grain.parted;
+        let is_queries = part < grain.forward_parts();
         // SAFETY: the tile owns its heads' columns of the span's rows of dq, or of dk
         // and dv, or, in the place of queries, keys and values, of all three; what it
         // reads of the sequence is done.
         unsafe {
             for kv_head in heads.clone() {
                 let served = self.served(kv_head..kv_head + 1);
-                if !grain.parted {
+                if whole {
                     self.heads_in_place(block, first, served, scratch);
-                } else if part < grain.forward_parts() {
+                } else if is_queries {
                     self.queries_of_heads(block, first, served, rows.clone(), scratch);
                 } else {
                     self.keys_of_heads(block, first, served, rows.clone(), scratch);
                 }
             }
-            let size = c.head_size();
-            let whole = !grain.parted;
-            if whole || part < grain.forward_parts() {
+            if whole || is_queries {
                 let served = self.served(heads.clone());
-                let shape = (rows.len(), served.len() * size);
-                self.turn(to + served.start * size, shape, first + rows.start, true);
+                self.behind(block, Kind::Queries, served, first, rows.clone(), scratch);
             }
-            if whole || part >= grain.forward_parts() {
-                let keys = to + c.query_width() + heads.start * size;
-                self.turn(keys, (rows.len(), heads.len() * size), first + rows.start, true);
+            if whole || !is_queries {
+                self.behind(block, Kind::Keys, heads, first, rows, scratch);
+            }
+        }
+    }
+
+    /// From gradients of queries or keys that attention takes, of some heads in the rows `rows` of the
+    /// sequence at row `first`, to those of what they were made of: turned back, and through the norms
+    /// of heads.
+    ///
+    /// # Safety
+    /// The tile owns those columns of the rows, and the sums of their norms.
+    unsafe fn behind(
+        &self,
+        block: usize,
+        kind: Kind,
+        heads: Range<usize>,
+        first: usize,
+        rows: Range<usize>,
+        scratch: &mut [f32],
+    ) {
+        let size = self.plan.config.head_size();
+        let first_row = first + rows.start;
+        let grads = self.plan.layout.dheads(block)[kind as usize];
+        let shape = (rows.len(), heads.len() * size);
+        // SAFETY: passed on from the caller.
+        unsafe {
+            self.turn(grads.from(first_row, heads.start * size), shape, first_row, true);
+            if self.plan.config.arch.qk_norm {
+                for head in heads {
+                    self.head_norm_back(block, (kind, head), first, rows.clone(), scratch);
+                }
             }
         }
     }
@@ -101,22 +129,24 @@ impl Step<'_> {
         served: Range<usize>,
         scratch: &mut [f32],
     ) {
-        let (t, c) = (self.plan.batch.tokens, &self.plan.config);
-        let (size, width) = (c.head_size(), c.qkv_width());
-        let qkv = self.plan.layout.block(block).qkv + first * width;
+        let (t, size) = (self.plan.batch.tokens, self.plan.config.head_size());
+        let heads = self.plan.layout.heads(block);
         let shared = if served.len() > 1 { t * size } else { 0 };
         let [kept_k, kept_v, own_k, own_v, scratch] = &mut pieces(shared, scratch);
         for h in served.clone() {
             let head = self.head(block, first / t, h);
             // SAFETY: passed on from the caller.
             unsafe {
-                let place = |i: usize| self.act.mat_mut(qkv + head.columns[i], (t, size), width);
+                let place = |i: usize| {
+                    let Columns { at, stride } = heads[i].from(first, head.columns[i]);
+                    self.act.mat_mut(at, (t, size), stride)
+                };
                 let Output { out, lse, dout } = self.output(block, first, &head);
                 let Head { scale, dropout, .. } = head;
                 let is_first = h == served.start;
                 if is_first && shared > 0 {
-                    copy_rows(place(1), kept_k);
-                    copy_rows(place(2), kept_v);
+                    copy_rows(place(1).as_ref(), kept_k);
+                    copy_rows(place(2).as_ref(), kept_v);
                 }
                 let (k, v) = if is_first {
                     (place(1), place(2))
@@ -147,15 +177,16 @@ impl Step<'_> {
         rows: Range<usize>,
         scratch: &mut [f32],
     ) {
-        let (t, size, width) = self.shape();
-        let to = self.plan.layout.dqkv(block).0 + (first + rows.start) * width;
+        let (t, size) = (self.plan.batch.tokens, self.plan.config.head_size());
+        let to = self.plan.layout.dheads(block)[0];
         for h in served {
             let head = self.head(block, first / t, h);
             // SAFETY: passed on from the caller.
             unsafe {
                 let a = &self.head_inputs(block, first / t, &head, &(0..t), &(0..t));
                 let Output { out, lse, dout } = self.output(block, first, &head);
-                let dq = self.act.mat_mut(to + head.columns[0], (rows.len(), size), width);
+                let Columns { at, stride } = to.from(first + rows.start, head.columns[0]);
+                let dq = self.act.mat_mut(at, (rows.len(), size), stride);
                 let rows = rows.clone();
                 self.kernels.attention_backward_queries(a, rows, out, lse, dout, dq, scratch);
             }
@@ -174,16 +205,18 @@ impl Step<'_> {
         rows: Range<usize>,
         scratch: &mut [f32],
     ) {
-        let (t, size, width) = self.shape();
-        let to = self.plan.layout.dqkv(block).0 + (first + rows.start) * width;
+        let (t, size) = (self.plan.batch.tokens, self.plan.config.head_size());
+        let to = self.plan.layout.dheads(block);
         let shared = if served.len() > 1 { rows.len() * size } else { 0 };
         let [own_k, own_v, scratch] = &mut pieces(shared, scratch);
         for h in served.clone() {
             let head = self.head(block, first / t, h);
             // SAFETY: passed on from the caller.
             unsafe {
-                let place =
-                    |i: usize| self.act.mat_mut(to + head.columns[i], (rows.len(), size), width);
+                let place = |i: usize| {
+                    let Columns { at, stride } = to[i].from(first + rows.start, head.columns[i]);
+                    self.act.mat_mut(at, (rows.len(), size), stride)
+                };
                 let a = &self.head_inputs(block, first / t, &head, &(0..t), &(0..t));
                 let Output { out, lse, dout } = self.output(block, first, &head);
                 let is_first = h == served.start;
@@ -201,12 +234,6 @@ impl Step<'_> {
                 }
             }
         }
-    }
-
-    /// Tokens of a sequence, columns of a head, and of a row of queries, keys and values.
-    fn shape(&self) -> (usize, usize, usize) {
-        let c = &self.plan.config;
-        (self.plan.batch.tokens, c.head_size(), c.qkv_width())
     }
 
     /// Adds rows that lie side by side to those of a matrix.
@@ -229,12 +256,4 @@ fn pieces<const N: usize>(len: usize, mut scratch: &mut [f32]) -> [&mut [f32]; N
         scratch = rest;
         if last > 0 { &mut piece[..len] } else { piece }
     })
-}
-
-/// Puts the rows of a matrix side by side.
-fn copy_rows(mut from: MatMut<'_>, to: &mut [f32]) {
-    let cols = from.cols();
-    for (r, to) in to.chunks_exact_mut(cols).enumerate() {
-        to.copy_from_slice(from.row_mut(r));
-    }
 }

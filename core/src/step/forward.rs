@@ -3,14 +3,15 @@
 
 use super::{Desk, Site, Step};
 use crate::params::Param;
+use crate::plan::Columns;
 use crate::program::{Matrix, Norm};
 use cllm_kernels::{Angles, Attention, Dropout, Epilogue};
 use core::ops::Range;
 
 /// One head of one sequence.
 pub(super) struct Head {
-    /// Where its columns of queries, keys and values start in a row of all of those. Its columns of
-    /// the output start where those of queries do.
+    /// Where its columns start in a row of queries, of keys and of values. Its columns of the output
+    /// start where those of queries do.
     pub(super) columns: [usize; 3],
     /// Where its rows of lse start.
     pub(super) lse: usize,
@@ -101,25 +102,23 @@ impl Step<'_> {
             let out = self.act.mat_mut(qkv, (rows, width), width);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
             self.product(x, self.weight(Matrix::Qkv, block), out, epilogue, desk.scratch);
+            if self.plan.config.arch.qk_norm {
+                self.norm_heads(block, first, rows);
+            }
             // Keys lie behind queries.
             let turned = self.plan.config.query_width() + self.plan.config.kv_width();
-            self.turn(qkv, (rows, turned), first, false);
+            let queries = self.plan.layout.heads(block)[0].from(first, 0);
+            self.turn(queries, (rows, turned), first, false);
         }
     }
 
-    /// Turns heads side by side in some rows of queries or keys, or of their gradients, which lie from
-    /// float `at` of the activations on: `first` is the first one's row in the batch. With `back`
-    /// gradients of what was turned; nothing if positions are not told by angles.
+    /// Turns heads side by side in some rows of queries or keys, or of their gradients, which begin at
+    /// `x`: `first` is the first one's row in the batch. With `back` gradients of what was turned;
+    /// nothing if positions are not told by angles.
     ///
     /// # Safety
     /// The caller's tile owns those columns of the rows.
-    pub(super) unsafe fn turn(
-        &self,
-        at: usize,
-        (rows, cols): (usize, usize),
-        first: usize,
-        back: bool,
-    ) {
+    pub(super) unsafe fn turn(&self, x: Columns, shape: (usize, usize), first: usize, back: bool) {
         let Some([cos, sin]) = self.plan.layout.angles else { return };
         let (t, c) = (self.plan.batch.tokens, &self.plan.config);
         let (head, half) = (c.head_size(), c.head_size() / 2);
@@ -129,7 +128,7 @@ impl Step<'_> {
                 cos: self.act.mat(cos, (t, half), half),
                 sin: self.act.mat(sin, (t, half), half),
             };
-            let x = self.act.mat_mut(at, (rows, cols), c.qkv_width());
+            let x = self.act.mat_mut(x.at, shape, x.stride);
             self.kernels.rotate(x, head, &angles, first, t, back);
         }
     }
@@ -141,15 +140,19 @@ impl Step<'_> {
         // Heads of the whole batch have rows of lse and of the mask one after the other.
         let lse = (sequence * c.n_head + h) * t;
         let scale = 1.0 / libm::sqrtf(head as f32);
-        let keys = c.query_width() + h / self.group() * head;
-        let columns = [h * head, keys, keys + c.kv_width()];
-        Head { columns, lse, scale, dropout: self.dropout(block, Site::Attention, lse) }
+        let keys = h / self.group() * head;
+        Head {
+            columns: [h * head, keys, keys],
+            lse,
+            scale,
+            dropout: self.dropout(block, Site::Attention, lse),
+        }
     }
 
     /// Queries, keys and values of a head of a sequence, of which these rows alone are read.
     ///
     /// # Safety
-    /// The rows of `qkv` that are read through it are done, and no others are read.
+    /// The rows of queries, keys and values that are read through it are done, and no others are read.
     pub(super) unsafe fn head_inputs(
         &self,
         block: usize,
@@ -158,12 +161,12 @@ impl Step<'_> {
         queries: &Range<usize>,
         keys: &Range<usize>,
     ) -> Attention<'_> {
-        let (width, t) = (self.plan.config.qkv_width(), self.plan.batch.tokens);
-        let qkv = self.plan.layout.block(block).qkv + sequence * t * width;
+        let (heads, t) = (self.plan.layout.heads(block), self.plan.batch.tokens);
         let shape = (t, self.plan.config.head_size());
-        // SAFETY: passed on from the caller.
-        let part = |i: usize, rows: &Range<usize>| unsafe {
-            self.act.mat_in_part(qkv + head.columns[i], shape, width, rows.clone())
+        let part = |i: usize, rows: &Range<usize>| {
+            let Columns { at, stride } = heads[i].from(sequence * t, head.columns[i]);
+            // SAFETY: passed on from the caller.
+            unsafe { self.act.mat_in_part(at, shape, stride, rows.clone()) }
         };
         let (q, k, v) = (part(0, queries), part(1, keys), part(2, keys));
         let Head { scale, dropout, .. } = *head;

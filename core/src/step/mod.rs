@@ -9,6 +9,7 @@ mod attention_back;
 mod backward;
 mod forward;
 mod head;
+mod head_norm;
 mod product;
 mod update;
 mod weights;
@@ -194,6 +195,7 @@ impl Step<'_> {
                 Kind::AttentionBack => self.attention_back(index, tile, desk.scratch),
                 Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, desk.scratch),
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
+                Kind::HeadNormGrad => self.head_norm_grad(index),
                 Kind::TokenTableGrad => self.token_table_grad(tile),
                 Kind::PositionTableGrad => self.position_table_grad(tile),
                 Kind::LossSum => self.loss_sum(),

@@ -194,6 +194,9 @@ train_flags! {
         /// Biases of queries, keys and values in a model without others (Qwen2).
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         qkv_bias: bool,
+        /// Norms of each head of queries and keys (Qwen3).
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        qk_norm: bool,
     }
     "Training" [] {
         /// Sequences of a micro-batch.

@@ -84,6 +84,7 @@ fn tiny() -> TrainSettings {
         n_kv_head: None,
         head_size: None,
         qkv_bias: false,
+        qk_norm: false,
         batch_size: 8,
         gradient_accumulation_steps: 1,
         max_steps: 1500,

@@ -52,6 +52,8 @@ fn of_block(param: BlockParam) -> (&'static str, bool) {
         BlockParam::Norm1Bias => ("attn_norm.bias", false),
         BlockParam::Qkv => ("attn_qkv.weight", true),
         BlockParam::QkvBias => ("attn_qkv.bias", false),
+        BlockParam::QueryNormGain => ("attn_q_norm.weight", false),
+        BlockParam::KeyNormGain => ("attn_k_norm.weight", false),
         BlockParam::AttnOut => ("attn_output.weight", true),
         BlockParam::AttnOutBias => ("attn_output.bias", false),
         BlockParam::Norm2Gain => ("ffn_norm.weight", false),

@@ -9,7 +9,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 24] = [
+const FIXED: [&str; 25] = [
     "data",
     "val_data",
     "val_fraction",
@@ -31,6 +31,7 @@ const FIXED: [&str; 24] = [
     "n_kv_head",
     "head_size",
     "qkv_bias",
+    "qk_norm",
     "batch_size",
     "gradient_accumulation_steps",
     "seed",

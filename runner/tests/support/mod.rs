@@ -53,6 +53,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         n_kv_head: None,
         head_size: None,
         qkv_bias: false,
+        qk_norm: false,
         batch_size: 4,
         gradient_accumulation_steps: 2,
         max_steps: 12,
