@@ -9,6 +9,8 @@ use cllm_core::sample::{Candidate, Sampler, SamplerConfig, SamplerError};
 use cllm_core::{Dtype, Engine, Isa, Kernels, Line, ModelConfig, Queue, Slot};
 use serde::Serialize;
 
+#[cfg(feature = "chat")]
+use crate::chat::{self, ChatSettings, Template};
 use crate::error::{Error, Result};
 use crate::memory::Lines;
 use crate::model;
@@ -51,6 +53,12 @@ pub struct GenerateSettings {
     pub dtype: Dtype,
     /// What standard output carries.
     pub log_format: LogFormat,
+    /// Answers the lines of standard input instead of continuing the prompt.
+    #[cfg(feature = "chat")]
+    pub interactive: bool,
+    /// What the system says first in a conversation.
+    #[cfg(feature = "chat")]
+    pub system: Option<String>,
 }
 
 /// A text as a line of JSON.
@@ -77,13 +85,44 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
     let trained = Trained::open(&settings.checkpoint)?;
     let tokenizer = trained.tokenizer(None)?;
     let (parameters, config) = (trained.parameters()?, *trained.config());
+    #[cfg(feature = "chat")]
+    let template = conversation_template(settings, &trained)?;
     // The mapped file counts as memory of this program as long as it is held.
     drop(trained);
     let workers = workers(settings.threads, &config, kernels)?;
     let mut speaker = Speaker::new(&config, workers, kernels, &tokenizer)?;
     speaker.speak(&parameters, |voice| {
+        #[cfg(feature = "chat")]
+        if let Some(template) = &template {
+            let system = settings.system.clone();
+            let (tokens, context) = (settings.tokens, config.block_size);
+            let chat = ChatSettings { system, tokens, context, log_format: settings.log_format };
+            let sampler = |reply| sampler_config(settings, reply);
+            let input = &mut std::io::stdin().lock();
+            return chat::talk(&chat, template, &tokenizer, voice, sampler, input);
+        }
         (0..settings.samples).try_for_each(|index| say(settings, index, voice))
     })
+}
+
+/// The template of a conversation, if there is to be one.
+#[cfg(feature = "chat")]
+fn conversation_template(
+    settings: &GenerateSettings,
+    trained: &Trained,
+) -> Result<Option<Template>> {
+    if !settings.interactive {
+        return Ok(None);
+    }
+    match Template::of_folder(&trained.dir())? {
+        Some(template) => Ok(Some(template)),
+        None => Err(Error::failure(format!(
+            "{}: no chat template in {} beside the model, so it was not made for conversations; \
+             --prompt continues a text",
+            trained.dir().display(),
+            chat::FILE_NAME
+        ))),
+    }
 }
 
 /// One of the texts.
@@ -259,25 +298,42 @@ impl Voice<'_> {
         config: SamplerConfig,
         out: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<usize> {
-        let mut sampler = Sampler::new(config).map_err(sampler_error)?;
-        let end = self.tokenizer.end_of_text();
         let mut text = self
             .tokenizer
             .encode(prompt.as_bytes())
             .map_err(|e| Error::failure(format!("the prompt: {e}")))?;
         if text.is_empty() {
             // Every document of the training data begins so.
-            text.push(end);
+            text.push(self.tokenizer.end_of_text());
         }
+        self.forget();
+        self.go_on(&mut text, tokens, config, out)
+    }
+
+    /// Forgets what was said.
+    pub(crate) fn forget(&mut self) {
         self.generator.reset();
+    }
+
+    /// Continues `text`, to which it adds what is spoken but the end: as [`Voice::speak`]. It must begin
+    /// with the text of the call before, unless that was forgotten since.
+    pub(crate) fn go_on(
+        &mut self,
+        text: &mut Vec<u32>,
+        tokens: usize,
+        config: SamplerConfig,
+        out: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<usize> {
+        let mut sampler = Sampler::new(config).map_err(sampler_error)?;
+        let end = self.tokenizer.end_of_text();
         let mut decoder = self.tokenizer.stream_decoder();
         let mut spoken = 0;
         while spoken < tokens {
-            let logits = self.generator.logits_after(&text).map_err(|e| match e {
+            let logits = self.generator.logits_after(text).map_err(|e| match e {
                 GenerateError::Engine(e) => Error::failure(e.to_string()),
                 e => Error::failure(format!("the prompt: {e}")),
             })?;
-            let id = sampler.sample(logits, &text, self.candidates);
+            let id = sampler.sample(logits, text, self.candidates);
             spoken += 1;
             if id == end {
                 break;

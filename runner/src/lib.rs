@@ -1,6 +1,8 @@
 //! The std runner of Crystalline: threads, files, tokenizers and the training loop.
 
 pub mod bench;
+#[cfg(feature = "chat")]
+pub mod chat;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;

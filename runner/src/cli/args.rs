@@ -260,6 +260,14 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse::<usize>,
           aliases = ["num-samples"])]
     pub samples: usize,
+    /// Talk: answer each line of standard input, by the model's own chat template.
+    #[cfg(feature = "chat")]
+    #[arg(long, alias = "chat", conflicts_with_all = ["prompt", "samples"])]
+    pub interactive: bool,
+    /// What the system tells the model before a conversation [default: the template's words].
+    #[cfg(feature = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "interactive")]
+    pub system: Option<String>,
     /// Threads that compute: a number, or auto for one on each CPU, and fewer for small models.
     ///
     /// The text does not depend on it.

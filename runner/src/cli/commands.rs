@@ -54,6 +54,10 @@ pub(super) fn generate(args: GenerateArgs) -> Result<()> {
         seed: args.seed,
         samples: args.samples,
         threads: args.threads,
+        #[cfg(feature = "chat")]
+        interactive: args.interactive,
+        #[cfg(feature = "chat")]
+        system: args.system,
     })
 }
 

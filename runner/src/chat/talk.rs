@@ -1,0 +1,210 @@
+//! A conversation on standard input and output.
+//!
+//! ```text
+//! a line -> a message of the user -> the text of all messages, by the template -> tokens
+//! what the model has seen of them stays in its cache; a reply ends with the end of text
+//! too long for the context: the oldest messages go, but not the system's
+//! ```
+//! A line that begins with a slash is for the program: `/reset`, `/exit`.
+
+use std::io::{BufRead, IsTerminal as _, Write as _};
+
+use cllm_core::sample::SamplerConfig;
+use serde::Serialize;
+
+use super::{Message, Template};
+use crate::error::{Error, Result};
+use crate::generate::Voice;
+use crate::settings::LogFormat;
+use crate::tokenizer::Tokenizer;
+
+/// How `cllm generate --interactive` talks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatSettings {
+    /// What the system says first, instead of what the template would have it say.
+    pub system: Option<String>,
+    /// Most tokens of a reply.
+    pub tokens: usize,
+    /// Tokens of the model's context.
+    pub context: usize,
+    /// What standard output carries.
+    pub log_format: LogFormat,
+}
+
+/// A reply as a line of JSON.
+#[derive(Serialize)]
+struct Reply<'a> {
+    event: &'static str,
+    text: &'a str,
+    tokens: usize,
+}
+
+/// Answers the lines of `input` until there are no more, or one says `/exit`.
+///
+/// `sampler` gives the settings of the draws of reply number n.
+///
+/// # Errors
+/// The template refuses a message, one message alone is too long, or standard output is closed.
+pub(crate) fn talk(
+    settings: &ChatSettings,
+    template: &Template,
+    tokenizer: &Tokenizer,
+    voice: &mut Voice<'_>,
+    sampler: impl Fn(usize) -> SamplerConfig,
+    input: &mut dyn BufRead,
+) -> Result<()> {
+    let asks = settings.log_format == LogFormat::Text && std::io::stdin().is_terminal();
+    if asks {
+        write("Ctrl-D or /exit ends the conversation, /reset forgets it.\n")?;
+    }
+    let mut talk = Conversation::new(settings, template, tokenizer);
+    let mut line = String::new();
+    for number in 0.. {
+        if asks {
+            write("> ")?;
+        }
+        line.clear();
+        let read = input.read_line(&mut line);
+        if read.map_err(|e| Error::failure(format!("cannot read standard input: {e}")))? == 0 {
+            return if asks { write("\n") } else { Ok(()) };
+        }
+        match line.trim() {
+            "" => continue,
+            "/exit" => return Ok(()),
+            "/reset" => {
+                talk = Conversation::new(settings, template, tokenizer);
+                continue;
+            }
+            command if command.starts_with('/') => {
+                eprintln!("cllm: {command} is no command; /reset and /exit are");
+                continue;
+            }
+            said => talk.messages.push(Message::new("user", said)),
+        }
+        let mut text = talk.prompt()?;
+        if !talk.is_known(&text) {
+            voice.forget();
+        }
+        let mut reply = String::new();
+        let tokens = settings.tokens.min(settings.context.saturating_sub(text.len()).max(1));
+        let spoken = voice.go_on(&mut text, tokens, sampler(number), &mut |piece| {
+            reply.push_str(piece);
+            if settings.log_format == LogFormat::Text { write(piece) } else { Ok(()) }
+        })?;
+        match settings.log_format {
+            LogFormat::Text => write("\n")?,
+            LogFormat::Json => {
+                let reply = Reply { event: "reply", text: &reply, tokens: spoken };
+                let line = serde_json::to_string(&reply)
+                    .map_err(|e| Error::failure(format!("cannot write the reply: {e}")))?;
+                write(&format!("{line}\n"))?;
+            }
+        }
+        talk.seen = text;
+        talk.messages.push(Message::new("assistant", reply));
+    }
+    Ok(())
+}
+
+fn write(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::failure(format!("cannot write to standard output: {e}")))
+}
+
+/// What was said, and what of it the model has seen.
+struct Conversation<'a> {
+    settings: &'a ChatSettings,
+    template: &'a Template,
+    tokenizer: &'a Tokenizer,
+    messages: Vec<Message>,
+    seen: Vec<u32>,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(settings: &'a ChatSettings, template: &'a Template, tokenizer: &'a Tokenizer) -> Self {
+        let system = settings.system.iter().map(|text| Message::new("system", text.as_str()));
+        Self { settings, template, tokenizer, messages: system.collect(), seen: Vec::new() }
+    }
+
+    /// Whether a text begins with what the model has seen.
+    fn is_known(&self, text: &[u32]) -> bool {
+        text.len() > self.seen.len() && text.starts_with(&self.seen)
+    }
+
+    /// The tokens of all messages; without the oldest ones if they leave too little room for a reply.
+    fn prompt(&mut self) -> Result<Vec<u32>> {
+        let room = self.settings.tokens.min(self.settings.context / 4);
+        loop {
+            let text = self.template.render(&self.messages, true)?;
+            let tokens = self
+                .tokenizer
+                .encode(text.as_bytes())
+                .map_err(|e| Error::failure(format!("the conversation: {e}")))?;
+            if tokens.len() + room <= self.settings.context {
+                return Ok(tokens);
+            }
+            let oldest = self.messages.iter().position(|message| message.role != "system");
+            match oldest {
+                // The last one is what is to be answered.
+                Some(at) if at + 2 < self.messages.len() => {
+                    self.messages.drain(at..at + 2);
+                    eprintln!(
+                        "cllm: the context is full: the oldest message and its reply are forgotten"
+                    );
+                }
+                _ => {
+                    return Err(Error::failure(format!(
+                        "the message has {} tokens with all that the template adds, and the model's \
+                         context is {}: say it in fewer words",
+                        tokens.len(),
+                        self.settings.context
+                    )));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    const TEMPLATE: &str = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:";
+
+    fn settings(context: usize, system: Option<&str>) -> ChatSettings {
+        let system = system.map(str::to_owned);
+        ChatSettings { system, tokens: 8, context, log_format: LogFormat::Text }
+    }
+
+    #[test]
+    fn the_oldest_messages_make_room_but_the_systems() {
+        let template = Template::new(TEMPLATE.to_owned(), None, None, Path::new("x"));
+        let settings = settings(40, Some("S"));
+        let tokenizer = Tokenizer::Bytes;
+        let mut talk = Conversation::new(&settings, &template, &tokenizer);
+        let say = |role: &str, text: &str, talk: &mut Conversation<'_>| {
+            talk.messages.push(Message::new(role, text));
+        };
+        let text = |talk: &mut Conversation<'_>| tokenizer.decode(&talk.prompt().unwrap());
+        say("user", "one", &mut talk);
+        assert_eq!(text(&mut talk), "s:S;u:one;a:");
+        talk.seen = talk.prompt().unwrap();
+        say("assistant", "two", &mut talk);
+        say("user", "three", &mut talk);
+        let tokens = talk.prompt().unwrap();
+        assert_eq!(tokenizer.decode(&tokens), "s:S;u:one;a:two;u:three;a:");
+        assert!(talk.is_known(&tokens));
+        say("assistant", "four", &mut talk);
+        say("user", "five", &mut talk);
+        // 40 less 8 of a reply: all of it would be 40.
+        assert_eq!(text(&mut talk), "s:S;u:three;a:four;u:five;a:");
+        assert!(!talk.is_known(&talk.tokenizer.encode(b"s:S;u:three").unwrap()));
+        say("assistant", "six", &mut talk);
+        say("user", &"x".repeat(40), &mut talk);
+        let error = talk.prompt().unwrap_err().to_string();
+        assert!(error.contains("context is 40"), "{error}");
+    }
+}
