@@ -10,13 +10,12 @@ use serde_json::{Value as Json, json};
 
 use super::value::Value;
 use crate::exchange::End;
-use crate::tokenizer::{Tokenizer, added_token, byte_char, byte_level_json};
+use crate::tokenizer::{Cut, Tokenizer, added_token, byte_char, byte_level_json};
 
 /// What the names of a tokenizer's keys begin with.
 const PREFIX: &str = "tokenizer.ggml.";
-/// llama.cpp's name of the kind of tokenizer, and of GPT-2's way to cut texts.
+/// llama.cpp's name of the kind of tokenizer.
 const MODEL: &str = "gpt2";
-const PRE: &str = "gpt-2";
 /// Kinds of tokens: ordinary and special ones, and ids without any.
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
@@ -29,7 +28,7 @@ const UNUSED: i32 = 5;
 /// # Errors
 /// It cuts texts in another way than GPT-2's, or has characters of several bytes, in words.
 pub(super) fn keys(tokenizer: &Tokenizer, ids: usize) -> Result<Vec<(String, Value)>, String> {
-    let Parts { tokens, merges, added } = match tokenizer {
+    let Parts { tokens, merges, added, cut } = match tokenizer {
         Tokenizer::Bytes => Parts {
             tokens: (0..=255).map(|byte| byte_char(byte).to_string()).collect(),
             ..Parts::default()
@@ -52,7 +51,7 @@ pub(super) fn keys(tokenizer: &Tokenizer, ids: usize) -> Result<Vec<(String, Val
     let text = |text: &str| Value::Text(text.to_owned());
     Ok([
         ("model", text(MODEL)),
-        ("pre", text(PRE)),
+        ("pre", text(cut.names()[0])),
         ("tokens", Value::Texts(texts)),
         ("token_type", Value::Ints(kinds)),
         ("merges", Value::Texts(merges)),
@@ -72,6 +71,8 @@ struct Parts {
     merges: Vec<String>,
     /// Ids of added tokens, and whether they are special.
     added: Vec<(usize, bool)>,
+    /// How texts are cut.
+    cut: Cut,
 }
 
 /// A character of several bytes would be merged from parts, which have no ids.
@@ -93,10 +94,15 @@ fn of_json(text: &str) -> Result<Parts, String> {
     let before = &json["pre_tokenizer"];
     let model = &json["model"];
     let is_nothing = |value: &Json| value.is_null() || *value == false || *value == "";
+    // Without merges it does not matter how texts are cut.
+    let has_merges = model["merges"].as_array().is_some_and(|merges| !merges.is_empty());
+    let is_uncut = before["type"] == "ByteLevel" && before["add_prefix_space"] == false;
+    let cut = Cut::of_json(before).or((!has_merges && is_uncut).then_some(Cut::Gpt2));
+    // Qwen's puts characters together first, which llama.cpp leaves to the text.
+    let normalizer = &json["normalizer"];
+    let is_normal = normalizer.is_null() || cut == Some(Cut::Qwen2) && normalizer["type"] == "NFC";
     let is_gpt2s = model["type"] == "BPE"
-        && before["type"] == "ByteLevel"
-        && before["add_prefix_space"] == false
-        && json["normalizer"].is_null()
+        && is_normal
         && ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"]
             .iter()
             .all(|name| is_nothing(&model[name]));
@@ -105,18 +111,20 @@ fn of_json(text: &str) -> Result<Parts, String> {
     let (true, Some(merges), Some(vocab)) = (is_gpt2s, merges, vocab) else {
         return Err("only byte-level byte-pair tokenizers like GPT-2's can be exported".to_owned());
     };
-    // Without merges it does not matter how texts are cut.
-    if before["use_regex"] == false && !merges.is_empty() {
-        return Err(
-            "a tokenizer that cuts texts in another way than GPT-2's cannot be exported".to_owned()
-        );
-    }
+    let Some(cut) = cut else {
+        return Err("a tokenizer that cuts texts in another way than GPT-2, SmolLM, Llama 3 or \
+                    Qwen 2 cannot be exported"
+            .to_owned());
+    };
     let is_special = |token: &str| {
         let added = json["added_tokens"].as_array();
         added.into_iter().flatten().any(|added| added["content"] == token)
     };
     let is_long = |token: &str| token.chars().nth(1).is_some() && !is_special(token);
-    if model["ignore_merges"] == true && vocab.keys().any(|token| is_long(token)) {
+    if model["ignore_merges"] == true
+        && !cut.takes_words_whole()
+        && vocab.keys().any(|token| is_long(token))
+    {
         return Err(
             "a tokenizer that takes words whole, without merges, cannot be exported; train \
                     with --tokenizer bpe:N for a model that llama.cpp can have"
@@ -152,7 +160,7 @@ fn of_json(text: &str) -> Result<Parts, String> {
         let id = put(&token["id"], token["content"].as_str().unwrap_or_default()).ok_or(wrong)?;
         added.push((id, token["special"] == true));
     }
-    Ok(Parts { tokens, merges, added })
+    Ok(Parts { tokens, merges, added, cut })
 }
 
 /// Keys of a file by their names.
@@ -174,9 +182,8 @@ pub(super) fn end_of_text(keys: &Keys) -> Option<End> {
 pub(super) fn json(keys: &Keys) -> Result<Option<String>, String> {
     let text = |name: &str| get(keys, name).and_then(Value::text);
     // Without a name it is an old file of GPT-2's own.
-    if text("model") != Some(MODEL) || text("pre").is_some_and(|pre| pre != PRE) {
-        return Ok(None);
-    }
+    let cut = text("pre").map_or(Some(Cut::Gpt2), Cut::by_name);
+    let Some(cut) = cut.filter(|_| text("model") == Some(MODEL)) else { return Ok(None) };
     let texts = |name: &str| match get(keys, name) {
         Some(Value::Texts(texts)) => Ok(texts),
         Some(_) => Err(format!("{PREFIX}{name} is not a list of texts")),
@@ -213,7 +220,7 @@ pub(super) fn json(keys: &Keys) -> Result<Option<String>, String> {
             return Err(format!("the merge {merge:?} is of or to what is no token"));
         }
     }
-    Ok(Some(byte_level_json(vocab, merges, added)))
+    Ok(Some(byte_level_json(cut, vocab, merges, added)))
 }
 
 #[cfg(test)]
@@ -252,6 +259,25 @@ mod tests {
     }
 
     #[test]
+    fn ways_to_cut_texts_come_back() {
+        let texts = vec![TEXT.repeat(20)];
+        let bpe = BpeTokenizer::train(texts.into_iter(), 280).unwrap();
+        let json = Tokenizer::Bpe(Box::new(bpe)).to_json().unwrap();
+        for name in ["gpt-2", "smollm", "qwen2", "llama-bpe"] {
+            let cut = Cut::by_name(name).unwrap();
+            let mut json: Json = serde_json::from_str(&json).unwrap();
+            json["pre_tokenizer"] = cut.json();
+            json["model"]["ignore_merges"] = json!(cut.takes_words_whole());
+            let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+            let keys = keys_of(&tokenizer, tokenizer.vocab_size());
+            assert_eq!(get(&keys, "pre").and_then(Value::text), Some(name));
+            let read = back(&tokenizer, tokenizer.vocab_size());
+            let encoded = tokenizer.encode(TEXT.as_bytes()).unwrap();
+            assert_eq!(read.encode(TEXT.as_bytes()).unwrap(), encoded, "{name}");
+        }
+    }
+
+    #[test]
     fn added_tokens_keep_their_kinds() {
         let text = Tokenizer::Bytes.to_transformers().unwrap();
         let mut with: Json = serde_json::from_str(&text).unwrap();
@@ -266,7 +292,7 @@ mod tests {
 
     #[test]
     fn what_llama_cannot_have_is_refused() {
-        let text = byte_level_json(serde_json::Map::new(), &[], Vec::new());
+        let text = byte_level_json(Cut::Gpt2, serde_json::Map::new(), &[], Vec::new());
         let json: Json = serde_json::from_str(&text).unwrap();
         assert!(of_json(&text).is_ok());
         let changes: [fn(&mut Json); 4] = [
@@ -299,7 +325,8 @@ mod tests {
             json(&keys)
         };
         let text = |text: &str| Some(Value::Text(text.to_owned()));
-        assert_eq!(with("pre", text("qwen2")), Ok(None));
+        assert_eq!(with("pre", text("command-r")), Ok(None));
+        assert!(with("pre", text("qwen2")).unwrap().unwrap().contains("pretokenizers"));
         assert_eq!(with("model", text("llama")), Ok(None));
         assert!(with("tokens", None).unwrap_err().contains("no key tokenizer.ggml.tokens"));
         assert!(with("tokens", text("x")).unwrap_err().contains("not a list of texts"));

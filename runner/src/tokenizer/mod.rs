@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 mod bpe;
 mod bytes;
 mod chars;
+mod cuts;
 mod stream;
 mod transformers;
 
@@ -28,6 +29,8 @@ pub use stream::StreamDecoder;
 pub(crate) use bpe::byte_char;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) use bpe::{END_KEY, end_of_text_guess};
+#[cfg(feature = "gguf")]
+pub(crate) use cuts::Cut;
 #[cfg(feature = "gguf")]
 pub(crate) use transformers::{added_token, byte_level_json};
 

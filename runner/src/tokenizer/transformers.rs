@@ -6,6 +6,9 @@
 use serde_json::{Map, Value, json};
 
 use super::bpe::byte_char;
+#[cfg(feature = "gguf")]
+use super::cuts::Cut;
+use super::cuts::byte_level;
 use super::{CharTokenizer, END_OF_TEXT};
 
 /// That of bytes.
@@ -30,11 +33,14 @@ pub(super) fn of_chars(chars: &CharTokenizer) -> Value {
 /// and [added tokens](added_token).
 #[cfg(feature = "gguf")]
 pub(crate) fn byte_level_json(
+    cut: Cut,
     vocab: Map<String, Value>,
     merges: &[String],
     added: Vec<Value>,
 ) -> String {
-    bpe(vocab, merges, added, [byte_level(true), byte_level(true)]).to_string()
+    let mut json = bpe(vocab, merges, added, [cut.json(), byte_level(true)]);
+    json["model"]["ignore_merges"] = json!(cut.takes_words_whole());
+    json.to_string()
 }
 
 /// A token beside those of the encoding; special ones are those that no text turns into.
@@ -47,15 +53,6 @@ pub(crate) fn added_token(id: usize, content: &str, is_special: bool) -> Value {
         "rstrip": false,
         "normalized": false,
         "special": is_special,
-    })
-}
-
-fn byte_level(use_regex: bool) -> Value {
-    json!({
-        "type": "ByteLevel",
-        "add_prefix_space": false,
-        "trim_offsets": true,
-        "use_regex": use_regex,
     })
 }
 
