@@ -94,6 +94,10 @@ impl ReferenceConfig {
             let qkv = vec![c, queries + 2 * keys];
             layer(format!("h.{i}.ln_1"), vec![c], norm_bias);
             layer(format!("h.{i}.attn.c_attn"), qkv, self.bias || self.arch.qkv_bias);
+            if self.arch.qk_norm {
+                layer(format!("h.{i}.attn.q_norm"), vec![self.head_size()], false);
+                layer(format!("h.{i}.attn.k_norm"), vec![self.head_size()], false);
+            }
             layer(format!("h.{i}.attn.c_proj"), vec![queries, c], self.bias);
             layer(format!("h.{i}.ln_2"), vec![c], norm_bias);
             layer(format!("h.{i}.mlp.c_fc"), vec![c, self.hidden()], self.bias);
@@ -252,6 +256,13 @@ impl ReferenceModel {
         let qkv = |(position, x): (usize, &Vec<f64>)| {
             let x = self.norm(x, &format!("{layer}.ln_1"));
             let mut qkv = self.linear(&x, &format!("{layer}.attn.c_attn"), queries + 2 * keys);
+            if self.config.arch.qk_norm {
+                for (index, head) in qkv[..queries + keys].chunks_mut(head_size).enumerate() {
+                    let kind = if index < self.config.n_head { "q_norm" } else { "k_norm" };
+                    let gain = self.param(&format!("{layer}.attn.{kind}.weight"));
+                    norm_head(head, gain, self.config.layer_norm_eps);
+                }
+            }
             if let Positions::Rotary(rotary) = self.config.arch.positions {
                 for head in qkv[..queries + keys].chunks_mut(head_size) {
                     rotate(head, rotary, position);
@@ -298,6 +309,14 @@ impl ReferenceModel {
             }
         };
         self.linear(&hidden, &format!("{layer}.mlp.c_proj"), self.config.d_model)
+    }
+}
+
+/// The RMS norm of one head of a query or a key.
+fn norm_head(head: &mut [f64], gain: &[f64], eps: f64) {
+    let scale = 1.0 / (dot(head, head) / head.len() as f64 + eps).sqrt();
+    for (x, g) in head.iter_mut().zip(gain) {
+        *x *= scale * g;
     }
 }
 
