@@ -64,6 +64,15 @@ fn golden_files_cover_the_llama_family() {
     any("wide heads", &|g, a| a.head_size.is_some_and(|size| size > share(g)));
     any("narrow heads", &|g, a| a.head_size.is_some_and(|size| size < share(g)));
     any("biases of queries, keys and values", &|g, a| a.qkv_bias && !g.config.bias);
+    any("norms of wide heads, of which several share keys", &|g, a| {
+        a.qk_norm && a.head_size.is_some_and(|size| size > share(g)) && a.n_kv_head.is_some()
+    });
+    any("norms of heads over long sequences in 2 micro-batches", &|g, a| {
+        a.qk_norm && g.config.tokens_per_sequence > 64 && g.config.accum == 2
+    });
+    any("norms of heads and an eps that counts", &|g, a| {
+        a.qk_norm && g.config.layer_norm_eps > 5e-4
+    });
     any("an odd d_ff", &|g, _| g.config.d_ff % 2 == 1);
     any("ignored targets in 2 micro-batches", &|g, _| {
         g.config.accum == 2 && g.step_targets(0).contains(&IGNORED)

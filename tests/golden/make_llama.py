@@ -23,12 +23,15 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 # How far float32 inside `transformers` may move a logit. More would mean that
 # the float64 in its place computes something else.
@@ -47,6 +50,7 @@ class Parts:
     n_kv_head: int | None = None
     head_size: int | None = None
     qkv_bias: bool = False
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,14 @@ CONFIGS = [
                        rope_scaling={"rope_type": "llama3", "factor": 8.0,
                                      "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                      "original_max_position_embeddings": 48})),
+    # Norms of heads that are wider than their share of the width, two of queries to one of keys.
+    Family("qwen3", 30, kind="qwen3", d_model=24, d_ff=32, layer_norm_eps=1e-6,
+           parts=Parts(n_kv_head=2, head_size=10, rope_theta=1000000.0, qk_norm=True)),
+    # Sequences of more rows than the gradients of gains are summed over at a time, three heads of
+    # queries to one of keys, and an epsilon that would be missed.
+    Family("qwen3_ignored", 31, kind="qwen3", block_size=70, n_head=6, d_model=24, d_ff=32,
+           layer_norm_eps=1e-3, tied=False, accum=2, tokens_per_sequence=70, ignored_share=0.4,
+           parts=Parts(n_kv_head=2, head_size=8, rope_theta=1000000.0, qk_norm=True)),
 ]
 
 
@@ -112,6 +124,9 @@ def parameter_table(c):
         table.append((f"h.{i}.attn.c_attn.weight", (c.d_model, sum(c.widths))))
         if c.parts.qkv_bias:
             table.append((f"h.{i}.attn.c_attn.bias", (sum(c.widths),)))
+        if c.parts.qk_norm:
+            table.append((f"h.{i}.attn.q_norm.weight", (c.head_size,)))
+            table.append((f"h.{i}.attn.k_norm.weight", (c.head_size,)))
         table.append((f"h.{i}.attn.c_proj.weight", (c.widths[0], c.d_model)))
         table.append((f"h.{i}.ln_2.weight", (c.d_model,)))
         table.append((f"h.{i}.mlp.c_fc.weight", (c.d_model, 2 * c.d_ff)))
@@ -140,6 +155,9 @@ def theirs(c, p):
         named[f"{layer}.input_layernorm.weight"] = p[f"{ours}.ln_1.weight"]
         named[f"{layer}.post_attention_layernorm.weight"] = p[f"{ours}.ln_2.weight"]
         split("attn.c_attn", c.widths, [f"self_attn.{x}_proj" for x in "qkv"])
+        if c.parts.qk_norm:
+            for norm in ("q_norm.weight", "k_norm.weight"):
+                named[f"{layer}.self_attn.{norm}"] = p[f"{ours}.attn.{norm}"]
         split("attn.c_proj", c.d_model, ["self_attn.o_proj"])
         split("mlp.c_fc", c.d_ff, ["mlp.gate_proj", "mlp.up_proj"])
         split("mlp.c_proj", c.d_model, ["mlp.down_proj"])
@@ -162,7 +180,8 @@ class Float64(TorchFunctionMode):
 def network(c):
     """The model of `transformers`; the values of its parameters mean nothing."""
     config_class, model_class = CLASSES[c.kind]
-    options = {} if c.parts.head_size is None else {"head_dim": c.parts.head_size}
+    # Qwen3 has heads of 128 unless told.
+    options = {"head_dim": c.head_size}
     if c.kind == "mistral":
         options["sliding_window"] = None
     scaling = c.parts.rope_scaling or {"rope_type": "default"}
@@ -223,6 +242,9 @@ def main():
     for c in CONFIGS:
         forward = wide_forward(c)
         tensors, metadata = make(c, parameter_table(c), forward)
+        if not c.parts.qk_norm:
+            # What is absent is false, and the first files do not say.
+            del metadata["parts"]["qk_norm"]
         write(out, c, tensors, metadata | {"layer_norm_eps": c.layer_norm_eps})
         print(f"{'':28} float32 would move a logit by {check(c, forward):.1e}")
 
