@@ -4,13 +4,15 @@
 //! the [`Layout`] inside it is the only place that knows where a buffer lies.
 
 mod blocking;
+mod buffers;
 mod grain;
 mod layout;
 
 pub use blocking::{Blocking, BlockingError};
+pub(crate) use buffers::{Buffer, Columns};
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
-pub(crate) use layout::{Buffer, Columns, Layout};
+pub(crate) use layout::Layout;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Slot};

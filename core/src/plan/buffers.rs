@@ -1,0 +1,342 @@
+//! The buffers of activations: which there are, what takes whose place. Offsets count floats and are
+//! whole lines.
+//!
+//! Activations of a block, `N` tokens, `C = d_model`, `F = fc_width` (`d_ff`, with a gate twice as
+//! many), `H` heads of queries, `A` columns of all of them and `Q = qkv_width`:
+//!
+//! ```text
+//! kept    x (N, C)   att (N, A)   lse (N*H)
+//! inner   qkv (N, Q)   mid (N, C)   fc_pre (N, F)   mean, rstd (N) of both norms
+//!         norm1 (N, C), only if blocks are made again
+//! ```
+//! `x` enters the block, `mid` is the residual stream between its two halves, and
+//! the next block's `x` leaves it. In training every layer has its own; if blocks are made
+//! again, a few sets of the inner ones go round; when only losses are wanted, all layers
+//! share everything: nothing reads a block's `x` once `mid` is there.
+//!
+//! Nobody keeps the outputs of norms and of GELU. Forward they are only wanted for the
+//! next product of the same row block, and lie in the worker's scratch. Backward wants them
+//! for the gradients of weights, and makes them again when it reads their inputs for the
+//! last time, in the place of those:
+//!
+//! ```text
+//! fc_pre -> gelu      mid -> norm2      qkv -> its gradient
+//! x -> norm1, unless the block is made again      last x -> final norm
+//! ```
+//! Norms of heads leave queries and keys in a buffer of their own; their gradients take the place of
+//! those in it, and behind the norms that of what they were made of.
+//!
+//! With a gate its first `d_ff` columns become the activation. RMS norms have no mean. Tables of
+//! rotary angles, a row for each position, are made when a model gets its memory, and only read.
+//!
+//! What only products read (`fc_pre`, its gradient, all outputs of norms and GELU) is of bf16
+//! where the kernels keep that: see [`Buffer`].
+//! Rows of `fc_pre`, of its gradient and of logits are whole cache lines, and have one more, which
+//! nobody touches, where they would be a multiple of 4 KiB apart ([`row_stride`]).
+
+use super::{Grain, PARTIAL_ROWS, to_lines};
+use crate::architecture::NormKind;
+use crate::config::ModelConfig;
+use cllm_kernels::{Bf16, Kernels, row_stride};
+
+/// A matrix of activations or of their gradients, a row for each token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffer {
+    pub(crate) at: usize,
+    /// Elements from a row to the next.
+    pub(crate) width: usize,
+    /// They are bf16.
+    pub(crate) halves: bool,
+}
+
+impl Buffer {
+    pub(crate) fn floats(at: usize, width: usize) -> Self {
+        Self { at, width, halves: false }
+    }
+}
+
+/// Some columns of a matrix of floats: where they start in its first row, and from a row to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Columns {
+    pub(crate) at: usize,
+    pub(crate) stride: usize,
+}
+
+impl Columns {
+    /// The columns from `column` on, from row `row` on.
+    pub(crate) fn from(self, row: usize, column: usize) -> Self {
+        Self { at: self.at + row * self.stride + column, ..self }
+    }
+}
+
+/// A buffer that some layers have each a copy of, and the others by turns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) at: usize,
+    pub(super) stride: usize,
+    pub(super) copies: usize,
+}
+
+impl Place {
+    /// Of no size.
+    pub(super) const NOWHERE: Self = Self { at: 0, stride: 0, copies: 1 };
+
+    pub(super) fn of(self, layer: usize) -> usize {
+        self.at + layer % self.copies * self.stride
+    }
+}
+
+/// Hands out offsets one after the other.
+pub(super) struct Bump(pub(super) usize);
+
+impl Bump {
+    pub(super) fn take(&mut self, floats: usize) -> Option<usize> {
+        let at = self.0;
+        self.0 = at.checked_add(to_lines(floats)?)?;
+        Some(at)
+    }
+
+    pub(super) fn matrix(&mut self, rows: usize, cols: usize) -> Option<usize> {
+        self.take(rows.checked_mul(cols)?)
+    }
+
+    /// `copies` of a matrix.
+    pub(super) fn copies(&mut self, copies: usize, rows: usize, cols: usize) -> Option<Place> {
+        self.copies_of(copies, rows.checked_mul(cols)?)
+    }
+
+    /// `copies` of some floats.
+    pub(super) fn copies_of(&mut self, copies: usize, floats: usize) -> Option<Place> {
+        let stride = to_lines(floats)?;
+        Some(Place { at: self.take(stride.checked_mul(copies)?)?, stride, copies })
+    }
+}
+
+/// What a norm leaves for its backward pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moments<T = usize> {
+    pub(crate) mean: T,
+    pub(crate) rstd: T,
+}
+
+impl Moments<Place> {
+    pub(super) fn take(
+        bump: &mut Bump,
+        kind: NormKind,
+        copies: usize,
+        rows: usize,
+    ) -> Option<Self> {
+        let mean = match kind {
+            NormKind::Layer => bump.copies(copies, rows, 1)?,
+            NormKind::Rms => Place::NOWHERE,
+        };
+        Some(Self { mean, rstd: bump.copies(copies, rows, 1)? })
+    }
+
+    pub(super) fn of(self, layer: usize) -> Moments {
+        Moments { mean: self.mean.of(layer), rstd: self.rstd.of(layer) }
+    }
+}
+
+/// Rows of `fc_width` elements that only products read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wider {
+    /// Elements from a row to the next.
+    pub(super) stride: usize,
+    /// They are bf16. The activation, of `d_ff` columns, takes the place of a part of them.
+    pub(super) halves: bool,
+}
+
+impl Wider {
+    pub(super) fn new(c: &ModelConfig, kernels: &Kernels) -> Option<Self> {
+        let halves = kernels.keeps_halves_of(c.d_ff);
+        let bytes = if halves { size_of::<Bf16>() } else { size_of::<f32>() };
+        Some(Self { stride: row_stride(c.fc_width(), bytes)?, halves })
+    }
+
+    /// Floats of so many rows: the stride of halves is a whole number of lines.
+    fn floats(self, rows: usize) -> Option<usize> {
+        let elements = rows.checked_mul(self.stride)?;
+        Some(if self.halves { elements / 2 } else { elements })
+    }
+}
+
+/// Offsets of one block's activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockBuffers<T = usize> {
+    pub(crate) x: T,
+    pub(crate) att: T,
+    pub(crate) lse: T,
+    pub(crate) qkv: T,
+    /// With norms of heads: queries and keys behind them, turned if need be, (N, A + K), and the
+    /// norms' rstd, (H + heads of keys, N). `qkv` then holds what they are made of.
+    pub(crate) heads: T,
+    pub(crate) head_rstd: T,
+    /// Sums of the gradients of those norms' gains, for each piece of each sequence: of each head of
+    /// queries, (pieces * H, head), then of keys.
+    pub(crate) head_sums: T,
+    pub(crate) mid: T,
+    pub(crate) fc_pre: T,
+    pub(crate) norm1: Moments<T>,
+    pub(crate) norm2: Moments<T>,
+    /// Output of the first norm, for the gradient of the weights behind it: `x` itself, once
+    /// the backward pass has been there, unless the block is made again from that.
+    pub(crate) norm1_out: T,
+}
+
+impl BlockBuffers<Place> {
+    /// `kept` and `inner` copies; with a buffer for the first norm's output or without, and with one
+    /// of so many floats for sums of norms of heads or without.
+    pub(super) fn take(
+        bump: &mut Bump,
+        n: usize,
+        c: &ModelConfig,
+        (kept, inner): (usize, usize),
+        keeps_norm1: bool,
+        head_sums: Option<usize>,
+        kernels: &Kernels,
+    ) -> Option<Self> {
+        let d = c.d_model;
+        let x = bump.copies(kept, n, d)?;
+        let normed = |bump: &mut Bump, copies: usize, floats: usize| match c.arch.qk_norm {
+            true if copies > 0 => bump.copies_of(copies, floats),
+            _ => Some(Place::NOWHERE),
+        };
+        Some(Self {
+            x,
+            att: bump.copies(kept, n, c.query_width())?,
+            lse: bump.copies(kept, n, c.n_head)?,
+            qkv: bump.copies(inner, n, c.qkv_width())?,
+            heads: normed(bump, inner, n.checked_mul(c.query_width() + c.kv_width())?)?,
+            head_rstd: normed(bump, inner, n.checked_mul(c.n_head + c.kv_heads())?)?,
+            head_sums: match head_sums {
+                Some(floats) => normed(bump, c.n_layer, floats)?,
+                None => Place::NOWHERE,
+            },
+            mid: bump.copies(inner, n, d)?,
+            fc_pre: bump.copies_of(inner, Wider::new(c, kernels)?.floats(n)?)?,
+            norm1: Moments::take(bump, c.arch.norm, inner, n)?,
+            norm2: Moments::take(bump, c.arch.norm, inner, n)?,
+            norm1_out: if keeps_norm1 {
+                bump.copies_of(inner, kernels.operand_len(n, d)?)?
+            } else {
+                x
+            },
+        })
+    }
+
+    pub(super) fn of(self, layer: usize) -> BlockBuffers {
+        BlockBuffers {
+            x: self.x.of(layer),
+            att: self.att.of(layer),
+            lse: self.lse.of(layer),
+            qkv: self.qkv.of(layer),
+            heads: self.heads.of(layer),
+            head_rstd: self.head_rstd.of(layer),
+            head_sums: self.head_sums.of(layer),
+            mid: self.mid.of(layer),
+            fc_pre: self.fc_pre.of(layer),
+            norm1: self.norm1.of(layer),
+            norm2: self.norm2.of(layer),
+            norm1_out: self.norm1_out.of(layer),
+        }
+    }
+}
+
+/// Offsets of the gradients of one block's activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GradBuffers<T = usize> {
+    /// Gradient of a block's output, (N, C).
+    pub(crate) dx: T,
+    /// Gradient of `mid`, (N, C). With dropout nothing but the next row of either is made of
+    /// `dx` and `dmid`: they are then one buffer, for all layers.
+    pub(crate) dmid: T,
+    /// `dx` and `dmid` behind their dropout masks, (N, C) each; without dropout those
+    /// themselves.
+    pub(crate) masked_mlp: T,
+    pub(crate) masked_att: T,
+    /// Gradient of a norm's output, (N, C), for all layers.
+    pub(crate) dnorm: T,
+    /// Gradient of the attention's output, (N, A). It is the buffer of `dnorm`, if that is as wide and
+    /// a row block waits for all attention that reads it before it goes on.
+    pub(crate) datt: T,
+    /// Gradient of queries, keys and values, (N, Q), where they cannot take the place of
+    /// those: spans of a sequence read what the others would overwrite.
+    pub(crate) dqkv: T,
+    /// Gradient of `fc_pre`, (N, F).
+    pub(crate) dfc: T,
+    /// Sums of norm gradients of each [`PARTIAL_ROWS`] rows, (pieces, 2C), or (pieces, C) without
+    /// biases: the norm above the block (the next block's first or the final one), and the second
+    /// norm.
+    pub(crate) partial1: T,
+    pub(crate) partial2: T,
+}
+
+impl GradBuffers<Place> {
+    pub(super) const NONE: Self = Self {
+        dx: Place::NOWHERE,
+        dmid: Place::NOWHERE,
+        masked_mlp: Place::NOWHERE,
+        masked_att: Place::NOWHERE,
+        dnorm: Place::NOWHERE,
+        datt: Place::NOWHERE,
+        dqkv: Place::NOWHERE,
+        dfc: Place::NOWHERE,
+        partial1: Place::NOWHERE,
+        partial2: Place::NOWHERE,
+    };
+
+    /// `in_place`: a row block waits for the attention of its whole sequences.
+    pub(super) fn take(
+        bump: &mut Bump,
+        n: usize,
+        c: &ModelConfig,
+        grain: &Grain,
+        in_place: bool,
+        kernels: &Kernels,
+    ) -> Option<Self> {
+        let (d, sets) = (c.d_model, grain.gradient_sets);
+        let pieces = n.div_ceil(PARTIAL_ROWS);
+        let dnorm = bump.copies(1, n, d)?;
+        let (first, second) = (bump.copies(sets, n, d)?, bump.copies(sets, n, d)?);
+        let (dx, dmid) = if c.dropout > 0.0 {
+            let stream = bump.copies(1, n, d)?;
+            (stream, stream)
+        } else {
+            (first, second)
+        };
+        let width = c.query_width();
+        let datt = match grain.parted && !in_place {
+            true => bump.copies(sets, n, width)?,
+            false if width != d => bump.copies(1, n, width)?,
+            false => dnorm,
+        };
+        Some(Self {
+            dx,
+            dmid,
+            masked_mlp: first,
+            masked_att: second,
+            dnorm,
+            datt,
+            dqkv: if grain.parted { bump.copies(sets, n, c.qkv_width())? } else { Place::NOWHERE },
+            dfc: bump.copies_of(sets, Wider::new(c, kernels)?.floats(n)?)?,
+            partial1: bump.copies(sets, pieces, c.norm_vectors() * d)?,
+            partial2: bump.copies(sets, pieces, c.norm_vectors() * d)?,
+        })
+    }
+
+    pub(super) fn of(self, layer: usize) -> GradBuffers {
+        GradBuffers {
+            dx: self.dx.of(layer),
+            dmid: self.dmid.of(layer),
+            masked_mlp: self.masked_mlp.of(layer),
+            masked_att: self.masked_att.of(layer),
+            dnorm: self.dnorm.of(layer),
+            datt: self.datt.of(layer),
+            dqkv: self.dqkv.of(layer),
+            dfc: self.dfc.of(layer),
+            partial1: self.partial1.of(layer),
+            partial2: self.partial2.of(layer),
+        }
+    }
+}
