@@ -86,6 +86,10 @@ pub struct TrainSettings {
     pub tokenizer: TokenizerChoice,
     /// Size of the vocabulary for token shards without a tokenizer.
     pub vocab_size: Option<usize>,
+    /// Run folder or checkpoint whose model the run starts from, which then decides all that is below
+    /// of the model but its dropout.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
     /// Transformer blocks.
     pub n_layer: usize,
     /// Attention heads.

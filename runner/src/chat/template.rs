@@ -13,9 +13,8 @@ use serde_json::{Map, Value, json};
 
 use super::Message;
 use crate::error::{Error, Result};
+use crate::tokenizer::CONFIG_FILE_NAME as FILE_NAME;
 
-/// File beside the tokenizer that says how it is used, in `transformers`' words.
-pub const FILE_NAME: &str = "tokenizer_config.json";
 /// File that newer versions of `transformers` put the template into.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Most steps of a template: thousands of messages take a few hundred thousand.

@@ -148,6 +148,9 @@ train_flags! {
         vocab_size: usize,
     }
     "Model" [] {
+        /// Run folder or checkpoint to start from: its model, weights and tokenizer.
+        #[arg(value_name = "PATH")]
+        base: PathBuf,
         /// Transformer blocks.
         #[arg(value_name = "N", alias = "num-hidden-layers")]
         n_layer: usize,

@@ -69,6 +69,7 @@ fn tiny() -> TrainSettings {
         text_field: "text".to_owned(),
         tokenizer: TokenizerChoice::Bytes,
         vocab_size: None,
+        base: None,
         n_layer: 4,
         n_head: 4,
         n_embd: 128,

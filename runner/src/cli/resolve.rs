@@ -11,7 +11,7 @@ use super::validate::Invalid;
 use super::value::Setting;
 use crate::error::{Error, Result};
 use crate::settings::TrainSettings;
-use crate::train::stored_settings;
+use crate::train::{self, stored_settings};
 use cllm_core::Isa;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -101,6 +101,10 @@ impl TrainArgs {
         flags.apply(&mut settings, |key| {
             origins.insert(key, Origin::Flag);
         });
+        // A run that goes on has its model already.
+        if let Some(path) = settings.base.clone().filter(|_| !settings.resume) {
+            train::base::settle(&mut settings, &path, |field| origins.contains_key(field))?;
+        }
         settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
         Ok(Resolved { settings, preset: base.preset, origins })
     }

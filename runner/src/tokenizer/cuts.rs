@@ -5,6 +5,8 @@
 
 use serde_json::{Value, json};
 
+use super::transformers::byte_level;
+
 /// Llama 3's words: contractions, letters with a sign before them, up to three digits, signs, spaces.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's: the same with digits one by one.
@@ -23,11 +25,9 @@ pub(crate) enum Cut {
 }
 
 impl Cut {
-    #[cfg(feature = "gguf")]
     const ALL: [Self; 4] = [Self::Gpt2, Self::Smollm, Self::Llama3, Self::Qwen2];
 
     /// llama.cpp's name, and others that it has for the same.
-    #[cfg(feature = "gguf")]
     pub(crate) fn names(self) -> &'static [&'static str] {
         match self {
             Self::Gpt2 => &["gpt-2"],
@@ -38,7 +38,6 @@ impl Cut {
     }
 
     /// By a name of llama.cpp's.
-    #[cfg(feature = "gguf")]
     pub(crate) fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|cut| cut.names().contains(&name))
     }
@@ -70,7 +69,6 @@ impl Cut {
     }
 
     /// The way of a pre-tokenizer, if it is one of these.
-    #[cfg(feature = "gguf")]
     pub(crate) fn of_json(before: &Value) -> Option<Self> {
         /// What does not change what the tokens are, taken off.
         fn bare(value: &Value) -> Value {
@@ -87,17 +85,7 @@ impl Cut {
     }
 }
 
-/// The part that turns bytes into characters, with GPT-2's pattern or without.
-pub(super) fn byte_level(use_regex: bool) -> Value {
-    json!({
-        "type": "ByteLevel",
-        "add_prefix_space": false,
-        "trim_offsets": true,
-        "use_regex": use_regex,
-    })
-}
-
-#[cfg(all(test, feature = "gguf"))]
+#[cfg(test)]
 mod tests {
     use super::super::{Tokenizer, added_token, byte_char, byte_level_json};
     use super::*;

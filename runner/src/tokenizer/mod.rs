@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 mod bpe;
 mod bytes;
 mod chars;
+#[cfg(feature = "gguf")]
 mod cuts;
 mod stream;
 mod transformers;
@@ -39,6 +40,8 @@ use crate::files;
 
 /// The file name of a saved tokenizer.
 pub const FILE_NAME: &str = "tokenizer.json";
+/// File beside it that says how it is used, in the words of `transformers`.
+pub(crate) const CONFIG_FILE_NAME: &str = "tokenizer_config.json";
 
 /// The spelling of the token that ends a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";

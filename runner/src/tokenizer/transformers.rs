@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 use super::bpe::byte_char;
 #[cfg(feature = "gguf")]
 use super::cuts::Cut;
-use super::cuts::byte_level;
 use super::{CharTokenizer, END_OF_TEXT};
 
 /// That of bytes.
@@ -53,6 +52,16 @@ pub(crate) fn added_token(id: usize, content: &str, is_special: bool) -> Value {
         "rstrip": false,
         "normalized": false,
         "special": is_special,
+    })
+}
+
+/// The part that turns bytes into characters, with GPT-2's pattern or without.
+pub(super) fn byte_level(use_regex: bool) -> Value {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": false,
+        "trim_offsets": true,
+        "use_regex": use_regex,
     })
 }
 

@@ -4,6 +4,7 @@
 //! through the steps. [`folder`] knows where things lie, [`metrics`] and [`report`] what is
 //! said, [`stop`] when to end early.
 
+pub(crate) mod base;
 mod board;
 pub mod event;
 pub mod folder;
@@ -106,7 +107,11 @@ fn run(
     let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
     let inputs = Inputs::open(settings, &folder, from.is_some())?;
-    let config = model::config(settings, inputs.vocab_size)?;
+    let base = base::Start::of(settings, from.as_ref(), inputs.vocab_size)?;
+    let config = match &base {
+        Some(base) => base.config,
+        None => model::config(settings, inputs.vocab_size)?,
+    };
     let workers = model::workers(settings.threads)?;
     let (plan, chosen) = model::train_plan(settings, &config, kernels)?;
     check_available(&plan, model::batches(settings))?;
@@ -118,7 +123,10 @@ fn run(
     let meta = match &from {
         Some(file) => restore(&mut trainer, file, &inputs, &config, kernels)?,
         None => {
-            trainer.initialise();
+            match &base {
+                Some(base) => base.begin(&mut trainer, &settings.out_dir)?,
+                None => trainer.initialise(),
+            }
             first_meta(&inputs, kernels)
         }
     };

@@ -4,12 +4,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::base;
 use crate::error::{Error, Result};
 use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 25] = [
+const FIXED: [&str; 26] = [
+    "base",
     "data",
     "val_data",
     "val_fraction",
@@ -82,6 +84,7 @@ pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
     {
         *path = whole;
     }
+    settings.base = settings.base.as_deref().map(base::whole_path);
     settings.d_ff = Some(model::d_ff(&settings));
     settings
 }

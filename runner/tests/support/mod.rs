@@ -38,6 +38,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         text_field: "text".to_owned(),
         tokenizer: TokenizerChoice::Bytes,
         vocab_size: None,
+        base: None,
         n_layer: 2,
         n_head: 2,
         n_embd: 32,

@@ -1,0 +1,176 @@
+//! Going on from a model that is there already: `--base`.
+//!
+//! ```text
+//! first session     config, weights, tokenizer and chat template of the base
+//! resumed session   all of that from the run's own checkpoint and folder: the base may be gone
+//! ```
+//! Moments start at zero, and so does the count of steps: it is another run.
+
+use std::path::{Path, PathBuf};
+
+use cllm_core::{ModelConfig, Positions, Trainer};
+
+use crate::checkpoint::CheckpointFile;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::parts::Parts;
+use crate::settings::{TokenizerChoice, TrainSettings};
+use crate::tokenizer;
+use crate::trained::Trained;
+
+/// The settings that a base decides.
+pub(crate) const DECIDED: [&str; 14] = [
+    "n_layer",
+    "n_head",
+    "n_kv_head",
+    "head_size",
+    "n_embd",
+    "d_ff",
+    "bias",
+    "tied",
+    "norm",
+    "positions",
+    "rope_theta",
+    "activation",
+    "qkv_bias",
+    "qk_norm",
+];
+/// Longest sequences unless they are told: a base may have been made for many more tokens than fit
+/// into the memory of a step.
+const BLOCK: usize = 1024;
+
+/// Fills `settings` with what the base says, of which `is_set` says what somebody has set.
+///
+/// # Errors
+/// The base cannot be read, or somebody has set what it decides.
+pub(crate) fn settle(
+    settings: &mut TrainSettings,
+    base: &Path,
+    is_set: impl Fn(&str) -> bool,
+) -> Result<()> {
+    if let Some(field) = DECIDED.into_iter().find(|field| is_set(field)) {
+        let flag = field.replace('_', "-");
+        return Err(Error::usage(format!(
+            "--{flag}: with --base the model is that of {}; leave --{flag} out",
+            base.display()
+        )));
+    }
+    let trained = open(base)?;
+    let c = trained.config();
+    (settings.n_layer, settings.n_head, settings.n_embd) = (c.n_layer, c.n_head, c.d_model);
+    (settings.d_ff, settings.bias, settings.tied) = (Some(c.d_ff), c.bias, c.tied);
+    let Parts {
+        norm,
+        positions,
+        activation,
+        rope_theta,
+        n_kv_head,
+        head_size,
+        qkv_bias,
+        qk_norm,
+        ..
+    } = Parts::from(&c.arch);
+    (settings.norm, settings.positions, settings.activation) = (norm, positions, activation);
+    (settings.rope_theta, settings.n_kv_head) = (rope_theta, n_kv_head);
+    (settings.head_size, settings.qkv_bias, settings.qk_norm) = (head_size, qkv_bias, qk_norm);
+    if !is_set("block_size") {
+        settings.block_size = c.block_size.min(BLOCK);
+    }
+    let beside = trained.dir().join(tokenizer::FILE_NAME);
+    if beside.exists() && !is_set("tokenizer") {
+        settings.tokenizer = TokenizerChoice::File(beside);
+    } else if !is_set("vocab_size") {
+        settings.vocab_size = Some(c.vocab_size);
+    }
+    Ok(())
+}
+
+/// Opens a base.
+fn open(path: &Path) -> Result<Trained> {
+    Trained::open(path).map_err(|error| {
+        let foreign = path.join("config.json").exists()
+            || path.extension().is_some_and(|extension| extension == "gguf");
+        if !foreign {
+            return error;
+        }
+        Error::failure(format!(
+            "--base {}: a model of another program; `cllm import {} --out-dir DIR` makes a run folder \
+             of it, which can be a base",
+            path.display(),
+            path.display()
+        ))
+    })
+}
+
+/// What a run's model is: the base's, or that of the checkpoint that goes on from one.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// The model.
+    pub(super) config: ModelConfig,
+    base: Option<Trained>,
+}
+
+impl Start {
+    /// The model of a run with a base, of which `from` is a checkpoint if it has begun; `None` if it has
+    /// no base.
+    ///
+    /// # Errors
+    /// One of them cannot be read; sequences or token ids that are not the model's.
+    pub(super) fn of(
+        settings: &TrainSettings,
+        from: Option<&CheckpointFile>,
+        vocab_size: usize,
+    ) -> Result<Option<Self>> {
+        let Some(path) = &settings.base else { return Ok(None) };
+        let (base, config) = match from {
+            Some(file) => {
+                let checkpoint = file.parse().map_err(|e| file.error(e))?;
+                (None, checkpoint.header().config)
+            }
+            None => {
+                let base = open(path)?;
+                let config = *base.config();
+                (Some(base), config)
+            }
+        };
+        let config = ModelConfig { dropout: settings.dropout, ..config };
+        if vocab_size > config.vocab_size {
+            return Err(Error::usage(format!(
+                "--tokenizer: it has {vocab_size} ids, but the model of --base {} has {}; leave \
+                 --tokenizer out",
+                path.display(),
+                config.vocab_size
+            )));
+        }
+        if settings.block_size > config.block_size {
+            let what = match config.arch.positions {
+                Positions::Learned => "has a table of",
+                Positions::Rotary(_) => "is for",
+            };
+            return Err(Error::usage(format!(
+                "--block-size {}: the model of --base {} {what} {} positions",
+                settings.block_size,
+                path.display(),
+                config.block_size
+            )));
+        }
+        Ok(Some(Self { config, base }))
+    }
+
+    /// Gives a trainer the weights of the base, and the run folder its chat template.
+    pub(super) fn begin(&self, trainer: &mut Trainer<'_>, out_dir: &Path) -> Result<()> {
+        let Some(base) = &self.base else { return Ok(()) };
+        trainer.restore(0, |parameters, _, _| base.read_parameters(parameters))?;
+        let from = base.dir().join(tokenizer::CONFIG_FILE_NAME);
+        if from.exists() {
+            let text = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
+            files::write_atomic(&out_dir.join(tokenizer::CONFIG_FILE_NAME), &text)?;
+        }
+        Ok(())
+    }
+}
+
+/// The base's path from any working folder.
+pub(super) fn whole_path(base: &Path) -> PathBuf {
+    base.canonicalize().unwrap_or_else(|_| base.to_path_buf())
+}
