@@ -1,9 +1,11 @@
 //! What exchanging models with other programs has in common, whatever the format.
 
 mod elements;
+mod parts;
 mod tokens;
 
 pub use elements::Element;
+pub(crate) use parts::{Family, Part, fill_columns, parts};
 pub(crate) use tokens::{End, checked_tokenizer};
 
 use std::path::{Path, PathBuf};
