@@ -2,10 +2,12 @@
 #![cfg(feature = "hf")]
 
 mod cli_support;
+#[path = "transformers/llama.rs"]
+mod llama;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cli_support::{Ran, loss, run_in, spoken, words};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
@@ -62,12 +64,16 @@ fn change_config(dir: &Path, how: impl FnOnce(&mut Value)) {
     fs::write(&path, config.to_string()).unwrap();
 }
 
+/// A folder of `tests/golden/transformers`.
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/transformers").join(name)
+}
+
 /// `tests/golden/make_transformers.py` makes them; a loss of theirs is in float64.
 #[test]
 fn models_of_transformers_compute_here_what_they_compute_there() {
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/transformers");
     let mut seen = 0;
-    for golden in fs::read_dir(goldens).unwrap() {
+    for golden in fs::read_dir(golden(".")).unwrap() {
         let golden = golden.unwrap().path();
         let expected: Value =
             serde_json::from_slice(&fs::read(golden.join("expected.json")).unwrap()).unwrap();
@@ -84,7 +90,7 @@ fn models_of_transformers_compute_here_what_they_compute_there() {
         assert_eq!(run_in(dir, &spoken).json()["text"], expected["said"], "{from}");
         seen += 1;
     }
-    assert_eq!(seen, 2);
+    assert_eq!(seen, 7);
 }
 
 #[test]

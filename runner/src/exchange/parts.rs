@@ -51,6 +51,9 @@ impl Family {
                 "other programs know no model of these parts: a model that is not GPT-2's but has \
                  other parts wants {part} too"
             )),
+            None if arch.qk_norm => {
+                Err("models with --qk-norm cannot be written for other programs yet".to_owned())
+            }
             None if arch.qkv_bias && !config.bias => Ok(Self::Qwen2),
             None => Ok(Self::Llama),
         }
@@ -158,6 +161,8 @@ mod tests {
         assert_eq!(family(biased, true), Ok(Family::Llama));
         let odd = Architecture { activation: Activation::Gelu, ..Architecture::LLAMA };
         assert!(family(odd, false).unwrap_err().contains("--activation swiglu"));
+        let normed = Architecture { qk_norm: true, ..Architecture::LLAMA };
+        assert!(family(normed, false).unwrap_err().contains("--qk-norm"));
     }
 
     #[test]

@@ -1,21 +1,24 @@
 //! A checkpoint becomes a folder that `transformers` loads.
 //!
-//! Its tensors have the table's names behind `transformer.`, and lie there as here. A model without
-//! biases gets biases of zeros, for GPT-2 has no other kind: it computes the same.
+//! A model that is not GPT-2's is written as a Llama, a Qwen2 (biases of queries, keys and values alone) or
+//! a Mistral. A GPT-2 without biases gets biases of zeros, for GPT-2 has no other kind: it computes the
+//! same.
 
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 
-use cllm_core::{ModelConfig, Param};
+use cllm_core::{ModelConfig, ParamSpec, ParamTable};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
-use super::import::shape;
+use super::names::{self, Named, Place};
 use super::weights::dtype;
 use super::{CONFIG, INDEX, TOKENIZER_CONFIG, WEIGHTS, config};
 use crate::error::{Error, Result};
-use crate::exchange::{Element, ExportSettings, WithValues, check_held, with_biases};
+use crate::exchange::{
+    Element, ExportSettings, Family, WithValues, check_held, row_by_output, with_biases,
+};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::{self, Tokenizer};
@@ -24,12 +27,17 @@ use crate::trained::Trained;
 /// Exports a model.
 ///
 /// # Errors
-/// A missing or damaged checkpoint or tokenizer; weights that are not numbers of the wanted type; a
-/// folder that has such files or cannot be written.
+/// A missing or damaged checkpoint or tokenizer; a model that `transformers` does not have; weights that
+/// are not numbers of the wanted type; a folder that has such files or cannot be written.
 pub fn export(settings: &ExportSettings) -> Result<()> {
     let trained = Trained::open(&settings.checkpoint)?;
     let config = trained.config();
     let tokenizer = if trained.has_tokenizer() { Some(trained.tokenizer(None)?) } else { None };
+    let bad = |e: String| Error::failure(format!("{}: {e}", settings.checkpoint.display()));
+    let family = Family::of(config).map_err(bad)?;
+    let end_of_text = tokenizer.as_ref().map(Tokenizer::end_of_text);
+    let text = config::text(config, family, end_of_text, torch_name(settings.element));
+    let text = text.map_err(bad)?;
     let out = &settings.out;
     // The index too, which would be read before the weights.
     for name in [CONFIG, WEIGHTS, INDEX, tokenizer::FILE_NAME, TOKENIZER_CONFIG] {
@@ -43,11 +51,9 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
         let json = tokenizer_config(tokenizer, config)?;
         files::write_atomic(&out.join(TOKENIZER_CONFIG), json.as_bytes())?;
     }
-    let tensors = with_biases(config, &parameters).map_err(model::config_error)?;
+    let tensors = tensors(config, family, &parameters)?;
     write(&out.join(WEIGHTS), &tensors, settings.element)?;
     // Last: a folder with it is whole.
-    let end_of_text = tokenizer.as_ref().map(Tokenizer::end_of_text);
-    let text = config::text(config, end_of_text, torch_name(settings.element))?;
     files::write_atomic(&out.join(CONFIG), text.as_bytes())
 }
 
@@ -60,44 +66,85 @@ fn torch_name(element: Element) -> &'static str {
     }
 }
 
-/// Elements that are brought into bytes at a time.
+/// A tensor of the file, and the one here that has its values.
+struct Planned<'a> {
+    named: Named,
+    spec: ParamSpec,
+    /// None where the model lacks it, and zeros are written.
+    values: Option<&'a [f32]>,
+}
+
+/// All that are written, in their order.
+fn tensors<'a>(config: &ModelConfig, family: Family, arena: &'a [f32]) -> Result<Vec<Planned<'a>>> {
+    let tensors: Vec<WithValues<'a>> = match family {
+        Family::Gpt2 => with_biases(config, arena).map_err(model::config_error)?,
+        Family::Llama | Family::Qwen2 => {
+            let table = ParamTable::new(config).map_err(model::config_error)?;
+            table.iter().map(|spec| (spec.clone(), Some(&arena[spec.range()]))).collect()
+        }
+    };
+    let prefix = names::prefix(family);
+    let planned = tensors.into_iter().flat_map(|(spec, values)| {
+        let named = names::of(family, config, &spec, prefix).into_iter();
+        named.map(move |named| Planned { named, spec: spec.clone(), values })
+    });
+    Ok(planned.collect())
+}
+
+/// Elements that are brought into bytes at a time, of what lies here as in the file.
 const PART: usize = 1 << 14;
 
+impl Planned<'_> {
+    /// Gives its values in the order of the file, some at a time.
+    fn each(&self, mut give: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        match &self.named.place {
+            Place::Values(range) => {
+                let zeros = [0.0; PART];
+                for start in range.clone().step_by(PART) {
+                    let end = range.end.min(start + PART);
+                    give(self.values.map_or(&zeros[..end - start], |all| &all[start..end]))?;
+                }
+            }
+            Place::Columns(columns) => {
+                let mut row = vec![0.0; self.spec.rows];
+                for column in columns.clone() {
+                    row_by_output(&self.spec, self.values, true, column, &mut row);
+                    give(&row)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Writes the file of weights: the old one or the new one, never a part.
-fn write(path: &Path, tensors: &[WithValues<'_>], element: Element) -> Result<()> {
+fn write(path: &Path, tensors: &[Planned<'_>], element: Element) -> Result<()> {
     let io = |e| Error::io("write", path, &e);
     let mut file = AtomicFile::create(path)?;
     let header = header(tensors, element)
         .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     file.write_all(&header).map_err(io)?;
-    let (zeros, mut bytes) = ([0.0; PART], Vec::new());
-    for (spec, values) in tensors {
-        let mut at = 0;
-        while at < spec.len() {
-            let part = PART.min(spec.len() - at);
-            let part = values.map_or(&zeros[..part], |values| &values[at..at + part]);
-            check_held(part, element, &spec.name())?;
+    let mut bytes = Vec::new();
+    for tensor in tensors {
+        tensor.each(|values| {
+            check_held(values, element, &tensor.named.name)?;
             bytes.clear();
-            element.write(part, &mut bytes);
-            file.write_all(&bytes).map_err(io)?;
-            at += part.len();
-        }
+            element.write(values, &mut bytes);
+            file.write_all(&bytes).map_err(io)
+        })?;
     }
     file.commit()
 }
 
 /// The header of the format, a whole number of eight bytes.
-fn header(tensors: &[WithValues<'_>], element: Element) -> core::result::Result<Vec<u8>, String> {
+fn header(tensors: &[Planned<'_>], element: Element) -> core::result::Result<Vec<u8>, String> {
     let mut end = 0;
     let mut infos = Vec::with_capacity(tensors.len());
-    for (spec, _) in tensors {
-        let prefix = if spec.param == Param::Head { "" } else { "transformer." };
-        let start = end;
-        end += spec.len() * element.bytes();
-        let (dtype, shape) = (dtype(element), shape(spec));
-        let info = TensorInfo { dtype, shape, data_offsets: (start, end) };
-        infos.push((format!("{prefix}{}", spec.name()), info));
+    for Planned { named, .. } in tensors {
+        let (start, dtype, shape) = (end, dtype(element), named.shape.clone());
+        end += shape.iter().product::<usize>() * element.bytes();
+        infos.push((named.name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) }));
     }
     let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let header = Metadata::new(Some(about), infos).map_err(|e| e.to_string())?;

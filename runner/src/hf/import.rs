@@ -3,7 +3,7 @@
 //! ```text
 //! config.json -> config
 //! for each tensor of the parameter table: take it from the files by name, check its shape
-//! what is left in the files is refused, but for masks and a second copy of a tied table
+//! what is left in the files is refused, but for masks, angles and a second copy of a tied table
 //! only then: memory, values into the arena, tokenizer.json, step-0.cllm last
 //! ```
 
@@ -14,10 +14,11 @@ use std::path::Path;
 use cllm_core::{ModelConfig, Param, ParamSpec, ParamTable};
 use serde_json::Value;
 
+use super::names::{self, HEAD, Named, Place};
 use super::weights::{Mapped, Tensor, Tensors};
 use super::{CONFIG, TOKENIZER_CONFIG, config};
 use crate::error::{Error, Result};
-use crate::exchange::{End, Imported, checked_tokenizer, create_run};
+use crate::exchange::{End, Family, Imported, checked_tokenizer, create_run, fill_columns};
 use crate::tokenizer;
 use crate::trained;
 
@@ -42,8 +43,14 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     let tokenizer = read_tokenizer(from, &config)?;
 
     let mut arena = trained::arena(&table, from)?;
-    for (spec, tensor) in &tensors.matched {
-        tensor.read(&mut arena[spec.range()])?;
+    for (spec, named, tensor) in &tensors.matched {
+        let to = &mut arena[spec.range()];
+        match &named.place {
+            Place::Values(range) => tensor.read(&mut to[range.clone()])?,
+            Place::Columns(columns) => {
+                fill_columns(spec, columns, to, |row| row, |row, to| tensor.read_row(row, to))?;
+            }
+        }
     }
 
     let checkpoint = create_run(out_dir, &config, &arena, tokenizer.as_deref())?;
@@ -88,29 +95,29 @@ fn end_of_text(from: &Path) -> Result<Option<End>> {
 
 /// Every tensor of a table, found in the files; nothing else is in these.
 struct Matched<'a> {
-    matched: Vec<(ParamSpec, Tensor<'a>)>,
+    matched: Vec<(ParamSpec, Named, Tensor<'a>)>,
 }
 
 impl<'a> Matched<'a> {
     fn new(config: &ModelConfig, table: &ParamTable, mut tensors: Tensors<'a>) -> Result<Self> {
-        // `GPT2LMHeadModel` puts this before all names but that of its head, `GPT2Model` does not.
-        let prefix = if tensors.has_prefix("transformer.") { "transformer." } else { "" };
-        const HEAD: &str = "lm_head.weight";
+        let family = Family::of(config).map_err(Error::failure)?;
+        let prefix = names::prefix(family);
+        let prefix = if tensors.has_prefix(prefix) { prefix } else { "" };
         let mut matched = Vec::new();
         for spec in table.iter() {
-            let prefix = if spec.param == Param::Head { "" } else { prefix };
-            let mut name = format!("{prefix}{}", spec.name());
-            // Of two names of one tensor files may keep either.
-            if config.tied && spec.param == Param::TokenTable && !tensors.has(&name) {
-                HEAD.clone_into(&mut name);
+            for mut named in names::of(family, config, &spec, prefix) {
+                // Of two names of one tensor files may keep either.
+                if config.tied && spec.param == Param::TokenTable && !tensors.has(&named.name) {
+                    HEAD.clone_into(&mut named.name);
+                }
+                let tensor = tensors.take(&named.name, &named.shape)?;
+                matched.push((spec.clone(), named, tensor));
             }
-            let tensor = tensors.take(&name, &shape(&spec))?;
-            matched.push((spec, tensor));
         }
         if config.tied && tensors.has(HEAD) {
             let head = tensors.take(HEAD, &[config.vocab_size, config.d_model])?;
-            let table = matched.iter().find(|(spec, _)| spec.param == Param::TokenTable);
-            if !table.is_some_and(|(_, table)| table.equals(&head)) {
+            let table = matched.iter().find(|(spec, ..)| spec.param == Param::TokenTable);
+            if !table.is_some_and(|(.., table)| table.equals(&head)) {
                 return Err(Error::failure(format!(
                     "{}: {HEAD} is not the token table to the byte, but {CONFIG} has \
                      tie_word_embeddings: set it to false there to import both",
@@ -118,18 +125,13 @@ impl<'a> Matched<'a> {
                 )));
             }
         }
-        // Causal masks, which old versions of `transformers` saved with the weights.
-        tensors.forget(|name| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
-        match tensors.left() {
-            None => Ok(Self { matched }),
-            Some((name, path)) => {
-                Err(Error::failure(format!("{}: no GPT-2 has the tensor {name}", path.display())))
-            }
-        }
+        tensors.forget(|name| names::is_constant(family, name));
+        let Some((name, path)) = tensors.left() else { return Ok(Self { matched }) };
+        let model = match family {
+            Family::Gpt2 => "GPT-2",
+            Family::Llama => "Llama of this config.json",
+            Family::Qwen2 => "Qwen2 of this config.json",
+        };
+        Err(Error::failure(format!("{}: no {model} has the tensor {name}", path.display())))
     }
-}
-
-/// The shape of a tensor in files.
-pub(super) fn shape(spec: &ParamSpec) -> Vec<usize> {
-    if spec.is_vector() { vec![spec.cols] } else { vec![spec.rows, spec.cols] }
 }

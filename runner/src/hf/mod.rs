@@ -1,8 +1,9 @@
-//! Models of Hugging Face's `transformers`: folders in ([`import`]) and out ([`export`]).
+//! Models of Hugging Face's `transformers`: folders in ([`import`]) and out ([`export`]), of GPT-2 and of
+//! the Llama family (Llama, Mistral, Qwen2).
 //!
 //! ```text
 //! config.json                     architecture and sizes                  (config)
-//! model.safetensors               the weights, or                         (weights)
+//! model.safetensors               the weights, or                         (weights, names)
 //! model.safetensors.index.json    which of several .safetensors files has which tensor
 //! tokenizer.json                  the tokenizer
 //! ```
@@ -14,6 +15,7 @@
 mod config;
 mod export;
 mod import;
+mod names;
 mod weights;
 
 pub use export::export;

@@ -202,8 +202,23 @@ impl Tensor<'_> {
     /// Names the first that is not a finite number.
     pub(super) fn read(&self, to: &mut [f32]) -> Result<()> {
         self.element.read(self.bytes, to);
-        check_finite(to, &self.name)
-            .map_err(|e| Error::failure(format!("{}: {e}", self.path.display())))
+        check_finite(to, &self.name).map_err(|e| self.bad(&e))
+    }
+
+    /// Writes the values of a row to `to`, which has as many.
+    ///
+    /// # Errors
+    /// Names the first that is not a finite number.
+    pub(super) fn read_row(&self, row: usize, to: &mut [f32]) -> Result<()> {
+        let bytes = to.len() * self.element.bytes();
+        self.element.read(&self.bytes[row * bytes..][..bytes], to);
+        check_finite(to, &self.name).or_else(|_| {
+            check_finite(to, &format!("row {row} of {}", self.name)).map_err(|e| self.bad(&e))
+        })
+    }
+
+    fn bad(&self, what: &str) -> Error {
+        Error::failure(format!("{}: {what}", self.path.display()))
     }
 
     /// Whether `other` has the same bytes of the same kind.
