@@ -13,7 +13,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use cllm_core::{ModelConfig, Param};
+use cllm_core::{Architecture, ModelConfig, Param};
 
 use crate::error::{Error, Result};
 use crate::exchange::{
@@ -78,6 +78,13 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
 
 /// Refuses what llm.c computes otherwise.
 fn check(c: &ModelConfig) -> core::result::Result<(), String> {
+    if c.arch != Architecture::GPT2 {
+        return Err(
+            "its blocks are not made of GPT-2's parts, and llm.c has no others; take --format \
+                    safetensors or gguf"
+                .into(),
+        );
+    }
     if !c.tied {
         return Err(
             "its output projection is not its table of tokens, which llm.c has as one".into()

@@ -147,4 +147,12 @@ fn what_llm_c_does_not_have_is_refused() {
         export(dir, "--format llmc --out other").refused(1, &["out", "llm.c", word]);
         assert!(!dir.join("other").exists(), "{flags}");
     }
+    // Untied too, but first of all no GPT-2.
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/transformers");
+    let llama = goldens.join("llama-untied-bf16");
+    fs::remove_dir_all(dir.join("out")).unwrap();
+    run_in(dir, &["import", llama.to_str().unwrap(), "--out-dir", "out"]).done();
+    export(dir, "--format llmc --out other")
+        .refused(1, &["out: its blocks are not made of GPT-2's parts", "llm.c", "safetensors"]);
+    assert!(!dir.join("other").exists());
 }
