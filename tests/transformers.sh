@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Exports models of every kind of tokenizer and weight, loads them with Hugging Face's transformers, and
+# Exports models of every kind of tokenizer, weight and block, loads them with Hugging Face's transformers, and
 # compares: tokens of a text, its loss, and what follows a prompt. Ends with an error if they differ.
 #
 # Usage: tests/transformers.sh     (a minute, once tests/golden/requirements-transformers.txt is there)
@@ -56,14 +56,14 @@ def shard(folder: Path, words: str) -> list[int]:
     return np.fromfile(out / "train_000000.bin", dtype="<u2", offset=1024).tolist()
 
 
-def compare(name: str, train: list, weights: str) -> None:
+def compare(name: str, train: list, weights: str, heads: int = 2) -> None:
     folder = work / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     text = folder / "text.txt"
     text.write_text(TEXT)
-    small = "--n-layer 2 --n-head 2 --n-embd 32 --batch-size 4 --max-steps 40 --val-fraction 0"
-    small = [*small.split(), "--sample-tokens", 0, "--block-size", BLOCK, "--seed", 3, "--out-dir", folder / "run"]
+    small = "--n-layer 2 --n-embd 32 --batch-size 4 --max-steps 40 --val-fraction 0"
+    small = [*small.split(), "--sample-tokens", 0, "--block-size", BLOCK, "--seed", 3, "--n-head", heads, "--out-dir", folder / "run"]
     run("train", "--data", text, *small, *train)
     run("export", "--checkpoint", folder / "run", "--out", folder / "hf", "--weights", weights)
     # With the weights as they were exported.
@@ -109,5 +109,16 @@ compare("bpe", ["--tokenizer", "bpe:300"], "f32")
 compare("untied", ["--tokenizer", "bpe:300", "--no-tied", "--no-bias"], "f32")
 compare("f16", ["--tokenizer", "bpe:300"], "f16")
 compare("bf16", ["--tokenizer", "bytes"], "bf16")
+LLAMA = "--tokenizer bpe:300 --norm rms --positions rotary --activation swiglu".split()
+PLAIN = [*LLAMA, "--bias", "false"]
+compare("llama", [*PLAIN, "--n-kv-head", 2], "f32", heads=4)
+compare("llama-bf16", [*PLAIN, "--n-kv-head", 1, "--no-tied"], "bf16", heads=4)
+compare("llama-biases", LLAMA, "f32", heads=4)
+wide = ["--n-kv-head", 2, "--head-size", 24, "--rope-theta", 500]
+compare("llama-wide", [*PLAIN, *wide], "f32", heads=4)
+# Heads that do not divide the width: of the family only Mistral's class takes them.
+compare("mistral", [*PLAIN, "--head-size", 24], "f32", heads=3)
+compare("qwen2", [*PLAIN, "--n-kv-head", 2, "--qkv-bias", "true"], "f32", heads=4)
+compare("qwen2-wide", [*PLAIN, "--qkv-bias", "true", "--head-size", 24], "f16", heads=2)
 print("transformers computes what cllm computes")
 PYTHON

@@ -8,7 +8,7 @@ use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 use super::cli_support::{loss, run_in, words};
-use super::{Tensors, change, change_config, export, golden, import, read};
+use super::{Tensors, change, change_config, export, golden, import, read, train};
 
 /// All tensors of a folder, of all its files, with values in `f32`.
 fn values(dir: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
@@ -181,4 +181,38 @@ fn wrong_tensors_of_the_llama_family_are_named_and_nothing_is_written() {
     });
     import(dir).refused(1, &["model"]);
     assert!(!dir.join("back").exists());
+}
+
+#[test]
+fn models_that_are_of_no_family_are_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let llama = "--norm rms --positions rotary --activation swiglu";
+    for (flags, words) in [
+        ("--norm rms", "out: other programs know no model of these parts"),
+        ("--head-size 12", "--norm rms"),
+        ("--norm rms --positions rotary", "--activation swiglu"),
+        (&format!("{llama} --head-size 6 --n-head 3"), "biases of width 16 and 3 heads"),
+    ] {
+        train(dir, &format!("--tokenizer bytes {flags}"));
+        run_in(dir, &["export", "--checkpoint", "out", "--out", "model"]).refused(1, &[words]);
+        assert!(!dir.join("model").exists(), "{flags}");
+        fs::remove_dir_all(dir.join("out")).unwrap();
+    }
+    for (flags, model_type) in [
+        ("--bias false --head-size 6 --n-head 3", "mistral"),
+        ("--bias false --qkv-bias --n-head 4 --n-kv-head 2", "qwen2"),
+        ("--n-head 2 --n-kv-head 1", "llama"),
+    ] {
+        train(dir, &format!("--tokenizer bytes {llama} {flags}"));
+        export(dir, "");
+        let config = fs::read(dir.join("model/config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["model_type"], model_type, "{flags}");
+        import(dir).done();
+        assert_eq!(loss(dir, "back"), loss(dir, "out"), "{flags}");
+        for folder in ["out", "model", "back"] {
+            fs::remove_dir_all(dir.join(folder)).unwrap();
+        }
+    }
 }
