@@ -47,6 +47,39 @@ fn what_is_exported_and_imported_again_is_the_same_model() {
     }
 }
 
+/// Flags of a model of the Llama family.
+const LLAMA: &str =
+    "--tokenizer bytes --norm rms --positions rotary --activation swiglu --n-kv-head 1";
+
+#[test]
+fn models_of_the_llama_family_come_back_too() {
+    let wide = "--no-bias --head-size 24 --no-tied --rope-theta 500";
+    for flags in ["--no-bias", wide, "--no-bias --qkv-bias", "--bias"] {
+        let flags = format!("{LLAMA} {flags}");
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        train(dir, &flags);
+        export(dir, "").done();
+        import(dir, "back").done();
+        let model = |of: &str| run_in(dir, &["inspect", of, "--json"]).json()["model"].clone();
+        assert_eq!(model("back/step-0.cllm"), model("out/step-20.cllm"), "{flags}");
+        assert_eq!(loss(dir, "back"), loss(dir, "out"), "{flags}");
+        assert_eq!(spoken(dir, "back"), spoken(dir, "out"), "{flags}");
+        run_in(dir, &words("export --checkpoint back --format gguf --out again.gguf")).done();
+        let bytes = |name: &str| fs::read(dir.join(name)).unwrap();
+        assert!(bytes("m.gguf") == bytes("again.gguf"), "{flags}");
+    }
+}
+
+#[test]
+fn parts_that_llama_cpp_has_in_no_model_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes --norm rms");
+    export(dir, "").refused(1, &["step-20.cllm: ", "--positions rotary"]);
+    assert!(!dir.join("m.gguf").exists());
+}
+
 #[test]
 fn smaller_types_lose_little_and_take_less() {
     let dir = tempfile::tempdir().unwrap();
@@ -136,6 +169,13 @@ fn damaged_files_are_named_with_what_is_wrong() {
         replace(dir, from, to);
         import(dir, "back").refused(1, &["m.gguf: ", words]);
     }
+    fs::write(dir.join("m.gguf"), &whole).unwrap();
+    replace(
+        dir,
+        b"architecture\x08\0\0\0\x04\0\0\0\0\0\0\0gpt2",
+        b"architecture\x08\0\0\0\x04\0\0\0\0\0\0\0gptj",
+    );
+    import(dir, "back").refused(1, &["\"gptj\" cannot be imported; gpt2, llama, qwen2 can"]);
     for len in [0, 3, 4, 100, 5000, whole.len() / 2, whole.len() - 1] {
         fs::write(dir.join("m.gguf"), &whole[..len]).unwrap();
         import(dir, "back").refused(1, &["m.gguf: "]);
@@ -145,6 +185,46 @@ fn damaged_files_are_named_with_what_is_wrong() {
     last[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
     fs::write(dir.join("m.gguf"), last).unwrap();
     import(dir, "back").refused(1, &["is inf: the weights are damaged"]);
+    assert!(!dir.join("back").exists());
+}
+
+#[test]
+fn damaged_files_of_the_llama_family_are_named_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, &format!("{LLAMA} --no-bias"));
+    export(dir, "").done();
+    let whole = fs::read(dir.join("m.gguf")).unwrap();
+    type Case = (&'static [u8], &'static [u8], &'static str);
+    let cases: [Case; 5] = [
+        (b"blk.1.attn_k.weight", b"blk.1.attn_x.weight", "no tensor blk.1.attn_k.weight"),
+        (b"blk.1.ffn_gate.weight", b"blk.1.ffn_gate.wright", "no tensor blk.1.ffn_gate.weight"),
+        (
+            b"layer_norm_rms_epsilon",
+            b"layer_norm_xxx_epsilon",
+            "no key llama.attention.layer_norm_rms",
+        ),
+        (
+            b"llama.attention.key_length\x04\0\0\0\x10",
+            b"llama.attention.key_length\x04\0\0\0\x08",
+            "value_length is 16, but heads have 8 columns",
+        ),
+        (
+            b"llama.attention.head_count_kv\x04\0\0\0\x01",
+            b"llama.attention.head_count_kv\x04\0\0\0\x02",
+            "blk.0.attn_k.weight has the dimensions [32, 16], but the keys make it [32, 32]",
+        ),
+    ];
+    for (from, to, words) in cases {
+        fs::write(dir.join("m.gguf"), &whole).unwrap();
+        replace(dir, from, to);
+        import(dir, "back").refused(1, &["m.gguf: ", words]);
+    }
+    let step = whole.len() / 40;
+    for len in (0..whole.len()).step_by(step) {
+        fs::write(dir.join("m.gguf"), &whole[..len]).unwrap();
+        import(dir, "back").refused(1, &["m.gguf: "]);
+    }
     assert!(!dir.join("back").exists());
 }
 

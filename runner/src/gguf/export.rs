@@ -1,18 +1,21 @@
 //! A checkpoint becomes a file that llama.cpp runs.
 //!
 //! Matrices are of the type that was asked for, tables of positions, norms and biases `f32`, as
-//! llama.cpp has them. A model without biases gets biases of zeros: GPT-2 has no other kind.
+//! llama.cpp has them. A GPT-2 without biases gets biases of zeros: it has no other kind. Models of the
+//! Llama family become `llama` or `qwen2`, with the biases that they have.
 
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use cllm_core::{ConfigError, ModelConfig, ParamSpec, ParamTable};
+
 use super::blocks::Kind;
-use super::names::{self, ARCHITECTURE, Layout};
-use super::tokens;
+use super::names::{self, Layout};
 use super::value::Value;
 use super::write::{self, Planned};
+use super::{keys, rope, tokens};
 use crate::error::{Error, Result};
-use crate::exchange::{row_by_output, with_biases};
+use crate::exchange::{Family, WithValues, row_by_output, with_biases};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::trained::Trained;
@@ -32,18 +35,20 @@ pub struct ExportSettings {
 /// blocks of the type.
 ///
 /// # Errors
-/// A missing or damaged checkpoint or tokenizer, weights that the type cannot hold, or a tokenizer that
-/// llama.cpp cannot have; a file that
-/// is there already or cannot be written.
+/// A missing or damaged checkpoint or tokenizer, a model or a tokenizer that llama.cpp cannot have, or
+/// weights that the type cannot hold; a file that is there already or cannot be written.
 pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     let trained = Trained::open(&settings.checkpoint)?;
     let (config, out) = (trained.config(), &settings.out);
     files::refuse_to_replace(out)?;
+    let family = keys::family(config)
+        .map_err(|e| Error::failure(format!("{}: {e}", trained.path().display())))?;
+    let architecture = keys::architecture(family);
     let mut keys = vec![
-        ("general.architecture".to_owned(), Value::Text(ARCHITECTURE.to_owned())),
+        (keys::ARCHITECTURE.to_owned(), Value::Text(architecture.to_owned())),
         ("general.file_type".to_owned(), Value::U32(settings.kind.file_type())),
     ];
-    keys.extend(names::keys(config));
+    keys.extend(keys::keys(family, config));
     if trained.has_tokenizer() {
         let tokenizer = trained.tokenizer(None)?;
         let own = tokens::keys(&tokenizer, config.vocab_size);
@@ -51,27 +56,35 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     } else {
         // llama.cpp then takes and gives ids.
         keys.push(("tokenizer.ggml.model".to_owned(), Value::Text("none".to_owned())));
-        keys.push((format!("{ARCHITECTURE}.vocab_size"), Value::U32(config.vocab_size as u32)));
+        keys.push((format!("{architecture}.vocab_size"), Value::U32(config.vocab_size as u32)));
     }
     // Before the weights are read: whether it can be written.
     let io = |e| Error::io("write", out, &e);
     let mut file = AtomicFile::create(out)?;
     let arena = trained.parameters()?;
-    let tensors = with_biases(config, &arena).map_err(model::config_error)?;
+    let tensors = values(family, config, &arena).map_err(model::config_error)?;
     let tensors: Vec<_> = tensors
-        .into_iter()
-        .map(|(spec, values)| {
-            let layout = names::layout(&spec);
-            let planned = plan(&layout, settings.kind);
-            (spec, layout, planned, values)
+        .iter()
+        .flat_map(|(spec, values)| {
+            let layouts = names::layouts(family, config, spec).into_iter();
+            layouts.map(move |layout| {
+                let planned = plan(&layout, settings.kind);
+                (spec, layout, planned, *values)
+            })
         })
         .collect();
-    let planned: Vec<_> = tensors.iter().map(|(_, _, planned, _)| planned.clone()).collect();
+    let factors =
+        config.arch.rotary().and_then(|rotary| rope::factors(&rotary, config.head_size()));
+    let factors = factors.map(|values| {
+        let (name, dims) = (rope::FACTORS.to_owned(), vec![values.len()]);
+        (Planned { name, dims, kind: Kind::F32 }, values)
+    });
+    let planned = tensors.iter().map(|(_, _, planned, _)| planned);
+    let planned: Vec<_> =
+        planned.chain(factors.iter().map(|(planned, _)| planned)).cloned().collect();
     file.write_all(&write::header(&keys, &planned)).map_err(io)?;
     for (spec, layout, planned, values) in &tensors {
-        let row = |row: usize, to: &mut [f32]| {
-            row_by_output(spec, *values, layout.transposed, row, to);
-        };
+        let row = |n: usize, to: &mut [f32]| row(spec, *values, layout, n, to);
         if let Some(value) = write::data(&mut file, planned, row).map_err(io)? {
             let (name, kind) = (&planned.name, planned.kind.name());
             return Err(Error::failure(format!(
@@ -79,6 +92,9 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
                  damaged, take --weights f32"
             )));
         }
+    }
+    if let Some((planned, factors)) = factors {
+        write::data(&mut file, &planned, |_, to| to.copy_from_slice(&factors)).map_err(io)?;
     }
     file.commit()?;
     let other = |(_, layout, planned, _): &&(_, Layout, Planned, _)| {
@@ -97,4 +113,35 @@ fn plan(layout: &Layout, kind: Kind) -> Planned {
         kind => kind,
     };
     Planned { name: layout.name.clone(), dims, kind }
+}
+
+/// The tensors of which files of a family have something, with their values.
+fn values<'a>(
+    family: Family,
+    config: &ModelConfig,
+    arena: &'a [f32],
+) -> core::result::Result<Vec<WithValues<'a>>, ConfigError> {
+    if family == Family::Gpt2 {
+        return with_biases(config, arena);
+    }
+    let table = ParamTable::new(config)?;
+    let values = table.iter().map(|spec| {
+        let values = &arena[spec.range()];
+        (spec, Some(values))
+    });
+    Ok(values.collect())
+}
+
+/// A row of a file's tensor; of a vector there is one.
+fn row(spec: &ParamSpec, values: Option<&[f32]>, layout: &Layout, row: usize, to: &mut [f32]) {
+    let column = |n: usize| layout.columns.start + layout.place(n);
+    match values {
+        Some(values) if spec.is_vector() => {
+            for (n, to) in to.iter_mut().enumerate() {
+                *to = values[column(n)];
+            }
+        }
+        _ if layout.transposed => row_by_output(spec, values, true, column(row), to),
+        _ => row_by_output(spec, values, false, row, to),
+    }
 }

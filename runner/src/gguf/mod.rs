@@ -11,14 +11,22 @@
 //! row for each output of a matrix, which the core has for each input: matrices are transposed on the
 //! way (`names`), but for the tables. Format: `docs/gguf.md` of ggml.
 //!
+//! Models are GPT-2 (`gpt2`), Llama and what is made like it (`llama`), and Qwen2 (`qwen2`): `keys`.
+//! The rotary positions of `llama`, and no other's, turn neighbouring columns of a head, for which its
+//! queries and keys lie in another order (`names`).
+//!
 //! Readers that exist in Rust believe the counts and types of a file, which may be anybody's; here
 //! nothing is allocated or read before it is known to be there.
 
 mod blocks;
 mod export;
 mod import;
+mod keys;
 mod names;
 mod read;
+mod rope;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod value;
 mod write;
