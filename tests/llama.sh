@@ -36,9 +36,8 @@ cllm, work = sys.argv[1], Path(sys.argv[2])
 TEXT = "In the beginning God created the heaven and the earth.\n" * 40
 NASTY = "It's 12345 o'clock...\n\n  So -- <|endoftext|> \u00e9t\u00e9, \u65e5\u672c \U0001f642!?\t\r\n x=3.14e-5 "
 PROMPT, NEW, BLOCK = "the God", 24, 48
-# Of losses. llama.cpp keeps keys and values as f16; with weights of 8 bits it rounds what they are
-# multiplied by as well.
-TOLERANCE = {"f32": 1e-5, "f16": 1e-5, "bf16": 1e-4, "q8_0": 1e-3}
+# Of losses. With weights of 8 bits llama.cpp rounds what they are multiplied by as well.
+TOLERANCE = {"f32": 2e-6, "f16": 2e-5, "bf16": 1e-4, "q8_0": 1e-3}
 
 default_params = low.llama_model_default_params
 
@@ -89,7 +88,10 @@ def compare(name: str, train: list, weights: str) -> None:
     loss = json.loads(run("eval", *back, "--data", text))["val_loss"]
     said = json.loads(run("generate", *back, "--greedy", "--prompt", PROMPT, "--tokens", NEW))["text"]
 
-    model = Llama(str(file), n_ctx=BLOCK, n_batch=BLOCK, n_threads=1, logits_all=True, verbose=False)
+    # Keys and values as f32 too, which llama.cpp would keep as f16.
+    kept = {"type_k": low.GGML_TYPE_F32, "type_v": low.GGML_TYPE_F32}
+    size = {"n_ctx": BLOCK, "n_batch": BLOCK, "n_threads": 1}
+    model = Llama(str(file), **size, **kept, logits_all=True, verbose=False)
     tokens = model.tokenize(TEXT.encode(), add_bos=False)
     if model.detokenize(tokens).decode() != TEXT:
         sys.exit(f"{name}: the text is another one after tokens and back")
