@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Exports models of every kind of tokenizer and weight to GGUF, loads them with llama.cpp, and
-# compares: tokens of a text, its loss, and what follows a prompt. Ends with an error if they differ.
+# Exports models of every family and every kind of tokenizer and weight to GGUF, loads them with
+# llama.cpp, and compares: tokens of a text, its loss, and what follows a prompt. Ends with an error if
+# they differ.
 #
 # Usage: tests/llama.sh     (some minutes the first time: llama.cpp is built from source)
 #
@@ -28,6 +29,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import llama_cpp.llama_cpp as low
 import numpy as np
 from llama_cpp import Llama
@@ -70,20 +72,46 @@ def shard(folder: Path, words: str) -> list[int]:
     return np.fromfile(out / "train_000000.bin", dtype="<u2", offset=1024).tolist()
 
 
-def compare(name: str, train: list, weights: str) -> None:
+def rewrite(file: Path, change) -> None:
+    """Writes a file again, with what `change` tells the writer besides, which no flag of training does."""
+    reader, out = gguf.GGUFReader(file), file.with_suffix(".new")
+    named = "general.architecture"
+    writer = gguf.GGUFWriter(out, reader.get_field(named).contents())
+    for field in reader.fields.values():
+        if field.name != named and not field.name.startswith("GGUF."):
+            kind = field.types[0]
+            of = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, of)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    change(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    out.rename(file)
+
+
+def compare(name: str, train: list, weights: str, change=None) -> None:
     folder = work / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     text = folder / "text.txt"
     text.write_text(TEXT)
-    small = "--n-layer 2 --n-head 2 --n-embd 64 --batch-size 4 --max-steps 60 --val-fraction 0"
+    small = "--n-layer 2 --n-embd 64 --batch-size 4 --max-steps 60 --val-fraction 0"
     small = [*small.split(), "--sample-tokens", 0, "--block-size", BLOCK, "--seed", 3]
+    small += [] if "--n-head" in train else ["--n-head", 2]
     run("train", "--data", text, *small, "--out-dir", folder / "run", *train)
     file = folder / "model.gguf"
     export = ["export", "--format", "gguf", "--checkpoint", folder / "run", "--out", file]
     run(*export, "--weights", weights)
+    if change is not None:
+        rewrite(file, change)
     # With the weights as they were exported.
     run("import", file, "--out-dir", folder / "back")
+    if change is not None:
+        file = folder / "again.gguf"
+        run("export", "--format", "gguf", "--checkpoint", folder / "back", "--out", file)
     back = ["--checkpoint", folder / "back", "--log-format", "json"]
     loss = json.loads(run("eval", *back, "--data", text))["val_loss"]
     said = json.loads(run("generate", *back, "--greedy", "--prompt", PROMPT, "--tokens", NEW))["text"]
@@ -120,7 +148,7 @@ def compare(name: str, train: list, weights: str) -> None:
         model.eval(words[-1:])
     text = model.detokenize(words).decode(errors="replace")
     differs = abs(loss / theirs - 1)
-    print(f"{name:<8} {weights:<4} loss {loss:.5f}, llama.cpp {theirs:.5f}, differs by {differs:.1e}: {said!r}")
+    print(f"{name:<12} {weights:<4} loss {loss:.5f}, llama.cpp {theirs:.5f}, differs by {differs:.1e}: {said!r}")
     # With 8 bits what is about as likely may change places.
     if differs > TOLERANCE[weights] or (text != said and weights != "q8_0"):
         sys.exit(f"{name}: llama.cpp says {text!r}")
@@ -133,5 +161,35 @@ compare("untied", ["--tokenizer", "bpe:300", "--no-tied", "--no-bias"], "f32")
 compare("f16", ["--tokenizer", "bpe:300"], "f16")
 compare("bf16", ["--tokenizer", "bytes"], "bf16")
 compare("q8_0", ["--tokenizer", "bpe:300"], "q8_0")
+
+PARTS = "--tokenizer bpe:300 --norm rms --positions rotary --activation swiglu".split()
+BIASED = [*PARTS, "--n-head", 4, "--n-kv-head", 2]
+GROUPED = [*BIASED, "--bias", "false"]
+WIDE = [*GROUPED, "--head-size", 24]
+
+
+def linear(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(4.0)
+
+
+def llama3(writer: gguf.GGUFWriter) -> None:
+    """Llama 3.1's factors for heads of 32 and a base of 500,000, as llama.cpp's script makes them."""
+    waves = 2 * np.pi * 500_000.0 ** (np.arange(0, 32, 2) / 32)
+    kept = np.clip((8192 / waves - 1) / 3, 0, 1)
+    writer.add_tensor("rope_freqs.weight", (1 / ((1 - kept) / 8 + kept)).astype(np.float32))
+
+
+compare("llama", GROUPED, "f32")
+compare("llama wide", [*WIDE, "--no-tied", "--rope-theta", 500], "f32")
+compare("llama biased", [*BIASED, "--head-size", 24], "f32")
+compare("linear", GROUPED, "f32", linear)
+compare("llama 3", [*PARTS, "--bias", "false", "--rope-theta", 500_000], "f32", llama3)
+compare("qwen2", [*GROUPED, "--qkv-bias", "true"], "f32")
+compare("qwen2 wide", [*WIDE, "--qkv-bias", "true"], "f32")
+compare("qwen2 linear", [*GROUPED, "--qkv-bias", "true"], "f32", linear)
+compare("llama f16", GROUPED, "f16")
+compare("llama q8_0", GROUPED, "q8_0")
+compare("qwen2 q8_0", [*GROUPED, "--qkv-bias", "true"], "q8_0")
 print("llama.cpp computes what cllm computes")
 PYTHON
