@@ -120,7 +120,7 @@ fn conversation_template(
             "{}: no chat template in {} beside the model, so it was not made for conversations; \
              --prompt continues a text",
             trained.dir().display(),
-            crate::tokenizer::CONFIG_FILE_NAME
+            crate::tokenizer::usage::FILE_NAME
         ))),
     }
 }

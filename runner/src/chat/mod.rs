@@ -10,7 +10,7 @@ mod template;
 
 pub use talk::ChatSettings;
 pub(crate) use talk::talk;
-pub use template::Template;
+pub(crate) use template::Template;
 
 use serde::{Deserialize, Serialize};
 

@@ -170,6 +170,7 @@ impl<'a> Conversation<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokenizer::usage::Usage;
     use std::path::Path;
 
     const TEMPLATE: &str = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:";
@@ -181,7 +182,8 @@ mod tests {
 
     #[test]
     fn the_oldest_messages_make_room_but_the_systems() {
-        let template = Template::new(TEMPLATE.to_owned(), None, None, Path::new("x"));
+        let usage = Usage { chat_template: Some(TEMPLATE.to_owned()), ..Usage::default() };
+        let template = Template::of(usage, Path::new("x")).unwrap();
         let settings = settings(40, Some("S"));
         let tokenizer = Tokenizer::Bytes;
         let mut talk = Conversation::new(&settings, &template, &tokenizer);

@@ -16,7 +16,10 @@ use cllm_core::{ConfigError, ModelConfig, ParamSpec, ParamTable};
 use crate::checkpoint::{self, Meta};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::tokenizer;
+use crate::tokenizer::{
+    self,
+    usage::{self, Usage},
+};
 use crate::train::folder::RunFolder;
 
 /// What became of a model of other programs.
@@ -43,8 +46,8 @@ pub struct ExportSettings {
     pub element: Element,
 }
 
-/// Makes a run folder of a model that no run has trained: its tokenizer's JSON, if there is one, then
-/// its checkpoint, the path of which is the result.
+/// Makes a run folder of a model that no run has trained: its tokenizer's JSON, if there is one, how
+/// that is used, then its checkpoint, the path of which is the result.
 ///
 /// # Errors
 /// There is a run or a tokenizer in the folder, or it cannot be written.
@@ -53,6 +56,7 @@ pub(crate) fn create_run(
     config: &ModelConfig,
     parameters: &[f32],
     tokenizer: Option<&[u8]>,
+    usage: &Usage,
 ) -> Result<PathBuf> {
     let folder = RunFolder::lock(dir)?;
     let there = if folder.has_checkpoints()? || folder.has_settings() {
@@ -69,6 +73,9 @@ pub(crate) fn create_run(
     }
     if let Some(json) = tokenizer {
         files::write_atomic(&dir.join(tokenizer::FILE_NAME), json)?;
+        if let Some(json) = usage.to_json() {
+            files::write_atomic(&dir.join(usage::FILE_NAME), json.as_bytes())?;
+        }
     }
     let path = folder.step(0);
     let header = Header { config: *config, seed: 0, updates: 0 };

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::exchange::{Family, WithValues, row_by_output, with_biases};
 use crate::files::{self, AtomicFile};
 use crate::model;
+use crate::tokenizer::usage::Usage;
 use crate::trained::Trained;
 
 /// What `cllm export --format gguf` is told.
@@ -51,7 +52,8 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     keys.extend(keys::keys(family, config));
     if trained.has_tokenizer() {
         let tokenizer = trained.tokenizer(None)?;
-        let own = tokens::keys(&tokenizer, config.vocab_size);
+        let usage = Usage::of_folder(&trained.dir())?;
+        let own = tokens::keys(&tokenizer, &usage, config.vocab_size);
         keys.extend(own.map_err(|e| Error::failure(format!("{}: {e}", trained.dir().display())))?);
     } else {
         // llama.cpp then takes and gives ids.

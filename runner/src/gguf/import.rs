@@ -45,7 +45,8 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
         // Of parts that lie side by side: those before this one are good, those after it zeros.
         check_finite(to, &layout.name).map_err(bad)?;
     }
-    let checkpoint = create_run(out_dir, &config, &arena, json.as_deref())?;
+    let usage = tokens::usage(&file.keys);
+    let checkpoint = create_run(out_dir, &config, &arena, json.as_deref(), &usage)?;
     let has_tokenizer = json.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }

@@ -12,6 +12,7 @@ use super::value::Value;
 use super::write::{self, Planned};
 use super::{ExportSettings, export, import, read};
 use crate::exchange::create_run;
+use crate::tokenizer::usage::Usage;
 use crate::trained::Trained;
 
 const LLAMA3: Scaling = Scaling::Llama3 { factor: 32.0, low: 1.0, high: 4.0, original: 8192 };
@@ -68,7 +69,7 @@ fn weights(config: &ModelConfig) -> Vec<f32> {
 /// Exports a model from the folder `out` to the file `m.gguf`.
 fn exported(dir: &Path, config: &ModelConfig, kind: Kind) -> Vec<f32> {
     let arena = weights(config);
-    let checkpoint = create_run(&dir.join("out"), config, &arena, None).unwrap();
+    let checkpoint = create_run(&dir.join("out"), config, &arena, None, &Usage::default()).unwrap();
     export(&ExportSettings { checkpoint, out: dir.join("m.gguf"), kind }).unwrap();
     arena
 }
@@ -273,7 +274,8 @@ fn models_that_other_programs_do_not_know_are_not_exported() {
     for (n, (arch, words)) in cases.into_iter().enumerate() {
         let config = model(arch);
         let folder = dir.path().join(n.to_string());
-        let checkpoint = create_run(&folder, &config, &weights(&config), None).unwrap();
+        let checkpoint =
+            create_run(&folder, &config, &weights(&config), None, &Usage::default()).unwrap();
         let out = dir.path().join("m.gguf");
         let settings = ExportSettings { checkpoint, out: out.clone(), kind: Kind::F32 };
         let error = export(&settings).unwrap_err().to_string();

@@ -10,10 +10,13 @@ use serde_json::{Value as Json, json};
 
 use super::value::Value;
 use crate::exchange::End;
+use crate::tokenizer::usage::Usage;
 use crate::tokenizer::{Cut, Tokenizer, added_token, byte_char, byte_level_json};
 
 /// What the names of a tokenizer's keys begin with.
 const PREFIX: &str = "tokenizer.ggml.";
+/// The key of the template of conversations.
+const TEMPLATE: &str = "tokenizer.chat_template";
 /// llama.cpp's name of the kind of tokenizer.
 const MODEL: &str = "gpt2";
 /// Kinds of tokens: ordinary and special ones, and ids without any.
@@ -27,7 +30,11 @@ const UNUSED: i32 = 5;
 ///
 /// # Errors
 /// It cuts texts in another way than GPT-2's, or has characters of several bytes, in words.
-pub(super) fn keys(tokenizer: &Tokenizer, ids: usize) -> Result<Vec<(String, Value)>, String> {
+pub(super) fn keys(
+    tokenizer: &Tokenizer,
+    usage: &Usage,
+    ids: usize,
+) -> Result<Vec<(String, Value)>, String> {
     let Parts { tokens, merges, added, cut } = match tokenizer {
         Tokenizer::Bytes => Parts {
             tokens: (0..=255).map(|byte| byte_char(byte).to_string()).collect(),
@@ -45,22 +52,26 @@ pub(super) fn keys(tokenizer: &Tokenizer, ids: usize) -> Result<Vec<(String, Val
     }
     let end = tokenizer.end_of_text();
     texts[end as usize] = tokenizer.end_of_text_name();
+    let begin = usage.bos_token.as_ref().and_then(|bos| texts.iter().position(|text| text == bos));
+    let begin = begin.map_or(end, |id| id as u32);
     for (id, is_special) in added.into_iter().chain([(end as usize, true)]) {
         kinds[id] = if is_special { CONTROL } else { OWN };
     }
     let text = |text: &str| Value::Text(text.to_owned());
-    Ok([
+    let template = usage.chat_template.as_deref().map(text);
+    let template = template.map(|template| (TEMPLATE.to_owned(), template));
+    let keys = [
         ("model", text(MODEL)),
         ("pre", text(cut.names()[0])),
         ("tokens", Value::Texts(texts)),
         ("token_type", Value::Ints(kinds)),
         ("merges", Value::Texts(merges)),
-        ("bos_token_id", Value::U32(end)),
+        ("bos_token_id", Value::U32(begin)),
         ("eos_token_id", Value::U32(end)),
         ("add_bos_token", Value::Bool(false)),
     ]
-    .map(|(name, value)| (format!("{PREFIX}{name}"), value))
-    .to_vec())
+    .map(|(name, value)| (format!("{PREFIX}{name}"), value));
+    Ok(keys.into_iter().chain(template).collect())
 }
 
 /// What a tokenizer is made of.
@@ -175,6 +186,19 @@ pub(super) fn end_of_text(keys: &Keys) -> Option<End> {
     get(keys, "eos_token_id")?.count().map(|id| End::Id(id as u64))
 }
 
+/// How a file's tokenizer is used.
+pub(super) fn usage(keys: &Keys) -> Usage {
+    let token = |name: &str| match get(keys, "tokens") {
+        Some(Value::Texts(texts)) => texts.get(get(keys, name)?.count()?).cloned(),
+        _ => None,
+    };
+    Usage {
+        chat_template: keys.get(TEMPLATE).and_then(Value::text).map(str::to_owned),
+        bos_token: token("bos_token_id"),
+        eos_token: token("eos_token_id"),
+    }
+}
+
 /// The `tokenizer.json` of a file; `None` if it has no tokenizer of a kind that is known here.
 ///
 /// # Errors
@@ -231,7 +255,7 @@ mod tests {
     const TEXT: &str = "In the  beginning\n\tGod's <|endoftext|> light, 12345 and the light.\r\n";
 
     fn keys_of(tokenizer: &Tokenizer, ids: usize) -> Keys {
-        keys(tokenizer, ids).unwrap().into_iter().collect()
+        keys(tokenizer, &Usage::default(), ids).unwrap().into_iter().collect()
     }
 
     fn back(tokenizer: &Tokenizer, ids: usize) -> Tokenizer {
@@ -256,6 +280,18 @@ mod tests {
                 assert_eq!(read.decode(&encoded), TEXT);
             }
         }
+    }
+
+    #[test]
+    fn templates_and_the_tokens_around_texts_come_back() {
+        let text = |text: &str| Some(text.to_owned());
+        let end = Tokenizer::Bytes.end_of_text_name();
+        let said =
+            Usage { chat_template: text("{{ x }}"), bos_token: text("A"), eos_token: Some(end) };
+        let keys: Keys = keys(&Tokenizer::Bytes, &said, 257).unwrap().into_iter().collect();
+        assert_eq!(get(&keys, "bos_token_id"), Some(&Value::U32(65)));
+        assert_eq!(usage(&keys), said);
+        assert_eq!(usage(&Keys::new()), Usage::default());
     }
 
     #[test]
@@ -307,10 +343,10 @@ mod tests {
             assert!(of_json(&json.to_string()).is_err(), "{json}");
         }
         let words = BpeTokenizer::from_words(["The", " cat"]).unwrap();
-        let words = keys(&Tokenizer::Bpe(Box::new(words)), 260);
+        let words = keys(&Tokenizer::Bpe(Box::new(words)), &Usage::default(), 260);
         assert!(words.unwrap_err().contains("words whole"));
         let chars = Tokenizer::Chars(CharTokenizer::from_chars("a\u{e9}".chars()));
-        assert!(keys(&chars, 3).unwrap_err().contains('\u{e9}'));
+        assert!(keys(&chars, &Usage::default(), 3).unwrap_err().contains('\u{e9}'));
     }
 
     #[test]

@@ -14,14 +14,17 @@ use serde_json::json;
 
 use super::names::{self, Named, Place};
 use super::weights::dtype;
-use super::{CONFIG, INDEX, TOKENIZER_CONFIG, WEIGHTS, config};
+use super::{CONFIG, INDEX, WEIGHTS, config};
 use crate::error::{Error, Result};
 use crate::exchange::{
     Element, ExportSettings, Family, WithValues, check_held, row_by_output, with_biases,
 };
 use crate::files::{self, AtomicFile};
 use crate::model;
-use crate::tokenizer::{self, Tokenizer};
+use crate::tokenizer::{
+    self, Tokenizer,
+    usage::{self, Usage},
+};
 use crate::trained::Trained;
 
 /// Exports a model.
@@ -40,16 +43,17 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     let text = text.map_err(bad)?;
     let out = &settings.out;
     // The index too, which would be read before the weights.
-    for name in [CONFIG, WEIGHTS, INDEX, tokenizer::FILE_NAME, TOKENIZER_CONFIG] {
+    for name in [CONFIG, WEIGHTS, INDEX, tokenizer::FILE_NAME, usage::FILE_NAME] {
         files::refuse_to_replace(&out.join(name))?;
     }
+    let usage = Usage::of_folder(&trained.dir())?;
     let parameters = trained.parameters()?;
     files::create_dir(out)?;
     if let Some(tokenizer) = &tokenizer {
         let json = tokenizer.to_transformers()?;
         files::write_atomic(&out.join(tokenizer::FILE_NAME), json.as_bytes())?;
-        let json = tokenizer_config(tokenizer, config)?;
-        files::write_atomic(&out.join(TOKENIZER_CONFIG), json.as_bytes())?;
+        let json = tokenizer_config(tokenizer, &usage, config)?;
+        files::write_atomic(&out.join(usage::FILE_NAME), json.as_bytes())?;
     }
     let tensors = tensors(config, family, &parameters)?;
     write(&out.join(WEIGHTS), &tensors, settings.element)?;
@@ -154,15 +158,19 @@ fn header(tensors: &[Planned<'_>], element: Element) -> core::result::Result<Vec
 }
 
 /// `tokenizer_config.json`: what `AutoTokenizer` wants to know.
-fn tokenizer_config(tokenizer: &Tokenizer, config: &ModelConfig) -> Result<String> {
+fn tokenizer_config(tokenizer: &Tokenizer, usage: &Usage, config: &ModelConfig) -> Result<String> {
     let end = tokenizer.end_of_text_name();
-    let json = json!({
+    let mut json = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.block_size,
         "bos_token": end,
         "eos_token": end,
         "clean_up_tokenization_spaces": false,
     });
+    // What an imported model said of itself, but for its end of text, which the tokenizer has.
+    for (key, value) in usage.keys().into_iter().filter(|(key, _)| key != "eos_token") {
+        json[key] = value;
+    }
     let text = serde_json::to_string_pretty(&json);
     Ok(text.map_err(|e| Error::failure(format!("cannot describe the tokenizer: {e}")))? + "\n")
 }

@@ -16,10 +16,11 @@ use serde_json::Value;
 
 use super::names::{self, HEAD, Named, Place};
 use super::weights::{Mapped, Tensor, Tensors};
-use super::{CONFIG, TOKENIZER_CONFIG, config};
+use super::{CONFIG, config};
 use crate::error::{Error, Result};
 use crate::exchange::{End, Family, Imported, checked_tokenizer, create_run, fill_columns};
 use crate::tokenizer;
+use crate::tokenizer::usage::Usage;
 use crate::trained;
 
 /// Imports the model in the folder `from` to a new run folder.
@@ -53,7 +54,8 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
         }
     }
 
-    let checkpoint = create_run(out_dir, &config, &arena, tokenizer.as_deref())?;
+    let usage = Usage::of_folder(from)?;
+    let checkpoint = create_run(out_dir, &config, &arena, tokenizer.as_deref(), &usage)?;
     let has_tokenizer = tokenizer.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }
@@ -84,9 +86,8 @@ fn end_of_text(from: &Path) -> Result<Option<End>> {
         serde_json::from_slice(&text)
             .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
     };
-    let token = &parsed(TOKENIZER_CONFIG)?["eos_token"];
-    if let Some(name) = token.as_str().or(token["content"].as_str()) {
-        return Ok(Some(End::Name(name.to_owned())));
+    if let Some(name) = Usage::of_folder(from)?.eos_token {
+        return Ok(Some(End::Name(name)));
     }
     let id = &parsed(CONFIG)?["eos_token_id"];
     // Of several the first.

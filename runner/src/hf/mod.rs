@@ -55,8 +55,6 @@ pub fn model(dir: &Path) -> Result<ModelConfig> {
 
 /// File that describes the model.
 pub(crate) const CONFIG: &str = "config.json";
-/// What goes with the tokenizer.
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// File of the weights.
 const WEIGHTS: &str = "model.safetensors";
 /// File that says which of several files of weights has which tensor.

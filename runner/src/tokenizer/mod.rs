@@ -21,6 +21,7 @@ mod chars;
 mod cuts;
 mod stream;
 mod transformers;
+pub(crate) mod usage;
 
 pub use bpe::BpeTokenizer;
 pub use chars::CharTokenizer;
@@ -40,8 +41,6 @@ use crate::files;
 
 /// The file name of a saved tokenizer.
 pub const FILE_NAME: &str = "tokenizer.json";
-/// File beside it that says how it is used, in the words of `transformers`.
-pub(crate) const CONFIG_FILE_NAME: &str = "tokenizer_config.json";
 
 /// The spelling of the token that ends a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";

@@ -15,7 +15,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::parts::Parts;
 use crate::settings::{TokenizerChoice, TrainSettings};
-use crate::tokenizer;
+use crate::tokenizer::{
+    self,
+    usage::{self, Usage},
+};
 use crate::trained::Trained;
 
 /// The settings that a base decides.
@@ -161,10 +164,8 @@ impl Start {
     pub(super) fn begin(&self, trainer: &mut Trainer<'_>, out_dir: &Path) -> Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
         trainer.restore(0, |parameters, _, _| base.read_parameters(parameters))?;
-        let from = base.dir().join(tokenizer::CONFIG_FILE_NAME);
-        if from.exists() {
-            let text = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
-            files::write_atomic(&out_dir.join(tokenizer::CONFIG_FILE_NAME), &text)?;
+        if let Some(json) = Usage::of_folder(&base.dir())?.to_json() {
+            files::write_atomic(&out_dir.join(usage::FILE_NAME), json.as_bytes())?;
         }
         Ok(())
     }

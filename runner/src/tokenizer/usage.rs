@@ -1,0 +1,119 @@
+//! How a tokenizer is used: the tokens around texts, and the template of conversations.
+//!
+//! Folders of `transformers` have that in `tokenizer_config.json`, newer ones the template in a file of
+//! its own; a run folder has the first with what matters here.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+
+/// File that says it, beside the tokenizer.
+pub(crate) const FILE_NAME: &str = "tokenizer_config.json";
+/// File that newer versions of `transformers` put the template into.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// How a model's tokenizer is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Jinja that makes a text of messages.
+    pub(crate) chat_template: Option<String>,
+    /// The token that every text begins with, if there is one.
+    pub(crate) bos_token: Option<String>,
+    /// The token that ends a text or a reply.
+    pub(crate) eos_token: Option<String>,
+}
+
+impl Usage {
+    /// What a folder says; nothing of what it does not.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read or is damaged.
+    pub(crate) fn of_folder(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE_NAME);
+        let config = match read(&path)? {
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|e| Error::failure(format!("{}: {e}", path.display())))?,
+            None => Value::Null,
+        };
+        let token = |name: &str| {
+            let token = &config[name];
+            token.as_str().or(token["content"].as_str()).map(str::to_owned)
+        };
+        let own = read(&dir.join(TEMPLATE_FILE))?;
+        let of_config = || of_config(&config["chat_template"]).map(str::to_owned);
+        Ok(Self {
+            chat_template: own.or_else(of_config),
+            bos_token: token("bos_token"),
+            eos_token: token("eos_token"),
+        })
+    }
+
+    /// The keys that say it.
+    pub(crate) fn keys(&self) -> Map<String, Value> {
+        let keys = [
+            ("bos_token", &self.bos_token),
+            ("eos_token", &self.eos_token),
+            ("chat_template", &self.chat_template),
+        ];
+        let said = keys.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        said.map(|(key, value)| (key.to_owned(), json!(value))).collect()
+    }
+
+    /// The file that [`Usage::of_folder`] reads it from again; `None` if nothing is said.
+    pub(crate) fn to_json(&self) -> Option<String> {
+        let keys = self.keys();
+        (!keys.is_empty()).then(|| format!("{:#}\n", Value::Object(keys)))
+    }
+}
+
+/// A file's text; `None` if it is not there.
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::io("read", path, &cause)),
+    }
+}
+
+/// One template, or of several named ones the usual one.
+fn of_config(value: &Value) -> Option<&str> {
+    let named = |name: &str| {
+        let all = value.as_array()?.iter();
+        all.filter(|one| one["name"] == name).find_map(|one| one["template"].as_str())
+    };
+    value.as_str().or_else(|| named("default"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_say_it_in_either_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Usage::of_folder(dir.path()), Ok(Usage::default()));
+        assert_eq!(Usage::default().to_json(), None);
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        let text = |text: &str| Some(text.to_owned());
+        let all = Usage { chat_template: text("t"), bos_token: text("<s>"), eos_token: None };
+        put(FILE_NAME, &all.to_json().unwrap());
+        assert_eq!(Usage::of_folder(dir.path()), Ok(all));
+        // As transformers writes tokens and several templates.
+        put(
+            FILE_NAME,
+            r#"{"eos_token": {"content": "</s>"}, "bos_token": null,
+                "chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}"#,
+        );
+        let found = Usage::of_folder(dir.path()).unwrap();
+        assert_eq!((found.chat_template, found.bos_token), (text("d"), None));
+        assert_eq!(found.eos_token, text("</s>"));
+        put(TEMPLATE_FILE, "own");
+        assert_eq!(Usage::of_folder(dir.path()).unwrap().chat_template, text("own"));
+        put(FILE_NAME, "{");
+        assert!(Usage::of_folder(dir.path()).unwrap_err().to_string().contains(FILE_NAME));
+    }
+}
