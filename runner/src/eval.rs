@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::memory::PoolMemory;
 use crate::model;
 use crate::pool::{self, Crew};
-use crate::settings::{LogFormat, Threads, TuningChoice};
+use crate::settings::{LogFormat, Threads, TrainSettings, TuningChoice};
 use crate::tokenizer::Tokenizer;
 use crate::train::folder::RunFolder;
 use crate::train::inputs::Inputs;
@@ -35,6 +35,9 @@ pub struct EvalSettings {
     pub text_field: String,
     /// Tokenizer file or folder; `None` is the one beside the checkpoint.
     pub tokenizer: Option<PathBuf>,
+    /// Tokens of a sequence; `None` is as many as in the run, and for a model that no run here has
+    /// trained its context, but at most 1,024.
+    pub block_size: Option<usize>,
     /// Sequences of a batch.
     pub batch_size: usize,
     /// Batches, spread over the data; 0 takes all.
@@ -111,6 +114,7 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     let kernels = model::kernels(settings.isa, settings.dtype)?;
     let trained = Trained::open(&settings.checkpoint)?;
     let config = *trained.config();
+    let block_size = block_size(settings, &trained)?;
     let given = settings.tokenizer.as_deref();
     let tokenizer = if given.is_some() || trained.has_tokenizer() {
         Some(trained.tokenizer(given)?)
@@ -118,13 +122,13 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
         None
     };
     let data = if settings.data.is_empty() {
-        own_data(&trained)?
+        own_data(&trained, block_size)?
     } else {
         let stream = given_data(settings, tokenizer.as_ref())?;
-        Validation::open(stream, config.vocab_size, config.block_size)?
+        Validation::open(stream, config.vocab_size, block_size)?
     };
     let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.batches);
-    let batch = BatchShape { sequences: settings.batch_size, tokens: config.block_size };
+    let batch = BatchShape { sequences: settings.batch_size, tokens: block_size };
     let workers = model::workers(settings.threads)?;
     let chosen = tune::choose(&settings.tuning, &Key::new(&config, batch, workers, kernels))?;
     if let Some(file) = chosen.file_name() {
@@ -141,10 +145,10 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     trained.read_parameters(evaluator.parameters_mut())?;
     let (mut tokens, mut targets) = (vec![0; plan.tokens()], vec![0; plan.tokens()]);
     let mut bytes = 0;
-    let mut row = Vec::with_capacity(config.block_size);
+    let mut row = Vec::with_capacity(block_size);
     let count = |batch: &Batch<'_>| {
         if let Some(tokenizer) = &tokenizer {
-            for targets in batch.targets.chunks(config.block_size) {
+            for targets in batch.targets.chunks(block_size) {
                 row.clear();
                 row.extend(targets.iter().filter(|id| **id != IGNORE));
                 bytes += tokenizer.decode_bytes(&row).len();
@@ -171,8 +175,30 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     })
 }
 
+/// Longest sequences of a model that was made elsewhere, unless they are told: it may be for many more
+/// tokens than a text has, or a batch of them fits into memory.
+const BLOCK: usize = 1024;
+
+/// Tokens of a sequence.
+fn block_size(settings: &EvalSettings, trained: &Trained) -> Result<usize> {
+    let most = trained.config().block_size;
+    match settings.block_size {
+        Some(0) => Err(Error::usage("--block-size 0: it must be at least 1")),
+        Some(size) if size > most => Err(Error::usage(format!(
+            "--block-size {size}: the model is for sequences of up to {most} tokens"
+        ))),
+        Some(size) => Ok(size),
+        None => {
+            let folder = RunFolder::existing(&trained.dir());
+            let own =
+                if folder.has_settings() { Some(folder.settings()?.block_size) } else { None };
+            Ok(own.unwrap_or(BLOCK).min(most))
+        }
+    }
+}
+
 /// The validation data of the run that the checkpoint is of.
-fn own_data(trained: &Trained) -> Result<Validation> {
+fn own_data(trained: &Trained, block_size: usize) -> Result<Validation> {
     let dir = trained.dir();
     let folder = RunFolder::existing(&dir);
     if !folder.has_settings() {
@@ -187,10 +213,11 @@ fn own_data(trained: &Trained) -> Result<Validation> {
         if !shards.is_empty() {
             let config = trained.config();
             let stream = TokenStream::open(&shards)?;
-            return Validation::open(stream, config.vocab_size, config.block_size);
+            return Validation::open(stream, config.vocab_size, block_size);
         }
     }
-    let inputs = Inputs::open(&folder.settings()?, &folder, true)?;
+    let settings = TrainSettings { block_size, ..folder.settings()? };
+    let inputs = Inputs::open(&settings, &folder, true)?;
     inputs.validation.ok_or_else(|| {
         Error::usage(format!(
             "{}: the run has no validation data (--val-fraction 0); give --data",

@@ -152,6 +152,7 @@ fn evaluation_of_a_run_repeats_its_validation() {
     undisturbed(dir.path());
     let settings = settings(dir.path());
     let eval = EvalSettings {
+        block_size: None,
         checkpoint: settings.out_dir.clone(),
         data: Vec::new(),
         text_field: "text".to_owned(),
@@ -178,8 +179,14 @@ fn evaluation_of_a_run_repeats_its_validation() {
     let other = dir.path().join("other.txt");
     fs::write(&other, support::text()).unwrap();
     let data = vec![other.to_str().unwrap().to_owned()];
-    let all = measure(&EvalSettings { data, batches: 0, ..eval }).unwrap();
-    assert_eq!(all.tokens, 20_000 / 16 * 16);
+    let all = EvalSettings { data, batches: 0, ..eval };
+    assert_eq!(measure(&all).unwrap().tokens, 20_000 / 16 * 16);
+    let sized = |size| measure(&EvalSettings { block_size: Some(size), ..all.clone() });
+    // 20,000 bytes and what begins the document; a target for each but the last.
+    assert_eq!(sized(7).unwrap().tokens, 20_000 / 7 * 7);
+    for (size, error) in [(0, "--block-size 0"), (17, "--block-size 17: the model is for")] {
+        assert!(sized(size).unwrap_err().to_string().starts_with(error));
+    }
 }
 
 #[test]

@@ -295,6 +295,9 @@ pub struct EvalArgs {
     /// A tokenizer.json [default: the checkpoint's].
     #[arg(long, value_name = "FILE", value_parser = parse::<PathBuf>)]
     pub tokenizer: Option<PathBuf>,
+    /// Tokens of a sequence [default: the run's; of an imported model its context, at most 1024].
+    #[arg(long, value_name = "N", value_parser = parse::<usize>)]
+    pub block_size: Option<usize>,
     /// Sequences computed together.
     #[arg(long, value_name = "N", default_value = "16", value_parser = parse::<usize>)]
     pub batch_size: usize,

@@ -73,6 +73,7 @@ pub(super) fn evaluate(args: EvalArgs) -> Result<()> {
         data: args.data,
         text_field: args.text_field,
         tokenizer: args.tokenizer,
+        block_size: args.block_size,
         batch_size: args.batch_size,
         batches: args.batches,
         threads: args.threads,
