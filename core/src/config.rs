@@ -11,7 +11,7 @@ use core::fmt;
 pub struct ModelConfig {
     /// Token ids are `0..vocab_size`.
     pub vocab_size: usize,
-    /// Longest sequence, in tokens: rows of the position table.
+    /// Longest sequence, in tokens; rows of the position table, if there is one.
     pub block_size: usize,
     /// Transformer blocks.
     pub n_layer: usize,
@@ -158,6 +158,18 @@ impl ModelConfig {
             return Err(ConfigError::NormEps(self.norm_eps));
         }
         Ok(())
+    }
+
+    /// The same model with nothing said that goes without saying: as many heads of keys and values as of
+    /// queries, heads of an equal share of the width, biases of queries, keys and values where all have
+    /// them. So models that compute the same are equal.
+    #[must_use]
+    pub fn normal(self) -> Self {
+        let Self { n_head, d_model, bias, arch, .. } = self;
+        let n_kv_head = arch.n_kv_head.filter(|heads| *heads != n_head);
+        let head_size = arch.head_size.filter(|size| size.checked_mul(n_head) != Some(d_model));
+        let qkv_bias = arch.qkv_bias && !bias;
+        Self { arch: Architecture { n_kv_head, head_size, qkv_bias, ..arch }, ..self }
     }
 
     /// Columns of a head.
@@ -318,6 +330,21 @@ mod tests {
         let config = ModelConfig { n_head: 7, bias: false, arch: wide, ..GOOD };
         assert_eq!(config.validate(), Ok(()));
         assert_eq!((config.query_width(), config.qkv_width()), (70, 210));
+    }
+
+    #[test]
+    fn what_goes_without_saying_makes_no_other_model() {
+        let said = Architecture {
+            n_kv_head: Some(8),
+            head_size: Some(32),
+            qkv_bias: true,
+            ..Architecture::GPT2
+        };
+        let config = ModelConfig { arch: said, ..GOOD };
+        assert_eq!((config.validate(), config.normal()), (Ok(()), GOOD));
+        let other = Architecture { n_kv_head: Some(4), head_size: Some(16), ..said };
+        let config = ModelConfig { arch: other, bias: false, ..GOOD };
+        assert_eq!(config.normal(), config);
     }
 
     #[test]

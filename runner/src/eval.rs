@@ -17,6 +17,7 @@ use crate::model;
 use crate::pool::{self, Crew};
 use crate::settings::{LogFormat, Threads, TrainSettings, TuningChoice};
 use crate::tokenizer::Tokenizer;
+use crate::train::base::BLOCK;
 use crate::train::folder::RunFolder;
 use crate::train::inputs::Inputs;
 use crate::trained::Trained;
@@ -174,10 +175,6 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
         kernels: kernels.set().to_string(),
     })
 }
-
-/// Longest sequences of a model that was made elsewhere, unless they are told: it may be for many more
-/// tokens than a text has, or a batch of them fits into memory.
-const BLOCK: usize = 1024;
 
 /// Tokens of a sequence.
 fn block_size(settings: &EvalSettings, trained: &Trained) -> Result<usize> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
 use cllm_core::sample::{Candidate, Sampler, SamplerConfig, SamplerError};
-use cllm_core::{Dtype, Engine, Isa, Kernels, Line, ModelConfig, Queue, Slot};
+use cllm_core::{Dtype, Engine, Isa, Kernels, Line, ModelConfig, Positions, Queue, Slot};
 use serde::Serialize;
 
 #[cfg(feature = "chat")]
@@ -51,6 +51,8 @@ pub struct GenerateSettings {
     pub isa: Option<Isa>,
     /// What the operands of products are rounded to.
     pub dtype: Dtype,
+    /// Most tokens that the model sees at a time; `None` is what the prompt and the new tokens need.
+    pub context: Option<usize>,
     /// What standard output carries.
     pub log_format: LogFormat,
     /// Answers the lines of standard input instead of continuing the prompt.
@@ -89,13 +91,15 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
     let template = conversation_template(settings, &trained)?;
     // The mapped file counts as memory of this program as long as it is held.
     drop(trained);
+    let context = context(settings, &config, &tokenizer)?;
+    let config = for_context(config, context);
     let workers = workers(settings.threads, &config, kernels)?;
     let mut speaker = Speaker::new(&config, workers, kernels, &tokenizer)?;
     speaker.speak(&parameters, |voice| {
         #[cfg(feature = "chat")]
         if let Some(template) = &template {
             let system = settings.system.clone();
-            let (tokens, context) = (settings.tokens, config.block_size);
+            let tokens = settings.tokens;
             let chat = ChatSettings { system, tokens, context, log_format: settings.log_format };
             let sampler = |reply| sampler_config(settings, reply);
             let input = &mut std::io::stdin().lock();
@@ -148,6 +152,48 @@ fn say(settings: &GenerateSettings, index: usize, voice: &mut Voice<'_>) -> Resu
     write(prompt)?;
     voice.speak(prompt, settings.tokens, config, &mut write)?;
     write("\n")
+}
+
+/// Tokens of a conversation of a model that can have more, unless they are told: their keys and values
+/// take memory from the start.
+#[cfg(feature = "chat")]
+const CONVERSATION: usize = 8192;
+
+/// Tokens that the model sees at a time.
+fn context(
+    settings: &GenerateSettings,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+) -> Result<usize> {
+    let most = config.block_size;
+    #[cfg(feature = "chat")]
+    let usual = if settings.interactive { Some(CONVERSATION) } else { None };
+    #[cfg(not(feature = "chat"))]
+    let usual = None;
+    match (settings.context, usual) {
+        (Some(0), _) => Err(Error::usage("--context 0: it must be at least 1")),
+        (Some(context), _) if context > most => Err(Error::usage(format!(
+            "--context {context}: the model is for texts of up to {most} tokens"
+        ))),
+        (Some(context), _) => Ok(context),
+        (None, Some(usual)) => Ok(usual.min(most)),
+        (None, None) => {
+            let prompt = tokenizer.encode(settings.prompt.as_bytes());
+            let prompt = prompt.map_err(|e| Error::failure(format!("the prompt: {e}")))?.len();
+            Ok(prompt.max(1).saturating_add(settings.tokens).min(most))
+        }
+    }
+}
+
+/// The model for texts of fewer tokens: where positions are angles it has the same weights, and takes
+/// less memory.
+pub(crate) fn for_context(config: ModelConfig, context: usize) -> ModelConfig {
+    match config.arch.positions {
+        Positions::Learned => config,
+        Positions::Rotary(_) => {
+            ModelConfig { block_size: context.min(config.block_size), ..config }
+        }
+    }
 }
 
 /// Bytes of packed weights for each thread of [`Threads::Auto`]: reading so many takes about

@@ -60,7 +60,8 @@ impl Lines {
 /// ```
 /// # use cllm_core::*;
 /// # let config = ModelConfig { vocab_size: 257, block_size: 8, n_layer: 1, n_head: 2,
-/// #     d_model: 16, d_ff: 64, bias: true, tied: true, dropout: 0.0, norm_eps: 1e-5 };
+/// #     d_model: 16, d_ff: 64, bias: true, tied: true, dropout: 0.0, norm_eps: 1e-5,
+/// #     arch: Architecture::GPT2 };
 /// # let batch = BatchShape { sequences: 2, tokens: 8 };
 /// let kernels = Kernels::detect();
 /// let plan = Plan::new(&config, batch, 1, Mode::Train, kernels)?;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::parts::{ActivationChoice, Parts};
 use crate::pool::cpus;
 use crate::settings::{ScheduleChoice, Threads, TrainSettings};
+use crate::train::base;
 use crate::tune::{self, Chosen, Key};
 
 /// Epsilon of the norms: GPT-2's.
@@ -34,7 +35,18 @@ pub fn config(settings: &TrainSettings, vocab_size: usize) -> Result<ModelConfig
         arch: parts(settings).architecture(),
     };
     config.validate().map_err(config_error)?;
-    Ok(config)
+    Ok(config.normal())
+}
+
+/// The model of a run: that which `settings` describe, or that of their base.
+///
+/// # Errors
+/// As [`config`]; the base cannot be read, or does not go with the rest.
+pub fn run_config(settings: &TrainSettings, vocab_size: usize) -> Result<ModelConfig> {
+    match base::Start::of(settings, None, vocab_size)? {
+        Some(start) => Ok(start.config),
+        None => config(settings, vocab_size),
+    }
 }
 
 /// What blocks are made of.

@@ -67,6 +67,12 @@ fn a_run_goes_on_when_its_base_is_gone() {
     let then = TrainSettings { resume: true, max_steps: 8, ..first.clone() };
     assert_eq!(train(&then), Ok(Outcome::Finished));
     assert_eq!(events(&then, "step").len(), 8);
+    // So is a plan of the base's model.
+    let plan = ["plan", "--base", moved.to_str().unwrap(), "--block-size", "5", "--json"];
+    let plan = run_in(c.path(), &plan).json();
+    let started = &events(&first, "start")[0]["model"];
+    assert_eq!(plan["config"]["block_size"], started["block_size"], "{plan}");
+    assert_eq!(plan["config"]["parts"], started["parts"]);
     let anew = TrainSettings { out_dir: c.path().join("anew"), ..first };
     let error = train(&anew).unwrap_err().to_string();
     assert!(error.contains("run"), "{error}");
@@ -85,6 +91,11 @@ fn what_does_not_go_with_the_base_is_refused() {
         let given = ["train", "--base", path, "--out-dir", out.to_str().unwrap(), "--quiet"];
         run_in(b.path(), &[&given[..], more].concat())
     };
+    let shards = b.path().join("shards");
+    fs::write(b.path().join("t.txt"), "in the beginning ".repeat(300)).unwrap();
+    let tokenize = ["tokenize", "--data", "t.txt", "--tokenizer", "chars", "--out"];
+    run_in(b.path(), &[&tokenize[..], &[shards.to_str().unwrap()]].concat()).done();
+    args(&["--data", "shards"]).refused(2, &["made with another tokenizer", "shards"]);
     args(&["--n-layer", "3"]).refused(2, &["--n-layer: with --base"]);
     args(&["--no-bias"]).refused(2, &["--bias: with --base"]);
     args(&["--max-steps", "2", "--batch-size", "2", "--eval-batches", "1"]).done();

@@ -182,8 +182,8 @@ fn evaluation_of_a_run_repeats_its_validation() {
     let all = EvalSettings { data, batches: 0, ..eval };
     assert_eq!(measure(&all).unwrap().tokens, 20_000 / 16 * 16);
     let sized = |size| measure(&EvalSettings { block_size: Some(size), ..all.clone() });
-    // 20,000 bytes and what begins the document; a target for each but the last.
-    assert_eq!(sized(7).unwrap().tokens, 20_000 / 7 * 7);
+    // All bytes, what begins the document, and a target for each but the last.
+    assert_eq!(sized(7).unwrap().tokens, support::text().len() / 7 * 7);
     for (size, error) in [(0, "--block-size 0"), (17, "--block-size 17: the model is for")] {
         assert!(sized(size).unwrap_err().to_string().starts_with(error));
     }

@@ -1,5 +1,6 @@
 //! Reading a checkpoint from a slice, with every byte checked.
 
+use super::encode::header_bytes;
 use super::{
     END, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, VERSION, header_len, version_of,
 };
@@ -170,7 +171,8 @@ impl<'a> Checkpoint<'a> {
         }
         let (header, has_moments) = read_header(fields, version)?;
         // One model is one sequence of bytes.
-        if version_of(&header.config) != version {
+        let written = header_bytes(&header, has_moments);
+        if version_of(&header.config) != version || !written.starts_with(fields) {
             return Err(CheckpointError::Altered("header"));
         }
         let table = ParamTable::new(&header.config).map_err(CheckpointError::Config)?;

@@ -120,7 +120,7 @@ pub fn encode<S: Sink>(
 }
 
 /// The fields of the header, those of the architecture last.
-fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN + ARCH_LEN] {
+pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN + ARCH_LEN] {
     let c = &header.config;
     let mut out = [0; HEADER_LEN + ARCH_LEN];
     let mut sink = SliceSink::new(&mut out);

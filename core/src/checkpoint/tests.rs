@@ -195,6 +195,10 @@ fn headers_with_good_checksums_and_nonsense_are_refused() {
     for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 2), (6, 2), (7, 2), (8, 1 << 32)] {
         assert_eq!(with(field, value), Err(CheckpointError::Altered("header")), "{field}");
     }
+    // Learned positions with what only angles have, and no scaling with its numbers.
+    for field in [1, 2] {
+        assert_eq!(with(field, 0), Err(CheckpointError::Altered("header")), "{field}");
+    }
     let heads = ConfigError::KvHeads { n_head: 2, n_kv_head: 3 };
     assert_eq!(with(4, 3), Err(CheckpointError::Config(heads)));
     assert_eq!(with(5, 3), Err(CheckpointError::Config(ConfigError::OddHead(3))));

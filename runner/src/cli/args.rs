@@ -235,6 +235,12 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value = "256", value_parser = parse::<usize>,
           aliases = ["max-new-tokens"])]
     pub tokens: usize,
+    /// Most tokens that the model sees at a time [default: what the prompt and --tokens need; in
+    /// conversations the model's, at most 8192].
+    ///
+    /// Of a model with a table of positions it saves no memory.
+    #[arg(long, value_name = "N", value_parser = parse::<usize>)]
+    pub context: Option<usize>,
     /// Below 1 likely tokens become more likely; 0 is --greedy.
     #[arg(long, value_name = "X", default_value = "0.8", value_parser = parse::<f32>, allow_negative_numbers = true)]
     pub temperature: f32,

@@ -53,6 +53,7 @@ pub(super) fn generate(args: GenerateArgs) -> Result<()> {
         greedy: args.greedy || args.temperature == 0.0,
         seed: args.seed,
         samples: args.samples,
+        context: args.context,
         threads: args.threads,
         #[cfg(feature = "chat")]
         interactive: args.interactive,

@@ -26,7 +26,7 @@ pub(super) fn plan(args: PlanArgs) -> Result<()> {
     let resolved = args.train.resolve()?;
     let settings = &resolved.settings;
     let kernels = model::kernels(settings.isa, settings.dtype)?;
-    let config = model::config(settings, vocab_size(settings)?)?;
+    let config = model::run_config(settings, vocab_size(settings)?)?;
     let (plan, chosen) = model::train_plan(settings, &config, kernels)?;
     let report = Report {
         settings,

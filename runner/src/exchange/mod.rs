@@ -63,7 +63,7 @@ pub(crate) fn create_run(
         Some("run")
     } else {
         // Whose would be overwritten, or taken for the model's.
-        dir.join(tokenizer::FILE_NAME).exists().then_some(tokenizer::FILE_NAME)
+        [tokenizer::FILE_NAME, usage::FILE_NAME].into_iter().find(|name| dir.join(name).exists())
     };
     if let Some(there) = there {
         return Err(Error::failure(format!(

@@ -31,7 +31,9 @@ pub(crate) fn checked_tokenizer(
     };
     let text = match name {
         Some(name) if end_of_text_guess(&json) != Some(name.as_str()) => {
-            json[END_KEY] = name.into();
+            // Indexing what is no object would panic.
+            let all = json.as_object_mut().ok_or("not a usable tokenizer: not a JSON object")?;
+            all.insert(END_KEY.to_owned(), name.into());
             json.to_string().into_bytes()
         }
         _ => text,

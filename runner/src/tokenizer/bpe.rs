@@ -218,6 +218,23 @@ impl BpeTokenizer {
         self.inner.id_to_token(self.end_of_text).unwrap_or_else(|| END_OF_TEXT.to_owned())
     }
 
+    /// The same tokenizer for texts that command: special tokens that a text spells are themselves.
+    #[cfg(feature = "chat")]
+    pub(super) fn commanding(&self) -> Self {
+        let mut inner = self.inner.clone();
+        inner.set_encode_special_tokens(false);
+        Self { inner, ..self.clone() }
+    }
+
+    /// Whether a text spells a special token.
+    #[cfg(feature = "chat")]
+    pub(super) fn spelled(&self, text: &str) -> Option<String> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special =
+            added.into_values().filter(|token| token.special && !token.content.is_empty());
+        special.map(|token| token.content).find(|token| text.contains(token))
+    }
+
     /// The identifier of a token by its spelling in `tokenizer.json`.
     #[must_use]
     pub fn token_to_id(&self, token: &str) -> Option<u32> {

@@ -192,6 +192,25 @@ impl Tokenizer {
         }
     }
 
+    /// The same tokenizer for texts that command: special tokens that a text spells are themselves.
+    #[cfg(feature = "chat")]
+    pub(crate) fn commanding(&self) -> Self {
+        match self {
+            Self::Bytes => Self::Bytes,
+            Self::Chars(chars) => Self::Chars(chars.clone()),
+            Self::Bpe(bpe) => Self::Bpe(Box::new(bpe.commanding())),
+        }
+    }
+
+    /// A special token that `text` spells, if it spells one.
+    #[cfg(feature = "chat")]
+    pub(crate) fn spelled(&self, text: &str) -> Option<String> {
+        match self {
+            Self::Bytes | Self::Chars(_) => None,
+            Self::Bpe(bpe) => bpe.spelled(text),
+        }
+    }
+
     /// How the vocabulary spells the end of text.
     #[must_use]
     pub fn end_of_text_name(&self) -> String {

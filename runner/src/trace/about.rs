@@ -19,6 +19,9 @@ pub struct About {
     pub model: Model,
     /// Sequences of a micro-batch.
     pub batch_size: usize,
+    /// Tokens of a sequence; by default as many as the model can have, as runs without a base do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<usize>,
     /// Micro-batches of a step.
     pub gradient_accumulation_steps: usize,
     /// Instruction set of the kernels.
@@ -78,7 +81,10 @@ impl About {
     /// The shape of a micro-batch.
     #[must_use]
     pub fn batch(&self) -> BatchShape {
-        BatchShape { sequences: self.batch_size, tokens: self.model.block_size }
+        BatchShape {
+            sequences: self.batch_size,
+            tokens: self.block_size.unwrap_or(self.model.block_size),
+        }
     }
 
     /// Tokens of a step.

@@ -123,6 +123,7 @@ impl<'a> Tracer<'a> {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             model: plan.config().into(),
             batch_size: batch.sequences,
+            block_size: (batch.tokens != plan.config().block_size).then_some(batch.tokens),
             gradient_accumulation_steps: wanted.micro_batches,
             isa: kernels.set().isa.name().to_owned(),
             dtype: kernels.dtype().name().to_owned(),

@@ -38,9 +38,9 @@ pub(crate) const DECIDED: [&str; 14] = [
     "qkv_bias",
     "qk_norm",
 ];
-/// Longest sequences unless they are told: a base may have been made for many more tokens than fit
-/// into the memory of a step.
-const BLOCK: usize = 1024;
+/// Longest sequences of a model that was made elsewhere, unless they are told: it may be for many more
+/// tokens than a text has, or than fit into the memory of a batch.
+pub(crate) const BLOCK: usize = 1024;
 
 /// Fills `settings` with what the base says, of which `is_set` says what somebody has set.
 ///
@@ -80,10 +80,19 @@ pub(crate) fn settle(
         settings.block_size = c.block_size.min(BLOCK);
     }
     let beside = trained.dir().join(tokenizer::FILE_NAME);
-    if beside.exists() && !is_set("tokenizer") {
+    if is_set("tokenizer") {
+        return Ok(());
+    }
+    if beside.exists() {
         settings.tokenizer = TokenizerChoice::File(beside);
-    } else if !is_set("vocab_size") {
-        settings.vocab_size = Some(c.vocab_size);
+    } else if settings.vocab_size.is_none() {
+        return Err(Error::usage(format!(
+            "--base {}: there is no {} beside it, so what its ids mean is not known; give \
+             --tokenizer, or token shards with --vocab-size {}",
+            base.display(),
+            tokenizer::FILE_NAME,
+            c.vocab_size
+        )));
     }
     Ok(())
 }
@@ -107,9 +116,9 @@ fn open(path: &Path) -> Result<Trained> {
 
 /// What a run's model is: the base's, or that of the checkpoint that goes on from one.
 #[derive(Debug)]
-pub(super) struct Start {
+pub(crate) struct Start {
     /// The model.
-    pub(super) config: ModelConfig,
+    pub(crate) config: ModelConfig,
     base: Option<Trained>,
 }
 
@@ -119,7 +128,7 @@ impl Start {
     ///
     /// # Errors
     /// One of them cannot be read; sequences or token ids that are not the model's.
-    pub(super) fn of(
+    pub(crate) fn of(
         settings: &TrainSettings,
         from: Option<&CheckpointFile>,
         vocab_size: usize,
@@ -139,8 +148,7 @@ impl Start {
         let config = ModelConfig { dropout: settings.dropout, ..config };
         if vocab_size > config.vocab_size {
             return Err(Error::usage(format!(
-                "--tokenizer: it has {vocab_size} ids, but the model of --base {} has {}; leave \
-                 --tokenizer out",
+                "--base {}: its model has {} ids, but the tokenizer or --vocab-size says {vocab_size}",
                 path.display(),
                 config.vocab_size
             )));

@@ -247,11 +247,25 @@ fn shards(
         )));
     };
     let beside = first.with_file_name(tokenizer::FILE_NAME);
+    let saved = folder.dir().join(tokenizer::FILE_NAME);
     let tokenizer = match &settings.tokenizer {
+        // Where it came from may be gone.
+        _ if resumed && saved.exists() => Some(Tokenizer::load(&saved)?),
         TokenizerChoice::File(path) => Some(Tokenizer::load(path)?),
         _ if beside.exists() => Some(Tokenizer::load(&beside)?),
         _ => None,
     };
+    if let (Some(base), Some(tokenizer), true) = (&settings.base, &tokenizer, beside.exists())
+        && Tokenizer::load(&beside)?.to_json()? != tokenizer.to_json()?
+    {
+        return Err(Error::usage(format!(
+            "--data: {} was made with another tokenizer ({}) than that of --base {}: tokenize the \
+             text again with --tokenizer and the base's",
+            first.display(),
+            beside.display(),
+            base.display()
+        )));
+    }
     let vocab_size = match (&tokenizer, settings.vocab_size) {
         (Some(tokenizer), None) => tokenizer.vocab_size(),
         (Some(tokenizer), Some(size)) if size < tokenizer.vocab_size() => {
@@ -271,7 +285,7 @@ fn shards(
     };
     if let Some(tokenizer) = tokenizer.as_ref().filter(|_| !resumed) {
         // Generation looks for it beside the checkpoints.
-        tokenizer.save(&folder.dir().join(tokenizer::FILE_NAME))?;
+        tokenizer.save(&saved)?;
     }
     let all = TokenStream::open(train)?;
     let (train, validation) = if val.is_empty() {

@@ -317,7 +317,8 @@ impl Session<'_, '_> {
         let config = generate::sample_config(self.settings.seed);
         let plan = self.trainer.plan();
         // A sample is short: the run's workers are not disturbed for it.
-        let mut speaker = Speaker::new(plan.config(), 1, self.kernels, tokenizer)?;
+        let model = generate::for_context(*plan.config(), self.settings.block_size);
+        let mut speaker = Speaker::new(&model, 1, self.kernels, tokenizer)?;
         speaker.speak(self.trainer.parameters(), |voice| {
             voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
                 text.push_str(piece);

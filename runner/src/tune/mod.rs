@@ -71,7 +71,7 @@ pub fn tune(settings: &TuneSettings, print: &mut dyn FnMut(&str) -> Result<()>) 
     store::read(&file)?;
     store::make_folder(&file)?;
     let kernels = model::kernels(train.isa, train.dtype)?;
-    let config = model::config(train, settings.vocab_size)?;
+    let config = model::run_config(train, settings.vocab_size)?;
     let work = Work {
         kernels,
         optimizer: model::optimizer(train)?,
