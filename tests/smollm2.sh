@@ -57,8 +57,9 @@ TEXT = (
 ) * 6
 QUESTION = "What is the capital of Italy?"
 NEW, BLOCK = 64, 256
-# Of losses: of the same weights as f32, and of weights of 4 bits by factors of 8.
-SAME, ROUNDED = 5e-6, 2e-2
+# Of losses: of the same weights as f32, where 30 layers round 15 times as often as the two of
+# tests/llama.sh, and of weights of 4 bits by factors of 8.
+SAME, ROUNDED = 3e-5, 2e-2
 
 default_params = low.llama_model_default_params
 
