@@ -2,7 +2,7 @@
 //! head or of a part of it.
 
 use crate::Kernels;
-use crate::attention::{RawAttention, Rows, RowsMut, Span, Wanted};
+use crate::attention::{KEY_BLOCK, RawAttention, Rows, RowsMut, Span, Wanted};
 use crate::dropout::Dropout;
 use crate::mat::{MatMut, MatRef};
 use crate::rows::rows_of;
@@ -11,7 +11,7 @@ use core::ops::Range;
 /// The inputs of one head of causal attention.
 ///
 /// q is `queries x head`, k and v are `keys x head`, rows contiguous. Query i
-/// attends to keys `0..=first + i`.
+/// attends to keys `0..=first + i`, or with [`Attention::starts`] to `starts[i]..=first + i`.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// Queries.
@@ -22,9 +22,23 @@ pub struct Attention<'a> {
     pub v: MatRef<'a>,
     /// Position of query 0 among the keys: 0 unless keys come from a cache.
     pub first: usize,
+    /// The first key that each query attends to, one number a query; `None`: key 0, with the same
+    /// bits as zeros. Windows that slide have `first + i + 1 - window`, documents that lie one behind
+    /// the other the place of the query's document.
+    ///
+    /// Work falls to the keys that are seen, in whole panels of up to 32 keys, by the instruction set,
+    /// for strips of 4 to 32 queries at a time: of a window of w keys some w + 50 with vectors of 512
+    /// bits. Where a document ends within a strip, all of its queries are multiplied with the keys of
+    /// both documents. Results are near those of a call for each document, but do not have their
+    /// bits: sums begin at panels of the whole head.
+    ///
+    /// # Panics
+    /// Every method panics if there is not one number for each query, if one is less than that
+    /// before it, or if one is behind the query's own key: `starts[i] > first + i`.
+    pub starts: Option<&'a [u32]>,
     /// Factor of the scores: `1 / sqrt(head)`.
     pub scale: f32,
-    /// Mask of the probabilities and the mask's row for query 0.
+    /// Mask of the probabilities and the mask's row for query 0; its columns are keys.
     pub dropout: Option<(Dropout, u32)>,
 }
 
@@ -48,6 +62,8 @@ pub struct AttentionInPlace<'a> {
     pub k: MatMut<'a>,
     /// Values; become their gradient.
     pub v: MatMut<'a>,
+    /// As [`Attention::starts`].
+    pub starts: Option<&'a [u32]>,
     /// As [`Attention::scale`].
     pub scale: f32,
     /// As [`Attention::dropout`].
@@ -122,9 +138,9 @@ impl Kernels {
     /// whole call gives them. `a` describes the whole head.
     ///
     /// Overwrites `out` (`queries.len() x head`) and `lse` (`queries.len()`). Reads of q
-    /// those queries, of k and v the rows `0..a.first + queries.end`, and no others:
-    /// parts of a head may run at the same time. Each part packs the keys that it
-    /// sees again.
+    /// those queries, of k and v the rows up to `a.first + queries.end`, and no others:
+    /// parts of a head may run at the same time. With `a.starts` rows are read from the multiple of
+    /// 32 on that is not above the first query's. Each part packs the keys that it sees again.
     ///
     /// # Panics
     /// If the shapes do not fit together or scratch is too short; if `queries` does not
@@ -155,7 +171,7 @@ impl Kernels {
             return;
         }
         // SAFETY: the shapes were just checked; out, lse and scratch are exclusive.
-        unsafe { (self.products.heads.forward)(&raw) }
+        unsafe { (self.products.heads.forward[usize::from(raw.starts.is_some())])(&raw) }
     }
 
     /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
@@ -186,7 +202,7 @@ impl Kernels {
         };
         // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
         // and lse are only read in this direction.
-        unsafe { (self.products.heads.backward)(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
     }
 
     /// [`Kernels::attention_backward`] in place: each gradient takes the place of its input.
@@ -209,6 +225,7 @@ impl Kernels {
             k: head.k.as_ref(),
             v: head.v.as_ref(),
             first: 0,
+            starts: head.starts,
             scale: head.scale,
             dropout: head.dropout,
         };
@@ -224,7 +241,7 @@ impl Kernels {
         // SAFETY: the shapes were just checked (q, k and v are of one shape, so are their
         // gradients); q, k, v and scratch are exclusive, and the whole backward pass may
         // have gradients in place of inputs; out and lse are only read in this direction.
-        unsafe { (self.products.heads.backward)(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dq` for the queries in
@@ -232,9 +249,10 @@ impl Kernels {
     /// whole head's.
     ///
     /// Overwrites `dq` (`queries.len() x head`). Reads of q, `out`, `lse` and `dout`
-    /// those queries, of k and v the rows `0..queries.end`, and no others. All queries
-    /// and all keys (see [`Kernels::attention_backward_keys`]) in parts make the scores
-    /// twice: seven products instead of five.
+    /// those queries, of k and v the rows up to `queries.end` (with `a.starts` from the multiple of
+    /// 384 on that is not above the first query's), and no others. All queries and all keys (see
+    /// [`Kernels::attention_backward_keys`]) in parts make the scores twice: seven products instead
+    /// of five.
     ///
     /// # Panics
     /// If the shapes do not fit together or scratch is too short; if `queries` does not
@@ -256,19 +274,22 @@ impl Kernels {
         assert!(need.is_some_and(|n| n <= scratch.len()), "attention_backward: scratch");
         let rows = blocks(a, &queries, self.attention_block());
         assert_shape(dq.as_ref(), queries.len(), head);
-        let raw = RawAttention {
-            rows,
-            cols: Span { start: 0, end: queries.end },
-            dq: Some(rows_mut_of(&dq)),
-            scratch: scratch.as_mut_ptr(),
-            ..raw_backward(a, out, lse, dout)
-        };
+        let all = raw_backward(a, out, lse, dout);
         if queries.is_empty() {
             return;
         }
+        // Sums begin where blocks of keys do in the whole pass.
+        let first = a.starts.map_or(0, |starts| starts[queries.start] as usize);
+        let raw = RawAttention {
+            rows,
+            cols: Span { start: first / KEY_BLOCK * KEY_BLOCK, end: queries.end },
+            dq: Some(rows_mut_of(&dq)),
+            scratch: scratch.as_mut_ptr(),
+            ..all
+        };
         // SAFETY: the shapes were just checked; dq and scratch are exclusive; out and lse
         // are only read in this direction.
-        unsafe { (self.products.heads.backward)(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dk` and `dv` for the keys
@@ -279,7 +300,9 @@ impl Kernels {
     /// that starts at a multiple of [`Kernels::attention_block`] does least in vain, and has
     /// the whole call's zeros by sign as well; one of a multiple of 32 keys fills the vectors. Reads of k and v those keys, of q,
     /// `out`, `lse` and `dout` the queries from the multiple of the block on that is not
-    /// above `keys.start`, and no others.
+    /// above `keys.start`, and no others; with `a.starts` up to the multiple of the block that is
+    /// not below the end of the queries that see one of the keys. (With them a zero's sign may differ
+    /// anyway.)
     ///
     /// # Panics
     /// If the shapes do not fit together or scratch is too short.
@@ -303,20 +326,24 @@ impl Kernels {
         for grad in [&dk, &dv] {
             assert_shape(grad.as_ref(), keys.len(), head);
         }
-        let strip = self.products.heads.strip;
-        let raw = RawAttention {
-            rows: Span { start: start / strip * strip, end: n },
-            cols: Span { start, end },
-            dkv: Some((rows_mut_of(&dk), rows_mut_of(&dv))),
-            scratch: scratch.as_mut_ptr(),
-            ..raw_backward(a, out, lse, dout)
-        };
+        let all = raw_backward(a, out, lse, dout);
         if keys.is_empty() {
             return;
         }
+        let strip = self.products.heads.strip;
+        // Queries behind the last that sees one of the keys see none.
+        let seeing = a.starts.map_or(n, |starts| starts.partition_point(|s| (*s as usize) < end));
+        let seeing = seeing.next_multiple_of(self.attention_block()).min(n);
+        let raw = RawAttention {
+            rows: Span { start: start / strip * strip, end: seeing },
+            cols: Span { start, end },
+            dkv: Some((rows_mut_of(&dk), rows_mut_of(&dv))),
+            scratch: scratch.as_mut_ptr(),
+            ..all
+        };
         // SAFETY: the shapes were just checked; dk, dv and scratch are exclusive; out and
         // lse are only read in this direction.
-        unsafe { (self.products.heads.backward)(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
     }
 }
 
@@ -359,20 +386,39 @@ fn raw_backward(a: &Attention<'_>, out: MatRef<'_>, lse: &[f32], dout: MatRef<'_
     }
 }
 
+/// # Panics
+/// If not each of so many queries has a first key, none before that of the query before, and none
+/// behind its own.
+fn check_starts(starts: &[u32], queries: usize, first: usize) {
+    let n = starts.len();
+    assert!(n == queries, "attention: {n} first keys of {queries} queries");
+    let mut before = 0;
+    for (i, &start) in starts.iter().enumerate() {
+        assert!(before <= start, "attention: query {i} starts at key {start}, before {before}");
+        let own = first + i;
+        assert!(start as usize <= own, "attention: query {i} starts at key {start}, behind {own}");
+        before = start;
+    }
+}
+
 /// The inputs; the outputs of either direction are filled in by the caller.
 ///
 /// # Panics
-/// If q, k and v do not fit together.
+/// If q, k, v and the queries' first keys do not fit together.
 fn raw_attention(a: &Attention<'_>) -> RawAttention {
     let (queries, keys, head) = (a.q.rows(), a.k.rows(), a.q.cols());
     assert!(a.k.cols() == head && a.v.cols() == head && a.v.rows() == keys, "attention: k, v");
     let seen = a.first.checked_add(queries);
     assert!(seen.is_some_and(|n| n <= keys), "attention: query {queries} has no key");
+    if let Some(starts) = a.starts {
+        check_starts(starts, queries, a.first);
+    }
     RawAttention {
         queries,
         keys,
         head,
         first: a.first,
+        starts: a.starts.map(<[u32]>::as_ptr),
         rows: Span { start: 0, end: queries },
         cols: Span { start: 0, end: keys },
         scale: a.scale,

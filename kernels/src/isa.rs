@@ -224,15 +224,15 @@ macro_rules! heads {
             use super::*;
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn attention_forward(a: &RawAttention) {
+            unsafe fn attention_forward<const STARTS: bool>(a: &RawAttention) {
                 // SAFETY: passed on from the caller.
-                unsafe { attention::forward::forward($token, $format, a) }
+                unsafe { attention::forward::forward::<_, _, STARTS>($token, $format, a) }
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn attention_backward(a: &RawAttention) {
+            unsafe fn attention_backward<const STARTS: bool>(a: &RawAttention) {
                 // SAFETY: passed on from the caller.
-                unsafe { attention::backward::backward($token, $format, a) }
+                unsafe { attention::backward::backward::<_, _, STARTS>($token, $format, a) }
             }
 
             pub(crate) const HEADS: Heads = Heads {
@@ -240,8 +240,8 @@ macro_rules! heads {
                 part: attention::part::<$lanes, $Format>(),
                 forward_scratch: attention::forward_scratch::<$lanes, $Format>,
                 backward_scratch: attention::backward_scratch::<$lanes, $Format>,
-                forward: attention_forward,
-                backward: attention_backward,
+                forward: [attention_forward::<false>, attention_forward::<true>],
+                backward: [attention_backward::<false>, attention_backward::<true>],
             };
         }
     };

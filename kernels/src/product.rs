@@ -116,8 +116,9 @@ pub(crate) struct Heads {
     pub(crate) part: usize,
     pub(crate) forward_scratch: fn(usize, usize) -> Option<usize>,
     pub(crate) backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
-    pub(crate) forward: unsafe fn(&RawAttention),
-    pub(crate) backward: unsafe fn(&RawAttention),
+    /// Without and with a first key of each query.
+    pub(crate) forward: [unsafe fn(&RawAttention); 2],
+    pub(crate) backward: [unsafe fn(&RawAttention); 2],
 }
 
 /// Kernels that read or write matrices of bf16: pointers to their results, and to A, C and

@@ -64,6 +64,7 @@ impl Inputs {
             k: self.k.view(),
             v: self.v.view(),
             first: shape.first,
+            starts: None,
             scale: scale(shape),
             dropout: dropout(shape),
         }
@@ -88,6 +89,7 @@ fn with_head<T>(shape: Shape, test: impl FnOnce(&Head<'_>) -> T) -> T {
         keys: shape.keys,
         head: shape.head,
         first: shape.first,
+        start: &|_| 0,
         scale: f64::from(scale(shape)),
         mask: &mask,
     })
@@ -227,7 +229,7 @@ fn check_gradients(kernels: &Kernels, shape: Shape, rng: &mut Rng) {
     let [q, k, v] = in_place.each_mut().map(Grid::view_mut);
     let Attention { scale, dropout, .. } = inputs.attention(shape);
     kernels.attention_backward_in_place(
-        &mut AttentionInPlace { q, k, v, scale, dropout },
+        &mut AttentionInPlace { q, k, v, starts: None, scale, dropout },
         out.view(),
         lse.slice(),
         dout.view(),

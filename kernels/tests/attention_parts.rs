@@ -3,7 +3,7 @@
 mod common;
 
 use cllm_kernels::{Attention, AttentionGrads, Dropout, Kernels};
-use common::{Grid, Rng, each_dtype, panics};
+use common::{Grid, Rng, each_dtype, only, panics, scratch};
 use core::ops::Range;
 
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,7 @@ impl Inputs {
             k: self.k.view(),
             v: self.v.view(),
             first: self.shape.first,
+            starts: None,
             scale: 2.0 / (self.shape.head as f32).sqrt(),
             dropout: self.shape.dropout.then(|| (Dropout::new(0.25, 5, 9, 4).unwrap(), 77)),
         }
@@ -55,13 +56,6 @@ impl Inputs {
         let (q, k, v) = (part(&self.q, queries), part(&self.k, keys), part(&self.v, keys));
         Self { shape: self.shape, q, k, v }
     }
-}
-
-/// A copy with NaN in the rows outside of `rows`.
-fn only(grid: &Grid, rows: &Range<usize>) -> Grid {
-    let mut copy = Grid::blank(grid.rows, grid.cols, 1, 2);
-    copy.fill(|i, j| if rows.contains(&i) { grid.at(i, j) } else { f32::NAN });
-    copy
 }
 
 /// Partitions of `n` rows: all in one, one cut anywhere, as small as can be, at random.
@@ -79,10 +73,6 @@ fn partitions(rng: &mut Rng, n: usize, unit: usize) -> Vec<Vec<Range<usize>>> {
         starts.zip(ends).map(|(start, end)| start..end).collect()
     };
     cuts.into_iter().map(parts).collect()
-}
-
-fn scratch(rng: &mut Rng, need: Option<usize>) -> Grid {
-    Grid::blank(1, need.unwrap(), 0, 1 + rng.below(7))
 }
 
 /// The whole head: result and log-sum-exp.

@@ -352,6 +352,7 @@ fn attention_checks_its_shapes() {
                 k: mat(&ZEROS, keys, k_head),
                 v: mat(&ZEROS, values, v_head),
                 first,
+                starts: None,
                 scale: 1.0,
                 dropout: None,
             };
@@ -371,7 +372,15 @@ fn attention_checks_its_shapes() {
             "an overflowing first" => forward([3, 4, 5, 4, 5, 4, usize::MAX - 1, 3, 4, 3]);
         }
         let square = mat(&ZEROS, 5, 4);
-        let a = Attention { q: square, k: square, v: square, first: 0, scale: 1.0, dropout: None };
+        let a = Attention {
+            q: square,
+            k: square,
+            v: square,
+            first: 0,
+            starts: None,
+            scale: 1.0,
+            dropout: None,
+        };
         let need = kernels.attention_scratch_len(5, 4).unwrap();
         refused! {
             "short scratch" => kernels.attention(
@@ -403,7 +412,8 @@ fn attention_checks_its_shapes() {
             let (mut scratch, mut data) = (vec![0.0; len - short], [[0.0; 64]; 3]);
             let [q, k, v] = &mut data;
             let (q, k, v) = (out(q, n[0], n[1]), out(k, n[2], n[3]), out(v, n[4], n[5]));
-            let mut head = AttentionInPlace { q, k, v, scale: a.scale, dropout: None };
+            let mut head =
+                AttentionInPlace { q, k, v, starts: None, scale: a.scale, dropout: None };
             let (o, d) = (mat(&ZEROS, n[6], n[7]), mat(&ZEROS, n[8], n[9]));
             let lse = &ZEROS[..n[10]];
             kernels.attention_backward_in_place(&mut head, o, lse, d, &mut scratch);
@@ -428,6 +438,59 @@ fn attention_checks_its_shapes() {
         }
         assert_eq!(kernels.attention_scratch_len(usize::MAX, 4), None);
         assert_eq!(kernels.attention_backward_scratch_len(usize::MAX, 4), None);
+    });
+}
+
+/// There is one first key for each query, none before that of the query before, and none behind the
+/// query's own.
+#[test]
+fn attention_checks_first_keys() {
+    each_isa(|kernels| {
+        let (n, size) = (40, 4);
+        let refuses = |starts: &[u32], first: usize| {
+            let (q, k) = (mat(&ZEROS, n, size), mat(&ZEROS, first + n, size));
+            let starts = Some(starts);
+            let a = Attention { q, k, v: k, first, starts, scale: 1.0, dropout: None };
+            let (mut data, mut scratch) = ([[0.0; 160]; 3], vec![0.0; 1 << 16]);
+            let lse = &ZEROS[..n];
+            let views = |data: &mut [[f32; 160]; 3], test: &mut dyn FnMut([MatMut<'_>; 3])| {
+                panics(|| test(data.each_mut().map(|data| out(data, n, size))))
+            };
+            let forward = views(&mut data, &mut |[y, ..]| {
+                kernels.attention(&a, y, None, &mut scratch);
+            });
+            let backward = [
+                views(&mut data, &mut |[dq, dk, dv]| {
+                    let mut grads = AttentionGrads { dq, dk, dv };
+                    kernels.attention_backward(&a, q, lse, q, &mut grads, &mut scratch);
+                }),
+                views(&mut data, &mut |[q_, k, v]| {
+                    let mut head =
+                        AttentionInPlace { q: q_, k, v, starts, scale: 1.0, dropout: None };
+                    kernels.attention_backward_in_place(&mut head, q, lse, q, &mut scratch);
+                }),
+                views(&mut data, &mut |[dq, ..]| {
+                    kernels.attention_backward_queries(&a, 0..n, q, lse, q, dq, &mut scratch);
+                }),
+                views(&mut data, &mut |[dk, dv, _]| {
+                    kernels.attention_backward_keys(&a, 0..n, q, lse, q, dk, dv, &mut scratch);
+                }),
+            ];
+            assert!(first > 0 || backward == [forward; 4], "{backward:?} and not {forward}");
+            forward
+        };
+        for first in [0, 9] {
+            let own: Vec<u32> = (first..first + n).map(|key| key as u32).collect();
+            assert!(!refuses(&own, first) && !refuses(&[0; 40], first));
+            for (at, wrong) in [(0, own[0] + 1), (39, own[39] + 1), (39, u32::MAX), (30, own[28])] {
+                let mut starts = own.clone();
+                starts[at] = wrong;
+                assert!(refuses(&starts, first), "accepted key {wrong} for query {at}");
+            }
+            for len in [0, 1, 39, 41] {
+                assert!(refuses(&vec![0; len], first), "accepted {len} first keys");
+            }
+        }
     });
 }
 

@@ -264,6 +264,7 @@ impl<'a> Feed<'a> {
                     k: self.cache.mat(keys, (seen, size), size),
                     v: self.cache.mat(values, (seen, size), size),
                     first: self.first,
+                    starts: None,
                     scale: 1.0 / libm::sqrtf(size as f32),
                     dropout: None,
                 };

@@ -155,7 +155,8 @@ impl Step<'_> {
                     own_v.copy_from_slice(kept_v);
                     (MatMut::new(own_k, t, size, size), MatMut::new(own_v, t, size, size))
                 };
-                let mut inputs = AttentionInPlace { q: place(0), k, v, scale, dropout };
+                let mut inputs =
+                    AttentionInPlace { q: place(0), k, v, starts: None, scale, dropout };
                 self.kernels.attention_backward_in_place(&mut inputs, out, lse, dout, scratch);
                 if !is_first {
                     self.add_rows(place(1), own_k);

@@ -4,13 +4,16 @@
 //! pack K^T, V^T, K once
 //! for each block of queries                           (whose p and ds are kept)
 //!   pack Q, dO of the block;  delta = rowsum(dO O) of each row
-//!   for each block of keys
-//!     for each strip of queries that sees some of it  (keys up to the strip's last query)
-//!       p    = exp(scale Q K^T - lse)                 (zero beyond the diagonal)
+//!   for each block of keys that they see
+//!     for each strip of queries that sees some of it  (keys up to the strip's last query, from the
+//!                                                      panel on that has its first's first)
+//!       p    = exp(scale Q K^T - lse)                 (zero beyond the diagonal, and before a
+//!                                                      row's first key)
 //!       dp   = dO V^T
 //!       ds   = scale p (mask dp - delta);   p = p mask
 //!       dQ (+)= ds K
-//!     for each strip of keys that the queries see     (queries from the strip's first key on)
+//!     for each strip of keys that the queries see     (queries from the strip's first key on, to
+//!                                                      the last that sees some of it)
 //!       dV (+)= p^T dO;   dK (+)= ds^T Q
 //! ```
 //! The mask is dropout's (1 without it); `rowsum(dO O)` equals the row's sum of
@@ -28,8 +31,9 @@
 //! some keys, over the queries that see them. The two make the scores twice, seven
 //! products for five. Every sum of a part has the terms of the whole pass in the order
 //! of the whole pass, so the bits are the same: a row of dQ sums over blocks of keys from key 0
-//! on, a row of dK and dV over the blocks of queries that see it, of which the queries before
-//! the diagonal add zeros or nothing.
+//! on or a whole number of blocks later, a row of dK and dV over the blocks of queries that see it,
+//! of which the queries before the diagonal, and those whose first key is a later one, add zeros
+//! or nothing.
 
 use super::scores::Scores;
 use super::sums::Sums;
@@ -119,7 +123,11 @@ impl Areas {
 /// a block before its dQ is, and where its words are the queries in their place there is one
 /// block of keys, and a strip's scores are made before its dQ.
 #[inline(always)]
-pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
+pub(crate) unsafe fn backward<S: Simd, F: Format<S>, const STARTS: bool>(
+    s: S,
+    f: F,
+    a: &RawAttention,
+) {
     let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
     let wanted = match (a.dq, a.dkv) {
         (Some(_), Some(_)) => Wanted::All,
@@ -142,12 +150,20 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttentio
         while start < a.rows.end {
             let end = ((start / size + 1) * size).min(a.rows.end);
             let block = Block::new(s, f, a, &areas, &sums, Span { start, end });
-            // Keys from the first on that the block's last query does not see.
+            // Keys from the first on that the block's last query does not see, and the block of
+            // keys that has the first of the first query's.
             let seen = end.saturating_sub(low).min(n);
-            for first in (0..seen).step_by(KEY_BLOCK) {
+            let unseen = a.start::<STARTS>(start).saturating_sub(low) / KEY_BLOCK * KEY_BLOCK;
+            for first in (unseen..seen).step_by(KEY_BLOCK) {
                 let keys = Span { start: first, end: n.min(first + KEY_BLOCK) };
                 for at in (start..end).step_by(F::MR) {
-                    block.strip(s, f, unit, Span { start: at, end: end.min(at + F::MR) }, keys);
+                    block.strip::<S, F, STARTS>(
+                        s,
+                        f,
+                        unit,
+                        Span { start: at, end: end.min(at + F::MR) },
+                        keys,
+                    );
                 }
                 if a.dkv.is_some() {
                     for (rows, words, to) in [
@@ -155,9 +171,21 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttentio
                         (areas.q_rows, areas.ds_block, sums.dk),
                     ] {
                         if F::TILES {
-                            block.turned_keys_or_values(s, f, unit, keys, (rows, words, to));
+                            block.turned_keys_or_values::<S, F, STARTS>(
+                                s,
+                                f,
+                                unit,
+                                keys,
+                                (rows, words, to),
+                            );
                         } else {
-                            block.keys_or_values(s, f, unit, keys, (rows, words, to));
+                            block.keys_or_values::<S, F, STARTS>(
+                                s,
+                                f,
+                                unit,
+                                keys,
+                                (rows, words, to),
+                            );
                         }
                     }
                 }
@@ -228,7 +256,7 @@ impl<'a> Block<'a> {
     /// # Safety
     /// Passed on from [`backward`].
     #[inline(always)]
-    unsafe fn strip<S: Simd, F: Format<S>>(
+    unsafe fn strip<S: Simd, F: Format<S>, const STARTS: bool>(
         &self,
         s: S,
         f: F,
@@ -238,7 +266,15 @@ impl<'a> Block<'a> {
     ) {
         let (a, areas) = (self.a, self.areas);
         let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
+        // SAFETY: a query of the head.
+        let start = unsafe { a.start::<STARTS>(queries.start) }.saturating_sub(low);
+        // Whether this is not the first block of keys for the queries.
+        let again = keys.start > start;
+        // Whole panels before what the first query sees are left out: the others see no more.
         let len = keys.end - keys.start;
+        let skip = (start / S::NR * S::NR).saturating_sub(keys.start).min(len);
+        let keys = Span { start: keys.start + skip, end: keys.end };
+        let len = len - skip;
         let seen = queries.end.saturating_sub(low + keys.start).min(len);
         if seen == 0 {
             return;
@@ -252,8 +288,9 @@ impl<'a> Block<'a> {
             // Rows of words are a row of a panel, or of all keys, apart.
             let (word_row, panel) =
                 if F::TILES { (S::NR, self.panel::<S, F>()) } else { (stride, S::NR) };
-            let p_words = areas.p_block.wrapping_add(word * word_row);
-            let ds_words = areas.ds_block.wrapping_add(word * word_row);
+            let word = word * word_row + skip / S::NR * panel;
+            let p_words = areas.p_block.wrapping_add(word);
+            let ds_words = areas.ds_block.wrapping_add(word);
             let (p, ds) = if F::DEPTH == 1 && a.dkv.is_some() {
                 (p_words, ds_words)
             } else {
@@ -280,6 +317,18 @@ impl<'a> Block<'a> {
                 ..product
             };
             product.times((s, f), unit, areas.values_t.add(skipped), words * S::NR, whole);
+            if STARTS {
+                a.hide(RowsMut { ptr: p, stride }, queries, low + keys.start, seen);
+                if !F::TILES && a.dkv.is_some() {
+                    // The strip of keys that the panel cuts reads words before it.
+                    let cut = skip % F::MR;
+                    for row in 0..rows.div_ceil(F::DEPTH) {
+                        for words in [p_words, ds_words] {
+                            words.add(row * stride).sub(cut).write_bytes(0, cut);
+                        }
+                    }
+                }
+            }
 
             // Products with strips or panels of keys read so far.
             let padded = if F::TILES { seen.next_multiple_of(S::NR) } else { seen + F::MR };
@@ -300,7 +349,7 @@ impl<'a> Block<'a> {
                     delta: [self.deltas[first + r], self.deltas[first + r + 1]],
                 };
                 group.differentiate(s, f, a);
-                if keys.start == 0 {
+                if !again {
                     for row in queries.start + r..queries.start + r + group.rows {
                         fetch_next(s, [a.q, a.k, a.v, a.dout, a.out.as_rows()], head, row);
                     }
@@ -308,7 +357,7 @@ impl<'a> Block<'a> {
             }
             if a.dq.is_some() {
                 let c = self.sums.of_queries(queries.start, self.queries.start, a.rows.start);
-                let (words, accumulate) = (F::words(seen), keys.start > 0);
+                let (words, accumulate) = (F::words(seen), again);
                 let product = Strip { words, a: ds, a_row: stride, c, accumulate, ..product };
                 let from = areas.keys.add(keys.start / F::DEPTH * S::NR);
                 let cols = if F::TILES { c.stride } else { head };
@@ -323,13 +372,36 @@ impl<'a> Block<'a> {
         F::words(self.queries.end - self.queries.start) * S::NR
     }
 
+    /// The first of the keys in `keys` for which something is to be added, in strips of `some`: the
+    /// first query sees none before, the others no more.
+    #[inline(always)]
+    fn first_strip<const STARTS: bool>(&self, keys: Span, some: usize) -> usize {
+        // SAFETY: a query of the head.
+        let start = unsafe { self.a.start::<STARTS>(self.queries.start) };
+        let unseen = start.saturating_sub(self.a.cols.start + keys.start);
+        keys.start + unseen / some * some
+    }
+
+    /// How many of the block's queries see keys before `key`, given that `least` do: the others'
+    /// first keys are behind.
+    #[inline(always)]
+    fn until<const STARTS: bool>(&self, least: usize, key: usize) -> usize {
+        let Span { start, end } = self.queries;
+        if !STARTS {
+            return end - start;
+        }
+        // SAFETY: a query of the head.
+        let sees = |query: usize| unsafe { self.a.start::<STARTS>(query) } < key;
+        (start + least..end).take_while(|query| sees(*query)).count() + least
+    }
+
     /// What the block adds to dV or dK of the keys in `keys`: `words^T rows`. Sums are
     /// overwritten where no block before has seen the keys.
     ///
     /// # Safety
     /// Passed on from [`backward`]; all strips of the block are done for the keys.
     #[inline(always)]
-    unsafe fn keys_or_values<S: Simd, F: Format<S>>(
+    unsafe fn keys_or_values<S: Simd, F: Format<S>, const STARTS: bool>(
         &self,
         s: S,
         f: F,
@@ -341,13 +413,17 @@ impl<'a> Block<'a> {
         let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
         let stride = score_stride::<S>(n);
         let all = F::words(end - start);
-        let mut j = keys.start;
+        let mut j = self.first_strip::<STARTS>(keys, F::MR);
+        let mut until = 0;
         while j < keys.end && low + j < end {
-            // Queries before the strip's first key see none of it.
+            // Queries before the strip's first key see none of it, nor do those whose first key is
+            // behind its last.
             let before = (low + j).saturating_sub(start) / F::DEPTH;
+            let some = F::MR.min(keys.end - j);
+            until = self.until::<STARTS>(until, low + j + some);
             let product = Strip {
-                rows: F::MR.min(keys.end - j),
-                words: all - before,
+                rows: some,
+                words: F::words(until) - before,
                 a: words.wrapping_add(before * stride + j - keys.start),
                 a_row: 1,
                 a_col: stride,
@@ -369,7 +445,7 @@ impl<'a> Block<'a> {
     /// # Safety
     /// As for [`Block::keys_or_values`].
     #[inline(always)]
-    unsafe fn turned_keys_or_values<S: Simd, F: Format<S>>(
+    unsafe fn turned_keys_or_values<S: Simd, F: Format<S>, const STARTS: bool>(
         &self,
         s: S,
         f: F,
@@ -381,10 +457,14 @@ impl<'a> Block<'a> {
         let (low, head) = (a.cols.start, a.head);
         let (all, panel) = (F::words(end - start), self.panel::<S, F>());
         let made = (end - start).div_ceil(F::DEPTH);
-        let mut j = keys.start;
+        let mut j = self.first_strip::<STARTS>(keys, S::NR);
+        let mut until = 0;
         while j < keys.end && low + j < end {
-            // Whole strips of queries before the panel's first key see none of it.
+            // Whole strips of queries before the panel's first key see none of it, nor do those
+            // whose first keys are behind its last.
             let before = (low + j).saturating_sub(start) / F::MR * F::MR / F::DEPTH;
+            until = self.until::<STARTS>(until, low + keys.end.min(j + S::NR));
+            let after = F::words(until);
             // SAFETY: the block's words of the keys, zero where a query does not see one of the
             // panel, and behind the last query; the rest is passed on from the caller.
             unsafe {
@@ -393,7 +473,7 @@ impl<'a> Block<'a> {
                 for row in (0..head).step_by(F::MR) {
                     let product = Strip {
                         rows: F::MR.min(head - row),
-                        words: all - before,
+                        words: after - before,
                         a: rows.add(row * all + before),
                         a_row: all,
                         a_col: 1,

@@ -13,7 +13,7 @@ use core::f32::consts::LOG2_E;
 /// As for [`super::forward::forward`]; `rows` are all queries. `row` has room for a float of each
 /// key, `room`, in a format other than plain floats, for a row of `head` floats.
 #[inline(always)]
-pub(super) unsafe fn few_queries<S: Simd, F: Format<S>>(
+pub(super) unsafe fn few_queries<S: Simd, F: Format<S>, const STARTS: bool>(
     s: S,
     f: F,
     a: &RawAttention,
@@ -23,9 +23,13 @@ pub(super) unsafe fn few_queries<S: Simd, F: Format<S>>(
     let c = a.scale * LOG2_E;
     let (factor, least) = (s.splat(c), s.splat(-127.0 / c));
     for i in 0..a.queries {
-        let valid = a.first + i + 1;
-        // SAFETY: query i, keys and values below `valid`, a row of scores in scratch.
+        let seen = a.first + i + 1;
+        // SAFETY: query i, keys and values below `seen`, a row of scores in scratch.
         unsafe {
+            let start = a.start::<STARTS>(i);
+            let valid = seen - start;
+            let k = a.k.ptr.add(start * a.k.stride);
+            let v = a.v.ptr.add(start * a.v.stride);
             let mut q = a.q.ptr.add(i * a.q.stride);
             if !F::IS_PLAIN {
                 // Rounded once for all keys, where words of a strip would lie: those of so
@@ -40,7 +44,7 @@ pub(super) unsafe fn few_queries<S: Simd, F: Format<S>>(
                 q = room;
             }
             for j in 0..valid {
-                *row.add(j) = dot(s, (q, Single), (a.k.ptr.add(j * a.k.stride), f), a.head);
+                *row.add(j) = dot(s, (q, Single), (k.add(j * a.k.stride), f), a.head);
             }
             let most = max_of(s, row, valid);
             let offset = s.splat(most);
@@ -69,8 +73,8 @@ pub(super) unsafe fn few_queries<S: Simd, F: Format<S>>(
                 let left = (a.head - c).min(S::LANES);
                 let mut total = s.splat(0.0);
                 for j in 0..valid {
-                    let v = load_up_to(s, a.v.ptr.add(j * a.v.stride + c), left);
-                    total = s.mul_add(s.splat(*row.add(j)), f.rounded(s, v), total);
+                    let value = load_up_to(s, v.add(j * a.v.stride + c), left);
+                    total = s.mul_add(s.splat(*row.add(j)), f.rounded(s, value), total);
                 }
                 store_up_to(s, out.add(c), s.mul(total, factor), left);
                 c += left;

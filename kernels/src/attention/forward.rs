@@ -1,12 +1,14 @@
 //! The forward pass of one head, or of some of its queries.
 //!
 //! ```text
-//! pack K^T and V once, as far as the last query sees
+//! pack K^T and V once, what the queries see
 //! for each block of queries
 //!   most = least float, sum = 0                (of each row)
-//!   for each block of keys
+//!   for each block of keys that they see
 //!     for each strip of queries that sees some of it
-//!       scores = Q_strip K^T                   (keys up to the strip's last query)
+//!       scores = Q_strip K^T                   (keys up to the strip's last query, from the panel
+//!                                               on that has the first key of its first)
+//!       scores of keys before a row's first = -inf
 //!       for each row
 //!         most' = max(most, scores);  a = exp(scale (most - most'));  most = most'
 //!         p = exp(scale (scores - most)), zero beyond the diagonal
@@ -71,22 +73,28 @@ impl Areas {
 /// The operands are valid for their shapes, `out`, `lse` and `scratch` overlap
 /// nothing else; `first + queries <= keys`; `rows` are whole strips of the queries.
 #[inline(always)]
-pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention) {
+pub(crate) unsafe fn forward<S: Simd, F: Format<S>, const STARTS: bool>(
+    s: S,
+    f: F,
+    a: &RawAttention,
+) {
     let (keys, head) = (a.first + a.rows.end, a.head);
     // Packing the keys pays from a few rows on; one new token reads them in place.
     if a.queries < S::MR && a.dropout.is_none() {
         let Areas { scores, q, .. } = Areas::new::<S, F>(a.scratch, a.keys, head).0;
         // SAFETY: passed on from the caller.
-        return unsafe { few_queries(s, f, a, scores, q) };
+        return unsafe { few_queries::<S, F, STARTS>(s, f, a, scores, q) };
     }
     let areas = Areas::new::<S, F>(a.scratch, keys, head).0;
     let direct = in_place::<S, F>(keys);
     let unit = &mut f.unit();
     // SAFETY: `scratch` holds the areas; the rest is the caller's promise.
     unsafe {
-        let k = RawOperand::floats(a.k.ptr, 1, a.k.stride);
-        pack_b(s, f, k, head, keys, areas.keys_t);
-        pack_b(s, f, RawOperand::floats(a.v.ptr, a.v.stride, 1), keys, head, areas.values);
+        // From the first key of the first query on, in panels of the whole head.
+        let from = a.start::<STARTS>(a.rows.start) / S::NR * S::NR;
+        let (k, v) = (a.k.ptr.add(from * a.k.stride), a.v.ptr.add(from * a.v.stride));
+        pack_b(s, f, RawOperand::floats(k, 1, a.k.stride), head, keys - from, areas.keys_t);
+        pack_b(s, f, RawOperand::floats(v, a.v.stride, 1), keys - from, head, areas.values);
         let mut start = a.rows.start;
         while start < a.rows.end {
             let end = a.rows.end.min(start + query_block::<S, F>());
@@ -103,14 +111,21 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>>(s: S, f: F, a: &RawAttention
                 start,
                 q,
                 out,
-                keys,
+                keys: Span { start: from, end: keys },
                 most: [f32::MIN; MOST_QUERIES],
                 sums: [0.0; MOST_QUERIES + MOST_LANES],
             };
-            for low in (0..a.first + end).step_by(KEY_BLOCK) {
+            let low = a.start::<STARTS>(start) / KEY_BLOCK * KEY_BLOCK;
+            for low in (low..a.first + end).step_by(KEY_BLOCK) {
                 for at in (start..end).step_by(F::MR) {
                     let rows = F::MR.min(end - at);
-                    block.strip(s, f, unit, Span { start: at, end: at + rows }, low);
+                    block.strip::<S, F, STARTS>(
+                        s,
+                        f,
+                        unit,
+                        Span { start: at, end: at + rows },
+                        low,
+                    );
                 }
             }
             start = end;
@@ -128,35 +143,41 @@ struct Block<'a> {
     /// Sums of the values.
     out: RowsMut,
     /// Keys that are packed.
-    keys: usize,
+    keys: Span,
     /// Of each query the largest score so far, and the sum of the exponentials.
     most: [f32; MOST_QUERIES],
     sums: [f32; MOST_QUERIES + MOST_LANES],
 }
 
 impl Block<'_> {
-    /// What the keys from `low` on add to a strip of the block's queries.
+    /// What the block of keys from `block` on adds to a strip of the block's queries.
     ///
     /// # Safety
     /// Passed on from [`forward`].
     #[inline(always)]
-    unsafe fn strip<S: Simd, F: Format<S>>(
+    unsafe fn strip<S: Simd, F: Format<S>, const STARTS: bool>(
         &mut self,
         s: S,
         f: F,
         unit: &mut F::Unit,
         queries: Span,
-        low: usize,
+        block: usize,
     ) {
         let (a, areas) = (self.a, self.areas);
         let (head, rows) = (a.head, queries.end - queries.start);
-        let seen = (a.first + queries.end).saturating_sub(low).min(KEY_BLOCK);
+        // SAFETY: a query of the head.
+        let start = unsafe { a.start::<STARTS>(queries.start) };
+        // Whole panels before what the first query sees are left out: the others see no more.
+        let skip = (start / S::NR * S::NR).saturating_sub(block).min(KEY_BLOCK);
+        let low = block + skip;
+        let seen = (a.first + queries.end).saturating_sub(low).min(KEY_BLOCK - skip);
         if seen == 0 {
             return;
         }
-        let is_last = a.first + queries.end <= low + KEY_BLOCK;
+        let again = block > start;
+        let is_last = a.first + queries.end <= block + KEY_BLOCK;
         let first = queries.start - self.start;
-        let stride = score_stride::<S>(self.keys);
+        let stride = score_stride::<S>(self.keys.end);
         let scores = RowsMut { ptr: areas.scores, stride };
         let words = F::words(head);
         // SAFETY: passed on from the caller; scratch holds what the areas say.
@@ -171,8 +192,12 @@ impl Block<'_> {
                 accumulate: false,
             };
             let whole = seen.next_multiple_of(if F::TILES { S::NR } else { S::LANES });
-            let keys_t = areas.keys_t.add(low * words);
+            let skipped = low - self.keys.start;
+            let keys_t = areas.keys_t.add(skipped * words);
             product.times((s, f), unit, keys_t, words * S::NR, whole);
+            if STARTS {
+                a.hide(scores, queries, low, seen);
+            }
 
             // Maxima first: while one row's is being found, the next rows' can be.
             let row = |r: usize| {
@@ -185,14 +210,14 @@ impl Block<'_> {
             for (r, (most, before)) in most[..rows].iter_mut().zip(&mut before).enumerate() {
                 *before = *most;
                 *most = row(r).largest(s, *most);
-                if low == 0 {
+                if !again {
                     fetch_next(s, [a.q, a.k], head, queries.start + r);
                 }
             }
             let out = self.out.from(first);
             for r in 0..rows {
                 let sum = row(r).softmax(s, f, a, most[r]);
-                if low == 0 {
+                if !again {
                     fetch_next(s, [a.v], head, queries.start + r);
                 }
                 if is_last {
@@ -201,7 +226,7 @@ impl Block<'_> {
                         s.prefetch_to_write(out.ptr.wrapping_add(c));
                     }
                 }
-                if low > 0 && before[r] < most[r] {
+                if again && before[r] < most[r] {
                     let factor = shrink(s, (before[r] - most[r]) * (a.scale * LOG2_E));
                     sums[r] *= factor;
                     crate::elementwise::scale(s, out.ptr.add(r * out.stride), factor, head);
@@ -212,11 +237,12 @@ impl Block<'_> {
                 self.store_lse(queries);
             }
             let (from, words) = (scores.ptr.cast_const(), F::words(seen));
-            let accumulate = low > 0;
+            let accumulate = again;
             let product = Strip { words, a: from, a_row: stride, c: out, accumulate, ..product };
-            let values = areas.values.add(low / F::DEPTH * S::NR);
+            let values = areas.values.add(skipped / F::DEPTH * S::NR);
             let cols = if F::TILES { out.stride } else { head };
-            product.times((s, f), unit, values, F::words(self.keys) * S::NR, cols);
+            let panel = F::words(self.keys.end - self.keys.start) * S::NR;
+            product.times((s, f), unit, values, panel, cols);
             if is_last {
                 self.finish(s, queries);
             }

@@ -6,6 +6,12 @@
 //!     for each strip of the queries         (MR rows of the format)
 //!       scores of the strip and the block, and what becomes of them
 //! ```
+//! A query may see keys from a first one on alone, not below that of the query before: a window
+//! that slides, or documents that lie one behind the other. Then a block of queries skips the blocks
+//! of keys that its first query does not see, and a strip the panels of `NR` keys that its first
+//! query does not. Work is in proportion to the keys seen, but for at most `NR - 1` more a strip,
+//! and those between the first keys of a strip's queries, whose scores are made and hidden.
+//!
 //! A strip's scores stay in L1 (those of tiles in L2), what is packed of a block of keys in L2
 //! while all strips of a block of queries go over it, however long the sequence is; beyond the
 //! strip's own diagonal nothing is computed but what fills a vector. The forward pass keeps each row's largest score
@@ -39,19 +45,22 @@ use crate::simd::{Simd, load_up_to};
 /// One head over raw memory. Built by the safe methods of [`crate::Kernels`].
 ///
 /// Shapes: q, out, dq, dout `queries x head`; k, v, dk, dv `keys x head`;
-/// `lse` has `queries` floats. Query i sees keys `0..=first + i`. What is written
-/// has, and begins with, the rows of the part alone.
+/// `lse` and `starts`, where it is given, have `queries` elements. Query i sees keys
+/// `starts[i]..=first + i`, from 0 on without `starts`. What is written has, and begins with, the
+/// rows of the part alone.
 #[derive(Clone, Copy)]
 pub(crate) struct RawAttention {
     pub(crate) queries: usize,
     pub(crate) keys: usize,
     pub(crate) head: usize,
     pub(crate) first: usize,
+    /// The first key of each query: none before that of the query before, or behind its own.
+    pub(crate) starts: Option<*const u32>,
     /// The queries to work on: whole strips, but for the last of the head.
     pub(crate) rows: Span,
-    /// Backward: the keys to go over. The whole head's, or those up to the last query of
-    /// `rows` for dQ alone; for dK and dV alone any, with `rows` from the strip on that
-    /// sees the first of them.
+    /// Backward: the keys to go over. The whole head's; for dQ alone those up to the last query
+    /// of `rows`, from a block of keys on that is not behind what the first sees; for dK and dV
+    /// alone any, with `rows` from the strip on that sees the first of them to all that see one.
     pub(crate) cols: Span,
     /// Scores are multiplied by this: `1 / sqrt(head)`.
     pub(crate) scale: f32,
@@ -70,6 +79,45 @@ pub(crate) struct RawAttention {
     /// Mask of the probabilities; query i is its row `row + i`.
     pub(crate) dropout: Option<(Dropout, u32)>,
     pub(crate) scratch: *mut f32,
+}
+
+impl RawAttention {
+    /// The first key that a query sees, in code for heads with such keys or for those without.
+    ///
+    /// Each pass is compiled for either: what there is more to compute with them would cost those
+    /// without a few instructions a strip, but also the registers of their inner loops.
+    ///
+    /// # Safety
+    /// The query is one of the head's.
+    #[inline(always)]
+    unsafe fn start<const STARTS: bool>(&self, query: usize) -> usize {
+        match self.starts {
+            // SAFETY: passed on from the caller.
+            Some(starts) if STARTS => unsafe { *starts.add(query) as usize },
+            _ => 0,
+        }
+    }
+
+    /// Makes nothing of a strip's scores of keys before each query's first: their exponential is 0,
+    /// whatever it is subtracted from. The rows' scores are those of `seen` keys from `key` on.
+    ///
+    /// In a function of its own, not of vectors: few scores are hidden but where a document ends.
+    ///
+    /// # Safety
+    /// The queries are the head's, and the rows are valid for writing.
+    #[inline(never)]
+    unsafe fn hide(&self, scores: RowsMut, queries: Span, key: usize, seen: usize) {
+        for (r, query) in (queries.start..queries.end).enumerate() {
+            // SAFETY: passed on from the caller.
+            unsafe {
+                let hidden = self.start::<true>(query).saturating_sub(key).min(seen);
+                let row = scores.from(r).ptr;
+                for j in 0..hidden {
+                    *row.add(j) = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
 }
 
 /// The queries or keys `start..end` of a head.
@@ -132,7 +180,7 @@ pub(crate) const fn part<S: Simd, F: Format<S>>() -> usize {
     if F::TILES { F::MR } else { 24 }
 }
 
-/// Keys of a block: a multiple of every `NR` and `MR`.
+/// Keys of a block: a multiple of every `NR` and `MR`, and of the keys in a line of words.
 ///
 /// With heads of 64 what is packed of it takes 96 KiB, three times in the backward pass. Of a head
 /// of 1,024 or 2,048 queries and 64 columns, 192 made no difference that stood out, and 96 took

@@ -9,6 +9,7 @@ pub(crate) mod tolerance;
 
 use cllm_kernels::{Dtype, Isa, Kernels, MatMut, MatRef};
 use core::fmt::Display;
+use core::ops::Range;
 use core::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 
@@ -200,6 +201,18 @@ impl Grid {
             );
         }
     }
+}
+
+/// A copy with NaN in the rows outside of `rows`.
+pub(crate) fn only(grid: &Grid, rows: &Range<usize>) -> Grid {
+    let mut copy = Grid::blank(grid.rows, grid.cols, 1, 2);
+    copy.fill(|i, j| if rows.contains(&i) { grid.at(i, j) } else { f32::NAN });
+    copy
+}
+
+/// As much scratch as is needed, at an unaligned place.
+pub(crate) fn scratch(rng: &mut Rng, need: Option<usize>) -> Grid {
+    Grid::blank(1, need.unwrap(), 0, 1 + rng.below(7))
 }
 
 /// Fails unless `actual` is within `bound` of `expected` (or both are NaN).

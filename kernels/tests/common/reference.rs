@@ -91,6 +91,8 @@ pub(crate) struct Head<'a> {
     pub(crate) keys: usize,
     pub(crate) head: usize,
     pub(crate) first: usize,
+    /// The first key that each query sees.
+    pub(crate) start: &'a dyn Fn(usize) -> usize,
     pub(crate) scale: f64,
     /// Factor of the probability of (query, key): 1 without dropout.
     pub(crate) mask: &'a dyn Fn(usize, usize) -> f64,
@@ -116,9 +118,10 @@ pub(crate) fn attention(h: &Head<'_>, q: &[f64], k: &[f64], v: &[f64]) -> HeadRe
         largest: 0.0,
     };
     for i in 0..h.queries {
-        let seen = h.first + i + 1;
-        let mut scores = vec![0.0; seen];
-        for j in 0..seen {
+        let (start, seen) = ((h.start)(i), h.first + i + 1);
+        let mut scores = vec![f64::NEG_INFINITY; seen];
+        for j in start..seen {
+            scores[j] = 0.0;
             let mut magnitude = 0.0;
             for c in 0..d {
                 let term = h.scale * q[i * d + c] * k[j * d + c];
@@ -130,7 +133,7 @@ pub(crate) fn attention(h: &Head<'_>, q: &[f64], k: &[f64], v: &[f64]) -> HeadRe
         let most = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
         let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
         result.lse[i] = most + sum.ln();
-        for j in 0..seen {
+        for j in start..seen {
             let p = (scores[j] - most).exp() / sum;
             result.p[i * keys + j] = p;
             for c in 0..d {
@@ -161,10 +164,10 @@ pub(crate) fn attention_backward(
     let zeros = |n: usize| (vec![0.0; n * d], vec![0.0; n * d]);
     let mut grads = HeadGrads { dq: zeros(h.queries), dk: zeros(keys), dv: zeros(keys) };
     for i in 0..h.queries {
-        let seen = h.first + i + 1;
+        let (start, seen) = ((h.start)(i), h.first + i + 1);
         let (mut dp, mut size) = (vec![0.0; seen], vec![0.0; seen]);
         let (mut delta, mut delta_size) = (0.0, 0.0);
-        for j in 0..seen {
+        for j in start..seen {
             let mask = (h.mask)(i, j);
             for c in 0..d {
                 let term = dout[i * d + c] * v[j * d + c] * mask;
@@ -177,7 +180,7 @@ pub(crate) fn attention_backward(
             delta += forward.p[i * keys + j] * dp[j];
             delta_size += forward.p[i * keys + j] * size[j];
         }
-        for j in 0..seen {
+        for j in start..seen {
             let weight = h.scale * forward.p[i * keys + j];
             let (ds, ds_size) = (weight * (dp[j] - delta), weight * (size[j] + delta_size));
             for c in 0..d {
