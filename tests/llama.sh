@@ -188,8 +188,13 @@ compare("llama 3", [*PARTS, "--bias", "false", "--rope-theta", 500_000], "f32", 
 compare("qwen2", [*GROUPED, "--qkv-bias", "true"], "f32")
 compare("qwen2 wide", [*WIDE, "--qkv-bias", "true"], "f32")
 compare("qwen2 linear", [*GROUPED, "--qkv-bias", "true"], "f32", linear)
+compare("qwen3", [*GROUPED, "--qk-norm"], "f32")
+compare("qwen3 wide", [*WIDE, "--qk-norm", "--no-tied"], "f32")
+compare("qwen3 odd", [*PARTS, "--bias", "false", "--qk-norm", "--n-head", 3, "--head-size", 24], "f32")
+compare("qwen3 linear", [*GROUPED, "--qk-norm"], "f32", linear)
 compare("llama f16", GROUPED, "f16")
 compare("llama q8_0", GROUPED, "q8_0")
 compare("qwen2 q8_0", [*GROUPED, "--qkv-bias", "true"], "q8_0")
+compare("qwen3 q8_0", [*GROUPED, "--qk-norm"], "q8_0")
 print("llama.cpp computes what cllm computes")
 PYTHON

@@ -120,5 +120,9 @@ compare("llama-wide", [*PLAIN, *wide], "f32", heads=4)
 compare("mistral", [*PLAIN, "--head-size", 24], "f32", heads=3)
 compare("qwen2", [*PLAIN, "--n-kv-head", 2, "--qkv-bias", "true"], "f32", heads=4)
 compare("qwen2-wide", [*PLAIN, "--qkv-bias", "true", "--head-size", 24], "f16", heads=2)
+NORMED = [*LLAMA, "--qk-norm", "--bias", "false"]
+compare("qwen3", [*NORMED, "--n-kv-head", 2], "f32", heads=4)
+# Heads that do not divide the width.
+compare("qwen3-wide", [*NORMED, "--head-size", 24, "--no-tied"], "bf16", heads=3)
 print("transformers computes what cllm computes")
 PYTHON

@@ -54,7 +54,7 @@ const LLAMA: &str =
 #[test]
 fn models_of_the_llama_family_come_back_too() {
     let wide = "--no-bias --head-size 24 --no-tied --rope-theta 500";
-    for flags in ["--no-bias", wide, "--no-bias --qkv-bias", "--bias"] {
+    for flags in ["--no-bias", wide, "--no-bias --qkv-bias", "--bias", "--no-bias --qk-norm"] {
         let flags = format!("{LLAMA} {flags}");
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
@@ -175,7 +175,7 @@ fn damaged_files_are_named_with_what_is_wrong() {
         b"architecture\x08\0\0\0\x04\0\0\0\0\0\0\0gpt2",
         b"architecture\x08\0\0\0\x04\0\0\0\0\0\0\0gptj",
     );
-    import(dir, "back").refused(1, &["\"gptj\" cannot be imported; gpt2, llama, qwen2 can"]);
+    import(dir, "back").refused(1, &["\"gptj\" cannot be imported; gpt2, llama, qwen2, qwen3 can"]);
     for len in [0, 3, 4, 100, 5000, whole.len() / 2, whole.len() - 1] {
         fs::write(dir.join("m.gguf"), &whole[..len]).unwrap();
         import(dir, "back").refused(1, &["m.gguf: "]);

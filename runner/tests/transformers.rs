@@ -91,7 +91,7 @@ fn models_of_transformers_compute_here_what_they_compute_there() {
         assert_eq!(run_in(dir, &spoken).json()["text"], expected["said"], "{from}");
         seen += 1;
     }
-    assert_eq!(seen, 7);
+    assert_eq!(seen, 8);
 }
 
 #[test]

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 OUT = Path(__file__).parent / "transformers"
@@ -135,6 +137,11 @@ if __name__ == "__main__":
     biased = llama(5, LlamaConfig, LlamaForCausalLM, attention_bias=True, mlp_bias=True)
     save("llama-biases", biased, torch.float32)
     save("qwen2", llama(6, Qwen2Config, Qwen2ForCausalLM, tie_word_embeddings=True), torch.float32)
+    # Heads that do not divide the width.
+    normed = llama(
+        8, Qwen3Config, Qwen3ForCausalLM, head_dim=10, tie_word_embeddings=True, rms_norm_eps=1e-5,
+    )
+    save("qwen3", normed, torch.float32)
     # Within the window it is full attention, and longer sequences it cannot have here.
     window = llama(7, MistralConfig, MistralForCausalLM, head_dim=8, sliding_window=16)
     save("mistral", window, torch.float32, block=16)

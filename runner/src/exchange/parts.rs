@@ -29,6 +29,8 @@ pub(crate) enum Family {
     Llama,
     /// Llama with biases of queries, keys and values alone.
     Qwen2,
+    /// Llama with norms of heads of queries and keys, and no biases.
+    Qwen3,
 }
 
 impl Family {
@@ -51,9 +53,12 @@ impl Family {
                 "other programs know no model of these parts: a model that is not GPT-2's but has \
                  other parts wants {part} too"
             )),
-            None if arch.qk_norm => {
-                Err("models with --qk-norm cannot be written for other programs yet".to_owned())
-            }
+            None if arch.qk_norm && (arch.qkv_bias || config.bias) => Err(
+                "other programs know no model with --qk-norm and biases: Qwen3 has none, as with \
+                 --no-bias and no --qkv-bias"
+                    .to_owned(),
+            ),
+            None if arch.qk_norm => Ok(Self::Qwen3),
             None if arch.qkv_bias && !config.bias => Ok(Self::Qwen2),
             None => Ok(Self::Llama),
         }
@@ -162,7 +167,11 @@ mod tests {
         let odd = Architecture { activation: Activation::Gelu, ..Architecture::LLAMA };
         assert!(family(odd, false).unwrap_err().contains("--activation swiglu"));
         let normed = Architecture { qk_norm: true, ..Architecture::LLAMA };
-        assert!(family(normed, false).unwrap_err().contains("--qk-norm"));
+        assert_eq!(family(normed, false), Ok(Family::Qwen3));
+        let both = Architecture { qk_norm: true, ..biased };
+        for error in [family(normed, true), family(both, false), family(both, true)] {
+            assert!(error.unwrap_err().contains("--qk-norm and biases"));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Matrices are of the type that was asked for, tables of positions, norms and biases `f32`, as
 //! llama.cpp has them. A GPT-2 without biases gets biases of zeros: it has no other kind. Models of the
-//! Llama family become `llama` or `qwen2`, with the biases that they have.
+//! Llama family become `llama`, `qwen2` or `qwen3`, with the biases that they have.
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -39,6 +39,7 @@ pub(super) fn architecture(family: Family) -> &'static str {
         Family::Gpt2 => "gpt2",
         Family::Llama => "llama",
         Family::Qwen2 => "qwen2",
+        Family::Qwen3 => "qwen3",
     }
 }
 
@@ -48,6 +49,7 @@ pub(super) fn people_say(family: Family) -> &'static str {
         Family::Gpt2 => "GPT-2",
         Family::Llama => "Llama",
         Family::Qwen2 => "Qwen2",
+        Family::Qwen3 => "Qwen3",
     }
 }
 
@@ -56,15 +58,18 @@ pub(super) fn people_say(family: Family) -> &'static str {
 /// # Errors
 /// None, in words.
 pub(super) fn family(config: &ModelConfig) -> Result<Family, String> {
-    if config.arch.qk_norm {
-        return Err("models with --qk-norm cannot be exported to GGUF yet".to_owned());
-    }
     let has_factors =
         config.arch.rotary().is_some_and(|rotary| matches!(rotary.scaling, Scaling::Llama3 { .. }));
     Ok(match Family::of(config)? {
         // Its `llama` has such biases too, and what its `qwen2` lacks: factors of angles, and heads
         // that are not an equal share of the width.
         Family::Qwen2 if has_factors || config.query_width() != config.d_model => Family::Llama,
+        // No other has its norms.
+        Family::Qwen3 if has_factors => {
+            return Err("llama.cpp has no model with --qk-norm and Llama 3's scaling of rotary \
+                        positions: its qwen3 has no factors of angles"
+                .to_owned());
+        }
         family => family,
     })
 }
@@ -145,7 +150,7 @@ impl<'f> Keys<'f> {
 pub(super) fn config(file: &File, bytes: &[u8]) -> Result<(Family, ModelConfig), String> {
     let named = file.keys.get(ARCHITECTURE).and_then(Value::text);
     let named = named.ok_or_else(|| format!("no {ARCHITECTURE}: not a model"))?;
-    let families = [Family::Gpt2, Family::Llama, Family::Qwen2];
+    let families = [Family::Gpt2, Family::Llama, Family::Qwen2, Family::Qwen3];
     let known = families.into_iter().find(|family| architecture(*family) == named);
     let family = known.ok_or_else(|| {
         let known = families.map(architecture).join(", ");
@@ -160,14 +165,16 @@ pub(super) fn config(file: &File, bytes: &[u8]) -> Result<(Family, ModelConfig),
     let is_gpt2 = family == Family::Gpt2;
     let epsilon = if is_gpt2 { EPSILON } else { RMS_EPSILON };
     let norm_eps = keys.needed(epsilon, keys.number(epsilon)?)?;
-    let (others, of_qkv) = biases(|name| file.tensors.contains_key(name));
+    // Of a Qwen3 they are refused with all tensors that it has not.
+    let has_norms = family == Family::Qwen3;
+    let (others, of_qkv) = biases(|name| !has_norms && file.tensors.contains_key(name));
     let bias = is_gpt2 || others;
     let (arch, window) = if is_gpt2 {
         (Architecture::GPT2, None)
     } else {
         let arch = parts(&keys, (file, bytes), d_model, n_head)?;
         let window = keys.size(WINDOW)?.filter(|window| *window > 0);
-        (Architecture { qkv_bias: of_qkv && !bias, ..arch }, window)
+        (Architecture { qkv_bias: of_qkv && !bias, qk_norm: has_norms, ..arch }, window)
     };
     let table = file.tensors.get(TABLE).ok_or_else(|| format!("no tensor {TABLE}"))?;
     let config = ModelConfig {

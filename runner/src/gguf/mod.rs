@@ -11,7 +11,8 @@
 //! row for each output of a matrix, which the core has for each input: matrices are transposed on the
 //! way (`names`), but for the tables. Format: `docs/gguf.md` of ggml.
 //!
-//! Models are GPT-2 (`gpt2`), Llama and what is made like it (`llama`), and Qwen2 (`qwen2`): `keys`.
+//! Models are GPT-2 (`gpt2`), Llama and what is made like it (`llama`), Qwen2 (`qwen2`) and Qwen3
+//! (`qwen3`): `keys`.
 //! The rotary positions of `llama`, and no other's, turn neighbouring columns of a head, for which its
 //! queries and keys lie in another order (`names`).
 //!

@@ -49,7 +49,7 @@ fn paired(row: usize, head: usize) -> usize {
 pub(super) fn layouts(family: Family, config: &ModelConfig, spec: &ParamSpec) -> Vec<Layout> {
     let parts = match family {
         Family::Gpt2 => vec![(Part::Whole, 0..spec.cols)],
-        Family::Llama | Family::Qwen2 => parts(config, spec),
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => parts(config, spec),
     };
     let layout = |(part, columns): (Part, Range<usize>)| {
         let is_matrix = !spec.is_vector();
@@ -69,7 +69,7 @@ pub(super) fn layouts(family: Family, config: &ModelConfig, spec: &ParamSpec) ->
             (false, true) => vec![spec.rows, columns.len()],
             (false, false) => vec![columns.len(), spec.rows],
         };
-        // `qwen2` has them as they are here.
+        // `qwen2` and `qwen3` have them as they are here.
         let turns = family == Family::Llama && matches!(part, Part::Queries | Part::Keys);
         let paired = turns.then(|| config.head_size());
         Layout { name, dims, columns, transposed, small_type, paired }

@@ -38,18 +38,22 @@ fn model(arch: Architecture) -> ModelConfig {
 }
 
 /// Grouped heads and one table; wide heads, linear scaling and two tables; Llama 3's scaling; biases
-/// of queries, keys and values; those with what llama.cpp's `qwen2` lacks; biases everywhere.
-fn models() -> [(&'static str, ModelConfig); 6] {
-    let qkv_bias = Architecture { n_kv_head: Some(2), qkv_bias: true, ..Architecture::LLAMA };
+/// of queries, keys and values; those with what llama.cpp's `qwen2` lacks; biases everywhere; norms of
+/// heads, and those of heads of a width of their own.
+fn models() -> [(&'static str, ModelConfig); 8] {
+    let grouped = Architecture { n_kv_head: Some(2), ..Architecture::LLAMA };
+    let qkv_bias = Architecture { qkv_bias: true, ..grouped };
     let linear = turned(5e4, Scaling::Linear { factor: 2.5 });
     let wide = Architecture { n_kv_head: Some(1), head_size: Some(24), ..linear };
     [
-        ("llama", model(Architecture { n_kv_head: Some(2), ..Architecture::LLAMA })),
+        ("llama", model(grouped)),
         ("llama", ModelConfig { tied: false, ..model(wide) }),
         ("llama", model(turned(5e5, LLAMA3))),
         ("qwen2", model(qkv_bias)),
         ("llama", model(Architecture { qkv_bias: true, ..turned(5e5, LLAMA3) })),
         ("llama", ModelConfig { bias: true, ..model(turned(1e4, Scaling::None)) }),
+        ("qwen3", model(Architecture { qk_norm: true, ..grouped })),
+        ("qwen3", ModelConfig { tied: false, ..model(Architecture { qk_norm: true, ..wide }) }),
     ]
 }
 
@@ -150,11 +154,12 @@ fn eight_bits_are_within_half_a_step_in_any_order() {
 }
 
 /// Row 3 of the second head of queries, by the formula of llama.cpp's script: of heads of 16 columns it
-/// is the second half's second column. A `qwen2` has the row as it is.
+/// is the second half's second column. A `qwen2` and a `qwen3` have the row as it is.
 #[test]
-fn queries_of_llama_lie_in_pairs_and_those_of_qwen2_do_not() {
+fn queries_of_llama_lie_in_pairs_and_those_of_qwen_do_not() {
     let row = 16 + 3;
-    for ((_, config), column) in [models()[0], models()[3]].into_iter().zip([16 + 8 + 1, row]) {
+    for (n, column) in [(0, 16 + 8 + 1), (3, row), (6, row)] {
+        let (_, config) = models()[n];
         let dir = tempfile::tempdir().unwrap();
         let arena = exported(dir.path(), &config, Kind::F32);
         let bytes = fs::read(dir.path().join("m.gguf")).unwrap();
@@ -180,6 +185,12 @@ fn queries_of_llama_lie_in_pairs_and_those_of_qwen2_do_not() {
         if config.arch.qkv_bias {
             let bias = &arena[spec("h.1.attn.c_attn.bias").range()];
             assert_eq!(values("blk.1.attn_k.bias"), bias[64..96]);
+        }
+        if config.arch.qk_norm {
+            for (theirs, ours) in [("attn_q_norm", "attn.q_norm"), ("attn_k_norm", "attn.k_norm")] {
+                let gain = &arena[spec(&format!("h.1.{ours}.weight")).range()];
+                assert_eq!(values(&format!("blk.1.{theirs}.weight")), gain);
+            }
         }
     }
 }
@@ -257,6 +268,44 @@ fn what_is_not_computed_is_refused_with_what_it_is() {
     }
 }
 
+#[test]
+fn what_no_qwen3_has_is_refused() {
+    type Change = fn(&mut Vec<(Planned, Vec<f32>)>);
+    let cases: [(Change, &str); 5] = [
+        (
+            |t| t.push(vector("blk.0.attn_q.bias", &[0.0; 64])),
+            "no Qwen3 has the tensor blk.0.attn_q.bias",
+        ),
+        (
+            |t| t.push(vector("blk.0.ffn_up.bias", &[0.0; 96])),
+            "no Qwen3 has the tensor blk.0.ffn_up.bias",
+        ),
+        (
+            |t| t.push(vector("rope_freqs.weight", &[1.0; 8])),
+            "no Qwen3 has the tensor rope_freqs.weight",
+        ),
+        (
+            |t| t.retain(|(planned, _)| planned.name != "blk.1.attn_q_norm.weight"),
+            "no tensor blk.1.attn_q_norm.weight",
+        ),
+        (
+            |t| {
+                t.retain(|(planned, _)| planned.name != "blk.1.attn_k_norm.weight");
+                t.push(vector("blk.1.attn_k_norm.weight", &[1.0; 32]));
+            },
+            "blk.1.attn_k_norm.weight has the dimensions [32], but the keys make it [16]",
+        ),
+    ];
+    for (made, words) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        exported(dir.path(), &models()[6].1, Kind::F32);
+        change(dir.path(), |_, tensors| made(tensors));
+        let error = imported(dir.path()).unwrap_err();
+        assert!(error.contains("m.gguf: ") && error.contains(words), "{error}");
+        assert!(!dir.path().join("back").exists(), "{error}");
+    }
+}
+
 /// Puts a key of a file of the Llama family.
 fn set(keys: &mut Vec<(String, Value)>, name: &str, value: Value) {
     let name = format!("llama.{name}");
@@ -269,8 +318,14 @@ fn models_that_other_programs_do_not_know_are_not_exported() {
     let dir = tempfile::tempdir().unwrap();
     let gelu = Architecture { activation: Activation::Gelu, ..Architecture::LLAMA };
     let layer = Architecture { norm: NormKind::Layer, ..Architecture::LLAMA };
-    let normed = Architecture { qk_norm: true, ..Architecture::LLAMA };
-    let cases = [(gelu, "--activation swiglu"), (layer, "--norm rms"), (normed, "--qk-norm")];
+    let biased = Architecture { qk_norm: true, qkv_bias: true, ..Architecture::LLAMA };
+    let scaled = Architecture { qk_norm: true, ..turned(5e5, LLAMA3) };
+    let cases = [
+        (gelu, "--activation swiglu"),
+        (layer, "--norm rms"),
+        (biased, "--qk-norm and biases"),
+        (scaled, "--qk-norm and Llama 3's scaling"),
+    ];
     for (n, (arch, words)) in cases.into_iter().enumerate() {
         let config = model(arch);
         let folder = dir.path().join(n.to_string());

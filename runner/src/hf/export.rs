@@ -1,8 +1,8 @@
 //! A checkpoint becomes a folder that `transformers` loads.
 //!
-//! A model that is not GPT-2's is written as a Llama, a Qwen2 (biases of queries, keys and values alone) or
-//! a Mistral. A GPT-2 without biases gets biases of zeros, for GPT-2 has no other kind: it computes the
-//! same.
+//! A model that is not GPT-2's is written as a Llama, a Qwen2 (biases of queries, keys and values alone), a
+//! Qwen3 (norms of heads) or a Mistral. A GPT-2 without biases gets biases of zeros, for GPT-2 has no other
+//! kind: it computes the same.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -82,7 +82,7 @@ struct Planned<'a> {
 fn tensors<'a>(config: &ModelConfig, family: Family, arena: &'a [f32]) -> Result<Vec<Planned<'a>>> {
     let tensors: Vec<WithValues<'a>> = match family {
         Family::Gpt2 => with_biases(config, arena).map_err(model::config_error)?,
-        Family::Llama | Family::Qwen2 => {
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => {
             let table = ParamTable::new(config).map_err(model::config_error)?;
             table.iter().map(|spec| (spec.clone(), Some(&arena[spec.range()]))).collect()
         }

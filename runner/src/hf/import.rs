@@ -132,6 +132,7 @@ impl<'a> Matched<'a> {
             Family::Gpt2 => "GPT-2",
             Family::Llama => "Llama of this config.json",
             Family::Qwen2 => "Qwen2 of this config.json",
+            Family::Qwen3 => "Qwen3 of this config.json",
         };
         Err(Error::failure(format!("{}: no {model} has the tensor {name}", path.display())))
     }

@@ -1,5 +1,5 @@
 //! Models of Hugging Face's `transformers`: folders in ([`import`]) and out ([`export`]), of GPT-2 and of
-//! the Llama family (Llama, Mistral, Qwen2).
+//! the Llama family (Llama, Mistral, Qwen2, Qwen3).
 //!
 //! ```text
 //! config.json                     architecture and sizes                  (config)

@@ -30,7 +30,7 @@ pub(super) enum Place {
 pub(super) fn prefix(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "transformer.",
-        Family::Llama | Family::Qwen2 => "model.",
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => "model.",
     }
 }
 
@@ -39,7 +39,7 @@ pub(super) fn prefix(family: Family) -> &'static str {
 pub(super) fn is_constant(family: Family, name: &str) -> bool {
     match family {
         Family::Gpt2 => name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
-        Family::Llama | Family::Qwen2 => name.ends_with(".rotary_emb.inv_freq"),
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => name.ends_with(".rotary_emb.inv_freq"),
     }
 }
 
@@ -73,7 +73,7 @@ pub(super) fn of(
 /// The name of a part in the Llama family.
 fn llama(spec: &ParamSpec, part: Part) -> String {
     use BlockParam::{AttnOut, AttnOutBias, Fc, FcBias, MlpOut, MlpOutBias, Norm1Gain, Norm2Gain};
-    use BlockParam::{Qkv, QkvBias};
+    use BlockParam::{KeyNormGain, Norm1Bias, Norm2Bias, Qkv, QkvBias, QueryNormGain};
     let (block, param) = match spec.param {
         Param::TokenTable => return "embed_tokens.weight".to_owned(),
         Param::FinalGain => return "norm.weight".to_owned(),
@@ -87,19 +87,15 @@ fn llama(spec: &ParamSpec, part: Part) -> String {
         (Qkv | QkvBias, Part::Keys) => "self_attn.k_proj",
         (Qkv | QkvBias, Part::Values) => "self_attn.v_proj",
         (Qkv | QkvBias, _) => "self_attn.q_proj",
+        (QueryNormGain, _) => "self_attn.q_norm",
+        (KeyNormGain, _) => "self_attn.k_norm",
         (AttnOut | AttnOutBias, _) => "self_attn.o_proj",
         (Norm2Gain, _) => "post_attention_layernorm",
         (Fc | FcBias, Part::Gate) => "mlp.gate_proj",
         (Fc | FcBias, _) => "mlp.up_proj",
         (MlpOut | MlpOutBias, _) => "mlp.down_proj",
         // The family has none.
-        (
-            BlockParam::Norm1Bias
-            | BlockParam::Norm2Bias
-            | BlockParam::QueryNormGain
-            | BlockParam::KeyNormGain,
-            _,
-        ) => return spec.name().to_string(),
+        (Norm1Bias | Norm2Bias, _) => return spec.name().to_string(),
     };
     let is_bias = matches!(param, QkvBias | AttnOutBias | FcBias | MlpOutBias);
     let kind = if is_bias { "bias" } else { "weight" };

@@ -41,7 +41,7 @@ fn what_was_imported_is_exported_as_it_was() {
         "mlp_bias",
         "eos_token_id",
     ];
-    for name in ["llama", "llama-untied-bf16", "llama-biases", "qwen2", "mistral"] {
+    for name in ["llama", "llama-untied-bf16", "llama-biases", "qwen2", "qwen3", "mistral"] {
         let dir = tempfile::tempdir().unwrap();
         let (dir, from) = (dir.path(), golden(name));
         run_in(dir, &["import", from.to_str().unwrap(), "--out-dir", "out"]).done();
@@ -193,6 +193,8 @@ fn models_that_are_of_no_family_are_refused_before_anything_is_written() {
         ("--head-size 12", "--norm rms"),
         ("--norm rms --positions rotary", "--activation swiglu"),
         (&format!("{llama} --head-size 6 --n-head 3"), "biases of width 16 and 3 heads"),
+        (&format!("{llama} --qk-norm"), "no model with --qk-norm and biases"),
+        (&format!("{llama} --qk-norm --bias false --qkv-bias"), "--qk-norm and biases"),
     ] {
         train(dir, &format!("--tokenizer bytes {flags}"));
         run_in(dir, &["export", "--checkpoint", "out", "--out", "model"]).refused(1, &[words]);
@@ -202,6 +204,7 @@ fn models_that_are_of_no_family_are_refused_before_anything_is_written() {
     for (flags, model_type) in [
         ("--bias false --head-size 6 --n-head 3", "mistral"),
         ("--bias false --qkv-bias --n-head 4 --n-kv-head 2", "qwen2"),
+        ("--bias false --qk-norm --head-size 6 --n-head 3 --n-kv-head 1", "qwen3"),
         ("--n-head 2 --n-kv-head 1", "llama"),
     ] {
         train(dir, &format!("--tokenizer bytes {llama} {flags}"));

@@ -1,4 +1,5 @@
-//! The `config.json` of Llama, Mistral and Qwen2: `LlamaConfig`, `MistralConfig` and `Qwen2Config`.
+//! The `config.json` of Llama, Mistral, Qwen2 and Qwen3: `LlamaConfig`, `MistralConfig`, `Qwen2Config`
+//! and `Qwen3Config`.
 //!
 //! Their dropout is of attention alone, and counts in training only: a model that is imported has none,
 //! and one that is exported has its own there. A sliding window shorter than the model's sequences
@@ -20,6 +21,7 @@ pub(super) enum Kind {
     Llama,
     Mistral,
     Qwen2,
+    Qwen3,
 }
 
 /// What each of them has where the file has nothing.
@@ -28,6 +30,8 @@ struct Defaults {
     intermediate_size: usize,
     num_key_value_heads: Option<usize>,
     max_position_embeddings: usize,
+    /// Columns of a head; `None`: its share of the width.
+    head_dim: Option<usize>,
 }
 
 /// This program's names of what may be wrong with a model, and the file's.
@@ -51,6 +55,7 @@ impl Kind {
             "llama" => Some(Self::Llama),
             "mistral" => Some(Self::Mistral),
             "qwen2" => Some(Self::Qwen2),
+            "qwen3" => Some(Self::Qwen3),
             _ => None,
         }
     }
@@ -62,35 +67,43 @@ impl Kind {
                 intermediate_size: 11_008,
                 num_key_value_heads: None,
                 max_position_embeddings: 2_048,
+                head_dim: None,
             },
             Self::Mistral => Defaults {
                 vocab_size: 32_000,
                 intermediate_size: 14_336,
                 num_key_value_heads: Some(8),
                 max_position_embeddings: 4_096 * 32,
+                head_dim: None,
             },
-            Self::Qwen2 => Defaults {
+            Self::Qwen2 | Self::Qwen3 => Defaults {
                 vocab_size: 151_936,
                 intermediate_size: 22_016,
                 num_key_value_heads: Some(32),
                 max_position_embeddings: 32_768,
+                head_dim: (self == Self::Qwen3).then_some(128),
             },
         }
     }
 
     /// Whether there are biases in every matrix; Qwen2's are of queries, keys and values alone.
     fn has_biases(self, fields: Fields<'_>) -> Result<bool, String> {
-        if self != Self::Llama {
-            return Ok(false);
+        let attention = || fields.or("attention_bias", false);
+        match self {
+            Self::Mistral | Self::Qwen2 => Ok(false),
+            Self::Qwen3 if attention()? => Err(unsupported("attention_bias", &true, &false)),
+            Self::Qwen3 => Ok(false),
+            Self::Llama => {
+                let (attention, mlp) = (attention()?, fields.or("mlp_bias", false)?);
+                if attention == mlp {
+                    return Ok(attention);
+                }
+                Err(format!(
+                    "attention_bias {attention} with mlp_bias {mlp} is not supported; both true is, \
+                     and both false"
+                ))
+            }
         }
-        let (attention, mlp) = (fields.or("attention_bias", false)?, fields.or("mlp_bias", false)?);
-        if attention != mlp {
-            return Err(format!(
-                "attention_bias {attention} with mlp_bias {mlp} is not supported; both true is, and \
-                 both false"
-            ));
-        }
-        Ok(attention)
     }
 
     /// Tokens that see each other, if not all do.
@@ -99,8 +112,8 @@ impl Kind {
         match self {
             Self::Llama => Ok(None),
             Self::Mistral => window(),
-            Self::Qwen2 if !fields.or("use_sliding_window", false)? => Ok(None),
-            Self::Qwen2 => {
+            _ if !fields.or("use_sliding_window", false)? => Ok(None),
+            Self::Qwen2 | Self::Qwen3 => {
                 let kinds: Option<Vec<String>> = fields.optional("layer_types", None)?;
                 let in_some = match kinds {
                     Some(kinds) => kinds.iter().any(|kind| kind == "sliding_attention"),
@@ -129,7 +142,11 @@ pub(super) fn read(kind: Kind, json: &Value) -> Result<ModelConfig, String> {
     let n_layer = fields.or("num_hidden_layers", 32)?;
     let n_head: usize = fields.or("num_attention_heads", 32)?;
     let kv_heads = fields.optional("num_key_value_heads", defaults.num_key_value_heads)?;
-    let head_size: Option<usize> = fields.optional("head_dim", None)?;
+    let head_size: Option<usize> = match defaults.head_dim {
+        // Qwen3's may not be null.
+        Some(size) => Some(fields.or("head_dim", size)?),
+        None => fields.optional("head_dim", None)?,
+    };
     let is_share = |size: &usize| size.checked_mul(n_head) == Some(d_model);
     let length = fields.or("max_position_embeddings", defaults.max_position_embeddings)?;
     let window = kind.window(fields, n_layer)?;
@@ -149,6 +166,7 @@ pub(super) fn read(kind: Kind, json: &Value) -> Result<ModelConfig, String> {
             n_kv_head: kv_heads.filter(|heads| *heads != n_head),
             head_size: head_size.filter(|size| !is_share(size)),
             qkv_bias: kind == Kind::Qwen2,
+            qk_norm: kind == Kind::Qwen3,
             ..Architecture::LLAMA
         },
     })
@@ -162,6 +180,7 @@ pub(super) fn json(config: &ModelConfig, family: Family) -> Result<Value, String
     let shares = config.d_model.is_multiple_of(config.n_head);
     let (class, kind) = match family {
         Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+        Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
         _ if shares => ("LlamaForCausalLM", "llama"),
         // Llama's class wants a width that the heads divide even where they do not share it.
         _ if !config.bias => ("MistralForCausalLM", "mistral"),
@@ -196,6 +215,9 @@ pub(super) fn json(config: &ModelConfig, family: Family) -> Result<Value, String
         }
         "mistral" => json["sliding_window"] = Value::Null,
         _ => json["use_sliding_window"] = false.into(),
+    }
+    if family == Family::Qwen3 {
+        json["attention_bias"] = false.into();
     }
     if let Some(rotary) = config.arch.rotary() {
         json["rope_theta"] = digits(rotary.theta).into();
@@ -246,6 +268,13 @@ mod tests {
         let (vocab_size, block_size, d_ff) = sizes;
         let qwen2 = ModelConfig { vocab_size, block_size, d_ff, arch, ..llama };
         assert_eq!(of("qwen2", json!({})).unwrap(), qwen2);
+        // Heads of 128 in any width.
+        let arch = Architecture { qk_norm: true, ..Architecture::LLAMA };
+        let qwen3 = ModelConfig { arch, ..qwen2 };
+        assert_eq!(of("qwen3", json!({})).unwrap(), qwen3);
+        let arch = Architecture { head_size: Some(128), ..arch };
+        let narrow = ModelConfig { d_model: 1_024, arch, ..qwen3 };
+        assert_eq!(of("qwen3", json!({ "hidden_size": 1_024 })).unwrap(), narrow);
     }
 
     #[test]
@@ -258,6 +287,8 @@ mod tests {
         assert_eq!(length("qwen2", json!({ "sliding_window": 100 })), 32_768);
         let used = json!({ "sliding_window": 100, "use_sliding_window": true });
         assert_eq!(length("qwen2", used.clone()), 100);
+        assert_eq!(length("qwen3", used.clone()), 100);
+        assert_eq!(length("qwen3", json!({ "sliding_window": 100 })), 32_768);
         let with = |field: &str, value: Value| {
             let mut json = used.clone();
             json[field] = value;
@@ -331,16 +362,20 @@ mod tests {
         let linear = Scaling::Linear { factor: 3.3 };
         let linear = Positions::Rotary(Rotary { theta: 1e6, scaling: linear });
         let plain = Architecture { positions: linear, head_size: None, n_kv_head: None, ..arch };
+        let normed = Architecture { qk_norm: true, ..arch };
         for (config, model_type) in [
             (config, "llama"),
             (ModelConfig { bias: true, tied: true, arch: plain, ..config }, "llama"),
             (ModelConfig { d_model: 18, ..config }, "mistral"),
             (ModelConfig { arch: Architecture { qkv_bias: true, ..arch }, ..config }, "qwen2"),
+            (ModelConfig { d_model: 18, arch: normed, ..config }, "qwen3"),
+            (ModelConfig { arch: Architecture { head_size: None, ..normed }, ..config }, "qwen3"),
         ] {
             let family = Family::of(&config).unwrap();
             let text = text(&config, family, Some(7), "float32").unwrap();
             let json: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(json["model_type"], model_type);
+            assert_eq!(json["head_dim"], config.head_size());
             assert_eq!(
                 (&json["eos_token_id"], &json["torch_dtype"]),
                 (&7.into(), &"float32".into())
@@ -394,6 +429,13 @@ mod tests {
             ("qwen2", json!({ "rope_theta": 0.5 }), "rope_theta is 0.5: it must be above 1"),
             ("qwen2", json!({ "rope_theta": 1e300 }), "rope_theta is inf"),
             ("qwen2", json!({ "hidden_size": 1e3 }), "hidden_size: invalid type"),
+            (
+                "qwen3",
+                json!({ "attention_bias": true }),
+                "attention_bias true is not supported; only false is",
+            ),
+            ("qwen3", json!({ "head_dim": null }), "head_dim: invalid type"),
+            ("qwen3", scaled("yarn"), "rope_scaling of rope_type \"yarn\" is not supported;"),
             ("qwen2", json!({ "hidden_size": 1_u64 << 40 }), "hidden_size is 1099511627776"),
             ("llama", scaled("yarn"), "rope_scaling of rope_type \"yarn\" is not supported;"),
             ("llama", scaled("dynamic"), "\"default\", \"linear\" and \"llama3\" are"),

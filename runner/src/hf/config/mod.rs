@@ -45,7 +45,7 @@ fn model(json: Value) -> core::result::Result<ModelConfig, String> {
         None => {
             return Err(format!(
                 "model_type {model_type:?} is not an architecture that can be imported; gpt2, llama, \
-                 mistral and qwen2 are"
+                 mistral, qwen2 and qwen3 are"
             ));
         }
     };
@@ -81,7 +81,7 @@ pub(super) fn text(
 ) -> core::result::Result<String, String> {
     let mut json = match family {
         Family::Gpt2 => gpt2::json(config),
-        Family::Llama | Family::Qwen2 => llama::json(config, family)?,
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => llama::json(config, family)?,
     };
     json["bos_token_id"] = end_of_text.into();
     json["eos_token_id"] = end_of_text.into();
