@@ -148,8 +148,8 @@ Examples:
     #[command(after_help = "\
 Reads a folder of Hugging Face's transformers (config.json, model.safetensors or several files and
 their index, tokenizer.json; weights of f32, f16 or bf16), or a GGUF file of llama.cpp (F32, F16, BF16,
-Q8_0, Q6_K, Q4_0 or Q4_1, with the tokenizer inside), of GPT-2 models. What cannot be computed here is
-refused.
+Q8_0, Q6_K, Q4_0 or Q4_1, with the tokenizer inside), of these families: GPT-2, Llama, Mistral, SmolLM,
+Qwen2 and Qwen3. What cannot be computed here is refused.
 
 Examples:
   cllm import gpt2/ --out-dir runs/gpt2
@@ -163,7 +163,8 @@ safetensors: a folder of config.json, model.safetensors, and tokenizer.json if t
 which AutoModelForCausalLM and AutoTokenizer of transformers load.
 gguf: one file, the tokenizer inside, which llama.cpp runs.
 llmc: a folder of gpt2_124M.bin and gpt2_tokenizer.bin, from which llm.c's trainers go on.
-`cllm import` reads the first two again.
+`cllm import` reads the first two again. llmc is for GPT-2's parts alone; the others have the families
+GPT-2, Llama, Mistral, SmolLM, Qwen2 and Qwen3, and a model of parts that none of these has is refused.
 
 Examples:
   cllm export --checkpoint out --out model
