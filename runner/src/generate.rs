@@ -169,7 +169,7 @@ fn context(
     #[cfg(feature = "chat")]
     let usual = if settings.interactive { Some(CONVERSATION) } else { None };
     #[cfg(not(feature = "chat"))]
-    let usual = None;
+    let usual: Option<usize> = None;
     match (settings.context, usual) {
         (Some(0), _) => Err(Error::usage("--context 0: it must be at least 1")),
         (Some(context), _) if context > most => Err(Error::usage(format!(
