@@ -20,7 +20,9 @@ pub(crate) const SMALL: ModelConfig = ModelConfig {
 /// The same of the Llama family: heads that share keys and values, together wider than the model,
 /// with norms of their own, and biases of queries, keys and values alone.
 pub(crate) const LLAMA: ModelConfig = ModelConfig {
+    n_layer: 2,
     n_head: 6,
+    d_ff: 96,
     bias: false,
     arch: Architecture {
         n_kv_head: Some(2),

@@ -1,9 +1,9 @@
 //! Talking with a model: messages, the template that makes a text of them, and a conversation on a
-//! terminal ([`talk`]).
+//! terminal (`talk`).
 //!
 //! A model that was tuned for it expects messages in a form of its own. Hugging Face's folders say which
 //! in `tokenizer_config.json` or `chat_template.jinja`, llama.cpp's files among their keys: a Jinja
-//! template, which goes along with a model as it is ([`template`]).
+//! template, which goes along with a model as it is (`template`).
 
 mod talk;
 mod template;

@@ -38,15 +38,18 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     let tokenizer = if trained.has_tokenizer() { Some(trained.tokenizer(None)?) } else { None };
     let bad = |e: String| Error::failure(format!("{}: {e}", settings.checkpoint.display()));
     let family = Family::of(config).map_err(bad)?;
-    let end_of_text = tokenizer.as_ref().map(Tokenizer::end_of_text);
-    let text = config::text(config, family, end_of_text, torch_name(settings.element));
+    let usage = Usage::of_folder(&trained.dir())?;
+    let end = tokenizer.as_ref().map(Tokenizer::end_of_text);
+    // A model that was trained here begins a text with the end of the one before.
+    let named = usage.bos_token.as_deref().zip(tokenizer.as_ref());
+    let begin = named.and_then(|(name, tokenizer)| tokenizer.id_of(name)).or(end);
+    let text = config::text(config, family, [begin, end], torch_name(settings.element));
     let text = text.map_err(bad)?;
     let out = &settings.out;
     // The index too, which would be read before the weights.
     for name in [CONFIG, WEIGHTS, INDEX, tokenizer::FILE_NAME, usage::FILE_NAME] {
         files::refuse_to_replace(&out.join(name))?;
     }
-    let usage = Usage::of_folder(&trained.dir())?;
     let parameters = trained.parameters()?;
     files::create_dir(out)?;
     if let Some(tokenizer) = &tokenizer {

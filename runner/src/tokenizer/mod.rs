@@ -192,6 +192,15 @@ impl Tokenizer {
         }
     }
 
+    /// The id of a token by its spelling, if the tokenizer has spellings.
+    #[cfg(feature = "hf")]
+    pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
+        match self {
+            Self::Bytes | Self::Chars(_) => None,
+            Self::Bpe(bpe) => bpe.token_to_id(token),
+        }
+    }
+
     /// The same tokenizer for texts that command: special tokens that a text spells are themselves.
     #[cfg(feature = "chat")]
     pub(crate) fn commanding(&self) -> Self {

@@ -372,7 +372,7 @@ mod tests {
             (ModelConfig { arch: Architecture { head_size: None, ..normed }, ..config }, "qwen3"),
         ] {
             let family = Family::of(&config).unwrap();
-            let text = text(&config, family, Some(7), "float32").unwrap();
+            let text = text(&config, family, [Some(7); 2], "float32").unwrap();
             let json: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(json["model_type"], model_type);
             assert_eq!(json["head_dim"], config.head_size());
@@ -383,7 +383,7 @@ mod tests {
             assert_eq!(model(json).unwrap(), config, "{text}");
         }
         let odd = ModelConfig { d_model: 18, bias: true, ..config };
-        assert!(text(&odd, Family::Llama, None, "float32").unwrap_err().contains("width 18"));
+        assert!(text(&odd, Family::Llama, [None; 2], "float32").unwrap_err().contains("width 18"));
         // Of its own dropout attention has one there.
         let json = json(&ModelConfig { dropout: 0.25, ..config }, Family::Llama).unwrap();
         assert_eq!(json["attention_dropout"], 0.25);

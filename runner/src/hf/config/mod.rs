@@ -68,23 +68,23 @@ fn digits(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(x.into())
 }
 
-/// The `config.json` of a model of the family, whose texts end with `end_of_text`, with weights of
-/// `dtype`.
+/// The `config.json` of a model of the family, whose texts begin and end with these tokens, with weights
+/// of `dtype`.
 ///
 /// # Errors
 /// `transformers` has no class for it, in words.
 pub(super) fn text(
     config: &ModelConfig,
     family: Family,
-    end_of_text: Option<u32>,
+    [begin, end]: [Option<u32>; 2],
     dtype: &str,
 ) -> core::result::Result<String, String> {
     let mut json = match family {
         Family::Gpt2 => gpt2::json(config),
         Family::Llama | Family::Qwen2 | Family::Qwen3 => llama::json(config, family)?,
     };
-    json["bos_token_id"] = end_of_text.into();
-    json["eos_token_id"] = end_of_text.into();
+    json["bos_token_id"] = begin.into();
+    json["eos_token_id"] = end.into();
     json["torch_dtype"] = dtype.into();
     let text = serde_json::to_string_pretty(&json);
     Ok(text.map_err(|e| format!("cannot write {CONFIG}: {e}"))? + "\n")
@@ -125,7 +125,7 @@ mod tests {
             norm_eps: 1e-6,
             arch: Architecture::GPT2,
         };
-        let text = text(&config, Family::Gpt2, Some(7), "float32").unwrap();
+        let text = text(&config, Family::Gpt2, [Some(7); 2], "float32").unwrap();
         assert_eq!(read_text(&text).unwrap(), config);
         let json: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&json["eos_token_id"], &json["n_inner"]), (&7.into(), &40.into()));
