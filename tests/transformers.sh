@@ -9,16 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=target/transformers
-mkdir -p "$work"
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=$work/venv/bin/python
-    wanted=$(sha256sum < tests/golden/requirements-transformers.txt)
-    if [ "$(cat "$work/venv.sha256" 2> /dev/null)" != "$wanted" ]; then
-        python3 -m venv --clear "$work/venv"
-        "$work/venv/bin/pip" install --quiet -r tests/golden/requirements-transformers.txt
-        echo "$wanted" > "$work/venv.sha256"
-    fi
-fi
+. tests/support/python.sh
+want_python "$work" tests/golden/requirements-transformers.txt
 cargo build --quiet --locked --release --package cllm
 exec "$PYTHON" - target/release/cllm "$work" <<'PYTHON'
 import json

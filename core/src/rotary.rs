@@ -8,8 +8,9 @@ use crate::architecture::{Rotary, Scaling};
 use core::f64::consts::TAU;
 
 impl Rotary {
-    /// What pair `pair` of a head of `head` columns turns by from a position to the next.
-    pub(crate) fn step(&self, pair: usize, head: usize) -> f64 {
+    /// What pair `pair` of a head of `head` columns turns by from a position to the next, in radians.
+    #[must_use]
+    pub fn step(&self, pair: usize, head: usize) -> f64 {
         let plain = libm::pow(f64::from(self.theta), -2.0 * pair as f64 / head as f64);
         match self.scaling {
             Scaling::None => plain,

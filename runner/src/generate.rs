@@ -211,7 +211,8 @@ fn workers(threads: Threads, config: &ModelConfig, kernels: &Kernels) -> Result<
     Ok(workers.min(bytes / BYTES_PER_WORKER).max(1))
 }
 
-fn write(text: &str) -> Result<()> {
+/// Writes to standard output, at once.
+pub(crate) fn write(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())

@@ -17,7 +17,7 @@ use cllm_core::{Architecture, ModelConfig, Param};
 
 use crate::error::{Error, Result};
 use crate::exchange::{
-    Element, ExportSettings, WithValues, check_held, row_by_output, with_biases,
+    Element, ExportSettings, Family, WithValues, check_held, row_by_output, with_values,
 };
 use crate::files::{self, AtomicFile};
 use crate::model;
@@ -67,7 +67,7 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     };
     let parameters = trained.parameters()?;
     files::create_dir(out)?;
-    let tensors = with_biases(config, &parameters).map_err(model::config_error)?;
+    let tensors = with_values(Family::Gpt2, config, &parameters).map_err(model::config_error)?;
     // First: if the weights cannot be had nothing is in the way of another try.
     write(&out.join(WEIGHTS), config, version, &tensors, settings.element)?;
     match tokenizer {

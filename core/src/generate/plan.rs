@@ -19,7 +19,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Needs, Shape, Stage};
 use crate::line::LANES;
 use crate::params::ParamTable;
-use crate::plan::{PlanError, ROW_BLOCK, to_lines};
+use crate::plan::{Bump, PlanError, ROW_BLOCK, to_lines};
 use cllm_kernels::{KernelSet, Kernels};
 use core::ops::Range;
 
@@ -77,18 +77,6 @@ pub(super) struct Places {
     pub(super) queries: usize,
     pub(super) stats: usize,
     pub(super) scratch: usize,
-}
-
-/// Buffers one after the other.
-struct Bump(usize);
-
-impl Bump {
-    /// Where a buffer of so many floats begins, `None` on overflow.
-    fn take(&mut self, floats: usize) -> Option<usize> {
-        let at = self.0;
-        self.0 = at.checked_add(to_lines(floats)?)?;
-        Some(at)
-    }
 }
 
 /// What a stage does.

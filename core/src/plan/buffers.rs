@@ -87,10 +87,11 @@ impl Place {
 }
 
 /// Hands out offsets one after the other.
-pub(super) struct Bump(pub(super) usize);
+pub(crate) struct Bump(pub(crate) usize);
 
 impl Bump {
-    pub(super) fn take(&mut self, floats: usize) -> Option<usize> {
+    /// Where so many floats begin, `None` on overflow.
+    pub(crate) fn take(&mut self, floats: usize) -> Option<usize> {
         let at = self.0;
         self.0 = at.checked_add(to_lines(floats)?)?;
         Some(at)

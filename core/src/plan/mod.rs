@@ -9,7 +9,7 @@ mod grain;
 mod layout;
 
 pub use blocking::{Blocking, BlockingError};
-pub(crate) use buffers::{Buffer, Columns};
+pub(crate) use buffers::{Buffer, Bump, Columns};
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
 pub(crate) use layout::Layout;

@@ -64,12 +64,13 @@ impl Step<'_> {
         let (c, to) = (&self.plan.config, self.plan.layout.heads(block));
         let (size, width) = (c.head_size(), c.qkv_width());
         for kind in [Kind::Queries, Kind::Keys] {
+            // SAFETY: parameters are not being updated.
+            let Some(gain) = (unsafe { self.vector(kind.gain(block)) }) else { return };
             for head in 0..self.heads_of(kind) {
                 let from = self.made_of(block, kind) + first * width + head * size;
                 let Columns { at, stride } = to[kind as usize].from(first, head * size);
-                // SAFETY: passed on from the caller; parameters are not being updated.
+                // SAFETY: passed on from the caller.
                 unsafe {
-                    let Some(gain) = self.vector(kind.gain(block)) else { return };
                     let rstd = self.head_rstd(block, (kind, head)) + first;
                     self.kernels.layer_norm(
                         self.act.mat(from, (rows, size), width),
@@ -119,15 +120,15 @@ impl Step<'_> {
         let dx = Columns { at: x.at - layout.block(block).qkv + dqkv, stride: width };
         let dy = layout.dheads(block)[kind as usize];
         let first_piece = first / t * self.plan.grain.pieces(t);
+        // SAFETY: parameters are not being updated.
+        let Some(gain) = (unsafe { self.vector(kind.gain(block)) }) else { return };
         let mut start = rows.start;
         while start < rows.end {
             let len = piece.min(rows.end - start);
             let (row, shape) = (first + start, (len, size));
             let room = &mut scratch[..len * size];
-            // SAFETY: passed on from the caller; the product and the norm are done, and parameters are
-            // not being updated.
+            // SAFETY: passed on from the caller; the product and the norm are done.
             unsafe {
-                let Some(gain) = self.vector(kind.gain(block)) else { return };
                 let of = |columns: Columns| {
                     let Columns { at, stride } = columns.from(row, head * size);
                     self.act.mat(at, shape, stride)

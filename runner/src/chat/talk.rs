@@ -10,14 +10,14 @@
 //! Special tokens are the template's. A message that spells one is refused, for it would end itself or
 //! speak for the system; in a reply such words are left out of what is said again.
 
-use std::io::{BufRead, IsTerminal as _, Write as _};
+use std::io::{BufRead, IsTerminal as _};
 
 use cllm_core::sample::SamplerConfig;
 use serde::Serialize;
 
 use super::{Message, Template};
 use crate::error::{Error, Result};
-use crate::generate::Voice;
+use crate::generate::{Voice, write};
 use crate::settings::LogFormat;
 use crate::tokenizer::Tokenizer;
 
@@ -120,13 +120,6 @@ pub(crate) fn talk(
         talk.remember(text, reply);
     }
     Ok(())
-}
-
-fn write(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|e| Error::failure(format!("cannot write to standard output: {e}")))
 }
 
 /// What was said, and what of it the model has seen.

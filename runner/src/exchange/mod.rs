@@ -86,17 +86,19 @@ pub(crate) fn create_run(
 /// A tensor and its values, if the model has it.
 pub(crate) type WithValues<'a> = (ParamSpec, Option<&'a [f32]>);
 
-/// The tensors of a model with biases: GPT-2 has no other kind elsewhere. Each comes with its values in
-/// `arena`, or none where the model has no such bias, which is then of zeros.
+/// The tensors that files of a family have of a model, with their values in `arena`. GPT-2 has no other
+/// kind elsewhere than with biases: where the model has none they come without values, and are zeros.
 ///
 /// # Errors
 /// Those of [`ParamTable::new`].
-pub(crate) fn with_biases<'a>(
+pub(crate) fn with_values<'a>(
+    family: Family,
     config: &ModelConfig,
     arena: &'a [f32],
 ) -> core::result::Result<Vec<WithValues<'a>>, ConfigError> {
     let own = ParamTable::new(config)?;
-    let all = ParamTable::new(&ModelConfig { bias: true, ..*config })?;
+    let bias = config.bias || family == Family::Gpt2;
+    let all = ParamTable::new(&ModelConfig { bias, ..*config })?;
     let values = |spec: &ParamSpec| own.spec(spec.param).map(|own| &arena[own.range()]);
     Ok(all.iter().map(|spec| (spec.clone(), values(&spec))).collect())
 }

@@ -7,7 +7,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::{ConfigError, ModelConfig, ParamSpec, ParamTable};
+use cllm_core::ParamSpec;
 
 use super::blocks::Kind;
 use super::names::{self, Layout};
@@ -15,7 +15,7 @@ use super::value::Value;
 use super::write::{self, Planned};
 use super::{keys, rope, tokens};
 use crate::error::{Error, Result};
-use crate::exchange::{Family, WithValues, row_by_output, with_biases};
+use crate::exchange::{row_by_output, with_values};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::usage::Usage;
@@ -64,7 +64,7 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     let io = |e| Error::io("write", out, &e);
     let mut file = AtomicFile::create(out)?;
     let arena = trained.parameters()?;
-    let tensors = values(family, config, &arena).map_err(model::config_error)?;
+    let tensors = with_values(family, config, &arena).map_err(model::config_error)?;
     let tensors: Vec<_> = tensors
         .iter()
         .flat_map(|(spec, values)| {
@@ -115,23 +115,6 @@ fn plan(layout: &Layout, kind: Kind) -> Planned {
         kind => kind,
     };
     Planned { name: layout.name.clone(), dims, kind }
-}
-
-/// The tensors of which files of a family have something, with their values.
-fn values<'a>(
-    family: Family,
-    config: &ModelConfig,
-    arena: &'a [f32],
-) -> core::result::Result<Vec<WithValues<'a>>, ConfigError> {
-    if family == Family::Gpt2 {
-        return with_biases(config, arena);
-    }
-    let table = ParamTable::new(config)?;
-    let values = table.iter().map(|spec| {
-        let values = &arena[spec.range()];
-        (spec, Some(values))
-    });
-    Ok(values.collect())
 }
 
 /// A row of a file's tensor; of a vector there is one.

@@ -7,8 +7,6 @@
 //! Of Llama 3's scaling files have the factors alone, not what they are made of. Those of the published
 //! models are known again.
 
-use core::f64::consts::TAU;
-
 use cllm_core::{Rotary, Scaling};
 
 use super::keys::Keys;
@@ -34,15 +32,9 @@ const PUBLISHED: [Scaling; 2] = [
 
 /// What the angle of each pair of a head of so many columns is divided by, if that is a tensor.
 pub(super) fn factors(rotary: &Rotary, head: usize) -> Option<Vec<f32>> {
-    let Scaling::Llama3 { factor, low, high, original } = rotary.scaling else { return None };
-    let [theta, factor, low, high] = [rotary.theta, factor, low, high].map(f64::from);
-    let of_pair = |pair: usize| {
-        let angle = theta.powf(-2.0 * pair as f64 / head as f64);
-        // Waves in the original length: 0 where all of the factor counts, 1 where none.
-        let waves = f64::from(original) * angle / TAU;
-        let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
-        (1.0 / ((1.0 - kept) / factor + kept)) as f32
-    };
+    let Scaling::Llama3 { .. } = rotary.scaling else { return None };
+    let plain = Rotary { scaling: Scaling::None, ..*rotary };
+    let of_pair = |pair| (plain.step(pair, head) / rotary.step(pair, head)) as f32;
     Some((0..head / 2).map(of_pair).collect())
 }
 
@@ -118,6 +110,7 @@ pub(super) fn scaling(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::f64::consts::TAU;
 
     /// Of Llama 3.1 with heads of 16, base 500,000.
     #[test]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 
-use cllm_core::{ModelConfig, ParamSpec, ParamTable};
+use cllm_core::{ModelConfig, ParamSpec};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
@@ -16,9 +16,7 @@ use super::names::{self, Named, Place};
 use super::weights::dtype;
 use super::{CONFIG, INDEX, WEIGHTS, config};
 use crate::error::{Error, Result};
-use crate::exchange::{
-    Element, ExportSettings, Family, WithValues, check_held, row_by_output, with_biases,
-};
+use crate::exchange::{Element, ExportSettings, Family, check_held, row_by_output, with_values};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::{
@@ -83,13 +81,7 @@ struct Planned<'a> {
 
 /// All that are written, in their order.
 fn tensors<'a>(config: &ModelConfig, family: Family, arena: &'a [f32]) -> Result<Vec<Planned<'a>>> {
-    let tensors: Vec<WithValues<'a>> = match family {
-        Family::Gpt2 => with_biases(config, arena).map_err(model::config_error)?,
-        Family::Llama | Family::Qwen2 | Family::Qwen3 => {
-            let table = ParamTable::new(config).map_err(model::config_error)?;
-            table.iter().map(|spec| (spec.clone(), Some(&arena[spec.range()]))).collect()
-        }
-    };
+    let tensors = with_values(family, config, arena).map_err(model::config_error)?;
     let prefix = names::prefix(family);
     let planned = tensors.into_iter().flat_map(|(spec, values)| {
         let named = names::of(family, config, &spec, prefix).into_iter();
