@@ -106,7 +106,7 @@ fn attention(kernels: &'static Kernels) {
     let (tokens, head, isa) = (100, 32, kernels.isa());
     let inputs = [(); 4].map(|()| floats(tokens * head));
     let [q, k, v, dout] = inputs.each_ref().map(|x| MatRef::new(x, tokens, head, head));
-    let a = Attention { q, k, v, first: 0, starts: None, scale: 0.18, dropout: None };
+    let a = Attention { q, k, v, first: 0, starts: None, window: None, scale: 0.18, dropout: None };
     let (mut y, mut lse) = (zeros(tokens * head), zeros(tokens));
     let mut scratch = zeros(kernels.attention_scratch_len(tokens, head).unwrap_or(0));
     case(&format!("{isa}/attention"), || {

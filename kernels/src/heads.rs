@@ -11,7 +11,8 @@ use core::ops::Range;
 /// The inputs of one head of causal attention.
 ///
 /// q is `queries x head`, k and v are `keys x head`, rows contiguous. Query i
-/// attends to keys `0..=first + i`, or with [`Attention::starts`] to `starts[i]..=first + i`.
+/// attends to keys `0..=first + i`, or with [`Attention::starts`] to `starts[i]..=first + i`, and with
+/// [`Attention::window`] to the last ones of those.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// Queries.
@@ -23,8 +24,7 @@ pub struct Attention<'a> {
     /// Position of query 0 among the keys: 0 unless keys come from a cache.
     pub first: usize,
     /// The first key that each query attends to, one number a query; `None`: key 0, with the same
-    /// bits as zeros. Windows that slide have `first + i + 1 - window`, documents that lie one behind
-    /// the other the place of the query's document.
+    /// bits as zeros. Documents that lie one behind the other have the place of the query's document.
     ///
     /// Work falls to the keys that are seen, in whole panels of up to 32 keys, by the instruction set,
     /// for strips of 4 to 32 queries at a time: of a window of w keys some w + 50 with vectors of 512
@@ -36,6 +36,13 @@ pub struct Attention<'a> {
     /// Every method panics if there is not one number for each query, if one is less than that
     /// before it, or if one is behind the query's own key: `starts[i] > first + i`.
     pub starts: Option<&'a [u32]>,
+    /// A window that slides: the most keys that a query attends to, the last ones up to its own, with
+    /// the bits of as many first keys. `None`, or as many as there are keys: no window. Work is as
+    /// with [`Attention::starts`].
+    ///
+    /// # Panics
+    /// Every method panics at 0.
+    pub window: Option<usize>,
     /// Factor of the scores: `1 / sqrt(head)`.
     pub scale: f32,
     /// Mask of the probabilities and the mask's row for query 0; its columns are keys.
@@ -64,6 +71,8 @@ pub struct AttentionInPlace<'a> {
     pub v: MatMut<'a>,
     /// As [`Attention::starts`].
     pub starts: Option<&'a [u32]>,
+    /// As [`Attention::window`].
+    pub window: Option<usize>,
     /// As [`Attention::scale`].
     pub scale: f32,
     /// As [`Attention::dropout`].
@@ -139,7 +148,7 @@ impl Kernels {
     ///
     /// Overwrites `out` (`queries.len() x head`) and `lse` (`queries.len()`). Reads of q
     /// those queries, of k and v the rows up to `a.first + queries.end`, and no others:
-    /// parts of a head may run at the same time. With `a.starts` rows are read from the multiple of
+    /// parts of a head may run at the same time. With `a.starts` or `a.window` rows are read from the multiple of
     /// 32 on that is not above the first query's. Each part packs the keys that it sees again.
     ///
     /// # Panics
@@ -171,7 +180,7 @@ impl Kernels {
             return;
         }
         // SAFETY: the shapes were just checked; out, lse and scratch are exclusive.
-        unsafe { (self.products.heads.forward[usize::from(raw.starts.is_some())])(&raw) }
+        unsafe { (self.products.heads.forward[usize::from(raw.has_starts())])(&raw) }
     }
 
     /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
@@ -202,7 +211,7 @@ impl Kernels {
         };
         // SAFETY: the shapes were just checked; gradients and scratch are exclusive; out
         // and lse are only read in this direction.
-        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.has_starts())])(&raw) }
     }
 
     /// [`Kernels::attention_backward`] in place: each gradient takes the place of its input.
@@ -226,6 +235,7 @@ impl Kernels {
             v: head.v.as_ref(),
             first: 0,
             starts: head.starts,
+            window: head.window,
             scale: head.scale,
             dropout: head.dropout,
         };
@@ -241,7 +251,7 @@ impl Kernels {
         // SAFETY: the shapes were just checked (q, k and v are of one shape, so are their
         // gradients); q, k, v and scratch are exclusive, and the whole backward pass may
         // have gradients in place of inputs; out and lse are only read in this direction.
-        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.has_starts())])(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dq` for the queries in
@@ -249,7 +259,7 @@ impl Kernels {
     /// whole head's.
     ///
     /// Overwrites `dq` (`queries.len() x head`). Reads of q, `out`, `lse` and `dout`
-    /// those queries, of k and v the rows up to `queries.end` (with `a.starts` from the multiple of
+    /// those queries, of k and v the rows up to `queries.end` (with `a.starts` or `a.window` from the multiple of
     /// 384 on that is not above the first query's), and no others. All queries and all keys (see
     /// [`Kernels::attention_backward_keys`]) in parts make the scores twice: seven products instead
     /// of five.
@@ -279,7 +289,8 @@ impl Kernels {
             return;
         }
         // Sums begin where blocks of keys do in the whole pass.
-        let first = a.starts.map_or(0, |starts| starts[queries.start] as usize);
+        // SAFETY: the part is not empty, so its first query is one of the head's.
+        let first = unsafe { all.start::<true>(queries.start) };
         let raw = RawAttention {
             rows,
             cols: Span { start: first / KEY_BLOCK * KEY_BLOCK, end: queries.end },
@@ -289,7 +300,7 @@ impl Kernels {
         };
         // SAFETY: the shapes were just checked; dq and scratch are exclusive; out and lse
         // are only read in this direction.
-        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.has_starts())])(&raw) }
     }
 
     /// The part of [`Kernels::attention_backward`] that makes `dk` and `dv` for the keys
@@ -300,7 +311,7 @@ impl Kernels {
     /// that starts at a multiple of [`Kernels::attention_block`] does least in vain, and has
     /// the whole call's zeros by sign as well; one of a multiple of 32 keys fills the vectors. Reads of k and v those keys, of q,
     /// `out`, `lse` and `dout` the queries from the multiple of the block on that is not
-    /// above `keys.start`, and no others; with `a.starts` up to the multiple of the block that is
+    /// above `keys.start`, and no others; with `a.starts` or `a.window` up to the multiple of the block that is
     /// not below the end of the queries that see one of the keys. (With them a zero's sign may differ
     /// anyway.)
     ///
@@ -332,7 +343,8 @@ impl Kernels {
         }
         let strip = self.products.heads.strip;
         // Queries behind the last that sees one of the keys see none.
-        let seeing = a.starts.map_or(n, |starts| starts.partition_point(|s| (*s as usize) < end));
+        // SAFETY: the queries are the head's.
+        let seeing = first_of(n, |query| unsafe { all.start::<true>(query) } >= end);
         let seeing = seeing.next_multiple_of(self.attention_block()).min(n);
         let raw = RawAttention {
             rows: Span { start: start / strip * strip, end: seeing },
@@ -343,7 +355,7 @@ impl Kernels {
         };
         // SAFETY: the shapes were just checked; dk, dv and scratch are exclusive; out and
         // lse are only read in this direction.
-        unsafe { (self.products.heads.backward[usize::from(raw.starts.is_some())])(&raw) }
+        unsafe { (self.products.heads.backward[usize::from(raw.has_starts())])(&raw) }
     }
 }
 
@@ -386,6 +398,16 @@ fn raw_backward(a: &Attention<'_>, out: MatRef<'_>, lse: &[f32], dout: MatRef<'_
     }
 }
 
+/// The first of `0..n` that is so, `n` if none is; those behind one that is so are, too.
+fn first_of(n: usize, is_so: impl Fn(usize) -> bool) -> usize {
+    let (mut from, mut to) = (0, n);
+    while from < to {
+        let middle = from.midpoint(to);
+        if is_so(middle) { to = middle } else { from = middle + 1 }
+    }
+    from
+}
+
 /// # Panics
 /// If not each of so many queries has a first key, none before that of the query before, and none
 /// behind its own.
@@ -410,6 +432,7 @@ fn raw_attention(a: &Attention<'_>) -> RawAttention {
     assert!(a.k.cols() == head && a.v.cols() == head && a.v.rows() == keys, "attention: k, v");
     let seen = a.first.checked_add(queries);
     assert!(seen.is_some_and(|n| n <= keys), "attention: query {queries} has no key");
+    assert!(a.window != Some(0), "attention: a window of no keys");
     if let Some(starts) = a.starts {
         check_starts(starts, queries, a.first);
     }
@@ -419,6 +442,7 @@ fn raw_attention(a: &Attention<'_>) -> RawAttention {
         head,
         first: a.first,
         starts: a.starts.map(<[u32]>::as_ptr),
+        window: a.window.unwrap_or(usize::MAX),
         rows: Span { start: 0, end: queries },
         cols: Span { start: 0, end: keys },
         scale: a.scale,

@@ -65,6 +65,7 @@ impl Inputs {
             v: self.v.view(),
             first: shape.first,
             starts: None,
+            window: None,
             scale: scale(shape),
             dropout: dropout(shape),
         }
@@ -229,7 +230,7 @@ fn check_gradients(kernels: &Kernels, shape: Shape, rng: &mut Rng) {
     let [q, k, v] = in_place.each_mut().map(Grid::view_mut);
     let Attention { scale, dropout, .. } = inputs.attention(shape);
     kernels.attention_backward_in_place(
-        &mut AttentionInPlace { q, k, v, starts: None, scale, dropout },
+        &mut AttentionInPlace { q, k, v, starts: None, window: None, scale, dropout },
         out.view(),
         lse.slice(),
         dout.view(),

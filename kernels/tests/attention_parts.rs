@@ -45,6 +45,7 @@ impl Inputs {
             v: self.v.view(),
             first: self.shape.first,
             starts: None,
+            window: None,
             scale: 2.0 / (self.shape.head as f32).sqrt(),
             dropout: self.shape.dropout.then(|| (Dropout::new(0.25, 5, 9, 4).unwrap(), 77)),
         }

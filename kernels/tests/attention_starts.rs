@@ -19,6 +19,7 @@ struct Inputs {
     first: usize,
     dropout: bool,
     starts: Option<Vec<u32>>,
+    window: Option<usize>,
 }
 
 /// What the undivided calls make of a whole sequence.
@@ -98,7 +99,7 @@ fn sequences(rng: &mut Rng) -> Vec<(usize, usize, Vec<u32>)> {
 impl Inputs {
     fn new(rng: &mut Rng, keys: usize, head: usize, first: usize, starts: Vec<u32>) -> Self {
         let [q, k, v] = [starts.len(), keys, keys].map(|rows| Grid::random(rng, rows, head));
-        Self { q, k, v, first, dropout: rng.below(3) == 0, starts: Some(starts) }
+        Self { q, k, v, first, dropout: rng.below(3) == 0, starts: Some(starts), window: None }
     }
 
     fn attention(&self) -> Attention<'_> {
@@ -108,19 +109,24 @@ impl Inputs {
             v: self.v.view(),
             first: self.first,
             starts: self.starts.as_deref(),
+            window: self.window,
             scale: 2.0 / (self.q.cols as f32).sqrt(),
             dropout: self.dropout.then(|| (Dropout::new(0.25, 5, 9, 4).unwrap(), MASK_ROW)),
         }
     }
 
     fn start(&self, query: usize) -> usize {
-        self.starts.as_ref().map_or(0, |starts| starts[query] as usize)
+        let of_window = (self.first + query + 1).saturating_sub(self.window.unwrap_or(usize::MAX));
+        self.starts.as_ref().map_or(0, |starts| starts[query] as usize).max(of_window)
     }
 
     fn what(&self, kernels: &Kernels) -> String {
         let (queries, head, first) = (self.q.rows, self.q.cols, self.first);
         let dropout = if self.dropout { " with dropout" } else { "" };
-        format!("{kernels:?} {queries}x{head} after {first}{dropout}, starts {:?}", self.starts)
+        let (starts, window) = (&self.starts, self.window);
+        format!(
+            "{kernels:?} {queries}x{head} after {first}{dropout}, window {window:?}, starts {starts:?}"
+        )
     }
 
     /// A copy with NaN in every row outside: who reads one, shows it.
@@ -268,8 +274,8 @@ impl Whole {
             copy
         });
         let [q, k, v] = grids.each_mut().map(Grid::view_mut);
-        let Attention { starts, scale, dropout, .. } = self.inputs.attention();
-        let mut place = AttentionInPlace { q, k, v, starts, scale, dropout };
+        let Attention { starts, window, scale, dropout, .. } = self.inputs.attention();
+        let mut place = AttentionInPlace { q, k, v, starts, window, scale, dropout };
         let mut room = scratch(rng, kernels.attention_backward_scratch_len(n, head));
         let (o, l, d) = (self.out.view(), self.lse.slice(), self.dout.view());
         kernels.attention_backward_in_place(&mut place, o, l, d, room.slice_mut());
@@ -414,6 +420,53 @@ fn first_keys_of_zero_change_no_bit() {
             let (with, _) = inputs.forward(kernels, 0..queries, &mut rng);
             inputs.starts = None;
             let (without, _) = inputs.forward(kernels, 0..queries, &mut rng);
+            assert_eq!(with.bits(), without.bits(), "{}", inputs.what(kernels));
+        }
+    });
+}
+
+/// A window is as many first keys, of all of the keys or of those of a document; one that holds all
+/// keys is none.
+#[test]
+fn windows_have_the_bits_of_their_first_keys() {
+    each_dtype(|kernels| {
+        let mut rng = Rng::new(75);
+        for (n, size) in [(61, 1), (200, 33), (530, 48), (850, 390), (70, 70), (70, 1_000)] {
+            for lengths in [&[2_000][..], &[129, 127], &[40, 391, 3]] {
+                let documents = documents(n, lengths);
+                let both: Vec<u32> = documents
+                    .iter()
+                    .copied()
+                    .zip(window(0, n, size))
+                    .map(|(a, b)| a.max(b))
+                    .collect();
+                let inputs = Inputs::new(&mut rng, n, 16, 0, both);
+                let starts = (lengths[0] < n).then_some(documents);
+                let windowed = Inputs {
+                    q: inputs.q.clone(),
+                    k: inputs.k.clone(),
+                    v: inputs.v.clone(),
+                    starts,
+                    window: Some(size),
+                    ..inputs
+                };
+                let dout = Grid::random(&mut rng, n, 16);
+                let same = dout.clone();
+                let with = Whole::new(kernels, windowed, dout, false, &mut rng);
+                let without = Whole::new(kernels, inputs, same, false, &mut rng);
+                let what = with.inputs.what(kernels);
+                for (x, y) in with.results().into_iter().zip(without.results()) {
+                    assert_eq!(x.bits(), y.bits(), "{what}");
+                }
+                with.check_parts(kernels, &mut rng);
+            }
+        }
+        for (first, queries, size) in [(0, 1, 1), (70, 2, 9), (500, 1, 100), (500, 40, 33)] {
+            let starts = window(first, queries, size);
+            let mut inputs = Inputs::new(&mut rng, first + queries, 16, first, starts);
+            let (without, _) = inputs.forward(kernels, 0..queries, &mut rng);
+            (inputs.starts, inputs.window) = (None, Some(size));
+            let (with, _) = inputs.forward(kernels, 0..queries, &mut rng);
             assert_eq!(with.bits(), without.bits(), "{}", inputs.what(kernels));
         }
     });

@@ -353,6 +353,7 @@ fn attention_checks_its_shapes() {
                 v: mat(&ZEROS, values, v_head),
                 first,
                 starts: None,
+                window: None,
                 scale: 1.0,
                 dropout: None,
             };
@@ -378,6 +379,7 @@ fn attention_checks_its_shapes() {
             v: square,
             first: 0,
             starts: None,
+            window: None,
             scale: 1.0,
             dropout: None,
         };
@@ -412,8 +414,15 @@ fn attention_checks_its_shapes() {
             let (mut scratch, mut data) = (vec![0.0; len - short], [[0.0; 64]; 3]);
             let [q, k, v] = &mut data;
             let (q, k, v) = (out(q, n[0], n[1]), out(k, n[2], n[3]), out(v, n[4], n[5]));
-            let mut head =
-                AttentionInPlace { q, k, v, starts: None, scale: a.scale, dropout: None };
+            let mut head = AttentionInPlace {
+                q,
+                k,
+                v,
+                starts: None,
+                window: None,
+                scale: a.scale,
+                dropout: None,
+            };
             let (o, d) = (mat(&ZEROS, n[6], n[7]), mat(&ZEROS, n[8], n[9]));
             let lse = &ZEROS[..n[10]];
             kernels.attention_backward_in_place(&mut head, o, lse, d, &mut scratch);
@@ -450,7 +459,8 @@ fn attention_checks_first_keys() {
         let refuses = |starts: &[u32], first: usize| {
             let (q, k) = (mat(&ZEROS, n, size), mat(&ZEROS, first + n, size));
             let starts = Some(starts);
-            let a = Attention { q, k, v: k, first, starts, scale: 1.0, dropout: None };
+            let a =
+                Attention { q, k, v: k, first, starts, window: None, scale: 1.0, dropout: None };
             let (mut data, mut scratch) = ([[0.0; 160]; 3], vec![0.0; 1 << 16]);
             let lse = &ZEROS[..n];
             let views = |data: &mut [[f32; 160]; 3], test: &mut dyn FnMut([MatMut<'_>; 3])| {
@@ -465,8 +475,15 @@ fn attention_checks_first_keys() {
                     kernels.attention_backward(&a, q, lse, q, &mut grads, &mut scratch);
                 }),
                 views(&mut data, &mut |[q_, k, v]| {
-                    let mut head =
-                        AttentionInPlace { q: q_, k, v, starts, scale: 1.0, dropout: None };
+                    let mut head = AttentionInPlace {
+                        q: q_,
+                        k,
+                        v,
+                        starts,
+                        window: None,
+                        scale: 1.0,
+                        dropout: None,
+                    };
                     kernels.attention_backward_in_place(&mut head, q, lse, q, &mut scratch);
                 }),
                 views(&mut data, &mut |[dq, ..]| {

@@ -220,7 +220,7 @@ fn a_nan_in_a_norm_reaches_its_whole_row() {
 fn attention_nans(kernels: &Kernels, inputs: &[Grid; 4], n: usize, head: usize) -> [bool; 4] {
     let [q, k, v, dout] = inputs;
     let (q, k, v) = (q.view(), k.view(), v.view());
-    let a = Attention { q, k, v, first: 0, starts: None, scale: 0.5, dropout: None };
+    let a = Attention { q, k, v, first: 0, starts: None, window: None, scale: 0.5, dropout: None };
     let mut outputs = [0; 4].map(|_| Grid::blank(n, head, 0, 1));
     let [out, dq, dk, dv] = &mut outputs;
     let mut lse = vec![0.0; n];

@@ -156,7 +156,7 @@ impl Step<'_> {
                     (MatMut::new(own_k, t, size, size), MatMut::new(own_v, t, size, size))
                 };
                 let mut inputs =
-                    AttentionInPlace { q: place(0), k, v, starts: None, scale, dropout };
+                    AttentionInPlace { q: place(0), k, v, starts: None, window: None, scale, dropout };
                 self.kernels.attention_backward_in_place(&mut inputs, out, lse, dout, scratch);
                 if !is_first {
                     self.add_rows(place(1), own_k);

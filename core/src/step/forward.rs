@@ -170,7 +170,7 @@ impl Step<'_> {
         };
         let (q, k, v) = (part(0, queries), part(1, keys), part(2, keys));
         let Head { scale, dropout, .. } = *head;
-        Attention { q, k, v, first: 0, starts: None, scale, dropout }
+        Attention { q, k, v, first: 0, starts: None, window: None, scale, dropout }
     }
 
     /// Heads of queries for each of keys and values.

@@ -46,8 +46,8 @@ use crate::simd::{Simd, load_up_to};
 ///
 /// Shapes: q, out, dq, dout `queries x head`; k, v, dk, dv `keys x head`;
 /// `lse` and `starts`, where it is given, have `queries` elements. Query i sees keys
-/// `starts[i]..=first + i`, from 0 on without `starts`. What is written has, and begins with, the
-/// rows of the part alone.
+/// `starts[i]..=first + i`, from 0 on without `starts`, and of those the last `window`. What is
+/// written has, and begins with, the rows of the part alone.
 #[derive(Clone, Copy)]
 pub(crate) struct RawAttention {
     pub(crate) queries: usize,
@@ -56,6 +56,8 @@ pub(crate) struct RawAttention {
     pub(crate) first: usize,
     /// The first key of each query: none before that of the query before, or behind its own.
     pub(crate) starts: Option<*const u32>,
+    /// The most keys that a query sees, its own among them: at least 1; `usize::MAX` is no window.
+    pub(crate) window: usize,
     /// The queries to work on: whole strips, but for the last of the head.
     pub(crate) rows: Span,
     /// Backward: the keys to go over. The whole head's; for dQ alone those up to the last query
@@ -82,6 +84,11 @@ pub(crate) struct RawAttention {
 }
 
 impl RawAttention {
+    /// Whether a query may see others of its keys than all of them.
+    pub(crate) fn has_starts(&self) -> bool {
+        self.starts.is_some() || self.window < self.keys
+    }
+
     /// The first key that a query sees, in code for heads with such keys or for those without.
     ///
     /// Each pass is compiled for either: what there is more to compute with them would cost those
@@ -90,11 +97,15 @@ impl RawAttention {
     /// # Safety
     /// The query is one of the head's.
     #[inline(always)]
-    unsafe fn start<const STARTS: bool>(&self, query: usize) -> usize {
+    pub(crate) unsafe fn start<const STARTS: bool>(&self, query: usize) -> usize {
+        if !STARTS {
+            return 0;
+        }
+        let of_window = (self.first + query + 1).saturating_sub(self.window);
         match self.starts {
             // SAFETY: passed on from the caller.
-            Some(starts) if STARTS => unsafe { *starts.add(query) as usize },
-            _ => 0,
+            Some(starts) => of_window.max(unsafe { *starts.add(query) as usize }),
+            None => of_window,
         }
     }
 

@@ -97,6 +97,7 @@ const CANARY: u32 = 0x7FC0_DEAD;
 
 /// A matrix at an odd place in a larger buffer of canaries: some before it, some after
 /// it, some between its rows.
+#[derive(Clone)]
 pub(crate) struct Grid {
     data: Vec<f32>,
     offset: usize,

@@ -124,7 +124,7 @@ fn attention(
     let mut scratch = Lines::zeros(kernels.attention_scratch_len(n, head).unwrap_or(0));
     let mut forward = move |y: &mut [f32], lse: &mut [f32]| {
         let [q, k, v, _] = inputs.each_ref().map(|x| mat(x, n, head));
-        let a = Attention { q, k, v, first: 0, starts: None, scale, dropout: None };
+        let a = Attention { q, k, v, first: 0, starts: None, window: None, scale, dropout: None };
         kernels.attention(&a, out(y, n, head), Some(lse), &mut scratch);
     };
     forward(&mut y, &mut lse);
@@ -138,7 +138,7 @@ fn attention(
     let name = format!("attention backward/{n}x{head}");
     see(Case::flops(name, kernels.dtype(), 5 * half, move || {
         let [q, k, v, dout] = again.each_ref().map(|x| mat(x, n, head));
-        let a = Attention { q, k, v, first: 0, starts: None, scale, dropout: None };
+        let a = Attention { q, k, v, first: 0, starts: None, window: None, scale, dropout: None };
         let [dq, dk, dv] = grads.each_mut().map(|g| out(g, n, head));
         let mut grads = AttentionGrads { dq, dk, dv };
         let y = mat(&result, n, head);
