@@ -270,7 +270,7 @@ fn main() {
         let mut trainer = trainer.wait_with(&CALLER);
         trainer.initialise();
         let tokens: Vec<u32> = (0..TOKENS as u32).map(|i| i * 7919 % 5000).collect();
-        let batch = Batch { tokens: &tokens, targets: &tokens };
+        let batch = Batch::new(&tokens, &tokens);
         let mut step = || {
             let begin = Instant::now();
             trainer.accumulate(&batch, TOKENS).expect("a finite loss");

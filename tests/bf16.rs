@@ -42,7 +42,7 @@ fn run(config: &ModelConfig, kernels: &'static Kernels, steps: u32) -> Run {
     let (mut first_loss, mut last_loss, mut gradients) = (None, 0.0, Vec::new());
     for step in 0..steps {
         let text = ids(n + 1, step, config.vocab_size);
-        let batch = Batch { tokens: &text[..n], targets: &text[1..] };
+        let batch = Batch::new(&text[..n], &text[1..]);
         last_loss = trainer.accumulate(&batch, n).unwrap().mean();
         if first_loss.is_none() {
             first_loss = Some(last_loss);
@@ -138,7 +138,7 @@ fn scratch_suffices_where_attention_needs_little() {
     let shape = BatchShape { sequences: 40, tokens: 3 };
     for [bf16, f32] in tables() {
         let text = ids(shape.sequences * shape.tokens + 1, 3, config.vocab_size);
-        let batch = Batch { tokens: &text[..text.len() - 1], targets: &text[1..] };
+        let batch = Batch::new(&text[..text.len() - 1], &text[1..]);
         let mut trained = None;
         for kernels in [f32, bf16] {
             let plan = Plan::new(&config, shape, 1, Mode::Train, kernels).unwrap();

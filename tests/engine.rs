@@ -131,7 +131,7 @@ fn train(
             for micro in 0..2 {
                 let tokens = ids(n, 2 * step + micro, config.vocab_size);
                 let targets = ids(n, 1000 + 2 * step + micro, config.vocab_size);
-                let batch = Batch { tokens: &tokens, targets: &targets };
+                let batch = Batch::new(&tokens, &targets);
                 let loss = trainer.accumulate(&batch, 2 * n).unwrap();
                 bits.push((loss.sum as f32).to_bits());
             }
@@ -139,7 +139,7 @@ fn train(
             bits.push((report.grad_norm as f32).to_bits());
         }
         let tokens = ids(n, 77, config.vocab_size);
-        let loss = trainer.evaluate(&Batch { tokens: &tokens, targets: &tokens }).unwrap();
+        let loss = trainer.evaluate(&Batch::new(&tokens, &tokens)).unwrap();
         bits.push((loss.sum as f32).to_bits());
         bits.extend(trainer.parameters().iter().map(|x| x.to_bits()));
         engine.close(&Yield);
@@ -381,7 +381,7 @@ fn a_panic_in_a_tile_is_an_error_and_nobody_hangs() {
             trainer.initialise();
             let n = plan.tokens();
             let tokens = ids(n, 1, CONFIG.vocab_size);
-            let batch = Batch { tokens: &tokens, targets: &tokens };
+            let batch = Batch::new(&tokens, &tokens);
             let failed = (0..100).find_map(|_| trainer.accumulate(&batch, n).err());
             assert_eq!(failed, Some(StepError::Engine(EngineError::Panicked)));
             // The others are still there and the engine works.
@@ -411,7 +411,7 @@ fn the_callers_own_panic_leaves_the_engine_usable() {
     assert!(Worker::run(&engine, &Spin).is_err(), "a closed engine takes nobody");
     let n = plan.tokens();
     let tokens = ids(n, 1, CONFIG.vocab_size);
-    let batch = Batch { tokens: &tokens, targets: &tokens };
+    let batch = Batch::new(&tokens, &tokens);
     assert!(trainer.accumulate(&batch, n).is_ok(), "the caller still works alone");
 }
 
@@ -468,7 +468,7 @@ fn a_drilled_step_goes_through_every_tile_and_leaves_the_engine_as_it_was() {
         trainer.initialise();
         let n = plan.tokens();
         let tokens = ids(n, 1, CONFIG.vocab_size);
-        let batch = Batch { tokens: &tokens, targets: &tokens };
+        let batch = Batch::new(&tokens, &tokens);
         assert!(trainer.accumulate(&batch, n).is_ok());
         engine.close(&Yield);
     });

@@ -141,7 +141,7 @@ fn train(kernels: &'static Kernels, threads: usize, counts: &[AtomicU64; 2]) -> 
         for now in 0..steps {
             step.store(now, Ordering::Relaxed);
             engine.limit_workers(1 + now as usize / 10 % threads.max(1));
-            let batch = Batch { tokens: &ids[..n], targets: &ids[1..] };
+            let batch = Batch::new(&ids[..n], &ids[1..]);
             trainer.accumulate(&batch, n).unwrap();
             trainer.update(&Optimizer::default(), 1e-3).unwrap();
         }

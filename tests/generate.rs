@@ -135,7 +135,12 @@ const WIDE_LLAMA: ModelConfig = ModelConfig {
     n_head: 6,
     d_ff: 290,
     bias: false,
-    arch: Architecture { n_kv_head: Some(2), qk_norm: true, ..Architecture::LLAMA },
+    arch: Architecture {
+        n_kv_head: Some(2),
+        qk_norm: true,
+        window: Some(9),
+        ..Architecture::LLAMA
+    },
     ..WIDE
 };
 

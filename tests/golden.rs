@@ -44,7 +44,7 @@ fn accumulate(golden: &Golden, trainer: &mut Trainer<'_>, step: usize) -> f64 {
     let mut sum = 0.0;
     for micro in 0..golden.config.accum {
         let (tokens, targets) = (golden.tokens(step, micro), golden.targets(step, micro));
-        sum += trainer.accumulate(&Batch { tokens, targets }, counted).unwrap().sum;
+        sum += trainer.accumulate(&Batch::new(tokens, targets), counted).unwrap().sum;
     }
     sum / counted as f64
 }

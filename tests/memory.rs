@@ -39,7 +39,7 @@ fn config() -> ModelConfig {
 
 /// One whole step and a validation.
 fn step(trainer: &mut Trainer<'_>, tokens: &[u32], targets: &[u32]) {
-    let batch = Batch { tokens, targets };
+    let batch = Batch::new(tokens, targets);
     for _ in 0..2 {
         trainer.accumulate(&batch, 2 * targets.len()).unwrap();
     }
@@ -392,7 +392,7 @@ fn evaluation_needs_less_and_gives_the_same_loss() {
     assert_eq!(small.bytes(Pool::Gradients), 0);
     assert!(small.total_bytes().unwrap() * 2 < plan.total_bytes().unwrap());
     let (tokens, targets) = ids(&plan);
-    let batch = Batch { tokens: &tokens, targets: &targets };
+    let batch = Batch::new(&tokens, &targets);
     let (mut a, mut b) = (Memory::new(&plan), Memory::new(&small));
     let (pools, queue) = a.parts();
     let engine = Engine::new(&plan, queue).unwrap();

@@ -122,7 +122,7 @@ fn the_file_alone_gives_the_losses_of_the_run() {
         let mut sum = 0.0;
         for micro in 0..2 {
             let range = (2 * step + micro) * 48..(2 * step + micro + 1) * 48;
-            let batch = Batch { tokens: &tokens[range.clone()], targets: &targets[range] };
+            let batch = Batch::new(&tokens[range.clone()], &targets[range]);
             sum += trainer.accumulate(&batch, 96).unwrap().sum;
         }
         // The same kernels on the same numbers: the same bits.

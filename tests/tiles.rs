@@ -53,7 +53,7 @@ fn gradients_beyond_the_first_tile_are_slopes() {
         trainer.initialise();
         let n = plan.tokens();
         let (tokens, targets) = (ids(n, 5), ids(n, 6));
-        let batch = Batch { tokens: &tokens, targets: &targets };
+        let batch = Batch::new(&tokens, &targets);
         let start: Vec<f32> = trainer.parameters().iter().map(|x| x * 3.0).collect();
         trainer.parameters_mut().copy_from_slice(&start);
         trainer.accumulate(&batch, n).unwrap();
@@ -138,7 +138,7 @@ fn an_update_reaches_every_weight_once() {
     trainer.initialise();
     let n = plan.tokens();
     let (tokens, targets) = (ids(n, 5), ids(n, 6));
-    trainer.accumulate(&Batch { tokens: &tokens, targets: &targets }, n).unwrap();
+    trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap();
     let (before, gradient) = (trainer.parameters().to_vec(), trainer.gradients().to_vec());
     let optimizer = Optimizer { grad_clip: None, ..Optimizer::default() };
     let lr = 1e-2_f32;

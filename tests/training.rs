@@ -67,7 +67,7 @@ fn gradients_are_slopes_with_and_without_dropout() {
     let n = SHAPE.sequences * SHAPE.tokens;
     let (tokens, mut targets) = (ids(n, 1), ids(n, 2));
     targets[5] = IGNORE;
-    let batch = Batch { tokens: &tokens, targets: &targets };
+    let batch = Batch::new(&tokens, &targets);
     let counted = 2 * batch.counted();
     for kernels in tables() {
         let of = |arch: Architecture, dropout: f32| {
@@ -142,12 +142,12 @@ fn two_micro_batches_are_one_large_batch() {
         let n = large.sequences * large.tokens;
         let (tokens, targets) = (ids(n, 3), ids(n, 4));
         let whole = with_trainer(CONFIG, large, kernels, |trainer| {
-            trainer.accumulate(&Batch { tokens: &tokens, targets: &targets }, n).unwrap();
+            trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap();
             trainer.gradients().to_vec()
         });
         let halves = with_trainer(CONFIG, SHAPE, kernels, |trainer| {
             for half in [0..n / 2, n / 2..n] {
-                let batch = Batch { tokens: &tokens[half.clone()], targets: &targets[half] };
+                let batch = Batch::new(&tokens[half.clone()], &targets[half]);
                 trainer.accumulate(&batch, n).unwrap();
             }
             trainer.gradients().to_vec()
@@ -168,7 +168,7 @@ fn the_same_seed_gives_the_same_bits() {
             with_trainer(config, SHAPE, kernels, |trainer| {
                 for step in 0..5 {
                     let (tokens, targets) = (ids(n, 10 + step), ids(n, 20 + step));
-                    trainer.accumulate(&Batch { tokens: &tokens, targets: &targets }, n).unwrap();
+                    trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap();
                     trainer.update(&Optimizer::default(), 1e-2).unwrap();
                 }
                 trainer.parameters().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
@@ -184,11 +184,11 @@ fn bad_steps_are_refused_and_change_nothing() {
     let (tokens, targets) = (ids(n, 1), ids(n, 2));
     with_trainer(CONFIG, SHAPE, Kernels::detect(), |trainer| {
         let before = trainer.parameters().to_vec();
-        let good = Batch { tokens: &tokens, targets: &targets };
+        let good = Batch::new(&tokens, &targets);
         let optimizer = Optimizer::default();
         assert_eq!(trainer.update(&optimizer, 0.1), Err(StepError::NoGradients));
 
-        let short = Batch { tokens: &tokens[1..], targets: &targets };
+        let short = Batch::new(&tokens[1..], &targets);
         let size = StepError::BatchSize { need: n, tokens: n - 1, targets: n };
         assert_eq!(trainer.accumulate(&short, n), Err(size));
 
@@ -196,7 +196,7 @@ fn bad_steps_are_refused_and_change_nothing() {
         for id in [vocab_size as u32, IGNORE] {
             let mut unknown = tokens.clone();
             unknown[7] = id;
-            let batch = Batch { tokens: &unknown, targets: &targets };
+            let batch = Batch::new(&unknown, &targets);
             let error = StepError::UnknownToken { position: 7, id, vocab_size };
             assert_eq!(trainer.accumulate(&batch, n), Err(error));
             assert_eq!(trainer.evaluate(&batch), Err(error));
@@ -222,7 +222,7 @@ fn bad_steps_are_refused_and_change_nothing() {
 fn the_clip_bites_only_above_its_norm() {
     let n = SHAPE.sequences * SHAPE.tokens;
     let (tokens, targets) = (ids(n, 1), ids(n, 2));
-    let batch = Batch { tokens: &tokens, targets: &targets };
+    let batch = Batch::new(&tokens, &targets);
     with_trainer(CONFIG, SHAPE, Kernels::detect(), |trainer| {
         let mut report = |clip| {
             trainer.accumulate(&batch, n).unwrap();

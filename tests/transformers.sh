@@ -110,6 +110,7 @@ wide = ["--n-kv-head", 2, "--head-size", 24, "--rope-theta", 500]
 compare("llama-wide", [*PLAIN, *wide], "f32", heads=4)
 # Heads that do not divide the width: of the family only Mistral's class takes them.
 compare("mistral", [*PLAIN, "--head-size", 24], "f32", heads=3)
+compare("mistral-window", [*PLAIN, "--window", 9], "f32", heads=4)
 compare("qwen2", [*PLAIN, "--n-kv-head", 2, "--qkv-bias", "true"], "f32", heads=4)
 compare("qwen2-wide", [*PLAIN, "--qkv-bias", "true", "--head-size", 24], "f16", heads=2)
 NORMED = [*LLAMA, "--qk-norm", "--bias", "false"]

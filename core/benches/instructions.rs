@@ -216,7 +216,7 @@ fn steps(kernels: &'static Kernels) {
         (0..plan.tokens() as u32).map(|i| (i * i + 5 * i + of) % 64).collect()
     };
     let (tokens, targets) = (ids(0), ids(1));
-    let batch = Batch { tokens: &tokens, targets: &targets };
+    let batch = Batch::new(&tokens, &targets);
     case(&format!("{isa}/training step"), || {
         black_box(trainer.accumulate(&batch, batch.counted()).expect("the step works"));
         trainer.update(&Optimizer::default(), 3e-3).expect("the gradient is finite");

@@ -24,6 +24,9 @@ pub struct Architecture {
     /// queries and one for those of keys, before they are turned (Qwen3; Henry et al., "Query-key
     /// normalization for transformers", 2020).
     pub qk_norm: bool,
+    /// The most tokens that a query sees, the last ones up to its own (Jiang et al., "Mistral 7B",
+    /// 2023, section 2); `None`: all of its sequence.
+    pub window: Option<usize>,
 }
 
 /// How rows are normalised, with a gain for each column.
@@ -101,6 +104,7 @@ impl Architecture {
         head_size: None,
         qkv_bias: false,
         qk_norm: false,
+        window: None,
     };
 
     /// Llama: RMS norm, rotary positions, SwiGLU. Its models have no biases.

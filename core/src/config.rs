@@ -128,6 +128,7 @@ impl ModelConfig {
             ("d_ff", self.d_ff),
             ("n_kv_head", self.kv_heads()),
             ("head_size", self.arch.head_size.unwrap_or(1)),
+            ("window", self.arch.window.unwrap_or(1)),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero(field));
@@ -162,14 +163,15 @@ impl ModelConfig {
 
     /// The same model with nothing said that goes without saying: as many heads of keys and values as of
     /// queries, heads of an equal share of the width, biases of queries, keys and values where all have
-    /// them. So models that compute the same are equal.
+    /// them, a window of the longest sequence. So models that compute the same are equal.
     #[must_use]
     pub fn normal(self) -> Self {
-        let Self { n_head, d_model, bias, arch, .. } = self;
+        let Self { block_size, n_head, d_model, bias, arch, .. } = self;
         let n_kv_head = arch.n_kv_head.filter(|heads| *heads != n_head);
         let head_size = arch.head_size.filter(|size| size.checked_mul(n_head) != Some(d_model));
         let qkv_bias = arch.qkv_bias && !bias;
-        Self { arch: Architecture { n_kv_head, head_size, qkv_bias, ..arch }, ..self }
+        let window = arch.window.filter(|window| *window < block_size);
+        Self { arch: Architecture { n_kv_head, head_size, qkv_bias, window, ..arch }, ..self }
     }
 
     /// Columns of a head.
@@ -301,6 +303,8 @@ mod tests {
         );
         assert_eq!(with(|a| a.n_kv_head = Some(0)), Err(ConfigError::Zero("n_kv_head")));
         assert_eq!(with(|a| a.head_size = Some(0)), Err(ConfigError::Zero("head_size")));
+        assert_eq!(with(|a| a.window = Some(0)), Err(ConfigError::Zero("window")));
+        assert_eq!(with(|a| a.window = Some(1)), Ok(()));
         assert_eq!(with(|a| a.head_size = Some(7)), Err(ConfigError::OddHead(7)));
         assert_eq!(
             with(|a| a.head_size = Some(MAX_DIMENSION)),
@@ -338,11 +342,13 @@ mod tests {
             n_kv_head: Some(8),
             head_size: Some(32),
             qkv_bias: true,
+            window: Some(128),
             ..Architecture::GPT2
         };
         let config = ModelConfig { arch: said, ..GOOD };
         assert_eq!((config.validate(), config.normal()), (Ok(()), GOOD));
-        let other = Architecture { n_kv_head: Some(4), head_size: Some(16), ..said };
+        let other =
+            Architecture { n_kv_head: Some(4), head_size: Some(16), window: Some(127), ..said };
         let config = ModelConfig { arch: other, bias: false, ..GOOD };
         assert_eq!(config.normal(), config);
     }

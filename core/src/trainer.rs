@@ -49,9 +49,19 @@ pub struct Batch<'a> {
     pub tokens: &'a [u32],
     /// As many targets.
     pub targets: &'a [u32],
+    /// As many places in their sequence, where each token's document begins: documents that lie in a
+    /// sequence one behind the other do not see one another, and positions of a table are those in the
+    /// document. A document's last token has no target in it. `None`: each sequence is one document.
+    pub starts: Option<&'a [u32]>,
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
+    /// Sequences of one document each.
+    #[must_use]
+    pub const fn new(tokens: &'a [u32], targets: &'a [u32]) -> Self {
+        Self { tokens, targets, starts: None }
+    }
+
     /// Targets that count.
     #[must_use]
     pub fn counted(&self) -> usize {
@@ -97,6 +107,12 @@ pub enum StepError {
         /// The vocabulary.
         vocab_size: usize,
     },
+    /// There is not one start of a document for each token, or one is neither the token's own place
+    /// in its sequence nor that of the token before.
+    Documents {
+        /// Where in the batch; how many starts there are if those are not as many as tokens.
+        position: usize,
+    },
     /// No target counts, so there is no mean loss.
     NothingCounts,
     /// The loss is NaN or infinite.
@@ -127,6 +143,10 @@ impl fmt::Display for StepError {
             Self::UnknownToken { position, id, vocab_size } => write!(
                 f,
                 "token id {id} at position {position} of the batch is not below the vocabulary's {vocab_size}"
+            ),
+            Self::Documents { position } => write!(
+                f,
+                "the start of a document at position {position} of the batch is neither the token's own place in its sequence nor the start of the token before it"
             ),
             Self::NothingCounts => f.write_str("no target of the step counts"),
             Self::NonFiniteLoss(loss) => write!(f, "the loss is {loss}"),
@@ -169,6 +189,7 @@ impl fmt::Debug for Machine<'_> {
 struct Inputs<'b> {
     tokens: &'b [u32],
     targets: &'b [u32],
+    starts: Option<&'b [u32]>,
     accumulate: bool,
     loss_scale: f32,
     dropout: Option<DropoutKey>,
@@ -247,6 +268,7 @@ impl<'a> Machine<'a> {
             scratch: Shared::new(self.scratch),
             tokens: inputs.tokens,
             targets: inputs.targets,
+            starts: inputs.starts,
             accumulate: inputs.accumulate,
             loss_scale: inputs.loss_scale,
             dropout: inputs.dropout,
@@ -278,15 +300,32 @@ impl<'a> Machine<'a> {
                 return Err(StepError::UnknownToken { position, id: ids[position], vocab_size });
             }
         }
+        let tokens = self.plan.batch.tokens;
+        if let Some(position) = batch.starts.and_then(|starts| misplaced(starts, need, tokens)) {
+            return Err(StepError::Documents { position });
+        }
         Ok(batch.counted())
     }
 
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
         let counted = self.check(batch)?;
-        let inputs = Inputs { tokens: batch.tokens, targets: batch.targets, ..Inputs::default() };
+        let Batch { tokens, targets, starts } = *batch;
+        let inputs = Inputs { tokens, targets, starts, ..Inputs::default() };
         self.run_packed(|pack| Run::Losses { pack }, &inputs)?;
         Ok(Loss { sum: self.outcome.loss(), counted })
     }
+}
+
+/// The first of `need` tokens, in sequences of `tokens`, whose start is not one of a document.
+fn misplaced(starts: &[u32], need: usize, tokens: usize) -> Option<usize> {
+    if starts.len() != need {
+        return Some(starts.len());
+    }
+    let fits = |at: usize| {
+        let (place, start) = (at % tokens, starts[at] as usize);
+        start == place || place > 0 && starts[at - 1] as usize == start
+    };
+    (0..need).find(|at| !fits(*at))
 }
 
 /// A model being trained.
@@ -378,6 +417,7 @@ impl<'a> Trainer<'a> {
         let inputs = Inputs {
             tokens: batch.tokens,
             targets: batch.targets,
+            starts: batch.starts,
             accumulate: micro > 0,
             loss_scale: (1.0 / counted_in_step as f64) as f32,
             dropout: (probability > 0.0).then_some(DropoutKey {

@@ -83,7 +83,7 @@ pub(crate) fn train(
     for step in 0..steps {
         before(step);
         let (tokens, targets) = (ids(step % 3), ids(step % 3 + 1));
-        let batch = Batch { tokens: &tokens, targets: &targets };
+        let batch = Batch::new(&tokens, &targets);
         let loss = trainer.accumulate(&batch, batch.counted()).expect("the step works");
         losses.push(loss.mean());
         trainer.update(&Optimizer::default(), 3e-3).expect("the gradient is finite");

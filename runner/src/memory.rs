@@ -261,7 +261,7 @@ mod tests {
         trainer.initialise();
         let tokens: Vec<u32> = (0..32).collect();
         let targets: Vec<u32> = (1..33).collect();
-        let batch = Batch { tokens: &tokens, targets: &targets };
+        let batch = Batch::new(&tokens, &targets);
         let first = trainer.evaluate(&batch).unwrap().mean();
         for _ in 0..10 {
             trainer.accumulate(&batch, 32).unwrap();

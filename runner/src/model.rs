@@ -62,6 +62,7 @@ pub fn parts(settings: &TrainSettings) -> Parts {
         head_size: settings.head_size,
         qkv_bias: settings.qkv_bias,
         qk_norm: settings.qk_norm,
+        window: settings.window,
     }
 }
 

@@ -28,6 +28,9 @@ pub struct Parts {
     pub qkv_bias: bool,
     /// Norms of each head of queries and keys.
     pub qk_norm: bool,
+    /// The most tokens that a query sees; `None` is all of its sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
 }
 
 /// [`NormKind`] by name.
@@ -124,6 +127,7 @@ impl Parts {
             head_size: self.head_size,
             qkv_bias: self.qkv_bias,
             qk_norm: self.qk_norm,
+            window: self.window,
         }
     }
 }
@@ -165,6 +169,9 @@ impl fmt::Display for Parts {
         if self.qk_norm {
             f.write_str(", norms of heads of queries and keys")?;
         }
+        if let Some(window) = self.window {
+            write!(f, ", a window of {window} tokens")?;
+        }
         Ok(())
     }
 }
@@ -193,6 +200,7 @@ impl From<&Architecture> for Parts {
             head_size: arch.head_size,
             qkv_bias: arch.qkv_bias,
             qk_norm: arch.qk_norm,
+            window: arch.window,
         }
     }
 }
@@ -242,6 +250,7 @@ mod tests {
             head_size: Some(64),
             qkv_bias: true,
             qk_norm: true,
+            window: Some(512),
             ..Architecture::LLAMA
         };
         for arch in [Architecture::GPT2, Architecture::LLAMA, large] {
@@ -253,7 +262,7 @@ mod tests {
         let large = Parts::from(&large).to_string();
         let expected = "rms norm, rotary positions (theta 500000, llama3 scaling by 8), swiglu, \
             2 heads of keys and values, heads of 64 columns, biases of queries, keys and values, \
-            norms of heads of queries and keys";
+            norms of heads of queries and keys, a window of 512 tokens";
         assert_eq!(large, expected);
         let parts: Parts = serde_json::from_str(r#"{"norm": "rms"}"#).unwrap();
         let rms = Architecture { norm: NormKind::Rms, ..Architecture::GPT2 };

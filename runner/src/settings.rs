@@ -131,6 +131,9 @@ pub struct TrainSettings {
     /// Norms of each head of queries and keys.
     #[serde(default)]
     pub qk_norm: bool,
+    /// The most tokens that a query sees; `None` is all of its sequence.
+    #[serde(default)]
+    pub window: Option<usize>,
     /// Sequences of a micro-batch.
     pub batch_size: usize,
     /// Micro-batches of a step.

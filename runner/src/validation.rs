@@ -80,7 +80,7 @@ impl Rounds {
         let mut total = Loss { sum: 0.0, counted: 0 };
         for round in 0..self.taken {
             self.fill(round, data, tokens, targets)?;
-            let Some(loss) = evaluate(&Batch { tokens, targets }) else { return Ok(None) };
+            let Some(loss) = evaluate(&Batch::new(tokens, targets)) else { return Ok(None) };
             let loss = loss.map_err(|e| Error::failure(format!("validation: {e}")))?;
             total.sum += loss.sum;
             total.counted += loss.counted;

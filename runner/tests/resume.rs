@@ -203,6 +203,7 @@ fn a_run_of_the_llama_family_goes_on_with_the_same_bits() {
         n_head: 4,
         n_kv_head: Some(2),
         head_size: Some(10),
+        window: Some(7),
         norm: NormChoice::Rms,
         positions: PositionsChoice::Rotary,
         activation: ActivationChoice::Swiglu,
@@ -232,7 +233,8 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
     let text = fs::read_to_string(&file).unwrap();
     let old = text.replace("\n  \"prefetch\": 4,", "");
     assert!(old.len() < text.len(), "{text}");
-    let parts = ["norm", "positions", "rope_theta", "activation", "n_kv_head", "head_size"];
+    let parts =
+        ["norm", "positions", "rope_theta", "activation", "n_kv_head", "head_size", "window"];
     let is_new = |line: &&str| parts.iter().any(|part| line.contains(&format!("\"{part}\":")));
     let old: Vec<&str> = old.lines().filter(|line| !is_new(line)).collect();
     assert_eq!(old.len() + 1 + parts.len(), text.lines().count());

@@ -51,6 +51,7 @@ class Parts:
     head_size: int | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ CONFIGS = [
     Family("qwen3_ignored", 31, kind="qwen3", block_size=70, n_head=6, d_model=24, d_ff=32,
            layer_norm_eps=1e-3, tied=False, accum=2, tokens_per_sequence=70, ignored_share=0.4,
            parts=Parts(n_kv_head=2, head_size=8, rope_theta=1000000.0, qk_norm=True)),
+    # Each token sees 21 of up to 70.
+    Family("mistral_window", 32, kind="mistral", block_size=70, d_model=24, d_ff=32,
+           tokens_per_sequence=70, parts=Parts(n_kv_head=2, window=21)),
 ]
 
 
@@ -183,7 +187,7 @@ def network(c):
     # Qwen3 has heads of 128 unless told.
     options = {"head_dim": c.head_size}
     if c.kind == "mistral":
-        options["sliding_window"] = None
+        options["sliding_window"] = c.parts.window
     scaling = c.parts.rope_scaling or {"rope_type": "default"}
     config = config_class(
         vocab_size=c.vocab_size,
@@ -242,9 +246,11 @@ def main():
     for c in CONFIGS:
         forward = wide_forward(c)
         tensors, metadata = make(c, parameter_table(c), forward)
+        # What is absent is false or none, and the first files do not say.
         if not c.parts.qk_norm:
-            # What is absent is false, and the first files do not say.
             del metadata["parts"]["qk_norm"]
+        if c.parts.window is None:
+            del metadata["parts"]["window"]
         write(out, c, tensors, metadata | {"layer_norm_eps": c.layer_norm_eps})
         print(f"{'':28} float32 would move a logit by {check(c, forward):.1e}")
 

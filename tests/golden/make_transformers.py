@@ -142,8 +142,7 @@ if __name__ == "__main__":
         8, Qwen3Config, Qwen3ForCausalLM, head_dim=10, tie_word_embeddings=True, rms_norm_eps=1e-5,
     )
     save("qwen3", normed, torch.float32)
-    # Within the window it is full attention, and longer sequences it cannot have here.
     window = llama(7, MistralConfig, MistralForCausalLM, head_dim=8, sliding_window=16)
-    save("mistral", window, torch.float32, block=16)
+    save("mistral", window, torch.float32)
     for folder in sorted(OUT.iterdir()):
         print(folder.name, *sorted(path.name for path in folder.iterdir()))

@@ -29,6 +29,7 @@ pub(crate) const LLAMA: ModelConfig = ModelConfig {
         head_size: Some(14),
         qkv_bias: true,
         qk_norm: true,
+        window: Some(19),
         ..Architecture::LLAMA
     },
     ..SMALL

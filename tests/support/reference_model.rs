@@ -283,9 +283,10 @@ impl ReferenceModel {
                     dot(columns(now, query), columns(t, queries + shared))
                         / (head_size as f64).sqrt()
                 };
-                let scores: Vec<f64> = (0..=now).map(score).collect();
+                let first = (now + 1).saturating_sub(self.config.arch.window.unwrap_or(usize::MAX));
+                let scores: Vec<f64> = (first..=now).map(score).collect();
                 let total = log_sum_exp(&scores);
-                for (t, score) in scores.iter().enumerate() {
+                for (t, score) in (first..).zip(&scores) {
                     let value = columns(t, queries + keys + shared);
                     for (out, v) in mixed[query..query + head_size].iter_mut().zip(value) {
                         *out += (score - total).exp() * v;

@@ -307,6 +307,7 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
     let some = |size: usize| (size > 0).then_some(size);
     let (n_kv_head, head_size) = (some(r.size()?), some(r.size()?));
     let (qkv_bias, qk_norm) = (r.flag()?, r.flag()?);
+    let window = some(r.size()?);
     let original = u32::try_from(r.u64()?).map_err(|_| ALTERED)?;
     let (theta, factor, low, high) = (r.f32()?, r.f32()?, r.f32()?, r.f32()?);
     let scaling = match scaling {
@@ -319,5 +320,14 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
         true => Positions::Rotary(Rotary { theta, scaling }),
         false => Positions::Learned,
     };
-    Ok(Architecture { norm, positions, activation, n_kv_head, head_size, qkv_bias, qk_norm })
+    Ok(Architecture {
+        norm,
+        positions,
+        activation,
+        n_kv_head,
+        head_size,
+        qkv_bias,
+        qk_norm,
+        window,
+    })
 }

@@ -148,7 +148,7 @@ pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN + 
 }
 
 /// Kinds and sizes of an architecture, and the numbers of its angles, in the order of the file.
-fn arch_fields(arch: &Architecture) -> ([u64; 9], [f32; 4]) {
+fn arch_fields(arch: &Architecture) -> ([u64; 10], [f32; 4]) {
     let norm = match arch.norm {
         NormKind::Layer => 0,
         NormKind::Rms => 1,
@@ -169,9 +169,9 @@ fn arch_fields(arch: &Architecture) -> ([u64; 9], [f32; 4]) {
     let size = |size: Option<usize>| size.map_or(0, |size| size as u64);
     let (heads, head_size) = (size(arch.n_kv_head), size(arch.head_size));
     let (qkv_bias, qk_norm) = (u64::from(arch.qkv_bias), u64::from(arch.qk_norm));
-    let original = u64::from(original);
+    let (original, window) = (u64::from(original), size(arch.window));
     (
-        [norm, positions, kind, activation, heads, head_size, qkv_bias, qk_norm, original],
+        [norm, positions, kind, activation, heads, head_size, qkv_bias, qk_norm, window, original],
         [theta, factor, low, high],
     )
 }

@@ -36,9 +36,9 @@ pub const VERSION: u32 = 2;
 /// two `f32`.
 const HEADER_LEN: usize = (6 + 2 + 3) * 8 + 2 * 4;
 /// Bytes of the architecture's fields behind them: kinds of norm, positions, scaling and activation,
-/// heads of keys and values and columns of a head (0: as GPT-2 has it), two flags, the original length
-/// of scaled positions (64 bits each); theta, factor, low and high (`f32`).
-const ARCH_LEN: usize = (4 + 2 + 2 + 1) * 8 + 4 * 4;
+/// heads of keys and values and columns of a head (0: as GPT-2 has it), two flags, the window (0: none)
+/// and the original length of scaled positions (64 bits each); theta, factor, low and high (`f32`).
+const ARCH_LEN: usize = (4 + 2 + 2 + 2) * 8 + 4 * 4;
 /// Bytes of the header of a version.
 const fn header_len(version: u32) -> usize {
     if version == 1 { HEADER_LEN } else { HEADER_LEN + ARCH_LEN }

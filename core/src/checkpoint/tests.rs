@@ -156,6 +156,7 @@ fn llama() -> (Header, Vec<u8>) {
         head_size: Some(4),
         qkv_bias: true,
         qk_norm: true,
+        window: Some(2),
         ..Architecture::LLAMA
     };
     let header =

@@ -113,6 +113,17 @@ impl<'p> Program<'p> {
         let n = self.plan.tokens();
         let vocab_size = self.plan.config().vocab_size;
         let ids: Vec<u32> = (0..n).map(|i| (i * 7 % vocab_size) as u32).collect();
+        let starts: Vec<u32> = (0..n)
+            .scan((0, 1, 0), |(start, len, next), i| {
+                let place = i % self.plan.batch.tokens;
+                if place == 0 {
+                    (*start, *len, *next) = (0, 1, 1);
+                } else if place == *next {
+                    (*start, *len, *next) = (place, *len + 1, place + *len + 1);
+                }
+                Some(*start as u32)
+            })
+            .collect();
         let outcome = Outcome::new();
         let [parameters, gradients, moments, packed, activations, scratch] = &mut self.pools;
         let scratch_at = scratch.as_ptr_range();
@@ -129,6 +140,8 @@ impl<'p> Program<'p> {
             scratch: Shared::new(scratch),
             tokens: &ids,
             targets: &ids,
+            // Documents of one token, two, and so on: positions of a table are then theirs.
+            starts: (self.plan.mode != Mode::Recompute).then_some(&starts),
             accumulate: true,
             loss_scale: 1.0,
             dropout: (probability > 0.0).then_some(DropoutKey {
@@ -275,7 +288,7 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     let llama = ModelConfig { bias: false, arch: Architecture::LLAMA, ..deep };
     let wide_heads = Architecture { n_kv_head: Some(2), head_size: Some(6), ..Architecture::LLAMA };
     let grouped = ModelConfig { n_head: 4, arch: wide_heads, ..llama };
-    let arch = Architecture { qk_norm: true, ..wide_heads };
+    let arch = Architecture { qk_norm: true, window: Some(60), ..wide_heads };
     let normed = ModelConfig { arch, ..grouped };
     for config in [CONFIG, deep, one, bare, odd, llama, grouped, normed] {
         for (sequences, tokens) in shapes {

@@ -265,7 +265,7 @@ impl<'a> Feed<'a> {
                     v: self.cache.mat(values, (seen, size), size),
                     first: self.first,
                     starts: None,
-                    window: None,
+                    window: c.arch.window,
                     scale: 1.0 / libm::sqrtf(size as f32),
                     dropout: None,
                 };

@@ -103,7 +103,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// The head's columns of the sequence's rows are done.
-    unsafe fn output(&self, block: usize, first: usize, head: &Head) -> Output<'_> {
+    unsafe fn output(&self, block: usize, first: usize, head: &Head<'_>) -> Output<'_> {
         let (b, g) = (self.plan.layout.block(block), self.plan.layout.grads(block));
         let (t, width) = (self.plan.batch.tokens, self.plan.config.query_width());
         let (at, shape) = (first * width + head.columns[0], (t, self.plan.config.head_size()));
@@ -142,7 +142,7 @@ impl Step<'_> {
                     self.act.mat_mut(at, (t, size), stride)
                 };
                 let Output { out, lse, dout } = self.output(block, first, &head);
-                let Head { scale, dropout, .. } = head;
+                let Head { starts, window, scale, dropout, .. } = head;
                 let is_first = h == served.start;
                 if is_first && shared > 0 {
                     copy_rows(place(1).as_ref(), kept_k);
@@ -156,7 +156,7 @@ impl Step<'_> {
                     (MatMut::new(own_k, t, size, size), MatMut::new(own_v, t, size, size))
                 };
                 let mut inputs =
-                    AttentionInPlace { q: place(0), k, v, starts: None, window: None, scale, dropout };
+                    AttentionInPlace { q: place(0), k, v, starts, window, scale, dropout };
                 self.kernels.attention_backward_in_place(&mut inputs, out, lse, dout, scratch);
                 if !is_first {
                     self.add_rows(place(1), own_k);

@@ -9,13 +9,15 @@ use cllm_kernels::{Angles, Attention, Dropout, Epilogue};
 use core::ops::Range;
 
 /// One head of one sequence.
-pub(super) struct Head {
+pub(super) struct Head<'a> {
     /// Where its columns start in a row of queries, of keys and of values. Its columns of the output
     /// start where those of queries do.
     pub(super) columns: [usize; 3],
     /// Where its rows of lse start.
     pub(super) lse: usize,
-    /// As in [`Attention`], like the mask.
+    /// As in [`Attention`], like what is below.
+    pub(super) starts: Option<&'a [u32]>,
+    pub(super) window: Option<usize>,
     pub(super) scale: f32,
     pub(super) dropout: Option<(Dropout, u32)>,
 }
@@ -34,15 +36,38 @@ impl Step<'_> {
         unsafe {
             let Some(table) = self.vector(Param::TokenTable) else { return };
             let places = self.vector(Param::PositionTable);
-            let tokens = &self.tokens[first..first + rows];
-            let out = self.act.mat_mut(at, (rows, d), d);
             let period = self.plan.batch.tokens;
-            self.kernels.embedding(tokens, table, places, first, period, 0, out);
+            let mut row = first;
+            while row < first + rows {
+                // Up to the next document, if positions are those in a document.
+                let (place, end) = match (places, self.starts) {
+                    (Some(_), Some(starts)) => self.document(starts, row, first + rows),
+                    _ => (row, first + rows),
+                };
+                let out = self.act.mat_mut(at + (row - first) * d, (end - row, d), d);
+                self.kernels.embedding(
+                    &self.tokens[row..end],
+                    table,
+                    places,
+                    place,
+                    period,
+                    0,
+                    out,
+                );
+                row = end;
+            }
             if let Some((mask, row)) = self.embed_dropout(first) {
                 let x = self.act.mat_mut(at, (rows, d), d);
                 self.kernels.dropout_in_place(x, &mask, row);
             }
         }
+    }
+
+    /// The place of a row in its document, and where in `row..end` the next document begins.
+    fn document(&self, starts: &[u32], row: usize, end: usize) -> (usize, usize) {
+        let place = |row: usize| row % self.plan.batch.tokens - starts[row] as usize;
+        let next = (row + 1..end).find(|row| place(*row) == 0);
+        (place(row), next.unwrap_or(end))
     }
 
     /// One of the norms for one row block: into `held`, but for the first norm's output where
@@ -134,7 +159,7 @@ impl Step<'_> {
     }
 
     /// Head `h` of a sequence.
-    pub(super) fn head(&self, block: usize, sequence: usize, h: usize) -> Head {
+    pub(super) fn head(&self, block: usize, sequence: usize, h: usize) -> Head<'_> {
         let c = &self.plan.config;
         let (head, t) = (c.head_size(), self.plan.batch.tokens);
         // Heads of the whole batch have rows of lse and of the mask one after the other.
@@ -144,6 +169,8 @@ impl Step<'_> {
         Head {
             columns: [h * head, keys, keys],
             lse,
+            starts: self.starts.map(|starts| &starts[sequence * t..][..t]),
+            window: c.arch.window,
             scale,
             dropout: self.dropout(block, Site::Attention, lse),
         }
@@ -153,14 +180,14 @@ impl Step<'_> {
     ///
     /// # Safety
     /// The rows of queries, keys and values that are read through it are done, and no others are read.
-    pub(super) unsafe fn head_inputs(
-        &self,
+    pub(super) unsafe fn head_inputs<'s>(
+        &'s self,
         block: usize,
         sequence: usize,
-        head: &Head,
+        head: &Head<'s>,
         queries: &Range<usize>,
         keys: &Range<usize>,
-    ) -> Attention<'_> {
+    ) -> Attention<'s> {
         let (heads, t) = (self.plan.layout.heads(block), self.plan.batch.tokens);
         let shape = (t, self.plan.config.head_size());
         let part = |i: usize, rows: &Range<usize>| {
@@ -169,8 +196,8 @@ impl Step<'_> {
             unsafe { self.act.mat_in_part(at, shape, stride, rows.clone()) }
         };
         let (q, k, v) = (part(0, queries), part(1, keys), part(2, keys));
-        let Head { scale, dropout, .. } = *head;
-        Attention { q, k, v, first: 0, starts: None, window: None, scale, dropout }
+        let Head { starts, window, scale, dropout, .. } = *head;
+        Attention { q, k, v, first: 0, starts, window, scale, dropout }
     }
 
     /// Heads of queries for each of keys and values.

@@ -96,6 +96,8 @@ pub(crate) struct Step<'a> {
     pub(crate) scratch: Shared<'a>,
     pub(crate) tokens: &'a [u32],
     pub(crate) targets: &'a [u32],
+    /// As [`crate::Batch::starts`].
+    pub(crate) starts: Option<&'a [u32]>,
     /// Add to the gradients that are there.
     pub(crate) accumulate: bool,
     /// Gradient of each counted target's loss.

@@ -150,6 +150,18 @@ impl Step<'_> {
             if !self.accumulate {
                 out.fill(0.0);
             }
+            if let Some(starts) = self.starts {
+                // Row by row: a position is that in a document, of which a sequence may hold many.
+                for (row, start) in starts.iter().enumerate() {
+                    let place = row % t - *start as usize;
+                    if (first..first + places).contains(&place) {
+                        let to = &mut out[(place - first) * d..][..d];
+                        let at = self.plan.layout.grads_into(0).dx + row * d;
+                        self.kernels.accumulate(to, self.act.slice(at, d));
+                    }
+                }
+                return;
+            }
             // Positions beyond the batch's sequences have no gradient.
             let live = places.min(t.saturating_sub(first)) * d;
             let sequences = if live > 0 { self.plan.batch.sequences } else { 0 };

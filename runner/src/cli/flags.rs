@@ -200,6 +200,9 @@ train_flags! {
         /// Norms of each head of queries and keys (Qwen3).
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         qk_norm: bool,
+        /// Tokens that each one sees, the last up to itself [default: all of its sequence].
+        #[arg(value_name = "N", alias = "sliding-window")]
+        window: usize,
     }
     "Training" [] {
         /// Sequences of a micro-batch.

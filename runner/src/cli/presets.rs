@@ -86,6 +86,7 @@ fn tiny() -> TrainSettings {
         head_size: None,
         qkv_bias: false,
         qk_norm: false,
+        window: None,
         batch_size: 8,
         gradient_accumulation_steps: 1,
         max_steps: 1500,

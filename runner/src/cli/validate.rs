@@ -94,6 +94,7 @@ impl TrainSettings {
         }
         whole("n_kv_head", self.n_kv_head.unwrap_or(1) as u64, 1, MOST)?;
         whole("head_size", self.head_size.unwrap_or(1) as u64, 1, MOST / self.n_head as u64)?;
+        whole("window", self.window.unwrap_or(1) as u64, 1, MOST)?;
         if let Some(n_kv_head) = self.n_kv_head.filter(|n| !self.n_head.is_multiple_of(*n)) {
             let problem = format!("it must divide --n-head {}", self.n_head);
             return Err(Invalid::new("n_kv_head", n_kv_head, problem));
@@ -275,6 +276,7 @@ mod tests {
             (refused(|s| s.n_kv_head = Some(3)), "--n-kv-head 3: it must divide --n-head 4"),
             (refused(|s| s.head_size = Some(0)), "--head-size 0: it must be at least 1"),
             (refused(|s| s.head_size = Some(1 << 28)), "--head-size 268435456: the largest"),
+            (refused(|s| s.window = Some(0)), "--window 0: it must be at least 1"),
             (refused(|s| s.rope_theta = 1.0), "--rope-theta 1: it must be above 1"),
             (
                 refused(|s| (s.positions, s.head_size) = (PositionsChoice::Rotary, Some(7))),

@@ -68,7 +68,7 @@ impl ReadyBatch {
     /// The ids, for a step.
     #[must_use]
     pub fn get(&self) -> Batch<'_> {
-        Batch { tokens: &self.tokens, targets: &self.targets }
+        Batch::new(&self.tokens, &self.targets)
     }
 }
 
@@ -296,7 +296,7 @@ mod tests {
     }
 
     fn assert_marked(batch: &ReadyBatch, n: u64) {
-        let Batch { tokens, targets } = batch.get();
+        let Batch { tokens, targets, .. } = batch.get();
         assert_eq!((tokens, targets), (&[n as u32; 6][..], &[!n as u32; 6][..]));
     }
 

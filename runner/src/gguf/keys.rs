@@ -79,7 +79,9 @@ pub(super) fn keys(family: Family, config: &ModelConfig) -> Vec<(String, Value)>
     let c = config;
     // No dimension of a model exceeds 32 bits.
     let size = |size: usize| Value::U32(size as u32);
-    let sizes = [c.block_size, c.d_model, c.n_layer, c.d_ff, c.n_head].map(size);
+    // llama.cpp knows no window of these families, and within one all attention is full.
+    let context = c.arch.window.map_or(c.block_size, |window| window.min(c.block_size));
+    let sizes = [context, c.d_model, c.n_layer, c.d_ff, c.n_head].map(size);
     let mut keys: Vec<_> = SIZES.into_iter().zip(sizes).collect();
     match c.arch.rotary() {
         Some(rotary) if family != Family::Gpt2 => {

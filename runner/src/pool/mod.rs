@@ -221,7 +221,7 @@ mod tests {
             Trainer::new(&plan, kernels, pools, &engine, 1).unwrap().wait_with(&CALLER);
         trainer.initialise();
         let ids: Vec<u32> = (0..plan.tokens() as u32).map(|i| i * 7 % 64).collect();
-        let batch = Batch { tokens: &ids, targets: &ids };
+        let batch = Batch::new(&ids, &ids);
         let fuse = |n| if n < bombs { 40 + 20 * n as u32 } else { u32::MAX };
         with_observers(
             &engine,

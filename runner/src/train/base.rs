@@ -22,7 +22,7 @@ use crate::tokenizer::{
 use crate::trained::Trained;
 
 /// The settings that a base decides.
-pub(crate) const DECIDED: [&str; 14] = [
+pub(crate) const DECIDED: [&str; 15] = [
     "n_layer",
     "n_head",
     "n_kv_head",
@@ -37,6 +37,7 @@ pub(crate) const DECIDED: [&str; 14] = [
     "activation",
     "qkv_bias",
     "qk_norm",
+    "window",
 ];
 /// Longest sequences of a model that was made elsewhere, unless they are told: it may be for many more
 /// tokens than a text has, or than fit into the memory of a batch.
@@ -71,11 +72,13 @@ pub(crate) fn settle(
         head_size,
         qkv_bias,
         qk_norm,
+        window,
         ..
     } = Parts::from(&c.arch);
     (settings.norm, settings.positions, settings.activation) = (norm, positions, activation);
     (settings.rope_theta, settings.n_kv_head) = (rope_theta, n_kv_head);
     (settings.head_size, settings.qkv_bias, settings.qk_norm) = (head_size, qkv_bias, qk_norm);
+    settings.window = window;
     if !is_set("block_size") {
         settings.block_size = c.block_size.min(BLOCK);
     }

@@ -10,7 +10,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 26] = [
+const FIXED: [&str; 27] = [
     "base",
     "data",
     "val_data",
@@ -34,6 +34,7 @@ const FIXED: [&str; 26] = [
     "head_size",
     "qkv_bias",
     "qk_norm",
+    "window",
     "batch_size",
     "gradient_accumulation_steps",
     "seed",

@@ -223,7 +223,7 @@ impl Session<'_, '_> {
         let batch = step.saturating_mul(self.settings.gradient_accumulation_steps as u64);
         let BatchMemory { tokens, targets } = &mut self.batch;
         self.inputs.fill(batch, self.settings.batch_size, tokens, targets)?;
-        let loss = self.trainer.evaluate(&Batch { tokens, targets });
+        let loss = self.trainer.evaluate(&Batch::new(tokens, targets));
         let loss = loss.map_err(|e| self.stopped(step, e))?.mean();
         if !loss.is_finite() {
             return Err(self.stopped(step, StepError::NonFiniteLoss(loss)));

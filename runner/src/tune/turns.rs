@@ -66,7 +66,7 @@ impl<'a> Side<'a> {
                     *id = dice.below(vocab);
                 }
                 let begin = Instant::now();
-                let batch = Batch { tokens, targets };
+                let batch = Batch::new(tokens, targets);
                 loss += self.trainer.accumulate(&batch, counted).map_err(stopped)?.sum;
                 seconds += begin.elapsed().as_secs_f64();
             }

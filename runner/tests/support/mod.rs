@@ -55,6 +55,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         head_size: None,
         qkv_bias: false,
         qk_norm: false,
+        window: None,
         batch_size: 4,
         gradient_accumulation_steps: 2,
         max_steps: 12,

@@ -98,7 +98,7 @@ pub(crate) fn train(kernels: &'static Kernels, memory: &mut Memory) -> Result<(f
                 targets[sequence * SHAPE.tokens + t] = u32::from(TEXT[at + 1]);
             }
         }
-        let batch = Batch { tokens: &tokens, targets: &targets };
+        let batch = Batch::new(&tokens, &targets);
         let loss = trainer.accumulate(&batch, tokens.len()).map_err(Failure::Step)?;
         trainer.update(&Optimizer::default(), 1e-2).map_err(Failure::Step)?;
         last = loss.mean();

@@ -2,8 +2,8 @@
 //! and `Qwen3Config`.
 //!
 //! Their dropout is of attention alone, and counts in training only: a model that is imported has none,
-//! and one that is exported has its own there. A sliding window shorter than the model's sequences
-//! makes these as short, for within a window all attention is full.
+//! and one that is exported has its own there. A sliding window of some layers alone makes the model's
+//! sequences as short, for within a window all attention is full.
 
 use cllm_core::{Architecture, ModelConfig, Positions};
 use serde_json::{Value, json};
@@ -35,8 +35,9 @@ struct Defaults {
 }
 
 /// This program's names of what may be wrong with a model, and the file's.
-pub(super) const WORDS: [(&str, &str); 10] = [
+pub(super) const WORDS: [(&str, &str); 11] = [
     ("d_model", "hidden_size"),
+    ("window is", "sliding_window is"),
     ("block_size", "max_position_embeddings"),
     ("n_layer", "num_hidden_layers"),
     ("n_head", "num_attention_heads"),
@@ -106,22 +107,24 @@ impl Kind {
         }
     }
 
-    /// Tokens that see each other, if not all do.
-    fn window(self, fields: Fields<'_>, layers: usize) -> Result<Option<usize>, String> {
-        let window = || fields.optional("sliding_window", Some(4_096));
-        match self {
-            Self::Llama => Ok(None),
-            Self::Mistral => window(),
-            _ if !fields.or("use_sliding_window", false)? => Ok(None),
-            Self::Qwen2 | Self::Qwen3 => {
-                let kinds: Option<Vec<String>> = fields.optional("layer_types", None)?;
-                let in_some = match kinds {
-                    Some(kinds) => kinds.iter().any(|kind| kind == "sliding_attention"),
-                    None => fields.or("max_window_layers", 28)? < layers,
-                };
-                if in_some { window() } else { Ok(None) }
-            }
+    /// Tokens that a query sees, if not all of its sequence, and whether that is so in all layers.
+    fn window(self, fields: Fields<'_>, layers: usize) -> Result<Option<(usize, bool)>, String> {
+        let in_layers = match self {
+            Self::Llama => 0,
+            Self::Mistral => layers,
+            _ if !fields.or("use_sliding_window", false)? => 0,
+            Self::Qwen2 | Self::Qwen3 => match fields.optional("layer_types", None)? {
+                Some::<Vec<String>>(kinds) => {
+                    kinds.iter().filter(|kind| *kind == "sliding_attention").count()
+                }
+                None => layers.saturating_sub(fields.or("max_window_layers", 28)?),
+            },
+        };
+        if in_layers == 0 {
+            return Ok(None);
         }
+        let window = fields.optional("sliding_window", Some(4_096))?;
+        Ok(window.map(|window| (window, in_layers == layers)))
     }
 }
 
@@ -149,10 +152,14 @@ pub(super) fn read(kind: Kind, json: &Value) -> Result<ModelConfig, String> {
     };
     let is_share = |size: &usize| size.checked_mul(n_head) == Some(d_model);
     let length = fields.or("max_position_embeddings", defaults.max_position_embeddings)?;
-    let window = kind.window(fields, n_layer)?;
+    let (bound, window) = match kind.window(fields, n_layer)? {
+        Some((window, true)) => (length, (window < length).then_some(window)),
+        Some((window, false)) => (window.min(length), None),
+        None => (length, None),
+    };
     Ok(ModelConfig {
         vocab_size: fields.or("vocab_size", defaults.vocab_size)?,
-        block_size: window.map_or(length, |window| window.min(length)),
+        block_size: bound,
         n_layer,
         n_head,
         d_model,
@@ -167,6 +174,7 @@ pub(super) fn read(kind: Kind, json: &Value) -> Result<ModelConfig, String> {
             head_size: head_size.filter(|size| !is_share(size)),
             qkv_bias: kind == Kind::Qwen2,
             qk_norm: kind == Kind::Qwen3,
+            window,
             ..Architecture::LLAMA
         },
     })
@@ -181,15 +189,19 @@ pub(super) fn json(config: &ModelConfig, family: Family) -> Result<Value, String
     let (class, kind) = match family {
         Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
         Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
-        _ if shares => ("LlamaForCausalLM", "llama"),
-        // Llama's class wants a width that the heads divide even where they do not share it.
+        _ if shares && config.arch.window.is_none() => ("LlamaForCausalLM", "llama"),
+        // Llama's class has no window, and wants a width that the heads divide even where they do not
+        // share it.
         _ if !config.bias => ("MistralForCausalLM", "mistral"),
         _ => {
-            return Err(format!(
-                "transformers has no model with biases of width {} and {} heads, which do not \
-                 divide it",
-                config.d_model, config.n_head
-            ));
+            let other = match config.arch.window {
+                Some(window) => format!("and a window of {window} tokens"),
+                None => {
+                    let (width, heads) = (config.d_model, config.n_head);
+                    format!("of width {width} and {heads} heads, which do not divide it")
+                }
+            };
+            return Err(format!("transformers has no model with biases {other}"));
         }
     };
     let mut json = json!({
@@ -213,8 +225,15 @@ pub(super) fn json(config: &ModelConfig, family: Family) -> Result<Value, String
             json["attention_bias"] = config.bias.into();
             json["mlp_bias"] = config.bias.into();
         }
-        "mistral" => json["sliding_window"] = Value::Null,
-        _ => json["use_sliding_window"] = false.into(),
+        "mistral" => json["sliding_window"] = config.arch.window.into(),
+        _ => {
+            json["use_sliding_window"] = config.arch.window.is_some().into();
+            if let Some(window) = config.arch.window {
+                json["sliding_window"] = window.into();
+                // In all layers from this one on.
+                json["max_window_layers"] = 0.into();
+            }
+        }
     }
     if family == Family::Qwen3 {
         json["attention_bias"] = false.into();
@@ -259,9 +278,8 @@ mod tests {
             arch: Architecture::LLAMA,
         };
         assert_eq!(of("llama", json!({})).unwrap(), llama);
-        // Its window is shorter than its sequences.
-        let arch = Architecture { n_kv_head: Some(8), ..Architecture::LLAMA };
-        let mistral = ModelConfig { block_size: 4_096, d_ff: 14_336, arch, ..llama };
+        let arch = Architecture { n_kv_head: Some(8), window: Some(4_096), ..Architecture::LLAMA };
+        let mistral = ModelConfig { block_size: 4_096 * 32, d_ff: 14_336, arch, ..llama };
         assert_eq!(of("mistral", json!({})).unwrap(), mistral);
         let arch = Architecture { qkv_bias: true, ..Architecture::LLAMA };
         let sizes = (151_936, 32_768, 22_016);
@@ -278,27 +296,35 @@ mod tests {
     }
 
     #[test]
-    fn windows_bound_the_length() {
-        let length = |kind, fields| of(kind, fields).unwrap().block_size;
-        assert_eq!(length("mistral", json!({ "sliding_window": null })), 4_096 * 32);
-        assert_eq!(length("mistral", json!({ "sliding_window": 1 << 20 })), 4_096 * 32);
-        assert_eq!(length("mistral", json!({ "sliding_window": 100 })), 100);
-        assert_eq!(length("llama", json!({ "sliding_window": 100 })), 2_048);
-        assert_eq!(length("qwen2", json!({ "sliding_window": 100 })), 32_768);
+    fn windows_of_all_layers_are_the_models_and_others_bound_its_length() {
+        let read = |kind, fields| {
+            let config = of(kind, fields).unwrap();
+            (config.block_size, config.arch.window)
+        };
+        const LONG: usize = 4_096 * 32;
+        assert_eq!(read("mistral", json!({ "sliding_window": null })), (LONG, None));
+        assert_eq!(read("mistral", json!({ "sliding_window": 1 << 20 })), (LONG, None));
+        assert_eq!(read("mistral", json!({ "sliding_window": 100 })), (LONG, Some(100)));
+        assert_eq!(read("llama", json!({ "sliding_window": 100 })), (2_048, None));
+        assert_eq!(read("qwen2", json!({ "sliding_window": 100 })), (32_768, None));
         let used = json!({ "sliding_window": 100, "use_sliding_window": true });
-        assert_eq!(length("qwen2", used.clone()), 100);
-        assert_eq!(length("qwen3", used.clone()), 100);
-        assert_eq!(length("qwen3", json!({ "sliding_window": 100 })), 32_768);
+        // In the last 4 of 32 layers.
+        assert_eq!(read("qwen2", used.clone()), (100, None));
+        assert_eq!(read("qwen3", used.clone()), (100, None));
+        assert_eq!(read("qwen3", json!({ "sliding_window": 100 })), (32_768, None));
         let with = |field: &str, value: Value| {
             let mut json = used.clone();
             json[field] = value;
             json
         };
-        // In none of the layers.
-        assert_eq!(length("qwen2", with("max_window_layers", json!(32))), 32_768);
-        assert_eq!(length("qwen2", with("layer_types", json!(["full_attention"]))), 32_768);
-        assert_eq!(length("qwen2", with("layer_types", json!(["sliding_attention"]))), 100);
-        assert_eq!(length("qwen2", with("sliding_window", json!(null))), 32_768);
+        assert_eq!(read("qwen2", with("max_window_layers", json!(0))), (32_768, Some(100)));
+        assert_eq!(read("qwen2", with("max_window_layers", json!(32))), (32_768, None));
+        let layers = |kind: &str| json!(vec![kind; 32]);
+        assert_eq!(read("qwen2", with("layer_types", layers("full_attention"))), (32_768, None));
+        let sliding = with("layer_types", layers("sliding_attention"));
+        assert_eq!(read("qwen3", sliding), (32_768, Some(100)));
+        assert_eq!(read("qwen2", with("layer_types", json!(["sliding_attention"]))), (100, None));
+        assert_eq!(read("qwen2", with("sliding_window", json!(null))), (32_768, None));
     }
 
     #[test]
@@ -367,6 +393,8 @@ mod tests {
             (config, "llama"),
             (ModelConfig { bias: true, tied: true, arch: plain, ..config }, "llama"),
             (ModelConfig { d_model: 18, ..config }, "mistral"),
+            (ModelConfig { arch: Architecture { window: Some(5), ..arch }, ..config }, "mistral"),
+            (ModelConfig { arch: Architecture { window: Some(5), ..normed }, ..config }, "qwen3"),
             (ModelConfig { arch: Architecture { qkv_bias: true, ..arch }, ..config }, "qwen2"),
             (ModelConfig { d_model: 18, arch: normed, ..config }, "qwen3"),
             (ModelConfig { arch: Architecture { head_size: None, ..normed }, ..config }, "qwen3"),
@@ -384,6 +412,10 @@ mod tests {
         }
         let odd = ModelConfig { d_model: 18, bias: true, ..config };
         assert!(text(&odd, Family::Llama, [None; 2], "float32").unwrap_err().contains("width 18"));
+        let arch = Architecture { window: Some(5), ..arch };
+        let windowed = ModelConfig { bias: true, arch, ..config };
+        let refused = text(&windowed, Family::Llama, [None; 2], "float32").unwrap_err();
+        assert!(refused.contains("biases and a window of 5 tokens"), "{refused}");
         // Of its own dropout attention has one there.
         let json = json(&ModelConfig { dropout: 0.25, ..config }, Family::Llama).unwrap();
         assert_eq!(json["attention_dropout"], 0.25);
@@ -423,7 +455,7 @@ mod tests {
                 json!({ "num_key_value_heads": 5 }),
                 "num_attention_heads 32 is not a multiple of num_key_value_heads 5",
             ),
-            ("mistral", json!({ "sliding_window": 0 }), "max_position_embeddings is 0"),
+            ("mistral", json!({ "sliding_window": 0 }), "sliding_window is 0"),
             ("mistral", json!({ "sliding_window": -1 }), "sliding_window: invalid value"),
             ("qwen2", json!({ "rms_norm_eps": 0 }), "rms_norm_eps is 0: it must be positive"),
             ("qwen2", json!({ "rope_theta": 0.5 }), "rope_theta is 0.5: it must be above 1"),
