@@ -19,7 +19,7 @@ use crate::elements::{Operand, OperandMut};
 use crate::gemm::kept::Halved;
 use crate::gemm::{KC, RawEpilogue, RawGemm};
 use crate::mat::MatRef;
-use crate::{Epilogue, Kernels};
+use crate::{Finish, Kernels};
 
 /// Columns of a slab: a multiple of every panel. A is read once for each.
 const SLAB_COLUMNS: usize = 256;
@@ -59,12 +59,12 @@ impl Kernels {
     ///
     /// # Panics
     /// As [`Kernels::gemm`]; if `scratch` is shorter than [`Kernels::fresh_scratch_len`].
-    pub fn gemm_fresh<'a, 'c>(
+    pub fn gemm_fresh<'a, 'c, 'f>(
         &self,
         a: impl Into<Operand<'a>>,
         b: MatRef<'_>,
         c: impl Into<OperandMut<'c>>,
-        epilogue: Epilogue<'_>,
+        finish: impl Into<Finish<'f>>,
         scratch: &mut [f32],
     ) {
         let (a, c) = (a.into(), c.into());
@@ -84,7 +84,7 @@ impl Kernels {
             self.fresh_scratch_len(m, k, n, c.half).is_some_and(|need| need <= scratch.len()),
             "gemm_fresh: scratch is too short"
         );
-        let epilogue = RawEpilogue::new(&epilogue, m, n, c.half);
+        let epilogue = RawEpilogue::new(&finish.into(), m, n, c.half);
         let most = self.slab_depth(k, c.half);
         let slab = self.packed_len(most, n.min(SLAB_COLUMNS)).unwrap_or(0);
         let (slab, scratch) = scratch.split_at_mut(slab);

@@ -62,7 +62,7 @@ pub use caches::Caches;
 pub use dropout::Dropout;
 pub use elements::{Bf16, Operand, OperandMut};
 pub use gemm::KC;
-pub use gemm::epilogue::Epilogue;
+pub use gemm::epilogue::{Epilogue, Finish};
 pub use heads::{Attention, AttentionGrads, AttentionInPlace};
 pub use isa::{Isa, UnknownIsa};
 pub use mat::{MatMut, MatRef};

@@ -9,7 +9,7 @@ use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
 use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
 use crate::softmax::RawCrossEntropy;
-use crate::{Epilogue, Kernels};
+use crate::{Finish, Kernels};
 use core::fmt;
 use core::ops::Range;
 use core::str::FromStr;
@@ -301,10 +301,11 @@ impl Kernels {
         self.products.keeps.map_or(0, |keeps| (keeps.scratch)(halves, m, k))
     }
 
-    /// `C = A B`, or `C += A B` with `accumulate`, then the epilogue.
+    /// `C = A B`, or `C += A B` with `accumulate`, then what finishes it: an [`crate::Epilogue`], or one
+    /// behind an addend.
     ///
     /// A is `m x k` with any strides, B packed `k x n`, C `m x n`. C overlaps neither
-    /// A nor B nor an operand of the epilogue.
+    /// A nor B nor an operand of what finishes it.
     /// The bits of an element depend on `k`, A's row and B's column alone: any partition
     /// of the rows, and any of the columns at panels ([`Kernels::packed_columns`]), into
     /// calls gives the same. Columns from j on take a mask [`crate::Dropout::from_column`] j.
@@ -316,13 +317,13 @@ impl Kernels {
     /// # Panics
     /// If the shapes do not fit together, `scratch` is too short, or a matrix of bf16 is not
     /// as said.
-    pub fn gemm<'a, 'c>(
+    pub fn gemm<'a, 'c, 'f>(
         &self,
         a: impl Into<Operand<'a>>,
         b: Packed<'_>,
         c: impl Into<OperandMut<'c>>,
         accumulate: bool,
-        epilogue: Epilogue<'_>,
+        finish: impl Into<Finish<'f>>,
         scratch: &mut [f32],
     ) {
         let (a, c) = (a.into(), c.into());
@@ -345,7 +346,7 @@ impl Kernels {
             c_row: c.row,
             accumulate,
             stream: false,
-            epilogue: RawEpilogue::new(&epilogue, m, n, c.half),
+            epilogue: RawEpilogue::new(&finish.into(), m, n, c.half),
             sums: None,
             scratch: scratch.as_mut_ptr(),
         };

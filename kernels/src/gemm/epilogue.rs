@@ -46,10 +46,29 @@ pub enum Epilogue<'a> {
     },
 }
 
-/// [`Epilogue`] with pointers in place of borrows.
+/// What a product goes through on its way to C: each element may get one more summand, behind those of
+/// the product, and then goes through the epilogue.
+#[derive(Debug)]
+pub struct Finish<'a> {
+    /// A matrix of C's shape that is added to the product, of contiguous rows: what an adapter adds to
+    /// a layer.
+    pub addend: Option<MatRef<'a>>,
+    /// What becomes of the sum.
+    pub epilogue: Epilogue<'a>,
+}
+
+impl<'a> From<Epilogue<'a>> for Finish<'a> {
+    fn from(epilogue: Epilogue<'a>) -> Self {
+        Self { addend: None, epilogue }
+    }
+}
+
+/// [`Finish`] with pointers in place of borrows.
 #[derive(Clone, Copy)]
 pub(crate) struct RawEpilogue {
     kind: Kind,
+    /// Where the addend begins, and from a row to the next.
+    addend: Option<(*const f32, usize)>,
     bias: Option<*const f32>,
     other: *mut f32,
     other_row: usize,
@@ -68,6 +87,7 @@ enum Kind {
 impl RawEpilogue {
     pub(crate) const NONE: Self = Self {
         kind: Kind::None,
+        addend: None,
         bias: None,
         other: core::ptr::null_mut(),
         other_row: 0,
@@ -75,13 +95,14 @@ impl RawEpilogue {
     };
 
     pub(super) fn is_none(&self) -> bool {
-        self.kind == Kind::None
+        self.kind == Kind::None && self.addend.is_none()
     }
 
     /// That of the columns from `first` on; of bf16 operands if C is of them (`halves`).
     pub(crate) fn beginning_at(&self, first: usize, halves: bool) -> Self {
         let bytes = RawOperand::bytes_of(halves);
         Self {
+            addend: self.addend.map(|(addend, row)| (addend.wrapping_add(first), row)),
             bias: self.bias.map(|bias| bias.wrapping_add(first)),
             other: self.other.wrapping_byte_add(first * bytes),
             dropout: self.dropout.map(|(mask, row)| (mask.from_column(first), row)),
@@ -91,7 +112,17 @@ impl RawEpilogue {
 
     /// # Panics
     /// If an operand has not the shape of the `m x n` product, or not its elements.
-    pub(crate) fn new(epilogue: &Epilogue<'_>, m: usize, n: usize, halves: bool) -> Self {
+    pub(crate) fn new(finish: &Finish<'_>, m: usize, n: usize, halves: bool) -> Self {
+        let addend = finish.addend.map(|addend| {
+            let (rows, cols) = (addend.rows(), addend.cols());
+            assert!((rows, cols) == (m, n), "the addend is {rows}x{cols}, not {m}x{n}");
+            assert!(addend.col_stride == 1, "the addend's rows must be contiguous");
+            (addend.ptr, addend.row_stride)
+        });
+        Self { addend, ..Self::of(&finish.epilogue, m, n, halves) }
+    }
+
+    fn of(epilogue: &Epilogue<'_>, m: usize, n: usize, halves: bool) -> Self {
         let check = |shape| assert!(shape == (m, n), "epilogue operand is not {m}x{n}");
         let kind = |half| assert!(half == halves, "epilogue operand has not the elements of C");
         let bias = |b: &Option<&[f32]>| {
@@ -112,7 +143,7 @@ impl RawEpilogue {
                     bias: bias(b),
                     other: pre.ptr.cast_mut(),
                     other_row: pre.row,
-                    dropout: None,
+                    ..Self::NONE
                 }
             }
             Epilogue::Residual { bias: b, residual, dropout } => {
@@ -125,6 +156,7 @@ impl RawEpilogue {
                     other: residual.ptr.cast_mut(),
                     other_row: residual.row_stride,
                     dropout: *dropout,
+                    ..Self::NONE
                 }
             }
             Epilogue::GeluGrad { pre } => {
@@ -133,10 +165,9 @@ impl RawEpilogue {
                 kind(pre.half);
                 Self {
                     kind: Kind::GeluGrad,
-                    bias: None,
                     other: pre.ptr.cast_mut(),
                     other_row: pre.row,
-                    dropout: None,
+                    ..Self::NONE
                 }
             }
         }
@@ -156,26 +187,46 @@ pub(super) fn ahead<E>(e: &RawEpilogue, c: *const E, c_row: usize, at: &Place) -
 /// Sends the sums of a tile through the epilogue to C's tile at `c`.
 ///
 /// # Safety
-/// `sums` holds the tile in rows of `NR`; the tile of C and the operands' tiles are valid
-/// memory of the epilogue's kind, of elements as `m` takes them.
+/// `sums` holds the tile in rows of `NR`, which the addend may be added to; the tile of C and the
+/// operands' tiles are valid memory of the epilogue's kind, of elements as `m` takes them.
 #[inline(always)]
 pub(super) unsafe fn apply<S: Simd, F: Format<S>, M: Elements<S, F>>(
     s: S,
     m: M,
     e: &RawEpilogue,
-    sums: *const f32,
+    sums: *mut f32,
     c: *mut M::Element,
     c_row: usize,
     at: &Place,
 ) {
-    let tile = Tile { sums, c, c_row, at };
     // SAFETY: passed on from the caller.
     unsafe {
+        if let Some(addend) = e.addend {
+            add(sums, S::NR, addend, at);
+        }
+        let tile = Tile { sums: sums.cast_const(), c, c_row, at };
         match e.kind {
             Kind::None | Kind::Bias => tile.through::<S, F, M, { Kind::Bias as u8 }>(s, m, e),
             Kind::Gelu => tile.through::<S, F, M, { Kind::Gelu as u8 }>(s, m, e),
             Kind::Residual => tile.through::<S, F, M, { Kind::Residual as u8 }>(s, m, e),
             Kind::GeluGrad => tile.through::<S, F, M, { Kind::GeluGrad as u8 }>(s, m, e),
+        }
+    }
+}
+
+/// Adds the tile of an addend to its sums, which lie in rows of `nr`. In a function of its own, not of
+/// vectors of the instruction set: few products have one, and it is a small part of those.
+///
+/// # Safety
+/// As for [`apply`].
+#[inline(never)]
+unsafe fn add(sums: *mut f32, nr: usize, (addend, row): (*const f32, usize), at: &Place) {
+    let &Place { i, j, rows, cols } = at;
+    for r in 0..rows {
+        let (sums, addend) = (sums.wrapping_add(r * nr), addend.wrapping_add((i + r) * row + j));
+        for q in 0..cols {
+            // SAFETY: elements (r, q) of the buffer and of the addend's tile.
+            unsafe { *sums.add(q) += *addend.add(q) };
         }
     }
 }
