@@ -3,6 +3,7 @@
 //! Each tensor draws from its own ChaCha8 stream, numbered by its place in the
 //! table, so a tensor's start does not depend on the others' sizes.
 
+use crate::adapter::AdapterTable;
 use crate::params::{Init, ParamTable};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -18,8 +19,7 @@ pub(crate) fn initialise(table: &ParamTable, seed: u64, arena: &mut [f32]) {
             Init::Ones => values.fill(1.0),
             Init::Zeros => values.fill(0.0),
             Init::Normal(std) => {
-                let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                rng.set_stream(index as u64);
+                let mut rng = stream(seed, index as u64);
                 for pair in values.chunks_mut(2) {
                     let (a, b) = normal_pair(&mut rng);
                     pair[0] = std * a;
@@ -30,6 +30,35 @@ pub(crate) fn initialise(table: &ParamTable, seed: u64, arena: &mut [f32]) {
             }
         }
     }
+}
+
+/// Fills the arena of adapters: every B with zeros, so that they add nothing at first, and every A
+/// uniformly within `1 / sqrt(inputs)` of zero, as PEFT begins (Kaiming's bound for a gain of
+/// `sqrt(1 / 3)`).
+///
+/// # Panics
+/// If the arena is shorter than the table says.
+pub(crate) fn initialise_adapters(table: &AdapterTable, seed: u64, arena: &mut [f32]) {
+    /// Streams behind those of the parameters.
+    const FIRST_STREAM: u64 = 1 << 40;
+    arena.fill(0.0);
+    for (number, spec) in table.iter().enumerate() {
+        let mut rng = stream(seed, FIRST_STREAM + number as u64);
+        let bound = 1.0 / libm::sqrtf(spec.inputs as f32);
+        for row in 0..spec.inputs {
+            for value in &mut arena[spec.a.0 + row * spec.a.1..][..spec.rank] {
+                let unit = (rng.next_u32() >> 8) as f32 * UNIT;
+                *value = bound * (2.0 * unit - 1.0);
+            }
+        }
+    }
+}
+
+/// Stream `number` of a seed.
+fn stream(seed: u64, number: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(number);
+    rng
 }
 
 /// Two independent standard normal values (Box and Muller, 1958).

@@ -14,6 +14,7 @@
 //! `step`; who runs it and when is up to `engine`.
 #![no_std]
 
+mod adapter;
 mod architecture;
 pub mod checkpoint;
 mod config;
@@ -34,6 +35,7 @@ mod shared;
 mod step;
 mod trainer;
 
+pub use adapter::{AdapterError, AdapterSite, AdapterSites, AdapterSpec, AdapterTable, Adapters};
 pub use architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 pub use cllm_kernels::{Caches, Dtype, IGNORE, Isa, KernelSet, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};

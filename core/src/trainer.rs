@@ -376,9 +376,20 @@ impl<'a> Trainer<'a> {
 
     /// Gives every tensor its seeded starting values and zeroes the moments.
     pub fn initialise(&mut self) {
+        self.initialise_adapters();
         self.machine.packed_is_current = false;
-        self.machine.moments.fill(Line::ZERO);
         init::initialise(&self.machine.plan.table, self.seed, floats_mut(self.machine.parameters));
+    }
+
+    /// Gives the adapters, if the plan has any, their seeded starting values, with which they add
+    /// nothing, and zeroes the moments: for a model whose weights come from elsewhere.
+    pub fn initialise_adapters(&mut self) {
+        self.machine.moments.fill(Line::ZERO);
+        if let Some(table) = &self.machine.plan.adapters {
+            let at = self.machine.plan.trained_at();
+            let arena = &mut floats_mut(self.machine.parameters)[at..];
+            init::initialise_adapters(table, self.seed, arena);
+        }
         self.updates = 0;
         self.micro = 0;
     }
@@ -494,7 +505,7 @@ impl<'a> Trainer<'a> {
         self.seed
     }
 
-    /// The parameter arena: tensors lie where the table says.
+    /// The parameter arena: tensors lie where the table says, adapters behind them.
     #[must_use]
     pub fn parameters(&self) -> &[f32] {
         floats(self.machine.parameters)
@@ -506,22 +517,32 @@ impl<'a> Trainer<'a> {
         floats_mut(self.machine.parameters)
     }
 
-    /// The gradient arena: of the micro-batches since the last update, unclipped.
+    /// The arena of adapters: they lie where their table says. Empty if the plan has none.
+    #[must_use]
+    pub fn adapters(&self) -> &[f32] {
+        match self.machine.plan.adapters {
+            Some(_) => &self.parameters()[self.machine.plan.trained_at()..],
+            None => &[],
+        }
+    }
+
+    /// The gradient arena, of what is trained: of the micro-batches since the last update, unclipped.
     #[must_use]
     pub fn gradients(&self) -> &[f32] {
         floats(self.machine.gradients)
     }
 
-    /// First and second moments, one arena each.
+    /// First and second moments of what is trained, one arena each.
     #[must_use]
     pub fn moments(&self) -> (&[f32], &[f32]) {
         let all = floats(self.machine.moments);
-        all.split_at(self.machine.plan.table.arena_len())
+        all.split_at(self.machine.plan.trained_len())
     }
 
     /// Sets weights, moments and the number of updates done: the state of a checkpoint.
     ///
-    /// `fill` gets the three arenas (weights, first moments, second moments), zeroed.
+    /// `fill` gets the three arenas (weights with adapters behind them, first moments, second moments),
+    /// zeroed.
     ///
     /// # Errors
     /// Those of `fill`. The weights are then what it left: restore or initialise again.
@@ -535,7 +556,7 @@ impl<'a> Trainer<'a> {
         self.machine.moments.fill(Line::ZERO);
         self.micro = 0;
         let (first, second) =
-            floats_mut(self.machine.moments).split_at_mut(self.machine.plan.table.arena_len());
+            floats_mut(self.machine.moments).split_at_mut(self.machine.plan.trained_len());
         fill(floats_mut(self.machine.parameters), first, second)?;
         self.updates = updates;
         Ok(())

@@ -122,6 +122,7 @@ pub fn plan_error(error: PlanError) -> Error {
         }
         PlanError::NoWorker => Error::usage("--threads 0: at least one is needed"),
         PlanError::Blocking(_)
+        | PlanError::Adapters(_)
         | PlanError::TooLong { .. }
         | PlanError::TooSmall { .. }
         | PlanError::WrongKernels { .. }

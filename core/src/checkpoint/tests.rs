@@ -190,8 +190,8 @@ fn headers_with_good_checksums_and_nonsense_are_refused() {
         Checkpoint::parse(&bad).map(|_| ())
     };
     assert_eq!(with(0, 1), Ok(()));
-    // Kinds and flags that do not exist, and a length of no 32 bits.
-    for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 2), (6, 2), (7, 2), (8, 1 << 32)] {
+    // Kinds and flags that do not exist, and a length of no 32 bits (9).
+    for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 2), (6, 2), (7, 2), (9, 1 << 32)] {
         assert_eq!(with(field, value), Err(CheckpointError::Altered("header")), "{field}");
     }
     // Learned positions with what only angles have, and no scaling with its numbers.

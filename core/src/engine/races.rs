@@ -19,7 +19,9 @@ use crate::plan::{BatchShape, Blocking, Mode, Packing, Tiling};
 use crate::program::Run;
 use crate::shared::{Shared, record};
 use crate::step::{DropoutKey, Outcome, Step};
-use crate::{Architecture, Dtype, Kernels, ModelConfig, Optimizer};
+use crate::{
+    AdapterSite, AdapterSites, Adapters, Architecture, Dtype, Kernels, ModelConfig, Optimizer,
+};
 use core::ops::Range as Bytes;
 use std::vec;
 use std::vec::Vec;
@@ -273,6 +275,16 @@ const CONFIG: ModelConfig = ModelConfig {
     arch: Architecture::GPT2,
 };
 
+/// What of case `number` has adapters: of two in five, all matrices, some parts, or one matrix.
+fn adapters(number: usize, config: &ModelConfig) -> Option<Adapters> {
+    use AdapterSite::{AttnOut, Fc, Gate, Keys, MlpOut, Qkv, Queries, Values};
+    let fc = if config.arch.is_gated() { Gate } else { Fc };
+    let some: [&[AdapterSite]; 5] =
+        [&[Qkv, AttnOut, fc, MlpOut], &[Queries, Values], &[Keys, fc], &[AttnOut, MlpOut], &[fc]];
+    let sites = AdapterSites::of(some[number / 5 % some.len()]);
+    (number % 5 < 2).then_some(Adapters { rank: 3, scale: 0.5, sites })
+}
+
 #[test]
 fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     let best = Kernels::detect();
@@ -322,10 +334,13 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
         for &(mode, packing) in once.iter().chain(fresh) {
             let blocking = blockings[number % blockings.len()];
             let tiling = Tiling { workers: Some(tiles_for), packing: Some(packing), blocking };
-            let plan = Plan::with_tiling(&config, batch, 2, &tiling, mode, kernels);
-            let plan = plan.unwrap();
-            let what =
-                std::format!("{config:?} {batch:?} {tiles_for} {mode:?} {packing:?} {kernels:?}");
+            let adapters = adapters(number, &config);
+            let adapters = adapters.as_ref();
+            let plan =
+                Plan::with_adapters(&config, adapters, batch, 2, &tiling, mode, kernels).unwrap();
+            let what = std::format!(
+                "{config:?} {adapters:?} {batch:?} {tiles_for} {mode:?} {packing:?} {kernels:?}"
+            );
             let mut program = Program::new(&plan, kernels);
             free += program.check(Run::Losses { pack: true }, &what);
             if mode.trains() {

@@ -29,14 +29,18 @@
 //! With a gate its first `d_ff` columns become the activation. RMS norms have no mean. Tables of
 //! rotary angles, a row for each position, are made when a model gets its memory, and only read.
 //!
+//! Between the factors of adapters are rows of as many columns as A has, of each matrix and block.
+//!
 //! What only products read (`fc_pre`, its gradient, all outputs of norms and GELU) is of bf16
 //! where the kernels keep that: see [`Buffer`].
 //! Rows of `fc_pre`, of its gradient and of logits are whole cache lines, and have one more, which
 //! nobody touches, where they would be a multiple of 4 KiB apart ([`row_stride`]).
 
-use super::{Grain, PARTIAL_ROWS, to_lines};
+use super::{Grain, Mode, PARTIAL_ROWS, to_lines};
+use crate::adapter::AdapterTable;
 use crate::architecture::NormKind;
 use crate::config::ModelConfig;
+use crate::program::Matrix;
 use cllm_kernels::{Bf16, Kernels, row_stride};
 
 /// A matrix of activations or of their gradients, a row for each token.
@@ -339,5 +343,46 @@ impl GradBuffers<Place> {
             partial1: self.partial1.of(layer),
             partial2: self.partial2.of(layer),
         }
+    }
+}
+
+/// Rows between the factors A and B of adapters, (N, columns of A): of each matrix of a block, or of
+/// one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Between<T = usize> {
+    /// `scale x A`, which the gradient of B wants.
+    pub(crate) down: T,
+    /// `scale dy B^T`, which the gradient of A wants.
+    pub(crate) back: T,
+}
+
+impl Between<[Place; 4]> {
+    const NONE: Self = Self { down: [Place::NOWHERE; 4], back: [Place::NOWHERE; 4] };
+
+    /// For `n` rows.
+    pub(super) fn take(
+        bump: &mut Bump,
+        n: usize,
+        layers: usize,
+        adapters: Option<&AdapterTable>,
+        mode: Mode,
+    ) -> Option<Self> {
+        let mut all = Self::NONE;
+        let copies = if mode.trains() { layers } else { 1 };
+        for matrix in Matrix::OF_BLOCK {
+            let Some([a, _]) = adapters.and_then(|table| table.factors(matrix, 0)) else {
+                continue;
+            };
+            all.down[matrix as usize] = bump.copies(copies, n, a.cols)?;
+            if mode.trains() {
+                all.back[matrix as usize] = bump.copies(copies, n, a.cols)?;
+            }
+        }
+        Some(all)
+    }
+
+    pub(super) fn of(self, matrix: Matrix, layer: usize) -> Between {
+        let of = |places: [Place; 4]| places[matrix as usize].of(layer);
+        Between { down: of(self.down), back: of(self.back) }
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! What the buffers are for, and what takes whose place in them, is in `buffers`.
 
-use super::buffers::{BlockBuffers, Buffer, Bump, Columns, GradBuffers, Moments, Place, Wider};
-use super::{BatchShape, Grain, Mode, head_rows, squares_block, to_lines};
+use super::buffers::{
+    Between, BlockBuffers, Buffer, Bump, Columns, GradBuffers, Moments, Place, Wider,
+};
+use super::{ADAPTER_BLOCK, BatchShape, Grain, Mode, head_rows, squares_block, to_lines};
+use crate::adapter::AdapterTable;
 use crate::config::ModelConfig;
-use crate::params::ParamTable;
 use crate::program::Matrix;
 use cllm_kernels::{Kernels, row_stride};
 
@@ -68,14 +70,19 @@ pub(crate) struct Layout {
     /// gradient of the latter.
     pub(crate) held_norm: usize,
     pub(crate) held_fc: usize,
+    /// Then what an adapter adds to a row block's product; and rows between the factors of adapters.
+    pub(crate) held_addend: usize,
+    between: Between<[Place; 4]>,
     /// Floats from a row of that gradient to the next.
     pub(crate) held_fc_stride: usize,
 }
 
 impl Layout {
-    /// `None` if a size overflows.
+    /// For `trained` floats of what is trained; `None` if a size overflows.
     pub(super) fn new(
         c: &ModelConfig,
+        adapters: Option<&AdapterTable>,
+        trained: usize,
         batch: BatchShape,
         mode: Mode,
         grain: &Grain,
@@ -108,9 +115,9 @@ impl Layout {
         let mut squares = 0;
         if train {
             grads = GradBuffers::take(&mut bump, n, c, grain, mode.shares_layers(), kernels)?;
-            let arena = ParamTable::new(c).ok()?.arena_len();
-            squares = bump.take(arena.div_ceil(squares_block(arena)))?;
+            squares = bump.take(trained.div_ceil(squares_block(trained)))?;
         }
+        let between = Between::take(&mut bump, n, c.n_layer, adapters, mode)?;
         let (t, head_size) = (batch.tokens, c.head_size());
         let angles = match c.arch.rotary() {
             Some(_) => Some([bump.matrix(t, head_size / 2)?, bump.matrix(t, head_size / 2)?]),
@@ -159,12 +166,33 @@ impl Layout {
                 scratch_len = scratch_len.max(grain.piece.min(t).checked_mul(head_size)?);
             }
         }
+        let mut held_addend = 0;
+        for (matrix, (k, n_cols)) in Matrix::OF_BLOCK.into_iter().zip(matrices) {
+            let Some([a, _]) = adapters.and_then(|table| table.factors(matrix, 0)) else {
+                continue;
+            };
+            let (ranks, rank) = (a.cols, adapters.map_or(0, |table| table.adapters().rank));
+            held_addend = held_addend.max(if train { k.max(n_cols) } else { n_cols });
+            let mut there = [Some((k, ranks)), Some((rank, n_cols)), None, None];
+            if train {
+                (there[2], there[3]) = (Some((n_cols, rank)), Some((ranks, k)));
+                let tile = ADAPTER_BLOCK.min(k.max(n_cols));
+                for (rows, cols) in [(tile, ranks), (rank, tile)] {
+                    scratch_len = scratch_len.max(kernels.unpacked_scratch_len(rows, cols, n)?);
+                }
+            }
+            for (depth, cols) in there.into_iter().flatten() {
+                let len = kernels.fresh_scratch_len(rows, depth, cols, false)?;
+                scratch_len = scratch_len.max(len);
+            }
+        }
+        let held_addend = to_lines(rows.checked_mul(held_addend)?)?;
         let held_norm = to_lines(kernels.operand_len(rows, d)?)?;
         let held_fc_stride = row_stride(f, size_of::<f32>())?;
         let gradient = if train && c.arch.is_gated() { held_fc_stride } else { 0 };
         let held_fc = kernels.operand_len(rows, f)?.max(rows.checked_mul(gradient)?);
         let held_fc = to_lines(held_fc)?;
-        let held = held_norm.checked_add(held_fc)?;
+        let held = held_norm.checked_add(held_fc)?.checked_add(held_addend)?;
         Some(Self {
             halves: kernels.keeps_halves(),
             width: d,
@@ -194,6 +222,8 @@ impl Layout {
             scratch_len: to_lines(scratch_len)?.checked_add(held)?,
             held_norm,
             held_fc,
+            held_addend,
+            between,
             held_fc_stride,
         })
     }
@@ -288,6 +318,11 @@ impl Layout {
     pub(crate) fn dqkv(&self, layer: usize) -> (usize, bool) {
         let at = if self.own_dqkv { self.grads(layer).dqkv } else { self.block(layer).qkv };
         (at, self.own_dqkv)
+    }
+
+    /// Rows between the factors of a matrix's adapter.
+    pub(crate) fn between(&self, matrix: Matrix, layer: usize) -> Between {
+        self.between.of(matrix, layer)
     }
 
     /// Logits of a group of rows.

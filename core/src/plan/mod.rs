@@ -7,13 +7,15 @@ mod blocking;
 mod buffers;
 mod grain;
 mod layout;
+mod trained;
 
 pub use blocking::{Blocking, BlockingError};
-pub(crate) use buffers::{Buffer, Bump, Columns};
+pub(crate) use buffers::{Between, Buffer, Bump, Columns};
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
 pub(crate) use layout::Layout;
 
+use crate::adapter::{AdapterError, AdapterTable, Adapters};
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Slot};
 use crate::line::{LANES, Line};
@@ -28,6 +30,9 @@ use core::fmt;
 pub(crate) const PARTIAL_ROWS: usize = 32;
 /// Columns of a tile of bias gradients and of packing.
 pub(crate) const COLUMN_BLOCK: usize = 256;
+/// Rows of A, or columns of B, in a tile of an adapter's gradient: each goes through all tokens for few
+/// products.
+pub(crate) const ADAPTER_BLOCK: usize = 256;
 /// Rows of the token or position table in a tile of their gradient.
 pub(crate) const TABLE_ROWS: usize = 256;
 /// Floats of the gradient whose squares are summed up together, at least: part of the promise.
@@ -110,9 +115,9 @@ impl Mode {
 /// A kind of memory that the caller hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
-    /// The weights.
+    /// The weights, and behind them those of adapters.
     Parameters,
-    /// Their gradients.
+    /// Gradients of what is trained: the weights, or adapters.
     Gradients,
     /// First and second moments of AdamW, one arena after the other.
     Moments,
@@ -183,6 +188,8 @@ pub enum PlanError {
     NoWorker,
     /// Blocks of a size that the core cannot take.
     Blocking(BlockingError),
+    /// Adapters that the model cannot have.
+    Adapters(AdapterError),
     /// The plan was made for other kernels, whose packed weights differ.
     WrongKernels {
         /// The plan's.
@@ -221,6 +228,7 @@ impl fmt::Display for PlanError {
             }
             Self::NoWorker => f.write_str("no worker: at least one is needed"),
             Self::Blocking(error) => error.fmt(f),
+            Self::Adapters(error) => error.fmt(f),
             Self::WrongKernels { plan, kernels } => {
                 write!(f, "the plan is for other kernels ({plan}) than were given ({kernels})")
             }
@@ -243,6 +251,8 @@ pub struct Plan {
     pub(crate) batch: BatchShape,
     pub(crate) mode: Mode,
     pub(crate) table: ParamTable,
+    /// What is trained in the place of the parameters.
+    pub(crate) adapters: Option<AdapterTable>,
     pub(crate) layout: Layout,
     pub(crate) grain: Grain,
     blocking: Blocking,
@@ -284,6 +294,23 @@ impl Plan {
         mode: Mode,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
+        Self::with_adapters(config, None, batch, workers, tiling, mode, kernels)
+    }
+
+    /// As [`Plan::with_tiling`], for a model with adapters, which are trained in the place of its
+    /// parameters: gradients and moments are theirs alone.
+    ///
+    /// # Errors
+    /// As for [`Plan::with_tiling`], and of [`Adapters`] that the model cannot have.
+    pub fn with_adapters(
+        config: &ModelConfig,
+        adapters: Option<&Adapters>,
+        batch: BatchShape,
+        workers: usize,
+        tiling: &Tiling,
+        mode: Mode,
+        kernels: &Kernels,
+    ) -> Result<Self, PlanError> {
         let table = ParamTable::new(config)?;
         if batch.sequences == 0 || batch.tokens == 0 {
             return Err(PlanError::EmptyBatch);
@@ -298,14 +325,23 @@ impl Plan {
         tiling.blocking.check().map_err(PlanError::Blocking)?;
         let overflow = PlanError::Config(ConfigError::Overflow);
         batch.sequences.checked_mul(batch.tokens).ok_or(overflow)?;
+        let adapters = match adapters {
+            Some(adapters) => {
+                adapters.validate(config).map_err(PlanError::Adapters)?;
+                Some(AdapterTable::new(config, adapters).ok_or(overflow)?)
+            }
+            None => None,
+        };
+        let trained = adapters.as_ref().map_or(table.arena_len(), AdapterTable::arena_len);
         let grain = Grain::new(config, batch, mode, workers, tiling, kernels);
-        let layout = Layout::new(config, batch, mode, &grain, kernels).ok_or(overflow)?;
+        let layout = Layout::new(config, adapters.as_ref(), trained, batch, mode, &grain, kernels);
         let mut plan = Self {
             config: *config,
             batch,
             mode,
             table,
-            layout,
+            adapters,
+            layout: layout.ok_or(overflow)?,
             grain,
             blocking: tiling.blocking,
             set: kernels.set(),
@@ -444,7 +480,7 @@ impl Plan {
 
     /// Floats of a tile of the update.
     pub(crate) fn update_block(&self) -> usize {
-        self.grain.update_block(self.table.arena_len())
+        self.grain.update_block(self.trained_len())
     }
 
     /// When weights are packed.
@@ -485,9 +521,9 @@ impl Plan {
 
     fn checked_bytes(&self, pool: Pool) -> Option<usize> {
         let train = self.mode.trains();
-        let arena = self.table.arena_len();
+        let arena = self.trained_len();
         let floats = match pool {
-            Pool::Parameters => arena,
+            Pool::Parameters => self.trained_at().checked_add(arena)?,
             Pool::Gradients => arena * usize::from(train),
             Pool::Moments => arena.checked_mul(2 * usize::from(train))?,
             Pool::Packed => self.layout.packed_len,

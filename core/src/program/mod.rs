@@ -25,6 +25,8 @@
 //! Measure   sum of squares of the gradient by tiles; their sum and the clip
 //! Update    AdamW, by tiles of each tensor
 //! ```
+//! Where adapters are trained, W1 and W2 are their gradients alone, H is not, and T is the sum of the
+//! losses; the last rows go back to the first block's queries, keys and values if those have one.
 //!
 //! With [`Mode::Recompute`] half a block begins with making the block's activations again from
 //! its input and the output of its attention, the first norm among them: W2(l) then comes
@@ -43,7 +45,7 @@ pub(crate) use op::{Kind, Matrix, Norm};
 
 use crate::architecture::Positions;
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
-use crate::plan::{COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, squares_block};
+use crate::plan::{ADAPTER_BLOCK, COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, squares_block};
 use core::ops::Range;
 
 /// A part of the list that is run as a whole.
@@ -125,7 +127,8 @@ pub(crate) fn head_group(plan: &Plan, group: usize) -> Range<usize> {
 
 /// Emits every operation and stage of `plan` in order.
 pub(crate) fn build(plan: &Plan, emit: &mut dyn FnMut(Emitted)) {
-    let mut builder = Builder { plan, emit, section: Section::Pack, ops: 0, stages: 0 };
+    let mut builder =
+        Builder { plan, emit, section: Section::Pack, ops: 0, stages: 0, adapter_back: NONE };
     let train = plan.mode.trains();
     builder.pack(train);
     builder.forward();
@@ -142,6 +145,9 @@ struct Builder<'p, 'e> {
     section: Section,
     ops: usize,
     stages: u16,
+    /// What the adapter of queries, keys and values of the block above has made for the next rows, if
+    /// it is not made by those.
+    adapter_back: u16,
 }
 
 /// An operation to emit: kind, index, tiles.
@@ -300,6 +306,7 @@ impl Builder<'_, '_> {
     fn backward(&mut self) {
         self.section = Section::Backward;
         let layers = self.plan.config.n_layer;
+        let adapted = self.plan.adapters.is_some();
         let last_head = self.heads();
         let parts = (self.plan.grain.forward_parts(), self.plan.grain.backward_parts());
         // Of the gradients emitted those that read the buffers to be written next.
@@ -320,9 +327,16 @@ impl Builder<'_, '_> {
             let qkv = if norm1_in_place { NONE } else { self.qkv_weights(layer, after(heads)) };
             done = [WeightStages { rows, qkv }, done[0]];
         }
-        self.block_rows(None, 2 * layers + 2, parts, done[overwritten]);
+        // Below the first block's adapters is nothing to train.
+        if !adapted || norm1_in_place && self.plan.is_adapted(Matrix::Qkv) {
+            self.block_rows(None, 2 * layers + 2, parts, done[overwritten]);
+        }
         if norm1_in_place {
             self.qkv_weights(0, Self::at_level(2 * layers + 2));
+        }
+        if adapted {
+            self.list(Self::at_level(layers + 2), [(Kind::LossSum, 0, 1)]);
+            return;
         }
         let c = &self.plan.config;
         let needs =
@@ -343,11 +357,16 @@ impl Builder<'_, '_> {
     fn heads(&mut self) -> u16 {
         let layers = self.plan.config.n_layer;
         let (first, buffers) = (self.stages, self.plan.layout.logits_buffers);
-        // Stages alternate: rows of a group, gradient of the weights from it.
-        let gradient = |group: usize| first.wrapping_add((2 * group + 1) as u16);
+        let adapted = self.plan.adapters.is_some();
+        // Stages alternate: rows of a group, gradient of the weights from it; that is not made where
+        // adapters are trained.
+        let done = |group: usize| {
+            let stage = if adapted { group } else { 2 * group + 1 };
+            first.wrapping_add(stage as u16)
+        };
         let mut last = NONE;
         for group in 0..self.groups() {
-            let overwrites = group.checked_sub(buffers).map_or(NONE, gradient);
+            let overwrites = group.checked_sub(buffers).map_or(NONE, done);
             let stages = [self.packed(layers), overwrites, NONE];
             let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
             let mut chain = Chain::new();
@@ -356,6 +375,9 @@ impl Builder<'_, '_> {
             let _ = chain.push((Kind::NormBack(Norm::Final), 0));
             self.half_block(layers - 1, &mut chain);
             let rows = self.rows(&head_group(self.plan, group), layers + 2, needs, &chain);
+            if adapted {
+                continue;
+            }
             // Groups are added up in their order.
             let needs = Needs { stages: [rows, last, NONE], ..Needs::NOTHING };
             let tiles = weight_tiles(self.plan, Matrix::Head);
@@ -409,7 +431,8 @@ impl Builder<'_, '_> {
         // nobody.
         let (_, in_sets) = self.plan.layout.dqkv(0);
         let reads_set = in_sets || self.plan.mode == Mode::Recompute;
-        let stages = [overwrites.rows, if reads_set { overwrites.qkv } else { NONE }, NONE];
+        let adapter_back = self.adapter_back;
+        let stages = [overwrites.rows, if reads_set { overwrites.qkv } else { NONE }, adapter_back];
         let needs = Needs { level: level as u32 - 1, spans: spans as u32, stages };
         self.rows(&(0..self.plan.tokens()), level, needs, &chain);
     }
@@ -424,6 +447,14 @@ impl Builder<'_, '_> {
     fn weights(&mut self, layer: usize) -> u16 {
         let c = self.plan.config;
         let level = c.n_layer + 2 + (c.n_layer - 1 - layer);
+        if self.plan.adapters.is_some() {
+            let adapted = [Matrix::MlpOut, Matrix::Fc, Matrix::AttnOut]
+                .map(|m| self.plan.is_adapted(m).then(|| adapter_grad(self.plan, m, layer)));
+            if adapted.iter().all(Option::is_none) {
+                return NONE;
+            }
+            return self.list(Self::at_level(level), adapted.into_iter().flatten());
+        }
         let columns = column_tiles(c.d_model);
         let plan = self.plan;
         let above = if layer + 1 == c.n_layer {
@@ -439,6 +470,19 @@ impl Builder<'_, '_> {
 
     /// Gradients of a block's weights of queries, keys and values, and of the norms of heads.
     fn qkv_weights(&mut self, layer: usize, needs: Needs) -> u16 {
+        let plan = self.plan;
+        if plan.adapters.is_some() {
+            if !plan.is_adapted(Matrix::Qkv) {
+                return NONE;
+            }
+            let mut needs = needs;
+            if !plan.layout.norm1_in_place() {
+                let blocks = plan.tokens().div_ceil(plan.grain.row_block);
+                self.adapter_back = self.list(needs, [(Kind::AdapterBack, layer, blocks)]);
+                needs = after(self.adapter_back);
+            }
+            return self.list(needs, [adapter_grad(plan, Matrix::Qkv, layer)]);
+        }
         let weight = weight_grad(self.plan, Matrix::Qkv, layer);
         let normed = self.plan.config.arch.qk_norm;
         let gains = normed.then_some((Kind::HeadNormGrad, layer, 1));
@@ -447,14 +491,15 @@ impl Builder<'_, '_> {
 
     fn update(&mut self) {
         self.section = Section::Measure;
-        let arena = self.plan.table.arena_len();
+        let arena = self.plan.trained_len();
         let tiles = arena.div_ceil(squares_block(arena));
         let squares = self.list(Needs::NOTHING, [(Kind::Squares, 0, tiles)]);
         let clip = self.list(after(squares), [(Kind::Clip, 0, 1)]);
         self.section = Section::Update;
         let block = self.plan.update_block();
-        let tensors = self.plan.table.iter().enumerate();
-        let ops = tensors.map(|(i, spec)| (Kind::Update, i, spec.len().div_ceil(block)));
+        let plan = self.plan;
+        let tensors = (0..plan.trained_count()).filter_map(|i| Some((i, plan.trained(i)?)));
+        let ops = tensors.map(|(i, tensor)| (Kind::Update, i, tensor.len.div_ceil(block)));
         self.list(after(clip), ops);
     }
 }
@@ -481,6 +526,13 @@ fn after(stage: u16) -> Needs {
 
 fn weight_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
     (Kind::WeightGrad(matrix), layer, weight_tiles(plan, matrix))
+}
+
+/// Tiles of A, of its rows, then of B, of its columns.
+fn adapter_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
+    let (inputs, outputs) = matrix.shape(plan);
+    let tiles = inputs.div_ceil(ADAPTER_BLOCK) + outputs.div_ceil(ADAPTER_BLOCK);
+    (Kind::AdapterGrad(matrix), layer, tiles)
 }
 
 fn column_tiles(columns: usize) -> usize {

@@ -19,12 +19,17 @@ impl Matrix {
 
     /// The tensor behind it.
     pub(crate) fn weight(self, plan: &Plan, block: usize) -> Param {
+        if self == Self::Head { plan.table.head() } else { self.param(block) }
+    }
+
+    /// The tensor of its own.
+    pub(crate) fn param(self, block: usize) -> Param {
         match self {
             Self::Qkv => Param::Block(block, BlockParam::Qkv),
             Self::AttnOut => Param::Block(block, BlockParam::AttnOut),
             Self::Fc => Param::Block(block, BlockParam::Fc),
             Self::MlpOut => Param::Block(block, BlockParam::MlpOut),
-            Self::Head => plan.table.head(),
+            Self::Head => Param::Head,
         }
     }
 
@@ -100,6 +105,11 @@ pub(crate) enum Kind {
     NormGrad(Norm),
     /// Of the gains of the norms of heads, one tile.
     HeadNormGrad,
+    /// What the gradients of the adapter of queries, keys and values want of those, by row blocks, where
+    /// the product that goes back through them comes too late.
+    AdapterBack,
+    /// Of a matrix's adapter: tiles of A, then of B.
+    AdapterGrad(Matrix),
     TokenTableGrad,
     PositionTableGrad,
     /// Sum of the losses, one tile.
@@ -125,7 +135,7 @@ impl Op {
     pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
 
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
-    pub const KINDS: [&str; 46] = [
+    pub const KINDS: [&str; 51] = [
         "pack qkv",
         "pack attn_out",
         "pack fc",
@@ -172,6 +182,11 @@ impl Op {
         "AdamW",
         "recompute",
         "head norm gain gradient",
+        "qkv adapter backward",
+        "qkv adapter dA, dB",
+        "attn_out adapter dA, dB",
+        "fc adapter dA, dB",
+        "mlp_out adapter dA, dB",
     ];
 
     /// Which of [`Op::KINDS`] it is.
@@ -209,6 +224,8 @@ impl Op {
             Kind::Update => 43,
             Kind::Remake => 44,
             Kind::HeadNormGrad => 45,
+            Kind::AdapterBack => 46,
+            Kind::AdapterGrad(matrix) => 47 + matrix as usize,
         }
     }
 
@@ -254,6 +271,7 @@ mod tests {
         let kinds = matrices.into_iter().flat_map(|m| [Kind::Pack(m), Kind::PackTransposed(m)]);
         let kinds = kinds.chain(norms.into_iter().flat_map(|n| [Kind::Norm(n), Kind::NormBack(n)]));
         let kinds = kinds.chain(Matrix::OF_BLOCK.map(Kind::WeightGrad));
+        let kinds = kinds.chain(Matrix::OF_BLOCK.map(Kind::AdapterGrad));
         let kinds = kinds.chain([
             Kind::Embed,
             Kind::Qkv,
@@ -275,6 +293,7 @@ mod tests {
             Kind::AttentionBack,
             Kind::NormGrad(Norm::First),
             Kind::HeadNormGrad,
+            Kind::AdapterBack,
             Kind::TokenTableGrad,
             Kind::PositionTableGrad,
             Kind::LossSum,

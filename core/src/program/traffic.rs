@@ -24,7 +24,7 @@ impl Plan {
     pub fn streamed_bytes(&self, op: Op, tile: u32) -> u64 {
         let (tile, index) = (tile as usize, op.index as usize);
         let (tokens, c) = (self.tokens(), &self.config);
-        let arena = self.table.arena_len();
+        let arena = self.trained_len();
         let floats = match op.kind {
             Kind::Pack(m) => {
                 let (inputs, outputs) = m.shape(self);
@@ -48,7 +48,7 @@ impl Plan {
             }
             Kind::Squares => piece(arena, squares_block(arena), tile),
             Kind::Update => {
-                let len = self.table.get(index).map_or(0, |spec| spec.len());
+                let len = self.trained(index).map_or(0, |tensor| tensor.len);
                 UPDATE_ARRAYS * piece(len, self.update_block(), tile)
             }
             _ => 0,

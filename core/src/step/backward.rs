@@ -10,7 +10,7 @@
 use super::{Desk, Site, Step};
 use crate::plan::{Buffer, PARTIAL_ROWS};
 use crate::program::{Matrix, Norm};
-use cllm_kernels::{Epilogue, MatMut, NormInPlace, NormSaved};
+use cllm_kernels::{Epilogue, Finish, MatMut, NormInPlace, NormSaved};
 
 impl Step<'_> {
     /// Gradient of a norm's input, and the row block's sums for gain and bias; the norm's
@@ -143,12 +143,18 @@ impl Step<'_> {
             let pre = self.operand_mut(layout.fc(block), (first, rows), width);
             let out = self.operand_mut(layout.dfc(block), (first, rows), width);
             let weight = self.weight_back(Matrix::MlpOut, block);
+            let from = Buffer::floats(layout.grads(block).masked_mlp, d);
+            let (more, scratch) = (&mut *desk.addend, &mut *desk.scratch);
+            let addend =
+                self.adapted_back((Matrix::MlpOut, block), from, (first, rows), more, scratch);
             if !c.arch.is_gated() {
-                self.product(dy, weight, out, Epilogue::GeluGrad { pre }, desk.scratch);
+                let finish = Finish { addend, epilogue: Epilogue::GeluGrad { pre } };
+                self.product(dy, weight, out, finish, scratch);
                 return;
             }
             let mut grad = MatMut::new(desk.fc, rows, f, layout.held_fc_stride);
-            self.product(dy, weight, grad.reborrow(), Epilogue::None, desk.scratch);
+            let finish = Finish { addend, epilogue: Epilogue::None };
+            self.product(dy, weight, grad.reborrow(), finish, scratch);
             self.kernels.swiglu_backward(pre, grad.into_ref(), out);
         }
     }
@@ -157,24 +163,24 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn fc_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn fc_input(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (d, layout) = (self.plan.config.d_model, &self.plan.layout);
         let (dfc, dnorm) = (layout.dfc(block), layout.grads(block).dnorm);
         // SAFETY: passed on from the caller.
-        unsafe { self.input_grad(tile, dfc, (Matrix::Fc, block), (dnorm, d), scratch) }
+        unsafe { self.input_grad(tile, dfc, (Matrix::Fc, block), (dnorm, d), desk) }
     }
 
     /// `datt = dy W^T` for one row block.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn attn_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn attn_input(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (d, width) = (self.plan.config.d_model, self.plan.config.query_width());
         let g = self.plan.layout.grads(block);
         // SAFETY: passed on from the caller.
         unsafe {
             let from = Buffer::floats(g.masked_att, d);
-            self.input_grad(tile, from, (Matrix::AttnOut, block), (g.datt, width), scratch);
+            self.input_grad(tile, from, (Matrix::AttnOut, block), (g.datt, width), desk);
         }
     }
 
@@ -182,13 +188,13 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn qkv_input(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn qkv_input(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let d = self.plan.config.d_model;
         let (dqkv, dnorm) = (self.plan.layout.dqkv(block).0, self.plan.layout.grads(block).dnorm);
         // SAFETY: passed on from the caller.
         unsafe {
             let from = Buffer::floats(dqkv, self.plan.config.qkv_width());
-            self.input_grad(tile, from, (Matrix::Qkv, block), (dnorm, d), scratch);
+            self.input_grad(tile, from, (Matrix::Qkv, block), (dnorm, d), desk);
         }
     }
 
@@ -202,7 +208,7 @@ impl Step<'_> {
         from: Buffer,
         (matrix, block): (Matrix, usize),
         (to, n): (usize, usize),
-        scratch: &mut [f32],
+        desk: &mut Desk<'_>,
     ) {
         let (first, rows) = self.rows(tile);
         // SAFETY: passed on from the caller.
@@ -210,7 +216,10 @@ impl Step<'_> {
             let dy = self.operand(from, (first, rows), (0, matrix.shape(self.plan).1));
             let out = self.act.mat_mut(to + first * n, (rows, n), n);
             let weight = self.weight_back(matrix, block);
-            self.product(dy, weight, out, Epilogue::None, scratch);
+            let (more, scratch) = (&mut *desk.addend, &mut *desk.scratch);
+            let addend = self.adapted_back((matrix, block), from, (first, rows), more, scratch);
+            let finish = Finish { addend, epilogue: Epilogue::None };
+            self.product(dy, weight, out, finish, scratch);
         }
     }
 }

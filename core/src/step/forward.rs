@@ -5,7 +5,7 @@ use super::{Desk, Site, Step};
 use crate::params::Param;
 use crate::plan::Columns;
 use crate::program::{Matrix, Norm};
-use cllm_kernels::{Angles, Attention, Dropout, Epilogue};
+use cllm_kernels::{Angles, Attention, Dropout, Epilogue, Finish};
 use core::ops::Range;
 
 /// One head of one sequence.
@@ -126,7 +126,9 @@ impl Step<'_> {
             };
             let out = self.act.mat_mut(qkv, (rows, width), width);
             let epilogue = self.bias(Matrix::Qkv, block).map_or(Epilogue::None, Epilogue::Bias);
-            self.product(x, self.weight(Matrix::Qkv, block), out, epilogue, desk.scratch);
+            let addend = self.adapted(Matrix::Qkv, block, first, x, desk.addend, desk.scratch);
+            let finish = Finish { addend, epilogue };
+            self.product(x, self.weight(Matrix::Qkv, block), out, finish, desk.scratch);
             if self.plan.config.arch.qk_norm {
                 self.norm_heads(block, first, rows);
             }
@@ -247,7 +249,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn attn_out(&self, block: usize, tile: usize, scratch: &mut [f32]) {
+    pub(super) unsafe fn attn_out(&self, block: usize, tile: usize, desk: &mut Desk<'_>) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
         let b = self.plan.layout.block(block);
@@ -261,7 +263,10 @@ impl Step<'_> {
                 residual: self.act.mat(b.x + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::AttnOut, first),
             };
-            self.product(x, self.weight(Matrix::AttnOut, block), out, epilogue, scratch);
+            let (more, scratch) = (&mut *desk.addend, &mut *desk.scratch);
+            let addend = self.adapted(Matrix::AttnOut, block, first, x.into(), more, scratch);
+            let finish = Finish { addend, epilogue };
+            self.product(x, self.weight(Matrix::AttnOut, block), out, finish, scratch);
         }
     }
 
@@ -291,7 +296,9 @@ impl Step<'_> {
                 Some(bias) => (pre, Epilogue::Bias(bias)),
                 None => (pre, Epilogue::None),
             };
-            self.product(x, self.weight(Matrix::Fc, block), out, epilogue, desk.scratch);
+            let addend = self.adapted(Matrix::Fc, block, first, x, desk.addend, desk.scratch);
+            let finish = Finish { addend, epilogue };
+            self.product(x, self.weight(Matrix::Fc, block), out, finish, desk.scratch);
             if activated && gated {
                 let pre = self.operand(self.plan.layout.fc(block), (first, rows), (0, width));
                 self.kernels.swiglu(pre, self.kernels.operand_mut(desk.fc, rows, f));
@@ -317,7 +324,9 @@ impl Step<'_> {
                 residual: self.act.mat(b.mid + first * d, (rows, d), d),
                 dropout: self.dropout(block, Site::MlpOut, first),
             };
-            self.product(x, self.weight(Matrix::MlpOut, block), out, epilogue, desk.scratch);
+            let addend = self.adapted(Matrix::MlpOut, block, first, x, desk.addend, desk.scratch);
+            let finish = Finish { addend, epilogue };
+            self.product(x, self.weight(Matrix::MlpOut, block), out, finish, desk.scratch);
         }
     }
 
@@ -332,7 +341,7 @@ impl Step<'_> {
         unsafe {
             self.norm(Norm::First, block, tile, desk.norm);
             self.qkv(block, tile, desk);
-            self.attn_out(block, tile, desk.scratch);
+            self.attn_out(block, tile, desk);
             self.norm(Norm::Second, block, tile, desk.norm);
             self.fc(block, tile, false, desk);
         }

@@ -5,6 +5,7 @@
 //! exactly the rows, heads or columns that the tile owns.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
+mod adapter;
 mod attention_back;
 mod backward;
 mod forward;
@@ -118,6 +119,8 @@ pub(crate) struct Desk<'a> {
     norm: &'a mut [f32],
     /// The same of GELU or SwiGLU; backward the latter's gradient.
     fc: &'a mut [f32],
+    /// What an adapter adds to a row block's product.
+    addend: &'a mut [f32],
     /// For the kernels.
     scratch: &'a mut [f32],
 }
@@ -126,8 +129,9 @@ impl<'a> Desk<'a> {
     /// Cuts a worker's piece of scratch.
     fn new(plan: &Plan, piece: &'a mut [f32]) -> Self {
         let (norm, rest) = piece.split_at_mut(plan.layout.held_norm);
-        let (fc, scratch) = rest.split_at_mut(plan.layout.held_fc);
-        Self { norm, fc, scratch }
+        let (fc, rest) = rest.split_at_mut(plan.layout.held_fc);
+        let (addend, scratch) = rest.split_at_mut(plan.layout.held_addend);
+        Self { norm, fc, addend, scratch }
     }
 }
 
@@ -179,7 +183,7 @@ impl Step<'_> {
                 Kind::Norm(norm) => self.norm(norm, index, tile, desk.norm),
                 Kind::Qkv => self.qkv(index, tile, desk),
                 Kind::Attention => self.attention(index, tile, desk.scratch),
-                Kind::AttnOut => self.attn_out(index, tile, desk.scratch),
+                Kind::AttnOut => self.attn_out(index, tile, desk),
                 Kind::Fc => self.fc(index, tile, true, desk),
                 Kind::MlpOut => self.mlp_out(index, tile, desk),
                 Kind::HeadLoss => self.head_loss(index, tile, false, desk),
@@ -189,15 +193,17 @@ impl Step<'_> {
                 Kind::NormBack(norm) => self.norm_back(norm, index, tile),
                 Kind::MaskMlp => self.mask_mlp(index, tile),
                 Kind::MlpInput => self.mlp_input(index, tile, desk),
-                Kind::FcInput => self.fc_input(index, tile, desk.scratch),
+                Kind::FcInput => self.fc_input(index, tile, desk),
                 Kind::MaskAttn => self.mask_attn(index, tile),
-                Kind::AttnInput => self.attn_input(index, tile, desk.scratch),
-                Kind::QkvInput => self.qkv_input(index, tile, desk.scratch),
+                Kind::AttnInput => self.attn_input(index, tile, desk),
+                Kind::QkvInput => self.qkv_input(index, tile, desk),
                 Kind::MaskEmbed => self.mask_embed(tile),
                 Kind::AttentionBack => self.attention_back(index, tile, desk.scratch),
                 Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, desk.scratch),
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
                 Kind::HeadNormGrad => self.head_norm_grad(index),
+                Kind::AdapterBack => self.adapter_back(index, tile, desk.scratch),
+                Kind::AdapterGrad(matrix) => self.adapter_grad(matrix, index, tile, desk.scratch),
                 Kind::TokenTableGrad => self.token_table_grad(tile),
                 Kind::PositionTableGrad => self.position_table_grad(tile),
                 Kind::LossSum => self.loss_sum(),

@@ -7,7 +7,7 @@
 use super::Step;
 use crate::plan::COLUMN_BLOCK;
 use crate::program::Matrix;
-use cllm_kernels::{Epilogue, MatRef, Operand, OperandMut, Packed};
+use cllm_kernels::{Finish, MatRef, Operand, OperandMut, Packed};
 
 /// The right-hand side of a product.
 pub(super) enum Weight<'a> {
@@ -82,18 +82,18 @@ impl Step<'_> {
         unsafe { self.right(matrix, block, true) }
     }
 
-    /// `to = from W`, then the epilogue: the same bits from both kinds of weights.
-    pub(super) fn product<'a, 'c>(
+    /// `to = from W`, and what finishes it: the same bits from both kinds of weights.
+    pub(super) fn product<'a, 'c, 'f>(
         &self,
         from: impl Into<Operand<'a>>,
         weight: Weight<'_>,
         to: impl Into<OperandMut<'c>>,
-        epilogue: Epilogue<'_>,
+        finish: impl Into<Finish<'f>>,
         scratch: &mut [f32],
     ) {
         match weight {
-            Weight::Packed(b) => self.kernels.gemm(from, b, to, false, epilogue, scratch),
-            Weight::Stored(b) => self.kernels.gemm_fresh(from, b, to, epilogue, scratch),
+            Weight::Packed(b) => self.kernels.gemm(from, b, to, false, finish, scratch),
+            Weight::Stored(b) => self.kernels.gemm_fresh(from, b, to, finish, scratch),
         }
     }
 }

@@ -22,7 +22,7 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn squares(&self, tile: usize) {
-        let arena = self.plan.table.arena_len();
+        let arena = self.plan.trained_len();
         let block = squares_block(arena);
         let first = tile * block;
         let len = block.min(arena - first);
@@ -48,7 +48,7 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn clip(&self) {
-        let arena = self.plan.table.arena_len();
+        let arena = self.plan.trained_len();
         let tiles = arena.div_ceil(squares_block(arena));
         // SAFETY: the sums of squares are done.
         let squares = unsafe { self.act.slice(self.plan.layout.squares, tiles) };
@@ -61,22 +61,22 @@ impl Step<'_> {
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn update(&self, index: usize, tile: usize) {
-        let Some(spec) = self.plan.table.get(index) else { return };
+        let Some(tensor) = self.plan.trained(index) else { return };
         let UpdateReport { grad_norm, scale } = self.outcome.update();
         if !grad_norm.is_finite() {
             return;
         }
-        let arena = self.plan.table.arena_len();
+        let arena = self.plan.trained_len();
         let block = self.plan.update_block();
         let start = tile * block;
-        let len = block.min(spec.len() - start);
-        let at = spec.offset + start;
-        let decay = if spec.decay { self.weight_decay } else { 0.0 };
+        let len = block.min(tensor.len - start);
+        let at = tensor.offset + start;
+        let decay = if tensor.decay { self.weight_decay } else { 0.0 };
         // SAFETY: the tile owns its piece of weights and moments; gradients are done.
         unsafe {
             self.kernels.adamw(
                 &AdamW { decay, grad_scale: scale, ..self.adamw },
-                self.params.slice_mut(at, len),
+                self.params.slice_mut(self.plan.trained_at() + at, len),
                 self.grads.slice(at, len),
                 self.moments.slice_mut(at, len),
                 self.moments.slice_mut(arena + at, len),

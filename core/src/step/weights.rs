@@ -13,7 +13,7 @@ use cllm_kernels::Write;
 
 impl Step<'_> {
     /// Input and output gradient of a product with a block's matrix.
-    fn operands(&self, matrix: Matrix, block: usize) -> (Buffer, Buffer) {
+    pub(super) fn operands(&self, matrix: Matrix, block: usize) -> (Buffer, Buffer) {
         let (c, layout) = (&self.plan.config, &self.plan.layout);
         let d = c.d_model;
         let (b, g) = (layout.block(block), layout.grads(block));

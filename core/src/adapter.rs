@@ -1,0 +1,457 @@
+//! Adapters of low rank beside the matrices of blocks, to train in the place of those (Hu et al.,
+//! "LoRA: low-rank adaptation of large language models", 2021, section 4.1):
+//!
+//! ```text
+//! y = x W + scale (x A) B      A: inputs x rank, random;  B: rank x outputs, zero at first
+//! ```
+//! W is only read. What others know as matrices of their own may lie side by side here (queries,
+//! keys and values; a gate and what it lets through): an adapter is of the whole matrix or of one of
+//! those parts. The As of a matrix's parts lie side by side, and so do their Bs, each in its part's
+//! columns:
+//!
+//! ```text
+//! A: inputs x (parts * rank)      B: rank x all columns of the matrix, zero beside the parts
+//! ```
+//! The arena of all adapters, block by block, lies behind that of the model's parameters; gradients
+//! and moments are of adapters alone.
+
+use crate::config::{MAX_DIMENSION, ModelConfig};
+use crate::line::LANES;
+use crate::program::Matrix;
+use core::fmt;
+
+/// Which matrix of every block has an adapter, or which part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum AdapterSite {
+    /// Queries, keys and values together.
+    Qkv,
+    /// Queries alone.
+    Queries,
+    /// Keys alone.
+    Keys,
+    /// Values alone.
+    Values,
+    /// Output projection of attention.
+    AttnOut,
+    /// First matrix of the feed-forward layer, all of it.
+    Fc,
+    /// Its gate alone.
+    Gate,
+    /// What that lets through alone.
+    Up,
+    /// Second matrix of the feed-forward layer.
+    MlpOut,
+}
+
+use AdapterSite::{AttnOut, Fc, Gate, Keys, MlpOut, Qkv, Queries, Up, Values};
+
+impl AdapterSite {
+    /// All, in the order of matrices and of columns.
+    pub const ALL: [Self; 9] = [Qkv, Queries, Keys, Values, AttnOut, Fc, Gate, Up, MlpOut];
+
+    pub(crate) fn matrix(self) -> Matrix {
+        match self {
+            Qkv | Queries | Keys | Values => Matrix::Qkv,
+            AttnOut => Matrix::AttnOut,
+            Fc | Gate | Up => Matrix::Fc,
+            MlpOut => Matrix::MlpOut,
+        }
+    }
+
+    /// First column in the matrix, and columns.
+    fn columns(self, c: &ModelConfig) -> (usize, usize) {
+        let (queries, keys) = (c.query_width(), c.kv_width());
+        match self {
+            Queries => (0, queries),
+            Keys => (queries, keys),
+            Values => (queries + keys, keys),
+            Gate => (0, c.d_ff),
+            Up => (c.d_ff, c.d_ff),
+            Qkv | AttnOut | Fc | MlpOut => (0, c.matrices()[self.matrix() as usize].1),
+        }
+    }
+}
+
+/// A set of [`AdapterSite`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AdapterSites(u16);
+
+impl AdapterSites {
+    /// Those of a list.
+    #[must_use]
+    pub fn of(sites: &[AdapterSite]) -> Self {
+        Self(sites.iter().fold(0, |set, site| set | 1 << *site as u16))
+    }
+
+    /// Whether one is in it.
+    #[must_use]
+    pub fn has(self, site: AdapterSite) -> bool {
+        self.0 & 1 << site as u16 != 0
+    }
+
+    /// Its sites in the order of [`AdapterSite::ALL`].
+    pub fn iter(self) -> impl Iterator<Item = AdapterSite> {
+        AdapterSite::ALL.into_iter().filter(move |site| self.has(*site))
+    }
+}
+
+/// The adapters of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adapters {
+    /// Columns of each A, rows of each B.
+    pub rank: usize,
+    /// Factor of what they add: `alpha / rank` in the words of the paper.
+    pub scale: f32,
+    /// What has one, in every block.
+    pub sites: AdapterSites,
+}
+
+/// What is wrong with [`Adapters`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AdapterError {
+    /// The rank is 0 or above [`MAX_DIMENSION`].
+    Rank(usize),
+    /// The scale is not a positive number.
+    Scale(f32),
+    /// Nothing has an adapter.
+    NoSite,
+    /// A matrix and a part of it have one.
+    Twice(AdapterSite),
+    /// The model has no gate.
+    NoGate,
+}
+
+impl fmt::Display for AdapterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Rank(rank) => {
+                write!(f, "adapters have rank {rank}: it must be from 1 to {MAX_DIMENSION}")
+            }
+            Self::Scale(scale) => {
+                write!(f, "the scale of adapters is {scale}: it must be a positive number")
+            }
+            Self::NoSite => f.write_str("no matrix has an adapter: at least one must"),
+            Self::Twice(site) => {
+                write!(f, "{site:?} has an adapter as part of its matrix and with all of it")
+            }
+            Self::NoGate => f.write_str("the feed-forward layer has no gate to have an adapter"),
+        }
+    }
+}
+
+impl core::error::Error for AdapterError {}
+
+impl Adapters {
+    /// Checks them for a model.
+    ///
+    /// # Errors
+    /// The first thing found wrong.
+    pub fn validate(&self, config: &ModelConfig) -> Result<(), AdapterError> {
+        if self.rank == 0 || self.rank > MAX_DIMENSION {
+            return Err(AdapterError::Rank(self.rank));
+        }
+        if !(self.scale > 0.0 && self.scale.is_finite()) {
+            return Err(AdapterError::Scale(self.scale));
+        }
+        if self.sites == AdapterSites::default() {
+            return Err(AdapterError::NoSite);
+        }
+        for (whole, parts) in [(Qkv, &[Queries, Keys, Values][..]), (Fc, &[Gate, Up])] {
+            let part = parts.iter().find(|part| self.sites.has(**part));
+            if let Some(part) = part.filter(|_| self.sites.has(whole)) {
+                return Err(AdapterError::Twice(*part));
+            }
+        }
+        let gated = self.sites.has(Gate) || self.sites.has(Up);
+        if gated && !config.arch.is_gated() { Err(AdapterError::NoGate) } else { Ok(()) }
+    }
+}
+
+/// An A or a B of a block's matrix, all parts of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Factor {
+    /// First float in the arena of adapters.
+    pub(crate) offset: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl Factor {
+    pub(crate) fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+}
+
+/// One adapter: of one site in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterSpec {
+    /// The block.
+    pub block: usize,
+    /// Which of its matrices, or parts of them.
+    pub site: AdapterSite,
+    /// Rows of A.
+    pub inputs: usize,
+    /// Columns of A, rows of B.
+    pub rank: usize,
+    /// Columns of B.
+    pub outputs: usize,
+    /// First float of A in the arena of adapters, and from a row to the next.
+    pub a: (usize, usize),
+    /// The same of B.
+    pub b: (usize, usize),
+    /// Where B's columns begin in the matrix.
+    pub first_output: usize,
+}
+
+/// Where all adapters of a model lie in their arena: each A and B starts on a cache line, and the gap
+/// behind it stays zero.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterTable {
+    config: ModelConfig,
+    adapters: Adapters,
+    /// Parts of each matrix of a block that have an adapter.
+    parts: [usize; 4],
+    /// Offsets of A and B of each matrix in a block.
+    in_block: [[usize; 2]; 4],
+    block_len: usize,
+    len: usize,
+}
+
+impl AdapterTable {
+    /// Lays out `adapters`, which are valid for the valid `config`; `None` if a size overflows.
+    pub(crate) fn new(config: &ModelConfig, adapters: &Adapters) -> Option<Self> {
+        let mut parts = [0_usize; 4];
+        for site in adapters.sites.iter() {
+            parts[site.matrix() as usize] += 1;
+        }
+        let (mut in_block, mut block_len) = ([[0; 2]; 4], 0_usize);
+        for (matrix, (inputs, outputs)) in config.matrices().into_iter().enumerate() {
+            let ranks = parts[matrix].checked_mul(adapters.rank)?;
+            let b = if ranks > 0 { adapters.rank.checked_mul(outputs)? } else { 0 };
+            for (to, floats) in in_block[matrix].iter_mut().zip([inputs.checked_mul(ranks)?, b]) {
+                *to = block_len;
+                block_len = block_len.checked_add(floats.checked_next_multiple_of(LANES)?)?;
+            }
+        }
+        let len = block_len.checked_mul(config.n_layer)?;
+        let fits = len <= isize::MAX as usize / 16;
+        let (config, adapters) = (*config, *adapters);
+        fits.then_some(Self { config, adapters, parts, in_block, block_len, len })
+    }
+
+    /// What they are.
+    #[must_use]
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// Floats of the arena, padding included: a whole number of lines.
+    #[must_use]
+    pub fn arena_len(&self) -> usize {
+        self.len
+    }
+
+    /// Number of trained values: without padding, and without columns of B beside the parts.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        self.iter().map(|spec| (spec.inputs + spec.outputs) * spec.rank).sum()
+    }
+
+    /// The adapters, block by block, in the order of [`AdapterSite::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = AdapterSpec> + '_ {
+        (0..self.config.n_layer).flat_map(move |block| {
+            self.adapters.sites.iter().filter_map(move |site| self.spec(block, site))
+        })
+    }
+
+    /// One of them; `None` if there is none.
+    #[must_use]
+    pub fn spec(&self, block: usize, site: AdapterSite) -> Option<AdapterSpec> {
+        if !self.adapters.sites.has(site) {
+            return None;
+        }
+        let [a, b] = self.factors(site.matrix(), block)?;
+        let before = self.adapters.sites.iter().take_while(|other| *other != site);
+        let part = before.filter(|other| other.matrix() == site.matrix()).count();
+        let (first_output, outputs) = site.columns(&self.config);
+        let rank = self.adapters.rank;
+        Some(AdapterSpec {
+            block,
+            site,
+            inputs: a.rows,
+            rank,
+            outputs,
+            a: (a.offset + part * rank, a.cols),
+            b: (b.offset + first_output, b.cols),
+            first_output,
+        })
+    }
+
+    /// A and B of a block's matrix; `None` if it has no adapter.
+    pub(crate) fn factors(&self, matrix: Matrix, block: usize) -> Option<[Factor; 2]> {
+        let number = matrix as usize;
+        let parts = *self.parts.get(number)?;
+        if parts == 0 || block >= self.config.n_layer {
+            return None;
+        }
+        let (inputs, outputs) = self.config.matrices()[number];
+        let [a, b] = self.in_block[number].map(|at| block * self.block_len + at);
+        let rank = self.adapters.rank;
+        Some([
+            Factor { offset: a, rows: inputs, cols: parts * rank },
+            Factor { offset: b, rows: rank, cols: outputs },
+        ])
+    }
+
+    /// First column and columns of each part of a matrix that has an adapter.
+    pub(crate) fn parts(&self, matrix: Matrix) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let of = move |site: &AdapterSite| site.matrix() == matrix;
+        self.adapters.sites.iter().filter(of).map(|site| site.columns(&self.config))
+    }
+
+    /// Factors of the arena: number `index` in the order of blocks and matrices, A before B.
+    pub(crate) fn get(&self, index: usize) -> Option<Factor> {
+        let adapted = self.parts.iter().filter(|parts| **parts > 0).count();
+        let (block, within) = (index / (2 * adapted), index % (2 * adapted));
+        let mut matrices = Matrix::OF_BLOCK.into_iter().filter(|m| self.parts[*m as usize] > 0);
+        let factors = self.factors(matrices.nth(within / 2)?, block)?;
+        Some(factors[within % 2])
+    }
+
+    /// How many [`AdapterTable::get`] knows.
+    pub(crate) fn count(&self) -> usize {
+        2 * self.parts.iter().filter(|parts| **parts > 0).count() * self.config.n_layer
+    }
+
+    /// Adds what the adapters compute to the matrices they stand beside: `W += scale A B`, summed in
+    /// `f64` and rounded once.
+    ///
+    /// # Panics
+    /// If an arena is shorter than its table.
+    pub fn merge(&self, table: &crate::ParamTable, adapters: &[f32], parameters: &mut [f32]) {
+        /// Columns whose sums are made at a time.
+        const COLUMNS: usize = 64;
+        for spec in self.iter() {
+            let param = spec.site.matrix().param(spec.block);
+            let Some(weight) = table.spec(param) else { continue };
+            for i in 0..spec.inputs {
+                let at = weight.offset + i * weight.cols + spec.first_output;
+                let a = &adapters[spec.a.0 + i * spec.a.1..][..spec.rank];
+                let row = &mut parameters[at..at + spec.outputs];
+                for (number, weights) in row.chunks_mut(COLUMNS).enumerate() {
+                    let mut sums = [0.0_f64; COLUMNS];
+                    for (q, a) in a.iter().enumerate() {
+                        let b = spec.b.0 + q * spec.b.1 + number * COLUMNS;
+                        for (sum, b) in sums.iter_mut().zip(&adapters[b..b + weights.len()]) {
+                            *sum += f64::from(*a) * f64::from(*b);
+                        }
+                    }
+                    for (w, sum) in weights.iter_mut().zip(sums) {
+                        *w = (f64::from(*w) + f64::from(self.adapters.scale) * sum) as f32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::architecture::Architecture;
+    use crate::params::ParamTable;
+    extern crate std;
+    use std::vec;
+    use std::vec::Vec;
+
+    const CONFIG: ModelConfig = ModelConfig {
+        vocab_size: 20,
+        block_size: 8,
+        n_layer: 3,
+        n_head: 4,
+        d_model: 12,
+        d_ff: 10,
+        bias: false,
+        tied: true,
+        dropout: 0.0,
+        norm_eps: 1e-5,
+        arch: Architecture { n_kv_head: Some(2), head_size: Some(4), ..Architecture::LLAMA },
+    };
+
+    fn adapters(sites: &[AdapterSite]) -> Adapters {
+        Adapters { rank: 3, scale: 0.5, sites: AdapterSites::of(sites) }
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let check = |sites: &[AdapterSite]| adapters(sites).validate(&CONFIG);
+        assert_eq!(check(&[Queries, Values, Gate, MlpOut]), Ok(()));
+        assert_eq!(check(&[Qkv, AttnOut, Fc]), Ok(()));
+        assert_eq!(check(&[]), Err(AdapterError::NoSite));
+        assert_eq!(check(&[Qkv, Keys]), Err(AdapterError::Twice(Keys)));
+        assert_eq!(check(&[Up, Fc]), Err(AdapterError::Twice(Up)));
+        let plain = ModelConfig { arch: Architecture::GPT2, ..CONFIG };
+        assert_eq!(adapters(&[Up]).validate(&plain), Err(AdapterError::NoGate));
+        for rank in [0, MAX_DIMENSION + 1] {
+            let adapters = Adapters { rank, ..adapters(&[Qkv]) };
+            assert_eq!(adapters.validate(&CONFIG), Err(AdapterError::Rank(rank)));
+        }
+        for scale in [0.0, -1.0, f32::INFINITY] {
+            let adapters = Adapters { scale, ..adapters(&[Qkv]) };
+            assert_eq!(adapters.validate(&CONFIG), Err(AdapterError::Scale(scale)));
+        }
+        let huge = Adapters { rank: MAX_DIMENSION, ..adapters(&[Qkv]) };
+        let wide = ModelConfig { d_model: 1 << 28, n_layer: 1 << 28, ..CONFIG };
+        assert!(AdapterTable::new(&wide, &huge).is_none());
+    }
+
+    #[test]
+    fn factors_are_adjacent_and_parts_share_them() {
+        let table = AdapterTable::new(&CONFIG, &adapters(&[Queries, Values, Up, MlpOut])).unwrap();
+        let mut end = 0;
+        for index in 0..table.count() {
+            let factor = table.get(index).unwrap();
+            assert_eq!(factor.offset, end);
+            end = (factor.offset + factor.len()).next_multiple_of(LANES);
+        }
+        assert_eq!((end, table.count()), (table.arena_len(), 3 * 3 * 2));
+        assert_eq!(table.get(table.count()), None);
+        // Queries have 16 columns, keys and values 8 each.
+        let [q, v] = [Queries, Values].map(|site| table.spec(2, site).unwrap());
+        assert_eq!((q.inputs, q.outputs, q.a.1, q.b.1), (12, 16, 6, 32));
+        assert_eq!((v.a.0 - q.a.0, v.b.0 - q.b.0, v.outputs), (3, 24, 8));
+        let up = table.spec(0, Up).unwrap();
+        assert_eq!((up.a.1, up.first_output, up.outputs), (3, 10, 10));
+        assert_eq!(table.spec(0, Gate), None);
+        let values = (12 + 16) + (12 + 8) + (12 + 10) + (10 + 12);
+        assert_eq!(table.parameters(), 3 * 3 * values);
+        let parts: Vec<_> = table.parts(Matrix::Qkv).collect();
+        assert_eq!(parts, [(0, 16), (24, 8)]);
+    }
+
+    #[test]
+    fn merging_adds_the_product_of_each_part() {
+        let table = AdapterTable::new(&CONFIG, &adapters(&[Values, Gate])).unwrap();
+        let params = ParamTable::new(&CONFIG).unwrap();
+        let arena: Vec<f32> = (0..table.arena_len()).map(|i| (i % 13) as f32 - 6.0).collect();
+        let mut weights = vec![1.0; params.arena_len()];
+        table.merge(&params, &arena, &mut weights);
+        let mut changed = vec![1.0; params.arena_len()];
+        for block in 0..3 {
+            for (site, width, first) in [(Values, 32, 24), (Gate, 20, 0)] {
+                let spec = table.spec(block, site).unwrap();
+                let at = params.spec(site.matrix().param(block)).unwrap().offset;
+                for i in 0..spec.inputs {
+                    for j in 0..spec.outputs {
+                        let term = |q: usize| {
+                            arena[spec.a.0 + i * spec.a.1 + q] * arena[spec.b.0 + q * spec.b.1 + j]
+                        };
+                        changed[at + i * width + first + j] += 0.5 * (0..3).map(term).sum::<f32>();
+                    }
+                }
+            }
+        }
+        assert!(weights == changed, "small whole numbers are exact");
+    }
+}

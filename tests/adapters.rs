@@ -1,0 +1,245 @@
+//! Adapters of low rank: beside W they compute what `W + scale A B` computes, their gradients follow
+//! from that of W by the chain rule, and nothing but they is trained.
+
+mod support;
+
+use cllm_core::{
+    AdapterSite, AdapterSites, Adapters, Architecture, Batch, BatchShape, Blocking, Engine, Isa,
+    Kernels, Mode, ModelConfig, Optimizer, Packing, Param, Plan, Tiling, Trainer,
+};
+use support::config::{LLAMA, SMALL};
+use support::memory::Memory;
+
+const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
+const SEED: u64 = 9;
+
+use AdapterSite::{AttnOut, Fc, Gate, Keys, MlpOut, Qkv, Queries, Up, Values};
+
+/// Models, and what of them has an adapter.
+fn cases() -> [(ModelConfig, Adapters); 5] {
+    let of = |config: ModelConfig, rank: usize, sites: &[AdapterSite]| {
+        (config, Adapters { rank, scale: 1.5, sites: AdapterSites::of(sites) })
+    };
+    let plain = ModelConfig { arch: Architecture::LLAMA, bias: false, tied: false, ..SMALL };
+    [
+        of(SMALL, 5, &[Qkv, AttnOut, Fc, MlpOut]),
+        of(LLAMA, 4, &[Queries, Keys, Values, AttnOut, Gate, Up, MlpOut]),
+        // As PEFT does it unless told: queries and values, whose columns do not touch.
+        of(plain, 8, &[Queries, Values]),
+        of(plain, 1, &[AttnOut, Up]),
+        of(ModelConfig { tied: false, ..SMALL }, 3, &[Fc]),
+    ]
+}
+
+fn ids(seed: u32) -> Vec<u32> {
+    let mut x = seed;
+    let mut id = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 16) % SMALL.vocab_size as u32
+    };
+    (0..SHAPE.sequences * SHAPE.tokens).map(|_| id()).collect()
+}
+
+/// Runs `test` on a trainer of a plan, with seeded weights, larger than the usual ones.
+fn with_trainer<R>(
+    plan: &Plan,
+    kernels: &'static Kernels,
+    test: impl FnOnce(&mut Trainer<'_>) -> R,
+) -> R {
+    let mut memory = Memory::new(plan);
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(plan, queue).unwrap();
+    let mut trainer = Trainer::new(plan, kernels, pools, &engine, SEED).unwrap();
+    trainer.initialise();
+    let len = plan.table().arena_len();
+    trainer.parameters_mut()[..len].iter_mut().for_each(|x| *x *= 2.0);
+    // Every B is zero at first: these are not.
+    if let Some(table) = plan.adapters() {
+        let specs: Vec<_> = table.iter().collect();
+        let (arena, mut x) = (&mut trainer.parameters_mut()[len..], 3_u32);
+        for spec in specs {
+            for q in 0..spec.rank {
+                for value in &mut arena[spec.b.0 + q * spec.b.1..][..spec.outputs] {
+                    x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    *value = (x >> 8) as f32 / 1.7e8 - 0.05;
+                }
+            }
+        }
+    }
+    test(&mut trainer)
+}
+
+fn plan(
+    (config, adapters): (&ModelConfig, Option<&Adapters>),
+    tiling: &Tiling,
+    mode: Mode,
+    kernels: &'static Kernels,
+) -> Plan {
+    Plan::with_adapters(config, adapters, SHAPE, 1, tiling, mode, kernels).unwrap()
+}
+
+/// The parameter that a site's matrix is.
+fn param(block: usize, site: AdapterSite) -> Param {
+    use cllm_core::BlockParam as P;
+    let param = match site {
+        Qkv | Queries | Keys | Values => P::Qkv,
+        AttnOut => P::AttnOut,
+        Fc | Gate | Up => P::Fc,
+        MlpOut => P::MlpOut,
+    };
+    Param::Block(block, param)
+}
+
+/// Differences as a share of the largest element.
+#[track_caller]
+fn assert_near(got: &[f64], want: &[f64], bound: f64, what: &str) {
+    let most = want.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    assert!(most > 0.0, "{what}: nothing to compare");
+    for (i, (x, y)) in got.iter().zip(want).enumerate() {
+        assert!((x - y).abs() <= bound * most, "{what}[{i}]: {x} for {y}, of up to {most}");
+    }
+}
+
+#[test]
+fn gradients_follow_from_those_of_the_merged_weights() {
+    let (tokens, targets) = (ids(5), ids(6));
+    let batch = Batch::new(&tokens, &targets);
+    let n = tokens.len();
+    for (config, adapters) in cases() {
+        let config = ModelConfig { dropout: 0.0, ..config };
+        for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
+            let what = format!("{:?} {:?}", adapters.sites, kernels.isa());
+            let own = plan((&config, Some(&adapters)), &Tiling::default(), Mode::Train, kernels);
+            let (loss, grads, weights) = with_trainer(&own, kernels, |trainer| {
+                let loss = trainer.accumulate(&batch, n).unwrap().sum;
+                (loss, trainer.gradients().to_vec(), trainer.parameters().to_vec())
+            });
+            let table = own.adapters().unwrap();
+            let (base, values) = weights.split_at(own.table().arena_len());
+            let mut merged = base.to_vec();
+            table.merge(own.table(), values, &mut merged);
+            let full = plan((&config, None), &Tiling::default(), Mode::Train, kernels);
+            let (whole, of_weights) = with_trainer(&full, kernels, |trainer| {
+                trainer.parameters_mut().copy_from_slice(&merged);
+                (trainer.accumulate(&batch, n).unwrap().sum, trainer.gradients().to_vec())
+            });
+            assert!((loss / whole - 1.0).abs() < 1e-6, "{what}: loss {loss} for {whole}");
+            for spec in table.iter() {
+                let weight = own.table().spec(param(spec.block, spec.site)).unwrap();
+                let dw = |i: usize, j: usize| {
+                    let at = weight.offset + i * weight.cols + spec.first_output + j;
+                    f64::from(of_weights[at])
+                };
+                let a = |of: &[f32], i: usize, q: usize| f64::from(of[spec.a.0 + i * spec.a.1 + q]);
+                let b = |of: &[f32], q: usize, j: usize| f64::from(of[spec.b.0 + q * spec.b.1 + j]);
+                let scale = f64::from(adapters.scale);
+                let (mut got, mut want) = (Vec::new(), Vec::new());
+                for i in 0..spec.inputs {
+                    for q in 0..spec.rank {
+                        let terms = (0..spec.outputs).map(|j| dw(i, j) * b(values, q, j));
+                        want.push(scale * terms.sum::<f64>());
+                        got.push(a(&grads, i, q));
+                    }
+                }
+                assert_near(&got, &want, 1e-5, &format!("{what} dA of {:?}", spec.site));
+                (got, want) = (Vec::new(), Vec::new());
+                for q in 0..spec.rank {
+                    for j in 0..spec.outputs {
+                        let terms = (0..spec.inputs).map(|i| a(values, i, q) * dw(i, j));
+                        want.push(scale * terms.sum::<f64>());
+                        got.push(b(&grads, q, j));
+                    }
+                }
+                assert_near(&got, &want, 1e-5, &format!("{what} dB of {:?}", spec.site));
+            }
+        }
+    }
+}
+
+/// Loss and gradients of a step.
+fn bits(plan: &Plan, kernels: &'static Kernels) -> (u64, Vec<u32>) {
+    let (tokens, targets) = (ids(5), ids(6));
+    with_trainer(plan, kernels, |trainer| {
+        let n = tokens.len();
+        let loss = trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap().sum;
+        let evaluated = trainer.evaluate(&Batch::new(&tokens, &targets)).unwrap().sum;
+        if plan.config().dropout == 0.0 {
+            assert_eq!(loss.to_bits(), evaluated.to_bits());
+        }
+        (loss.to_bits(), trainer.gradients().iter().map(|x| x.to_bits()).collect())
+    })
+}
+
+#[test]
+fn any_tiles_workers_packing_and_recomputation_give_the_same_bits() {
+    let small = Blocking { row_block: 32, weight_rows: 32, weight_cols: 32, ..Blocking::default() };
+    for (number, (config, adapters)) in cases().into_iter().enumerate() {
+        let config = ModelConfig { dropout: [0.0, 0.1][number % 2], ..config };
+        for kernels in [Kernels::detect(), Kernels::detect().with_dtype(cllm_core::Dtype::Bf16)] {
+            let mut first = None;
+            for workers in [1, 2, 16] {
+                for (packing, blocking) in [
+                    (Packing::Once, Blocking::default()),
+                    (Packing::Fresh, Blocking::default()),
+                    (Packing::Once, small),
+                ] {
+                    for mode in [Mode::Train, Mode::Recompute] {
+                        let packing = Some(packing);
+                        let tiling = Tiling { workers: Some(workers), packing, blocking };
+                        let plan = plan((&config, Some(&adapters)), &tiling, mode, kernels);
+                        let result = bits(&plan, kernels);
+                        let first = first.get_or_insert_with(|| result.clone());
+                        let what = format!("{:?} {tiling:?} {mode:?}", adapters.sites);
+                        assert!(*first == result, "{what} {kernels:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_change_adapters_alone_and_lower_the_loss() {
+    let (tokens, targets) = (ids(5), ids(6));
+    let batch = Batch::new(&tokens, &targets);
+    let kernels = Kernels::detect();
+    for (config, adapters) in cases() {
+        let config = ModelConfig { dropout: 0.0, ..config };
+        let plan = plan((&config, Some(&adapters)), &Tiling::default(), Mode::Train, kernels);
+        let len = plan.table().arena_len();
+        let mut memory = Memory::new(&plan);
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&plan, queue).unwrap();
+        let mut trainer = Trainer::new(&plan, kernels, pools, &engine, SEED).unwrap();
+        trainer.initialise();
+        let before = trainer.parameters()[..len].to_vec();
+        // At first they add nothing.
+        let bare = Plan::new(&config, SHAPE, 1, Mode::Evaluate, kernels).unwrap();
+        let mut memory = Memory::new(&bare);
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&bare, queue).unwrap();
+        let mut evaluator = cllm_core::Evaluator::new(&bare, kernels, pools, &engine).unwrap();
+        evaluator.parameters_mut().copy_from_slice(&before);
+        let start = evaluator.evaluate(&batch).unwrap();
+        assert_eq!(trainer.evaluate(&batch).unwrap(), start);
+        for _ in 0..30 {
+            trainer.accumulate(&batch, tokens.len()).unwrap();
+            trainer.update(&Optimizer::default(), 1e-2).unwrap();
+        }
+        let end = trainer.evaluate(&batch).unwrap();
+        assert!(end.mean() < start.mean() - 0.1, "{:?}: {start:?} {end:?}", adapters.sites);
+        assert!(trainer.parameters()[..len] == before, "the model itself has changed");
+        // Columns of B beside its parts stay zero.
+        let table = plan.adapters().unwrap();
+        let values = trainer.adapters();
+        let trained: usize = values.iter().filter(|x| **x != 0.0).count();
+        assert_eq!(values.len(), table.arena_len());
+        assert!(trained <= table.parameters() && trained > table.parameters() * 9 / 10);
+        // Merged, a model without adapters computes the same.
+        let mut merged = before;
+        table.merge(plan.table(), values, &mut merged);
+        evaluator.parameters_mut().copy_from_slice(&merged);
+        let alone = evaluator.evaluate(&batch).unwrap();
+        assert!((alone.sum / end.sum - 1.0).abs() < 1e-6, "{alone:?} for {end:?}");
+    }
+}
