@@ -84,6 +84,17 @@ impl AdapterSites {
         Self(sites.iter().fold(0, |set, site| set | 1 << *site as u16))
     }
 
+    /// The set as bits, to be written.
+    pub(crate) fn bits(self) -> u64 {
+        self.0.into()
+    }
+
+    /// The set of bits that were written; `None` if one is of no site.
+    pub(crate) fn from_bits(bits: u64) -> Option<Self> {
+        let set = Self(u16::try_from(bits).ok()?);
+        (set.0 < 1 << AdapterSite::ALL.len()).then_some(set)
+    }
+
     /// Whether one is in it.
     #[must_use]
     pub fn has(self, site: AdapterSite) -> bool {
@@ -255,7 +266,16 @@ impl AdapterTable {
     /// Number of trained values: without padding, and without columns of B beside the parts.
     #[must_use]
     pub fn parameters(&self) -> usize {
-        self.iter().map(|spec| (spec.inputs + spec.outputs) * spec.rank).sum()
+        let sites = self.adapters.sites.iter().filter_map(|site| self.spec(0, site));
+        let block: usize = sites.map(|spec| (spec.inputs + spec.outputs) * spec.rank).sum();
+        block * self.config.n_layer
+    }
+
+    /// Number of values of all factors, without padding: those that are written.
+    pub(crate) fn stored(&self) -> usize {
+        let factors = Matrix::OF_BLOCK.into_iter().filter_map(|matrix| self.factors(matrix, 0));
+        let block: usize = factors.flatten().map(|factor| factor.len()).sum();
+        block * self.config.n_layer
     }
 
     /// The adapters, block by block, in the order of [`AdapterSite::ALL`].

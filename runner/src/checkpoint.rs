@@ -150,8 +150,10 @@ impl Sink for FileSink {
 /// Names the file when it cannot be written; what was there stays.
 pub fn save(path: &Path, trainer: &Trainer<'_>, meta: &Meta) -> Result<()> {
     let config = *trainer.plan().config();
-    let header = Header { config, seed: trainer.seed(), updates: trainer.updates() };
-    write(path, &header, meta, trainer.parameters(), Some(trainer.moments()))
+    let adapters = trainer.plan().adapters().map(|table| *table.adapters());
+    let header = Header { config, adapters, seed: trainer.seed(), updates: trainer.updates() };
+    let trained = if adapters.is_some() { trainer.adapters() } else { trainer.parameters() };
+    write(path, &header, meta, trained, Some(trainer.moments()))
 }
 
 /// Saves a model without moments to `path`: the old file or the new one, never a part.

@@ -2,11 +2,12 @@
 
 use super::encode::header_bytes;
 use super::{
-    END, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, VERSION, header_len, version_of,
+    END, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, Tensors, VERSION, header_len,
+    version_of,
 };
+use crate::adapter::{AdapterError, AdapterSites, Adapters};
 use crate::architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 use crate::config::{ConfigError, ModelConfig};
-use crate::params::ParamTable;
 use core::fmt;
 
 /// Why bytes are not a usable checkpoint.
@@ -27,6 +28,8 @@ pub enum CheckpointError {
     Trailing,
     /// The header's config makes no sense.
     Config(ConfigError),
+    /// The header's adapters make no sense.
+    Adapters(AdapterError),
     /// The checkpoint has no optimizer state: it can be run but not trained on.
     NoMoments,
 }
@@ -43,6 +46,7 @@ impl fmt::Display for CheckpointError {
             Self::Altered(part) => write!(f, "altered checkpoint: its {part} fails the checksum"),
             Self::Trailing => f.write_str("altered checkpoint: there are bytes behind its end"),
             Self::Config(error) => write!(f, "unusable checkpoint: {error}"),
+            Self::Adapters(error) => write!(f, "unusable checkpoint: {error}"),
             Self::NoMoments => f.write_str("the checkpoint has no optimizer state to resume from"),
         }
     }
@@ -54,7 +58,7 @@ impl core::error::Error for CheckpointError {}
 #[derive(Clone, Copy, Debug)]
 pub struct Checkpoint<'a> {
     header: Header,
-    table: ParamTable,
+    table: Tensors,
     meta: &'a [u8],
     parameters: &'a [u8],
     moments: Option<(&'a [u8], &'a [u8])>,
@@ -172,12 +176,12 @@ impl<'a> Checkpoint<'a> {
         let (header, has_moments) = read_header(fields, version)?;
         // One model is one sequence of bytes.
         let written = header_bytes(&header, has_moments);
-        if version_of(&header.config) != version || !written.starts_with(fields) {
+        if version_of(&header) != version || !written.starts_with(fields) {
             return Err(CheckpointError::Altered("header"));
         }
-        let table = ParamTable::new(&header.config).map_err(CheckpointError::Config)?;
+        let table = Tensors::of(&header)?;
         let overflow = CheckpointError::Config(ConfigError::Overflow);
-        let len = table.parameters().checked_mul(4).ok_or(overflow)?;
+        let len = table.values().checked_mul(4).ok_or(overflow)?;
         let meta = r.section(META, "metadata", None)?;
         let parameters = r.section(PARAMETERS, "weights", Some(len))?;
         let [first, second] = [(MOMENTS1, "first moments"), (MOMENTS2, "second moments")];
@@ -225,8 +229,8 @@ impl<'a> Checkpoint<'a> {
         self.parameters
     }
 
-    /// Copies the weights into a parameter arena of the header's config. The gaps
-    /// between tensors are left alone.
+    /// Copies the weights into a parameter arena of the header's config, or into one of its adapters. The
+    /// gaps between tensors are left alone.
     ///
     /// # Panics
     /// If the arena is shorter than the config's table.
@@ -255,8 +259,8 @@ impl<'a> Checkpoint<'a> {
     fn read(&self, bytes: &[u8], arena: &mut [f32]) {
         let mut values =
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        for spec in self.table.iter() {
-            for (to, value) in arena[spec.range()].iter_mut().zip(&mut values) {
+        for range in self.table.ranges() {
+            for (to, value) in arena[range].iter_mut().zip(&mut values) {
                 *to = value;
             }
         }
@@ -274,6 +278,7 @@ fn read_header(fields: &[u8], version: u32) -> Result<(Header, bool), Checkpoint
     let (seed, updates, has_moments) = (r.u64()?, r.u64()?, r.flag()?);
     let (dropout, norm_eps) = (r.f32()?, r.f32()?);
     let arch = if version == 1 { Architecture::GPT2 } else { read_arch(&mut r)? };
+    let adapters = if version < 3 { None } else { Some(read_adapters(&mut r)?) };
     let config = ModelConfig {
         vocab_size,
         block_size,
@@ -287,7 +292,14 @@ fn read_header(fields: &[u8], version: u32) -> Result<(Header, bool), Checkpoint
         norm_eps,
         arch,
     };
-    Ok((Header { config, seed, updates }, has_moments))
+    Ok((Header { config, adapters, seed, updates }, has_moments))
+}
+
+/// The adapters of a header of version 3.
+fn read_adapters(r: &mut Reader<'_>) -> Result<Adapters, CheckpointError> {
+    let rank = r.size()?;
+    let sites = AdapterSites::from_bits(r.u64()?).ok_or(CheckpointError::Altered("header"))?;
+    Ok(Adapters { rank, scale: r.f32()?, sites })
 }
 
 /// The architecture of a header of version 2.

@@ -1,12 +1,12 @@
 //! Writing a checkpoint, front to back.
 
 use super::{
-    ARCH_LEN, END, FRAME, HEADER_LEN, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS,
-    PREAMBLE, header_len, version_of,
+    CheckpointError, END, FRAME, Header, LONGEST, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS,
+    PREAMBLE, Tensors, header_len, version_of,
 };
+use crate::adapter::Adapters;
 use crate::architecture::{Activation, Architecture, NormKind, Scaling};
 use crate::config::ConfigError;
-use crate::params::ParamTable;
 use core::fmt;
 use crc32fast::Hasher;
 
@@ -69,28 +69,29 @@ impl Sink for SliceSink<'_> {
 /// Bytes of a checkpoint, exactly.
 ///
 /// # Errors
-/// What is wrong with the config.
-pub fn encoded_len(header: &Header, meta: usize, moments: bool) -> Result<usize, ConfigError> {
-    let tensors = ParamTable::new(&header.config)?
-        .parameters()
+/// What is wrong with the config or with the adapters.
+pub fn encoded_len(header: &Header, meta: usize, moments: bool) -> Result<usize, CheckpointError> {
+    let overflow = CheckpointError::Config(ConfigError::Overflow);
+    let tensors = Tensors::of(header)?
+        .values()
         .checked_mul(4)
         .and_then(|bytes| bytes.checked_mul(if moments { 3 } else { 1 }))
-        .ok_or(ConfigError::Overflow)?;
+        .ok_or(overflow)?;
     let frames = FRAME * if moments { 5 } else { 3 };
     tensors
-        .checked_add(PREAMBLE + header_len(version_of(&header.config)) + frames)
+        .checked_add(PREAMBLE + header_len(version_of(header)) + frames)
         .and_then(|n| n.checked_add(meta))
-        .ok_or(ConfigError::Overflow)
+        .ok_or(overflow)
 }
 
 /// Writes a checkpoint. `parameters` and the two moments are whole arenas of the
-/// config's table; leave the moments out for a model that is only run.
+/// config's table, or of that of the adapters; leave the moments out for a model that is only run.
 ///
 /// # Errors
 /// The sink's, at the first byte it does not take.
 ///
 /// # Panics
-/// If the config is invalid or an arena is shorter than its table.
+/// If the config or the adapters are invalid or an arena is shorter than its table.
 pub fn encode<S: Sink>(
     header: &Header,
     meta: &[u8],
@@ -98,12 +99,12 @@ pub fn encode<S: Sink>(
     moments: Option<(&[f32], &[f32])>,
     sink: &mut S,
 ) -> Result<(), S::Error> {
-    let table = match ParamTable::new(&header.config) {
+    let table = match Tensors::of(header) {
         Ok(table) => table,
         Err(error) => panic!("cannot encode a checkpoint: {error}"),
     };
     sink.write(&MAGIC)?;
-    let version = version_of(&header.config);
+    let version = version_of(header);
     sink.write(&version.to_le_bytes())?;
     sink.write(&(header_len(version) as u32).to_le_bytes())?;
     let fields = header_bytes(header, moments.is_some());
@@ -119,10 +120,10 @@ pub fn encode<S: Sink>(
     Section::start(sink, END, 0)?.end()
 }
 
-/// The fields of the header, those of the architecture last.
-pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN + ARCH_LEN] {
+/// The fields of the header, behind all others those of the architecture and of the adapters.
+pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; LONGEST] {
     let c = &header.config;
-    let mut out = [0; HEADER_LEN + ARCH_LEN];
+    let mut out = [0; LONGEST];
     let mut sink = SliceSink::new(&mut out);
     let sizes =
         [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.d_model, c.d_ff].map(|x| x as u64);
@@ -143,6 +144,12 @@ pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; HEADER_LEN + 
     }
     for value in angles {
         write(&value.to_le_bytes());
+    }
+    if let Some(Adapters { rank, scale, sites }) = header.adapters {
+        for value in [rank as u64, sites.bits()] {
+            write(&value.to_le_bytes());
+        }
+        write(&scale.to_le_bytes());
     }
     out
 }
@@ -205,13 +212,13 @@ impl<'s, S: Sink> Section<'s, S> {
 fn tensors<S: Sink>(
     sink: &mut S,
     tag: [u8; 4],
-    table: &ParamTable,
+    table: &Tensors,
     arena: &[f32],
 ) -> Result<(), S::Error> {
-    let mut section = Section::start(sink, tag, table.parameters() * 4)?;
+    let mut section = Section::start(sink, tag, table.values() * 4)?;
     let mut chunk = [0; 4096];
-    for spec in table.iter() {
-        for values in arena[spec.range()].chunks(chunk.len() / 4) {
+    for range in table.ranges() {
+        for values in arena[range].chunks(chunk.len() / 4) {
             let bytes = &mut chunk[..values.len() * 4];
             for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
                 to.copy_from_slice(&value.to_le_bytes());

@@ -5,14 +5,17 @@
 //!
 //! ```text
 //! magic    8  "CLLMCKPT"
-//! version  4  1 for GPT-2's architecture, 2 for any other
+//! version  4  1 for GPT-2's architecture, 2 for any other, 3 for adapters of any
 //! length   4  bytes of the header that follows
-//! header      the config and counters (see `HEADER_LEN`), in version 2 the architecture
-//!             (`ARCH_LEN`), then its CRC-32
+//! header      the config and counters (see `HEADER_LEN`), from version 2 on the architecture
+//!             (`ARCH_LEN`), in version 3 the adapters (`ADAPTERS_LEN`), then its CRC-32
 //! section*    tag 4, zero 4, length 8, payload, CRC-32 of tag..payload
 //!             "meta" the caller's bytes; "parm" weights; "mom1", "mom2" moments
 //! section     "end " of length 0
 //! ```
+//! A checkpoint of adapters has no weights of the model that they stand beside: weights and moments are
+//! theirs, each A and B after the other.
+//!
 //! Every byte is covered by a checksum or compared with a constant. An encoder
 //! writes front to back through a [`Sink`]; a decoder works on the whole file as a
 //! slice (memory-mapped, on a desktop) and copies nothing but tensors.
@@ -23,14 +26,17 @@ mod encode;
 pub use decode::{Checkpoint, CheckpointError};
 pub use encode::{Sink, SliceFull, SliceSink, encode, encoded_len};
 
+use crate::adapter::{AdapterTable, Adapters};
 use crate::architecture::Architecture;
-use crate::config::ModelConfig;
+use crate::config::{ConfigError, ModelConfig};
+use crate::params::ParamTable;
+use core::ops::Range;
 
 /// First bytes of every checkpoint.
 pub const MAGIC: [u8; 8] = *b"CLLMCKPT";
 /// The newest version that is written and read. A model of GPT-2's architecture is written as
 /// version 1, which older programs read too.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bytes of the header's fields: six sizes, two flags, three counters (64 bits each),
 /// two `f32`.
@@ -39,13 +45,25 @@ const HEADER_LEN: usize = (6 + 2 + 3) * 8 + 2 * 4;
 /// heads of keys and values and columns of a head (0: as GPT-2 has it), two flags, the window (0: none)
 /// and the original length of scaled positions (64 bits each); theta, factor, low and high (`f32`).
 const ARCH_LEN: usize = (4 + 2 + 2 + 2) * 8 + 4 * 4;
+/// Bytes of the adapters' fields behind those: rank and set of sites (64 bits each), scale (`f32`).
+const ADAPTERS_LEN: usize = 2 * 8 + 4;
+/// Bytes of the longest header.
+const LONGEST: usize = HEADER_LEN + ARCH_LEN + ADAPTERS_LEN;
 /// Bytes of the header of a version.
 const fn header_len(version: u32) -> usize {
-    if version == 1 { HEADER_LEN } else { HEADER_LEN + ARCH_LEN }
+    match version {
+        1 => HEADER_LEN,
+        2 => HEADER_LEN + ARCH_LEN,
+        _ => LONGEST,
+    }
 }
-/// The version that a model is written as.
-fn version_of(config: &ModelConfig) -> u32 {
-    if config.arch == Architecture::GPT2 { 1 } else { VERSION }
+/// The version that a model, or its adapters, are written as.
+fn version_of(header: &Header) -> u32 {
+    match header.adapters {
+        Some(_) => 3,
+        None if header.config.arch == Architecture::GPT2 => 1,
+        None => 2,
+    }
 }
 /// Bytes before the first section, besides the header's fields: magic, version, length, checksum.
 const PREAMBLE: usize = 8 + 4 + 4 + 4;
@@ -63,10 +81,55 @@ const END: [u8; 4] = *b"end ";
 pub struct Header {
     /// The model.
     pub config: ModelConfig,
+    /// The adapters, if the weights are theirs.
+    pub adapters: Option<Adapters>,
     /// Seed of the run.
     pub seed: u64,
     /// Updates done.
     pub updates: u64,
+}
+
+/// What a checkpoint has values of.
+#[derive(Clone, Copy, Debug)]
+enum Tensors {
+    Model(ParamTable),
+    Adapters(AdapterTable),
+}
+
+impl Tensors {
+    /// # Errors
+    /// What is wrong with the config or with the adapters.
+    fn of(header: &Header) -> Result<Self, CheckpointError> {
+        let config = &header.config;
+        let table = ParamTable::new(config).map_err(CheckpointError::Config)?;
+        let Some(adapters) = &header.adapters else { return Ok(Self::Model(table)) };
+        adapters.validate(config).map_err(CheckpointError::Adapters)?;
+        let overflow = CheckpointError::Config(ConfigError::Overflow);
+        AdapterTable::new(config, adapters).map(Self::Adapters).ok_or(overflow)
+    }
+
+    /// How many values, without gaps: in closed form, for a hostile header may claim any number of
+    /// blocks.
+    fn values(&self) -> usize {
+        match self {
+            Self::Model(table) => table.parameters(),
+            Self::Adapters(table) => table.stored(),
+        }
+    }
+
+    /// Where each lies in the arena.
+    fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let count = match self {
+            Self::Model(table) => table.count(),
+            Self::Adapters(table) => table.count(),
+        };
+        (0..count).filter_map(|index| match self {
+            Self::Model(table) => table.get(index).map(|spec| spec.range()),
+            Self::Adapters(table) => {
+                table.get(index).map(|factor| factor.offset..factor.offset + factor.len())
+            }
+        })
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Round trips, and every single-byte damage to a small checkpoint.
 
 use super::*;
+use crate::adapter::{AdapterError, AdapterSites};
 extern crate std;
 use crate::config::ConfigError;
 use crate::params::ParamTable;
@@ -20,7 +21,7 @@ const CONFIG: ModelConfig = ModelConfig {
     norm_eps: 1e-5,
     arch: Architecture::GPT2,
 };
-const HEADER: Header = Header { config: CONFIG, seed: 7, updates: 1234 };
+const HEADER: Header = Header { config: CONFIG, adapters: None, seed: 7, updates: 1234 };
 
 /// An arena with a different value everywhere, the gaps included.
 fn arena(start: f32) -> Vec<f32> {
@@ -131,8 +132,11 @@ fn every_truncation_is_found() {
 fn other_files_and_other_versions_are_named() {
     assert_eq!(Checkpoint::parse(b"GGUF....").unwrap_err(), CheckpointError::Foreign);
     let mut newer = encoded(true);
-    newer[8] = 3;
-    assert_eq!(Checkpoint::parse(&newer).unwrap_err(), CheckpointError::Newer { version: 3 });
+    newer[8] = VERSION as u8 + 1;
+    assert_eq!(
+        Checkpoint::parse(&newer).unwrap_err(),
+        CheckpointError::Newer { version: VERSION + 1 }
+    );
 }
 
 #[test]
@@ -201,6 +205,54 @@ fn headers_with_good_checksums_and_nonsense_are_refused() {
     let heads = ConfigError::KvHeads { n_head: 2, n_kv_head: 3 };
     assert_eq!(with(4, 3), Err(CheckpointError::Config(heads)));
     assert_eq!(with(5, 3), Err(CheckpointError::Config(ConfigError::OddHead(3))));
+}
+
+/// Adapters of some parts of a model.
+fn adapted() -> (Header, AdapterTable, Vec<u8>) {
+    use crate::adapter::AdapterSite::{AttnOut, Queries, Values};
+    let sites = AdapterSites::of(&[Queries, Values, AttnOut]);
+    let (header, _) = llama();
+    let header = Header { adapters: Some(Adapters { rank: 2, scale: 0.5, sites }), ..header };
+    let table = AdapterTable::new(&header.config, &header.adapters.unwrap()).unwrap();
+    let arena: Vec<f32> = (0..table.arena_len()).map(|i| i as f32).collect();
+    let mut out = vec![0; encoded_len(&header, 5, true).unwrap()];
+    let mut sink = SliceSink::new(&mut out);
+    encode(&header, b"hello", &arena, Some((&arena, &arena)), &mut sink).unwrap();
+    assert_eq!(sink.written(), encoded_len(&header, 5, true).unwrap());
+    (header, table, out)
+}
+
+#[test]
+fn adapters_come_back_without_the_model() {
+    let (header, table, good) = adapted();
+    let checkpoint = Checkpoint::parse(&good).unwrap();
+    assert_eq!((*checkpoint.header(), checkpoint.meta()), (header, &b"hello"[..]));
+    let mut arenas = [(); 3].map(|()| vec![-1.0; table.arena_len()]);
+    let [values, first, second] = &mut arenas;
+    checkpoint.read_parameters(values);
+    checkpoint.read_moments(first, second).unwrap();
+    let mut written = 0;
+    for index in 0..table.count() {
+        let factor = table.get(index).unwrap();
+        for at in factor.offset..factor.offset + factor.len() {
+            assert_eq!([values[at], first[at], second[at]], [at as f32; 3]);
+            written += 1;
+        }
+    }
+    assert_eq!(checkpoint.parameter_bytes().len(), 4 * written);
+    assert_every_flip_is_found(&good);
+    let with = |field: usize, value: u64| {
+        let (mut bad, fields) = (good.clone(), HEADER_LEN + ARCH_LEN);
+        bad[16 + fields + 8 * field..][..8].copy_from_slice(&value.to_le_bytes());
+        let sum = crc32fast::hash(&bad[16..16 + LONGEST]);
+        bad[16 + LONGEST..][..4].copy_from_slice(&sum.to_le_bytes());
+        Checkpoint::parse(&bad).map(|_| ())
+    };
+    assert_eq!(with(0, 2), Ok(()));
+    assert_eq!(with(0, 0), Err(CheckpointError::Adapters(AdapterError::Rank(0))));
+    assert_eq!(with(0, 1 << 28), Err(CheckpointError::Altered("weights")));
+    assert_eq!(with(1, 0), Err(CheckpointError::Adapters(AdapterError::NoSite)));
+    assert_eq!(with(1, 1 << 9), Err(CheckpointError::Altered("header")));
 }
 
 #[test]

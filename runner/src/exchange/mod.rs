@@ -78,7 +78,7 @@ pub(crate) fn create_run(
         }
     }
     let path = folder.step(0);
-    let header = Header { config: *config, seed: 0, updates: 0 };
+    let header = Header { config: *config, adapters: None, seed: 0, updates: 0 };
     checkpoint::save_weights(&path, &header, &Meta::untrained(), parameters)?;
     Ok(path)
 }
