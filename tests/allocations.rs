@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use cllm::cli::presets::Preset;
 use cllm::data::loader::Dataset;
-use cllm::data::prefetch::with_loader;
+use cllm::data::prefetch::{ReadyBatch, with_loader};
 use cllm::data::stream::TokenStream;
 use cllm::memory::PoolMemory;
 use cllm::pool::times::Times;
@@ -66,7 +66,8 @@ fn a_step_of_workers_and_loader_allocates_nothing_in_any_thread() {
     let stream = TokenStream::from_tokens("t", (0..20_000).map(|i| i * 7 % 256).collect());
     let data = Dataset::open(stream, 256, SHAPE.tokens, 1).unwrap();
     let filled = AtomicU64::new(0);
-    let fill = |n: u64, tokens: &mut [u32], targets: &mut [u32]| {
+    let fill = |n: u64, batch: &mut ReadyBatch| {
+        let (tokens, targets) = batch.ids();
         filled.fetch_add(1, Relaxed);
         data.fill_batch(n * SHAPE.sequences as u64, SHAPE.sequences, tokens, targets)
     };

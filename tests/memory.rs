@@ -3,7 +3,7 @@
 mod support;
 
 use cllm::data::loader::Dataset;
-use cllm::data::prefetch::with_loader;
+use cllm::data::prefetch::{ReadyBatch, with_loader};
 use cllm::data::stream::TokenStream;
 use cllm_core::{
     Architecture, Batch, BatchShape, Blocking, BlockingError, Dtype, Engine, Evaluator, Isa,
@@ -90,7 +90,8 @@ fn batches_made_ready_allocate_nothing_in_either_thread() {
     // The loader's count at the start of each batch: what it did since the last one, waiting
     // and handing over among it, is in between.
     let in_loader = [const { AtomicUsize::new(0) }; STEPS as usize];
-    let fill = |n: u64, tokens: &mut [u32], targets: &mut [u32]| {
+    let fill = |n: u64, batch: &mut ReadyBatch| {
+        let (tokens, targets) = batch.ids();
         in_loader[n as usize].store(own_calls(), Relaxed);
         if n % 10 == 5 {
             // Now the other thread waits.

@@ -47,6 +47,9 @@ pub struct Meta {
     pub val_tokens: u64,
     /// SHA-256 of the tokenizer's JSON, if there is one.
     pub tokenizer_sha256: Option<String>,
+    /// SHA-256 of the examples, if the data are examples.
+    #[serde(default)]
+    pub data_sha256: Option<String>,
     /// The kernels of the session that wrote the checkpoint: its instruction set, and what its
     /// products are made of if not of `f32`.
     pub isa: String,
@@ -65,6 +68,7 @@ impl Meta {
             train_tokens: 0,
             val_tokens: 0,
             tokenizer_sha256: None,
+            data_sha256: None,
             isa: "none".to_owned(),
         }
     }

@@ -1,4 +1,4 @@
-//! The loss of a trained model on a text: `cllm eval`.
+//! The loss of a trained model on a text or on examples: `cllm eval`.
 
 use core::f64::consts::LN_2;
 use std::io::Write as _;
@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use cllm_core::{Batch, BatchShape, Dtype, Engine, Evaluator, IGNORE, Isa, Mode, Plan, Tiling};
 use serde::Serialize;
 
+use crate::data::instructions::{self, Encoder};
 use crate::data::loader::Validation;
+use crate::data::packing::FixedRows;
+use crate::data::prefetch::ReadyBatch;
 use crate::data::prepare::{self, Request};
 use crate::data::source::{Input, discover};
 use crate::data::stream::{TokenStream, find_shards};
@@ -15,14 +18,16 @@ use crate::error::{Error, Result};
 use crate::memory::PoolMemory;
 use crate::model;
 use crate::pool::{self, Crew};
-use crate::settings::{LogFormat, Threads, TrainSettings, TuningChoice};
+use crate::settings::{LogFormat, LossOn, Threads, TrainSettings, TuningChoice};
+use crate::statistics::ratio;
 use crate::tokenizer::Tokenizer;
+use crate::tokenizer::usage::Usage;
 use crate::train::base::BLOCK;
 use crate::train::folder::RunFolder;
 use crate::train::inputs::Inputs;
 use crate::trained::Trained;
 use crate::tune::{self, Key, TUNED};
-use crate::validation::Rounds;
+use crate::validation::{Held, Rounds};
 
 /// What `cllm eval` is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +37,8 @@ pub struct EvalSettings {
     /// Files and folders of text, JSON lines or token shards, `-` for standard input;
     /// none means the run's own validation data.
     pub data: Vec<String>,
+    /// `data` are examples, of which this counts.
+    pub loss_on: Option<LossOn>,
     /// Field of a JSON line that holds the text.
     pub text_field: String,
     /// Tokenizer file or folder; `None` is the one beside the checkpoint.
@@ -65,14 +72,48 @@ pub struct Report {
     pub step: u64,
     /// Mean loss in nats a token.
     pub val_loss: f64,
+    /// Its standard error, from the spread of the batches' losses; `None` if there are too few.
+    pub val_loss_error: Option<f64>,
+    /// 95 % confidence interval of it.
+    pub val_loss_interval: Option<[f64; 2]>,
     /// `exp(val_loss)`.
     pub perplexity: f64,
+    /// 95 % confidence interval of it.
+    pub perplexity_interval: Option<[f64; 2]>,
     /// Bits to tell a byte of the text, if a tokenizer says how many bytes there are.
     pub bits_per_byte: Option<f64>,
+    /// 95 % confidence interval of it.
+    pub bits_per_byte_interval: Option<[f64; 2]>,
     /// Tokens that count.
     pub tokens: usize,
     /// The kernels that computed it.
     pub kernels: String,
+}
+
+impl Report {
+    /// The result for people.
+    fn text(&self) -> String {
+        let sure = |interval: Option<[f64; 2]>, digits: usize| {
+            interval.map_or(String::new(), |[low, high]| {
+                format!(" (95 %: {low:.digits$} to {high:.digits$})")
+            })
+        };
+        let bits = self.bits_per_byte.map_or(String::new(), |bits| {
+            format!("\nbits/byte   {bits:.4}{}", sure(self.bits_per_byte_interval, 4))
+        });
+        format!(
+            "checkpoint  {} (step {})\nloss        {:.4} nats a token{}\nperplexity  {:.3}{}{bits}\n\
+             tokens      {}\nkernels     {}",
+            self.checkpoint,
+            self.step,
+            self.val_loss,
+            sure(self.val_loss_interval, 4),
+            self.perplexity,
+            sure(self.perplexity_interval, 3),
+            self.tokens,
+            self.kernels
+        )
+    }
 }
 
 /// Evaluates and prints the result.
@@ -85,20 +126,7 @@ pub fn evaluate(settings: &EvalSettings) -> Result<()> {
     let text = match settings.log_format {
         LogFormat::Json => serde_json::to_string(&report)
             .map_err(|e| Error::failure(format!("cannot report: {e}")))?,
-        LogFormat::Text => {
-            let bits =
-                report.bits_per_byte.map_or(String::new(), |b| format!("\nbits/byte   {b:.4}"));
-            format!(
-                "checkpoint  {} (step {})\nloss        {:.4} nats a token\nperplexity  {:.3}{bits}\n\
-                 tokens      {}\nkernels     {}",
-                report.checkpoint,
-                report.step,
-                report.val_loss,
-                report.perplexity,
-                report.tokens,
-                report.kernels
-            )
-        }
+        LogFormat::Text => report.text(),
     };
     writeln!(std::io::stdout(), "{text}")
         .map_err(|e| Error::failure(format!("cannot write to standard output: {e}")))
@@ -125,8 +153,7 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     let data = if settings.data.is_empty() {
         own_data(&trained, block_size)?
     } else {
-        let stream = given_data(settings, tokenizer.as_ref())?;
-        Validation::open(stream, config.vocab_size, block_size)?
+        given_data(settings, &trained, tokenizer.as_ref(), block_size)?
     };
     let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.batches);
     let batch = BatchShape { sequences: settings.batch_size, tokens: block_size };
@@ -144,10 +171,10 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     let evaluator = Evaluator::new(&plan, kernels, pools, &engine).map_err(model::plan_error)?;
     let mut evaluator = evaluator.wait_with(&pool::CALLER);
     trained.read_parameters(evaluator.parameters_mut())?;
-    let (mut tokens, mut targets) = (vec![0; plan.tokens()], vec![0; plan.tokens()]);
-    let mut bytes = 0;
     let mut row = Vec::with_capacity(block_size);
-    let count = |batch: &Batch<'_>| {
+    let mut parts = Vec::new();
+    let measure = |batch: &Batch<'_>| {
+        let mut bytes = 0;
         if let Some(tokenizer) = &tokenizer {
             for targets in batch.targets.chunks(block_size) {
                 row.clear();
@@ -155,22 +182,33 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
                 bytes += tokenizer.decode_bytes(&row).len();
             }
         }
-        Some(evaluator.evaluate(batch))
+        let loss = evaluator.evaluate(batch);
+        parts.extend(loss.ok().map(|loss| [loss.sum, loss.counted as f64, bytes as f64]));
+        Some(loss)
     };
+    let mut batch = ReadyBatch::new(plan.tokens());
     let loss = pool::with_workers(&engine, &Crew::new(workers, false), || {
-        rounds.mean(&data, &mut tokens, &mut targets, count)
+        rounds.mean(&data, &mut batch, measure)
     })?;
     // Nobody interrupts it, and there is at least one sequence.
     let Some(loss) = loss.filter(|loss| loss.counted > 0) else {
         return Err(Error::failure("there is nothing to evaluate on"));
     };
+    let bytes: f64 = parts.iter().map(|part| part[2]).sum();
+    let sure = ratio(&parts.iter().map(|part| [part[0], part[1]]).collect::<Vec<_>>());
+    let bits = ratio(&parts.iter().map(|part| [part[0] / LN_2, part[2]]).collect::<Vec<_>>());
+    let interval = sure.map(|sure| sure.interval);
     Ok(Report {
         event: "eval",
         checkpoint: trained.path().display().to_string(),
         step: trained.step(),
         val_loss: loss.mean(),
+        val_loss_error: sure.map(|sure| sure.error),
+        val_loss_interval: interval,
         perplexity: loss.mean().exp(),
-        bits_per_byte: (bytes > 0).then(|| loss.sum / LN_2 / bytes as f64),
+        perplexity_interval: interval.map(|interval| interval.map(f64::exp)),
+        bits_per_byte: (bytes > 0.0).then(|| loss.sum / LN_2 / bytes),
+        bits_per_byte_interval: bits.filter(|_| bytes > 0.0).map(|bits| bits.interval),
         tokens: loss.counted,
         kernels: kernels.set().to_string(),
     })
@@ -195,7 +233,7 @@ fn block_size(settings: &EvalSettings, trained: &Trained) -> Result<usize> {
 }
 
 /// The validation data of the run that the checkpoint is of.
-fn own_data(trained: &Trained, block_size: usize) -> Result<Validation> {
+fn own_data(trained: &Trained, block_size: usize) -> Result<Held> {
     let dir = trained.dir();
     let folder = RunFolder::existing(&dir);
     if !folder.has_settings() {
@@ -210,10 +248,17 @@ fn own_data(trained: &Trained, block_size: usize) -> Result<Validation> {
         if !shards.is_empty() {
             let config = trained.config();
             let stream = TokenStream::open(&shards)?;
-            return Validation::open(stream, config.vocab_size, block_size);
+            return Ok(Held::Windows(Validation::open(stream, config.vocab_size, block_size)?));
         }
     }
-    let settings = TrainSettings { block_size, ..folder.settings()? };
+    let settings = TrainSettings { block_size, quiet: true, ..folder.settings()? };
+    let stdin = |names: &[String]| names.iter().any(|name| name == "-");
+    if settings.loss_on.is_some() && (stdin(&settings.data) || stdin(&settings.val_data)) {
+        return Err(Error::usage(format!(
+            "{}: the run's examples came from standard input; give --data, with --loss-on",
+            dir.display()
+        )));
+    }
     let inputs = Inputs::open(&settings, &folder, true)?;
     inputs.validation.ok_or_else(|| {
         Error::usage(format!(
@@ -223,26 +268,41 @@ fn own_data(trained: &Trained, block_size: usize) -> Result<Validation> {
     })
 }
 
-fn given_data(settings: &EvalSettings, tokenizer: Option<&Tokenizer>) -> Result<TokenStream> {
+fn given_data(
+    settings: &EvalSettings,
+    trained: &Trained,
+    tokenizer: Option<&Tokenizer>,
+    block_size: usize,
+) -> Result<Held> {
+    let known = || {
+        tokenizer.ok_or_else(|| {
+            Error::usage(format!(
+                "{}: there is no tokenizer beside the checkpoint to read text with; give --tokenizer",
+                settings.checkpoint.display()
+            ))
+        })
+    };
+    if let Some(loss_on) = settings.loss_on {
+        let dir = trained.dir();
+        let usage = (Usage::of_folder(&dir)?, dir.as_path());
+        let encoder = Encoder::new(known()?, usage, loss_on, &settings.text_field, block_size);
+        let read = encoder.read(&instructions::sources("--data", &settings.data)?)?;
+        return Ok(Held::Examples(FixedRows::new(read.examples, block_size)));
+    }
     let paths: Vec<PathBuf> = settings.data.iter().map(PathBuf::from).collect();
-    match discover(&paths)? {
+    let stream = match discover(&paths)? {
         Input::Shards { train, val } => {
-            TokenStream::open(if val.is_empty() { &train } else { &val })
+            TokenStream::open(if val.is_empty() { &train } else { &val })?
         }
         Input::Text(sources) => {
-            let Some(tokenizer) = tokenizer else {
-                return Err(Error::usage(format!(
-                    "{}: there is no tokenizer beside the checkpoint to read text with; give \
-                     --tokenizer",
-                    settings.checkpoint.display()
-                )));
-            };
             let request = Request {
                 text_field: settings.text_field.clone(),
                 val_fraction: 0.0,
                 ..Request::new(sources)
             };
-            Ok(prepare::encode_in_memory(&request, tokenizer)?.0)
+            prepare::encode_in_memory(&request, known()?)?.0
         }
-    }
+    };
+    let vocab_size = trained.config().vocab_size;
+    Ok(Held::Windows(Validation::open(stream, vocab_size, block_size)?))
 }

@@ -4,6 +4,7 @@ pub mod bench;
 #[cfg(feature = "chat")]
 pub mod chat;
 pub mod checkpoint;
+pub mod choices;
 pub mod cli;
 pub mod data;
 pub mod doctor;
@@ -28,6 +29,7 @@ pub mod pool;
 pub mod report;
 pub mod settings;
 pub mod simulate;
+mod statistics;
 pub mod tokenizer;
 pub mod trace;
 pub mod train;

@@ -59,6 +59,16 @@ pub enum TuningChoice {
     File(PathBuf),
 }
 
+/// Which tokens of examples count in the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossOn {
+    /// Completions, the assistant's messages, and what ends them; of texts all.
+    Completions,
+    /// All.
+    All,
+}
+
 /// What standard output carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,10 +88,13 @@ pub struct TrainSettings {
     pub data: Vec<String>,
     /// Separate validation data; none means the tail of `data`.
     pub val_data: Vec<String>,
-    /// Share of the tokens held out when there is no `val_data`.
+    /// Share of the tokens, or of the examples, held out when there is no `val_data`.
     pub val_fraction: f64,
     /// Field of a JSON line that holds the text.
     pub text_field: String,
+    /// The data are examples, one a JSON line, rather than text; which tokens of them count.
+    #[serde(default)]
+    pub loss_on: Option<LossOn>,
     /// Tokenizer; shards bring their own numbering and want `vocab_size` or a file.
     pub tokenizer: TokenizerChoice,
     /// Size of the vocabulary for token shards without a tokenizer.
@@ -138,6 +151,9 @@ pub struct TrainSettings {
     pub batch_size: usize,
     /// Micro-batches of a step.
     pub gradient_accumulation_steps: usize,
+    /// Times that the data are gone through, which then decide `max_steps`.
+    #[serde(default)]
+    pub epochs: Option<f64>,
     /// Steps of the run.
     pub max_steps: u64,
     /// Peak learning rate.

@@ -3,6 +3,8 @@
 use cllm_core::{Batch, IGNORE, Loss, StepError};
 
 use crate::data::loader::Validation;
+use crate::data::packing::FixedRows;
+use crate::data::prefetch::ReadyBatch;
 use crate::error::{Error, Result};
 
 /// The batches of a validation.
@@ -48,19 +50,20 @@ impl Rounds {
         (first, left.min(self.batch_size as u64) as usize)
     }
 
-    /// Fills the buffers with batch `round`. Targets of repeated rows are ignored.
+    /// Fills `batch` with batch `round`. Targets of repeated rows are ignored.
     ///
     /// # Errors
     /// What [`Validation::fill_batch`] refuses.
-    pub fn fill(
-        &self,
-        round: u64,
-        data: &Validation,
-        tokens: &mut [u32],
-        targets: &mut [u32],
-    ) -> Result<()> {
+    pub fn fill(&self, round: u64, data: &Held, batch: &mut ReadyBatch) -> Result<()> {
         let (first, rows) = self.batch(round);
-        data.fill_batch(first, self.batch_size, tokens, targets)?;
+        match data {
+            Held::Windows(data) => {
+                let (tokens, targets) = batch.ids();
+                data.fill_batch(first, self.batch_size, tokens, targets)?;
+            }
+            Held::Examples(data) => data.fill(first, batch),
+        }
+        let targets = batch.targets_mut();
         let row = targets.len() / self.batch_size.max(1);
         targets[rows * row..].fill(IGNORE);
         Ok(())
@@ -72,20 +75,48 @@ impl Rounds {
     /// What the data or the model refuses.
     pub fn mean(
         &self,
-        data: &Validation,
-        tokens: &mut [u32],
-        targets: &mut [u32],
+        data: &Held,
+        batch: &mut ReadyBatch,
         mut evaluate: impl FnMut(&Batch<'_>) -> Option<core::result::Result<Loss, StepError>>,
     ) -> Result<Option<Loss>> {
         let mut total = Loss { sum: 0.0, counted: 0 };
         for round in 0..self.taken {
-            self.fill(round, data, tokens, targets)?;
-            let Some(loss) = evaluate(&Batch::new(tokens, targets)) else { return Ok(None) };
+            self.fill(round, data, batch)?;
+            let Some(loss) = evaluate(&batch.get()) else { return Ok(None) };
             let loss = loss.map_err(|e| Error::failure(format!("validation: {e}")))?;
             total.sum += loss.sum;
             total.counted += loss.counted;
         }
         Ok(Some(total))
+    }
+}
+
+/// Data to measure a loss on.
+#[derive(Debug)]
+pub enum Held {
+    /// Windows of text.
+    Windows(Validation),
+    /// Rows of examples.
+    Examples(FixedRows),
+}
+
+impl Held {
+    /// Number of sequences.
+    #[must_use]
+    pub fn sequences(&self) -> u64 {
+        match self {
+            Self::Windows(data) => data.sequences(),
+            Self::Examples(data) => data.rows(),
+        }
+    }
+
+    /// Number of tokens in the data.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        match self {
+            Self::Windows(data) => data.tokens(),
+            Self::Examples(data) => data.examples().all_places(),
+        }
     }
 }
 
@@ -121,17 +152,17 @@ mod tests {
     #[test]
     fn repeated_rows_do_not_count() {
         let stream = TokenStream::from_tokens("t", (0..13).collect());
-        let data = Validation::open(stream, 13, 4).unwrap();
+        let data = Held::Windows(Validation::open(stream, 13, 4).unwrap());
         let rounds = Rounds::new(data.sequences(), 2, 0);
-        let (mut tokens, mut targets) = (vec![0; 8], vec![0; 8]);
+        let mut batch = ReadyBatch::new(8);
         let mut counted = Vec::new();
-        let total = rounds.mean(&data, &mut tokens, &mut targets, |batch| {
+        let total = rounds.mean(&data, &mut batch, |batch| {
             counted.push(batch.counted());
             Some(Ok(Loss { sum: 1.0, counted: batch.counted() }))
         });
         assert_eq!(counted, [8, 4]);
         assert_eq!(total.unwrap(), Some(Loss { sum: 2.0, counted: 12 }));
-        let stopped = rounds.mean(&data, &mut tokens, &mut targets, |_| None).unwrap();
+        let stopped = rounds.mean(&data, &mut batch, |_| None).unwrap();
         assert_eq!(stopped, None);
     }
 }

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use cllm::data::prefetch::with_loader;
+use cllm::data::prefetch::{ReadyBatch, with_loader};
 use cllm::memory::PoolMemory;
 use cllm::pool::{self, Crew, cpus};
 use cllm::settings::{Threads, TrainSettings};
@@ -184,7 +184,8 @@ fn a_pool_with_nothing_to_do_sleeps() {
         let trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
         let mut trainer = trainer.wait_with(&pool::CALLER);
         trainer.initialise();
-        let fill = |n: u64, tokens: &mut [u32], targets: &mut [u32]| {
+        let fill = |n: u64, batch: &mut ReadyBatch| {
+            let (tokens, targets) = batch.ids();
             tokens.fill(n as u32 % 64);
             targets.fill(n as u32 % 63);
             Ok(())

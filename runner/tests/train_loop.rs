@@ -155,6 +155,7 @@ fn evaluation_of_a_run_repeats_its_validation() {
         block_size: None,
         checkpoint: settings.out_dir.clone(),
         data: Vec::new(),
+        loss_on: None,
         text_field: "text".to_owned(),
         tokenizer: None,
         batch_size: settings.batch_size,

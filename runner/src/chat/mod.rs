@@ -7,10 +7,12 @@
 
 mod talk;
 mod template;
+mod turns;
 
 pub use talk::ChatSettings;
 pub(crate) use talk::talk;
-pub(crate) use template::Template;
+pub(crate) use template::{Compiled, Template};
+pub(crate) use turns::{Spoken, spoken};
 
 use serde::{Deserialize, Serialize};
 

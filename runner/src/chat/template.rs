@@ -15,6 +15,9 @@ use crate::tokenizer::usage::Usage;
 /// Most steps of a template: thousands of messages take a few hundred thousand.
 const FUEL: u64 = 50_000_000;
 
+/// The template's name among those of its environment.
+const NAME: &str = "chat";
+
 /// A chat template and the names of the tokens that it may mention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Template {
@@ -34,7 +37,7 @@ impl Template {
     }
 
     /// The template that goes with a tokenizer that was found at `origin`.
-    pub(super) fn of(mut usage: Usage, origin: &Path) -> Option<Self> {
+    pub(crate) fn of(mut usage: Usage, origin: &Path) -> Option<Self> {
         let source = usage.chat_template.take()?;
         Some(Self { source, usage, origin: origin.to_path_buf() })
     }
@@ -44,6 +47,14 @@ impl Template {
     /// # Errors
     /// The template is damaged, does without what it wants, or refuses the messages.
     pub(crate) fn render(&self, messages: &[Message], to_reply: bool) -> Result<String> {
+        self.compile()?.render(messages, to_reply)
+    }
+
+    /// The template made ready for many conversations.
+    ///
+    /// # Errors
+    /// The template is damaged.
+    pub(crate) fn compile(&self) -> Result<Compiled<'_>> {
         let mut jinja = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         jinja.set_syntax(syntax.map_err(|e| Error::failure(format!("chat templates: {e}")))?);
@@ -52,24 +63,44 @@ impl Template {
         jinja.add_function("raise_exception", |text: String| -> core::result::Result<(), _> {
             Err(minijinja::Error::new(JinjaError::InvalidOperation, text))
         });
+        jinja.add_template(NAME, &self.source).map_err(|e| self.error(&e))?;
+        Ok(Compiled { template: self, jinja })
+    }
+
+    fn error(&self, cause: &minijinja::Error) -> Error {
+        Error::failure(format!("{}: the chat template: {cause}", self.origin.display()))
+    }
+}
+
+/// A template that has been parsed.
+#[derive(Debug)]
+pub(crate) struct Compiled<'t> {
+    template: &'t Template,
+    jinja: Environment<'t>,
+}
+
+impl Compiled<'_> {
+    /// As [`Template::render`].
+    ///
+    /// # Errors
+    /// As [`Template::render`].
+    pub(crate) fn render(&self, messages: &[Message], to_reply: bool) -> Result<String> {
         let messages: Vec<_> = messages
             .iter()
             .map(|Message { role, content }| {
                 Jinja::from_pairs([("role", role.as_str()), ("content", content.as_str())])
             })
             .collect();
-        let rendered = jinja.render_str(
-            &self.source,
-            context! {
+        let usage = &self.template.usage;
+        let rendered = self.jinja.get_template(NAME).and_then(|template| {
+            template.render(context! {
                 messages => messages,
                 add_generation_prompt => to_reply,
-                bos_token => self.usage.bos_token.as_deref().unwrap_or_default(),
-                eos_token => self.usage.eos_token.as_deref().unwrap_or_default(),
-            },
-        );
-        rendered.map_err(|e| {
-            Error::failure(format!("{}: the chat template: {e}", self.origin.display()))
-        })
+                bos_token => usage.bos_token.as_deref().unwrap_or_default(),
+                eos_token => usage.eos_token.as_deref().unwrap_or_default(),
+            })
+        });
+        rendered.map_err(|e| self.template.error(&e))
     }
 }
 

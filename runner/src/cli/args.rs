@@ -1,9 +1,11 @@
 //! The commands of `cllm` and their flags.
 
+use super::eval::EvalArgs;
+use super::finetune;
 use super::flags::TrainArgs;
 use super::presets::Preset;
 use super::value::{Setting, parse};
-use crate::settings::{LogFormat, Threads, TokenizerChoice, TuningChoice};
+use crate::settings::{LogFormat, Threads, TokenizerChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::{Dtype, Isa};
 use serde_json::Value;
@@ -39,16 +41,18 @@ pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::
 pub fn command() -> clap::Command {
     let mut command = Cli::command();
     for name in ["train", "plan"] {
-        command = command.mut_subcommand(name, show_defaults);
+        command = command.mut_subcommand(name, |of| show_defaults(of, Preset::default()));
     }
+    command = command
+        .mut_subcommand("finetune", |of| show_defaults(finetune::own_help(of), Preset::Finetune));
     let preset = "Settings to start from: tiny, reference (the default) or gpt2";
     command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)))
 }
 
 /// Adds the default, which is the preset's, to the help of each setting.
-fn show_defaults(command: clap::Command) -> clap::Command {
+fn show_defaults(command: clap::Command, preset: Preset) -> clap::Command {
     // By way of text, which has as few digits as tell a number.
-    let text = serde_json::to_string(&Preset::default().settings()).unwrap_or_default();
+    let text = serde_json::to_string(&preset.settings()).unwrap_or_default();
     let Ok(Value::Object(defaults)) = serde_json::from_str(&text) else { return command };
     command.mut_args(|arg| {
         let shown = match defaults.get(arg.get_id().as_str()) {
@@ -77,6 +81,9 @@ Examples:
 
 Ctrl-C saves a checkpoint and ends with exit status 130.")]
     Train(Box<TrainArgs>),
+    /// Train a model that is there already on examples: prompts and completions, or conversations.
+    #[command(after_help = finetune::HELP)]
+    Finetune(Box<TrainArgs>),
     /// Continue a text with a trained model.
     #[command(after_help = "\
 Examples:
@@ -84,10 +91,8 @@ Examples:
   cllm generate --checkpoint out --greedy --tokens 50
   cllm generate --checkpoint out/best.cllm --temperature 0.8 --top-k 40 --samples 3")]
     Generate(GenerateArgs),
-    /// Measure the loss of a trained model on data.
-    #[command(after_help = "\
-Example:
-  cllm eval --checkpoint out --data held-out.txt")]
+    /// Measure the loss of a trained model on data, or what it chooses.
+    #[command(after_help = super::eval::HELP)]
     Eval(EvalArgs),
     /// Turn text into token shards, or train a tokenizer.
     #[command(after_help = "\
@@ -280,44 +285,6 @@ pub struct GenerateArgs {
     /// The text does not depend on it.
     #[arg(long, value_name = "N", default_value = "auto", value_parser = parse::<Threads>)]
     pub threads: Threads,
-    /// What all commands that compute have.
-    #[command(flatten)]
-    pub machine: MachineArgs,
-}
-
-/// Flags of `cllm eval`.
-#[derive(Args, Debug, Clone)]
-pub struct EvalArgs {
-    /// A run folder (its best checkpoint counts) or a checkpoint file.
-    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
-    pub checkpoint: PathBuf,
-    /// Files and folders of text, JSON lines or token shards; - is standard input.
-    ///
-    /// Without it the run's own validation data.
-    #[arg(long, value_name = "PATH", num_args = 1..)]
-    pub data: Vec<String>,
-    /// Field of a JSON line that holds the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub text_field: String,
-    /// A tokenizer.json [default: the checkpoint's].
-    #[arg(long, value_name = "FILE", value_parser = parse::<PathBuf>)]
-    pub tokenizer: Option<PathBuf>,
-    /// Tokens of a sequence [default: the run's; of an imported model its context, at most 1024].
-    #[arg(long, value_name = "N", value_parser = parse::<usize>)]
-    pub block_size: Option<usize>,
-    /// Sequences computed together.
-    #[arg(long, value_name = "N", default_value = "16", value_parser = parse::<usize>)]
-    pub batch_size: usize,
-    /// Batches to measure; 0 takes all there are.
-    #[arg(long, value_name = "N", default_value = "0", value_parser = parse::<usize>)]
-    pub batches: usize,
-    /// Workers that compute: a number, or auto for one on each CPU.
-    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse::<Threads>)]
-    pub threads: Threads,
-    /// Sizes of blocks: auto takes those that `cllm tune` has stored for such batches, off those
-    /// that follow from the CPU's caches; or a file of `cllm tune --out`.
-    #[arg(long, value_name = "FILE", default_value = "auto", value_parser = parse::<TuningChoice>)]
-    pub tuning: TuningChoice,
     /// What all commands that compute have.
     #[command(flatten)]
     pub machine: MachineArgs,

@@ -2,12 +2,11 @@
 
 use super::Status;
 use super::args::{
-    BenchArgs, BenchCommand, EvalArgs, GenerateArgs, IsaChoice, KernelBenchArgs, SimulateArgs,
-    TokenizeArgs,
+    BenchArgs, BenchCommand, GenerateArgs, IsaChoice, KernelBenchArgs, SimulateArgs, TokenizeArgs,
 };
 use super::flags::TrainArgs;
 use super::output;
-use super::resolve::{ISA_VARIABLE, isa_from_environment};
+use super::resolve::{ISA_VARIABLE, Resolved, isa_from_environment};
 use super::validate::check_isa;
 use crate::bench;
 use crate::data::prepare::{self, Request};
@@ -15,7 +14,6 @@ use crate::data::source::{Input, Source, discover};
 use crate::data::{reference, vocabulary};
 use crate::doctor::Report;
 use crate::error::{Error, Result};
-use crate::eval::{self, EvalSettings};
 use crate::generate::{self, GenerateSettings};
 use crate::inspect;
 use crate::settings::TokenizerChoice;
@@ -27,7 +25,11 @@ use core::time::Duration;
 use std::path::{Path, PathBuf};
 
 pub(super) fn train(args: TrainArgs) -> Result<Status> {
-    let resolved = args.resolve()?;
+    run(&args.resolve()?)
+}
+
+/// Trains as resolved.
+pub(super) fn run(resolved: &Resolved) -> Result<Status> {
     Ok(match train::train(&resolved.settings)? {
         Outcome::Finished => Status::Done,
         Outcome::Interrupted => Status::Interrupted,
@@ -62,28 +64,8 @@ pub(super) fn generate(args: GenerateArgs) -> Result<()> {
     })
 }
 
-pub(super) fn evaluate(args: EvalArgs) -> Result<()> {
-    if args.batch_size == 0 {
-        return Err(Error::usage("--batch-size 0: it must be at least 1"));
-    }
-    eval::evaluate(&EvalSettings {
-        isa: chosen_isa(args.machine.isa)?,
-        dtype: args.machine.dtype,
-        log_format: args.machine.log_format,
-        checkpoint: args.checkpoint,
-        data: args.data,
-        text_field: args.text_field,
-        tokenizer: args.tokenizer,
-        block_size: args.block_size,
-        batch_size: args.batch_size,
-        batches: args.batches,
-        threads: args.threads,
-        tuning: args.tuning,
-    })
-}
-
 /// The instruction set of a flag, else of the environment; the CPU has it.
-fn chosen_isa(flag: Option<Isa>) -> Result<Option<Isa>> {
+pub(super) fn chosen_isa(flag: Option<Isa>) -> Result<Option<Isa>> {
     let isa = match flag {
         Some(isa) => Some((isa, "--isa")),
         None => isa_from_environment()?.map(|isa| (isa, ISA_VARIABLE)),

@@ -7,7 +7,7 @@ use super::presets::Preset;
 use super::value::{Setting, parse};
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use crate::settings::{
-    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
+    LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
 };
 use clap::Args;
 use cllm_core::{Dtype, Isa};
@@ -140,6 +140,11 @@ train_flags! {
         /// Field of a JSON line that holds the text.
         #[arg(value_name = "NAME")]
         text_field: String,
+        /// What counts in the loss: completions (with the assistant's messages, and what ends them), or all.
+        ///
+        /// The data are examples then, as `cllm finetune` has them.
+        #[arg(value_name = "WHAT")]
+        loss_on: LossOn,
         /// bytes, chars, bpe:N (trained on the text, N ids) or a tokenizer.json.
         #[arg(value_name = "KIND")]
         tokenizer: TokenizerChoice,
@@ -211,8 +216,11 @@ train_flags! {
         /// Micro-batches of a step.
         #[arg(value_name = "N")]
         gradient_accumulation_steps: usize,
+        /// Times that the data are gone through, instead of --max-steps; parts of one count too.
+        #[arg(value_name = "X", alias = "num-train-epochs")]
+        epochs: f64,
         /// Steps of the run.
-        #[arg(value_name = "N", alias = "max-iters")]
+        #[arg(value_name = "N", aliases = ["steps", "max-iters"])]
         max_steps: u64,
         /// Highest learning rate.
         #[arg(value_name = "RATE", alias = "lr")]

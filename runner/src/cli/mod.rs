@@ -7,9 +7,11 @@
 pub mod args;
 mod commands;
 mod documents;
+pub mod eval;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 mod exchange;
 mod file;
+mod finetune;
 pub mod flags;
 mod nearest;
 mod output;
@@ -73,8 +75,9 @@ fn explain(error: &clap::Error) -> Result<Status> {
 fn run(command: Command) -> Result<Status> {
     match command {
         Command::Train(args) => return commands::train(*args),
+        Command::Finetune(args) => return finetune::finetune(*args),
         Command::Generate(args) => commands::generate(args),
-        Command::Eval(args) => commands::evaluate(args),
+        Command::Eval(args) => eval::evaluate(args),
         Command::Tokenize(args) => commands::tokenize(&args),
         Command::Plan(args) => plan::plan(args),
         Command::Bench(args) => commands::bench(&args),

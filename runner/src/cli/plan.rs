@@ -25,6 +25,12 @@ use std::path::PathBuf;
 pub(super) fn plan(args: PlanArgs) -> Result<()> {
     let resolved = args.train.resolve()?;
     let settings = &resolved.settings;
+    if let Some(epochs) = settings.epochs {
+        return Err(Error::usage(format!(
+            "--epochs {epochs}: how many steps that is depends on the data, which are not read here; give \
+             --max-steps"
+        )));
+    }
     let kernels = model::kernels(settings.isa, settings.dtype)?;
     let config = model::run_config(settings, vocab_size(settings)?)?;
     let (plan, chosen) = model::train_plan(settings, &config, kernels)?;

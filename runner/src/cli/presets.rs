@@ -3,7 +3,7 @@
 use super::value::Setting;
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
 use crate::settings::{
-    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
+    LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
     default_prefetch, default_trace_steps,
 };
 use cllm_core::Dtype;
@@ -20,6 +20,8 @@ pub enum Preset {
     Gpt2,
     /// The smallest SmolLM2, 135 million parameters: a Llama.
     Smollm2,
+    /// What `cllm finetune` starts from, which nobody names.
+    Finetune,
 }
 
 impl Setting for Preset {
@@ -31,7 +33,7 @@ impl Setting for Preset {
 }
 
 impl Preset {
-    /// All of them.
+    /// Those that can be named.
     pub const ALL: [Self; 4] = [Self::Tiny, Self::Reference, Self::Gpt2, Self::Smollm2];
 
     /// The name that `--preset` takes.
@@ -42,6 +44,7 @@ impl Preset {
             Self::Reference => "reference",
             Self::Gpt2 => "gpt2",
             Self::Smollm2 => "smollm2",
+            Self::Finetune => "finetune",
         }
     }
 
@@ -53,6 +56,7 @@ impl Preset {
             Self::Reference => reference(),
             Self::Gpt2 => gpt2(),
             Self::Smollm2 => smollm2(),
+            Self::Finetune => finetune(),
         }
     }
 }
@@ -67,6 +71,7 @@ fn tiny() -> TrainSettings {
         val_data: Vec::new(),
         val_fraction: 0.1,
         text_field: "text".to_owned(),
+        loss_on: None,
         tokenizer: TokenizerChoice::Bytes,
         vocab_size: None,
         base: None,
@@ -89,6 +94,7 @@ fn tiny() -> TrainSettings {
         window: None,
         batch_size: 8,
         gradient_accumulation_steps: 1,
+        epochs: None,
         max_steps: 1500,
         learning_rate: 3e-3,
         // A tenth of the peak, whatever that is set to.
@@ -188,6 +194,28 @@ fn smollm2() -> TrainSettings {
     }
 }
 
+/// Rates and rounds that people take for a few thousand examples and models of this size; rows as long
+/// as the base allows are few, so that they fit into memory.
+fn finetune() -> TrainSettings {
+    TrainSettings {
+        loss_on: Some(LossOn::Completions),
+        val_fraction: 0.05,
+        batch_size: 2,
+        gradient_accumulation_steps: 2,
+        epochs: Some(3.0),
+        learning_rate: 2e-5,
+        warmup_steps: 10,
+        weight_decay: 0.0,
+        beta2: 0.999,
+        eval_interval: 100,
+        // All of it: it is little, and its loss is what tells when to stop.
+        eval_batches: 0,
+        save_interval: 100,
+        sample_tokens: 0,
+        ..tiny()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,5 +228,7 @@ mod tests {
             assert!(Preset::ACCEPTS.contains(preset.name()));
         }
         assert_eq!(Preset::from_text("huge"), None);
+        Preset::Finetune.settings().validate().unwrap();
+        assert_eq!(Preset::from_text("finetune"), None);
     }
 }

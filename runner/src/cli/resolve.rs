@@ -101,12 +101,31 @@ impl TrainArgs {
         flags.apply(&mut settings, |key| {
             origins.insert(key, Origin::Flag);
         });
+        settle_length(&mut settings, &origins)?;
         // A run that goes on has its model already.
         if let Some(path) = settings.base.clone().filter(|_| !settings.resume) {
             train::base::settle(&mut settings, &path, |field| origins.contains_key(field))?;
         }
         settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
         Ok(Resolved { settings, preset: base.preset, origins })
+    }
+}
+
+/// Of steps and epochs the one counts that was told more directly.
+fn settle_length(
+    settings: &mut TrainSettings,
+    origins: &BTreeMap<&'static str, Origin>,
+) -> Result<()> {
+    match (origins.get("max_steps"), origins.get("epochs")) {
+        (Some(Origin::Flag), Some(Origin::Flag))
+        | (Some(Origin::File { .. }), Some(Origin::File { .. })) => {
+            Err(Error::usage("--epochs and --max-steps: both say how long the run is; give one"))
+        }
+        (Some(_), None | Some(Origin::File { .. })) => {
+            settings.epochs = None;
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -34,6 +34,8 @@ impl Invalid {
 const MOST_LAYERS: u64 = 10_000;
 /// Steps are counted in 32 bits where dropout masks are drawn.
 const MOST_STEPS: u64 = u32::MAX as u64;
+/// More than anybody goes through data that are worth it.
+const MOST_EPOCHS: f64 = 1e6;
 /// Tokens of a step, all micro-batches together.
 const MOST_TOKENS: u64 = 1 << 40;
 /// Steps of a trace: hundreds of megabytes.
@@ -155,6 +157,10 @@ impl TrainSettings {
 
     fn check_run(&self) -> core::result::Result<(), Invalid> {
         whole("max_steps", self.max_steps, 1, MOST_STEPS)?;
+        if let Some(epochs) = self.epochs.filter(|n| !(*n > 0.0 && *n <= MOST_EPOCHS)) {
+            let problem = format!("it must be above 0, at most {MOST_EPOCHS}");
+            return Err(Invalid::new("epochs", epochs, problem));
+        }
         whole("warmup_steps", self.warmup_steps, 0, MOST_STEPS)?;
         whole("lr_decay_steps", self.lr_decay_steps.unwrap_or(1), 1, MOST_STEPS)?;
         whole("eval_interval", self.eval_interval, 1, u64::MAX)?;
@@ -285,6 +291,8 @@ mod tests {
             (refused(|s| s.vocab_size = Some(0)), "--vocab-size 0"),
             (refused(|s| s.max_steps = 0), "--max-steps 0"),
             (refused(|s| s.max_steps = 1 << 32), "--max-steps 4294967296"),
+            (refused(|s| s.epochs = Some(0.0)), "--epochs 0: it must be above 0"),
+            (refused(|s| s.epochs = Some(f64::INFINITY)), "--epochs inf"),
             (refused(|s| s.eval_interval = 0), "--eval-interval 0"),
             (refused(|s| s.save_interval = 0), "--save-interval 0"),
             (refused(|s| s.log_interval = 0), "--log-interval 0"),

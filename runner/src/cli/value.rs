@@ -3,7 +3,7 @@
 //! Both ways accept the same values and refuse the rest with the same words.
 
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
-use crate::settings::{LogFormat, ScheduleChoice, Threads, TokenizerChoice, TuningChoice};
+use crate::settings::{LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TuningChoice};
 use cllm_core::{Dtype, Isa};
 use core::str::FromStr;
 use std::path::PathBuf;
@@ -143,6 +143,18 @@ impl Setting for LogFormat {
         match text {
             "text" => Some(Self::Text),
             "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for LossOn {
+    const ACCEPTS: &'static str = "completions or all";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "completions" => Some(Self::Completions),
+            "all" => Some(Self::All),
             _ => None,
         }
     }

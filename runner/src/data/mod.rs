@@ -3,7 +3,9 @@
 //! The path of a token: [`source`] finds documents, [`pieces`] reads them, [`vocabulary`] trains a
 //! tokenizer on them, [`prepare`] encodes them into [`shard`] files, [`stream`]
 //! joins shards into one sequence, [`sampler`] says which window of it comes
-//! when, [`loader`] copies windows into a batch, [`prefetch`] does so ahead of need. [`embedded`] is the text that
+//! when, [`loader`] copies windows into a batch, [`prefetch`] does so ahead of need.
+//! Of instructions it is another one: [`instructions`] encodes lines into [`examples`], and [`packing`]
+//! puts those into the rows of batches. [`embedded`] is the text that
 //! the program carries, [`mod@reference`] the data set that speed is measured on.
 
 use core::fmt::Write;
@@ -12,9 +14,12 @@ use sha2::{Digest, Sha256};
 
 pub(crate) mod dice;
 pub mod embedded;
+pub mod examples;
 mod grammar;
+pub mod instructions;
 mod lexicon;
 pub mod loader;
+pub mod packing;
 pub mod pieces;
 pub mod prefetch;
 pub mod prepare;

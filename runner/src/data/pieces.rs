@@ -40,6 +40,39 @@ pub struct Pieces {
     used: usize,
 }
 
+/// Reads the lines of sources, whatever they hold, but for blank ones.
+pub(crate) struct Lines {
+    sources: VecDeque<Source>,
+    current: Option<Current>,
+}
+
+impl Lines {
+    /// Starts to read `sources` in order.
+    pub(crate) fn new(sources: &[Source]) -> Self {
+        Self { sources: sources.iter().cloned().collect(), current: None }
+    }
+
+    /// Reads the next line into `buffer` and says where it is from; `None` after the last.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn next_line(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Origin<'_>>> {
+        loop {
+            if self.current.is_none() {
+                let Some(source) = self.sources.pop_front() else { return Ok(None) };
+                self.current = Some(open(source)?);
+            }
+            let Some(current) = &mut self.current else { continue };
+            if next_raw(current, buffer)? {
+                break;
+            }
+            self.current = None;
+        }
+        let current = self.current.as_ref();
+        Ok(current.map(|current| Origin { path: &current.path, line: Some(current.position) }))
+    }
+}
+
 struct Current {
     path: PathBuf,
     reader: Box<dyn BufRead + Send>,
@@ -123,9 +156,8 @@ fn open(source: Source) -> Result<Current> {
     Ok(Current { path, reader, json_lines: *source.kind() == Kind::JsonLines, position: 0 })
 }
 
-/// Fills `buffer` with the text of the next line that has one; false at the
-/// end.
-fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result<bool> {
+/// Fills `buffer` with the next line that is not blank; false at the end.
+fn next_raw(current: &mut Current, buffer: &mut Vec<u8>) -> Result<bool> {
     loop {
         buffer.clear();
         let read = current.reader.read_until(b'\n', buffer);
@@ -133,8 +165,18 @@ fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result
             return Ok(false);
         }
         current.position += 1;
-        if buffer.trim_ascii().is_empty() {
-            continue;
+        if !buffer.trim_ascii().is_empty() {
+            return Ok(true);
+        }
+    }
+}
+
+/// Fills `buffer` with the text of the next line that has one; false at the
+/// end.
+fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result<bool> {
+    loop {
+        if !next_raw(current, buffer)? {
+            return Ok(false);
         }
         let fail = |what: String| {
             let origin = Origin { path: &current.path, line: Some(current.position) };

@@ -52,23 +52,65 @@ const LOOKS: u32 = 200;
 /// The loader's name.
 const THREAD: &str = "cllm-loader";
 
-/// Room for the ids of one batch, filled when it comes from [`Prefetch::take`].
+/// What a step's rows hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTokens {
+    /// Places that are no padding.
+    pub places: usize,
+    /// Targets that count.
+    pub counted: usize,
+}
+
+/// Room for one batch, filled when it comes from [`Prefetch::take`].
 #[derive(Debug)]
 pub struct ReadyBatch {
     tokens: Box<[u32]>,
     targets: Box<[u32]>,
+    /// Empty until there are documents that must not see one another.
+    starts: Box<[u32]>,
+    /// What all micro-batches hold of the step that this one is of.
+    pub step: StepTokens,
 }
 
 impl ReadyBatch {
-    fn new(tokens: usize) -> Self {
+    /// Room for so many tokens.
+    #[must_use]
+    pub fn new(tokens: usize) -> Self {
         let ids = || vec![0; tokens].into_boxed_slice();
-        Self { tokens: ids(), targets: ids() }
+        Self { tokens: ids(), targets: ids(), starts: Box::default(), step: StepTokens::default() }
     }
 
     /// The ids, for a step.
     #[must_use]
     pub fn get(&self) -> Batch<'_> {
-        Batch::new(&self.tokens, &self.targets)
+        let starts = (!self.starts.is_empty()).then_some(&*self.starts);
+        Batch { tokens: &self.tokens, targets: &self.targets, starts }
+    }
+
+    /// Tokens and targets, to be filled with sequences without borders.
+    pub fn ids(&mut self) -> (&mut [u32], &mut [u32]) {
+        self.starts = Box::default();
+        (&mut self.tokens, &mut self.targets)
+    }
+
+    /// The targets alone.
+    pub fn targets_mut(&mut self) -> &mut [u32] {
+        &mut self.targets
+    }
+
+    /// Tokens, targets and starts of each row of `block_size`, to be filled. Takes memory for starts
+    /// at the first time.
+    pub fn rows(
+        &mut self,
+        block_size: usize,
+    ) -> impl Iterator<Item = (&mut [u32], &mut [u32], &mut [u32])> {
+        if self.starts.is_empty() {
+            self.starts = vec![0; self.tokens.len()].into();
+        }
+        let tokens = self.tokens.chunks_exact_mut(block_size);
+        let (targets, starts) = (&mut self.targets, &mut self.starts);
+        let others = targets.chunks_exact_mut(block_size).zip(starts.chunks_exact_mut(block_size));
+        tokens.zip(others).map(|(tokens, (targets, starts))| (tokens, targets, starts))
     }
 }
 
@@ -94,9 +136,8 @@ struct Signals {
 
 /// Calls `body` with the batches `batches`, filled ahead by a thread that ends with it.
 ///
-/// `fill` is called with each number in turn, and room for `tokens` ids and as many
-/// targets. At most `depth` batches are filled and not given back; theirs is all the memory
-/// that is taken, here and now.
+/// `fill` is called with each number in turn, and room for `tokens` ids. At most `depth` batches are filled and not given back; theirs is all the memory
+/// that is taken, here and now, but for starts.
 ///
 /// # Errors
 /// Those of `body`; the thread cannot be started; a `depth` that [`check_depth`] refuses.
@@ -107,7 +148,7 @@ pub fn with_loader<R>(
     depth: usize,
     tokens: usize,
     batches: Range<u64>,
-    fill: impl FnMut(u64, &mut [u32], &mut [u32]) -> Result<()> + Send,
+    fill: impl FnMut(u64, &mut ReadyBatch) -> Result<()> + Send,
     body: impl FnOnce(Prefetch<'_>) -> Result<R>,
 ) -> Result<R> {
     check_depth(depth)?;
@@ -246,11 +287,11 @@ impl Loader<'_> {
     fn run(
         mut self,
         batches: Range<u64>,
-        mut fill: impl FnMut(u64, &mut [u32], &mut [u32]) -> Result<()>,
+        mut fill: impl FnMut(u64, &mut ReadyBatch) -> Result<()>,
     ) {
         for n in batches {
             let Some(mut batch) = self.wait_for_room() else { return };
-            let filled = fill(n, &mut batch.tokens, &mut batch.targets).map(|()| batch);
+            let filled = fill(n, &mut batch).map(|()| batch);
             let is_last = filled.is_err();
             // There is room for all batches of the pool.
             let _ = self.filled.push(filled);
@@ -289,7 +330,8 @@ mod tests {
     use core::time::Duration;
 
     /// Marks a batch with its number.
-    fn mark(n: u64, tokens: &mut [u32], targets: &mut [u32]) -> Result<()> {
+    fn mark(n: u64, batch: &mut ReadyBatch) -> Result<()> {
+        let (tokens, targets) = batch.ids();
         tokens.fill(n as u32);
         targets.fill(!n as u32);
         Ok(())
@@ -313,9 +355,9 @@ mod tests {
     #[test]
     fn batches_come_in_order_whatever_the_depth_and_the_timing() {
         for depth in [1, 2, 3, 16, 64] {
-            let fill = |n, tokens: &mut [u32], targets: &mut [u32]| {
+            let fill = |n, batch: &mut ReadyBatch| {
                 dawdle(n, 1);
-                mark(n, tokens, targets)
+                mark(n, batch)
             };
             let end = with_loader(depth, 6, 1000..2500, fill, |mut prefetch| {
                 for n in 1000..2500 {
@@ -347,9 +389,9 @@ mod tests {
 
     #[test]
     fn an_error_comes_instead_of_its_batch() {
-        let fill = |n, tokens: &mut [u32], targets: &mut [u32]| match n {
+        let fill = |n, batch: &mut ReadyBatch| match n {
             7 => Err(Error::usage("batch 7 is bad")),
-            n => mark(n, tokens, targets),
+            n => mark(n, batch),
         };
         for depth in [1, 4, 64] {
             let error = with_loader(depth, 6, 0..20, fill, |mut prefetch| {
@@ -369,9 +411,9 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_loader_is_an_error() {
-        let fill = |n, tokens: &mut [u32], targets: &mut [u32]| {
+        let fill = |n, batch: &mut ReadyBatch| {
             assert!(n < 3, "batch {n} is the last straw");
-            mark(n, tokens, targets)
+            mark(n, batch)
         };
         let error = with_loader(2, 6, 0..20, fill, |mut prefetch| {
             for _ in 0..3 {
@@ -392,9 +434,9 @@ mod tests {
         // Parked for lack of room, and in the middle of filling.
         for pause in [Duration::from_millis(20), Duration::ZERO] {
             let filled = AtomicU64::new(0);
-            let fill = |n, tokens: &mut [u32], targets: &mut [u32]| {
+            let fill = |n, batch: &mut ReadyBatch| {
                 filled.fetch_add(1, Ordering::Relaxed);
-                mark(n, tokens, targets)
+                mark(n, batch)
             };
             let early = with_loader(3, 6, 0..u64::MAX, fill, |mut prefetch| {
                 let batch = prefetch.take()?;
@@ -417,9 +459,9 @@ mod tests {
 
     #[test]
     fn waiting_is_counted_and_batches_that_are_ready_cost_none() {
-        let fill = |n, tokens: &mut [u32], targets: &mut [u32]| {
+        let fill = |n, batch: &mut ReadyBatch| {
             assert_eq!(thread::current().name(), Some(THREAD));
-            mark(n, tokens, targets)
+            mark(n, batch)
         };
         let waited = with_loader(4, 6, 0..4, fill, |mut prefetch| {
             while prefetch.full.len() < 4 {
@@ -432,9 +474,9 @@ mod tests {
             Ok(prefetch.waited())
         });
         assert_eq!(waited, Ok(0.0));
-        let slow = |n, tokens: &mut [u32], targets: &mut [u32]| {
+        let slow = |n, batch: &mut ReadyBatch| {
             thread::sleep(Duration::from_millis(10));
-            mark(n, tokens, targets)
+            mark(n, batch)
         };
         let waited = with_loader(2, 6, 0..3, slow, |mut prefetch| {
             for _ in 0..3 {

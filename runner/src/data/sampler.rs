@@ -117,7 +117,7 @@ fn check_length(name: &str, tokens: u64, block_size: usize) -> Result<u64> {
 }
 
 /// Where `x` goes in the permutation of `0..n` with this key.
-fn permute(n: u64, mut x: u64, key: u64) -> u64 {
+pub(super) fn permute(n: u64, mut x: u64, key: u64) -> u64 {
     // Halves of equal width: the domain is below four times n, so the expected
     // number of repetitions is below four.
     let half = (u64::BITS - (n - 1).leading_zeros()).div_ceil(2).max(1);
@@ -136,7 +136,7 @@ fn permute(n: u64, mut x: u64, key: u64) -> u64 {
 }
 
 /// The finaliser of SplitMix64: every bit of the result depends on every bit.
-fn mix(x: u64) -> u64 {
+pub(super) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -76,6 +76,11 @@ impl Source {
         self.kind == Kind::Stdin
     }
 
+    /// Whether each line is a JSON object of its own, by the name of the file.
+    pub(super) fn is_json_lines(&self) -> bool {
+        self.kind == Kind::JsonLines
+    }
+
     pub(super) fn kind(&self) -> &Kind {
         &self.kind
     }

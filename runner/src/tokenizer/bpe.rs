@@ -226,13 +226,23 @@ impl BpeTokenizer {
         Self { inner, ..self.clone() }
     }
 
-    /// Whether a text spells a special token.
+    /// The spellings of special tokens.
     #[cfg(feature = "chat")]
-    pub(super) fn spelled(&self, text: &str) -> Option<String> {
+    pub(super) fn special_tokens(&self) -> Vec<String> {
         let added = self.inner.get_added_tokens_decoder();
         let special =
             added.into_values().filter(|token| token.special && !token.content.is_empty());
-        special.map(|token| token.content).find(|token| text.contains(token))
+        special.map(|token| token.content).collect()
+    }
+
+    /// What the tokenizer's own template has before a text.
+    pub(super) fn begin_of_text(&self) -> Vec<u32> {
+        const TEXT: &str = "a";
+        let ids = |special| self.inner.encode_fast(TEXT, special).map(|e| e.get_ids().to_vec());
+        let (Ok(mut whole), Ok(text)) = (ids(true), ids(false)) else { return Vec::new() };
+        let at = whole.windows(text.len().max(1)).position(|part| part == text).unwrap_or(0);
+        whole.truncate(at);
+        whole
     }
 
     /// The identifier of a token by its spelling in `tokenizer.json`.

@@ -214,10 +214,45 @@ impl Tokenizer {
     /// A special token that `text` spells, if it spells one.
     #[cfg(feature = "chat")]
     pub(crate) fn spelled(&self, text: &str) -> Option<String> {
+        self.special_tokens().into_iter().find(|token| text.contains(token))
+    }
+
+    /// The spellings of special tokens.
+    #[cfg(feature = "chat")]
+    pub(crate) fn special_tokens(&self) -> Vec<String> {
         match self {
-            Self::Bytes | Self::Chars(_) => None,
-            Self::Bpe(bpe) => bpe.spelled(text),
+            Self::Bytes | Self::Chars(_) => Vec::new(),
+            Self::Bpe(bpe) => bpe.special_tokens(),
         }
+    }
+
+    /// The identifiers that the tokenizer itself puts before every text, as those of Llama do.
+    pub(crate) fn begin_of_text(&self) -> Vec<u32> {
+        match self {
+            Self::Bytes | Self::Chars(_) => Vec::new(),
+            Self::Bpe(bpe) => bpe.begin_of_text(),
+        }
+    }
+
+    /// The identifiers of `text` where it goes on from `before`, whose own are `ids`: those that the
+    /// whole has behind them, unless the whole puts a token across the border.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn encode_after(
+        &self,
+        before: &str,
+        ids: &[u32],
+        text: &str,
+    ) -> core::result::Result<Vec<u32>, EncodeError> {
+        if matches!(self, Self::Bpe(_)) && !before.is_empty() {
+            let mut whole = self.encode([before, text].concat().as_bytes())?;
+            if whole.starts_with(ids) {
+                whole.drain(..ids.len());
+                return Ok(whole);
+            }
+        }
+        self.encode(text.as_bytes())
     }
 
     /// How the vocabulary spells the end of text.

@@ -182,6 +182,15 @@ impl Start {
     }
 }
 
+/// The folder that a base's files lie in.
+pub(super) fn folder_of(base: &Path) -> PathBuf {
+    if base.is_dir() {
+        return base.to_path_buf();
+    }
+    let parent = base.parent().filter(|dir| !dir.as_os_str().is_empty());
+    parent.unwrap_or(Path::new(".")).to_path_buf()
+}
+
 /// The base's path from any working folder.
 pub(super) fn whole_path(base: &Path) -> PathBuf {
     base.canonicalize().unwrap_or_else(|_| base.to_path_buf())

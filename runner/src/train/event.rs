@@ -3,6 +3,7 @@
 use cllm_core::{ModelConfig, Plan, Pool};
 use serde::{Deserialize, Serialize};
 
+use super::examples::ReadExamples;
 use super::tuner::Tried;
 use super::work::WorkReport;
 use crate::memory::{pool_bytes, total_bytes};
@@ -57,12 +58,15 @@ pub struct Start {
     pub peak_gflops: f64,
     /// Floating-point operations of a step.
     pub flops_per_step: f64,
-    /// Tokens of a step.
+    /// Tokens of a step, with the padding behind examples.
     pub tokens_per_step: u64,
     /// Tokens to train on.
     pub train_tokens: u64,
     /// Tokens to validate on.
     pub val_tokens: u64,
+    /// What the examples are, if the data are examples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub examples: Option<ReadExamples>,
 }
 
 /// The model's dimensions, by the names of the flags.
@@ -182,7 +186,7 @@ pub struct Step {
     pub lr: f32,
     /// Global norm of the gradient before the clip.
     pub grad_norm: f64,
-    /// Tokens a second since the last reported step.
+    /// Tokens a second since the last reported step; padding behind examples does not count.
     pub tokens_per_s: f64,
     /// Share of the machine's peak since the last reported step. Counts the FLOPs of the model
     /// alone: what `--recompute` does a second time is not among them.

@@ -1,9 +1,11 @@
-//! What a run trains on: text made into shards in the run folder, or shards in place.
+//! What a run trains on: text made into shards in the run folder, shards in place, or examples.
 
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Meta;
 use crate::data::loader::{Dataset, Validation};
+use crate::data::packing::Packing;
+use crate::data::prefetch::{ReadyBatch, StepTokens};
 use crate::data::prepare::{self, Request};
 use crate::data::source::{Input, Source, discover};
 use crate::data::stream::{TokenStream, find_shards};
@@ -11,7 +13,9 @@ use crate::data::{embedded, sha256_hex, vocabulary};
 use crate::error::{Error, Result};
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
+use crate::validation::Held;
 
+use super::examples::{self, ReadExamples};
 use super::folder::RunFolder;
 
 /// The data of a run and what its numbers mean.
@@ -23,10 +27,26 @@ pub struct Inputs {
     pub tokenizer: Option<Tokenizer>,
     /// SHA-256 of the tokenizer's JSON.
     pub tokenizer_sha256: Option<String>,
-    /// Windows to train on.
-    pub train: Dataset,
-    /// Windows to validate on.
-    pub validation: Option<Validation>,
+    /// What to train on.
+    pub train: Train,
+    /// What to validate on.
+    pub validation: Option<Held>,
+    /// What was read, if that was examples.
+    pub examples: Option<ReadExamples>,
+    /// Sequences of a micro-batch.
+    batch_size: usize,
+    /// Micro-batches of a step.
+    accumulated: usize,
+    block_size: usize,
+}
+
+/// What a run trains on.
+#[derive(Debug)]
+pub enum Train {
+    /// Windows of text.
+    Windows(Dataset),
+    /// Rows of examples.
+    Examples(Packing),
 }
 
 /// Token streams before windows are cut out of them.
@@ -44,6 +64,9 @@ impl Inputs {
     /// # Errors
     /// Missing, empty, malformed, too short or changed data, each named.
     pub fn open(settings: &TrainSettings, folder: &RunFolder, resumed: bool) -> Result<Self> {
+        if let Some(loss_on) = settings.loss_on {
+            return examples::open(settings, loss_on, folder, resumed);
+        }
         let block_size = settings.block_size;
         let Streams { train, validation, tokenizer, vocab_size } =
             match (text_or_shards(settings)?, validation_sources(settings)?) {
@@ -81,36 +104,100 @@ impl Inputs {
                     block_size.saturating_add(1)
                 )));
             }
-            Some(stream) => Some(Validation::open(stream, vocab_size, block_size)?),
+            Some(stream) => Some(Held::Windows(Validation::open(stream, vocab_size, block_size)?)),
             None => None,
         };
-        let tokenizer_sha256 = match &tokenizer {
-            Some(tokenizer) => Some(sha256_hex(tokenizer.to_json()?.as_bytes())),
-            None => None,
-        };
-        let train = Dataset::open(train, vocab_size, block_size, settings.seed)?;
-        Ok(Self { vocab_size, tokenizer, tokenizer_sha256, train, validation })
+        let train = Train::Windows(Dataset::open(train, vocab_size, block_size, settings.seed)?);
+        Self::new(settings, (tokenizer, vocab_size), train, validation, None)
     }
 
-    /// Fills the buffers with the run's micro-batch number `batch`, of `batch_size` sequences.
+    /// Inputs of these parts.
+    pub(super) fn new(
+        settings: &TrainSettings,
+        (tokenizer, vocab_size): (Option<Tokenizer>, usize),
+        train: Train,
+        validation: Option<Held>,
+        examples: Option<ReadExamples>,
+    ) -> Result<Self> {
+        let json = tokenizer.as_ref().map(Tokenizer::to_json).transpose()?;
+        Ok(Self {
+            vocab_size,
+            tokenizer,
+            tokenizer_sha256: json.map(|json| sha256_hex(json.as_bytes())),
+            train,
+            validation,
+            examples,
+            batch_size: settings.batch_size,
+            accumulated: settings.gradient_accumulation_steps,
+            block_size: settings.block_size,
+        })
+    }
+
+    /// Fills `batch` with the run's micro-batch number `n`.
     ///
     /// # Errors
     /// What [`Dataset::fill_batch`] refuses.
-    pub fn fill(
-        &self,
-        batch: u64,
-        batch_size: usize,
-        tokens: &mut [u32],
-        targets: &mut [u32],
-    ) -> Result<()> {
-        let first = batch.wrapping_mul(batch_size as u64);
-        self.train.fill_batch(first, batch_size, tokens, targets)
+    pub fn fill(&self, n: u64, batch: &mut ReadyBatch) -> Result<()> {
+        let first = n.wrapping_mul(self.batch_size as u64);
+        match &self.train {
+            Train::Windows(data) => {
+                let places = self.batch_size * self.accumulated * self.block_size;
+                batch.step = StepTokens { places, counted: places };
+                let (tokens, targets) = batch.ids();
+                data.fill_batch(first, self.batch_size, tokens, targets)
+            }
+            Train::Examples(packing) => {
+                let step = n / self.accumulated as u64;
+                batch.step = packing.held(step * self.rows_of_step(), self.rows_of_step());
+                packing.fill(first, batch);
+                Ok(())
+            }
+        }
+    }
+
+    fn rows_of_step(&self) -> u64 {
+        self.batch_size as u64 * self.accumulated as u64
+    }
+
+    /// Steps in which the data are gone through `epochs` times; at least one.
+    #[must_use]
+    pub fn steps_of(&self, epochs: f64) -> u64 {
+        let rows = match &self.train {
+            Train::Windows(data) => (data.sequences_per_epoch() as f64 * epochs).ceil() as u64,
+            Train::Examples(packing) => packing.rows_of(epochs),
+        };
+        rows.div_ceil(self.rows_of_step()).max(1)
+    }
+
+    /// Tokens that the first `steps` steps are trained on.
+    #[must_use]
+    pub fn tokens_of(&self, steps: u64) -> u64 {
+        let rows = steps * self.rows_of_step();
+        match &self.train {
+            Train::Windows(_) => rows * self.block_size as u64,
+            Train::Examples(packing) => packing.places_before(rows),
+        }
+    }
+
+    /// Tokens to train on.
+    #[must_use]
+    pub fn train_tokens(&self) -> u64 {
+        match &self.train {
+            Train::Windows(data) => data.tokens(),
+            Train::Examples(packing) => packing.examples().all_places(),
+        }
     }
 
     /// Tokens to validate on.
     #[must_use]
     pub fn val_tokens(&self) -> u64 {
-        self.validation.as_ref().map_or(0, Validation::tokens)
+        self.validation.as_ref().map_or(0, Held::tokens)
+    }
+
+    /// SHA-256 of the examples, if the data are examples.
+    #[must_use]
+    pub fn data_sha256(&self) -> Option<String> {
+        self.examples.as_ref().map(|read| read.sha256.clone())
     }
 
     /// Checks that a checkpoint was trained on this data.
@@ -125,8 +212,8 @@ impl Inputs {
                 checkpoint.display()
             )))
         };
-        if meta.train_tokens != self.train.tokens() {
-            return differs("training", meta.train_tokens, self.train.tokens());
+        if meta.train_tokens != self.train_tokens() {
+            return differs("training", meta.train_tokens, self.train_tokens());
         }
         if meta.val_tokens != self.val_tokens() {
             return differs("validation", meta.val_tokens, self.val_tokens());
@@ -137,6 +224,14 @@ impl Inputs {
                  another --out-dir",
                 checkpoint.display(),
                 tokenizer::FILE_NAME
+            )));
+        }
+        // Of text the shards in the folder are compared with what they were made from.
+        if meta.data_sha256 != self.data_sha256() {
+            return Err(Error::failure(format!(
+                "{}: the run began with other examples than --data and --val-data have now; restore \
+                 them, or start anew in another --out-dir",
+                checkpoint.display()
             )));
         }
         Ok(())

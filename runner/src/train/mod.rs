@@ -7,6 +7,7 @@
 pub(crate) mod base;
 mod board;
 pub mod event;
+pub mod examples;
 pub mod folder;
 pub mod inputs;
 pub mod metrics;
@@ -27,7 +28,7 @@ use cllm_core::{Engine, Kernels, ModelConfig, Trainer};
 
 use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta};
-use crate::data::prefetch::{self, Prefetch};
+use crate::data::prefetch::{self, Prefetch, ReadyBatch};
 use crate::error::{Error, Result};
 use crate::memory::{PoolMemory, check_available};
 use crate::model;
@@ -41,7 +42,7 @@ use folder::RunFolder;
 use inputs::Inputs;
 use metrics::Metrics;
 use report::Reporter;
-use session::{BatchMemory, Rates, Session};
+use session::{Rates, Session};
 use stop::Stop;
 use tuner::Tuner;
 use work::Work;
@@ -101,12 +102,14 @@ fn run(
 ) -> Result<Outcome> {
     let settings = &resume::normalised(settings);
     let kernels = check(settings)?;
-    let schedule = model::schedule(settings)?;
+    model::schedule(settings)?;
     let optimizer = model::optimizer(settings)?;
     let folder = open_folder(settings)?;
     let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
     let inputs = Inputs::open(settings, &folder, from.is_some())?;
+    let settings = &with_steps(settings, &inputs)?;
+    let schedule = model::schedule(settings)?;
     let base = base::Start::of(settings, from.as_ref(), inputs.vocab_size)?;
     let config = match &base {
         Some(base) => base.config,
@@ -132,10 +135,11 @@ fn run(
     };
     let step = trainer.updates();
     if step > settings.max_steps {
-        return Err(Error::usage(format!(
-            "--max-steps {}: the run has done {step} steps already",
-            settings.max_steps
-        )));
+        let asked = match settings.epochs {
+            Some(epochs) => format!("--epochs {epochs}, which are {} steps", settings.max_steps),
+            None => format!("--max-steps {}", settings.max_steps),
+        };
+        return Err(Error::usage(format!("{asked}: the run has done {step} steps already")));
     }
     let board = board::begin(settings, step)?;
     // Only now: what was wrong above has changed nothing.
@@ -152,6 +156,7 @@ fn run(
         peak_flops: fma_peak(best, Duration::from_millis(100))
             * workers.min(cpus::available()) as f64,
         steps: 0,
+        tokens: 0,
         seconds: 0.0,
         is_first: true,
         waited: 0.0,
@@ -170,10 +175,10 @@ fn run(
         peak_gflops: rates.peak_flops / 1e9,
         flops_per_step: rates.flops_per_step,
         tokens_per_step: batch_tokens as u64,
-        train_tokens: inputs.train.tokens(),
+        train_tokens: inputs.train_tokens(),
         val_tokens: inputs.val_tokens(),
+        examples: inputs.examples.clone(),
     };
-    let (mut tokens, mut targets) = (vec![0; plan.tokens()], vec![0; plan.tokens()]);
     let signals;
     let stop = match stop {
         Some(stop) => stop,
@@ -184,9 +189,7 @@ fn run(
     };
     let accumulated = settings.gradient_accumulation_steps as u64;
     let batches = step.saturating_mul(accumulated)..settings.max_steps.saturating_mul(accumulated);
-    let fill = |batch, tokens: &mut [u32], targets: &mut [u32]| {
-        inputs.fill(batch, settings.batch_size, tokens, targets)
-    };
+    let fill = |n, batch: &mut ReadyBatch| inputs.fill(n, batch);
     let wanted = settings.trace.as_ref().map(|file| Wanted {
         file: file.clone(),
         steps: settings.trace_steps,
@@ -219,7 +222,7 @@ fn run(
             meta,
             newest: from.map(|file| file.path().to_path_buf()),
             prefetch,
-            batch: BatchMemory { tokens: &mut tokens, targets: &mut targets },
+            batch: ReadyBatch::new(plan.tokens()),
             rates,
             work: Work::new(&crew),
             engine: &engine,
@@ -242,6 +245,7 @@ fn run(
 /// Checks what can be checked before any file is touched.
 fn check(settings: &TrainSettings) -> Result<&'static Kernels> {
     board::check(settings)?;
+    examples::check(settings)?;
     // The vocabulary is not known yet.
     model::config(settings, 1)?;
     for (flag, value) in [
@@ -267,6 +271,18 @@ fn check(settings: &TrainSettings) -> Result<&'static Kernels> {
     }
     model::workers(settings.threads)?;
     model::kernels(settings.isa, settings.dtype)
+}
+
+/// The settings with as many steps as go through the data so often as they say.
+fn with_steps(settings: &TrainSettings, inputs: &Inputs) -> Result<TrainSettings> {
+    let Some(epochs) = settings.epochs else { return Ok(settings.clone()) };
+    let max_steps = inputs.steps_of(epochs);
+    if max_steps > u64::from(u32::MAX) {
+        return Err(Error::usage(format!(
+            "--epochs {epochs}: that is {max_steps} steps, too many"
+        )));
+    }
+    Ok(TrainSettings { max_steps, ..settings.clone() })
 }
 
 /// Locks the run folder, and checks that the session may work in it.
@@ -316,9 +332,10 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
         validation_due: false,
         seconds: 0.0,
         data_wait_seconds: 0.0,
-        train_tokens: inputs.train.tokens(),
+        train_tokens: inputs.train_tokens(),
         val_tokens: inputs.val_tokens(),
         tokenizer_sha256: inputs.tokenizer_sha256.clone(),
+        data_sha256: inputs.data_sha256(),
         isa: kernels.set().to_string(),
     }
 }

@@ -197,7 +197,7 @@ fn start_lines(start: &Start, max_steps: u64) -> String {
         "model   {} layers, {} heads, {} wide, {} token ids: {} parameters\n\
          memory  {} planned\n\
          machine {}, {} thread(s), peak {:.0} GFLOP/s\n{tuned}\
-         data    {} tokens to train on, {} to validate on\n\
+         data    {}\n\
          run     {max_steps} steps of {} tokens{going}, in {}",
         settings.n_layer,
         settings.n_head,
@@ -208,10 +208,27 @@ fn start_lines(start: &Start, max_steps: u64) -> String {
         start.kernels,
         start.threads,
         start.peak_gflops,
-        thousands(start.train_tokens),
-        thousands(start.val_tokens),
+        data(start),
         thousands(start.tokens_per_step),
         settings.out_dir.display(),
+    )
+}
+
+/// What there is to train and to validate on.
+fn data(start: &Start) -> String {
+    let (train, val) = (thousands(start.train_tokens), thousands(start.val_tokens));
+    let Some(read) = &start.examples else {
+        return format!("{train} tokens to train on, {val} to validate on");
+    };
+    format!(
+        "{} examples of {train} tokens, of which {} count; {} examples to validate on\n\
+         epoch   {} rows of {} tokens, {:.1} % of them padding",
+        thousands(read.train as u64),
+        thousands(read.counted_tokens),
+        thousands(read.val as u64),
+        thousands(read.rows_per_epoch),
+        start.config.block_size,
+        100.0 * read.padding,
     )
 }
 

@@ -10,12 +10,13 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 27] = [
+const FIXED: [&str; 28] = [
     "base",
     "data",
     "val_data",
     "val_fraction",
     "text_field",
+    "loss_on",
     "tokenizer",
     "vocab_size",
     "n_layer",
@@ -41,7 +42,8 @@ const FIXED: [&str; 27] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 21] = [
+const FREE: [&str; 22] = [
+    "epochs",
     "max_steps",
     "eval_interval",
     "eval_batches",

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cllm_core::{Batch, Engine, Kernels, Optimizer, Schedule, StepError, Trainer};
+use cllm_core::{Engine, Kernels, Optimizer, Schedule, StepError, Trainer};
 
 use super::Outcome;
 use super::event::{Done, Eval, Event, Interrupted, Sample, Step, ThreadsFound};
@@ -18,7 +18,7 @@ use super::stop::Stop;
 use super::tuner::Tuner;
 use super::work::Work;
 use crate::checkpoint::{self, Meta, Validated};
-use crate::data::prefetch::Prefetch;
+use crate::data::prefetch::{Prefetch, ReadyBatch, StepTokens};
 use crate::error::{Error, Result};
 use crate::generate::{self, Speaker};
 use crate::memory::peak_rss_bytes;
@@ -44,7 +44,7 @@ pub(super) struct Session<'a, 'p> {
     /// Where steps get their batches.
     pub(super) prefetch: Prefetch<'p>,
     /// For validations and checks before saving.
-    pub(super) batch: BatchMemory<'a>,
+    pub(super) batch: ReadyBatch,
     pub(super) rates: Rates,
     pub(super) engine: &'a Engine<'a>,
     /// How many workers steps have.
@@ -56,17 +56,12 @@ pub(super) struct Session<'a, 'p> {
     pub(super) begin: Instant,
 }
 
-/// Token ids and targets of one batch.
-pub(super) struct BatchMemory<'a> {
-    pub(super) tokens: &'a mut [u32],
-    pub(super) targets: &'a mut [u32],
-}
-
 /// Speed since the last reported step.
 pub(super) struct Rates {
     pub(super) flops_per_step: f64,
     pub(super) peak_flops: f64,
     pub(super) steps: u64,
+    pub(super) tokens: u64,
     pub(super) seconds: f64,
     /// No step has been done in the session.
     pub(super) is_first: bool,
@@ -76,10 +71,10 @@ pub(super) struct Rates {
 
 impl Rates {
     /// Tokens a second and the share of the peak; starts over.
-    fn take(&mut self, tokens_per_step: u64) -> (f64, f64) {
+    fn take(&mut self) -> (f64, f64) {
         let (steps, seconds) = (self.steps as f64, self.seconds.max(1e-9));
-        (self.steps, self.seconds) = (0, 0.0);
-        let tokens = steps * tokens_per_step as f64 / seconds;
+        let tokens = self.tokens as f64 / seconds;
+        (self.steps, self.tokens, self.seconds) = (0, 0, 0.0);
         (tokens, steps * self.flops_per_step / seconds / self.peak_flops)
     }
 }
@@ -124,25 +119,21 @@ impl Session<'_, '_> {
         self.finish()
     }
 
-    /// Tokens of a step.
-    fn tokens_per_step(&self) -> usize {
-        self.batch.tokens.len() * self.settings.gradient_accumulation_steps
-    }
-
     /// One step; nothing here allocates unless the step is reported.
     fn step(&mut self) -> Result<()> {
         let start = Instant::now();
         let waited = self.prefetch.waited();
         self.engine.limit_workers(self.tuner.threads());
         let done = self.trainer.updates();
-        let counted = self.tokens_per_step();
+        let mut held = StepTokens::default();
         let mut sum = 0.0;
         for _ in 0..self.settings.gradient_accumulation_steps {
             let begin = self.tracer.now();
             let batch = self.prefetch.take()?;
             self.tracer.span(What::Data, begin);
             let begin = self.tracer.now();
-            let loss = self.trainer.accumulate(&batch.get(), counted);
+            held = batch.step;
+            let loss = self.trainer.accumulate(&batch.get(), held.counted);
             self.tracer.span(What::Gradients, begin);
             self.prefetch.recycle(batch);
             sum += loss.map_err(|e| self.stopped(done + 1, e))?.sum;
@@ -153,6 +144,7 @@ impl Session<'_, '_> {
         self.tracer.span(What::Update, begin);
         let update = update.map_err(|e| self.stopped(done + 1, e))?;
         self.rates.steps += 1;
+        self.rates.tokens += held.places as u64;
         let seconds = start.elapsed().as_secs_f64();
         self.rates.seconds += seconds;
         let step = done + 1;
@@ -166,11 +158,11 @@ impl Session<'_, '_> {
         }
         let is_edge = step == 1 || step == self.settings.max_steps;
         if is_edge || is_due(step, self.settings.log_interval) {
-            let (tokens_per_s, mfu) = self.rates.take(counted as u64);
+            let (tokens_per_s, mfu) = self.rates.take();
             let waited = self.prefetch.waited();
             let data_wait = waited - self.rates.waited;
             self.rates.waited = waited;
-            let (loss, grad_norm) = (sum / counted as f64, update.grad_norm);
+            let (loss, grad_norm) = (sum / held.counted as f64, update.grad_norm);
             self.reporter.event(&Event::Step(Step {
                 step,
                 loss,
@@ -194,7 +186,7 @@ impl Session<'_, '_> {
         let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.eval_batches);
         let (trainer, stop) = (&mut self.trainer, self.stop);
         let begin = self.tracer.now();
-        let loss = rounds.mean(data, self.batch.tokens, self.batch.targets, |batch| {
+        let loss = rounds.mean(data, &mut self.batch, |batch| {
             (!stop.requested()).then(|| trainer.evaluate(batch))
         })?;
         self.tracer.span(What::Validation, begin);
@@ -221,9 +213,8 @@ impl Session<'_, '_> {
         let step = self.trainer.updates();
         // The first batch of the next step.
         let batch = step.saturating_mul(self.settings.gradient_accumulation_steps as u64);
-        let BatchMemory { tokens, targets } = &mut self.batch;
-        self.inputs.fill(batch, self.settings.batch_size, tokens, targets)?;
-        let loss = self.trainer.evaluate(&Batch::new(tokens, targets));
+        self.inputs.fill(batch, &mut self.batch)?;
+        let loss = self.trainer.evaluate(&self.batch.get());
         let loss = loss.map_err(|e| self.stopped(step, e))?.mean();
         if !loss.is_finite() {
             return Err(self.stopped(step, StepError::NonFiniteLoss(loss)));
@@ -290,7 +281,7 @@ impl Session<'_, '_> {
         let (seconds, data_wait_seconds) = (self.seconds(), self.data_wait_seconds());
         let done = Done {
             steps,
-            tokens: steps * self.tokens_per_step() as u64,
+            tokens: self.inputs.tokens_of(steps),
             seconds,
             data_wait_seconds,
             data_wait_share: data_wait_seconds / seconds.max(1e-9),

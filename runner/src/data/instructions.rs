@@ -1,0 +1,396 @@
+//! Instruction data: lines of JSON that become examples.
+//!
+//! ```text
+//! {"text": "..."}                                   all of it counts, and the end
+//! {"prompt": "...", "completion": "..."}            the completion and the end count
+//! {"messages": [{"role": "...", "content": "..."}]} the assistant's messages count, and what ends them
+//! ```
+//! A line is what the first of `messages`, `completion` and `text` says that it has; other fields are
+//! passed over. Special tokens are the program's and the chat template's: texts, prompts and completions
+//! that spell one have it as plain text, messages that do are refused.
+//!
+//! A prompt is encoded as it will be when the model is asked, and what follows as it goes on from there
+//! ([`Tokenizer::encode_after`]).
+
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use serde_json::{Map, Value};
+
+use super::examples::{Example, Examples};
+use super::pieces::Lines;
+use super::source::{Input, Source, discover};
+#[cfg(feature = "chat")]
+use crate::chat::{self, Message, Template};
+use crate::error::{Error, Result};
+use crate::pool::cpus;
+use crate::settings::LossOn;
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::usage::Usage;
+
+/// Lines that are read at a time, for all threads to encode.
+const LINES: usize = 4096;
+
+/// The files of `--data` or `--val-data`, which `flag` names: of folders those with lines of JSON.
+///
+/// # Errors
+/// A missing or empty file, a folder without such files, token shards.
+pub fn sources(flag: &str, names: &[String]) -> Result<Vec<Source>> {
+    let mut all = Vec::new();
+    for name in names {
+        let path = PathBuf::from(name);
+        let Input::Text(mut found) = discover(core::slice::from_ref(&path))? else {
+            return Err(Error::usage(format!(
+                "{flag}: {name} holds tokens, but examples are lines of JSON"
+            )));
+        };
+        if path.is_dir() {
+            found.retain(Source::is_json_lines);
+            if found.is_empty() {
+                return Err(Error::failure(format!(
+                    "{name}: no file of JSON lines (.jsonl or .ndjson) in this folder"
+                )));
+            }
+        }
+        all.extend(found);
+    }
+    Ok(all)
+}
+
+/// How lines become examples.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    loss_on: LossOn,
+    text_field: &'a str,
+    /// Most tokens of an example.
+    most: usize,
+    /// What prompts begin with, and what texts do.
+    begin: [Vec<u32>; 2],
+    #[cfg(feature = "chat")]
+    conversations: Conversations,
+}
+
+/// What messages are encoded with.
+#[cfg(feature = "chat")]
+#[derive(Debug)]
+struct Conversations {
+    commanding: Tokenizer,
+    special: Vec<String>,
+    template: Option<Template>,
+}
+
+/// What was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Read {
+    /// The examples of all lines.
+    pub examples: Examples,
+    /// Examples up to the end of each line.
+    lines: Vec<usize>,
+    /// Examples that were too long and have been cut.
+    pub cut: usize,
+    /// Examples that were so long that nothing would count of them, and have been left out.
+    pub dropped: usize,
+}
+
+impl Read {
+    /// Takes out a share of the lines, evenly spread, for validation; at least one of two or more,
+    /// unless the share is 0.
+    #[must_use]
+    pub fn split(&self, share: f64) -> [Examples; 2] {
+        let count = self.lines.len();
+        let wanted = ((count as f64 * share).round() as usize).max(usize::from(share > 0.0));
+        let wanted = wanted.min(count.saturating_sub(1));
+        let mut split = [Examples::default(), Examples::default()];
+        let mut first = 0;
+        for (i, end) in self.lines.iter().enumerate() {
+            let is_taken = (i + 1) * wanted / count > i * wanted / count;
+            (first..*end).for_each(|n| split[usize::from(is_taken)].push_from(&self.examples, n));
+            first = *end;
+        }
+        split
+    }
+}
+
+impl<'a> Encoder<'a> {
+    /// For the model of a tokenizer whose `usage` was found at `origin`, and examples of at most
+    /// `block_size` tokens and one that is only predicted.
+    pub(crate) fn new(
+        tokenizer: &'a Tokenizer,
+        (usage, origin): (Usage, &Path),
+        loss_on: LossOn,
+        text_field: &'a str,
+        block_size: usize,
+    ) -> Self {
+        let begin = tokenizer.begin_of_text();
+        // Documents that models learn from are set apart by the end of text, unless their tokenizer has
+        // a beginning of its own.
+        let end = tokenizer.end_of_text_name();
+        let is_apart = usage.bos_token.as_ref().is_none_or(|token| *token == end)
+            && usage.eos_token.as_ref().is_none_or(|token| *token == end)
+            && usage.chat_template.is_none();
+        let of_texts = if begin.is_empty() && is_apart {
+            vec![tokenizer.end_of_text()]
+        } else {
+            begin.clone()
+        };
+        #[cfg(not(feature = "chat"))]
+        let _ = origin;
+        Self {
+            tokenizer,
+            loss_on,
+            text_field,
+            most: block_size.saturating_add(1),
+            begin: [begin, of_texts],
+            #[cfg(feature = "chat")]
+            conversations: Conversations {
+                commanding: tokenizer.commanding(),
+                special: tokenizer.special_tokens(),
+                template: Template::of(usage, origin),
+            },
+        }
+    }
+
+    /// The examples of all lines of `sources`, on all CPUs.
+    ///
+    /// # Errors
+    /// A file that cannot be read; the first line that is no example, with its file and number; no
+    /// example at all.
+    pub fn read(&self, sources: &[Source]) -> Result<Read> {
+        let (mut read, mut lines) = (Read::default(), Lines::new(sources));
+        let (mut texts, mut buffer) = (Vec::new(), Vec::new());
+        loop {
+            let origin = lines.next_line(&mut buffer)?.map(|origin| origin.to_string());
+            let is_last = origin.is_none();
+            if let Some(origin) = origin {
+                texts.push((origin, core::mem::take(&mut buffer)));
+            }
+            if is_last || texts.len() == LINES {
+                for examples in self.encode_all(&texts) {
+                    self.take(&mut read, examples?);
+                }
+                texts.clear();
+            }
+            if is_last {
+                break;
+            }
+        }
+        if read.examples.is_empty() {
+            let first =
+                sources.first().map_or_else(String::new, |s| s.name().display().to_string());
+            return Err(Error::failure(match read.dropped {
+                0 => format!("{first}: no example in the data"),
+                n => format!(
+                    "{first}: each of the {n} examples has a prompt that is longer than a block, so nothing \
+                     is left to learn; raise --block-size above {}",
+                    self.most - 1
+                ),
+            }));
+        }
+        Ok(read)
+    }
+
+    /// The examples of each line, or why it has none.
+    fn encode_all(&self, texts: &[(String, Vec<u8>)]) -> Vec<Result<Vec<Example>>> {
+        let part = texts.len().div_ceil(cpus::available().max(1)).max(1);
+        let encode = |texts: &[(String, Vec<u8>)]| -> Vec<Result<Vec<Example>>> {
+            #[cfg(feature = "chat")]
+            let template = self.conversations.template.as_ref().map(Template::compile);
+            let one = |(origin, text): &(String, Vec<u8>)| {
+                let line = Line {
+                    encoder: self,
+                    #[cfg(feature = "chat")]
+                    template: template.as_ref().map(Result::as_ref),
+                };
+                let examples = line.examples(text);
+                examples.map_err(|e| Error::failure(format!("{origin}: {e}")))
+            };
+            texts.iter().map(one).collect()
+        };
+        thread::scope(|scope| {
+            let encode = &encode;
+            let parts: Vec<_> =
+                texts.chunks(part).map(|texts| scope.spawn(move || encode(texts))).collect();
+            let lost = || vec![Err(Error::failure("a thread that encoded examples panicked"))];
+            parts.into_iter().flat_map(|part| part.join().unwrap_or_else(|_| lost())).collect()
+        })
+    }
+
+    /// Cuts and counts the examples of a line.
+    fn take(&self, read: &mut Read, examples: Vec<Example>) {
+        for mut example in examples {
+            example.trim();
+            let is_cut = example.cut(self.most);
+            example.trim();
+            if example.counted() == 0 {
+                read.dropped += 1;
+            } else {
+                read.cut += usize::from(is_cut);
+                read.examples.push(&example);
+            }
+        }
+        read.lines.push(read.examples.len());
+    }
+}
+
+/// One line on its way.
+struct Line<'e, 'a> {
+    encoder: &'e Encoder<'a>,
+    #[cfg(feature = "chat")]
+    template: Option<core::result::Result<&'e chat::Compiled<'e>, &'e Error>>,
+}
+
+/// Why a line is no example.
+fn bad<T>(what: impl Into<String>) -> Result<T> {
+    Err(Error::failure(what))
+}
+
+impl Line<'_, '_> {
+    fn examples(&self, text: &[u8]) -> Result<Vec<Example>> {
+        let json: Value = match serde_json::from_slice(text) {
+            Ok(json) => json,
+            Err(e) => return bad(format!("not a line of JSON: {e}")),
+        };
+        let Value::Object(fields) = json else {
+            return bad("not a JSON object");
+        };
+        let field = self.encoder.text_field;
+        if let Some(messages) = fields.get("messages") {
+            return self.messages(messages);
+        }
+        if fields.contains_key("completion") || !fields.contains_key(field) {
+            if !fields.contains_key("prompt") && !fields.contains_key("completion") {
+                return bad(format!(
+                    "no field \"messages\", \"{field}\", or \"prompt\" and \"completion\" in this line"
+                ));
+            }
+            let completion = text_of(&fields, "completion")?;
+            if completion.is_empty() {
+                return bad("the completion is empty, so there is nothing to learn");
+            }
+            return self.completion(text_of(&fields, "prompt")?, completion);
+        }
+        match text_of(&fields, field)? {
+            "" => bad(format!("the field \"{field}\" is empty")),
+            text => self.text(text),
+        }
+    }
+
+    fn text(&self, text: &str) -> Result<Vec<Example>> {
+        let Encoder { tokenizer, begin: [_, begin], .. } = self.encoder;
+        let mut example = Example::default();
+        example.push(begin, true);
+        example.push(&tokenizer.encode(text.as_bytes()).map_err(refused)?, true);
+        example.push(&[tokenizer.end_of_text()], true);
+        Ok(vec![example])
+    }
+
+    fn completion(&self, prompt: &str, completion: &str) -> Result<Vec<Example>> {
+        let Encoder { tokenizer, begin: [begin, _], loss_on, .. } = self.encoder;
+        let counts = *loss_on == LossOn::All;
+        let mut example = Example::default();
+        example.push(begin, counts);
+        let ids = tokenizer.encode(prompt.as_bytes()).map_err(refused)?;
+        example.push(&ids, counts);
+        if example.is_empty() {
+            // What a model is asked with that has no prompt.
+            example.push(&[tokenizer.end_of_text()], counts);
+        }
+        let more = tokenizer.encode_after(prompt, &ids, completion).map_err(refused)?;
+        example.push(&more, true);
+        example.push(&[tokenizer.end_of_text()], true);
+        Ok(vec![example])
+    }
+
+    #[cfg(not(feature = "chat"))]
+    fn messages(&self, _: &Value) -> Result<Vec<Example>> {
+        bad(
+            "messages want a chat template, and this program was built without its feature chat; give \
+             prompt and completion",
+        )
+    }
+
+    #[cfg(feature = "chat")]
+    fn messages(&self, messages: &Value) -> Result<Vec<Example>> {
+        let Conversations { special, .. } = &self.encoder.conversations;
+        let Value::Array(list) = messages else {
+            return bad("the field \"messages\" is not a list");
+        };
+        let mut messages = Vec::with_capacity(list.len());
+        for (i, message) in list.iter().enumerate() {
+            let Value::Object(fields) = message else {
+                return bad(format!("message {} is not an object of role and content", i + 1));
+            };
+            let of = |name| {
+                text_of(fields, name).map_err(|e| Error::failure(format!("message {}: {e}", i + 1)))
+            };
+            let (role, content) = (of("role")?, of("content")?);
+            let spelled = |text: &str| special.iter().find(|token| text.contains(*token));
+            if let Some(token) = spelled(content).or_else(|| spelled(role)) {
+                return bad(format!(
+                    "message {} spells {token}, which only the chat template may say; take it out",
+                    i + 1
+                ));
+            }
+            messages.push(Message::new(role, content));
+        }
+        let Some(template) = self.template else {
+            return bad(format!(
+                "messages want a chat template, and the model has none in {}; give prompt and completion \
+                 instead",
+                crate::tokenizer::usage::FILE_NAME
+            ));
+        };
+        let template = template.map_err(Clone::clone)?;
+        if messages.is_empty() {
+            return bad("the list of messages is empty");
+        }
+        if self.encoder.loss_on == LossOn::All {
+            let text = template.render(&messages, false)?;
+            let replies = core::iter::once(0..text.len()).collect();
+            return Ok(vec![self.conversation(&chat::Spoken { text, replies })?]);
+        }
+        let texts = chat::spoken(template, &messages)?;
+        texts.iter().map(|spoken| self.conversation(spoken)).collect()
+    }
+
+    /// Of each reply what comes up to the token that ends it counts; without such a token all.
+    #[cfg(feature = "chat")]
+    fn conversation(&self, spoken: &chat::Spoken) -> Result<Example> {
+        let tokenizer = &self.encoder.conversations.commanding;
+        let (end, all) = (tokenizer.end_of_text(), self.encoder.loss_on == LossOn::All);
+        let (mut example, mut ids, mut at) = (Example::default(), Vec::new(), 0);
+        let text = &spoken.text;
+        let mut go_on = |to: usize, counts: bool, example: &mut Example| -> Result<()> {
+            let more = tokenizer.encode_after(&text[..at], &ids, &text[at..to]).map_err(refused)?;
+            let last = more.iter().rposition(|id| *id == end).filter(|_| !all);
+            let counted = if counts { last.map_or(more.len(), |last| last + 1) } else { 0 };
+            example.push(&more[..counted], true);
+            example.push(&more[counted..], false);
+            ids.extend(more);
+            at = to;
+            Ok(())
+        };
+        for reply in &spoken.replies {
+            go_on(reply.start, false, &mut example)?;
+            go_on(reply.end, true, &mut example)?;
+        }
+        Ok(example)
+    }
+}
+
+fn refused(cause: crate::tokenizer::EncodeError) -> Error {
+    Error::failure(cause.to_string())
+}
+
+/// A field that is a text.
+fn text_of<'v>(fields: &'v Map<String, Value>, name: &str) -> Result<&'v str> {
+    match fields.get(name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => bad(format!("the field \"{name}\" is not a text")),
+        None => bad(format!("no field \"{name}\" in this line")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! What counts of each kind of line, and lines that are refused.
+
+use super::*;
+use crate::data::source::Source;
+use cllm_core::IGNORE;
+
+/// Bytes, and the special token `<|im_end|>`.
+const IM_END: u32 = 257;
+const CHATML: &str = "{% for message in messages %}{{ message['role'] + ':' + message['content'] + \
+    '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}";
+
+/// A tokenizer of bytes whose end of text is the end of a message.
+fn tokenizer() -> Tokenizer {
+    let mut json: Value =
+        serde_json::from_str(&Tokenizer::Bytes.to_transformers().unwrap()).unwrap();
+    let token = serde_json::json!({
+        "id": IM_END, "content": "<|im_end|>", "special": true, "normalized": false,
+        "single_word": false, "lstrip": false, "rstrip": false,
+    });
+    json["added_tokens"].as_array_mut().unwrap().push(token);
+    json["end_of_text"] = "<|im_end|>".into();
+    Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+}
+
+fn usage(template: Option<&str>) -> Usage {
+    Usage { chat_template: template.map(str::to_owned), ..Usage::default() }
+}
+
+fn read(template: Option<&str>, loss_on: LossOn, block_size: usize, lines: &str) -> Result<Read> {
+    let tokenizer = tokenizer();
+    let usage = (usage(template), Path::new("there"));
+    let encoder = Encoder::new(&tokenizer, usage, loss_on, "text", block_size);
+    encoder.read(&[Source::from_memory("d.jsonl", lines.as_bytes())])
+}
+
+/// The text of each example with what counts in brackets; the end is `$`, another end of text `#`.
+fn shown(read: &Read) -> Vec<String> {
+    let tokenizer = tokenizer();
+    let one = |id: u32| match id {
+        IM_END => "$".to_owned(),
+        256 => "#".to_owned(),
+        id => tokenizer.decode(&[id]),
+    };
+    (0..read.examples.len())
+        .map(|i| {
+            let places = read.examples.places(i);
+            let (mut tokens, mut targets) = (vec![0; places], vec![0; places]);
+            read.examples.fill(i, &mut tokens, &mut targets);
+            let mut text = one(tokens[0]);
+            // The last token is only a target.
+            for (target, token) in targets.iter().zip(tokens[1..].iter().chain([&0])) {
+                text += &match *target {
+                    IGNORE => one(*token),
+                    target => format!("[{}]", one(target)),
+                };
+            }
+            text.replace("][", "")
+        })
+        .collect()
+}
+
+fn completions(lines: &str) -> Vec<String> {
+    shown(&read(Some(CHATML), LossOn::Completions, 100, lines).unwrap())
+}
+
+fn all(lines: &str) -> Vec<String> {
+    shown(&read(Some(CHATML), LossOn::All, 100, lines).unwrap())
+}
+
+const PAIR: &str = r#"{"prompt": "1+1=", "completion": "2"}"#;
+#[cfg(feature = "chat")]
+const TALK: &str = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content":
+    "Ho"}, {"role": "user", "content": "Who"}, {"role": "assistant", "content": "I"}, {"role": "user",
+    "content": "Oh"}]}"#;
+
+/// `TALK` on one line.
+#[cfg(feature = "chat")]
+fn talk() -> String {
+    TALK.replace('\n', " ")
+}
+
+#[test]
+fn completions_count_with_their_end() {
+    assert_eq!(completions(PAIR), ["1+1=[2$]"]);
+    assert_eq!(all(PAIR), ["1[+1=2$]"]);
+    assert_eq!(completions(r#"{"prompt": "", "completion": "ab"}"#), ["$[ab$]"]);
+    assert_eq!(completions(r#"{"prompt": "a<|im_end|>", "completion": "b"}"#), ["a<|im_end|>[b$]"]);
+}
+
+#[test]
+fn of_texts_all_counts() {
+    let text = r#"{"text": "ab"}"#;
+    assert_eq!(completions(text), ["a[b$]"]);
+    assert_eq!(all(text), ["a[b$]"]);
+    // Where there are no conversations, texts are set apart by their ends.
+    let read = read(None, LossOn::Completions, 100, text).unwrap();
+    assert_eq!(shown(&read), ["$[ab$]"]);
+}
+
+#[cfg(feature = "chat")]
+#[test]
+fn replies_count_with_what_ends_them() {
+    let counted = "user:Hi$\nassistant:[Ho$]\nuser:Who$\nassistant:[I$]";
+    assert_eq!(completions(&talk()), [counted]);
+    assert_eq!(all(&talk()), ["u[ser:Hi$\nassistant:Ho$\nuser:Who$\nassistant:I$\nuser:Oh$\n]"]);
+    // Other fields do not matter.
+    let more = talk().replacen('{', r#"{"prompt": "Hi", "id": 3, "#, 1);
+    assert_eq!(completions(&more), [counted]);
+}
+
+#[cfg(feature = "chat")]
+#[test]
+fn a_reply_that_no_token_ends_counts_whole() {
+    let plain = "{% for m in messages %}{{ m.role[0] + ':' + m.content + ';' }}{% endfor %}";
+    let read = read(Some(plain), LossOn::Completions, 100, &talk()).unwrap();
+    assert_eq!(shown(&read), ["u:Hi;[a:Ho;]u:Who;[a:I;]"]);
+}
+
+#[test]
+fn long_examples_are_cut_and_those_without_an_answer_left_out() {
+    let long = r#"{"prompt": "123456", "completion": "789"}"#;
+    let lines = [PAIR, long, PAIR].join("\n");
+    let at = |block_size| read(None, LossOn::Completions, block_size, &lines).unwrap();
+    let whole = at(9);
+    assert_eq!((whole.cut, whole.dropped, whole.examples.len()), (0, 0, 3));
+    let cut = at(7);
+    assert_eq!((cut.cut, cut.dropped), (1, 0));
+    assert_eq!(shown(&cut)[1], "123456[78]");
+    let dropped = at(5);
+    assert_eq!((dropped.cut, dropped.dropped), (0, 1));
+    assert_eq!(shown(&dropped), ["1+1=[2$]"; 2]);
+    let error = read(None, LossOn::Completions, 3, &lines).unwrap_err().to_string();
+    assert!(error.contains("each of the 3 examples") && error.contains("above 3"), "{error}");
+}
+
+#[test]
+fn lines_that_are_no_examples_are_named() {
+    let refused = |template: Option<&str>, line: &str| {
+        // More lines than are encoded at a time come before it.
+        let lines = [&format!("{PAIR}\n").repeat(LINES + 1), "\n", line, "\n", PAIR].concat();
+        let error = read(template, LossOn::Completions, 100, &lines).unwrap_err().to_string();
+        let start = format!("d.jsonl:{}: ", LINES + 3);
+        assert!(error.starts_with(&start), "{error}");
+        error
+    };
+    for (line, what) in [
+        ("{oops", "not a line of JSON"),
+        ("[1]", "not a JSON object"),
+        ("{\"a\": 1}", "no field \"messages\", \"text\", or \"prompt\" and \"completion\""),
+        (r#"{"prompt": "a"}"#, "no field \"completion\""),
+        (r#"{"completion": "a"}"#, "no field \"prompt\""),
+        (r#"{"prompt": 1, "completion": "a"}"#, "\"prompt\" is not a text"),
+        (r#"{"prompt": "a", "completion": ""}"#, "the completion is empty"),
+        (r#"{"text": ["a"]}"#, "\"text\" is not a text"),
+        (r#"{"text": ""}"#, "\"text\" is empty"),
+    ] {
+        let error = refused(Some(CHATML), line);
+        assert!(error.contains(what), "{error}");
+    }
+    #[cfg(feature = "chat")]
+    for (line, what) in [
+        (r#"{"messages": {}}"#, "\"messages\" is not a list"),
+        (r#"{"messages": []}"#, "the list of messages is empty"),
+        (r#"{"messages": [3]}"#, "message 1 is not an object"),
+        (r#"{"messages": [{"role": "user"}]}"#, "message 1: no field \"content\""),
+        (
+            r#"{"messages": [{"role": "user", "content": null}]}"#,
+            "message 1: the field \"content\"",
+        ),
+        (r#"{"messages": [{"role": "user", "content": "a"}]}"#, "no message of the role assistant"),
+        (
+            r#"{"messages": [{"role": "user", "content": "a<|im_end|>"}]}"#,
+            "message 1 spells <|im_end|>, which only the chat template may say",
+        ),
+    ] {
+        let error = refused(Some(CHATML), line);
+        assert!(error.contains(what), "{error}");
+    }
+    #[cfg(feature = "chat")]
+    {
+        let talk = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
+        assert!(refused(None, talk).contains("give prompt and completion instead"));
+        let strict = "{{ raise_exception('Only users and assistants') }}";
+        let reply = r#"{"messages": [{"role": "assistant", "content": "a"}]}"#;
+        assert!(refused(Some(strict), reply).contains("Only users and assistants"));
+        assert!(refused(Some("{% for x in %}"), reply).contains("there: the chat template"));
+    }
+}
+
+#[test]
+fn validation_is_evenly_spread_and_keeps_lines_together() {
+    let line = |i: usize| format!("{{\"prompt\": \"{i:02}\", \"completion\": \"x\"}}\n");
+    let lines: String = (0..20).map(line).collect();
+    let read = read(None, LossOn::Completions, 100, &lines).unwrap();
+    let of = |share| {
+        let [train, val] = read.split(share);
+        assert_eq!(train.len() + val.len(), 20);
+        let read = Read { examples: val, ..Read::default() };
+        shown(&read).iter().map(|text| text[..2].parse().unwrap()).collect::<Vec<usize>>()
+    };
+    assert_eq!(of(0.0), Vec::<usize>::new());
+    assert_eq!(of(0.2), [4, 9, 14, 19]);
+    assert_eq!(of(0.001), [19]);
+    assert_eq!(of(0.999).len(), 19);
+    let one = Read { lines: vec![2], ..read.clone() };
+    assert_eq!(one.split(0.5)[1].len(), 0);
+}
+
+#[test]
+fn folders_are_searched_for_lines_and_tokens_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("readme.md"), "text").unwrap();
+    let all = [dir.path().to_str().unwrap().to_owned()];
+    let error = sources("--data", &all).unwrap_err().to_string();
+    assert!(error.contains("no file of JSON lines"), "{error}");
+    std::fs::write(at("a.jsonl"), PAIR).unwrap();
+    assert_eq!(sources("--data", &all).unwrap().len(), 1);
+    // Whoever names a file means it.
+    assert_eq!(sources("--data", &[at("a.jsonl"), at("readme.md"), "-".into()]).unwrap().len(), 3);
+    crate::data::shard::ShardWriter::create(Path::new(&at("t.bin")), 300)
+        .unwrap()
+        .finish()
+        .unwrap();
+    let error = sources("--val-data", &[at("t.bin")]).unwrap_err();
+    assert!(error.to_string().starts_with("--val-data: ") && error.exit_code() == 2, "{error}");
+}
