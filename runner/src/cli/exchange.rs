@@ -1,7 +1,7 @@
-//! `cllm import` and `cllm export`: which format it is, and what is said of it.
+//! `cllm import` and `cllm export`: their flags, which format it is, and what is said of it.
 
-use super::args::{ExportArgs, ExportFormat, ImportArgs, WeightType};
 use super::output;
+use super::value::{Setting, parse};
 use crate::error::{Error, Result};
 use crate::exchange::{Element, ExportSettings, Imported};
 #[cfg(feature = "gguf")]
@@ -9,7 +9,87 @@ use crate::gguf;
 #[cfg(feature = "hf")]
 use crate::hf;
 use crate::llmc;
-use std::path::Path;
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+/// Flags of `cllm import`.
+#[derive(Args, Debug, Clone)]
+pub struct ImportArgs {
+    /// Folder or file of the model.
+    #[arg(value_name = "PATH", value_parser = parse::<PathBuf>)]
+    pub from: PathBuf,
+    /// Run folder to make.
+    #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
+    pub out_dir: PathBuf,
+}
+
+/// Flags of `cllm export`.
+#[derive(Args, Debug, Clone)]
+pub struct ExportArgs {
+    /// A run folder (its best checkpoint counts) or a checkpoint file.
+    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
+    pub checkpoint: PathBuf,
+    /// Folder or file to make.
+    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
+    pub out: PathBuf,
+    /// safetensors, gguf or llmc.
+    #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = parse::<ExportFormat>)]
+    pub format: ExportFormat,
+    /// What the weights are stored as: f32, f16 or bf16, in gguf also q8_0, in llmc f32 or bf16.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::<WeightType>)]
+    pub weights: WeightType,
+}
+
+/// Other programs' formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// A folder of transformers.
+    Safetensors,
+    /// A file of llama.cpp.
+    Gguf,
+    /// A folder of llm.c.
+    Llmc,
+}
+
+impl Setting for ExportFormat {
+    const ACCEPTS: &'static str = "safetensors, gguf or llmc";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "safetensors" => Some(Self::Safetensors),
+            "gguf" => Some(Self::Gguf),
+            "llmc" => Some(Self::Llmc),
+            _ => None,
+        }
+    }
+}
+
+/// What exported weights are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// As they are.
+    F32,
+    /// Rounded to half of the bits.
+    F16,
+    /// The same, with fewer digits and the range of `f32`.
+    Bf16,
+    /// Eight bits each, and a scale for 32.
+    Q8_0,
+}
+
+impl Setting for WeightType {
+    const ACCEPTS: &'static str = "f32, f16, bf16 or q8_0";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "f32" => Some(Self::F32),
+            "f16" => Some(Self::F16),
+            "bf16" => Some(Self::Bf16),
+            "q8_0" => Some(Self::Q8_0),
+            _ => None,
+        }
+    }
+}
 
 pub(super) fn import(args: ImportArgs) -> Result<()> {
     let ImportArgs { from, out_dir } = args;

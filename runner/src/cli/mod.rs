@@ -9,7 +9,7 @@ mod commands;
 mod documents;
 pub mod eval;
 #[cfg(any(feature = "hf", feature = "gguf"))]
-mod exchange;
+pub mod exchange;
 mod file;
 mod finetune;
 pub mod flags;
