@@ -6,6 +6,8 @@ use super::exchange::{ExportArgs, ImportArgs};
 use super::finetune;
 use super::flags::TrainArgs;
 use super::presets::Preset;
+#[cfg(feature = "report")]
+use super::report::ReportArgs;
 use super::value::{Setting, parse};
 use crate::settings::{LogFormat, Threads, TokenizerChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -150,6 +152,17 @@ Examples:
   cllm simulate --trace t.json --workers 1,2,64,128
   cllm simulate --trace t.json --workers 64 --bandwidth 200 --json")]
     Simulate(SimulateArgs),
+    /// Write a page about one run or several: a file of HTML that browsers open.
+    #[cfg(feature = "report")]
+    #[command(after_help = "\
+Losses, learning rate, speed, what the workers did, samples of text, settings, and how runs differ. The
+file needs nothing else, no network either. A run that is under way is shown as far as it is; a report
+that is there already is overwritten.
+
+Examples:
+  cllm report out
+  cllm report runs/a runs/b --out compare.html")]
+    Report(ReportArgs),
     /// Make a run folder of a model of other programs.
     #[cfg(any(feature = "hf", feature = "gguf"))]
     #[command(after_help = "\

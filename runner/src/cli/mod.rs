@@ -17,6 +17,8 @@ mod nearest;
 mod output;
 mod plan;
 pub mod presets;
+#[cfg(feature = "report")]
+pub mod report;
 pub mod resolve;
 mod tune;
 mod usage;
@@ -83,6 +85,8 @@ fn run(command: Command) -> Result<Status> {
         Command::Bench(args) => commands::bench(&args),
         Command::Tune(args) => tune::tune(args),
         Command::Simulate(args) => commands::simulate(args),
+        #[cfg(feature = "report")]
+        Command::Report(args) => report::report(args),
         #[cfg(any(feature = "hf", feature = "gguf"))]
         Command::Import(args) => exchange::import(args),
         #[cfg(any(feature = "hf", feature = "gguf"))]

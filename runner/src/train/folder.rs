@@ -93,6 +93,12 @@ impl RunFolder {
         self.dir.join("metrics.jsonl")
     }
 
+    /// What the run was told.
+    #[must_use]
+    pub fn settings_file(&self) -> PathBuf {
+        self.dir.join(SETTINGS)
+    }
+
     /// The best checkpoint.
     #[must_use]
     pub fn best(&self) -> PathBuf {
@@ -110,7 +116,7 @@ impl RunFolder {
     /// # Errors
     /// There is no such file, or it is damaged.
     pub fn settings(&self) -> Result<TrainSettings> {
-        let path = self.dir.join(SETTINGS);
+        let path = self.settings_file();
         let text = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
         serde_json::from_slice(&text)
             .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
@@ -119,7 +125,7 @@ impl RunFolder {
     /// Whether a run has begun here.
     #[must_use]
     pub fn has_settings(&self) -> bool {
-        self.dir.join(SETTINGS).exists()
+        self.settings_file().exists()
     }
 
     /// Writes down what the run was told.
@@ -127,7 +133,7 @@ impl RunFolder {
     /// # Errors
     /// The file cannot be written.
     pub fn save_settings(&self, settings: &TrainSettings) -> Result<()> {
-        let path = self.dir.join(SETTINGS);
+        let path = self.settings_file();
         let mut text = serde_json::to_string_pretty(settings)
             .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
         text.push('\n');
