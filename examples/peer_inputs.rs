@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cllm::checkpoint::CheckpointFile;
+use cllm::data::prefetch::ReadyBatch;
 use cllm::error::{Error, Result};
 use cllm::memory::PoolMemory;
 use cllm::model;
@@ -26,7 +27,9 @@ use cllm::settings::TrainSettings;
 use cllm::train::folder::RunFolder;
 use cllm::train::inputs::Inputs;
 use cllm::train::stored_settings;
-use cllm_core::{BatchShape, Dtype, Engine, Kernels, Mode, ModelConfig, ParamTable, Plan, Trainer};
+use cllm_core::{
+    Batch, BatchShape, Dtype, Engine, Kernels, Mode, ModelConfig, ParamTable, Plan, Trainer,
+};
 use safetensors::Dtype as Type;
 use safetensors::tensor::{TensorView, serialize_to_file};
 use serde_json::{Value, json};
@@ -197,12 +200,12 @@ fn weights(prefix: &str, table: &ParamTable, values: &[f32]) -> Vec<Tensor> {
 /// `tokens` and `targets` of all steps.
 fn batches(settings: &TrainSettings, inputs: &Inputs) -> Result<[Tensor; 2]> {
     let micro_batches = settings.max_steps * settings.gradient_accumulation_steps as u64;
-    let len = settings.batch_size * settings.block_size;
-    let (mut tokens, mut targets) = (vec![0; len], vec![0; len]);
+    let mut batch = ReadyBatch::new(settings.batch_size * settings.block_size);
     let mut bytes = [Vec::new(), Vec::new()];
     for n in 0..micro_batches {
-        inputs.fill(n, settings.batch_size, &mut tokens, &mut targets)?;
-        for (bytes, ids) in bytes.iter_mut().zip([&tokens, &targets]) {
+        inputs.fill(n, &mut batch)?;
+        let Batch { tokens, targets, .. } = batch.get();
+        for (bytes, ids) in bytes.iter_mut().zip([tokens, targets]) {
             // Ids are below 2^31; the mark of what does not count is -1 in two's complement.
             bytes.extend(ids.iter().flat_map(|id: &u32| id.to_le_bytes()));
         }

@@ -230,10 +230,13 @@ pub struct TrainSettings {
     /// What the operands of products are rounded to.
     #[serde(with = "dtype_name", default)]
     pub dtype: Dtype,
-    /// Tokens of the sample at the end of the run; 0 for none.
+    /// Tokens of a sample of text; 0 for none.
     pub sample_tokens: usize,
-    /// What the sample continues.
+    /// What a sample continues.
     pub sample_prompt: String,
+    /// Steps between samples; 0 for one at the end of the run alone, which there always is.
+    #[serde(default)]
+    pub sample_interval: u64,
 }
 
 /// For runs that began before there was a choice.

@@ -290,12 +290,17 @@ train_flags! {
         /// tensorboard of the run folder: see `tensorboard --logdir out`.
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         tensorboard: bool,
-        /// Tokens of the sample at the end; 0 for none.
+        /// Tokens of a sample of text; 0 for none.
         #[arg(value_name = "N")]
         sample_tokens: usize,
-        /// What the sample continues.
+        /// What a sample continues.
         #[arg(value_name = "TEXT")]
         sample_prompt: String,
+        /// Steps between samples; 0 for one at the end alone.
+        ///
+        /// The weights that come out do not depend on it, to the bit.
+        #[arg(value_name = "N")]
+        sample_interval: u64,
     }
     "Machine" [] {
         /// Workers that compute: a number, or auto, which takes as many as are fastest here.

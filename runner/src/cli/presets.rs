@@ -130,6 +130,7 @@ fn tiny() -> TrainSettings {
         dtype: Dtype::F32,
         sample_tokens: 300,
         sample_prompt: "\n".to_owned(),
+        sample_interval: 250,
     }
 }
 
@@ -152,6 +153,8 @@ fn reference() -> TrainSettings {
         eval_interval: 500,
         save_interval: 500,
         sample_tokens: 100,
+        // Speeds are measured on it.
+        sample_interval: 0,
         ..tiny()
     }
 }
@@ -170,6 +173,7 @@ fn gpt2() -> TrainSettings {
         eval_interval: 2000,
         eval_batches: 50,
         save_interval: 1000,
+        sample_interval: 2000,
         ..tiny()
     }
 }

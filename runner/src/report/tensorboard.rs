@@ -231,6 +231,7 @@ mod tests {
             tokens_per_s: 1e4,
             mfu: 0.5,
             data_wait: 0.125,
+            seconds: 1.0,
         })
     }
 
@@ -239,7 +240,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut board = Board::create(dir.path()).unwrap();
         board.event(&step(8)).unwrap();
-        board.event(&event::Event::Eval(Eval { step: 8, val_loss: 3.0, best: true })).unwrap();
+        board
+            .event(&event::Event::Eval(Eval { step: 8, val_loss: 3.0, best: true, seconds: 1.5 }))
+            .unwrap();
         let events = read(&board.path);
         assert_eq!(events[0].what, Some(What::FileVersion(VERSION.to_owned())));
         assert_eq!(events.iter().map(|event| event.step).collect::<Vec<_>>(), [0, 8, 8]);

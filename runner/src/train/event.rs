@@ -1,15 +1,19 @@
 //! What a run reports: the lines of `--log-format json` and of `metrics.jsonl`.
 
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use cllm_core::{ModelConfig, Plan, Pool};
 use serde::{Deserialize, Serialize};
 
 use super::examples::ReadExamples;
 use super::tuner::Tried;
 use super::work::WorkReport;
-use crate::memory::{pool_bytes, total_bytes};
+use crate::memory::{machine, pool_bytes, total_bytes};
 use crate::parts::Parts;
+use crate::pool::cpus;
 use crate::settings::TrainSettings;
-use crate::tune::Sizes;
+use crate::tune::{self, Sizes};
 
 /// One line. A value that is not a finite number is written as `null`.
 #[derive(Clone, Debug, Serialize)]
@@ -23,11 +27,13 @@ pub enum Event {
     Step(Step),
     /// A validation.
     Eval(Eval),
+    /// What the workers have done so far.
+    Work(Work),
     /// A session ended on request; the run can go on from here.
     Interrupted(Interrupted),
     /// The run has done all its steps.
     Done(Done),
-    /// Text that the trained model wrote.
+    /// Text that the model wrote.
     Sample(Sample),
 }
 
@@ -67,6 +73,47 @@ pub struct Start {
     /// What the examples are, if the data are examples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examples: Option<ReadExamples>,
+    /// Where the session runs.
+    pub environment: Environment,
+}
+
+/// The program and the machine of a session.
+#[derive(Clone, Debug, Serialize)]
+pub struct Environment {
+    /// Of this program.
+    pub version: &'static str,
+    /// When the session began, in seconds since 1970.
+    pub began: u64,
+    /// The system and what it runs on, as Rust names them.
+    pub os: &'static str,
+    /// As `os`.
+    pub arch: &'static str,
+    /// The CPU's own name and signature.
+    pub cpu: String,
+    /// CPUs of the machine, where it tells.
+    pub cpus: Option<usize>,
+    /// CPUs that the process may keep busy.
+    pub cpus_allowed: usize,
+    /// Memory of the machine or the control group, where it tells.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Environment {
+    /// Looks.
+    #[must_use]
+    pub fn look() -> Self {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            began: began.map_or(0, |since| since.as_secs()),
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+            cpu: tune::cpu_name(),
+            cpus: cpus::online(),
+            cpus_allowed: cpus::available(),
+            memory_bytes: machine().map(|memory| memory.total),
+        }
+    }
 }
 
 /// The model's dimensions, by the names of the flags.
@@ -193,6 +240,8 @@ pub struct Step {
     pub mfu: f64,
     /// Seconds spent waiting for a batch since the last reported step.
     pub data_wait: f64,
+    /// Seconds of training, over all sessions.
+    pub seconds: f64,
 }
 
 /// One validation.
@@ -204,6 +253,34 @@ pub struct Eval {
     pub val_loss: f64,
     /// Whether it is the lowest so far.
     pub best: bool,
+    /// Seconds of training, over all sessions.
+    pub seconds: f64,
+}
+
+/// What the workers have done in a session's steps so far: after some of the reported steps, the further
+/// apart the more there have been.
+#[derive(Clone, Debug, Serialize)]
+pub struct Work {
+    /// Steps done.
+    pub step: u64,
+    /// Seconds of the session's steps.
+    pub step_seconds: f64,
+    /// Where the time of each worker went.
+    pub workers: Vec<WorkerSeconds>,
+    /// Seconds of all workers together, of each kind of operation.
+    pub operations: BTreeMap<&'static str, f64>,
+}
+
+/// Where one worker's time in steps went, in seconds: see [`WorkerReport`](super::work::WorkerReport).
+#[derive(Clone, Copy, Debug, Serialize)]
+#[expect(missing_docs, reason = "the report at the end has the same fields")]
+pub struct WorkerSeconds {
+    pub busy: f64,
+    pub queue: f64,
+    pub steal: f64,
+    pub wait: f64,
+    pub data: f64,
+    pub rest: f64,
 }
 
 /// The end of a session that was asked to stop.
@@ -246,6 +323,8 @@ pub struct Done {
 /// Generated text.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
+    /// Steps done by the model that wrote it.
+    pub step: u64,
     /// What it continues.
     pub prompt: String,
     /// The prompt and what follows.

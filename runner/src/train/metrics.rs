@@ -28,7 +28,7 @@ impl Line {
     /// Whether the line belongs to a run that has done `step` steps and goes on.
     fn is_before(&self, step: u64) -> bool {
         match (self.event.as_str(), self.step) {
-            ("step" | "eval" | "threads", Some(at)) => at <= step,
+            ("step" | "eval" | "work" | "sample" | "threads", Some(at)) => at <= step,
             // A session that began here is begun again by the one that resumes.
             ("start", Some(at)) => at < step,
             _ => false,
@@ -145,6 +145,15 @@ mod tests {
         let found = "{\"event\":\"threads\",\"step\":2}\n{\"event\":\"step\",\"step\":3}\n";
         let run = first_lines(4) + found;
         assert_eq!(reopened(&run, 3), run + "new\n");
+    }
+
+    #[test]
+    fn samples_and_what_workers_did_stay_up_to_the_step() {
+        let more = "{\"event\":\"work\",\"step\":2}\n{\"event\":\"sample\",\"step\":2}\n";
+        let run = first_lines(3) + more + "{\"event\":\"work\",\"step\":3}\n";
+        assert_eq!(reopened(&run, 2), first_lines(3) + more + "new\n");
+        // Of before samples had a step: it is the finished run's.
+        assert_eq!(reopened("{\"event\":\"sample\"}\n", 9), "new\n");
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::settings::{Threads, TrainSettings};
 use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
 use crate::tune::Sizes;
-use event::{Event, PlannedBytes, Start};
+use event::{Environment, Event, PlannedBytes, Start};
 use folder::RunFolder;
 use inputs::Inputs;
 use metrics::Metrics;
@@ -178,6 +178,7 @@ fn run(
         train_tokens: inputs.train_tokens(),
         val_tokens: inputs.val_tokens(),
         examples: inputs.examples.clone(),
+        environment: Environment::look(),
     };
     let signals;
     let stop = match stop {

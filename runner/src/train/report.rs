@@ -144,6 +144,10 @@ impl Text {
                 self.finish();
                 print(out, &summary(done))
             }
+            Event::Work(_) => Ok(()),
+            Event::Sample(sample) if sample.step < self.max_steps => {
+                self.lines(out, &format!("sample after step {}:\n{}\n", sample.step, sample.text))
+            }
             Event::Sample(sample) => print(out, &format!("\nsample:\n{}", sample.text)),
         }
     }

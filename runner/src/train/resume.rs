@@ -42,7 +42,7 @@ const FIXED: [&str; 28] = [
 ];
 
 /// What does not change the weights that come out.
-const FREE: [&str; 22] = [
+const FREE: [&str; 23] = [
     "epochs",
     "max_steps",
     "eval_interval",
@@ -65,6 +65,7 @@ const FREE: [&str; 22] = [
     "tuning",
     "sample_tokens",
     "sample_prompt",
+    "sample_interval",
 ];
 
 /// Settings whose paths mean the same from any working folder, with implied values

@@ -100,11 +100,17 @@ impl Session<'_, '_> {
             self.work.begin_step();
             let threads = self.tuner.threads();
             self.tracer.begin_step();
-            self.step()?;
+            let is_reported = self.step()?;
             self.work.end_step(threads);
             self.tracer.end_step()?;
             let step = self.trainer.updates();
             let is_last = step == self.settings.max_steps;
+            if is_reported && (self.work.is_due() || is_last) {
+                self.tell_work()?;
+            }
+            if is_due(step, self.settings.sample_interval) && !is_last {
+                self.sample()?;
+            }
             if is_last || is_due(step, self.settings.eval_interval) {
                 self.meta.validation_due = self.inputs.validation.is_some();
                 self.validate()?;
@@ -119,8 +125,8 @@ impl Session<'_, '_> {
         self.finish()
     }
 
-    /// One step; nothing here allocates unless the step is reported.
-    fn step(&mut self) -> Result<()> {
+    /// One step, and whether it is reported; nothing here allocates unless it is.
+    fn step(&mut self) -> Result<bool> {
         let start = Instant::now();
         let waited = self.prefetch.waited();
         self.engine.limit_workers(self.tuner.threads());
@@ -157,7 +163,8 @@ impl Session<'_, '_> {
             self.reporter.event(&Event::Threads(ThreadsFound { step, threads, tried }))?;
         }
         let is_edge = step == 1 || step == self.settings.max_steps;
-        if is_edge || is_due(step, self.settings.log_interval) {
+        let is_reported = is_edge || is_due(step, self.settings.log_interval);
+        if is_reported {
             let (tokens_per_s, mfu) = self.rates.take();
             let waited = self.prefetch.waited();
             let data_wait = waited - self.rates.waited;
@@ -171,11 +178,17 @@ impl Session<'_, '_> {
                 tokens_per_s,
                 mfu,
                 data_wait,
+                seconds: self.seconds(),
             }))?;
         } else {
             self.reporter.progress(step);
         }
-        Ok(())
+        Ok(is_reported)
+    }
+
+    fn tell_work(&mut self) -> Result<()> {
+        let (step, data) = (self.trainer.updates(), self.prefetch.waited());
+        self.reporter.event(&Event::Work(self.work.so_far(step, data)))
     }
 
     /// Measures the loss on the validation data, and saves the best weights. Leaves
@@ -197,7 +210,8 @@ impl Session<'_, '_> {
         }
         let now = Validated { step, val_loss };
         let best = self.meta.best.is_none_or(|best| val_loss < best.val_loss);
-        self.reporter.event(&Event::Eval(Eval { step, val_loss, best }))?;
+        let seconds = self.seconds();
+        self.reporter.event(&Event::Eval(Eval { step, val_loss, best, seconds }))?;
         self.meta.last = Some(now);
         self.meta.validation_due = false;
         if best {
@@ -264,6 +278,9 @@ impl Session<'_, '_> {
 
     /// Saves and ends the session, not the run.
     fn interrupt(mut self) -> Result<Outcome> {
+        if self.work.is_behind() {
+            self.tell_work()?;
+        }
         let path = self.save()?;
         self.tracer.finish()?;
         let (step, checkpoint) = (self.trainer.updates(), path.display().to_string());
@@ -297,7 +314,7 @@ impl Session<'_, '_> {
         Ok(Outcome::Finished)
     }
 
-    /// Lets the trained model speak.
+    /// Lets the model speak as it is now. Neither weights nor what follows depend on it.
     fn sample(&mut self) -> Result<()> {
         let Some(tokenizer) = &self.inputs.tokenizer else { return Ok(()) };
         if self.settings.sample_tokens == 0 {
@@ -310,12 +327,19 @@ impl Session<'_, '_> {
         // A sample is short: the run's workers are not disturbed for it.
         let model = generate::for_context(*plan.config(), self.settings.block_size);
         let mut speaker = Speaker::new(&model, 1, self.kernels, tokenizer)?;
-        speaker.speak(self.trainer.parameters(), |voice| {
+        let step = self.trainer.updates();
+        // At the end nothing else is left to be stopped.
+        let is_stopped = || step < self.settings.max_steps && self.stop.requested();
+        let spoken = speaker.speak(self.trainer.parameters(), |voice| {
             voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
                 text.push_str(piece);
-                Ok(())
+                if is_stopped() { Err(Error::failure("stopped")) } else { Ok(()) }
             })
-        })?;
-        self.reporter.event(&Event::Sample(Sample { prompt, text }))
+        });
+        if is_stopped() {
+            return Ok(());
+        }
+        spoken?;
+        self.reporter.event(&Event::Sample(Sample { step, prompt, text }))
     }
 }

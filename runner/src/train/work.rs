@@ -15,6 +15,7 @@ use std::time::Instant;
 use cllm_core::Op;
 use serde::Serialize;
 
+use super::event::{self, WorkerSeconds};
 use crate::pool::times::{Doing, Times};
 use crate::pool::{Crew, cpus};
 
@@ -28,6 +29,12 @@ pub(super) struct Work<'a> {
     /// Seconds of steps times the workers that each had.
     capacity: f64,
     step: Option<Instant>,
+    /// Steps that are behind the session.
+    done: u64,
+    /// Reported steps, how many of them there were when the last [`event::Work`] was made, and steps
+    /// done then.
+    reported: u64,
+    told: (u64, u64),
     /// CPU time of the training thread and of the process when the session began.
     cpu: (Duration, Duration),
 }
@@ -105,6 +112,9 @@ impl<'a> Work<'a> {
             seconds: 0.0,
             capacity: 0.0,
             step: None,
+            done: 0,
+            reported: 0,
+            told: (0, 0),
             cpu: cpu_times(),
         }
     }
@@ -119,11 +129,47 @@ impl<'a> Work<'a> {
     pub(super) fn end_step(&mut self, threads: usize) {
         let Some(begin) = self.step.take() else { return };
         let seconds = begin.elapsed().as_secs_f64();
+        self.done += 1;
         self.seconds += seconds;
         self.capacity += seconds * threads.min(self.sums.len()) as f64;
         self.crew.read(&mut self.after);
         for ((sum, before), after) in self.sums.iter_mut().zip(&self.before).zip(&self.after) {
             sum.add_between(before, after);
+        }
+    }
+
+    /// To be asked once after each reported step: whether it is time to tell [`Work::so_far`]. It is
+    /// after all of the first, and so far apart from then on that a run of any length has hundreds.
+    pub(super) fn is_due(&mut self) -> bool {
+        self.reported += 1;
+        self.reported - self.told.0 >= (self.reported / 16).max(1)
+    }
+
+    /// Whether there have been steps since the last [`Work::so_far`].
+    pub(super) fn is_behind(&self) -> bool {
+        self.done > self.told.1
+    }
+
+    /// What the workers have done until now, after `step` steps of the run, given how long steps waited
+    /// for data.
+    pub(super) fn so_far(&mut self, step: u64, data: f64) -> event::Work {
+        self.told = (self.reported, self.done);
+        let WorkReport { step_seconds, workers, operations, .. } = self.report(data);
+        // To the microsecond: these lines are many.
+        let round = |seconds: f64| (1e6 * seconds).round() / 1e6;
+        let worker = |w: &WorkerReport| WorkerSeconds {
+            busy: round(w.busy),
+            queue: round(w.queue),
+            steal: round(w.steal),
+            wait: round(w.wait),
+            data: round(w.data),
+            rest: round(w.rest),
+        };
+        event::Work {
+            step,
+            step_seconds: round(step_seconds),
+            workers: workers.iter().map(worker).collect(),
+            operations: operations.iter().map(|op| (op.name, round(op.seconds))).collect(),
         }
     }
 

@@ -94,6 +94,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         dtype: Dtype::F32,
         sample_tokens: 0,
         sample_prompt: String::new(),
+        sample_interval: 0,
     }
 }
 
@@ -190,6 +191,7 @@ pub(crate) fn course(settings: &TrainSettings) -> Vec<Value> {
             fields.remove("tokens_per_s");
             fields.remove("mfu");
             fields.remove("data_wait");
+            fields.remove("seconds");
         }
     }
     lines
