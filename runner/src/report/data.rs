@@ -82,10 +82,20 @@ pub fn load(dir: &Path) -> Result<RunData> {
 pub fn load_all(dirs: &[PathBuf]) -> Result<Vec<RunData>> {
     let mut runs = dirs.iter().map(|dir| load(dir)).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
+    let mut taken: Vec<String> = Vec::new();
     for run in &mut runs {
         if names.iter().filter(|name| **name == run.name).count() > 1 {
             run.name.clone_from(&run.folder);
         }
+        // Somebody may give a folder twice.
+        let name = run.name.clone();
+        for number in 2.. {
+            if !taken.contains(&run.name) {
+                break;
+            }
+            run.name = format!("{name} ({number})");
+        }
+        taken.push(run.name.clone());
     }
     Ok(runs)
 }
@@ -118,15 +128,15 @@ fn read(file: &File, path: &Path, events: &mut Events) -> Result<()> {
         if line.last() != Some(&b'\n') {
             break;
         }
-        if line.trim_ascii().is_empty() {
+        let text = line.trim_ascii();
+        if text.is_empty() {
             continue;
         }
-        let wrong = |why: &dyn core::fmt::Display| {
-            Error::failure(format!("{}, line {number}: {why}", path.display()))
-        };
-        let event: Map<String, Value> = serde_json::from_slice(&line).map_err(|e| wrong(&e))?;
+        let wrong = |why: &str| Error::failure(format!("{}, line {number}: {why}", path.display()));
+        let event: Map<String, Value> = serde_json::from_slice(text)
+            .map_err(|e| wrong(&e.to_string().replace("at line 1 column", "at column")))?;
         let name = event.get("event").and_then(Value::as_str).map(str::to_owned);
-        let name = name.ok_or_else(|| wrong(&"no event of a run: it has no text \"event\""))?;
+        let name = name.ok_or_else(|| wrong("no event of a run: it has no text \"event\""))?;
         events.add(&name, event);
     }
     Ok(())

@@ -9,7 +9,14 @@ pub const MARK: &str = "<meta name=\"generator\" content=\"cllm report\">";
 const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/style.css");
 /// In the order in which each uses what the ones before it have.
-const SCRIPT: [&str; 1] = [include_str!("page/main.js")];
+const SCRIPT: [&str; 6] = [
+    include_str!("page/base.js"),
+    include_str!("page/runs.js"),
+    include_str!("page/chart.js"),
+    include_str!("page/work.js"),
+    include_str!("page/tables.js"),
+    include_str!("page/main.js"),
+];
 
 /// The page about `runs`. A live one asks its server for `api/runs.json` every other second, which is to
 /// say what [`to_json`] does.

@@ -95,14 +95,24 @@ impl Teller {
             workers: workers.iter().map(|w| PARTS.map(|part| number(w.get(part)))).collect(),
             operations: Vec::new(),
         };
-        for operation in event.get("operations").and_then(Value::as_array).into_iter().flatten() {
-            let Some(name) = operation.get("name").and_then(Value::as_str) else { continue };
+        // `work` has an object of seconds, `done` a list of objects.
+        let operations: Vec<(&str, Option<&Value>)> = match event.get("operations") {
+            Some(Value::Object(seconds)) => {
+                seconds.iter().map(|(name, seconds)| (name.as_str(), Some(seconds))).collect()
+            }
+            Some(Value::Array(list)) => list
+                .iter()
+                .filter_map(|one| Some((one.get("name")?.as_str()?, one.get("seconds"))))
+                .collect(),
+            _ => Vec::new(),
+        };
+        for (name, seconds) in operations {
             let at = self.operations.iter().position(|known| known == name).unwrap_or_else(|| {
                 self.operations.push(name.to_owned());
                 self.operations.len() - 1
             });
             done.operations.resize(self.operations.len(), 0.0);
-            done.operations[at] += number(operation.get("seconds"));
+            done.operations[at] += number(seconds);
         }
         Some(done)
     }
