@@ -19,6 +19,7 @@ use crate::config::{MAX_DIMENSION, ModelConfig};
 use crate::line::LANES;
 use crate::program::Matrix;
 use core::fmt;
+use core::ops::Range;
 
 /// Which matrix of every block has an adapter, or which part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +132,8 @@ pub enum AdapterError {
     Twice(AdapterSite),
     /// The model has no gate.
     NoGate,
+    /// Their sizes overflow the address space.
+    Overflow,
 }
 
 impl fmt::Display for AdapterError {
@@ -147,6 +150,7 @@ impl fmt::Display for AdapterError {
                 write!(f, "{site:?} has an adapter as part of its matrix and with all of it")
             }
             Self::NoGate => f.write_str("the feed-forward layer has no gate to have an adapter"),
+            Self::Overflow => f.write_str("the adapters are too large for the address space"),
         }
     }
 }
@@ -230,8 +234,16 @@ pub struct AdapterTable {
 }
 
 impl AdapterTable {
-    /// Lays out `adapters`, which are valid for the valid `config`; `None` if a size overflows.
-    pub(crate) fn new(config: &ModelConfig, adapters: &Adapters) -> Option<Self> {
+    /// Lays out `adapters` of a valid `config`.
+    ///
+    /// # Errors
+    /// What [`Adapters::validate`] finds, or [`AdapterError::Overflow`].
+    pub fn new(config: &ModelConfig, adapters: &Adapters) -> Result<Self, AdapterError> {
+        adapters.validate(config)?;
+        Self::laid_out(config, adapters).ok_or(AdapterError::Overflow)
+    }
+
+    fn laid_out(config: &ModelConfig, adapters: &Adapters) -> Option<Self> {
         let mut parts = [0_usize; 4];
         for site in adapters.sites.iter() {
             parts[site.matrix() as usize] += 1;
@@ -330,6 +342,12 @@ impl AdapterTable {
         self.adapters.sites.iter().filter(of).map(|site| site.columns(&self.config))
     }
 
+    /// Where each factor lies in the arena, one behind another: what is written of it.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let factors = (0..self.count()).filter_map(|index| self.get(index));
+        factors.map(|factor| factor.offset..factor.offset + factor.len())
+    }
+
     /// Factors of the arena: number `index` in the order of blocks and matrices, A before B.
     pub(crate) fn get(&self, index: usize) -> Option<Factor> {
         let adapted = self.parts.iter().filter(|parts| **parts > 0).count();
@@ -423,7 +441,7 @@ mod tests {
         }
         let huge = Adapters { rank: MAX_DIMENSION, ..adapters(&[Qkv]) };
         let wide = ModelConfig { d_model: 1 << 28, n_layer: 1 << 28, ..CONFIG };
-        assert!(AdapterTable::new(&wide, &huge).is_none());
+        assert_eq!(AdapterTable::new(&wide, &huge).unwrap_err(), AdapterError::Overflow);
     }
 
     #[test]

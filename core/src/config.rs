@@ -237,12 +237,21 @@ impl ModelConfig {
     /// `6 n_layer T d`.
     #[must_use]
     pub fn step_flops(&self, sequences: usize, tokens: usize) -> f64 {
+        let products = 6.0 * self.matrix_values();
+        (products + self.attention_flops(tokens)) * sequences as f64 * tokens as f64
+    }
+
+    /// Values of all matrices that a token is multiplied with.
+    pub(crate) fn matrix_values(&self) -> f64 {
         let float = |x: usize| x as f64;
-        let layers = float(self.n_layer);
         let block: f64 = self.matrices().iter().map(|(k, n)| float(*k) * float(*n)).sum();
-        let products = 6.0 * (layers * block + float(self.vocab_size) * float(self.d_model));
-        let attention = 6.0 * layers * float(tokens) * float(self.query_width());
-        (products + attention) * sequences as f64 * tokens as f64
+        float(self.n_layer) * block + float(self.vocab_size) * float(self.d_model)
+    }
+
+    /// Floating-point operations of causal attention for a token of a sequence of `tokens`, there and
+    /// back.
+    pub(crate) fn attention_flops(&self, tokens: usize) -> f64 {
+        6.0 * self.n_layer as f64 * tokens as f64 * self.query_width() as f64
     }
 }
 

@@ -4,6 +4,7 @@
 //! beyond the core's header travels as JSON in the checkpoint's metadata.
 
 use core::fmt::Display;
+use core::ops::Range;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -186,14 +187,28 @@ fn write(
     sink.0.commit()
 }
 
+/// SHA-256 over the bytes of what a trainer trains, as [`weights_sha256`]: of its adapters, if it has any,
+/// else of its parameters.
+#[must_use]
+pub fn trained_sha256(trainer: &Trainer<'_>) -> String {
+    match trainer.plan().adapters() {
+        Some(table) => sha256_of(table.ranges(), trainer.adapters()),
+        None => weights_sha256(trainer.plan().table(), trainer.parameters()),
+    }
+}
+
 /// SHA-256 over the parameters' bytes (little-endian `f32`) in table order, without
 /// the arena's gaps.
 #[must_use]
 pub fn weights_sha256(table: &ParamTable, arena: &[f32]) -> String {
+    sha256_of(table.iter().map(|spec| spec.range()), arena)
+}
+
+fn sha256_of(ranges: impl Iterator<Item = Range<usize>>, arena: &[f32]) -> String {
     let mut hash = Sha256::new();
     let mut chunk = [0; 4096];
-    for spec in table.iter() {
-        for values in arena[spec.range()].chunks(chunk.len() / 4) {
+    for range in ranges {
+        for values in arena[range].chunks(chunk.len() / 4) {
             let bytes = &mut chunk[..values.len() * 4];
             for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
                 to.copy_from_slice(&value.to_le_bytes());

@@ -21,6 +21,7 @@ pub mod hf;
 pub mod inspect;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub mod llmc;
+pub mod lora;
 pub mod memory;
 pub mod model;
 pub mod parts;

@@ -7,6 +7,7 @@ use cllm_core::{
 };
 
 use crate::error::{Error, Result};
+use crate::lora;
 use crate::parts::{ActivationChoice, Parts};
 use crate::pool::cpus;
 use crate::settings::{ScheduleChoice, Threads, TrainSettings};
@@ -203,7 +204,8 @@ pub fn plan_with(
     let workers = workers(settings.threads)?;
     let tiling = Tiling { workers: settings.tiles_for, packing: None, blocking };
     let mode = if settings.recompute { Mode::Recompute } else { Mode::Train };
-    Plan::with_tiling(config, batch_shape(settings), workers, &tiling, mode, kernels)
+    let (adapters, batch) = (lora::adapters(settings, config)?, batch_shape(settings));
+    Plan::with_adapters(config, adapters.as_ref(), batch, workers, &tiling, mode, kernels)
         .map_err(plan_error)
 }
 

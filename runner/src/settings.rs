@@ -147,6 +147,15 @@ pub struct TrainSettings {
     /// The most tokens that a query sees; `None` is all of its sequence.
     #[serde(default)]
     pub window: Option<usize>,
+    /// Rank of the adapters that are trained in the place of a base's weights; `None` trains those.
+    #[serde(default)]
+    pub lora_rank: Option<usize>,
+    /// What adapters add is multiplied by this and divided by the rank; `None` is twice the rank.
+    #[serde(default)]
+    pub lora_alpha: Option<f32>,
+    /// Matrices that have an adapter, by PEFT's names of them.
+    #[serde(default = "all_matrices")]
+    pub lora_targets: String,
     /// Sequences of a micro-batch.
     pub batch_size: usize,
     /// Micro-batches of a step.
@@ -242,6 +251,11 @@ pub struct TrainSettings {
 /// For runs that began before there was a choice.
 const fn default_rope_theta() -> f32 {
     ROPE_THETA
+}
+
+/// For runs that began before there was a choice.
+fn all_matrices() -> String {
+    crate::lora::ALL.to_owned()
 }
 
 /// For runs that began before there was a choice.

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use cllm_core::{ModelConfig, ParamTable};
+use cllm_core::checkpoint::Header;
+use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamTable};
 
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
+use crate::lora;
 use crate::memory::{human_bytes, machine};
 use crate::model;
 use crate::tokenizer::{self, Tokenizer};
@@ -16,6 +18,8 @@ use crate::train::folder::RunFolder;
 pub(crate) struct Trained {
     file: CheckpointFile,
     config: ModelConfig,
+    /// The file has adapters, and the weights beside it are those of their base.
+    adapters: Option<Adapters>,
     step: u64,
 }
 
@@ -36,7 +40,8 @@ impl Trained {
             CheckpointFile::open(path)?
         };
         let header = *file.parse_model().map_err(|e| file.error(e))?.header();
-        Ok(Self { file, config: header.config, step: header.updates })
+        let Header { config, adapters, updates: step, .. } = header;
+        Ok(Self { file, config, adapters, step })
     }
 
     /// The file.
@@ -82,9 +87,25 @@ impl Trained {
         self.dir().join(tokenizer::FILE_NAME).exists()
     }
 
-    /// Copies the weights into `arena`, which is laid out by the config's table.
+    /// The adapters, if it has any, and their values.
+    pub(crate) fn adapters(&self) -> Result<Option<(AdapterTable, Vec<f32>)>> {
+        let Some(adapters) = &self.adapters else { return Ok(None) };
+        let table = AdapterTable::new(&self.config, adapters).map_err(|e| self.file.error(e))?;
+        let mut values = vec![0.0; table.arena_len()];
+        self.file.parse_model().map_err(|e| self.file.error(e))?.read_parameters(&mut values);
+        Ok(Some((table, values)))
+    }
+
+    /// Copies the weights into `arena`, which is laid out by the config's table; adapters are added to
+    /// those of their base.
     pub(crate) fn read_parameters(&self, arena: &mut [f32]) -> Result<()> {
-        self.file.parse_model().map_err(|e| self.file.error(e))?.read_parameters(arena);
+        let Some((table, values)) = self.adapters()? else {
+            self.file.parse_model().map_err(|e| self.file.error(e))?.read_parameters(arena);
+            return Ok(());
+        };
+        lora::read_base(&self.dir(), &self.config, arena)?;
+        let params = ParamTable::new(&self.config).map_err(model::config_error)?;
+        table.merge(&params, &values, arena);
         Ok(())
     }
 

@@ -3,40 +3,14 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use cllm::settings::TrainSettings;
-use cllm::train::stop::Stop;
-use cllm::train::{Outcome, stored_settings, train_until};
-use support::{checkpoints, course, events, names, settings, sha, step_file, train, undisturbed};
-
-/// Output that asks for a stop when it sees a text.
-struct StopAt {
-    text: String,
-    stop: Stop,
-}
-
-impl Write for StopAt {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if String::from_utf8_lossy(bytes).contains(&self.text) {
-            self.stop.request();
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Trains until `text` is printed, then stops in an orderly way.
-fn train_to(settings: &TrainSettings, text: &str) -> cllm::Result<Outcome> {
-    let stop = Stop::new();
-    let mut out = StopAt { text: text.to_owned(), stop: stop.clone() };
-    train_until(settings, &stop, &mut out)
-}
+use cllm::train::{Outcome, stored_settings};
+use support::{
+    checkpoints, course, events, names, settings, sha, step_file, train, train_to, undisturbed,
+};
 
 fn resumed(settings: &TrainSettings) -> TrainSettings {
     TrainSettings { resume: true, ..settings.clone() }

@@ -28,7 +28,7 @@ pub use encode::{Sink, SliceFull, SliceSink, encode, encoded_len};
 
 use crate::adapter::{AdapterTable, Adapters};
 use crate::architecture::Architecture;
-use crate::config::{ConfigError, ModelConfig};
+use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use core::ops::Range;
 
@@ -103,9 +103,8 @@ impl Tensors {
         let config = &header.config;
         let table = ParamTable::new(config).map_err(CheckpointError::Config)?;
         let Some(adapters) = &header.adapters else { return Ok(Self::Model(table)) };
-        adapters.validate(config).map_err(CheckpointError::Adapters)?;
-        let overflow = CheckpointError::Config(ConfigError::Overflow);
-        AdapterTable::new(config, adapters).map(Self::Adapters).ok_or(overflow)
+        let table = AdapterTable::new(config, adapters).map_err(CheckpointError::Adapters)?;
+        Ok(Self::Adapters(table))
     }
 
     /// How many values, without gaps: in closed form, for a hostile header may claim any number of
@@ -119,16 +118,11 @@ impl Tensors {
 
     /// Where each lies in the arena.
     fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        let count = match self {
-            Self::Model(table) => table.count(),
-            Self::Adapters(table) => table.count(),
+        let (model, adapters) = match self {
+            Self::Model(table) => (Some(table.iter().map(|spec| spec.range())), None),
+            Self::Adapters(table) => (None, Some(table.ranges())),
         };
-        (0..count).filter_map(|index| match self {
-            Self::Model(table) => table.get(index).map(|spec| spec.range()),
-            Self::Adapters(table) => {
-                table.get(index).map(|factor| factor.offset..factor.offset + factor.len())
-            }
-        })
+        model.into_iter().flatten().chain(adapters.into_iter().flatten())
     }
 }
 

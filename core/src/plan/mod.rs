@@ -325,13 +325,8 @@ impl Plan {
         tiling.blocking.check().map_err(PlanError::Blocking)?;
         let overflow = PlanError::Config(ConfigError::Overflow);
         batch.sequences.checked_mul(batch.tokens).ok_or(overflow)?;
-        let adapters = match adapters {
-            Some(adapters) => {
-                adapters.validate(config).map_err(PlanError::Adapters)?;
-                Some(AdapterTable::new(config, adapters).ok_or(overflow)?)
-            }
-            None => None,
-        };
+        let adapters = adapters.map(|adapters| AdapterTable::new(config, adapters)).transpose();
+        let adapters = adapters.map_err(PlanError::Adapters)?;
         let trained = adapters.as_ref().map_or(table.arena_len(), AdapterTable::arena_len);
         let grain = Grain::new(config, batch, mode, workers, tiling, kernels);
         let layout = Layout::new(config, adapters.as_ref(), trained, batch, mode, &grain, kernels);

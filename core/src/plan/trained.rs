@@ -1,6 +1,6 @@
 //! What a plan trains: the parameters, or adapters in their place.
 
-use super::Plan;
+use super::{BatchShape, Plan};
 use crate::adapter::AdapterTable;
 use crate::program::Matrix;
 
@@ -54,5 +54,18 @@ impl Plan {
                 decay: spec.decay,
             }),
         }
+    }
+
+    /// Floating-point operations of a step of one batch, counted as by [`ModelConfig::step_flops`]. Where
+    /// adapters are trained there are no products for gradients of the model's own matrices: those are 4
+    /// operations a value and token rather than 6, and values of adapters 6.
+    ///
+    /// [`ModelConfig::step_flops`]: crate::ModelConfig::step_flops
+    #[must_use]
+    pub fn step_flops(&self) -> f64 {
+        let BatchShape { sequences, tokens } = self.batch;
+        let Some(table) = &self.adapters else { return self.config.step_flops(sequences, tokens) };
+        let products = 4.0 * self.config.matrix_values() + 6.0 * table.parameters() as f64;
+        (products + self.config.attention_flops(tokens)) * self.tokens() as f64
     }
 }

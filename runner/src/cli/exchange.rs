@@ -9,6 +9,8 @@ use crate::gguf;
 #[cfg(feature = "hf")]
 use crate::hf;
 use crate::llmc;
+#[cfg(feature = "lora")]
+use crate::lora::peft;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,10 @@ pub struct ImportArgs {
     /// Run folder to make.
     #[arg(long, value_name = "DIR", value_parser = parse::<PathBuf>)]
     pub out_dir: PathBuf,
+    /// Of an adapter of PEFT: run folder or checkpoint of the model that it stands beside.
+    #[cfg(feature = "lora")]
+    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
+    pub base: Option<PathBuf>,
 }
 
 /// Flags of `cllm export`.
@@ -32,7 +38,7 @@ pub struct ExportArgs {
     /// Folder or file to make.
     #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
     pub out: PathBuf,
-    /// safetensors, gguf or llmc.
+    /// safetensors, gguf, llmc, or peft for adapters alone.
     #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = parse::<ExportFormat>)]
     pub format: ExportFormat,
     /// What the weights are stored as: f32, f16 or bf16, in gguf also q8_0, in llmc f32 or bf16.
@@ -49,16 +55,19 @@ pub enum ExportFormat {
     Gguf,
     /// A folder of llm.c.
     Llmc,
+    /// A folder of PEFT: adapters without their model.
+    Peft,
 }
 
 impl Setting for ExportFormat {
-    const ACCEPTS: &'static str = "safetensors, gguf or llmc";
+    const ACCEPTS: &'static str = "safetensors, gguf, llmc or peft";
 
     fn from_text(text: &str) -> Option<Self> {
         match text {
             "safetensors" => Some(Self::Safetensors),
             "gguf" => Some(Self::Gguf),
             "llmc" => Some(Self::Llmc),
+            "peft" => Some(Self::Peft),
             _ => None,
         }
     }
@@ -92,9 +101,9 @@ impl Setting for WeightType {
 }
 
 pub(super) fn import(args: ImportArgs) -> Result<()> {
-    let ImportArgs { from, out_dir } = args;
-    let Imported { config, parameters, checkpoint, has_tokenizer } =
-        if from.is_dir() { import_folder(&from, &out_dir) } else { import_file(&from, &out_dir) }?;
+    let imported = import_any(&args)?;
+    let ImportArgs { from, out_dir, .. } = args;
+    let Imported { config, parameters, checkpoint, has_tokenizer } = imported;
     let mut text = format!(
         "{}: {parameters} parameters in {} layers of width {}, {} ids, sequences of up to {}\n",
         checkpoint.display(),
@@ -112,6 +121,31 @@ pub(super) fn import(args: ImportArgs) -> Result<()> {
         ));
     }
     output::print(&text)
+}
+
+/// Imports what lies at the path, whatever it is.
+fn import_any(args: &ImportArgs) -> Result<Imported> {
+    let (from, out_dir) = (&args.from, &args.out_dir);
+    #[cfg(feature = "lora")]
+    match (&args.base, from.join(peft::CONFIG).exists()) {
+        (Some(base), true) => return peft::import(from, base, out_dir),
+        (None, true) => {
+            return Err(Error::usage(format!(
+                "{}: an adapter of PEFT; give the model that it stands beside with --base, imported \
+                 before if it is one of transformers",
+                from.display()
+            )));
+        }
+        (Some(_), false) => {
+            return Err(Error::usage(format!(
+                "--base: {} is no adapter of PEFT: it has no {}",
+                from.display(),
+                peft::CONFIG
+            )));
+        }
+        (None, false) => {}
+    }
+    if from.is_dir() { import_folder(from, out_dir) } else { import_file(from, out_dir) }
 }
 
 #[cfg(feature = "hf")]
@@ -134,7 +168,7 @@ fn import_file(_: &Path, _: &Path) -> Result<Imported> {
     Err(lacks("gguf"))
 }
 
-#[cfg(not(all(feature = "hf", feature = "gguf")))]
+#[cfg(not(all(feature = "hf", feature = "gguf", feature = "lora")))]
 fn lacks(feature: &str) -> Error {
     Error::failure(format!("this program was built without its feature {feature}"))
 }
@@ -148,6 +182,7 @@ pub(super) fn export(args: ExportArgs) -> Result<()> {
         ExportFormat::Llmc => {
             llmc::export(&plain(args, "llmc")?).map(|()| "a model for llm.c".to_owned())
         }
+        ExportFormat::Peft => export_adapters(args).map(|()| "adapters for PEFT".to_owned()),
         ExportFormat::Gguf => export_file(args).map(|others| match others.len() {
             0 => "a model for llama.cpp".to_owned(),
             n => format!(
@@ -181,6 +216,16 @@ fn export_folder(args: ExportArgs) -> Result<()> {
 #[cfg(not(feature = "hf"))]
 fn export_folder(_: ExportArgs) -> Result<()> {
     Err(lacks("hf"))
+}
+
+#[cfg(feature = "lora")]
+fn export_adapters(args: ExportArgs) -> Result<()> {
+    peft::export(&plain(args, "peft")?)
+}
+
+#[cfg(not(feature = "lora"))]
+fn export_adapters(_: ExportArgs) -> Result<()> {
+    Err(lacks("lora"))
 }
 
 #[cfg(feature = "gguf")]

@@ -209,6 +209,17 @@ train_flags! {
         #[arg(value_name = "N", alias = "sliding-window")]
         window: usize,
     }
+    "Adapters (LoRA)" [] {
+        /// Train adapters of this rank in the place of the weights of --base.
+        #[arg(value_name = "R", alias = "lora-r")]
+        lora_rank: usize,
+        /// What they add is multiplied by this and divided by the rank [default: twice the rank].
+        #[arg(value_name = "X")]
+        lora_alpha: f32,
+        /// Matrices that have one: all-linear, or some of those that PEFT names, with commas.
+        #[arg(value_name = "NAMES")]
+        lora_targets: String,
+    }
     "Training" [] {
         /// Sequences of a micro-batch.
         #[arg(value_name = "N", alias = "per-device-train-batch-size")]

@@ -1,6 +1,7 @@
 //! The numbers of the presets: the one place to tune them.
 
 use super::value::Setting;
+use crate::lora;
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
 use crate::settings::{
     LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
@@ -92,6 +93,9 @@ fn tiny() -> TrainSettings {
         qkv_bias: false,
         qk_norm: false,
         window: None,
+        lora_rank: None,
+        lora_alpha: None,
+        lora_targets: lora::ALL.to_owned(),
         batch_size: 8,
         gradient_accumulation_steps: 1,
         epochs: None,

@@ -96,6 +96,15 @@ impl TrainSettings {
         }
         whole("n_kv_head", self.n_kv_head.unwrap_or(1) as u64, 1, MOST)?;
         whole("head_size", self.head_size.unwrap_or(1) as u64, 1, MOST / self.n_head as u64)?;
+        if self.lora_rank.is_some() && self.base.is_none() {
+            let problem = "adapters stand beside the weights of a model: give --base".to_owned();
+            return Err(Invalid::new("lora_rank", self.lora_rank.unwrap_or(0), problem));
+        }
+        whole("lora_rank", self.lora_rank.unwrap_or(1) as u64, 1, MOST)?;
+        if let Some(alpha) = self.lora_alpha.filter(|alpha| *alpha <= 0.0) {
+            let problem = "it must be above 0".to_owned();
+            return Err(Invalid::new("lora_alpha", alpha, problem));
+        }
         whole("window", self.window.unwrap_or(1) as u64, 1, MOST)?;
         if let Some(n_kv_head) = self.n_kv_head.filter(|n| !self.n_head.is_multiple_of(*n)) {
             let problem = format!("it must divide --n-head {}", self.n_head);
@@ -283,6 +292,15 @@ mod tests {
             (refused(|s| s.head_size = Some(0)), "--head-size 0: it must be at least 1"),
             (refused(|s| s.head_size = Some(1 << 28)), "--head-size 268435456: the largest"),
             (refused(|s| s.window = Some(0)), "--window 0: it must be at least 1"),
+            (
+                refused(|s| s.lora_rank = Some(4)),
+                "--lora-rank 4: adapters stand beside the weights",
+            ),
+            (
+                refused(|s| (s.lora_rank, s.base) = (Some(0), Some("base".into()))),
+                "--lora-rank 0: it must be at least 1",
+            ),
+            (refused(|s| s.lora_alpha = Some(-1.0)), "--lora-alpha -1: it must be above 0"),
             (refused(|s| s.rope_theta = 1.0), "--rope-theta 1: it must be above 1"),
             (
                 refused(|s| (s.positions, s.head_size) = (PositionsChoice::Rotary, Some(7))),

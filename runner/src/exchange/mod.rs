@@ -16,6 +16,7 @@ use cllm_core::{ConfigError, ModelConfig, ParamSpec, ParamTable};
 use crate::checkpoint::{self, Meta};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::lora;
 use crate::tokenizer::{
     self,
     usage::{self, Usage},
@@ -46,18 +47,27 @@ pub struct ExportSettings {
     pub element: Element,
 }
 
-/// Makes a run folder of a model that no run has trained: its tokenizer's JSON, if there is one, how
-/// that is used, then its checkpoint, the path of which is the result.
+/// A run folder to be made of a model that no run has trained.
+pub(crate) struct NewRun<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) header: Header,
+    /// The arena of the header's model, or of its adapters.
+    pub(crate) values: &'a [f32],
+    /// The weights that adapters stand beside.
+    pub(crate) base: Option<&'a [f32]>,
+    /// JSON of its tokenizer.
+    pub(crate) tokenizer: Option<&'a [u8]>,
+    /// How that is used.
+    pub(crate) usage: &'a Usage,
+}
+
+/// Makes it: the tokenizer, how that is used, the base, then the checkpoint, the path of which is the
+/// result.
 ///
 /// # Errors
 /// There is a run or a tokenizer in the folder, or it cannot be written.
-pub(crate) fn create_run(
-    dir: &Path,
-    config: &ModelConfig,
-    parameters: &[f32],
-    tokenizer: Option<&[u8]>,
-    usage: &Usage,
-) -> Result<PathBuf> {
+pub(crate) fn create_run(new: &NewRun<'_>) -> Result<PathBuf> {
+    let dir = new.dir;
     let folder = RunFolder::lock(dir)?;
     let there = if folder.has_checkpoints()? || folder.has_settings() {
         Some("run")
@@ -71,16 +81,33 @@ pub(crate) fn create_run(
             dir.display()
         )));
     }
-    if let Some(json) = tokenizer {
+    if let Some(json) = new.tokenizer {
         files::write_atomic(&dir.join(tokenizer::FILE_NAME), json)?;
-        if let Some(json) = usage.to_json() {
+        if let Some(json) = new.usage.to_json() {
             files::write_atomic(&dir.join(usage::FILE_NAME), json.as_bytes())?;
         }
     }
-    let path = folder.step(0);
-    let header = Header { config: *config, adapters: None, seed: 0, updates: 0 };
-    checkpoint::save_weights(&path, &header, &Meta::untrained(), parameters)?;
+    let (path, meta) = (folder.step(0), Meta::untrained());
+    if let Some(base) = new.base {
+        let header = Header { adapters: None, ..new.header };
+        checkpoint::save_weights(&lora::base_in(dir), &header, &meta, base)?;
+    }
+    checkpoint::save_weights(&path, &new.header, &meta, new.values)?;
     Ok(path)
+}
+
+impl<'a> NewRun<'a> {
+    /// That of a whole model.
+    pub(crate) fn of(
+        dir: &'a Path,
+        config: &ModelConfig,
+        values: &'a [f32],
+        tokenizer: Option<&'a [u8]>,
+        usage: &'a Usage,
+    ) -> Self {
+        let header = Header { config: *config, adapters: None, seed: 0, updates: 0 };
+        Self { dir, header, values, base: None, tokenizer, usage }
+    }
 }
 
 /// A tensor and its values, if the model has it.

@@ -12,7 +12,7 @@ use super::read::{File, Tensor};
 use super::{keys, rope, tokens};
 use crate::error::{Error, Result};
 use crate::exchange::{
-    Family, Imported, check_finite, checked_tokenizer, create_run, fill_columns,
+    Family, Imported, NewRun, check_finite, checked_tokenizer, create_run, fill_columns,
 };
 use crate::files;
 use crate::trained;
@@ -46,7 +46,8 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
         check_finite(to, &layout.name).map_err(bad)?;
     }
     let usage = tokens::usage(&file.keys);
-    let checkpoint = create_run(out_dir, &config, &arena, json.as_deref(), &usage)?;
+    let new = NewRun::of(out_dir, &config, &arena, json.as_deref(), &usage);
+    let checkpoint = create_run(&new)?;
     let has_tokenizer = json.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }

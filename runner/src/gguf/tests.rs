@@ -11,7 +11,7 @@ use super::blocks::Kind;
 use super::value::Value;
 use super::write::{self, Planned};
 use super::{ExportSettings, export, import, read};
-use crate::exchange::create_run;
+use crate::exchange::{NewRun, create_run};
 use crate::tokenizer::usage::Usage;
 use crate::trained::Trained;
 
@@ -73,7 +73,8 @@ fn weights(config: &ModelConfig) -> Vec<f32> {
 /// Exports a model from the folder `out` to the file `m.gguf`.
 fn exported(dir: &Path, config: &ModelConfig, kind: Kind) -> Vec<f32> {
     let arena = weights(config);
-    let checkpoint = create_run(&dir.join("out"), config, &arena, None, &Usage::default()).unwrap();
+    let (out, usage) = (dir.join("out"), Usage::default());
+    let checkpoint = create_run(&NewRun::of(&out, config, &arena, None, &usage)).unwrap();
     export(&ExportSettings { checkpoint, out: dir.join("m.gguf"), kind }).unwrap();
     arena
 }
@@ -330,7 +331,8 @@ fn models_that_other_programs_do_not_know_are_not_exported() {
         let config = model(arch);
         let folder = dir.path().join(n.to_string());
         let checkpoint =
-            create_run(&folder, &config, &weights(&config), None, &Usage::default()).unwrap();
+            create_run(&NewRun::of(&folder, &config, &weights(&config), None, &Usage::default()))
+                .unwrap();
         let out = dir.path().join("m.gguf");
         let settings = ExportSettings { checkpoint, out: out.clone(), kind: Kind::F32 };
         let error = export(&settings).unwrap_err().to_string();

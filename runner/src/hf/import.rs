@@ -18,7 +18,7 @@ use super::names::{self, HEAD, Named, Place};
 use super::weights::{Mapped, Tensor, Tensors};
 use super::{CONFIG, config};
 use crate::error::{Error, Result};
-use crate::exchange::{End, Family, Imported, checked_tokenizer, create_run, fill_columns};
+use crate::exchange::{End, Family, Imported, NewRun, checked_tokenizer, create_run, fill_columns};
 use crate::tokenizer;
 use crate::tokenizer::usage::Usage;
 use crate::trained;
@@ -55,7 +55,8 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     }
 
     let usage = Usage::of_folder(from)?;
-    let checkpoint = create_run(out_dir, &config, &arena, tokenizer.as_deref(), &usage)?;
+    let new = NewRun::of(out_dir, &config, &arena, tokenizer.as_deref(), &usage);
+    let checkpoint = create_run(&new)?;
     let has_tokenizer = tokenizer.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }

@@ -16,7 +16,7 @@ mod config;
 mod export;
 mod import;
 mod names;
-mod weights;
+pub(crate) mod weights;
 
 pub use export::export;
 pub use import::import;

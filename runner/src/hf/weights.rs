@@ -28,7 +28,7 @@ pub(super) fn dtype(element: Element) -> Dtype {
 
 /// The mapped files of a folder's weights.
 #[derive(Debug)]
-pub(super) struct Mapped {
+pub(crate) struct Mapped {
     files: Vec<(PathBuf, Mmap)>,
 }
 
@@ -55,7 +55,7 @@ impl Mapped {
     ///
     /// # Errors
     /// Names the file when it cannot be read.
-    pub(super) fn file(path: &Path) -> Result<Self> {
+    pub(crate) fn file(path: &Path) -> Result<Self> {
         let io = |e| Error::io("read the weights", path, &e);
         let map = File::open(path).and_then(|file| files::map(&file)).map_err(io)?;
         Ok(Self { files: vec![(path.to_path_buf(), map)] })
@@ -65,7 +65,7 @@ impl Mapped {
     ///
     /// # Errors
     /// Names a file with a damaged header, or with a tensor that another one has too.
-    pub(super) fn tensors(&self) -> Result<Tensors<'_>> {
+    pub(crate) fn tensors(&self) -> Result<Tensors<'_>> {
         let mut by_name = BTreeMap::new();
         for (path, map) in &self.files {
             let bad = |what: String| Error::failure(format!("{}: {what}", path.display()));
@@ -121,7 +121,7 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
 
 /// Tensors of mapped files by their names.
 #[derive(Debug)]
-pub(super) struct Tensors<'a> {
+pub(crate) struct Tensors<'a> {
     /// The one file, or the folder of several.
     place: PathBuf,
     by_name: BTreeMap<String, (&'a Path, TensorView<'a>)>,
@@ -132,7 +132,7 @@ impl<'a> Tensors<'a> {
     ///
     /// # Errors
     /// It is not there, or of another shape, or not of f32, f16 or bf16.
-    pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
+    pub(crate) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
         let Some((path, view)) = self.by_name.remove(name) else {
             let place = self.place.display();
             return Err(Error::failure(format!("{place}: no tensor {name}")));
@@ -156,7 +156,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// Whether the tensor `name` is there.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }
 
@@ -181,14 +181,14 @@ impl<'a> Tensors<'a> {
     }
 
     /// The first of those left, and its file.
-    pub(super) fn left(&self) -> Option<(&str, &'a Path)> {
+    pub(crate) fn left(&self) -> Option<(&str, &'a Path)> {
         self.by_name.iter().next().map(|(name, (path, _))| (name.as_str(), *path))
     }
 }
 
 /// A tensor of a mapped file.
 #[derive(Debug)]
-pub(super) struct Tensor<'a> {
+pub(crate) struct Tensor<'a> {
     path: &'a Path,
     name: String,
     element: Element,
@@ -200,7 +200,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Names the first that is not a finite number.
-    pub(super) fn read(&self, to: &mut [f32]) -> Result<()> {
+    pub(crate) fn read(&self, to: &mut [f32]) -> Result<()> {
         self.element.read(self.bytes, to);
         check_finite(to, &self.name).map_err(|e| self.bad(&e))
     }

@@ -4,11 +4,13 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
 
-use cllm_core::{ModelConfig, ParamTable};
+use cllm_core::checkpoint::Checkpoint;
+use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamTable};
 use serde_json::{Value, json};
 
 use super::{Report, Stats, Tensor};
-use crate::checkpoint::{CheckpointFile, weights_sha256};
+use crate::checkpoint::CheckpointFile;
+use crate::data::sha256_hex;
 use crate::data::shard::{Shard, is_shard};
 use crate::error::{Error, Result};
 use crate::memory::human_bytes;
@@ -85,10 +87,13 @@ fn checkpoint(path: &Path) -> Result<Report> {
         report.fact("seconds of training", meta.seconds);
         report.fact("kernels", meta.isa);
     }
+    report.fact("weights_sha256", sha256_hex(parsed.parameter_bytes()));
+    if let Some(adapters) = &header.adapters {
+        return adapter_tensors(report, &file, &parsed, adapters);
+    }
     let table = ParamTable::new(&header.config).map_err(model::config_error)?;
     let mut arena = trained::arena(&table, path)?;
     parsed.read_parameters(&mut arena);
-    report.fact("weights_sha256", weights_sha256(&table, &arena));
     report.tensors = table
         .iter()
         .map(|spec| Tensor {
@@ -98,6 +103,35 @@ fn checkpoint(path: &Path) -> Result<Report> {
             stats: Some(Stats::of(&arena[spec.range()])),
         })
         .collect();
+    Ok(report)
+}
+
+/// What a checkpoint of adapters has.
+fn adapter_tensors(
+    mut report: Report,
+    file: &CheckpointFile,
+    parsed: &Checkpoint<'_>,
+    adapters: &Adapters,
+) -> Result<Report> {
+    let config = &parsed.header().config;
+    let table = AdapterTable::new(config, adapters).map_err(|e| file.error(e))?;
+    report.fact("adapters", format!("rank {}, scale {}", adapters.rank, adapters.scale));
+    report.fact("adapter parameters", table.parameters());
+    let mut arena = vec![0.0; table.arena_len()];
+    parsed.read_parameters(&mut arena);
+    for spec in table.iter() {
+        let shapes = [(spec.a, (spec.inputs, spec.rank)), (spec.b, (spec.rank, spec.outputs))];
+        for (name, ((at, stride), (rows, cols))) in ["A", "B"].into_iter().zip(shapes) {
+            let row = |r: usize| &arena[at + r * stride..][..cols];
+            let values: Vec<f32> = (0..rows).flat_map(row).copied().collect();
+            report.tensors.push(Tensor {
+                name: format!("h.{}.{:?}.{name}", spec.block, spec.site),
+                shape: vec![rows, cols],
+                kind: "F32".to_owned(),
+                stats: Some(Stats::of(&values)),
+            });
+        }
+    }
     Ok(report)
 }
 

@@ -8,11 +8,13 @@
 
 use std::path::{Path, PathBuf};
 
+use cllm_core::checkpoint::Header;
 use cllm_core::{ModelConfig, Positions, Trainer};
 
-use crate::checkpoint::CheckpointFile;
+use crate::checkpoint::{self, CheckpointFile, Meta};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::lora;
 use crate::parts::Parts;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{
@@ -43,6 +45,9 @@ pub(crate) const DECIDED: [&str; 15] = [
 /// tokens than a text has, or than fit into the memory of a batch.
 pub(crate) const BLOCK: usize = 1024;
 
+/// Highest learning rate of adapters unless told: ten times that of all weights, as people take it.
+const LORA_RATE: f32 = 2e-4;
+
 /// Fills `settings` with what the base says, of which `is_set` says what somebody has set.
 ///
 /// # Errors
@@ -61,6 +66,10 @@ pub(crate) fn settle(
     }
     let trained = open(base)?;
     let c = trained.config();
+    // Adapters start from nothing and bear larger steps.
+    if settings.lora_rank.is_some() && settings.loss_on.is_some() && !is_set("learning_rate") {
+        settings.learning_rate = LORA_RATE;
+    }
     (settings.n_layer, settings.n_head, settings.n_embd) = (c.n_layer, c.n_head, c.d_model);
     (settings.d_ff, settings.bias, settings.tied) = (Some(c.d_ff), c.bias, c.tied);
     let Parts {
@@ -175,6 +184,13 @@ impl Start {
     pub(super) fn begin(&self, trainer: &mut Trainer<'_>, out_dir: &Path) -> Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
         trainer.restore(0, |parameters, _, _| base.read_parameters(parameters))?;
+        if trainer.plan().adapters().is_some() {
+            trainer.initialise_adapters();
+            let (config, seed) = (self.config, trainer.seed());
+            let header = Header { config, adapters: None, seed, updates: base.step() };
+            let (path, meta) = (lora::base_in(out_dir), Meta::untrained());
+            checkpoint::save_weights(&path, &header, &meta, trainer.parameters())?;
+        }
         if let Some(json) = Usage::of_folder(&base.dir())?.to_json() {
             files::write_atomic(&out_dir.join(usage::FILE_NAME), json.as_bytes())?;
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cllm_core::{ModelConfig, Plan, Pool};
+use cllm_core::{AdapterTable, ModelConfig, Plan, Pool};
 use serde::{Deserialize, Serialize};
 
 use super::examples::ReadExamples;
@@ -46,8 +46,11 @@ pub struct Start {
     pub config: TrainSettings,
     /// The model.
     pub model: Model,
-    /// Number of trained values.
+    /// Number of the model's values.
     pub parameters: usize,
+    /// What is trained in their place, if it is adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<AdaptersInfo>,
     /// Bytes of each pool, to the byte.
     pub planned_bytes: PlannedBytes,
     /// Instruction set in use.
@@ -112,6 +115,32 @@ impl Environment {
             cpus: cpus::online(),
             cpus_allowed: cpus::available(),
             memory_bytes: machine().map(|memory| memory.total),
+        }
+    }
+}
+
+/// The adapters of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AdaptersInfo {
+    /// Their rank.
+    pub rank: usize,
+    /// What they add is multiplied by this.
+    pub scale: f32,
+    /// Matrices that have one.
+    pub targets: String,
+    /// Number of trained values.
+    pub parameters: usize,
+}
+
+impl AdaptersInfo {
+    /// Those of a run's settings.
+    #[must_use]
+    pub fn new(table: &AdapterTable, settings: &TrainSettings) -> Self {
+        Self {
+            rank: table.adapters().rank,
+            scale: table.adapters().scale,
+            targets: settings.lora_targets.clone(),
+            parameters: table.parameters(),
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta};
 use crate::data::prefetch::{self, Prefetch, ReadyBatch};
 use crate::error::{Error, Result};
+use crate::lora;
 use crate::memory::{PoolMemory, check_available};
 use crate::model;
 use crate::pool::{self, Crew, cpus};
@@ -37,7 +38,7 @@ use crate::settings::{Threads, TrainSettings};
 use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
 use crate::tune::Sizes;
-use event::{Environment, Event, PlannedBytes, Start};
+use event::{AdaptersInfo, Environment, Event, PlannedBytes, Start};
 use folder::RunFolder;
 use inputs::Inputs;
 use metrics::Metrics;
@@ -151,8 +152,7 @@ fn run(
     let best = Kernels::detect().with_dtype(settings.dtype);
     let batch_tokens = plan.tokens() * settings.gradient_accumulation_steps;
     let rates = Rates {
-        flops_per_step: config.step_flops(settings.batch_size, settings.block_size)
-            * settings.gradient_accumulation_steps as f64,
+        flops_per_step: plan.step_flops() * settings.gradient_accumulation_steps as f64,
         peak_flops: fma_peak(best, Duration::from_millis(100))
             * workers.min(cpus::available()) as f64,
         steps: 0,
@@ -166,6 +166,7 @@ fn run(
         config: settings.clone(),
         model: (&config).into(),
         parameters: plan.table().parameters(),
+        adapters: plan.adapters().map(|table| AdaptersInfo::new(table, settings)),
         planned_bytes: PlannedBytes::new(&plan, model::batches(settings)),
         isa: kernels.set().isa.name(),
         kernels: kernels.set().to_string(),
@@ -351,7 +352,7 @@ fn restore(
 ) -> Result<Meta> {
     let checkpoint = file.parse().map_err(|e| file.error(e))?;
     let meta = file.meta(&checkpoint)?;
-    check_header(&checkpoint, file, trainer.seed(), config)?;
+    check_header(&checkpoint, file, trainer, config)?;
     inputs.check(&meta, file.path())?;
     let isa = kernels.set().to_string();
     if meta.isa != isa {
@@ -361,12 +362,19 @@ fn restore(
             meta.isa
         );
     }
-    trainer
-        .restore(checkpoint.header().updates, |parameters, first, second| {
-            checkpoint.read_parameters(parameters);
-            checkpoint.read_moments(first, second)
-        })
-        .map_err(|e| file.error(e))?;
+    let of_base = match trainer.plan().adapters() {
+        Some(_) => trainer.plan().table().arena_len(),
+        None => 0,
+    };
+    let dir = file.path().parent().unwrap_or(Path::new(""));
+    trainer.restore(checkpoint.header().updates, |parameters, first, second| {
+        let (base, trained) = parameters.split_at_mut(of_base);
+        if of_base > 0 {
+            lora::read_base(dir, config, base)?;
+        }
+        checkpoint.read_parameters(trained);
+        checkpoint.read_moments(first, second).map_err(|e| file.error(e))
+    })?;
     Ok(Meta { isa, ..meta })
 }
 
@@ -374,10 +382,18 @@ fn restore(
 fn check_header(
     checkpoint: &Checkpoint<'_>,
     file: &CheckpointFile,
-    seed: u64,
+    trainer: &Trainer<'_>,
     config: &ModelConfig,
 ) -> Result<()> {
     let header = checkpoint.header();
+    let (seed, adapters) = (trainer.seed(), trainer.plan().adapters());
+    let adapters = adapters.map(|table| *table.adapters());
+    if header.adapters != adapters {
+        return Err(file.error(format_args!(
+            "the checkpoint has other adapters than the settings say: {:?}, not {adapters:?}",
+            header.adapters
+        )));
+    }
     if header.config != *config {
         return Err(file.error(format_args!(
             "the checkpoint is of another model than the settings': {:?}, not {config:?}",

@@ -195,10 +195,18 @@ fn start_lines(start: &Start, max_steps: u64) -> String {
     let settings = &start.config;
     let going =
         if start.step > 0 { format!(", going on from {}", start.step) } else { String::new() };
+    let adapters = start.adapters.as_ref().map_or(String::new(), |adapters| {
+        format!(
+            "train   adapters of rank {} ({}): {} parameters\n",
+            adapters.rank,
+            adapters.targets,
+            thousands(adapters.parameters as u64)
+        )
+    });
     let tuned = start.tuning.as_ref();
     let tuned = tuned.map_or(String::new(), |file| format!("tuning  {TUNED} {file}\n"));
     format!(
-        "model   {} layers, {} heads, {} wide, {} token ids: {} parameters\n\
+        "model   {} layers, {} heads, {} wide, {} token ids: {} parameters\n{adapters}\
          memory  {} planned\n\
          machine {}, {} thread(s), peak {:.0} GFLOP/s\n{tuned}\
          data    {}\n\

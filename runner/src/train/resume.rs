@@ -10,7 +10,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 28] = [
+const FIXED: [&str; 31] = [
     "base",
     "data",
     "val_data",
@@ -36,6 +36,9 @@ const FIXED: [&str; 28] = [
     "qkv_bias",
     "qk_norm",
     "window",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
     "batch_size",
     "gradient_accumulation_steps",
     "seed",

@@ -21,6 +21,7 @@ use crate::checkpoint::{self, Meta, Validated};
 use crate::data::prefetch::{Prefetch, ReadyBatch, StepTokens};
 use crate::error::{Error, Result};
 use crate::generate::{self, Speaker};
+use crate::lora;
 use crate::memory::peak_rss_bytes;
 use crate::settings::TrainSettings;
 use crate::trace::tracer::{Tracer, What};
@@ -294,7 +295,6 @@ impl Session<'_, '_> {
         // All is saved: the next signal need not wait for anything.
         self.stop.request();
         let steps = self.trainer.updates();
-        let table = self.trainer.plan().table();
         let (seconds, data_wait_seconds) = (self.seconds(), self.data_wait_seconds());
         let done = Done {
             steps,
@@ -305,7 +305,7 @@ impl Session<'_, '_> {
             val_loss: self.meta.last.map(|last| last.val_loss),
             best_val_loss: self.meta.best.map(|best| best.val_loss),
             best_step: self.meta.best.map(|best| best.step),
-            weights_sha256: checkpoint::weights_sha256(table, self.trainer.parameters()),
+            weights_sha256: checkpoint::trained_sha256(&self.trainer),
             peak_rss_bytes: peak_rss_bytes(),
             work: self.work.report(self.prefetch.waited()),
         };
@@ -330,7 +330,7 @@ impl Session<'_, '_> {
         let step = self.trainer.updates();
         // At the end nothing else is left to be stopped.
         let is_stopped = || step < self.settings.max_steps && self.stop.requested();
-        let spoken = speaker.speak(self.trainer.parameters(), |voice| {
+        let spoken = speaker.speak(&lora::merged(&self.trainer), |voice| {
             voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
                 text.push_str(piece);
                 if is_stopped() { Err(Error::failure("stopped")) } else { Ok(()) }

@@ -57,6 +57,16 @@ impl Ran {
     }
 }
 
+impl Ran {
+    /// What it said when it failed as a program should.
+    #[track_caller]
+    pub(crate) fn failed(&self) -> &str {
+        assert!(self.code == 1 || self.code == 2, "status {}", self.code);
+        self.refused(self.code, &[]);
+        &self.stderr
+    }
+}
+
 /// The program, in an environment that says nothing to it, with `dir` as working folder.
 pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cllm"));

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
@@ -57,6 +58,9 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         qkv_bias: false,
         qk_norm: false,
         window: None,
+        lora_rank: None,
+        lora_alpha: None,
+        lora_targets: "all-linear".to_owned(),
         batch_size: 4,
         gradient_accumulation_steps: 2,
         epochs: None,
@@ -195,4 +199,30 @@ pub(crate) fn course(settings: &TrainSettings) -> Vec<Value> {
         }
     }
     lines
+}
+
+/// Output that asks for a stop when it sees a text.
+struct StopAt {
+    text: String,
+    stop: Stop,
+}
+
+impl Write for StopAt {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if String::from_utf8_lossy(bytes).contains(&self.text) {
+            self.stop.request();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Trains until `text` is printed, then stops in an orderly way.
+pub(crate) fn train_to(settings: &TrainSettings, text: &str) -> cllm::Result<Outcome> {
+    let stop = Stop::new();
+    let mut out = StopAt { text: text.to_owned(), stop: stop.clone() };
+    train_until(settings, &stop, &mut out)
 }
