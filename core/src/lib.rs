@@ -16,6 +16,7 @@
 
 mod adapter;
 mod architecture;
+mod batch;
 pub mod checkpoint;
 mod config;
 mod engine;
@@ -37,6 +38,7 @@ mod trainer;
 
 pub use adapter::{AdapterError, AdapterSite, AdapterSites, AdapterSpec, AdapterTable, Adapters};
 pub use architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
+pub use batch::{Batch, Loss, StepError};
 pub use cllm_kernels::{Caches, Dtype, IGNORE, Isa, KernelSet, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
@@ -51,4 +53,4 @@ pub use plan::{
 };
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
-pub use trainer::{Batch, Evaluator, Loss, Pools, StepError, Trainer};
+pub use trainer::{Evaluator, Pools, Trainer};

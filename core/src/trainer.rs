@@ -7,6 +7,7 @@
 //! Nothing here allocates. A failed call leaves the weights as they were, but for
 //! [`Trainer::restore`].
 
+use crate::batch::{Batch, Loss, StepError, misplaced};
 use crate::config::ModelConfig;
 use crate::engine::{Engine, EngineError, Idle, Spin};
 use crate::init;
@@ -39,126 +40,6 @@ pub struct Pools<'a> {
     /// [`Pool::Scratch`].
     pub scratch: &'a mut [Line],
 }
-
-/// Token ids and what should follow each, sequence after sequence.
-///
-/// A target of [`IGNORE`] does not count.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
-    /// `sequences * tokens` ids below `vocab_size`.
-    pub tokens: &'a [u32],
-    /// As many targets.
-    pub targets: &'a [u32],
-    /// As many places in their sequence, where each token's document begins: documents that lie in a
-    /// sequence one behind the other do not see one another, and positions of a table are those in the
-    /// document. A document's last token has no target in it. `None`: each sequence is one document.
-    pub starts: Option<&'a [u32]>,
-}
-
-impl<'a> Batch<'a> {
-    /// Sequences of one document each.
-    #[must_use]
-    pub const fn new(tokens: &'a [u32], targets: &'a [u32]) -> Self {
-        Self { tokens, targets, starts: None }
-    }
-
-    /// Targets that count.
-    #[must_use]
-    pub fn counted(&self) -> usize {
-        self.targets.iter().filter(|t| **t != IGNORE).count()
-    }
-}
-
-/// The summed loss of a batch.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Loss {
-    /// Sum over the targets that count, in nats.
-    pub sum: f64,
-    /// Targets that count.
-    pub counted: usize,
-}
-
-impl Loss {
-    /// Mean in nats a token; NaN if no target counts.
-    #[must_use]
-    pub fn mean(&self) -> f64 {
-        self.sum / self.counted as f64
-    }
-}
-
-/// Why a step was not taken.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum StepError {
-    /// The batch has not the planned shape.
-    BatchSize {
-        /// Tokens planned.
-        need: usize,
-        /// Tokens given.
-        tokens: usize,
-        /// Targets given.
-        targets: usize,
-    },
-    /// A token or target id is not in the vocabulary.
-    UnknownToken {
-        /// Where in the batch.
-        position: usize,
-        /// The id.
-        id: u32,
-        /// The vocabulary.
-        vocab_size: usize,
-    },
-    /// There is not one start of a document for each token, or one is neither the token's own place
-    /// in its sequence nor that of the token before.
-    Documents {
-        /// Where in the batch; how many starts there are if those are not as many as tokens.
-        position: usize,
-    },
-    /// No target counts, so there is no mean loss.
-    NothingCounts,
-    /// The loss is NaN or infinite.
-    NonFiniteLoss(f64),
-    /// The gradient's norm is NaN or infinite.
-    NonFiniteGradient(f64),
-    /// `update` without gradients.
-    NoGradients,
-    /// A setting of the update makes no sense.
-    Optimizer(OptimizerError),
-    /// The step was not run to its end.
-    Engine(EngineError),
-}
-
-impl From<EngineError> for StepError {
-    fn from(error: EngineError) -> Self {
-        Self::Engine(error)
-    }
-}
-
-impl fmt::Display for StepError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::BatchSize { need, tokens, targets } => write!(
-                f,
-                "the batch has {tokens} tokens and {targets} targets but the plan is for {need}"
-            ),
-            Self::UnknownToken { position, id, vocab_size } => write!(
-                f,
-                "token id {id} at position {position} of the batch is not below the vocabulary's {vocab_size}"
-            ),
-            Self::Documents { position } => write!(
-                f,
-                "the start of a document at position {position} of the batch is neither the token's own place in its sequence nor the start of the token before it"
-            ),
-            Self::NothingCounts => f.write_str("no target of the step counts"),
-            Self::NonFiniteLoss(loss) => write!(f, "the loss is {loss}"),
-            Self::NonFiniteGradient(norm) => write!(f, "the gradient's norm is {norm}"),
-            Self::NoGradients => f.write_str("there are no gradients to update from"),
-            Self::Optimizer(error) => error.fmt(f),
-            Self::Engine(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for StepError {}
 
 /// What training and evaluation have in common: runs of an engine over pools.
 struct Machine<'a> {
@@ -314,18 +195,6 @@ impl<'a> Machine<'a> {
         self.run_packed(|pack| Run::Losses { pack }, &inputs)?;
         Ok(Loss { sum: self.outcome.loss(), counted })
     }
-}
-
-/// The first of `need` tokens, in sequences of `tokens`, whose start is not one of a document.
-fn misplaced(starts: &[u32], need: usize, tokens: usize) -> Option<usize> {
-    if starts.len() != need {
-        return Some(starts.len());
-    }
-    let fits = |at: usize| {
-        let (place, start) = (at % tokens, starts[at] as usize);
-        start == place || place > 0 && starts[at - 1] as usize == start
-    };
-    (0..need).find(|at| !fits(*at))
 }
 
 /// A model being trained.

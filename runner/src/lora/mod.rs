@@ -17,7 +17,6 @@ use cllm_core::{AdapterSite, AdapterSites, Adapters, ModelConfig, Trainer};
 
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
-use crate::exchange::Family;
 use crate::settings::TrainSettings;
 
 /// Name of the base's checkpoint in a folder of adapters.
@@ -57,13 +56,9 @@ const LLAMA: [Module; 7] = [
     module(&["down_proj"], AdapterSite::MlpOut, "mlp.down_proj"),
 ];
 
-/// The modules of a model. One that no other program knows has GPT-2's, unless it has a gate.
+/// The modules of a model, by what tells the families apart that others know.
 fn modules(config: &ModelConfig) -> &'static [Module] {
-    match Family::of(config) {
-        Ok(Family::Gpt2) => &GPT2,
-        Err(_) if !config.arch.is_gated() => &GPT2,
-        _ => &LLAMA,
-    }
+    if config.arch.is_gated() { &LLAMA } else { &GPT2 }
 }
 
 /// The adapters that a run trains, if it trains any.
