@@ -6,7 +6,7 @@
 use core::fmt::Display;
 use core::ops::Range;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::{self, Checkpoint, CheckpointError, Header, Sink};
@@ -79,6 +79,7 @@ impl Meta {
 #[derive(Debug)]
 pub struct CheckpointFile {
     path: PathBuf,
+    file: File,
     bytes: Mmap,
 }
 
@@ -97,7 +98,7 @@ impl CheckpointFile {
             )));
         }
         let bytes = files::map(&file).map_err(io)?;
-        Ok(Self { path: path.to_path_buf(), bytes })
+        Ok(Self { path: path.to_path_buf(), file, bytes })
     }
 
     /// Where it is.
@@ -128,6 +129,19 @@ impl CheckpointFile {
         Error::failure(format!("{}: {cause}", self.path.display()))
     }
 
+    /// Verifies as [`parse_model`](Self::parse_model), and keeps no more of the file than where its
+    /// weights lie: what is mapped counts as memory of the process as long as it is.
+    ///
+    /// # Errors
+    /// What is wrong, with the file's name.
+    pub(crate) fn into_weights(self) -> Result<(Header, StoredWeights)> {
+        let checkpoint = self.parse_model().map_err(|e| self.error(e))?;
+        let header = *checkpoint.header();
+        let offset = checkpoint.parameter_bytes().as_ptr().addr() - self.bytes.as_ptr().addr();
+        let Self { path, file, .. } = self;
+        Ok((header, StoredWeights { path, file, offset: offset as u64 }))
+    }
+
     /// What the run that wrote `checkpoint` remembered in it.
     ///
     /// # Errors
@@ -135,6 +149,46 @@ impl CheckpointFile {
     pub fn meta(&self, checkpoint: &Checkpoint<'_>) -> Result<Meta> {
         serde_json::from_slice(checkpoint.meta())
             .map_err(|e| self.error(format_args!("not a checkpoint of a training run: {e}")))
+    }
+}
+
+/// The weights of a verified checkpoint, read a piece at a time: they are in memory once.
+#[derive(Debug)]
+pub(crate) struct StoredWeights {
+    path: PathBuf,
+    file: File,
+    offset: u64,
+}
+
+impl StoredWeights {
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads all tensors, one after the other, to their ranges of `arena`.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read any more.
+    pub(crate) fn read(
+        &self,
+        ranges: impl Iterator<Item = Range<usize>>,
+        arena: &mut [f32],
+    ) -> Result<()> {
+        let io = |e| Error::io("read the weights", &self.path, &e);
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.offset)).map_err(io)?;
+        let mut bytes = vec![0; 1 << 20];
+        for range in ranges {
+            for values in arena[range].chunks_mut(bytes.len() / 4) {
+                let bytes = &mut bytes[..values.len() * 4];
+                file.read_exact(bytes).map_err(io)?;
+                for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cllm_core::checkpoint::Header;
 use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamTable};
 
-use crate::checkpoint::CheckpointFile;
+use crate::checkpoint::{CheckpointFile, StoredWeights};
 use crate::error::{Error, Result};
 use crate::lora;
 use crate::memory::{human_bytes, machine};
@@ -16,7 +16,7 @@ use crate::train::folder::RunFolder;
 /// A good checkpoint.
 #[derive(Debug)]
 pub(crate) struct Trained {
-    file: CheckpointFile,
+    weights: StoredWeights,
     config: ModelConfig,
     /// The file has adapters, and the weights beside it are those of their base.
     adapters: Option<Adapters>,
@@ -39,14 +39,19 @@ impl Trained {
         } else {
             CheckpointFile::open(path)?
         };
-        let header = *file.parse_model().map_err(|e| file.error(e))?.header();
+        Self::of(file)
+    }
+
+    /// That of a file, which is verified.
+    pub(crate) fn of(file: CheckpointFile) -> Result<Self> {
+        let (header, weights) = file.into_weights()?;
         let Header { config, adapters, updates: step, .. } = header;
-        Ok(Self { file, config, adapters, step })
+        Ok(Self { weights, config, adapters, step })
     }
 
     /// The file.
     pub(crate) fn path(&self) -> &Path {
-        self.file.path()
+        self.weights.path()
     }
 
     /// The model.
@@ -90,21 +95,21 @@ impl Trained {
     /// The adapters, if it has any, and their values.
     pub(crate) fn adapters(&self) -> Result<Option<(AdapterTable, Vec<f32>)>> {
         let Some(adapters) = &self.adapters else { return Ok(None) };
-        let table = AdapterTable::new(&self.config, adapters).map_err(|e| self.file.error(e))?;
+        let bad = |e| Error::failure(format!("{}: {e}", self.path().display()));
+        let table = AdapterTable::new(&self.config, adapters).map_err(bad)?;
         let mut values = vec![0.0; table.arena_len()];
-        self.file.parse_model().map_err(|e| self.file.error(e))?.read_parameters(&mut values);
+        self.weights.read(table.ranges(), &mut values)?;
         Ok(Some((table, values)))
     }
 
     /// Copies the weights into `arena`, which is laid out by the config's table; adapters are added to
     /// those of their base.
     pub(crate) fn read_parameters(&self, arena: &mut [f32]) -> Result<()> {
-        let Some((table, values)) = self.adapters()? else {
-            self.file.parse_model().map_err(|e| self.file.error(e))?.read_parameters(arena);
-            return Ok(());
-        };
-        lora::read_base(&self.dir(), &self.config, arena)?;
         let params = ParamTable::new(&self.config).map_err(model::config_error)?;
+        let Some((table, values)) = self.adapters()? else {
+            return self.weights.read(params.iter().map(|spec| spec.range()), arena);
+        };
+        lora::base_of(&self.dir(), &self.config)?.read_parameters(arena)?;
         table.merge(&params, &values, arena);
         Ok(())
     }

@@ -113,7 +113,7 @@ fn what_cannot_be_expressed_is_refused() {
             .refused(2, &["q8_0", "--format gguf"]);
     }
     run_in(dir, &words("export --checkpoint out --out m --format ggml"))
-        .refused(2, &["--format", "safetensors, gguf or llmc"]);
+        .refused(2, &["--format", "safetensors, gguf, llmc or peft"]);
     run_in(dir, &words("import none.gguf --out-dir back")).refused(1, &["none.gguf"]);
     // A tokenizer of characters of several bytes.
     fs::write(dir.join("t.txt"), "déjà vu, déjà vu ".repeat(40)).unwrap();

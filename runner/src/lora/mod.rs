@@ -18,6 +18,7 @@ use cllm_core::{AdapterSite, AdapterSites, Adapters, ModelConfig, Trainer};
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::settings::TrainSettings;
+use crate::trained::Trained;
 
 /// Name of the base's checkpoint in a folder of adapters.
 const BASE: &str = "base.cllm";
@@ -105,21 +106,22 @@ pub(crate) fn base_in(dir: &Path) -> PathBuf {
     dir.join(BASE)
 }
 
-/// Reads the base of the adapters in `dir` into an arena of the model `config`.
+/// The base of the adapters in `dir`, of the model `config`.
 ///
 /// # Errors
 /// There is none, it is damaged, or it is of another model.
-pub(crate) fn read_base(dir: &Path, config: &ModelConfig, arena: &mut [f32]) -> Result<()> {
-    let file = CheckpointFile::open(&base_in(dir))?;
-    let base = file.parse_model().map_err(|e| file.error(e))?;
-    let header = base.header();
+pub(crate) fn base_of(dir: &Path, config: &ModelConfig) -> Result<Trained> {
+    let path = base_in(dir);
+    let base = Trained::of(CheckpointFile::open(&path)?)?;
     // Dropout is the run's.
-    let same = ModelConfig { dropout: config.dropout, ..header.config } == *config;
-    if !same || header.adapters.is_some() {
-        return Err(file.error("this is not the model that the adapters beside it are for"));
+    let same = ModelConfig { dropout: config.dropout, ..*base.config() } == *config;
+    if !same || base.adapters()?.is_some() {
+        return Err(Error::failure(format!(
+            "{}: this is not the model that the adapters beside it are for",
+            path.display()
+        )));
     }
-    base.read_parameters(arena);
-    Ok(())
+    Ok(base)
 }
 
 /// The weights of a trainer's model; those of adapters are added to a copy.

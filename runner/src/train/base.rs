@@ -148,8 +148,11 @@ impl Start {
         let Some(path) = &settings.base else { return Ok(None) };
         let (base, config) = match from {
             Some(file) => {
-                let checkpoint = file.parse().map_err(|e| file.error(e))?;
-                (None, checkpoint.header().config)
+                let header = *file.parse().map_err(|e| file.error(e))?.header();
+                let dir = file.path().parent().unwrap_or(Path::new(""));
+                // Verified before there is memory that it would come on top of.
+                let beside = header.adapters.map(|_| lora::base_of(dir, &header.config));
+                (beside.transpose()?, header.config)
             }
             None => {
                 let base = open(path)?;
@@ -178,6 +181,11 @@ impl Start {
             )));
         }
         Ok(Some(Self { config, base }))
+    }
+
+    /// The weights that adapters of a run that goes on stand beside.
+    pub(super) fn beside(&self) -> Option<&Trained> {
+        self.base.as_ref()
     }
 
     /// Gives a trainer the weights of the base, and the run folder its chat template.

@@ -30,13 +30,13 @@ use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta};
 use crate::data::prefetch::{self, Prefetch, ReadyBatch};
 use crate::error::{Error, Result};
-use crate::lora;
 use crate::memory::{PoolMemory, check_available};
 use crate::model;
 use crate::pool::{self, Crew, cpus};
 use crate::settings::{Threads, TrainSettings};
 use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
+use crate::trained::Trained;
 use crate::tune::Sizes;
 use event::{AdaptersInfo, Environment, Event, PlannedBytes, Start};
 use folder::RunFolder;
@@ -125,7 +125,10 @@ fn run(
     let trainer = Trainer::new(&plan, kernels, pools, &engine, settings.seed);
     let mut trainer = trainer.map_err(model::plan_error)?.wait_with(&pool::CALLER);
     let meta = match &from {
-        Some(file) => restore(&mut trainer, file, &inputs, &config, kernels)?,
+        Some(file) => {
+            let beside = base.as_ref().and_then(base::Start::beside);
+            restore(&mut trainer, file, beside, &inputs, &config, kernels)?
+        }
         None => {
             match &base {
                 Some(base) => base.begin(&mut trainer, &settings.out_dir)?,
@@ -346,6 +349,7 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
 fn restore(
     trainer: &mut Trainer<'_>,
     file: &CheckpointFile,
+    beside: Option<&Trained>,
     inputs: &Inputs,
     config: &ModelConfig,
     kernels: &Kernels,
@@ -366,11 +370,10 @@ fn restore(
         Some(_) => trainer.plan().table().arena_len(),
         None => 0,
     };
-    let dir = file.path().parent().unwrap_or(Path::new(""));
     trainer.restore(checkpoint.header().updates, |parameters, first, second| {
         let (base, trained) = parameters.split_at_mut(of_base);
-        if of_base > 0 {
-            lora::read_base(dir, config, base)?;
+        if let Some(beside) = beside {
+            beside.read_parameters(base)?;
         }
         checkpoint.read_parameters(trained);
         checkpoint.read_moments(first, second).map_err(|e| file.error(e))
