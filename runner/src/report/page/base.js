@@ -27,7 +27,7 @@ const digits = (value, count) => String(Number(value.toPrecision(count)));
 const short = (value, count = 3) => {
   if (!isNumber(value)) return '–';
   const size = Math.abs(value);
-  if (size !== 0 && size < 1e-3) return value.toExponential(Math.max(0, count - 1)).replace(/\.?0+e/, 'e');
+  if (size !== 0 && size < 1e-4) return value.toExponential(Math.max(0, count - 1)).replace(/\.?0+e/, 'e');
   for (const [unit, name] of [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']]) {
     if (size >= unit * 0.9995) return digits(value / unit, count) + name;
   }

@@ -45,7 +45,7 @@ const TOP = 8;
 const frame = (plot, { width, height, xs, ys, yText, axis }) => {
   const isWide = width > 500;
   const yTicks = (ys.isLog ? logTicks : ticks)(ys.low, ys.high, height > 240 ? 6 : 5);
-  const left = Math.ceil(Math.max(...yTicks.map(tick => yText(tick).length)) * TICK_WIDTH) + 10;
+  const left = Math.max(axis.name.length * TICK_WIDTH + 14, Math.ceil(Math.max(...yTicks.map(tick => yText(tick).length)) * TICK_WIDTH) + 10);
   const right = 14;
   const x = scale(xs[0], xs[1], left, width - right, false);
   const y = scale(ys.low, ys.high, height - BOTTOM, TOP, ys.isLog);
@@ -58,13 +58,15 @@ const frame = (plot, { width, height, xs, ys, yText, axis }) => {
     text.append(svg('text', { x: left - 8, y: at, 'text-anchor': 'end', dy: '0.32em' }, yText(tick)));
   }
   const xTicks = axis.ticks(xs[0], xs[1], Math.max(2, Math.floor((width - left) / (isWide ? 100 : 64))));
-  let end = -Infinity;
+  // What the axis is of stands left of its ticks.
+  text.append(svg('text', { x: 0, y: height - BOTTOM + 16 }, axis.name));
+  let end = axis.name.length * TICK_WIDTH;
   for (const tick of xTicks) {
     const at = x.at(tick);
     const label = axis.text(tick);
     const half = label.length * TICK_WIDTH / 2;
     const middle = Math.min(at, width - half - 1);
-    if (at < left - 1 || middle - half < end + 6) continue;
+    if (at < left - 1 || middle - half < end + 4) continue;
     end = middle + half;
     grid.append(svg('line', { x1: at, x2: at, y1: TOP, y2: height - BOTTOM }));
     text.append(svg('text', { x: middle, y: height - BOTTOM + 16, 'text-anchor': 'middle' }, label));
@@ -138,7 +140,7 @@ const lineChart = (spec, view) => {
     const useLog = isLog && reach(lines, xs[0], xs[1], true)[0] > 0;
     const [low, high] = padded(...reach(lines, xs[0], xs[1], useLog), useLog, spec.fromZero);
     plot.setAttribute('width', width);
-    plot.setAttribute('aria-label', `${title} over ${axis.name.toLowerCase()}. Arrow keys move the cursor.`);
+    plot.setAttribute('aria-label', `${title} over ${axis.name}. Arrow keys move the cursor.`);
     plot.replaceChildren();
     place = frame(plot, { width, height, xs, ys: { low, high, isLog: useLog }, yText: text, axis });
     const { left, right, x, y } = place;
@@ -151,7 +153,7 @@ const lineChart = (spec, view) => {
       const d = path(line.points, x, y, range);
       curves.append(svg('path', {
         class: `line${line.faint ? ' faint' : ''}`, d, style,
-        'stroke-width': line.width || 1.6, 'stroke-dasharray': line.run.dash,
+        'stroke-width': line.width || 1.6, 'stroke-dasharray': line.dash || line.run.dash,
         'data-run': line.run.name, 'data-points': range[1] - range[0],
       }));
       const count = range[1] - range[0];
@@ -194,12 +196,13 @@ const lineChart = (spec, view) => {
     }
     const axis = AXES[view.axis];
     tip.replaceChildren(html('table', {},
-      html('caption', {}, `${axis.name} ${axis.exact(view.axis === 'time' ? x : Math.round(x))}`), html('tbody', {}, rows)));
+      html('caption', {}, `${axis.title} ${axis.exact(view.axis === 'time' ? x : Math.round(x))}`), html('tbody', {}, rows)));
     tip.hidden = false;
     const [room, size] = [box.clientWidth, tip.offsetWidth];
     const beside = at + 14 + size > room ? at - 14 - size : at + 14;
-    tip.style.left = `${Math.max(0, Math.min(beside, room - size))}px`;
-    tip.style.top = `${beside < 0 ? height - BOTTOM + 4 : TOP}px`;
+    // Where there is room on neither side, away from the finger.
+    tip.style.left = `${beside >= 0 ? beside : at < room / 2 ? Math.max(0, room - size) : 0}px`;
+    tip.style.top = `${TOP}px`;
   };
 
   const set = x => {

@@ -11,16 +11,21 @@ const visible = () => runs.filter(run => !view.hidden.has(run.name));
 const axis = () => AXES[view.axis];
 
 // Curves.
-const curveLines = (event, name, looks) => () => visible().map(run => ({
-  run, points: pointsOf(run, run.curve(event, name), axis()), name: looks.name || name, ...looks,
-}));
+const curveLines = (event, name, looks) => () => visible().flatMap(run => {
+  const curve = run.curve(event, name);
+  const all = { run, ...looks, points: pointsOf(run, curve, axis()) };
+  if (!curve || !curve.mean) return [all];
+  // Of what was thinned: the extremes, and over them the means.
+  const mean = pointsOf(run, { ...curve, ...curve.mean }, axis());
+  return [{ ...all, faint: true, width: 1 }, { run, name: 'mean', points: mean, width: 1.6 }];
+});
 const lossLines = () => visible().flatMap(run => {
   const curve = run.curve('step', 'loss');
   const isSmooth = view.smoothing > 0;
   return [
     { run, name: 'training', points: pointsOf(run, curve, axis()), faint: isSmooth, width: isSmooth ? 1 : 1.4 },
     ...(isSmooth ? [{ run, name: 'smoothed', points: smoothed(run, curve, axis(), view.smoothing), width: 1.8 }] : []),
-    { run, name: 'validation', points: pointsOf(run, run.curve('eval', 'val_loss'), axis()), dots: true, width: 2.2 },
+    { run, name: 'validation', points: pointsOf(run, run.curve('eval', 'val_loss'), axis()), dots: true, width: 1.5, dash: '5 3' },
   ];
 });
 const look = (name, colour, kind) => html('span', { class: 'look' }, html('i', { class: `stroke ${kind}`, style: { '--line': colour } }), name);
@@ -94,7 +99,7 @@ const live = html('span', { class: 'live', role: 'status', hidden: true });
 
 const toolbar = html('nav', { class: 'toolbar', 'aria-label': 'Controls' }, legend,
   html('fieldset', { class: 'segments' }, html('legend', {}, 'Axis'), radio('step', 'Steps'), radio('tokens', 'Tokens'), radio('time', 'Time')),
-  html('label', { class: 'control' }, 'Smoothing', smoothing, smoothingSaid), resetZoom);
+  html('label', { class: 'control' }, 'Smoothing', smoothing, smoothingSaid), resetZoom, live);
 
 const title = html('h1', {});
 const subtitle = html('p', { class: 'dim' });
@@ -116,7 +121,7 @@ const differencesSection = section('differences', 'Differences', differencesBox)
 const folded = (name, ...content) => html('details', { class: 'folded' }, html('summary', {}, name), ...content);
 
 document.getElementById('page').append(
-  html('header', { class: 'top' }, html('div', {}, title, subtitle), live),
+  html('header', { class: 'top' }, title, subtitle),
   cards, toolbar,
   section('curves', 'Training', lossChart.root, html('div', { class: 'grid' }, smallCharts.map(chart => chart.root)), others, thinned),
   section('work', 'Where the time goes', operations.root, choiceLabel, html('div', { class: 'grid two' }, perRun.map(part => part.root))),

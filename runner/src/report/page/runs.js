@@ -44,11 +44,11 @@ const secondsAt = (run, step) => {
 
 /** The axes to choose from. */
 const AXES = {
-  step: { name: 'Step', of: (run, step) => step, text: short, exact: whole, ticks },
+  step: { name: 'step', title: 'Step', of: (run, step) => step, text: short, exact: whole, ticks },
   tokens: {
-    name: 'Tokens', of: (run, step) => step * (run.tokensPerStep || NaN), text: short, exact: whole, ticks,
+    name: 'tokens', title: 'Tokens', of: (run, step) => step * (run.tokensPerStep || NaN), text: short, exact: whole, ticks,
   },
-  time: { name: 'Time of training', of: secondsAt, text: clockText, exact: duration, ticks: timeTicks },
+  time: { name: 'time', title: 'Trained for', of: secondsAt, text: clockText, exact: duration, ticks: timeTicks },
 };
 
 /** A curve's points on an axis, without what is no number. */
@@ -70,7 +70,7 @@ const pointsOf = (run, curve, axis) => {
  * Of curves that were thinned the means of what was left out count.
  */
 const smoothed = (run, curve, axis, strength) => {
-  const points = pointsOf(run, curve && curve.mean ? { ...curve, step: curve.mean.step, value: curve.mean.value } : curve, axis);
+  const points = pointsOf(run, curve && curve.mean ? { ...curve, ...curve.mean } : curve, axis);
   // How many points have most of the weight: up to a tenth of all.
   const keep = 1 - 1 / (1 + strength ** 2 * points.y.length / 10);
   const pass = values => {
@@ -90,7 +90,7 @@ const smoothed = (run, curve, axis, strength) => {
 const flat = (value, name = '', found = []) => {
   if (value !== null && typeof value === 'object') {
     const entries = Object.entries(value);
-    if (!entries.length) found.push([name, Array.isArray(value) ? '[]' : '{}']);
+    if (!entries.length) name && found.push([name, Array.isArray(value) ? '[]' : '{}']);
     // A list of plain values is one value.
     else if (Array.isArray(value) && value.every(v => v === null || typeof v !== 'object')) found.push([name, value.join(', ')]);
     else for (const [key, inner] of entries) flat(inner, name ? `${name}.${key}` : key, found);
