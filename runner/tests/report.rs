@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 
 use cli_support::run_in;
-use cllm::report::data::{load, load_all, to_json};
+use cllm::report::data::{Follower, load, load_all, to_json};
 use cllm::report::page::{MARK, render};
 use cllm::settings::TrainSettings;
 use cllm::train::stop::Stop;
@@ -94,7 +94,7 @@ fn every_figure_of_a_run_is_on_its_page() {
             "threads" => assert_eq!(run["threads"][0], event),
             "step" | "eval" => {
                 for (key, value) in event.as_object().unwrap() {
-                    if ["event", "step", "seconds", "best"].contains(&key.as_str()) {
+                    if ["event", "step", "best"].contains(&key.as_str()) {
                         continue;
                     }
                     let curve = curve(run, &kind, key);
@@ -245,6 +245,35 @@ fn what_other_versions_write_is_read_as_far_as_it_goes() {
     assert!(message.contains("line 8: no event of a run"), "{message}");
     fs::write(old.join("settings.json"), "{").unwrap();
     assert!(load(&old).unwrap_err().to_string().contains("settings.json: EOF"));
+}
+
+/// A live page asks every other second.
+#[test]
+fn a_run_that_grows_or_is_resumed_is_read_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |step: u32, loss: f64| {
+        format!("{{\"event\":\"step\",\"step\":{step},\"loss\":{loss:?}}}\n")
+    };
+    let mut follower = Follower::new(dir.path());
+    let mut losses = || {
+        let run = serde_json::to_value(follower.load().unwrap()).unwrap();
+        curve(&run, "step", "loss")["value"].clone()
+    };
+    let two = line(1, 5.0) + &line(2, 4.0);
+    fake(dir.path(), &(two.clone() + "{\"event\":\"st"));
+    assert_eq!(losses(), json!([5.0, 4.0]));
+    // What was not whole is now; and what has been read is not read again, even if it could not be.
+    fake(dir.path(), &(two.replacen("event", "other", 1) + &line(3, 3.0)));
+    assert_eq!(losses(), json!([5.0, 4.0, 3.0]));
+    // Cut, and as long as before.
+    fake(dir.path(), &(two.clone() + &line(3, 3.5)));
+    assert_eq!(losses(), json!([5.0, 4.0, 3.5]));
+    fake(dir.path(), &line(1, 5.0));
+    assert_eq!(losses(), json!([5.0]));
+    fake(dir.path(), &(line(1, 5.0) + "oops\n"));
+    assert!(follower.load().unwrap_err().to_string().contains("line 2: expected value"));
+    fake(dir.path(), &two);
+    assert_eq!(follower.load().unwrap().name, load(dir.path()).unwrap().name);
 }
 
 #[test]

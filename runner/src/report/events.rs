@@ -115,7 +115,7 @@ impl Events {
                 Value::Null => f64::NAN,
                 _ => continue,
             };
-            if ["step", "seconds"].contains(&key.as_str()) {
+            if key == "step" {
                 continue;
             }
             let known = kind.figures.iter().position(|(known, _)| *known == key);

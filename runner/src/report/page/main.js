@@ -64,7 +64,9 @@ const smallCharts = [
   lineChart({ id: 'utilisation', title: 'Workers busy', key: 'work.workers.busy', fromZero: true, text: share, exact: value => percent(value, 2), lines: busyLines }, view),
   lineChart({ id: 'data_wait', title: 'Waiting for data, s', key: 'step.data_wait', fromZero: true, canLog: true, lines: curveLines('step', 'data_wait', { name: 'seconds', width: 1.2 }) }, view),
 ];
-const KNOWN = new Set(['step.loss', 'eval.val_loss', 'step.lr', 'step.grad_norm', 'step.tokens_per_s', 'step.mfu', 'step.data_wait']);
+const KNOWN = new Set(['step.loss', 'eval.val_loss', 'step.lr', 'step.grad_norm', 'step.tokens_per_s', 'step.mfu', 'step.data_wait',
+  // The axis of time.
+  'step.seconds', 'eval.seconds']);
 /** Charts of figures that this page does not know, by name. */
 const otherCharts = new Map();
 
