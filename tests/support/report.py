@@ -202,6 +202,11 @@ def controls(page):
     must(drawn == {"first"} and second.get_attribute("aria-pressed") == "false", f"hidden, but drawn: {drawn}")
     second.click()
     must({name for name, _, _ in page.evaluate(POINTS, "loss")} == {"first", "second"}, "a run does not come back")
+    for chip in page.locator(".chip").all():
+        chip.click()
+    must(page.locator("figure .none:visible").count() == len(CURVES) + len(BARS) + len(OTHERS), "nothing to show is not said")
+    for chip in page.locator(".chip").all():
+        chip.click()
     # Smoothing.
     shape = "() => [...document.querySelectorAll('[data-figure=loss] path.line')].map(path => path.getAttribute('d'))"
     before = page.evaluate(shape)

@@ -11,7 +11,9 @@ const make = (space, name, attributes, children) => {
     else if (key === 'style') Object.entries(value).forEach(([k, v]) => element.style.setProperty(k, v));
     else element.setAttribute(key, value === true ? '' : value);
   }
-  element.append(...children.flat().filter(child => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat().filter(child => child !== null && child !== undefined && child !== false),
+  );
   return element;
 };
 const html = (name, attributes, ...children) => make(null, name, attributes, children);
@@ -28,13 +30,18 @@ const short = (value, count = 3) => {
   if (!isNumber(value)) return '–';
   const size = Math.abs(value);
   if (size !== 0 && size < 1e-4) return value.toExponential(Math.max(0, count - 1)).replace(/\.?0+e/, 'e');
-  for (const [unit, name] of [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']]) {
+  for (const [unit, name] of [
+    [1e12, 'T'],
+    [1e9, 'G'],
+    [1e6, 'M'],
+    [1e3, 'k'],
+  ]) {
     if (size >= unit * 0.9995) return digits(value / unit, count) + name;
   }
   return digits(value, count);
 };
-const whole = value => isNumber(value) ? value.toLocaleString('en-US', { maximumFractionDigits: 0 }) : '–';
-const percent = (share, count = 1) => isNumber(share) ? `${(100 * share).toFixed(count)} %` : '–';
+const whole = value => (isNumber(value) ? value.toLocaleString('en-US', { maximumFractionDigits: 0 }) : '–');
+const percent = (share, count = 1) => (isNumber(share) ? `${(100 * share).toFixed(count)} %` : '–');
 const bytes = value => {
   if (!isNumber(value)) return '–';
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
@@ -46,7 +53,12 @@ const bytes = value => {
 const duration = seconds => {
   if (!isNumber(seconds)) return '–';
   if (seconds < 60) return `${digits(seconds, 3)} s`;
-  const parts = [[86400, 'd'], [3600, 'h'], [60, 'min'], [1, 's']];
+  const parts = [
+    [86400, 'd'],
+    [3600, 'h'],
+    [60, 'min'],
+    [1, 's'],
+  ];
   const at = parts.findIndex(([size]) => seconds >= size);
   const [big, small] = [parts[at], parts[at + 1]];
   const count = Math.floor(seconds / big[0]);
@@ -75,8 +87,10 @@ const ticks = (low, high, count) => {
 const timeTicks = (low, high, count) => {
   const rough = (high - low) / Math.max(1, count);
   if (rough < 1) return ticks(low, high, count);
-  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400]
-    .find(step => step >= rough * 0.999) || 86400 * Math.ceil(rough / 86400);
+  const step =
+    [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400].find(
+      step => step >= rough * 0.999,
+    ) || 86400 * Math.ceil(rough / 86400);
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9; n++) found.push(n * step);
   return found;
@@ -119,7 +133,8 @@ const rank = (list, value) => {
   let [low, high] = [0, list.length];
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (list[middle] <= value) low = middle + 1; else high = middle;
+    if (list[middle] <= value) low = middle + 1;
+    else high = middle;
   }
   return low;
 };

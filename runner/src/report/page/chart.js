@@ -1,12 +1,17 @@
 // Curves: drawn to the pixel, with a cursor that follows the pointer, a finger or the arrow keys.
 
 /** What lies in [from, to] of rising `list`: the first and the last index, one more at both ends. */
-const between = (list, from, to) => [Math.max(0, rank(list, from) - 1), Math.min(list.length, rank(list, to) + 1)];
+const between = (list, from, to) => [
+  Math.max(0, rank(list, from) - 1),
+  Math.min(list.length, rank(list, to) + 1),
+];
 
 /** Lowest and highest y of the points within [from, to]. */
 const reach = (lines, from, to, isLog) => {
   let [low, high] = [Infinity, -Infinity];
-  for (const { points: { x, y } } of lines) {
+  for (const {
+    points: { x, y },
+  } of lines) {
     for (let n = 0; n < y.length; n++) {
       if (x[n] < from || x[n] > to || !isNumber(y[n]) || (isLog && y[n] <= 0)) continue;
       if (y[n] < low) low = y[n];
@@ -45,7 +50,10 @@ const TOP = 8;
 const frame = (plot, { width, height, xs, ys, yText, axis }) => {
   const isWide = width > 500;
   const yTicks = (ys.isLog ? logTicks : ticks)(ys.low, ys.high, height > 240 ? 6 : 5);
-  const left = Math.max(axis.name.length * TICK_WIDTH + 14, Math.ceil(Math.max(...yTicks.map(tick => yText(tick).length)) * TICK_WIDTH) + 10);
+  const left = Math.max(
+    axis.name.length * TICK_WIDTH + 14,
+    Math.ceil(Math.max(...yTicks.map(tick => yText(tick).length)) * TICK_WIDTH) + 10,
+  );
   const right = 14;
   const x = scale(xs[0], xs[1], left, width - right, false);
   const y = scale(ys.low, ys.high, height - BOTTOM, TOP, ys.isLog);
@@ -64,14 +72,16 @@ const frame = (plot, { width, height, xs, ys, yText, axis }) => {
   for (const tick of xTicks) {
     const at = x.at(tick);
     const label = axis.text(tick);
-    const half = label.length * TICK_WIDTH / 2;
+    const half = (label.length * TICK_WIDTH) / 2;
     const middle = Math.min(at, width - half - 1);
     if (at < left - 1 || middle - half < end + 4) continue;
     end = middle + half;
     grid.append(svg('line', { x1: at, x2: at, y1: TOP, y2: height - BOTTOM }));
     text.append(svg('text', { x: middle, y: height - BOTTOM + 16, 'text-anchor': 'middle' }, label));
   }
-  grid.append(svg('line', { class: 'base', x1: left, x2: width - right, y1: height - BOTTOM, y2: height - BOTTOM }));
+  grid.append(
+    svg('line', { class: 'base', x1: left, x2: width - right, y1: height - BOTTOM, y2: height - BOTTOM }),
+  );
   plot.append(grid, text);
   return { left, right: width - right, x, y };
 };
@@ -104,10 +114,23 @@ const lineChart = (spec, view) => {
   let cursor = null;
   const clip = `clip-${++clips}`;
 
-  const log = spec.canLog && html('button', {
-    type: 'button', class: 'small toggle', 'aria-pressed': 'false', title: 'Logarithmic y axis',
-    onclick: () => { isLog = !isLog; log.setAttribute('aria-pressed', isLog); draw(); },
-  }, 'log');
+  const log =
+    spec.canLog &&
+    html(
+      'button',
+      {
+        type: 'button',
+        class: 'small toggle',
+        'aria-pressed': 'false',
+        title: 'Logarithmic y axis',
+        onclick: () => {
+          isLog = !isLog;
+          log.setAttribute('aria-pressed', isLog);
+          draw();
+        },
+      },
+      'log',
+    );
   const plot = svg('svg', { class: 'plot', tabindex: 0, role: 'img', height });
   const marks = svg('g', { class: 'marks' });
   const tip = html('div', { class: 'tip', role: 'status', hidden: true });
@@ -115,11 +138,21 @@ const lineChart = (spec, view) => {
   const none = html('p', { class: 'none', hidden: true }, 'The runs shown have no such figure.');
   const looks = html('span', { class: 'looks' });
   const values = html('div', { class: 'values', tabindex: 0 });
-  const details = html('details', { ontoggle: () => details.open && fill() }, html('summary', {}, 'Values'), values);
-  const root = html('figure', { class: 'chart', 'data-figure': spec.id },
-    html('figcaption', {},
-      html('h3', {}, title), key && html('code', { class: 'key' }, key), looks, log),
-    box, none, note && html('p', { class: 'note' }, note), details);
+  const details = html(
+    'details',
+    { ontoggle: () => details.open && fill() },
+    html('summary', {}, 'Values'),
+    values,
+  );
+  const root = html(
+    'figure',
+    { class: 'chart', 'data-figure': spec.id },
+    html('figcaption', {}, html('h3', {}, title), key && html('code', { class: 'key' }, key), looks, log),
+    box,
+    none,
+    note && html('p', { class: 'note' }, note),
+    details,
+  );
 
   const named = () => lines.filter(line => line.name);
 
@@ -134,9 +167,8 @@ const lineChart = (spec, view) => {
     if (!width) return;
     const axis = AXES[view.axis];
     const all = lines.flatMap(({ points: { x } }) => [x[0], x[x.length - 1]]);
-    const xs = view.zoom || [Math.min(...all), Math.max(...all)];
-    if (!view.zoom && view.fromZero) xs[0] = 0;
-    if (xs[0] === xs[1]) { xs[0] -= 0.5; xs[1] += 0.5; }
+    const xs = view.zoom || [0, Math.max(...all)];
+    if (xs[0] === xs[1]) xs[1] += 1;
     const useLog = isLog && reach(lines, xs[0], xs[1], true)[0] > 0;
     const [low, high] = padded(...reach(lines, xs[0], xs[1], useLog), useLog, spec.fromZero);
     plot.setAttribute('width', width);
@@ -144,24 +176,43 @@ const lineChart = (spec, view) => {
     plot.replaceChildren();
     place = frame(plot, { width, height, xs, ys: { low, high, isLog: useLog }, yText: text, axis });
     const { left, right, x, y } = place;
-    plot.append(svg('clipPath', { id: clip },
-      svg('rect', { x: left - 3, y: 0, width: right - left + 6, height: height - BOTTOM + 3 })));
+    plot.append(
+      svg(
+        'clipPath',
+        { id: clip },
+        svg('rect', { x: left - 3, y: 0, width: right - left + 6, height: height - BOTTOM + 3 }),
+      ),
+    );
     const curves = svg('g', { 'clip-path': `url(#${clip})` });
     for (const line of lines) {
       const range = between(line.points.x, xs[0], xs[1]);
       const style = { '--line': line.colour || line.run.colour };
       const d = path(line.points, x, y, range);
-      curves.append(svg('path', {
-        class: `line${line.faint ? ' faint' : ''}`, d, style,
-        'stroke-width': line.width || 1.6, 'stroke-dasharray': line.dash || line.run.dash,
-        'data-run': line.run.name, 'data-points': range[1] - range[0],
-      }));
+      curves.append(
+        svg('path', {
+          class: `line${line.faint ? ' faint' : ''}`,
+          d,
+          style,
+          'stroke-width': line.width || 1.6,
+          'stroke-dasharray': line.dash || line.run.dash,
+          'data-run': line.run.name,
+          'data-points': range[1] - range[0],
+        }),
+      );
       const count = range[1] - range[0];
       if (line.dots || count === 1) {
         const every = Math.ceil(count / (width / 9));
         for (let n = range[0]; n < range[1]; n += every) {
           if (isNumber(line.points.y[n]) && !(useLog && line.points.y[n] <= 0)) {
-            curves.append(svg('circle', { class: 'dot', cx: x.at(line.points.x[n]), cy: y.at(line.points.y[n]), r: 3, style }));
+            curves.append(
+              svg('circle', {
+                class: 'dot',
+                cx: x.at(line.points.x[n]),
+                cy: y.at(line.points.y[n]),
+                r: 3,
+                style,
+              }),
+            );
           }
         }
       }
@@ -188,15 +239,30 @@ const lineChart = (spec, view) => {
       if (isNumber(py) && px >= place.left - 1 && px <= place.right + 1) {
         marks.append(svg('circle', { class: 'here', cx: px, cy: py, r: 4, style }));
       }
-      rows.push(html('tr', {},
-        html('th', { scope: 'row' }, html('i', { class: 'swatch', style }),
-          view.many ? `${line.run.name} ${line.name}` : line.name),
-        html('td', {}, (spec.exact || (v => short(v, 5)))(value)),
-        html('td', { class: 'dim' }, `@ ${whole(line.points.step[n])}`)));
+      rows.push(
+        html(
+          'tr',
+          {},
+          html(
+            'th',
+            { scope: 'row' },
+            html('i', { class: 'swatch', style }),
+            view.many ? `${line.run.name} ${line.name}` : line.name,
+          ),
+          html('td', {}, (spec.exact || (v => short(v, 5)))(value)),
+          html('td', { class: 'dim' }, `@ ${whole(line.points.step[n])}`),
+        ),
+      );
     }
     const axis = AXES[view.axis];
-    tip.replaceChildren(html('table', {},
-      html('caption', {}, `${axis.title} ${axis.exact(view.axis === 'time' ? x : Math.round(x))}`), html('tbody', {}, rows)));
+    tip.replaceChildren(
+      html(
+        'table',
+        {},
+        html('caption', {}, `${axis.title} ${axis.exact(view.axis === 'time' ? x : Math.round(x))}`),
+        html('tbody', {}, rows),
+      ),
+    );
     tip.hidden = false;
     const [room, size] = [box.clientWidth, tip.offsetWidth];
     const beside = at + 14 + size > room ? at - 14 - size : at + 14;
@@ -230,9 +296,15 @@ const lineChart = (spec, view) => {
     set(x);
     if (drag === null) return;
     const [a, b] = [place.x.at(drag), place.x.at(x)];
-    marks.append(svg('rect', {
-      class: 'range', x: Math.min(a, b), width: Math.abs(b - a), y: TOP, height: height - BOTTOM - TOP,
-    }));
+    marks.append(
+      svg('rect', {
+        class: 'range',
+        x: Math.min(a, b),
+        width: Math.abs(b - a),
+        y: TOP,
+        height: height - BOTTOM - TOP,
+      }),
+    );
   });
   plot.addEventListener('pointerup', event => {
     const [from, to] = [drag, toValue(event)];
@@ -241,7 +313,9 @@ const lineChart = (spec, view) => {
       view.onZoom([Math.min(from, to), Math.max(from, to)]);
     }
   });
-  plot.addEventListener('pointercancel', () => { drag = null; });
+  plot.addEventListener('pointercancel', () => {
+    drag = null;
+  });
   plot.addEventListener('pointerleave', event => {
     if (event.pointerType === 'mouse' && document.activeElement !== plot) set(null);
   });
@@ -249,7 +323,7 @@ const lineChart = (spec, view) => {
   plot.addEventListener('blur', () => set(null));
   plot.addEventListener('keydown', event => {
     if (!place || !named().length) return;
-    const { x } = named().reduce((a, b) => b.points.x.length > a.points.x.length ? b : a).points;
+    const { x } = named().reduce((a, b) => (b.points.x.length > a.points.x.length ? b : a)).points;
     const [from, to] = [rank(x, place.x.low - 1e-9), rank(x, place.x.high) - 1];
     const now = cursor === null ? -1 : nearest(x, cursor);
     const far = Math.max(1, Math.round((to - from) / 20));
@@ -262,8 +336,10 @@ const lineChart = (spec, view) => {
     else if (zoom) {
       const half = (place.x.high - place.x.low) * zoom;
       view.onZoom(zoom < 1 ? [middle - half, middle + half] : null);
-    } else if (event.key === 'Escape') { set(null); view.onZoom(null); }
-    else return;
+    } else if (event.key === 'Escape') {
+      set(null);
+      view.onZoom(null);
+    } else return;
     event.preventDefault();
   });
 
@@ -273,15 +349,52 @@ const lineChart = (spec, view) => {
     const steps = [...new Set(shownLines.flatMap(line => line.points.step))].sort((a, b) => a - b);
     const maps = shownLines.map(line => new Map(line.points.step.map((step, n) => [step, line.points.y[n]])));
     const top = values.scrollTop;
-    values.replaceChildren(html('table', {},
-      html('thead', {}, html('tr', {}, html('th', { scope: 'col' }, 'Step'),
-        shownLines.map(line => html('th', { scope: 'col' }, view.many ? `${line.run.name} ${line.name}` : line.name)))),
-      html('tbody', {}, steps.map(step => html('tr', {}, html('th', { scope: 'row' }, whole(step)),
-        maps.map(map => html('td', {}, map.has(step) ? isNumber(map.get(step)) ? digits(map.get(step), 7) : 'not a number' : '')))))));
+    values.replaceChildren(
+      html(
+        'table',
+        {},
+        html(
+          'thead',
+          {},
+          html(
+            'tr',
+            {},
+            html('th', { scope: 'col' }, 'Step'),
+            shownLines.map(line =>
+              html('th', { scope: 'col' }, view.many ? `${line.run.name} ${line.name}` : line.name),
+            ),
+          ),
+        ),
+        html(
+          'tbody',
+          {},
+          steps.map(step =>
+            html(
+              'tr',
+              {},
+              html('th', { scope: 'row' }, whole(step)),
+              maps.map(map =>
+                html(
+                  'td',
+                  {},
+                  map.has(step) ? (isNumber(map.get(step)) ? digits(map.get(step), 7) : 'not a number') : '',
+                ),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
     values.scrollTop = top;
   };
 
-  const chart = { root, draw, cross: x => { if (cursor === null) point(x, false); } };
+  const chart = {
+    root,
+    draw,
+    cross: x => {
+      if (cursor === null) point(x, false);
+    },
+  };
   onResize(box, draw);
   return chart;
 };

@@ -6,11 +6,16 @@ const COLOURS = 8;
 const understand = (run, index) => {
   const start = run.starts[run.starts.length - 1] || {};
   const settings = run.settings || start.config || {};
-  const last = curve => curve && curve.value.length ? curve.value[curve.value.length - 1] : undefined;
+  const last = curve => (curve && curve.value.length ? curve.value[curve.value.length - 1] : undefined);
   const curve = (event, key) => run.curves.find(c => c.event === event && c.key === key);
   const steps = run.curves.map(c => c.step[c.step.length - 1]).filter(isNumber);
   const done = run.end && run.end.event === 'done' ? run.end : null;
-  const step = Math.max(0, ...steps, ...(done ? [done.steps] : []), ...(run.end && run.end.step ? [run.end.step] : []));
+  const step = Math.max(
+    0,
+    ...steps,
+    ...(done ? [done.steps] : []),
+    ...(run.end && run.end.step ? [run.end.step] : []),
+  );
   const val = curve('eval', 'val_loss');
   let best = null;
   if (val) {
@@ -19,7 +24,14 @@ const understand = (run, index) => {
     });
   }
   return {
-    ...run, index, start, config: settings, curve, step, done, best,
+    ...run,
+    index,
+    start,
+    config: settings,
+    curve,
+    step,
+    done,
+    best,
     colour: `var(--run-${index % COLOURS})`,
     dash: index < COLOURS ? null : index < 2 * COLOURS ? '7 4' : '2 3',
     loss: last(curve('step', 'loss')),
@@ -37,18 +49,30 @@ const secondsAt = (run, step) => {
   const [s0, v0] = at === 0 ? [0, 0] : [steps[at - 1], value[at - 1]];
   if (at === steps.length) {
     // Beyond the last, at the speed until there.
-    return s0 ? v0 + (step - s0) * v0 / s0 : v0;
+    return s0 ? v0 + ((step - s0) * v0) / s0 : v0;
   }
-  return v0 + (step - s0) * (value[at] - v0) / Math.max(1, steps[at] - s0);
+  return v0 + ((step - s0) * (value[at] - v0)) / Math.max(1, steps[at] - s0);
 };
 
 /** The axes to choose from. */
 const AXES = {
   step: { name: 'step', title: 'Step', of: (run, step) => step, text: short, exact: whole, ticks },
   tokens: {
-    name: 'tokens', title: 'Tokens', of: (run, step) => step * (run.tokensPerStep || NaN), text: short, exact: whole, ticks,
+    name: 'tokens',
+    title: 'Tokens',
+    of: (run, step) => step * (run.tokensPerStep || NaN),
+    text: short,
+    exact: whole,
+    ticks,
   },
-  time: { name: 'time', title: 'Trained for', of: secondsAt, text: clockText, exact: duration, ticks: timeTicks },
+  time: {
+    name: 'time',
+    title: 'Trained for',
+    of: secondsAt,
+    text: clockText,
+    exact: duration,
+    ticks: timeTicks,
+  },
 };
 
 /** A curve's points on an axis, without what is no number. */
@@ -72,7 +96,7 @@ const pointsOf = (run, curve, axis) => {
 const smoothed = (run, curve, axis, strength) => {
   const points = pointsOf(run, curve && curve.mean ? { ...curve, ...curve.mean } : curve, axis);
   // How many points have most of the weight: up to a tenth of all.
-  const keep = 1 - 1 / (1 + strength ** 2 * points.y.length / 10);
+  const keep = 1 - 1 / (1 + (strength ** 2 * points.y.length) / 10);
   const pass = values => {
     let [average, weight] = [0, 0];
     return values.map(value => {
@@ -92,7 +116,8 @@ const flat = (value, name = '', found = []) => {
     const entries = Object.entries(value);
     if (!entries.length) name && found.push([name, Array.isArray(value) ? '[]' : '{}']);
     // A list of plain values is one value.
-    else if (Array.isArray(value) && value.every(v => v === null || typeof v !== 'object')) found.push([name, value.join(', ')]);
+    else if (Array.isArray(value) && value.every(v => v === null || typeof v !== 'object'))
+      found.push([name, value.join(', ')]);
     else for (const [key, inner] of entries) flat(inner, name ? `${name}.${key}` : key, found);
   } else {
     found.push([name, value]);
@@ -101,8 +126,21 @@ const flat = (value, name = '', found = []) => {
 };
 
 /** Any value in a table. */
-const shown = value => value === undefined ? '–' : value === null ? 'none' : value === '' ? '""'
-  : typeof value === 'number' ? plainNumber(value)
-  : typeof value === 'string' && /^\s|\s$|\n/.test(value) ? JSON.stringify(value) : String(value);
-const plainNumber = value => Number.isInteger(value) && Math.abs(value) >= 1e4 ? whole(value)
-  : Number.isInteger(value) ? String(value) : digits(value, 7);
+const shown = value =>
+  value === undefined
+    ? '–'
+    : value === null
+      ? 'none'
+      : value === ''
+        ? '""'
+        : typeof value === 'number'
+          ? plainNumber(value)
+          : typeof value === 'string' && /^\s|\s$|\n/.test(value)
+            ? JSON.stringify(value)
+            : String(value);
+const plainNumber = value =>
+  Number.isInteger(value) && Math.abs(value) >= 1e4
+    ? whole(value)
+    : Number.isInteger(value)
+      ? String(value)
+      : digits(value, 7);
