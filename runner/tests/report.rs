@@ -341,10 +341,13 @@ fn the_command_writes_where_it_says_and_nothing_else() {
     // No run, no folder, no place.
     fs::create_dir(dir.path().join("empty")).unwrap();
     report(&["empty"]).refused(1, &["empty: no run folder of `cllm train`", "metrics.jsonl"]);
+    assert!(!dir.path().join("empty/report.html").exists());
     report(&["a", "nowhere"]).refused(1, &["nowhere: no run folder"]);
     report(&["notes.html"]).refused(1, &["notes.html: no run folder"]);
     report(&["a", "--out", "no/such/x.html"]).refused(1, &["no/such/x.html"]);
     report(&["a", "--out", "b"]).refused(1, &["b: it is a folder"]);
+    // One that has begun, and said nothing.
+    fs::write(dir.path().join("empty/settings.json"), "{\"max_steps\":9}").unwrap();
+    report(&["empty"]).done();
     report(&[]).refused(2, &["RUN"]);
-    assert!(!dir.path().join("empty/report.html").exists());
 }

@@ -327,6 +327,8 @@ train("second", 60, "--threads", 1, "--learning-rate", 1e-3)
 long_run()
 (runs / "old").mkdir()
 (runs / "old" / "metrics.jsonl").write_text('{"event":"step","step":1,"loss":5.5}\n')
+(runs / "begun").mkdir()
+(runs / "begun" / "settings.json").write_text('{"max_steps":9}')
 pages = {
     "one": (report("one.html", "first"), ["first"], []),
     "two": (report("two.html", "first", "second"), ["first", "second"], []),
@@ -355,12 +357,13 @@ with sync_playwright() as playwright:
                 must(20 < loss_tip(page)[0] < 40, "a finger moves no cursor")
                 page.screenshot(path=work / "touch.png")
             watched.close(f"{name}, {look}")
-    # A run that has said next to nothing.
-    watched = Watched(browser, "phone-dark")
-    page = watched.open(report("old.html", "old"))
-    missing = page.locator(".none:visible").count()
-    must(missing >= 9, f"{missing} figures say that they are missing")
-    watched.close("old")
+    # Runs that have said next to nothing, and nothing.
+    for name, least in [("old", 9), ("begun", 13)]:
+        watched = Watched(browser, "phone-dark")
+        page = watched.open(report(f"{name}.html", name))
+        missing = page.locator(".none:visible").count()
+        must(missing >= least, f"{name}: {missing} figures say that they are missing")
+        watched.close(name)
     live(browser, work / "early.html", work / "one.html")
     browser.close()
 print(f"the pages are drawn in {len(LOOKS)} looks and do what they should; pictures are in {work}")

@@ -95,7 +95,7 @@ const lossChart = lineChart(
   },
   view,
 );
-const share = value => percent(value, value > 0 && value < 0.1 ? 1 : 0);
+const share = value => `${digits(100 * value, 3)} %`;
 const smallCharts = [
   lineChart(
     {

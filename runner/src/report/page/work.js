@@ -193,7 +193,8 @@ const workerBars = () => {
       html(
         'p',
         { class: 'note' },
-        `Of ${duration(seconds)} of steps; validations and checkpoints are left out.`,
+        `Of ${duration(seconds)} of steps; validations and checkpoints are left out. Queue: saying that a tile is done, \
+and finding the next; steal: taking one of another worker’s.`,
       ),
     );
   };
