@@ -201,7 +201,7 @@ pub(crate) fn for_context(config: ModelConfig, context: usize) -> ModelConfig {
 const BYTES_PER_WORKER: usize = 512 * 1024;
 
 /// How many threads compute: with [`Threads::Auto`] one on each CPU, but fewer for a small model.
-pub(crate) fn workers(threads: Threads, config: &ModelConfig, kernels: &Kernels) -> Result<usize> {
+fn workers(threads: Threads, config: &ModelConfig, kernels: &Kernels) -> Result<usize> {
     let workers = model::workers(threads)?;
     if threads != Threads::Auto {
         return Ok(workers);
@@ -318,13 +318,6 @@ fn refused(cause: &dyn core::fmt::Display) -> Error {
     Error::failure(format!("not enough memory to generate text: {cause}"))
 }
 
-fn generate_error(cause: GenerateError) -> Error {
-    match cause {
-        GenerateError::Engine(e) => Error::failure(e.to_string()),
-        e => Error::failure(format!("the prompt: {e}")),
-    }
-}
-
 /// `len` items, or an error where `vec!` would end the program.
 fn filled<T>(len: usize, item: impl FnMut() -> T) -> Result<Vec<T>> {
     let mut memory = Vec::new();
@@ -369,11 +362,6 @@ impl Voice<'_> {
         self.generator.reset();
     }
 
-    /// The logits of what follows `text`: see [`Generator::logits_after`].
-    pub(crate) fn logits_after(&mut self, text: &[u32]) -> Result<&[f32]> {
-        self.generator.logits_after(text).map_err(generate_error)
-    }
-
     /// Continues `text`, to which it adds what is spoken but the end: as [`Voice::speak`]. It must begin
     /// with the text of the call before, unless that was forgotten since.
     pub(crate) fn go_on(
@@ -388,7 +376,10 @@ impl Voice<'_> {
         let mut decoder = self.tokenizer.stream_decoder();
         let mut spoken = 0;
         while spoken < tokens {
-            let logits = self.generator.logits_after(text).map_err(generate_error)?;
+            let logits = self.generator.logits_after(text).map_err(|e| match e {
+                GenerateError::Engine(e) => Error::failure(e.to_string()),
+                e => Error::failure(format!("the prompt: {e}")),
+            })?;
             let id = sampler.sample(logits, text, self.candidates);
             spoken += 1;
             if id == end {
