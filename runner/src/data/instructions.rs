@@ -10,7 +10,7 @@
 //! that spell one have it as plain text, messages that do are refused.
 //!
 //! A prompt is encoded as it will be when the model is asked, and what follows as it goes on from there
-//! ([`Tokenizer::encode_after`]).
+//! (`Tokenizer::encode_after`).
 
 use std::path::{Path, PathBuf};
 use std::thread;

@@ -5,7 +5,7 @@
 //! step-<n>.cllm     adapters, with their moments
 //! ```
 //! So a run folder needs nothing outside of it: whoever uses its model reads the base and adds the
-//! adapters to it ([`crate::trained::Trained`]).
+//! adapters to it (`crate::trained::Trained`).
 
 #[cfg(feature = "lora")]
 pub mod peft;
