@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use cllm_core::{Batch, BatchShape, Dtype, Engine, Evaluator, IGNORE, Isa, Mode, Plan, Tiling};
 use serde::Serialize;
 
-use crate::data::instructions::{self, Encoder};
+use crate::data::instructions::{self, Encoder, Read};
 use crate::data::loader::Validation;
 use crate::data::packing::FixedRows;
 use crate::data::prefetch::ReadyBatch;
@@ -287,6 +287,9 @@ fn given_data(
         let usage = (Usage::of_folder(&dir)?, dir.as_path());
         let encoder = Encoder::new(known()?, usage, loss_on, &settings.text_field, block_size);
         let read = encoder.read(&instructions::sources("--data", &settings.data)?)?;
+        if let Some(line) = Read::cut_line(&[&read], block_size) {
+            eprintln!("cllm: {line}");
+        }
         return Ok(Held::Examples(FixedRows::new(read.examples, block_size)));
     }
     let paths: Vec<PathBuf> = settings.data.iter().map(PathBuf::from).collect();

@@ -94,6 +94,22 @@ pub struct Read {
 }
 
 impl Read {
+    /// What was cut or left out of these examples, if anything was.
+    #[must_use]
+    pub fn cut_line(all: &[&Self], block_size: usize) -> Option<String> {
+        let sum = |of: fn(&Self) -> usize| all.iter().map(|read| of(read)).sum::<usize>();
+        let (cut, dropped) = (sum(|read| read.cut), sum(|read| read.dropped));
+        if cut + dropped == 0 {
+            return None;
+        }
+        let dropped_line = match dropped {
+            0 => String::new(),
+            n => format!(", and {n} left out, whose completions would be cut off"),
+        };
+        let all = sum(|read| read.examples.len()) + dropped;
+        Some(format!("{cut} of {all} examples cut at block size {block_size}{dropped_line}"))
+    }
+
     /// Takes out a share of the lines, evenly spread, for validation; at least one of two or more,
     /// unless the share is 0.
     #[must_use]

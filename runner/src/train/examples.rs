@@ -6,7 +6,7 @@ use super::base;
 use super::folder::RunFolder;
 use super::inputs::{Inputs, Train};
 use crate::data::examples::Examples;
-use crate::data::instructions::{Encoder, sources};
+use crate::data::instructions::{Encoder, Read, sources};
 use crate::data::packing::{FixedRows, Packing};
 use crate::data::sha256_hex;
 use crate::error::{Error, Result};
@@ -35,21 +35,6 @@ pub struct ReadExamples {
     /// SHA-256 of all of them as tokens.
     #[serde(skip)]
     pub sha256: String,
-}
-
-impl ReadExamples {
-    /// All that were cut or left out among how many.
-    fn cut_line(&self, block_size: usize) -> Option<String> {
-        if self.cut + self.dropped == 0 {
-            return None;
-        }
-        let all = self.train + self.val + self.dropped;
-        let dropped = match self.dropped {
-            0 => String::new(),
-            n => format!(", and {n} left out, whose completions would be cut off"),
-        };
-        Some(format!("{} of {all} examples cut at block size {block_size}{dropped}", self.cut))
-    }
 }
 
 /// Checks that examples have what they want.
@@ -100,13 +85,19 @@ pub(super) fn open(
     let encoder =
         Encoder::new(&tokenizer, usage, loss_on, &settings.text_field, settings.block_size);
     let read = encoder.read(&sources("--data", &settings.data)?)?;
-    let (mut cut, mut dropped) = (read.cut, read.dropped);
-    let [train, val] = if settings.val_data.is_empty() {
-        read.split(settings.val_fraction)
+    let val = if settings.val_data.is_empty() {
+        None
     } else {
-        let val = encoder.read(&sources("--val-data", &settings.val_data)?)?;
-        (cut, dropped) = (cut + val.cut, dropped + val.dropped);
-        [read.examples, val.examples]
+        Some(encoder.read(&sources("--val-data", &settings.val_data)?)?)
+    };
+    let all: Vec<&Read> = [Some(&read), val.as_ref()].into_iter().flatten().collect();
+    let (cut, dropped) = all.iter().fold((0, 0), |(a, b), r| (a + r.cut, b + r.dropped));
+    if let Some(line) = Read::cut_line(&all, settings.block_size).filter(|_| !settings.quiet) {
+        eprintln!("cllm: {line}");
+    }
+    let [train, val] = match val {
+        Some(val) => [read.examples, val.examples],
+        None => read.split(settings.val_fraction),
     };
     if train.is_empty() {
         return Err(Error::failure(format!(
@@ -133,9 +124,6 @@ pub(super) fn open(
         dropped,
         sha256,
     };
-    if let Some(line) = examples.cut_line(settings.block_size).filter(|_| !settings.quiet) {
-        eprintln!("cllm: {line}");
-    }
     let validation = held(val, settings.block_size);
     let vocab_size = tokenizer.vocab_size();
     let train = Train::Examples(packing);
