@@ -7,7 +7,7 @@ use cllm::pool::idle::Parking;
 use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
 use cllm_core::{
     Activity, Architecture, Dtype, Engine, EngineError, Isa, Kernels, Line, ModelConfig, Observer,
-    ParamTable, PlanError, Queue, Slot, Worker,
+    ParamTable, PlanError, Queue, ROW_BLOCK, Slot, Worker,
 };
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::AtomicU64;
@@ -227,6 +227,51 @@ fn any_number_of_threads_gives_the_same_bits() {
             }
         }
     }
+}
+
+#[test]
+fn texts_that_take_turns_have_the_logits_that_each_has_alone() {
+    let kernels = Kernels::detect();
+    for config in [WIDE, WIDE_LLAMA] {
+        let plan = GeneratePlan::new(&config, kernels).unwrap();
+        let expected =
+            logits_of(&mut Memory::of(weights(&config), &plan).generator(&plan, kernels));
+        let other: Vec<u32> = (0..130).map(|i| i * 7 % 300).collect();
+        let body = |first: &mut Generator<'_>| {
+            let mut memory = Memory::of(Vec::new(), &plan);
+            let [_, cache, activations] = &mut memory.pools;
+            let short = first.beside(&mut cache[1..], activations);
+            assert!(matches!(short, Err(PlanError::TooSmall { .. })));
+            let mut second = first.beside(cache, activations).unwrap();
+            for end in [50, 100, 130] {
+                second.logits_after(&other[..end]).unwrap();
+                assert!(logits_of(first) == expected, "the first is disturbed at {end}");
+            }
+            assert!(logits_of(&mut second) == expected, "the second computes something else");
+        };
+        body(&mut Memory::of(weights(&config), &plan).generator(&plan, kernels));
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_text_is_as_if_computed_again() {
+    let kernels = Kernels::detect();
+    let plan = GeneratePlan::new(&WIDE, kernels).unwrap();
+    let (mut one, mut other) =
+        (Memory::of(weights(&WIDE), &plan), Memory::of(weights(&WIDE), &plan));
+    let (mut kept, mut fresh) = (one.generator(&plan, kernels), other.generator(&plan, kernels));
+    let text: Vec<u32> = (0..140).map(|i| i * i % 300).collect();
+    let ends = |text: &[u32]| [&text[..ROW_BLOCK], &[7; 20]].concat();
+    kept.logits_after(&text[..130]).unwrap();
+    // The same at its beginning, then something else.
+    kept.keep(ROW_BLOCK);
+    let expected = fresh.logits_after(&ends(&text)).unwrap().to_vec();
+    assert!(kept.logits_after(&ends(&text)).unwrap() == expected);
+    // Of a text that has slid, what lies before its context cannot be kept.
+    kept.reset();
+    kept.logits_after(&text).unwrap();
+    kept.keep(10);
+    assert!(kept.logits_after(&ends(&text)).unwrap() == expected);
 }
 
 /// Panics at its first tile.

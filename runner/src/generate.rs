@@ -1,22 +1,19 @@
 //! Text from a trained model: `cllm generate`, and the sample at the end of a run.
 
-use core::sync::atomic::AtomicU64;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
+use cllm_core::generate::{GenerateError, GeneratePlan, Generator};
 use cllm_core::sample::{Candidate, Sampler, SamplerConfig, SamplerError};
-use cllm_core::{Dtype, Engine, Isa, Kernels, Line, ModelConfig, Positions, Queue, Slot};
+use cllm_core::{Dtype, Isa, Kernels, Line, ModelConfig, Positions};
 use serde::Serialize;
 
 #[cfg(feature = "chat")]
 use crate::chat::{self, ChatSettings, Template};
 use crate::error::{Error, Result};
-use crate::memory::Lines;
 use crate::model;
-use crate::pool::idle::Parking;
-use crate::pool::{self, Crew, cpus};
 use crate::settings::{LogFormat, Threads};
+use crate::streams::{Streams, filled};
 use crate::tokenizer::Tokenizer;
 use crate::trained::Trained;
 
@@ -201,7 +198,7 @@ pub(crate) fn for_context(config: ModelConfig, context: usize) -> ModelConfig {
 const BYTES_PER_WORKER: usize = 512 * 1024;
 
 /// How many threads compute: with [`Threads::Auto`] one on each CPU, but fewer for a small model.
-fn workers(threads: Threads, config: &ModelConfig, kernels: &Kernels) -> Result<usize> {
+pub(crate) fn workers(threads: Threads, config: &ModelConfig, kernels: &Kernels) -> Result<usize> {
     let workers = model::workers(threads)?;
     if threads != Threads::Auto {
         return Ok(workers);
@@ -249,14 +246,9 @@ fn sampler_error(error: SamplerError) -> Error {
 /// The memory that generation works in.
 #[derive(Debug)]
 pub(crate) struct Speaker<'t> {
-    plan: GeneratePlan,
+    streams: Streams,
     kernels: &'static Kernels,
     tokenizer: &'t Tokenizer,
-    packed: Lines,
-    cache: Lines,
-    activations: Lines,
-    slots: Vec<Slot>,
-    words: Vec<AtomicU64>,
     candidates: Vec<Candidate>,
 }
 
@@ -268,22 +260,9 @@ impl<'t> Speaker<'t> {
         kernels: &'static Kernels,
         tokenizer: &'t Tokenizer,
     ) -> Result<Self> {
-        let plan =
-            GeneratePlan::with_workers(config, workers, kernels).map_err(model::plan_error)?;
-        let lines = |len| Lines::zeroed(len).map_err(|e| refused(&e));
-        // A thread alone needs no engine.
-        let (slots, words) = if workers > 1 { (plan.slots(), plan.words()) } else { (0, 0) };
-        Ok(Self {
-            plan,
-            kernels,
-            tokenizer,
-            packed: lines(plan.packed_lines())?,
-            cache: lines(plan.cache_lines())?,
-            activations: lines(plan.activation_lines())?,
-            slots: filled(slots, Slot::new)?,
-            words: filled(words, || AtomicU64::new(0))?,
-            candidates: filled(config.vocab_size, || Candidate::EMPTY)?,
-        })
+        let streams = Streams::new(config, workers, 1, kernels)?;
+        let candidates = filled(config.vocab_size, || Candidate::EMPTY)?;
+        Ok(Self { streams, kernels, tokenizer, candidates })
     }
 
     /// Packs the weights of `parameters` and calls `body` with a voice, beside the threads that
@@ -293,37 +272,13 @@ impl<'t> Speaker<'t> {
         parameters: &[f32],
         body: impl FnOnce(&mut Voice<'_>) -> Result<R>,
     ) -> Result<R> {
-        let Self { plan, kernels, tokenizer, packed, cache, activations, .. } = self;
+        let Self { streams, kernels, tokenizer, candidates } = self;
         let (kernels, tokenizer) = (*kernels, *tokenizer);
-        let (packed, cache, activations) = (packed.get(), cache.get(), activations.get());
-        let pools = GeneratePools { parameters, packed, cache, activations };
-        let generator = Generator::new(plan, kernels, pools).map_err(model::plan_error)?;
-        let candidates = &mut self.candidates;
-        if plan.workers() == 1 {
-            return body(&mut Voice { generator, kernels, tokenizer, candidates });
-        }
-        let queue = Queue { ops: &mut [], slots: &mut self.slots, words: &mut self.words };
-        let engine = Engine::for_generation(plan, queue).map_err(model::plan_error)?;
-        let idle = Parking::worker(plan.workers(), cpus::available());
-        let generator = generator.with_engine(&engine, &idle).map_err(model::plan_error)?;
-        let crew = Crew::new(plan.workers() - 1, false).beside_the_caller();
-        pool::with_workers(&engine, &crew, || {
+        streams.with_generators(parameters, |mut generators| {
+            let generator = generators.remove(0);
             body(&mut Voice { generator, kernels, tokenizer, candidates })
         })
     }
-}
-
-/// The system has not that much memory.
-fn refused(cause: &dyn core::fmt::Display) -> Error {
-    Error::failure(format!("not enough memory to generate text: {cause}"))
-}
-
-/// `len` items, or an error where `vec!` would end the program.
-fn filled<T>(len: usize, item: impl FnMut() -> T) -> Result<Vec<T>> {
-    let mut memory = Vec::new();
-    memory.try_reserve_exact(len).map_err(|e| refused(&e))?;
-    memory.resize_with(len, item);
-    Ok(memory)
 }
 
 /// A model ready to continue texts.

@@ -31,6 +31,7 @@ pub mod report;
 pub mod settings;
 pub mod simulate;
 mod statistics;
+mod streams;
 pub mod tokenizer;
 pub mod trace;
 pub mod train;

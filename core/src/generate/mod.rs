@@ -145,10 +145,7 @@ impl<'a> Generator<'a> {
         check(Pool::Activations, plan.activations_len, pools.activations.len() * LANES)?;
         let packed = floats_mut(pools.packed);
         pack(plan, kernels, pools.parameters, packed);
-        if let (Some(rotary), Some(places)) = (plan.config.arch.rotary(), plan.places.angles) {
-            let (head, positions) = (plan.config.head_size(), plan.config.block_size);
-            rotary.fill(head, positions, places, floats_mut(pools.activations));
-        }
+        fill_angles(plan, pools.activations);
         Ok(Self {
             plan: *plan,
             kernels,
@@ -159,6 +156,31 @@ impl<'a> Generator<'a> {
             engine: None,
             start: 0,
             cached: 0,
+        })
+    }
+
+    /// Another text by the same model, with an empty context: it reads the packed weights of this one,
+    /// and shares its work with the same threads. The two take turns.
+    ///
+    /// # Errors
+    /// A pool is too small, as for [`Generator::new`].
+    pub fn beside(
+        &self,
+        cache: &'a mut [Line],
+        activations: &'a mut [Line],
+    ) -> Result<Self, PlanError> {
+        let check = |need: usize, got: &[Line]| {
+            enough(Pool::Activations, need * size_of::<f32>(), size_of_val(got))
+        };
+        check(self.plan.cache_len, cache)?;
+        check(self.plan.activations_len, activations)?;
+        fill_angles(&self.plan, activations);
+        Ok(Self {
+            cache: Shared::new(cache),
+            activations: Shared::new(activations),
+            start: 0,
+            cached: 0,
+            ..*self
         })
     }
 
@@ -185,6 +207,16 @@ impl<'a> Generator<'a> {
     pub fn reset(&mut self) {
         self.start = 0;
         self.cached = 0;
+    }
+
+    /// Forgets all of the text but its first `len` tokens: the next one may go on from there in other
+    /// words. Bits of logits depend on where chunks begin and end: they are those of a new context if
+    /// what is kept was fed in whole chunks of [`crate::ROW_BLOCK`].
+    pub fn keep(&mut self, len: usize) {
+        match len.checked_sub(self.start) {
+            Some(kept) if kept > 0 => self.cached = self.cached.min(kept),
+            _ => self.reset(),
+        }
     }
 
     /// The logits of the token that follows `text`.
@@ -267,6 +299,14 @@ impl<'a> Generator<'a> {
         }
         self.cached = first + rows;
         Ok(())
+    }
+}
+
+/// Writes the angles of all positions, if they are rotary.
+fn fill_angles(plan: &GeneratePlan, activations: &mut [Line]) {
+    if let (Some(rotary), Some(places)) = (plan.config.arch.rotary(), plan.places.angles) {
+        let (head, positions) = (plan.config.head_size(), plan.config.block_size);
+        rotary.fill(head, positions, places, floats_mut(activations));
     }
 }
 
