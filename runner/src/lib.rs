@@ -28,6 +28,8 @@ pub mod parts;
 pub mod pool;
 #[cfg(feature = "report")]
 pub mod report;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod settings;
 pub mod simulate;
 mod statistics;

@@ -158,10 +158,8 @@ impl<'a> Conversation<'a> {
     }
 
     /// What the model has answered, and seen in all.
-    fn remember(&mut self, seen: Vec<u32>, mut reply: String) {
-        while let Some(token) = self.tokenizer.spelled(&reply) {
-            reply = reply.replace(&token, "");
-        }
+    fn remember(&mut self, seen: Vec<u32>, reply: String) {
+        let reply = self.tokenizer.without_special(reply, usize::MAX).unwrap_or_default();
         self.seen = seen;
         self.messages.push(Message::new("assistant", reply));
     }

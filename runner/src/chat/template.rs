@@ -50,20 +50,34 @@ impl Template {
         self.compile()?.render(messages, to_reply)
     }
 
+    /// As [`Template::render`]; the error does not say where the template lies.
+    #[cfg(feature = "serve")]
+    pub(crate) fn text(
+        &self,
+        messages: &[Message],
+        to_reply: bool,
+    ) -> core::result::Result<String, minijinja::Error> {
+        self.compiled()?.text(messages, to_reply)
+    }
+
     /// The template made ready for many conversations.
     ///
     /// # Errors
     /// The template is damaged.
     pub(crate) fn compile(&self) -> Result<Compiled<'_>> {
+        self.compiled().map_err(|e| self.error(&e))
+    }
+
+    fn compiled(&self) -> core::result::Result<Compiled<'_>, minijinja::Error> {
         let mut jinja = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        jinja.set_syntax(syntax.map_err(|e| Error::failure(format!("chat templates: {e}")))?);
+        jinja.set_syntax(syntax?);
         jinja.set_fuel(Some(FUEL));
         jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         jinja.add_function("raise_exception", |text: String| -> core::result::Result<(), _> {
             Err(minijinja::Error::new(JinjaError::InvalidOperation, text))
         });
-        jinja.add_template(NAME, &self.source).map_err(|e| self.error(&e))?;
+        jinja.add_template(NAME, &self.source)?;
         Ok(Compiled { template: self, jinja })
     }
 
@@ -85,6 +99,14 @@ impl Compiled<'_> {
     /// # Errors
     /// As [`Template::render`].
     pub(crate) fn render(&self, messages: &[Message], to_reply: bool) -> Result<String> {
+        self.text(messages, to_reply).map_err(|e| self.template.error(&e))
+    }
+
+    fn text(
+        &self,
+        messages: &[Message],
+        to_reply: bool,
+    ) -> core::result::Result<String, minijinja::Error> {
         let messages: Vec<_> = messages
             .iter()
             .map(|Message { role, content }| {
@@ -92,15 +114,12 @@ impl Compiled<'_> {
             })
             .collect();
         let usage = &self.template.usage;
-        let rendered = self.jinja.get_template(NAME).and_then(|template| {
-            template.render(context! {
-                messages => messages,
-                add_generation_prompt => to_reply,
-                bos_token => usage.bos_token.as_deref().unwrap_or_default(),
-                eos_token => usage.eos_token.as_deref().unwrap_or_default(),
-            })
-        });
-        rendered.map_err(|e| self.template.error(&e))
+        self.jinja.get_template(NAME)?.render(context! {
+            messages => messages,
+            add_generation_prompt => to_reply,
+            bos_token => usage.bos_token.as_deref().unwrap_or_default(),
+            eos_token => usage.eos_token.as_deref().unwrap_or_default(),
+        })
     }
 }
 

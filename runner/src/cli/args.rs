@@ -8,6 +8,8 @@ use super::flags::TrainArgs;
 use super::presets::Preset;
 #[cfg(feature = "report")]
 use super::report::ReportArgs;
+#[cfg(feature = "serve")]
+use super::serve::ServeArgs;
 use super::value::{Setting, parse};
 use crate::settings::{LogFormat, Threads, TokenizerChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -163,6 +165,19 @@ Examples:
   cllm report out
   cllm report runs/a runs/b --out compare.html")]
     Report(ReportArgs),
+    /// Serve a model over HTTP by OpenAI's interface, and show its run.
+    #[cfg(feature = "serve")]
+    #[command(after_help = "\
+POST /v1/completions and /v1/chat/completions (of models with a chat template), streaming or not,
+GET /v1/models and /health; of a run folder / is a live page of the run. A run may go on meanwhile: its
+best checkpoint takes the place of the one before, between two texts.
+
+Examples:
+  cllm serve out
+  cllm serve smol --port 9000 --context 2048
+  CLLM_TOKEN=$(cat token) cllm serve out --host 0.0.0.0
+  curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"In the\", \"max_tokens\": 20}'")]
+    Serve(ServeArgs),
     /// Make a run folder of a model of other programs.
     #[cfg(any(feature = "hf", feature = "gguf"))]
     #[command(after_help = "\

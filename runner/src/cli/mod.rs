@@ -13,13 +13,15 @@ pub mod exchange;
 mod file;
 mod finetune;
 pub mod flags;
-mod nearest;
+pub(crate) mod nearest;
 mod output;
 mod plan;
 pub mod presets;
 #[cfg(feature = "report")]
 pub mod report;
 pub mod resolve;
+#[cfg(feature = "serve")]
+mod serve;
 mod tune;
 mod usage;
 mod validate;
@@ -91,6 +93,8 @@ fn run(command: Command) -> Result<Status> {
         Command::Import(args) => exchange::import(args),
         #[cfg(any(feature = "hf", feature = "gguf"))]
         Command::Export(args) => exchange::export(args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::serve(args),
         Command::Inspect { path, tensors, json } => commands::inspect(&path, tensors, json),
         Command::Doctor { json } => commands::doctor(json),
         Command::Completions { shell } => documents::completions(shell),

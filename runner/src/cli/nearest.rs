@@ -1,7 +1,7 @@
 //! The name that a misspelt one was probably meant to be.
 
 /// The candidate most like `name`, if any is like it at all.
-pub(super) fn nearest<'c>(
+pub(crate) fn nearest<'c>(
     name: &str,
     candidates: impl IntoIterator<Item = &'c str>,
 ) -> Option<&'c str> {

@@ -255,6 +255,18 @@ impl Tokenizer {
         self.encode(text.as_bytes())
     }
 
+    /// A text without the special tokens that it spells, for templates alone may say them; `None` if
+    /// after `passes` through it what is left still spells one.
+    #[cfg(feature = "chat")]
+    pub(crate) fn without_special(&self, mut text: String, passes: usize) -> Option<String> {
+        let mut left = passes;
+        while let Some(token) = self.spelled(&text) {
+            left = left.checked_sub(1)?;
+            text = text.replace(&token, "");
+        }
+        Some(text)
+    }
+
     /// How the vocabulary spells the end of text.
     #[must_use]
     pub fn end_of_text_name(&self) -> String {
