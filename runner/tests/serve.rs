@@ -338,19 +338,59 @@ fn begun(server: &Server) -> BufReader<std::net::TcpStream> {
 fn who_goes_away_keeps_nobody_waiting() {
     let mut server = Server::start(trained(), "--parallel 1 --log-format json");
     let begin = Instant::now();
-    drop(begun(&server));
-    let reply = server.complete(&json!({"prompt": "In", "max_tokens": 5}));
-    assert_eq!(reply["usage"]["completion_tokens"], 5);
-    let left = loop {
-        let line: Value = serde_json::from_str(&server.line()).unwrap();
-        if line["path"] == "/v1/completions" {
-            break line;
+    for streamed in [true, false] {
+        if streamed {
+            drop(begun(&server));
+        } else {
+            let body = json!({"prompt": "In", "max_tokens": 2000, "n": 256}).to_string();
+            let mut stream = server.connect();
+            let request = head(&server.address, "POST", "/v1/completions", &[], &body);
+            stream.write_all(&request).unwrap();
+            server.wait_for("its turn", |server| server.get("/health").json()["waiting"] == 1);
         }
-    };
-    assert_eq!((&left["client_left"], &left["status"]), (&json!(true), &json!(200)));
-    assert!(left["completion_tokens"].as_u64().unwrap() < 256 * 2000);
+        let left = loop {
+            let line: Value = serde_json::from_str(&server.line()).unwrap();
+            if line["path"] == "/v1/completions" {
+                break line;
+            }
+        };
+        let status = if streamed { json!(200) } else { json!(null) };
+        assert_eq!((&left["client_left"], &left["status"]), (&json!(true), &status));
+        assert!(left["completion_tokens"].as_u64().unwrap() < 256 * 2000);
+        server.wait_for("nobody", |server| server.get("/health").json()["waiting"] == 0);
+    }
     // All of it would take minutes.
     assert!(begin.elapsed() < LONG / 2);
+}
+
+#[test]
+fn who_reads_slowly_loses_nothing() {
+    let server = Server::start(trained(), "");
+    let (n, tokens) = (40, 1500);
+    let mut body = json!({"prompt": "In", "max_tokens": tokens, "n": n, "seed": 6,
+        "logit_bias": {"256": -100}});
+    let whole = server.complete(&body);
+    body["stream"] = json!(true);
+    let mut stream = server.connect();
+    let request = head(&server.address, "POST", "/v1/completions", &[], &body.to_string());
+    stream.write_all(&request).unwrap();
+    // Until all is generated, which nobody takes meanwhile.
+    server.wait_for("its turn", |server| server.get("/health").json()["waiting"] == 1);
+    server.wait_for("its last turn", |server| server.get("/health").json()["waiting"] == 0);
+    server.complete(&json!({"prompt": "In", "max_tokens": 2000}));
+    let mut all = Vec::new();
+    std::io::Read::read_to_end(&mut stream, &mut all).unwrap();
+    let events = Answer::of(&all).events();
+    let mut texts = vec![String::new(); n];
+    for event in &events {
+        let choice = &event["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        texts[index].push_str(choice["text"].as_str().unwrap());
+    }
+    for (index, text) in texts.iter().enumerate() {
+        assert_eq!(whole["choices"][index]["text"], *text, "{index}");
+    }
+    assert!(events.len() < n * tokens / 2, "{} pieces are not put together", events.len());
 }
 
 #[test]
@@ -433,12 +473,18 @@ fn a_run_that_goes_on_is_served_as_it_goes() {
     let step = |server: &Server| server.get("/v1/models").json()["data"][0]["step"].clone();
     let before = server.complete(&json!({"prompt": "In", "max_tokens": 30, "temperature": 0}));
     assert!(before["system_fingerprint"].as_str().unwrap().starts_with("step-2-"), "{before}");
+    #[cfg(feature = "report")]
+    let runs = || server.get("/api/runs.json").body;
+    #[cfg(feature = "report")]
+    let seen = runs();
     run_in(dir, &words("train --resume --out-dir out --max-steps 60 --eval-interval 20 --quiet"))
         .done();
     server.wait_for("the last model", |server| step(server) == 60);
     let after = server.complete(&json!({"prompt": "In", "max_tokens": 30, "temperature": 0}));
     assert_ne!(text(&before), text(&after));
     assert!(server.told().contains("step 60"), "{}", server.told());
+    #[cfg(feature = "report")]
+    assert!(runs() != seen && runs() == runs(), "the page shows the run of before");
 }
 
 #[test]

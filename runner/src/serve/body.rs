@@ -7,15 +7,15 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::{Context, Poll};
 use core::time::Duration;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use hyper::StatusCode;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::events::{Event, Events};
 use super::log::Entry;
 use super::problem::Problem;
-use super::queue::Event;
 use super::reply::Streamed;
 
 /// Most bytes of the body of a request.
@@ -23,24 +23,25 @@ pub(super) const LONGEST: usize = 4 << 20;
 /// Of longer ones so much is read and thrown away, so that the client hears what is wrong: one that is
 /// still sending would see a broken connection instead.
 const SWALLOWED: usize = 64 << 20;
-/// Most bytes of all bodies that are held at a time.
-const ALL: usize = 128 << 20;
+/// Most bytes of all bodies that are held at a time, or what was made of them.
+const ALL: usize = 64 << 20;
 /// How long a body may take.
 const TIME: Duration = Duration::from_secs(30);
 /// A stream that has nothing to say for so long says that it is there.
 const SILENCE: Duration = Duration::from_secs(15);
 
 /// Counts the bytes of all bodies that are held.
-#[derive(Debug, Default)]
-pub(super) struct Held(AtomicUsize);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held(Arc<AtomicUsize>);
 
 /// Some of them, until it is dropped.
-struct Share<'h> {
-    held: &'h Held,
+#[derive(Debug)]
+pub(super) struct Share {
+    held: Held,
     bytes: usize,
 }
 
-impl Share<'_> {
+impl Share {
     fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         self.bytes += bytes;
         if self.held.0.fetch_add(bytes, Ordering::Relaxed) + bytes > ALL {
@@ -50,17 +51,17 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
         self.held.0.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// Reads the body of a request.
+/// Reads the body of a request, which takes a share of what is held as long as anything of it is there.
 ///
 /// # Errors
 /// It is too long, takes too long, or ends too early; too many are read at once.
-pub(super) async fn read(body: Incoming, held: &Held) -> Result<Vec<u8>, Problem> {
+pub(super) async fn read(body: Incoming, held: &Held) -> Result<(Vec<u8>, Share), Problem> {
     let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to come");
     timeout(TIME, read_all(body, held)).await.map_err(late)?
 }
@@ -71,12 +72,12 @@ pub(super) fn too_long() -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, words)
 }
 
-async fn read_all(body: Incoming, held: &Held) -> Result<Vec<u8>, Problem> {
+async fn read_all(body: Incoming, held: &Held) -> Result<(Vec<u8>, Share), Problem> {
     if body.size_hint().lower() > SWALLOWED as u64 {
         return Err(too_long());
     }
     let mut body = pin!(body);
-    let mut share = Share { held, bytes: 0 };
+    let mut share = Share { held: held.clone(), bytes: 0 };
     let (mut all, mut length) = (Vec::new(), 0);
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|_| Problem::bad("the body is not whole, or not HTTP"))?;
@@ -93,7 +94,7 @@ async fn read_all(body: Incoming, held: &Held) -> Result<Vec<u8>, Problem> {
             all = Vec::new();
         }
     }
-    if length > LONGEST { Err(too_long()) } else { Ok(all) }
+    if length > LONGEST { Err(too_long()) } else { Ok((all, share)) }
 }
 
 /// The body of a reply.
@@ -108,7 +109,7 @@ pub(super) enum Reply {
 /// Events of a stream.
 #[derive(Debug)]
 pub(super) struct Stream {
-    events: UnboundedReceiver<Event>,
+    events: Events,
     reply: Streamed,
     out: VecDeque<String>,
     ended: bool,
@@ -124,7 +125,7 @@ impl Reply {
     }
 
     /// A reply that is made of `events`.
-    pub(super) fn stream(events: UnboundedReceiver<Event>, reply: Streamed, entry: Entry) -> Self {
+    pub(super) fn stream(events: Events, reply: Streamed, entry: Entry) -> Self {
         let silence = Box::pin(sleep(SILENCE));
         let out = VecDeque::new();
         Self::Stream(Box::new(Stream { events, reply, out, ended: false, silence, entry }))
@@ -143,7 +144,7 @@ impl Stream {
             if self.ended {
                 return Poll::Ready(None);
             }
-            let event = match self.events.poll_recv(cx) {
+            let event = match self.events.poll(cx) {
                 Poll::Ready(event) => event,
                 Poll::Pending => {
                     if self.silence.as_mut().poll(cx).is_pending() {

@@ -3,7 +3,6 @@
 use core::convert::Infallible;
 use core::future::poll_fn;
 use core::pin::pin;
-use core::task::Poll;
 use core::time::Duration;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-use super::patient::Patient;
+use super::patient::{PATIENCE, Patient};
 use super::{Server, routes};
 use crate::error::{Error, Result};
 use crate::train::stop::Stop;
@@ -84,7 +83,7 @@ async fn serve(listener: TcpListener, server: &Arc<Server>, stop: &Stop) -> std:
         let _ = stream.set_nodelay(true);
         let (server, ending) = (Arc::clone(server), ending.clone());
         drop(tokio::spawn(async move {
-            connection(Patient::new(stream), server, ending).await;
+            connection(Patient::new(stream, PATIENCE), server, ending).await;
             drop(permit);
         }));
     }
@@ -117,10 +116,7 @@ async fn connection(stream: Patient, server: Arc<Server>, mut ending: watch::Rec
             told = true;
             connection.as_mut().graceful_shutdown();
         }
-        match connection.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(result),
-            Poll::Pending => Poll::Pending,
-        }
+        connection.as_mut().poll(cx)
     })
     .await;
 }

@@ -38,7 +38,9 @@ impl Log {
     pub(super) fn model(&self, path: &str, step: u64, context: usize) {
         match self.format {
             LogFormat::Text => {
-                eprintln!("cllm: the model is that of {path}, step {step}, for {context} tokens");
+                tell(&format!(
+                    "cllm: the model is that of {path}, step {step}, for {context} tokens\n"
+                ));
             }
             LogFormat::Json => self.line(
                 &json!({"event": "model", "checkpoint": path, "step": step, "context": context}),
@@ -49,7 +51,7 @@ impl Log {
     /// Says something.
     pub(super) fn note(&self, text: &str) {
         match self.format {
-            LogFormat::Text => eprintln!("cllm: {text}"),
+            LogFormat::Text => tell(&format!("cllm: {text}\n")),
             LogFormat::Json => self.line(&json!({"event": "note", "text": text})),
         }
     }
@@ -67,9 +69,7 @@ impl Log {
                     .map_or(String::new(), |(prompt, new)| format!(" {prompt} + {new} tokens"));
                 let status = status.map_or("-".to_owned(), |status| status.to_string());
                 let left = if left { ", the client left" } else { "" };
-                // Not `eprintln!`: that panics where standard error is closed.
-                let line = format!("{method} {path} {status}{tokens} {ms:.1} ms{left}\n");
-                let _ = std::io::stderr().lock().write_all(line.as_bytes());
+                tell(&format!("{method} {path} {status}{tokens} {ms:.1} ms{left}\n"));
             }
             LogFormat::Json => self.line(&json!({
                 "event": "request", "method": method, "path": path, "status": status,
@@ -83,6 +83,11 @@ impl Log {
     fn line(&self, value: &Value) {
         print(&format!("{value}\n"));
     }
+}
+
+/// Not `eprintln!`: that panics where standard error is closed, and nobody's reply depends on it.
+fn tell(line: &str) {
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// A closed standard output ends no server.

@@ -16,6 +16,7 @@
 //! out the stripped program grows by some 0.8 MB, with all of this module.
 
 mod body;
+mod events;
 mod fields;
 mod guard;
 mod http;

@@ -47,68 +47,80 @@ pub(super) use live::Run;
 
 #[cfg(feature = "report")]
 mod live {
+    use core::fmt;
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::sync::{Mutex, PoisonError};
     use std::time::SystemTime;
 
     use super::Problem;
-    use crate::report::{data, page};
+    use crate::report::data::{self, Follower, RunData};
+    use crate::report::page;
     use crate::train::folder::RunFolder;
 
-    /// Which version of a run's events was read: when they were written, and their bytes.
-    type Version = Option<(Option<SystemTime>, u64)>;
+    /// Which version of a run's files was read: when each was written, and its bytes.
+    type Version = [Option<(Option<SystemTime>, u64)>; 2];
 
-    /// A run folder, which is read again only when there is more in it.
-    #[derive(Debug)]
+    /// A run folder, of which only what is new is read, and only if there is any.
     pub(in super::super) struct Run {
         dir: PathBuf,
-        /// What was read last, and of which version.
-        read: Mutex<Option<(Version, Texts)>>,
+        read: Mutex<Read>,
     }
 
-    #[derive(Clone, Debug)]
-    struct Texts {
-        page: String,
-        json: String,
+    /// What was read last, and what was made of that.
+    struct Read {
+        follower: Follower,
+        version: Option<Version>,
+        runs: Vec<RunData>,
+        json: Option<String>,
+    }
+
+    impl fmt::Debug for Run {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "Run({})", self.dir.display())
+        }
     }
 
     impl Run {
         /// The run in `dir`, if there is one.
         pub(in super::super) fn of(dir: &Path) -> Option<Self> {
-            let is_run = dir.is_dir()
-                && (RunFolder::existing(dir).has_settings()
-                    || RunFolder::existing(dir).metrics().exists());
-            is_run.then(|| Self { dir: dir.to_path_buf(), read: Mutex::new(None) })
+            let folder = RunFolder::existing(dir);
+            let is_run = dir.is_dir() && (folder.has_settings() || folder.metrics().exists());
+            is_run.then(|| {
+                let follower = Follower::new(dir);
+                let read = Read { follower, version: None, runs: Vec::new(), json: None };
+                Self { dir: dir.to_path_buf(), read: Mutex::new(read) }
+            })
         }
 
         /// The page, with what is known by now.
         pub(super) fn page(&self) -> Result<String, Problem> {
-            self.texts().map(|texts| texts.page)
+            self.with(|read| page::render(&read.runs, true))
         }
 
         /// What is known by now.
         pub(super) fn json(&self) -> Result<String, Problem> {
-            self.texts().map(|texts| texts.json)
+            self.with(|read| read.json.get_or_insert_with(|| data::to_json(&read.runs)).clone())
         }
 
-        fn texts(&self) -> Result<Texts, Problem> {
-            let about = fs::metadata(RunFolder::existing(&self.dir).metrics()).ok();
-            let version = about.map(|about| (about.modified().ok(), about.len()));
+        /// What `make` makes of the run as it is now.
+        fn with<R>(&self, make: impl FnOnce(&mut Read) -> R) -> Result<R, Problem> {
+            let folder = RunFolder::existing(&self.dir);
+            // Before they are read: what is written meanwhile is then read the next time.
+            let version = [folder.metrics(), folder.settings_file()].map(|path| {
+                let about = fs::metadata(path).ok()?;
+                Some((about.modified().ok(), about.len()))
+            });
             // Held while it is read: others who ask meanwhile wait for that.
             let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((of, texts)) = &*read
-                && *of == version
-            {
-                return Ok(texts.clone());
+            if read.version.as_ref() != Some(&version) {
+                let run = read.follower.load().map_err(|error| {
+                    Problem::unavailable(format!("the run cannot be read: {error}"))
+                })?;
+                (read.runs, read.json) = (vec![run], None);
+                read.version = Some(version);
             }
-            let run = data::load(&self.dir).map_err(|error| {
-                Problem::unavailable(format!("the run cannot be read: {error}"))
-            })?;
-            let runs = [run];
-            let texts = Texts { page: page::render(&runs, true), json: data::to_json(&runs) };
-            *read = Some((version, texts.clone()));
-            Ok(texts)
+            Ok(make(&mut read))
         }
     }
 }

@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cllm_core::sample::SamplerConfig;
-use tokio::sync::mpsc::UnboundedSender;
 
+use super::body::Share;
+use super::events::{Event, Out};
 use super::problem::Problem;
 use super::texts::Texts;
 
@@ -35,7 +36,9 @@ pub(super) struct Ask {
     /// Whose identifiers the prompts are made of.
     pub(super) texts: Arc<Texts>,
     /// Who wants it; closed when nobody does any more.
-    pub(super) out: UnboundedSender<Event>,
+    pub(super) out: Out,
+    /// What all that takes of the memory for requests.
+    pub(super) _share: Share,
 }
 
 impl Ask {
@@ -54,55 +57,6 @@ pub(super) struct Bias {
     pub(super) presence: f32,
     /// Added to the logits of some tokens.
     pub(super) tokens: Vec<(u32, f32)>,
-}
-
-/// A token and how likely it was.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Scored {
-    pub(super) token: Spelled,
-    /// Logarithm of its probability; none of the first token of all.
-    pub(super) logprob: Option<f32>,
-    /// The likeliest ones in its place.
-    pub(super) top: Vec<(Spelled, f32)>,
-    /// Where its text begins in that of the reply, in characters.
-    pub(super) offset: usize,
-}
-
-/// The text of a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Spelled {
-    pub(super) text: String,
-    pub(super) bytes: Vec<u8>,
-}
-
-/// Why a text ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finish {
-    /// The model ended it, or a stop string.
-    Stop,
-    /// It has as many tokens as were wanted.
-    Length,
-}
-
-impl Finish {
-    /// As the interface calls it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-        }
-    }
-}
-
-/// What becomes of a request.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// More of a text, in whole characters.
-    Piece { choice: usize, text: String, scored: Vec<Scored> },
-    /// A text has ended: after how many tokens, and how many of its prompt were known already.
-    End { choice: usize, reason: Finish, tokens: usize, cached: usize },
-    /// There will be no more.
-    Failed(Problem),
 }
 
 /// The line.
@@ -185,7 +139,7 @@ impl Queue {
         state.waiting.retain(|(ask, choice)| {
             if *choice == 0 {
                 let problem = Problem::unavailable("the server is ending");
-                let _ = ask.out.send(Event::Failed(problem));
+                ask.out.send(Event::Failed(problem));
             }
             *choice > 0
         });

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use serde_json::{Map, Value, json};
 
+use super::events::{Event, Finish, Scored, Spelled};
 use super::problem::Problem;
-use super::queue::{Event, Finish, Scored, Spelled};
 
 /// What all parts of a reply have.
 #[derive(Clone, Debug)]

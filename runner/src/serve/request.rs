@@ -19,6 +19,8 @@ use crate::chat::Message;
 const CHOICES: usize = 256;
 /// Most stop strings, and the bytes of one.
 const STOPS: (usize, usize) = (4, 1000);
+/// Most tokens that have a bias.
+const BIASES: usize = 1024;
 /// Most of the likeliest tokens that are told.
 const LIKELIEST: usize = 20;
 
@@ -294,6 +296,10 @@ fn bias(fields: &mut Fields) -> Result<Bias, Problem> {
     let presence = fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0);
     let tokens = match fields.take("logit_bias") {
         None => Vec::new(),
+        Some(Value::Object(map)) if map.len() > BIASES => {
+            let words = format!("{} tokens: at most {BIASES}", map.len());
+            return Err(Problem::param("logit_bias", words));
+        }
         Some(Value::Object(map)) => {
             map.iter().map(|(id, bias)| one_bias(id, bias)).collect::<Result<_, _>>()?
         }

@@ -10,17 +10,20 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::body::{self, Reply, gone};
+use super::events::{Events, channel};
 use super::guard::{self, PREFLIGHT};
 use super::log::Entry;
 use super::model::Model;
 use super::problem::Problem;
-use super::queue::{Ask, Event};
+use super::queue::Ask;
 use super::reply::{Shape, Streamed, Whole};
 use super::request::{Wanted, random};
 use super::{Server, page};
+
+/// Most probabilities of tokens that one reply tells.
+const PROBABILITIES: usize = 1 << 20;
 
 /// What there is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +61,7 @@ impl<'p> Route<'p> {
 /// What is said, before it is known for whom.
 enum Said {
     Text(StatusCode, &'static str, String),
-    Stream(UnboundedReceiver<Event>, Streamed),
+    Stream(Events, Streamed),
 }
 
 impl Said {
@@ -274,14 +277,15 @@ async fn generate(
     if continues && length > body::LONGEST as u64 {
         return Err(body::too_long());
     }
-    let text = body::read(request.into_body(), &server.held).await?;
-    let (out, mut events) = unbounded_channel();
+    let (text, share) = body::read(request.into_body(), &server.held).await?;
+    let (out, mut events) = channel();
     // A conversation's template and a long text take a while.
     let ready = move |server: &Server| {
         let wanted = Wanted::read(&text, chat)?;
         check_name(server, wanted.model.as_deref())?;
         let model = server.model().ok_or_else(|| none_yet(server))?;
         let (prompts, most) = model.texts.encode(&wanted.prompt, wanted.most)?;
+        check_size(&wanted, &prompts, &most)?;
         let shape = Shape {
             chat,
             id: format!("{}-{:016x}{:08x}", kind(chat), random(), random() as u32),
@@ -298,7 +302,19 @@ async fn generate(
         let echo = wanted.echo.then(|| model.texts.plain(&wanted.prompt));
         let Wanted { n, sampler, bias, stop, logprobs, stream, .. } = wanted;
         let texts = Arc::clone(&model.texts);
-        let ask = Ask { prompts, echo, n, most, sampler, bias, stop, logprobs, texts, out };
+        let ask = Ask {
+            prompts,
+            echo,
+            n,
+            most,
+            sampler,
+            bias,
+            stop,
+            logprobs,
+            texts,
+            out,
+            _share: share,
+        };
         server.queue.join(ask)?;
         Ok((shape, stream))
     };
@@ -309,10 +325,23 @@ async fn generate(
     }
     let mut whole = Whole::new(shape);
     while !whole.is_complete() {
-        whole.add(events.recv().await.ok_or_else(gone)?)?;
+        whole.add(events.next().await.ok_or_else(gone)?)?;
         entry.tokens = Some(whole.tokens());
     }
     Ok(Said::json(&whole.json()))
+}
+
+/// Refuses replies whose probabilities alone would fill the memory.
+fn check_size(wanted: &Wanted, prompts: &[Vec<u32>], most: &[usize]) -> Result<(), Problem> {
+    let Some(likeliest) = wanted.logprobs else { return Ok(()) };
+    let echo = if wanted.echo { prompts.iter().map(Vec::len).sum() } else { 0_usize };
+    let tokens = most.iter().fold(echo, |all, most| all.saturating_add(*most));
+    let told = tokens.saturating_mul(wanted.n).saturating_mul(1 + likeliest);
+    if told <= PROBABILITIES {
+        return Ok(());
+    }
+    let words = format!("{told} probabilities of one request: at most {PROBABILITIES}");
+    Err(Problem::param("logprobs", words))
 }
 
 fn kind(chat: bool) -> &'static str {

@@ -11,8 +11,9 @@ use cllm_core::ROW_BLOCK;
 use cllm_core::generate::Generator;
 use cllm_core::sample::{Candidate, Sampler};
 
+use super::events::{Event, Finish, Scored};
 use super::problem::Problem;
-use super::queue::{Ask, Event, Finish, Scored};
+use super::queue::Ask;
 use super::stops::Stops;
 use super::texts::Texts;
 use crate::error::Result;
@@ -51,10 +52,12 @@ pub(super) struct Sequence<'t> {
     stops: Stops,
     /// How often tokens were drawn, if that matters.
     drawn: HashMap<u32, u32>,
+    /// What is to be handed out: text that is certain, and tokens that it may not be of yet.
+    ready: String,
     scored: Vec<Scored>,
     /// Characters of the reply that the tokens so far stand for.
     decoded: usize,
-    /// Those that are out.
+    /// Those that are certain.
     shown: usize,
 }
 
@@ -93,6 +96,7 @@ impl<'t> Sequence<'t> {
             decoder,
             stops: Stops::new(&ask.stop),
             drawn: HashMap::new(),
+            ready: String::new(),
             scored: Vec::new(),
             decoded: 0,
             shown: 0,
@@ -226,18 +230,27 @@ impl<'t> Sequence<'t> {
     fn show(&mut self, piece: &str) -> bool {
         self.decoded += piece.chars().count();
         let (text, stopped) = self.stops.push(piece);
-        self.hand_out(text);
+        self.certain(&text);
+        if !stopped && !self.ask.out.is_behind() {
+            self.hand_out();
+        }
         stopped
     }
 
-    /// Hands out text, with the tokens that it is of.
-    fn hand_out(&mut self, text: String) {
-        if text.is_empty() {
+    /// Adds text that is certain.
+    fn certain(&mut self, text: &str) {
+        self.shown += text.chars().count();
+        self.ready.push_str(text);
+    }
+
+    /// Hands out what is certain, with the tokens that it is of.
+    fn hand_out(&mut self) {
+        if self.ready.is_empty() {
             return;
         }
-        self.shown += text.chars().count();
         let out = self.scored.iter().take_while(|scored| scored.offset < self.shown).count();
         let scored = self.scored.drain(..out).collect();
+        let text = core::mem::take(&mut self.ready);
         self.send(text, scored);
     }
 
@@ -249,7 +262,8 @@ impl<'t> Sequence<'t> {
             return self.end_now(Finish::Stop);
         }
         let held = self.stops.finish();
-        self.hand_out(held);
+        self.certain(&held);
+        self.hand_out();
         if !self.scored.is_empty() {
             let scored = core::mem::take(&mut self.scored);
             self.send(String::new(), scored);
@@ -257,20 +271,21 @@ impl<'t> Sequence<'t> {
         self.end_now(reason)
     }
 
-    fn end_now(&self, reason: Finish) -> Turn {
+    /// Ends with what is certain.
+    fn end_now(&mut self, reason: Finish) -> Turn {
+        self.hand_out();
         let Self { choice, spoken: tokens, cached, .. } = *self;
-        // Who does not listen any more needs not be told.
-        let _ = self.ask.out.send(Event::End { choice, reason, tokens, cached });
+        self.ask.out.send(Event::End { choice, reason, tokens, cached });
         Turn::Last
     }
 
     fn fail(&self, problem: Problem) -> Turn {
-        let _ = self.ask.out.send(Event::Failed(problem));
+        self.ask.out.send(Event::Failed(problem));
         Turn::Last
     }
 
     fn send(&self, text: String, scored: Vec<Scored>) {
-        let _ = self.ask.out.send(Event::Piece { choice: self.choice, text, scored });
+        self.ask.out.send(Event::Piece { choice: self.choice, text, scored });
     }
 
     /// How likely the token of the prompt behind its first `end` was, and the first of all.

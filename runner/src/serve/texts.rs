@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use super::events::Spelled;
 use super::problem::Problem;
-use super::queue::Spelled;
 use super::request::{Piece, Prompt};
 #[cfg(feature = "chat")]
 use crate::chat::{Message, Template};

@@ -15,9 +15,10 @@ use std::time::Instant;
 use cllm_core::generate::Generator;
 
 use super::Server;
+use super::events::Event;
 use super::model::{Found, Stamp};
 use super::problem::Problem;
-use super::queue::{Ask, Event};
+use super::queue::Ask;
 use super::sequence::{Scratch, Sequence, Turn};
 use super::texts::Texts;
 use crate::error::Result;
@@ -169,14 +170,14 @@ impl<'t> Table<'_, 't> {
         // Waiting since before a model with other tokens took this one's place.
         if !Arc::ptr_eq(&ask.texts, texts) {
             let words = "another model took the place of the one that was asked; ask again";
-            let _ = ask.out.send(Event::Failed(Problem::unavailable(words)));
+            ask.out.send(Event::Failed(Problem::unavailable(words)));
             return;
         }
         let out = ask.out.clone();
         let mut sequence = match Sequence::new(ask, choice, self.texts) {
             Ok(sequence) => sequence,
             Err(problem) => {
-                let _ = out.send(Event::Failed(problem));
+                out.send(Event::Failed(problem));
                 return;
             }
         };
