@@ -13,7 +13,8 @@
 //!
 //! HTTP is hyper's, on one thread of tokio's: the two that are most used and best looked after, which
 //! check what clients send and see them go while a reply is computed. With TLS, HTTP/2 and threads left
-//! out the stripped program grows by some 0.8 MB, with all of this module.
+//! out the stripped program grows by some 0.8 MB, with all of this module (`cargo build --release --package
+//! cllm`, with and without the feature).
 
 mod body;
 mod events;
