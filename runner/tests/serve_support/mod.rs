@@ -25,7 +25,10 @@ const TEMPLATE: &str =
 pub(crate) fn trained() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap().keep();
+        // Nobody drops it, so it is where the next run of the same tests finds it.
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
         train(&dir, "out", "--max-steps 20");
         let config = json!({ "chat_template": TEMPLATE }).to_string();
         fs::write(dir.join("out/tokenizer_config.json"), config).unwrap();
