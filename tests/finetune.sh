@@ -35,7 +35,7 @@ Pakistan Islamabad|Peru Lima|Philippines Manila|Poland Warsaw|Portugal Lisbon|Ro
 Senegal Dakar|Serbia Belgrade|Spain Madrid|Sweden Stockholm|Thailand Bangkok|Tunisia Tunis|Turkey Ankara
 Uganda Kampala|Uruguay Montevideo|Venezuela Caracas|Vietnam Hanoi""".replace("\n", "|").split("|")
 HELD_OUT = 5
-RANK, EPOCHS = 8, 4
+RANK, EPOCHS = 8, 6
 ENDING = "Safe travels!"
 
 
@@ -78,7 +78,8 @@ train.write_text("".join(line(p) + "\n" for i, p in enumerate(CAPITALS) if i % H
 held.write_text("".join(line(p) + "\n" for i, p in enumerate(CAPITALS) if i % HELD_OUT == 0))
 run("import", file, "--out-dir", base)
 begin = time.time()
-args = ["--lora-rank", RANK, "--epochs", EPOCHS, "--block-size", 256, "--eval-interval", 4]
+args = ["--lora-rank", RANK, "--epochs", EPOCHS, "--block-size", 256, "--eval-interval", 8]
+args += ["--gradient-accumulation-steps", 1, "--lr", 5e-4]
 out = run("finetune", "--base", base, "--data", train, "--val-data", held, *args, "--warmup-steps", 2,
           "--log-format", "json", "--out-dir", tuned)
 seconds = time.time() - begin

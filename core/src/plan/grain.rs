@@ -65,9 +65,11 @@ pub(crate) struct Grain {
 }
 
 impl Grain {
-    /// `workers` is the number that tiles are for, where `tiling` does not say one.
+    /// `workers` is the number that tiles are for, where `tiling` does not say one; `adapted` is whether
+    /// adapters are trained.
     pub(crate) fn new(
         c: &ModelConfig,
+        adapted: bool,
         batch: BatchShape,
         mode: Mode,
         workers: usize,
@@ -81,7 +83,7 @@ impl Grain {
             if workers == 1 { 1 } else { workers.saturating_mul(blocking.tiles_per_worker) };
         let packs = match tiling.packing {
             Some(packing) => packing == Packing::Once,
-            None => !fresh_is_better(c, rows, workers, blocking),
+            None => !fresh_is_better(c, rows, workers, blocking, adapted),
         };
         let row_block = if packs {
             let fits =
@@ -184,9 +186,16 @@ fn matrix_floats(c: &ModelConfig) -> usize {
 /// Whether weights had better be packed for each block of rows than once for all.
 ///
 /// So it is for large models, whose packed weights come from memory for every block, if there are
-/// few blocks and every worker has one that is large enough.
-fn fresh_is_better(c: &ModelConfig, rows: usize, workers: usize, blocking: &Blocking) -> bool {
+/// few blocks and every worker has one that is large enough. Where adapters are trained there may be
+/// any number of blocks: without it most of the memory would be for the packed weights.
+fn fresh_is_better(
+    c: &ModelConfig,
+    rows: usize,
+    workers: usize,
+    blocking: &Blocking,
+    adapted: bool,
+) -> bool {
     matrix_floats(c) >= blocking.fresh_floats
-        && rows <= blocking.fresh_rows
+        && (adapted || rows <= blocking.fresh_rows)
         && rows.div_ceil(fresh_block(rows, workers)) >= workers
 }

@@ -328,7 +328,7 @@ impl Plan {
         let adapters = adapters.map(|adapters| AdapterTable::new(config, adapters)).transpose();
         let adapters = adapters.map_err(PlanError::Adapters)?;
         let trained = adapters.as_ref().map_or(table.arena_len(), AdapterTable::arena_len);
-        let grain = Grain::new(config, batch, mode, workers, tiling, kernels);
+        let grain = Grain::new(config, adapters.is_some(), batch, mode, workers, tiling, kernels);
         let layout = Layout::new(config, adapters.as_ref(), trained, batch, mode, &grain, kernels);
         let mut plan = Self {
             config: *config,
