@@ -8,7 +8,7 @@ use cllm_core::{
     Kernels, Mode, ModelConfig, Optimizer, Packing, Param, Plan, Tiling, Trainer,
 };
 use support::config::{LLAMA, SMALL};
-use support::memory::Memory;
+use support::memory::{self, Memory};
 
 const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
 const SEED: u64 = 9;
@@ -46,27 +46,24 @@ fn with_trainer<R>(
     kernels: &'static Kernels,
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
-    let mut memory = Memory::new(plan);
-    let (pools, queue) = memory.parts();
-    let engine = Engine::new(plan, queue).unwrap();
-    let mut trainer = Trainer::new(plan, kernels, pools, &engine, SEED).unwrap();
-    trainer.initialise();
-    let len = plan.table().arena_len();
-    trainer.parameters_mut()[..len].iter_mut().for_each(|x| *x *= 2.0);
-    // Every B is zero at first: these are not.
-    if let Some(table) = plan.adapters() {
-        let specs: Vec<_> = table.iter().collect();
-        let (arena, mut x) = (&mut trainer.parameters_mut()[len..], 3_u32);
-        for spec in specs {
-            for q in 0..spec.rank {
-                for value in &mut arena[spec.b.0 + q * spec.b.1..][..spec.outputs] {
-                    x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    *value = (x >> 8) as f32 / 1.7e8 - 0.05;
+    memory::with_trainer(plan, kernels, SEED, |trainer| {
+        let len = plan.table().arena_len();
+        trainer.parameters_mut()[..len].iter_mut().for_each(|x| *x *= 2.0);
+        // Every B is zero at first: these are not.
+        if let Some(table) = plan.adapters() {
+            let specs: Vec<_> = table.iter().collect();
+            let (arena, mut x) = (&mut trainer.parameters_mut()[len..], 3_u32);
+            for spec in specs {
+                for q in 0..spec.rank {
+                    for value in &mut arena[spec.b.0 + q * spec.b.1..][..spec.outputs] {
+                        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        *value = (x >> 8) as f32 / 1.7e8 - 0.05;
+                    }
                 }
             }
         }
-    }
-    test(&mut trainer)
+        test(trainer)
+    })
 }
 
 fn plan(

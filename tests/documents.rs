@@ -4,11 +4,11 @@
 mod support;
 
 use cllm_core::{
-    Architecture, Batch, BatchShape, Blocking, Engine, IGNORE, Isa, Kernels, Loss, Mode,
-    ModelConfig, Plan, StepError, Tiling, Trainer,
+    Architecture, Batch, BatchShape, Blocking, IGNORE, Isa, Kernels, Loss, Mode, ModelConfig, Plan,
+    StepError, Tiling, Trainer,
 };
 use support::config::{LLAMA, SMALL};
-use support::memory::Memory;
+use support::memory;
 
 const SHAPE: BatchShape = BatchShape { sequences: 2, tokens: 70 };
 /// Tokens of the documents of each sequence; what is behind them is filled up.
@@ -26,14 +26,11 @@ fn with_trainer<R>(
     kernels: &'static Kernels,
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
-    let mut memory = Memory::new(plan);
-    let (pools, queue) = memory.parts();
-    let engine = Engine::new(plan, queue).unwrap();
-    let mut trainer = Trainer::new(plan, kernels, pools, &engine, 9).unwrap();
-    trainer.initialise();
-    // Larger than the initial ones: what attention sees then counts.
-    trainer.parameters_mut().iter_mut().for_each(|x| *x *= 2.0);
-    test(&mut trainer)
+    memory::with_trainer(plan, kernels, 9, |trainer| {
+        // Larger than the initial ones: what attention sees then counts.
+        trainer.parameters_mut().iter_mut().for_each(|x| *x *= 2.0);
+        test(trainer)
+    })
 }
 
 /// A batch of the documents, and each of them in a batch of its own.

@@ -4,10 +4,10 @@
 mod support;
 
 use cllm_core::{
-    Architecture, Batch, BatchShape, BlockParam, Engine, IGNORE, Isa, Kernels, Mode, ModelConfig,
+    Architecture, Batch, BatchShape, BlockParam, IGNORE, Isa, Kernels, Mode, ModelConfig,
     Optimizer, Param, Plan, StepError, Trainer,
 };
-use support::memory::Memory;
+use support::memory;
 
 const CONFIG: ModelConfig = ModelConfig {
     vocab_size: 61,
@@ -47,12 +47,7 @@ fn with_trainer<R>(
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
     let plan = Plan::new(&config, shape, 1, Mode::Train, kernels).unwrap();
-    let mut memory = Memory::new(&plan);
-    let (pools, queue) = memory.parts();
-    let engine = Engine::new(&plan, queue).unwrap();
-    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 9).unwrap();
-    trainer.initialise();
-    test(&mut trainer)
+    memory::with_trainer(&plan, kernels, 9, test)
 }
 
 fn is_head_gain(param: Param) -> bool {

@@ -3,7 +3,8 @@
 
 mod common;
 
-use cllm_kernels::{Bf16, Dropout, Epilogue, Kernels, MatMut, MatRef, Operand, OperandMut, Packed};
+use cllm_kernels::{Bf16, Epilogue, Kernels, MatMut, MatRef, Operand, OperandMut, Packed};
+use common::epilogues::{EPILOGUES, More, epilogue};
 use common::{Grid, Rng, each_dtype, panics};
 
 /// Rows, columns and depth: edges; several slabs of columns; several of depth in words of one
@@ -18,29 +19,6 @@ const SHAPES: [(usize, usize, usize); 8] = [
     (12, 257, 2049),
     (3, 513, 2304),
 ];
-
-/// Kinds of epilogue, by number.
-const EPILOGUES: usize = 6;
-
-/// What an epilogue reads.
-struct More {
-    bias: Grid,
-    other: Grid,
-}
-
-/// Epilogue `kind`; `pre` is what it writes beside the result.
-fn epilogue<'a>(kind: usize, more: &'a More, pre: OperandMut<'a>) -> Epilogue<'a> {
-    let bias = Some(more.bias.slice());
-    let dropout = Dropout::new(0.3, 11, 5, 2).map(|mask| (mask, 1000));
-    match kind {
-        0 => Epilogue::None,
-        1 => Epilogue::Bias(more.bias.slice()),
-        2 => Epilogue::Gelu { bias, pre },
-        3 => Epilogue::Residual { bias, residual: more.other.view(), dropout },
-        4 => Epilogue::Residual { bias: None, residual: more.other.view(), dropout: None },
-        _ => Epilogue::GeluGrad { pre },
-    }
-}
 
 /// Packs `b`, all of it, then multiplies.
 fn beforehand(

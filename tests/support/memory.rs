@@ -1,6 +1,6 @@
 //! Heap memory for a plan: what a caller of the core hands over.
 
-use cllm_core::{Line, Op, Plan, Pool, Pools, Queue, Slot};
+use cllm_core::{Engine, Kernels, Line, Op, Plan, Pool, Pools, Queue, Slot, Trainer};
 use core::sync::atomic::AtomicU64;
 
 /// Exactly the bytes that a plan asks for.
@@ -52,4 +52,19 @@ impl Memory {
         let queue = Queue { ops: &mut self.ops, slots: &mut self.slots, words: &mut self.words };
         (Pools { parameters, gradients, moments, packed, activations, scratch }, queue)
     }
+}
+
+/// Runs `test` on a fresh trainer of a plan, with the weights of `seed`.
+pub(crate) fn with_trainer<R>(
+    plan: &Plan,
+    kernels: &'static Kernels,
+    seed: u64,
+    test: impl FnOnce(&mut Trainer<'_>) -> R,
+) -> R {
+    let mut memory = Memory::new(plan);
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(plan, queue).unwrap();
+    let mut trainer = Trainer::new(plan, kernels, pools, &engine, seed).unwrap();
+    trainer.initialise();
+    test(&mut trainer)
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::needless_range_loop, reason = "indices read like the formulas")]
 
+pub(crate) mod epilogues;
 pub(crate) mod halves;
 pub(crate) mod reference;
 pub(crate) mod tolerance;
