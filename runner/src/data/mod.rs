@@ -1,7 +1,7 @@
 //! From text to batches: sources, token shards, the shuffled order, the loader.
 //!
 //! The path of a token: [`source`] finds documents, [`pieces`] reads them, [`vocabulary`] trains a
-//! tokenizer on them, [`prepare`] encodes them into [`shard`] files, [`stream`]
+//! tokenizer on them, [`prepare`] encodes them (on all CPUs) into [`shard`] files, [`stream`]
 //! joins shards into one sequence, [`sampler`] says which window of it comes
 //! when, [`loader`] copies windows into a batch, [`prefetch`] does so ahead of need.
 //! Of instructions it is another one: [`instructions`] encodes lines into [`examples`], and [`packing`]
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) mod dice;
 pub mod embedded;
+mod encode;
 pub mod examples;
 mod grammar;
 pub mod instructions;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::pieces::Pieces;
+pub use super::encode::{Counts, encode};
 use super::shard::ShardWriter;
 use super::source::{Source, TEXT_FIELD};
 use super::stream::{TokenStream, find_shards};
@@ -175,17 +175,6 @@ impl Meta {
     }
 }
 
-/// What went through the tokenizer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Bytes of text.
-    pub bytes: u64,
-    /// Documents.
-    pub documents: u64,
-    /// Tokens, the end-of-text ones among them.
-    pub tokens: u64,
-}
-
 /// The description of `dir` if it already holds what [`prepare`] would make;
 /// `None` if anything differs: a source, the tokenizer, the split, a missing
 /// shard. Standard input always differs.
@@ -273,39 +262,6 @@ pub fn encode_in_memory(
     }
     let keep = train.len() - request.tail(train.len());
     Ok(train.split_at(keep))
-}
-
-/// Encodes `sources` and hands the tokens to `sink` part by part.
-///
-/// # Errors
-/// As [`prepare`], and whatever `sink` fails with.
-pub fn encode(
-    sources: &[Source],
-    text_field: &str,
-    tokenizer: &Tokenizer,
-    sink: &mut dyn FnMut(&[u32]) -> Result<()>,
-) -> Result<Counts> {
-    let mut counts = Counts::default();
-    let mut ids = Vec::new();
-    let mut pieces = Pieces::new(sources, text_field);
-    while let Some(piece) = pieces.next_piece()? {
-        ids.clear();
-        if piece.starts_document {
-            ids.push(tokenizer.end_of_text());
-            counts.documents += 1;
-        }
-        tokenizer
-            .encode_into(piece.bytes, &mut ids)
-            .map_err(|e| e.in_origin(&piece.origin, piece.offset))?;
-        counts.bytes += piece.bytes.len() as u64;
-        counts.tokens += ids.len() as u64;
-        sink(&ids)?;
-    }
-    if counts.documents == 0 {
-        let first = sources.first().map_or_else(String::new, |s| s.name().display().to_string());
-        return Err(Error::failure(format!("{first}: no text in the data")));
-    }
-    Ok(counts)
 }
 
 /// The shards of one split, begun and finished as tokens come.

@@ -11,6 +11,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper};
 
+use super::words::Words;
 use super::{END_OF_TEXT, EncodeError};
 use crate::error::{Error, Result};
 
@@ -67,6 +68,8 @@ pub struct BpeTokenizer {
     /// The bytes of each token, where the decoder is byte-level; otherwise the
     /// text of a token depends on its neighbours and this is `None`.
     token_bytes: Option<Vec<Box<[u8]>>>,
+    /// The short way to the tokens of a text, where there is one.
+    words: Option<Words>,
 }
 
 impl fmt::Debug for BpeTokenizer {
@@ -197,7 +200,8 @@ impl BpeTokenizer {
             }
             _ => None,
         };
-        Ok(Self { inner, end_of_text, vocab_size, token_bytes })
+        let words = Words::of(&inner);
+        Ok(Self { inner, end_of_text, vocab_size, token_bytes, words })
     }
 
     /// One more than the largest identifier.
@@ -223,7 +227,7 @@ impl BpeTokenizer {
     pub(super) fn commanding(&self) -> Self {
         let mut inner = self.inner.clone();
         inner.set_encode_special_tokens(false);
-        Self { inner, ..self.clone() }
+        Self { inner, words: None, ..self.clone() }
     }
 
     /// The spellings of special tokens.
@@ -271,10 +275,12 @@ impl BpeTokenizer {
         text: &[u8],
         ids: &mut Vec<u32>,
     ) -> core::result::Result<(), EncodeError> {
-        let encoding = self
-            .inner
-            .encode_fast(super::utf8(text)?, false)
-            .map_err(|e| EncodeError::new(0, format!("the tokenizer refuses the text: {e}")))?;
+        let text = super::utf8(text)?;
+        let refuses = |e| EncodeError::new(0, format!("the tokenizer refuses the text: {e}"));
+        if let Some(words) = &self.words {
+            return words.encode_into(self.inner.get_model(), text, ids).map_err(refuses);
+        }
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| refuses(e.to_string()))?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
@@ -368,6 +374,21 @@ mod tests {
         );
         assert_eq!(t.token_to_id("."), Some(byte(b'.')));
         assert!(BpeTokenizer::from_words(["a"]).is_err(), "one byte is there already");
+    }
+
+    #[test]
+    fn the_short_way_gives_the_tokens_of_the_library() {
+        let text = "The cat's hat \u{a0}sat, and 1234 cats sat: \u{e9}t\u{e9}\n\n  on <|endoftext|> that.\n";
+        let t = BpeTokenizer::train([text.repeat(20)].into_iter(), 300).unwrap();
+        assert!(t.words.is_some(), "this one goes the long way");
+        let long = BpeTokenizer { words: None, ..t.clone() };
+        let (mut ids, mut wanted) = (Vec::new(), Vec::new());
+        // Twice: new words, then known ones.
+        for _ in 0..2 {
+            t.encode_into(text.as_bytes(), &mut ids).unwrap();
+            long.encode_into(text.as_bytes(), &mut wanted).unwrap();
+        }
+        assert_eq!(ids, wanted);
     }
 
     #[test]

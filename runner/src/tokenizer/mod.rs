@@ -22,6 +22,7 @@ mod cuts;
 mod stream;
 mod transformers;
 pub(crate) mod usage;
+mod words;
 
 pub use bpe::BpeTokenizer;
 pub use chars::CharTokenizer;
