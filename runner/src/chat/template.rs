@@ -12,8 +12,14 @@ use super::Message;
 use crate::error::{Error, Result};
 use crate::tokenizer::usage::Usage;
 
-/// Most steps of a template: thousands of messages take a few hundred thousand.
-const FUEL: u64 = 50_000_000;
+/// Most steps of a template: thousands of messages take a few hundred thousand. The library counts each
+/// 64 bytes that a step makes as one more, so this bounds the memory too.
+const FUEL: u64 = 600_000;
+
+/// Most bytes that a template adds, and how often it may say messages again: tokenizers want a hundred
+/// times the memory of a text.
+const MOST_ADDED: usize = 256 << 10;
+const MOST_REPEATED: usize = 16;
 
 /// The template's name among those of its environment.
 const NAME: &str = "chat";
@@ -69,13 +75,14 @@ impl Template {
     }
 
     fn compiled(&self) -> core::result::Result<Compiled<'_>, minijinja::Error> {
+        super::bounds::check(&self.source).map_err(refusal)?;
         let mut jinja = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         jinja.set_syntax(syntax?);
         jinja.set_fuel(Some(FUEL));
         jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         jinja.add_function("raise_exception", |text: String| -> core::result::Result<(), _> {
-            Err(minijinja::Error::new(JinjaError::InvalidOperation, text))
+            Err(refusal(text))
         });
         jinja.add_template(NAME, &self.source)?;
         Ok(Compiled { template: self, jinja })
@@ -84,6 +91,11 @@ impl Template {
     fn error(&self, cause: &minijinja::Error) -> Error {
         Error::failure(format!("{}: the chat template: {cause}", self.origin.display()))
     }
+}
+
+/// The error of a template that is not gone through, or whose text is not taken.
+fn refusal(text: String) -> minijinja::Error {
+    minijinja::Error::new(JinjaError::InvalidOperation, text)
 }
 
 /// A template that has been parsed.
@@ -107,6 +119,7 @@ impl Compiled<'_> {
         messages: &[Message],
         to_reply: bool,
     ) -> core::result::Result<String, minijinja::Error> {
+        let said: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let messages: Vec<_> = messages
             .iter()
             .map(|Message { role, content }| {
@@ -114,12 +127,17 @@ impl Compiled<'_> {
             })
             .collect();
         let usage = &self.template.usage;
-        self.jinja.get_template(NAME)?.render(context! {
+        let rendered = self.jinja.get_template(NAME)?.render(context! {
             messages => messages,
             add_generation_prompt => to_reply,
             bos_token => usage.bos_token.as_deref().unwrap_or_default(),
             eos_token => usage.eos_token.as_deref().unwrap_or_default(),
-        })
+        })?;
+        if rendered.len() > MOST_ADDED + MOST_REPEATED * said {
+            let bytes = rendered.len();
+            return Err(refusal(format!("it makes {bytes} bytes of {said} of messages")));
+        }
+        Ok(rendered)
     }
 }
 
@@ -174,5 +192,14 @@ mod tests {
         let forever =
             "{% for a in range(9999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}";
         assert!(refused(forever).contains("fuel"));
+        // Nor fills the memory or the stack.
+        let doubled = "{% set n = namespace(s='x') %}{% for a in range(60) %}{% set n.s = n.s ~ n.s %}\
+                       {% endfor %}";
+        assert!(refused(doubled).contains("fuel"));
+        assert!(refused("{{ 'x' * 1000000 }}").contains("1000000 bytes"));
+        for sign in ["-", "not "] {
+            let source = format!("{{{{ {}1 }}}}", sign.repeat(100_000));
+            assert!(refused(&source).contains("signs"));
+        }
     }
 }
