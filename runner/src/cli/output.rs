@@ -30,7 +30,23 @@ pub(super) fn exit_of_error(error: &Error) -> ExitCode {
 /// Prints an error as one line; if even that fails nobody can be told.
 fn print_error(message: &str) {
     let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let line = printable(&line);
     print_plain_error(&format!("cllm: {line}\n"));
+}
+
+/// What a message quotes of a file may be of any length, and command a terminal: the middle is left out,
+/// and signs that are not printed are replaced.
+fn printable(line: &str) -> String {
+    const END: usize = 1500;
+    let sign = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let mut line: String = line.chars().map(sign).collect();
+    if let (Some((from, _)), Some((to, _))) =
+        (line.char_indices().nth(END), line.char_indices().rev().nth(END))
+        && from < to
+    {
+        line.replace_range(from..to, " ... ");
+    }
+    line
 }
 
 /// Prints text on standard error.
@@ -72,6 +88,16 @@ fn is_broken_pipe(message: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_message_quotes_is_short_and_commands_no_terminal() {
+        assert_eq!(printable("a \u{1b}[2Jb\u{e9}"), "a \u{fffd}[2Jb\u{e9}");
+        let long = format!("begin {} end", "\u{e9}".repeat(10_000));
+        let short = printable(&long);
+        assert!(short.starts_with("begin ") && short.ends_with(" end") && short.len() < 7000);
+        let fits = "x".repeat(3000);
+        assert_eq!(printable(&fits), fits);
+    }
 
     #[test]
     fn a_closed_pipe_is_told_from_other_errors() {
