@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -47,6 +47,49 @@ pub(crate) fn refuse_to_replace(path: &Path) -> Result<()> {
 pub fn create_dir(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| Error::io("create the folder", dir, &e))
 }
+
+/// Most bytes that are read of what has no length of its own, as pipes have none.
+const ENDLESS: u64 = 32 << 20;
+
+/// Reads all of a file that is read as a whole.
+///
+/// # Errors
+/// The system's; a device or a pipe that does not end. The caller names the file.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    read_most(path, u64::MAX)
+}
+
+/// [`read`] for files of at most so many bytes.
+///
+/// # Errors
+/// As [`read`], and a longer file.
+pub(crate) fn read_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let about = file.metadata()?;
+    let most = if about.is_file() { most } else { most.min(ENDLESS) };
+    let mut bytes = Vec::new();
+    if about.is_file() {
+        bytes.try_reserve_exact(about.len().min(most) as usize)?;
+    }
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::other(format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// As [`read_most`], of text.
+///
+/// # Errors
+/// As [`read_most`], and bytes that are no UTF-8 (`InvalidData`).
+pub(crate) fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    String::from_utf8(read_most(path, most)?).map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8")
+    })
+}
+
+/// Most bytes of a file of settings in TOML, whose values take some fifty times as much.
+pub(crate) const SETTINGS: u64 = 512 << 10;
 
 /// Maps all of a file, read-only: a copy would double the memory of a large model, and
 /// gigabytes of tokens start at once.
@@ -269,6 +312,24 @@ mod tests {
         file.write_all(b"+tail").unwrap();
         file.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"HEADbody+tail");
+    }
+
+    #[test]
+    fn what_is_read_as_a_whole_has_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::write(&path, "four").unwrap();
+        assert_eq!(read(&path).unwrap(), b"four");
+        assert_eq!(read_most(&path, 4).unwrap(), b"four");
+        assert!(read_most(&path, 3).unwrap_err().to_string().contains("more than 3 bytes"));
+        assert_eq!(read_text(&path, 4).unwrap(), "four");
+        fs::write(&path, b"\xff").unwrap();
+        assert_eq!(read_text(&path, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(read(dir.path()).is_err());
+        #[cfg(unix)]
+        assert!(
+            read(Path::new("/dev/zero")).unwrap_err().to_string().contains("more than 33554432")
+        );
     }
 
     #[test]

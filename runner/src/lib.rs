@@ -19,6 +19,7 @@ pub mod gguf;
 #[cfg(feature = "hf")]
 pub mod hf;
 pub mod inspect;
+mod json;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub mod llmc;
 pub mod lora;

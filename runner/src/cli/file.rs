@@ -5,6 +5,7 @@ use super::nearest::nearest;
 use super::presets::Preset;
 use super::value::Setting as _;
 use crate::error::{Error, Result};
+use crate::files;
 use clap::{Args as _, Command};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +28,7 @@ impl ConfigFile {
     /// # Errors
     /// The file cannot be read, is not TOML, or has a key or a value that is not known.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path)
+        let text = files::read_most(path, files::SETTINGS)
             .map_err(|cause| Error::io("read the configuration file", path, &cause))?;
         let text = String::from_utf8(text).map_err(|_| {
             Error::usage(format!("{}: not UTF-8 text, so not a TOML file", path.display()))

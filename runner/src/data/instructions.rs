@@ -263,7 +263,7 @@ fn bad<T>(what: impl Into<String>) -> Result<T> {
 
 impl Line<'_, '_> {
     fn examples(&self, text: &[u8]) -> Result<Vec<Example>> {
-        let json: Value = match serde_json::from_slice(text) {
+        let json: Value = match crate::json::from_slice(text) {
             Ok(json) => json,
             Err(e) => return bad(format!("not a line of JSON: {e}")),
         };

@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::source::{Kind, Origin, Source};
 use crate::error::{Error, Result};
 
+/// No line of what has no length of its own, as pipes have none, is as long.
+const LONGEST_LINE: u64 = 32 << 20;
+
 /// Bytes of a long text that are handed out at a time.
 const PIECE_BYTES: usize = 1 << 18;
 
@@ -79,6 +82,8 @@ struct Current {
     json_lines: bool,
     /// Lines read so far, or bytes handed out.
     position: u64,
+    /// No line has as many bytes.
+    longest: u64,
 }
 
 impl Pieces {
@@ -145,26 +150,48 @@ impl Pieces {
 
 fn open(source: Source) -> Result<Current> {
     let path = source.name().to_path_buf();
+    let mut longest = LONGEST_LINE;
     let reader: Box<dyn BufRead + Send> = match source.kind() {
         Kind::Stdin => Box::new(BufReader::new(io::stdin())),
-        Kind::Memory(text) => Box::new(Cursor::new(text.clone())),
+        Kind::Memory(text) => {
+            longest = u64::MAX;
+            Box::new(Cursor::new(text.clone()))
+        }
         Kind::Text | Kind::JsonLines => {
             let file = File::open(&path).map_err(|e| Error::io("read the data", &path, &e))?;
+            // A file's length bounds them.
+            if file.metadata().is_ok_and(|about| about.is_file()) {
+                longest = u64::MAX;
+            }
             Box::new(BufReader::with_capacity(PIECE_BYTES, file))
         }
     };
-    Ok(Current { path, reader, json_lines: *source.kind() == Kind::JsonLines, position: 0 })
+    Ok(Current {
+        path,
+        reader,
+        json_lines: *source.kind() == Kind::JsonLines,
+        position: 0,
+        longest,
+    })
 }
 
 /// Fills `buffer` with the next line that is not blank; false at the end.
 fn next_raw(current: &mut Current, buffer: &mut Vec<u8>) -> Result<bool> {
     loop {
         buffer.clear();
-        let read = current.reader.read_until(b'\n', buffer);
-        if read.map_err(|e| Error::io("read the data", &current.path, &e))? == 0 {
+        let read = current.reader.by_ref().take(current.longest).read_until(b'\n', buffer);
+        let read = read.map_err(|e| Error::io("read the data", &current.path, &e))?;
+        if read == 0 {
             return Ok(false);
         }
         current.position += 1;
+        if read as u64 == current.longest && !buffer.ends_with(b"\n") {
+            let origin = Origin { path: &current.path, line: Some(current.position) };
+            return Err(Error::failure(format!(
+                "{origin}: a line of more than {} bytes, without an end",
+                current.longest
+            )));
+        }
         if !buffer.trim_ascii().is_empty() {
             return Ok(true);
         }
@@ -182,7 +209,7 @@ fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result
             let origin = Origin { path: &current.path, line: Some(current.position) };
             Err(Error::failure(format!("{origin}: {what}")))
         };
-        let mut json: Value = match serde_json::from_slice(buffer) {
+        let mut json: Value = match crate::json::from_slice(buffer) {
             Ok(json) => json,
             Err(e) => return fail(format!("not a line of JSON: {e}")),
         };

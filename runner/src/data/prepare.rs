@@ -133,8 +133,8 @@ impl Meta {
     /// this program's.
     #[must_use]
     pub fn load(dir: &Path) -> Option<Self> {
-        let text = fs::read(dir.join(META_FILE)).ok()?;
-        let meta: Self = serde_json::from_slice(&text).ok()?;
+        let text = files::read(&dir.join(META_FILE)).ok()?;
+        let meta: Self = crate::json::from_slice(&text).ok()?;
         (meta.format == META_FORMAT && meta.version == META_VERSION).then_some(meta)
     }
 

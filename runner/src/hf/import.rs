@@ -7,7 +7,6 @@
 //! only then: memory, values into the arena, tokenizer.json, step-0.cllm last
 //! ```
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -19,6 +18,7 @@ use super::weights::{Mapped, Tensor, Tensors};
 use super::{CONFIG, config};
 use crate::error::{Error, Result};
 use crate::exchange::{End, Family, Imported, NewRun, checked_tokenizer, create_run, fill_columns};
+use crate::files;
 use crate::tokenizer;
 use crate::tokenizer::usage::Usage;
 use crate::trained;
@@ -63,7 +63,7 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
 
 /// A JSON file of the folder; `None` if it is not there.
 fn json(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
+    match files::read(path) {
         Ok(text) => Ok(Some(text)),
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(Error::io("read", path, &cause)),
@@ -84,7 +84,7 @@ fn end_of_text(from: &Path) -> Result<Option<End>> {
     let parsed = |name: &str| -> Result<Value> {
         let path = from.join(name);
         let Some(text) = json(&path)? else { return Ok(Value::Null) };
-        serde_json::from_slice(&text)
+        crate::json::from_slice(&text)
             .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
     };
     if let Some(name) = Usage::of_folder(from)?.eos_token {

@@ -4,7 +4,7 @@
 //! leave gaps, and files that are too short or too long.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use memmap2::Mmap;
@@ -88,10 +88,10 @@ impl Mapped {
 /// Names of the files of weights in `dir`, in order.
 fn file_names(dir: &Path) -> Result<Vec<String>> {
     let index = dir.join(INDEX);
-    match fs::read(&index) {
+    match files::read(&index) {
         Ok(text) => {
             let bad = |what: String| Error::failure(format!("{}: {what}", index.display()));
-            let read: Index = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+            let read: Index = crate::json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
             let mut names: Vec<String> = read.weight_map.into_values().collect();
             names.sort_unstable();
             names.dedup();

@@ -9,7 +9,6 @@
 //! pattern, biases, layers that are trained whole) is refused, never dropped.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use cllm_core::checkpoint::Header;
@@ -72,8 +71,8 @@ fn is_empty(value: &Value) -> bool {
 impl Config {
     fn read(path: &Path) -> Result<Self> {
         let bad = |what: String| Error::failure(format!("{}: {what}", path.display()));
-        let text = fs::read(path).map_err(|e| Error::io("read", path, &e))?;
-        let config: Self = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+        let text = files::read(path).map_err(|e| Error::io("read", path, &e))?;
+        let config: Self = crate::json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
         if config.peft_type != "LORA" {
             let kind = &config.peft_type;
             return Err(bad(format!("peft_type {kind:?} is not supported; only \"LORA\" is")));

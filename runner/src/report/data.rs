@@ -1,6 +1,6 @@
 //! What a run folder holds, read for the page.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::events::{Events, Gathered};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::train::folder::RunFolder;
 
 /// One run, with curves of as many points as can be drawn.
@@ -204,8 +205,8 @@ pub fn to_json(runs: &[RunData]) -> String {
 }
 
 fn settings(path: &Path) -> Result<Option<Value>> {
-    match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text)
+    match files::read(path) {
+        Ok(text) => crate::json::from_slice(&text)
             .map(Some)
             .map_err(|e| Error::failure(format!("{}: {e}", path.display()))),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),

@@ -26,6 +26,9 @@ pub(crate) const END_KEY: &str = "end_of_text";
 /// Most identifiers of a tokenizer: a table of them is made.
 const MOST_IDS: u64 = 1 << 22;
 
+/// Most bytes of an added token: the library's search for them takes long to make of longer ones.
+const LONGEST_ADDED: usize = 4096;
+
 /// Refuses what the library would take at its word, or stumble over.
 fn check(json: &Value) -> core::result::Result<(), String> {
     let model = &json["model"];
@@ -33,6 +36,13 @@ fn check(json: &Value) -> core::result::Result<(), String> {
     let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
     if let Some(id) = vocab.chain(added).filter_map(Value::as_u64).find(|id| *id >= MOST_IDS) {
         return Err(format!("an id of {id}: the largest accepted is {}", MOST_IDS - 1));
+    }
+    let added = json["added_tokens"].as_array().into_iter().flatten();
+    let lengths = added.filter_map(|token| Some(token["content"].as_str()?.len()));
+    if let Some(length) = lengths.max().filter(|length| *length > LONGEST_ADDED) {
+        return Err(format!(
+            "an added token of {length} bytes: the longest accepted has {LONGEST_ADDED}"
+        ));
     }
     let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
     if model["type"] == "BPE" && !prefix.is_empty() {

@@ -108,7 +108,7 @@ impl Tokenizer {
     /// Names the file when it is missing or not a tokenizer.
     pub fn load(path: &Path) -> Result<Self> {
         let path = file_in(path);
-        let text = std::fs::read(&path).map_err(|e| Error::io("read the tokenizer", &path, &e))?;
+        let text = files::read(&path).map_err(|e| Error::io("read the tokenizer", &path, &e))?;
         Self::from_json(&text).map_err(|cause| {
             Error::failure(format!("{} is not a usable tokenizer: {cause}", path.display()))
         })
@@ -119,7 +119,7 @@ impl Tokenizer {
     /// # Errors
     /// When it is not JSON, or of no known form.
     pub fn from_json(text: &[u8]) -> core::result::Result<Self, String> {
-        let json: Value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        let json: Value = crate::json::from_slice(text).map_err(|e| e.to_string())?;
         match json["type"].as_str() {
             Some(BYTES_TYPE) => Ok(Self::Bytes),
             Some(CHARS_TYPE) => CharTokenizer::from_json(&json).map(Self::Chars),

@@ -3,13 +3,13 @@
 //! Folders of `transformers` have that in `tokenizer_config.json`, newer ones the template in a file of
 //! its own; a run folder has the first with what matters here.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// File that says it, beside the tokenizer.
 pub(crate) const FILE_NAME: &str = "tokenizer_config.json";
@@ -35,7 +35,7 @@ impl Usage {
     pub(crate) fn of_folder(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE_NAME);
         let config = match read(&path)? {
-            Some(text) => serde_json::from_str(&text)
+            Some(text) => crate::json::from_slice(text.as_bytes())
                 .map_err(|e| Error::failure(format!("{}: {e}", path.display())))?,
             None => Value::Null,
         };
@@ -72,7 +72,7 @@ impl Usage {
 
 /// A file's text; `None` if it is not there.
 fn read(path: &Path) -> Result<Option<String>> {
-    match fs::read_to_string(path) {
+    match files::read_text(path, u64::MAX) {
         Ok(text) => Ok(Some(text)),
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(Error::io("read", path, &cause)),
@@ -91,6 +91,7 @@ fn of_config(value: &Value) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn folders_say_it_in_either_file() {

@@ -117,8 +117,8 @@ impl RunFolder {
     /// There is no such file, or it is damaged.
     pub fn settings(&self) -> Result<TrainSettings> {
         let path = self.settings_file();
-        let text = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
-        serde_json::from_slice(&text)
+        let text = files::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+        crate::json::from_slice(&text)
             .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
     }
 

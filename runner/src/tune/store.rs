@@ -7,7 +7,7 @@
 
 use super::key::{Key, Part};
 use crate::error::{Error, Result};
-use crate::files::{create_dir, write_atomic};
+use crate::files::{SETTINGS, create_dir, read_text, write_atomic};
 use cllm_core::Blocking;
 use core::fmt::Write as _;
 use core::time::Duration;
@@ -55,7 +55,7 @@ fn path_in(config: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> 
 /// # Errors
 /// It cannot be read, or is not such a file: names the line.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<Entry>>> {
-    match std::fs::read_to_string(path) {
+    match read_text(path, SETTINGS) {
         Ok(text) => parse(path, &text).map(Some),
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(Error::io("read the tuning file", path, &cause)),
@@ -67,7 +67,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<Entry>>> {
 /// # Errors
 /// It is not such a file: names the line.
 pub(super) fn read_if_possible(path: &Path) -> Result<Option<Vec<Entry>>> {
-    match std::fs::read_to_string(path) {
+    match read_text(path, SETTINGS) {
         Ok(text) => parse(path, &text).map(Some),
         Err(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {
             Err(Error::io("read the tuning file", path, &cause))

@@ -10,7 +10,6 @@ mod llama;
 mod rope;
 
 use core::fmt::Display;
-use std::fs;
 use std::path::Path;
 
 use cllm_core::ModelConfig;
@@ -19,6 +18,7 @@ use serde_json::Value;
 use super::CONFIG;
 use crate::error::{Error, Result};
 use crate::exchange::Family;
+use crate::files;
 use llama::Kind;
 
 /// The model that the `config.json` of `dir` describes.
@@ -29,8 +29,8 @@ use llama::Kind;
 pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
     let path = dir.join(CONFIG);
     let bad = |what: &dyn Display| Error::failure(format!("{}: {what}", path.display()));
-    let text = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
-    let json: Value = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
+    let text = files::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+    let json: Value = crate::json::from_slice(&text).map_err(|e| bad(&e))?;
     model(json).map_err(|e| bad(&e))
 }
 
@@ -93,6 +93,8 @@ pub(super) fn text(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
     use cllm_core::Architecture;
 
     fn read_text(text: &str) -> Result<ModelConfig> {
