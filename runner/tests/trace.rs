@@ -171,6 +171,8 @@ fn what_is_no_trace_is_named_with_what_to_do() {
         ("{\"otherData\":{\"version\":\"x\"}}".to_owned(), "not a trace of this program"),
         (text.replace("\"cllm_trace\":1", "\"cllm_trace\":2"), "a trace of format 2, but"),
         ("{\"otherData\":{\"cllm_trace\":9}}".to_owned(), "a trace of format 9, but"),
+        (text.replace("\"workers\":1", "\"workers\":18446744073709551615"), "no run has so many"),
+        (text.replace("\"workers\":1", "\"workers\":0"), "no run has so many"),
     ] {
         fs::write(&path, content).unwrap();
         let message = message();

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use cllm_core::checkpoint::Checkpoint;
 use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamTable};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::json;
 
 use super::{Report, Stats, Tensor};
 use crate::checkpoint::CheckpointFile;
@@ -184,6 +186,16 @@ fn add_tensors(report: &mut Report, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Fields that tell files of JSON apart; nothing of them is kept.
+#[derive(Deserialize)]
+struct Known {
+    #[serde(rename = "traceEvents")]
+    trace: Option<IgnoredAny>,
+    #[serde(rename = "type")]
+    kind: Option<IgnoredAny>,
+    model: Option<IgnoredAny>,
+}
+
 fn json_file(path: &Path) -> Result<Report> {
     let unknown = || {
         Error::failure(format!(
@@ -193,12 +205,12 @@ fn json_file(path: &Path) -> Result<Report> {
         ))
     };
     let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
-    let json: Value =
+    let json: Known =
         serde_json::from_reader(std::io::BufReader::new(file)).map_err(|_| unknown())?;
-    if !json["traceEvents"].is_null() {
+    if json.trace.is_some() {
         return trace(path);
     }
-    if !json["type"].is_null() || !json["model"].is_null() {
+    if json.kind.is_some() || json.model.is_some() {
         return tokenizer(path);
     }
     Err(unknown())

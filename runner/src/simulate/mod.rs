@@ -48,6 +48,11 @@ pub struct SimulateSettings {
     pub fastest: bool,
 }
 
+/// As many as a run can have.
+const MOST_WORKERS: usize = 1024;
+/// No step of a model that people train has as many.
+const MOST_OPS: usize = 1 << 18;
+
 /// A waiting worker that was never seen to wake takes this long.
 const UNMEASURED_WAKE: f64 = 1000.0;
 
@@ -127,12 +132,24 @@ fn predict(
     within: &Range<u64>,
 ) -> Result<Prediction> {
     let about = &trace.about;
+    let tiles = trace.workers.iter().map(Vec::len).sum::<usize>();
+    let most = [about.gradient_accumulation_steps, about.tiles_for];
+    // Each micro-batch has a tile at least; more would take for ever to go through.
+    if most[0] > tiles || most[1] > MOST_WORKERS {
+        return Err(Error::failure(format!(
+            "{} micro-batches for {} workers, but {tiles} tiles were recorded: it is damaged; record it again",
+            most[0], most[1]
+        )));
+    }
     let refused = |e| Error::failure(format!("its step cannot be planned: {e}"));
     let (config, batch, kernels) = (about.model.config(), about.batch(), kernels(about)?);
     let tiling = Tiling { blocking: about.blocking.0, ..Tiling::for_workers(about.tiles_for) };
     let plan = Plan::with_tiling(&config, batch, workers, &tiling, about.mode(), kernels)
         .map_err(refused)?;
     // A queue without pools: nothing is computed.
+    if plan.ops().max(plan.slots()).max(plan.words()) > MOST_OPS {
+        return Err(Error::failure("its step has more operations than any that was recorded"));
+    }
     let mut ops = vec![Op::EMPTY; plan.ops()];
     let mut slots: Vec<_> = (0..plan.slots()).map(|_| Slot::new()).collect();
     let mut words: Vec<_> = (0..plan.words()).map(|_| AtomicU64::new(0)).collect();
@@ -158,8 +175,7 @@ fn predict(
 /// # Errors
 /// Names the flag.
 pub fn check(settings: &SimulateSettings) -> Result<()> {
-    /// As many as a run can have.
-    const MOST: usize = 1024;
+    const MOST: usize = MOST_WORKERS;
     if let Some(wrong) = settings.workers.iter().find(|n| !(1..=MOST).contains(*n)) {
         return Err(Error::usage(format!("--workers {wrong}: expected numbers from 1 to {MOST}")));
     }

@@ -6,18 +6,23 @@
 //! operations of a tile can be put together again. Events are written one by one, and
 //! read one by one into the few numbers that are wanted of them.
 
+use core::fmt;
 use core::ops::Range;
 use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::path::Path;
 
 use cllm_core::Op;
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::about::{About, VERSION};
 use super::record::TileEvent;
 use super::tracer::{Span, What};
 use crate::error::{Error, Result};
+
+/// Most workers of a run.
+const MOST_WORKERS: usize = 1024;
 
 /// The one process of a trace.
 const PROCESS: u32 = 1;
@@ -153,22 +158,49 @@ pub struct Trace {
 #[derive(Deserialize)]
 struct ReadFile {
     #[serde(rename = "otherData")]
-    about: Option<ReadAbout>,
-    #[serde(rename = "traceEvents", default)]
+    about: About,
+    #[serde(rename = "traceEvents", default, deserialize_with = "wanted")]
     events: Vec<ReadEvent>,
 }
 
 /// Of another version or not, or not ours at all.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum ReadAbout {
-    Ours(Box<About>),
-    Other(Version),
+struct ReadVersion {
+    #[serde(rename = "otherData")]
+    about: Option<Version>,
 }
 
 #[derive(Deserialize)]
 struct Version {
     cllm_trace: Option<u32>,
+}
+
+/// Events of tiles and steps alone: a file may have any number of others.
+fn wanted<'de, D: Deserializer<'de>>(events: D) -> core::result::Result<Vec<ReadEvent>, D::Error> {
+    struct Wanted;
+    impl<'de> Visitor<'de> for Wanted {
+        type Value = Vec<ReadEvent>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of events")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(
+            self,
+            mut events: A,
+        ) -> core::result::Result<Self::Value, A::Error> {
+            let mut kept = Vec::new();
+            while let Some(mut event) = events.next_element::<ReadEvent>()? {
+                let is_tile = event.args.stage.is_some() && event.args.tile.is_some();
+                if is_tile || event.is_step() {
+                    event.name.shrink_to_fit();
+                    kept.push(event);
+                }
+            }
+            Ok(kept)
+        }
+    }
+    events.deserialize_seq(Wanted)
 }
 
 #[derive(Deserialize)]
@@ -185,6 +217,12 @@ struct ReadEvent {
     args: ReadArgs,
 }
 
+impl ReadEvent {
+    fn is_step(&self) -> bool {
+        self.tid == 0 && self.name == What::Step.name()
+    }
+}
+
 #[derive(Default, Deserialize)]
 struct ReadArgs {
     stage: Option<u32>,
@@ -197,24 +235,31 @@ struct ReadArgs {
 /// The file cannot be read, or is no such trace: the message names it and says what to do.
 pub fn read(path: &Path) -> Result<Trace> {
     const RECORD: &str = "record one with `cllm train --trace FILE`";
-    let file = File::open(path).map_err(|e| Error::io("read the trace", path, &e))?;
-    let wrong = |what: String| Error::failure(format!("{}: {what}; {RECORD}", path.display()));
-    let read: ReadFile = serde_json::from_reader(BufReader::with_capacity(1 << 18, file))
-        .map_err(|e| wrong(format!("not a whole trace ({e})")))?;
-    let about = match read.about {
-        Some(ReadAbout::Ours(about)) if about.cllm_trace == VERSION => *about,
-        Some(ReadAbout::Ours(about)) => return Err(wrong(other_version(about.cllm_trace))),
-        Some(ReadAbout::Other(Version { cllm_trace: Some(version) })) if version != VERSION => {
-            return Err(wrong(other_version(version)));
-        }
-        _ => return Err(wrong("not a trace of this program".to_owned())),
+    let file = || -> Result<_> {
+        let file = File::open(path).map_err(|e| Error::io("read the trace", path, &e))?;
+        Ok(BufReader::with_capacity(1 << 18, file))
     };
+    let wrong = |what: String| Error::failure(format!("{}: {what}; {RECORD}", path.display()));
+    // Read twice: what it is of decides what is kept of it.
+    let cut = |e: serde_json::Error| wrong(format!("not a whole trace ({e})"));
+    let version: ReadVersion = serde_json::from_reader(file()?).map_err(cut)?;
+    match version.about.and_then(|about| about.cllm_trace) {
+        Some(VERSION) => {}
+        Some(other) => return Err(wrong(other_version(other))),
+        None => return Err(wrong("not a trace of this program".to_owned())),
+    }
+    let read: ReadFile = serde_json::from_reader(file()?).map_err(cut)?;
+    let about = read.about;
+    if !(1..=MOST_WORKERS).contains(&about.workers) {
+        return Err(wrong(format!("{} workers: no run has so many", about.workers)));
+    }
     let (mut workers, mut steps) = (vec![Vec::<Tile>::new(); about.workers], Vec::new());
     for event in read.events {
         let nanos = |us: f64| (us * 1000.0).round() as u64;
-        let (begin, end) = (nanos(event.ts), nanos(event.ts) + nanos(event.dur));
+        let begin = nanos(event.ts);
+        let end = begin.saturating_add(nanos(event.dur));
         let (Some(stage), Some(tile)) = (event.args.stage, event.args.tile) else {
-            if event.tid == 0 && event.name == What::Step.name() {
+            if event.is_step() {
                 steps.push(begin..end);
             }
             continue;
