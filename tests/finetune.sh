@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Teaches a model that people use: SmolLM2-135M-Instruct learns from 48 conversations to answer in a form
-# of its own, by adapters of low rank. Ends with an error if its loss on 12 others does not fall, or if it
+# Teaches a model that people use: SmolLM2-135M-Instruct learns from 49 conversations to answer in a form
+# of its own, by adapters of low rank. Ends with an error if its loss on 13 others does not fall, or if it
 # does not answer so. Prints times and memory.
 #
-# Usage: tests/finetune.sh     (three minutes on two cores, once the model of 90 MB is there)
+# Usage: tests/finetune.sh     (a minute on two cores, once the model of 90 MB is there)
 #
 # Needs Rust, and Python 3.11 with pip, which downloads the model into target/llama. PYTHON names a Python
 # that has pip.
