@@ -18,7 +18,7 @@ use crate::exchange::{Element, check_finite};
 use crate::files;
 
 /// The crate's name for a type of elements.
-pub(super) fn dtype(element: Element) -> Dtype {
+pub(crate) fn dtype(element: Element) -> Dtype {
     match element {
         Element::F32 => Dtype::F32,
         Element::F16 => Dtype::F16,

@@ -13,16 +13,15 @@ use std::path::Path;
 
 use cllm_core::checkpoint::Header;
 use cllm_core::{AdapterSite, AdapterSites, AdapterTable, Adapters, ModelConfig};
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Module, modules};
 use crate::error::{Error, Result};
-use crate::exchange::{Element, ExportSettings, Family, Imported, NewRun, check_held, create_run};
+use crate::exchange::{ExportSettings, Family, Imported, NewRun, check_held, create_run};
 use crate::files;
-use crate::hf::weights::Mapped;
+use crate::hf::weights::{Mapped, dtype};
 use crate::tokenizer::usage::Usage;
 use crate::trained::Trained;
 
@@ -142,11 +141,7 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
             tensors.push((name, shape, bytes));
         }
     }
-    let dtype = match settings.element {
-        Element::F32 => Dtype::F32,
-        Element::F16 => Dtype::F16,
-        Element::Bf16 => Dtype::BF16,
-    };
+    let dtype = dtype(settings.element);
     let views: core::result::Result<Vec<_>, _> = tensors
         .iter()
         .map(|(name, shape, bytes)| Ok((name, TensorView::new(dtype, shape.clone(), bytes)?)))
