@@ -4,8 +4,9 @@
 mod support;
 
 use cllm_core::{
-    AdapterSite, AdapterSites, Adapters, Architecture, Batch, BatchShape, Blocking, Engine, Isa,
-    Kernels, Mode, ModelConfig, Optimizer, Packing, Param, Plan, Tiling, Trainer,
+    AdapterSite, AdapterSites, Adapters, Architecture, Batch, BatchShape, Blocking, Dtype, Engine,
+    Isa, Kernels, Mode, ModelConfig, Optimizer, Packing, Param, Plan, PlanError, Pool, StepError,
+    Tiling, Trainer,
 };
 use support::config::{LLAMA, SMALL};
 use support::memory::{self, Memory};
@@ -40,18 +41,44 @@ fn ids(seed: u32) -> Vec<u32> {
     (0..SHAPE.sequences * SHAPE.tokens).map(|_| id()).collect()
 }
 
-/// Runs `test` on a trainer of a plan, with seeded weights, larger than the usual ones.
+/// Seeded weights of a model, larger than the usual ones.
+fn weights(config: &ModelConfig, kernels: &'static Kernels) -> Vec<f32> {
+    let whole = Plan::new(config, SHAPE, 1, Mode::Train, kernels).unwrap();
+    memory::with_trainer(&whole, kernels, SEED, |base| {
+        base.parameters().iter().map(|x| 2.0 * x).collect()
+    })
+}
+
+/// The bytes of the token table among them.
+fn token_table(plan: &Plan, weights: &[f32]) -> Vec<u8> {
+    let table = plan.table().spec(Param::TokenTable).unwrap();
+    weights[table.range()].iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Gives them to a trainer.
+fn load(trainer: &mut Trainer<'_>, weights: &[f32]) {
+    let mut staging = vec![f32::NAN; trainer.plan().staging_len()];
+    let loaded: Result<(), ()> = trainer.load(&mut staging, |spec, first, values| {
+        values.copy_from_slice(&weights[spec.range()][first * spec.cols..][..values.len()]);
+        Ok(())
+    });
+    loaded.unwrap();
+}
+
+/// Runs `test` on a trainer of a plan, with such weights.
 fn with_trainer<R>(
     plan: &Plan,
     kernels: &'static Kernels,
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
-    memory::with_trainer(plan, kernels, SEED, |trainer| {
-        let len = plan.table().arena_len();
-        trainer.parameters_mut()[..len].iter_mut().for_each(|x| *x *= 2.0);
+    let weights = weights(plan.config(), kernels);
+    let table = token_table(plan, &weights);
+    memory::with_table(plan, kernels, SEED, &table, |trainer| {
+        load(trainer, &weights);
         // Every B is zero at first: these are not.
         if let Some(table) = plan.adapters() {
             let specs: Vec<_> = table.iter().collect();
+            let len = plan.resident().arena_len();
             let (arena, mut x) = (&mut trainer.parameters_mut()[len..], 3_u32);
             for spec in specs {
                 for q in 0..spec.rank {
@@ -153,7 +180,7 @@ fn gradients_follow_from_those_of_the_merged_weights() {
     }
 }
 
-/// Loss and gradients of a step.
+/// Loss and gradients of a step, and of another behind it.
 fn bits(plan: &Plan, kernels: &'static Kernels) -> (u64, Vec<u32>) {
     let (tokens, targets) = (ids(5), ids(6));
     with_trainer(plan, kernels, |trainer| {
@@ -163,7 +190,11 @@ fn bits(plan: &Plan, kernels: &'static Kernels) -> (u64, Vec<u32>) {
         if plan.config().dropout == 0.0 {
             assert_eq!(loss.to_bits(), evaluated.to_bits());
         }
-        (loss.to_bits(), trainer.gradients().iter().map(|x| x.to_bits()).collect())
+        let mut bits: Vec<u32> = trainer.gradients().iter().map(|x| x.to_bits()).collect();
+        trainer.update(&Optimizer::default(), 1e-2).unwrap();
+        trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap();
+        bits.extend(trainer.gradients().iter().map(|x| x.to_bits()));
+        (loss.to_bits(), bits)
     })
 }
 
@@ -172,12 +203,14 @@ fn any_tiles_workers_packing_and_recomputation_give_the_same_bits() {
     let small = Blocking { row_block: 32, weight_rows: 32, weight_cols: 32, ..Blocking::default() };
     for (number, (config, adapters)) in cases().into_iter().enumerate() {
         let config = ModelConfig { dropout: [0.0, 0.1][number % 2], ..config };
-        for kernels in [Kernels::detect(), Kernels::detect().with_dtype(cllm_core::Dtype::Bf16)] {
+        for kernels in [Kernels::detect(), Kernels::detect().with_dtype(Dtype::Bf16)] {
             let mut first = None;
             for workers in [1, 2, 16] {
                 for (packing, blocking) in [
                     (Packing::Once, Blocking::default()),
                     (Packing::Fresh, Blocking::default()),
+                    (Packing::Kept, Blocking::default()),
+                    (Packing::Kept, small),
                     (Packing::Once, small),
                 ] {
                     for mode in [Mode::Train, Mode::Recompute] {
@@ -238,5 +271,85 @@ fn steps_change_adapters_alone_and_lower_the_loss() {
         evaluator.parameters_mut().copy_from_slice(&merged);
         let alone = evaluator.evaluate(&batch).unwrap();
         assert!((alone.sum / end.sum - 1.0).abs() < 1e-6, "{alone:?} for {end:?}");
+    }
+}
+
+/// Of matrices of bf16 panels alone are kept, in no more memory than their floats take, and nothing is run
+/// before they have been handed over.
+#[test]
+fn matrices_beside_adapters_are_kept_as_panels() {
+    let (tokens, targets) = (ids(5), ids(6));
+    let batch = Batch::new(&tokens, &targets);
+    let kernels = Kernels::detect().with_dtype(Dtype::Bf16);
+    let wide = |c: ModelConfig| ModelConfig { d_model: 128, d_ff: 512, dropout: 0.0, ..c };
+    let adapters =
+        Adapters { rank: 4, scale: 1.5, sites: AdapterSites::of(&[Queries, Values, AttnOut]) };
+    for config in [wide(SMALL), ModelConfig { tied: false, ..wide(LLAMA) }] {
+        let tiling = |packing| Tiling { packing, ..Tiling::default() };
+        let of = |packing, mode| plan((&config, Some(&adapters)), &tiling(packing), mode, kernels);
+        let kept = of(Some(Packing::Kept), Mode::Train);
+        assert_eq!(kept.packing(), Packing::Kept);
+        // Nothing is trained that adapters could be beside.
+        assert_eq!(of(Some(Packing::Kept), Mode::Evaluate).packing(), Packing::Once);
+        let bare = plan((&config, None), &tiling(Some(Packing::Kept)), Mode::Train, kernels);
+        assert_eq!((bare.packing(), bare.staging_len()), (Packing::Once, 0));
+        let whole = kept.table().iter().filter(|spec| !spec.is_vector());
+        let matrices = whole.filter(|spec| match spec.param {
+            Param::PositionTable => false,
+            Param::TokenTable
+            | Param::Head
+            | Param::Block(..)
+            | Param::FinalGain
+            | Param::FinalBias => true,
+        });
+        let matrices: usize = matrices.map(|spec| spec.len()).sum();
+        let elsewhere = kept.table().parameters() - kept.resident().parameters();
+        assert_eq!(elsewhere, matrices);
+        let of_bf16 = kernels.packed_len(128, 64) == Some(128 * 64 / 2);
+        assert_eq!(of(None, Mode::Train).packing() == Packing::Kept, of_bf16, "{kernels:?}");
+        if of_bf16 {
+            let fresh = of(Some(Packing::Fresh), Mode::Train);
+            let in_memory = |plan: &Plan| plan.bytes(Pool::Parameters) + plan.bytes(Pool::Packed);
+            // Panels of few columns, and rows that are no whole lines, are padded.
+            assert!(in_memory(&kept) < in_memory(&fresh) + in_memory(&fresh) / 8, "{kernels:?}");
+        }
+        let weights = weights(&config, kernels);
+        let table = token_table(&kept, &weights);
+        let mut memory = Memory::new(&kept);
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&kept, queue).unwrap();
+        let mut trainer = Trainer::new(&kept, kernels, pools, &engine, SEED).unwrap();
+        trainer.initialise();
+        load(&mut trainer, &weights);
+        assert_eq!(trainer.evaluate(&batch), Err(StepError::NotLoaded), "there is no table");
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&kept, queue).unwrap();
+        let trainer = Trainer::new(&kept, kernels, pools, &engine, SEED).unwrap();
+        let short = trainer.look_up_in(&table[1..]).unwrap_err();
+        let (need, got) = (table.len(), table.len() - 1);
+        assert_eq!(short, PlanError::TooSmall { pool: Pool::Parameters, need, got });
+        let (pools, queue) = memory.parts();
+        let engine = Engine::new(&kept, queue).unwrap();
+        let trainer = Trainer::new(&kept, kernels, pools, &engine, SEED).unwrap();
+        let mut trainer = trainer.look_up_in(&table).unwrap();
+        trainer.initialise();
+        assert_eq!(trainer.evaluate(&batch), Err(StepError::NotLoaded));
+        assert_eq!(trainer.accumulate(&batch, tokens.len()), Err(StepError::NotLoaded));
+        let mut staging = vec![0.0; kept.staging_len()];
+        let mut tensors = 0;
+        let stopped = trainer.load(&mut staging, |_, _, _| {
+            tensors += 1;
+            if tensors == 7 { Err("no more") } else { Ok(()) }
+        });
+        assert_eq!((stopped, tensors), (Err("no more"), 7));
+        assert_eq!(trainer.evaluate(&batch), Err(StepError::NotLoaded));
+        load(&mut trainer, &weights);
+        let start = trainer.evaluate(&batch).unwrap();
+        for _ in 0..30 {
+            trainer.accumulate(&batch, tokens.len()).unwrap();
+            trainer.update(&Optimizer::default(), 1e-2).unwrap();
+        }
+        let end = trainer.evaluate(&batch).unwrap();
+        assert!(end.mean() < start.mean() - 0.1, "{start:?} {end:?}");
     }
 }

@@ -17,6 +17,7 @@
 
 use crate::config::{MAX_DIMENSION, ModelConfig};
 use crate::line::LANES;
+use crate::params::{ParamSpec, ParamTable};
 use crate::program::Matrix;
 use core::fmt;
 use core::ops::Range;
@@ -367,16 +368,31 @@ impl AdapterTable {
     ///
     /// # Panics
     /// If an arena is shorter than its table.
-    pub fn merge(&self, table: &crate::ParamTable, adapters: &[f32], parameters: &mut [f32]) {
+    pub fn merge(&self, table: &ParamTable, adapters: &[f32], parameters: &mut [f32]) {
+        for weight in table.iter() {
+            self.merge_into(&weight, 0, adapters, &mut parameters[weight.range()]);
+        }
+    }
+
+    /// As [`AdapterTable::merge`], to the `values` of whole rows of one of the model's tensors, from row
+    /// `first` on: nothing if no adapter stands beside it.
+    ///
+    /// # Panics
+    /// If the values are more than those rows have, or `adapters` fewer than the table.
+    pub fn merge_into(
+        &self,
+        weight: &ParamSpec,
+        first: usize,
+        adapters: &[f32],
+        values: &mut [f32],
+    ) {
         /// Columns whose sums are made at a time.
         const COLUMNS: usize = 64;
-        for spec in self.iter() {
-            let param = spec.site.matrix().param(spec.block);
-            let Some(weight) = table.spec(param) else { continue };
-            for i in 0..spec.inputs {
-                let at = weight.offset + i * weight.cols + spec.first_output;
-                let a = &adapters[spec.a.0 + i * spec.a.1..][..spec.rank];
-                let row = &mut parameters[at..at + spec.outputs];
+        let beside = |spec: &AdapterSpec| spec.site.matrix().param(spec.block) == weight.param;
+        for spec in self.iter().filter(beside) {
+            for (i, row) in values.chunks_exact_mut(weight.cols).enumerate() {
+                let a = &adapters[spec.a.0 + (first + i) * spec.a.1..][..spec.rank];
+                let row = &mut row[spec.first_output..][..spec.outputs];
                 for (number, weights) in row.chunks_mut(COLUMNS).enumerate() {
                     let mut sums = [0.0_f64; COLUMNS];
                     for (q, a) in a.iter().enumerate() {

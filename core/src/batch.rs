@@ -86,6 +86,8 @@ pub enum StepError {
     NonFiniteGradient(f64),
     /// `update` without gradients.
     NoGradients,
+    /// The matrices that are kept as panels have not been loaded, or there is no token table.
+    NotLoaded,
     /// A setting of the update makes no sense.
     Optimizer(OptimizerError),
     /// The step was not run to its end.
@@ -117,6 +119,9 @@ impl fmt::Display for StepError {
             Self::NonFiniteLoss(loss) => write!(f, "the loss is {loss}"),
             Self::NonFiniteGradient(norm) => write!(f, "the gradient's norm is {norm}"),
             Self::NoGradients => f.write_str("there are no gradients to update from"),
+            Self::NotLoaded => f.write_str(
+                "the model's matrices, kept as panels, or its token table are not there",
+            ),
             Self::Optimizer(error) => error.fmt(f),
             Self::Engine(error) => error.fmt(f),
         }

@@ -134,7 +134,7 @@ impl BlockParam {
     }
 
     /// A gain or a bias.
-    fn is_vector(self) -> bool {
+    pub(crate) fn is_vector(self) -> bool {
         !matches!(self, Qkv | AttnOut | Fc | MlpOut)
     }
 }
@@ -221,6 +221,8 @@ impl ParamSpec {
 #[derive(Clone, Copy, Debug)]
 pub struct ParamTable {
     config: ModelConfig,
+    /// The token table, matrices of blocks and an output projection of its own are elsewhere.
+    without_matrices: bool,
     /// The tensors of a block that the model has, in their order: the first `per_block`.
     of_block: [BlockParam; BLOCK.len()],
     per_block: usize,
@@ -243,7 +245,22 @@ impl ParamTable {
     /// # Errors
     /// What [`ModelConfig::validate`] finds, or [`ConfigError::Overflow`].
     pub fn new(config: &ModelConfig) -> Result<Self, ConfigError> {
+        Self::of(config, false)
+    }
+
+    /// Lays out the tensors of a model whose matrices are kept as panels: without those of blocks,
+    /// without an output projection of its own, and without the token table, which is elsewhere.
+    ///
+    /// # Errors
+    /// As for [`ParamTable::new`].
+    pub(crate) fn without_matrices(config: &ModelConfig) -> Result<Self, ConfigError> {
+        Self::of(config, true)
+    }
+
+    fn of(config: &ModelConfig, without_matrices: bool) -> Result<Self, ConfigError> {
         config.validate()?;
+        let has_head = !config.tied && !without_matrices;
+        let has_tokens = !without_matrices;
         let overflow = ConfigError::Overflow;
         let padded = |(rows, cols): (usize, usize)| {
             rows.checked_mul(cols)
@@ -255,12 +272,13 @@ impl ParamTable {
         let learned = config.arch.positions == Positions::Learned;
         let positions = (if learned { config.block_size } else { 0 }, config.d_model);
         let token_table = padded((config.vocab_size, config.d_model))?;
-        let block_start = sum(token_table, padded(positions)?)?;
+        let positions_start = if has_tokens { token_table } else { 0 };
+        let block_start = sum(positions_start, padded(positions)?)?;
         let (mut of_block, mut in_block) = (BLOCK, [0; BLOCK.len()]);
         let (mut per_block, mut block_len) = (0, 0);
         for param in BLOCK {
             in_block[param as usize] = block_len;
-            if param.is_of(config) {
+            if param.is_of(config) && (param.is_vector() || !without_matrices) {
                 block_len = sum(block_len, padded(param.shape(config))?)?;
                 of_block[per_block] = param;
                 per_block += 1;
@@ -270,7 +288,7 @@ impl ParamTable {
         let final_start = sum(block_start, blocks)?;
         let norm_vectors = config.norm_vectors();
         let head_start = sum(final_start, padded((1, config.d_model))? * norm_vectors)?;
-        let head = if config.tied { 0 } else { token_table };
+        let head = if has_head { token_table } else { 0 };
         let len = sum(head_start, head)?;
         if len > isize::MAX as usize / 16 {
             return Err(overflow);
@@ -280,17 +298,19 @@ impl ParamTable {
         let values = |(rows, cols): (usize, usize)| rows * cols;
         let block_values: usize =
             of_block[..per_block].iter().map(|param| values(param.shape(config))).sum();
-        let tables = values((config.vocab_size, config.d_model)) * (1 + usize::from(!config.tied))
+        let tables = values((config.vocab_size, config.d_model))
+            * (usize::from(has_tokens) + usize::from(has_head))
             + values(positions);
         let parameters = tables + block_values * config.n_layer + config.d_model * norm_vectors;
-        let tables = 1 + usize::from(learned) + usize::from(!config.tied);
+        let tables = usize::from(has_tokens) + usize::from(learned) + usize::from(has_head);
         let count = tables + per_block * config.n_layer + norm_vectors;
         Ok(Self {
             config: *config,
+            without_matrices,
             of_block,
             per_block,
             in_block,
-            positions_start: token_table,
+            positions_start,
             block_start,
             block_len,
             final_start,
@@ -328,10 +348,12 @@ impl ParamTable {
     #[must_use]
     pub fn get(&self, index: usize) -> Option<ParamSpec> {
         let blocks = self.per_block * self.config.n_layer;
-        // In front of the blocks are one or two tables.
-        let tables = 1 + usize::from(self.config.arch.positions == Positions::Learned);
+        // In front of the blocks are at most two tables.
+        let has_tokens = !self.without_matrices;
+        let learned = self.config.arch.positions == Positions::Learned;
+        let tables = usize::from(has_tokens) + usize::from(learned);
         let param = match index {
-            0 => Param::TokenTable,
+            0 if has_tokens => Param::TokenTable,
             i if i < tables => Param::PositionTable,
             i if i < tables + blocks => {
                 let (block, within) =
@@ -357,12 +379,15 @@ impl ParamTable {
         const STD: f32 = 0.02;
         let residual = STD / libm::sqrtf(2.0 * c.n_layer as f32);
         let (offset, (rows, cols), init) = match param {
-            Param::TokenTable => (0, (c.vocab_size, c.d_model), Init::Normal(STD)),
+            Param::TokenTable if !self.without_matrices => {
+                (0, (c.vocab_size, c.d_model), Init::Normal(STD))
+            }
             Param::PositionTable if c.arch.positions == Positions::Learned => {
                 (self.positions_start, (c.block_size, c.d_model), Init::Normal(STD))
             }
             Param::Block(block, param) => {
-                if block >= c.n_layer || !param.is_of(c) {
+                let elsewhere = self.without_matrices && !param.is_vector();
+                if block >= c.n_layer || !param.is_of(c) || elsewhere {
                     return None;
                 }
                 let init = match param {
@@ -379,10 +404,12 @@ impl ParamTable {
                 let start = self.final_start + c.d_model.next_multiple_of(LANES);
                 (start, (1, c.d_model), Init::Zeros)
             }
-            Param::Head if !c.tied => {
+            Param::Head if !c.tied && !self.without_matrices => {
                 (self.head_start, (c.vocab_size, c.d_model), Init::Normal(STD))
             }
-            Param::PositionTable | Param::FinalBias | Param::Head => return None,
+            Param::TokenTable | Param::PositionTable | Param::FinalBias | Param::Head => {
+                return None;
+            }
         };
         let vector = match param {
             Param::Block(_, p) => p.is_vector(),

@@ -5,7 +5,9 @@
 //! update(rule)                                clip, AdamW, next step
 //! ```
 //! Nothing here allocates. A failed call leaves the weights as they were, but for
-//! [`Trainer::restore`].
+//! [`Trainer::restore`] and [`Trainer::load`].
+
+mod load;
 
 use crate::batch::{Batch, Loss, StepError, misplaced};
 use crate::config::ModelConfig;
@@ -14,7 +16,7 @@ use crate::init;
 use crate::line::{Line, floats, floats_mut};
 use crate::optimizer::{Optimizer, OptimizerError, UpdateReport};
 use crate::params::ParamTable;
-use crate::plan::{Plan, PlanError, Pool};
+use crate::plan::{Packing, Plan, PlanError, Pool};
 use crate::program::Run;
 use crate::shared::Shared;
 use crate::step::{DropoutKey, Outcome, Step};
@@ -55,8 +57,10 @@ struct Machine<'a> {
     packed: &'a mut [Line],
     activations: &'a mut [Line],
     scratch: &'a mut [Line],
-    /// The packed weights are those of `parameters`.
+    /// The packed weights are those of `parameters`, or have been loaded.
     packed_is_current: bool,
+    /// The token table, if it is not among the parameters.
+    token_table: Option<&'a [u8]>,
 }
 
 impl fmt::Debug for Machine<'_> {
@@ -123,6 +127,7 @@ impl<'a> Machine<'a> {
             activations,
             scratch,
             packed_is_current: false,
+            token_table: None,
         })
     }
 
@@ -150,6 +155,7 @@ impl<'a> Machine<'a> {
             tokens: inputs.tokens,
             targets: inputs.targets,
             starts: inputs.starts,
+            token_table: self.token_table,
             accumulate: inputs.accumulate,
             loss_scale: inputs.loss_scale,
             dropout: inputs.dropout,
@@ -161,8 +167,18 @@ impl<'a> Machine<'a> {
         self.engine.run(&step, run.sections(), self.idle)
     }
 
+    /// Weights among the parameters may change: those that are packed are no longer theirs. Matrices
+    /// that are kept as panels are not among them.
+    fn weights_change(&mut self) {
+        self.packed_is_current &= self.plan.packing() == Packing::Kept;
+    }
+
     /// As [`Machine::run`], on packed weights: they are packed if they have changed since.
-    fn run_packed(&mut self, run: fn(bool) -> Run, inputs: &Inputs<'_>) -> Result<(), EngineError> {
+    fn run_packed(&mut self, run: fn(bool) -> Run, inputs: &Inputs<'_>) -> Result<(), StepError> {
+        let is_loaded = self.packed_is_current && self.token_table.is_some();
+        if self.plan.packing() == Packing::Kept && !is_loaded {
+            return Err(StepError::NotLoaded);
+        }
         self.run(run(!self.packed_is_current), inputs)?;
         self.packed_is_current = true;
         Ok(())
@@ -243,11 +259,13 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Gives every tensor its seeded starting values and zeroes the moments.
+    /// Gives every tensor its seeded starting values and zeroes the moments. Matrices that are kept as
+    /// panels have none: [`Trainer::load`] them.
     pub fn initialise(&mut self) {
         self.initialise_adapters();
-        self.machine.packed_is_current = false;
-        init::initialise(&self.machine.plan.table, self.seed, floats_mut(self.machine.parameters));
+        self.machine.weights_change();
+        let Machine { plan, parameters, .. } = &mut self.machine;
+        init::initialise(&plan.resident, self.seed, floats_mut(parameters));
     }
 
     /// Gives the adapters, if the plan has any, their seeded starting values, with which they add
@@ -338,7 +356,8 @@ impl<'a> Trainer<'a> {
             grad_clip: optimizer.grad_clip,
             ..Inputs::default()
         };
-        self.machine.packed_is_current = false;
+        // Adapters are not packed.
+        self.machine.packed_is_current &= self.machine.plan.adapters.is_some();
         self.machine.run(Run::Update, &inputs)?;
         let report = self.machine.outcome.update();
         if !report.grad_norm.is_finite() {
@@ -374,7 +393,7 @@ impl<'a> Trainer<'a> {
         self.seed
     }
 
-    /// The parameter arena: tensors lie where the table says, adapters behind them.
+    /// The parameter arena: tensors lie where [`Plan::resident`] says, adapters behind them.
     #[must_use]
     pub fn parameters(&self) -> &[f32] {
         floats(self.machine.parameters)
@@ -382,7 +401,7 @@ impl<'a> Trainer<'a> {
 
     /// The parameter arena, to write weights to.
     pub fn parameters_mut(&mut self) -> &mut [f32] {
-        self.machine.packed_is_current = false;
+        self.machine.weights_change();
         floats_mut(self.machine.parameters)
     }
 
@@ -408,25 +427,26 @@ impl<'a> Trainer<'a> {
         all.split_at(self.machine.plan.trained_len())
     }
 
-    /// Sets weights, moments and the number of updates done: the state of a checkpoint.
+    /// Sets what is trained, moments and the number of updates done: the state of a checkpoint.
     ///
-    /// `fill` gets the three arenas (weights with adapters behind them, first moments, second moments),
-    /// zeroed.
+    /// `fill` gets three arenas (weights, or adapters, whose base is [loaded](Trainer::load) apart; first
+    /// moments; second moments), zeroed.
     ///
     /// # Errors
-    /// Those of `fill`. The weights are then what it left: restore or initialise again.
+    /// Those of `fill`. What is trained is then what it left: restore or initialise again.
     pub fn restore<E>(
         &mut self,
         updates: u64,
         fill: impl FnOnce(&mut [f32], &mut [f32], &mut [f32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.machine.packed_is_current = false;
-        self.machine.parameters.fill(Line::ZERO);
-        self.machine.moments.fill(Line::ZERO);
         self.micro = 0;
-        let (first, second) =
-            floats_mut(self.machine.moments).split_at_mut(self.machine.plan.trained_len());
-        fill(floats_mut(self.machine.parameters), first, second)?;
+        let machine = &mut self.machine;
+        machine.packed_is_current &= machine.plan.adapters.is_some();
+        machine.moments.fill(Line::ZERO);
+        let trained = &mut floats_mut(machine.parameters)[machine.plan.trained_at()..];
+        trained.fill(0.0);
+        let (first, second) = floats_mut(machine.moments).split_at_mut(machine.plan.trained_len());
+        fill(trained, first, second)?;
         self.updates = updates;
         Ok(())
     }

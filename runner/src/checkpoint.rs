@@ -175,17 +175,67 @@ impl StoredWeights {
         ranges: impl Iterator<Item = Range<usize>>,
         arena: &mut [f32],
     ) -> Result<()> {
+        let mut values = self.values()?;
+        ranges.into_iter().try_for_each(|range| values.read(&mut arena[range]))
+    }
+
+    /// From the first value on.
+    ///
+    /// # Errors
+    /// As for [`StoredWeights::read`].
+    pub(crate) fn values(&self) -> Result<StoredValues> {
         let io = |e| Error::io("read the weights", &self.path, &e);
-        let mut file = &self.file;
+        let mut file = self.file.try_clone().map_err(io)?;
         file.seek(SeekFrom::Start(self.offset)).map_err(io)?;
-        let mut bytes = vec![0; 1 << 20];
-        for range in ranges {
-            for values in arena[range].chunks_mut(bytes.len() / 4) {
-                let bytes = &mut bytes[..values.len() * 4];
-                file.read_exact(bytes).map_err(io)?;
-                for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                }
+        Ok(StoredValues { path: self.path.clone(), file, bytes: vec![0; 1 << 20] })
+    }
+
+    /// The first `values` where they are in the file.
+    ///
+    /// # Errors
+    /// As for [`StoredWeights::read`].
+    pub(crate) fn map(&self, values: usize) -> Result<MappedValues> {
+        let io = |e| Error::io("read the weights", &self.path, &e);
+        let bytes = files::map(&self.file).map_err(io)?;
+        let first = self.offset as usize;
+        Ok(MappedValues { bytes, range: first..first + 4 * values })
+    }
+}
+
+/// Values that stay in their file.
+#[derive(Debug)]
+pub(crate) struct MappedValues {
+    bytes: Mmap,
+    range: Range<usize>,
+}
+
+impl MappedValues {
+    /// Their bytes, the lowest of each value first.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[self.range.clone()]
+    }
+}
+
+/// The values of stored weights, read one after the other.
+#[derive(Debug)]
+pub(crate) struct StoredValues {
+    path: PathBuf,
+    file: File,
+    bytes: Vec<u8>,
+}
+
+impl StoredValues {
+    /// Reads the next `values`.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read any more.
+    pub(crate) fn read(&mut self, values: &mut [f32]) -> Result<()> {
+        for values in values.chunks_mut(self.bytes.len() / 4) {
+            let bytes = &mut self.bytes[..values.len() * 4];
+            let read = self.file.read_exact(bytes);
+            read.map_err(|e| Error::io("read the weights", &self.path, &e))?;
+            for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             }
         }
         Ok(())
@@ -193,13 +243,22 @@ impl StoredWeights {
 }
 
 /// Hands an encoder's bytes to a file.
-struct FileSink(AtomicFile);
+struct FileSink<'p> {
+    path: &'p Path,
+    file: AtomicFile,
+}
 
-impl Sink for FileSink {
-    type Error = std::io::Error;
+impl<'p> FileSink<'p> {
+    fn create(path: &'p Path) -> Result<Self> {
+        Ok(Self { path, file: AtomicFile::create(path)? })
+    }
+}
 
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.0.write_all(bytes)
+impl Sink for FileSink<'_> {
+    type Error = Error;
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io("write", self.path, &e))
     }
 }
 
@@ -233,12 +292,33 @@ fn write(
     parameters: &[f32],
     moments: Option<(&[f32], &[f32])>,
 ) -> Result<()> {
-    let meta = serde_json::to_vec(meta)
-        .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
-    let mut sink = FileSink(AtomicFile::create(path)?);
-    checkpoint::encode(header, &meta, parameters, moments, &mut sink)
-        .map_err(|e| Error::io("write", path, &e))?;
-    sink.0.commit()
+    let mut sink = FileSink::create(path)?;
+    checkpoint::encode(header, &meta_bytes(path, meta)?, parameters, moments, &mut sink)?;
+    sink.file.commit()
+}
+
+/// As [`save_weights`], of a model whose tensors are in memory one at a time: `give` hands the values of
+/// each, in the order of the table, to the function that it gets.
+///
+/// # Errors
+/// As [`save`], and those of `give`; what was there stays.
+///
+/// # Panics
+/// If there are not as many values as the table says.
+pub fn save_given(
+    path: &Path,
+    header: &Header,
+    meta: &Meta,
+    give: impl FnOnce(&mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    let mut sink = FileSink::create(path)?;
+    checkpoint::encode_weights(header, &meta_bytes(path, meta)?, &mut sink, give)?;
+    sink.file.commit()
+}
+
+fn meta_bytes(path: &Path, meta: &Meta) -> Result<Vec<u8>> {
+    let cannot = |e| Error::failure(format!("cannot write {}: {e}", path.display()));
+    serde_json::to_vec(meta).map_err(cannot)
 }
 
 /// SHA-256 over the bytes of what a trainer trains, as [`weights_sha256`]: of its adapters, if it has any,

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::Header;
-use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamTable};
+use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamSpec, ParamTable};
 
-use crate::checkpoint::{CheckpointFile, StoredWeights};
+use crate::checkpoint::{CheckpointFile, MappedValues, StoredValues, StoredWeights};
 use crate::error::{Error, Result};
 use crate::lora;
 use crate::memory::{human_bytes, machine};
@@ -106,12 +106,23 @@ impl Trained {
     /// those of their base.
     pub(crate) fn read_parameters(&self, arena: &mut [f32]) -> Result<()> {
         let params = ParamTable::new(&self.config).map_err(model::config_error)?;
-        let Some((table, values)) = self.adapters()? else {
-            return self.weights.read(params.iter().map(|spec| spec.range()), arena);
-        };
-        lora::base_of(&self.dir(), &self.config)?.read_parameters(arena)?;
-        table.merge(&params, &values, arena);
-        Ok(())
+        let mut tensors = self.tensors()?;
+        params.iter().try_for_each(|spec| tensors.read(&spec, 0, &mut arena[spec.range()]))
+    }
+
+    /// The bytes of the token table, in the file.
+    pub(crate) fn token_table(&self) -> Result<MappedValues> {
+        self.weights.map(self.config.vocab_size * self.config.d_model)
+    }
+
+    /// The weights, tensor by tensor in the order of the config's table; adapters are added to those of
+    /// their base.
+    pub(crate) fn tensors(&self) -> Result<Tensors> {
+        let adapters = self.adapters()?;
+        let base = adapters.is_some().then(|| lora::base_of(&self.dir(), &self.config));
+        let base = base.transpose()?;
+        let weights = base.as_ref().map_or(&self.weights, |base| &base.weights);
+        Ok(Tensors { values: weights.values()?, adapters })
     }
 
     /// An arena of the weights.
@@ -120,6 +131,32 @@ impl Trained {
         let mut arena = arena(&table, self.path())?;
         self.read_parameters(&mut arena)?;
         Ok(arena)
+    }
+}
+
+/// The weights of a model, read one tensor after the other.
+#[derive(Debug)]
+pub(crate) struct Tensors {
+    values: StoredValues,
+    adapters: Option<(AdapterTable, Vec<f32>)>,
+}
+
+impl Tensors {
+    /// Reads the next values, which are rows of `spec` from row `first` on.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read any more.
+    pub(crate) fn read(
+        &mut self,
+        spec: &ParamSpec,
+        first: usize,
+        values: &mut [f32],
+    ) -> Result<()> {
+        self.values.read(values)?;
+        if let Some((table, adapters)) = &self.adapters {
+            table.merge_into(spec, first, adapters, values);
+        }
+        Ok(())
     }
 }
 

@@ -61,10 +61,23 @@ pub(crate) fn with_trainer<R>(
     seed: u64,
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
+    let table = vec![0; 4 * plan.config().vocab_size * plan.config().d_model];
+    with_table(plan, kernels, seed, &table, test)
+}
+
+/// As [`with_trainer`], with a token table for a plan that has it not among the parameters.
+pub(crate) fn with_table<R>(
+    plan: &Plan,
+    kernels: &'static Kernels,
+    seed: u64,
+    table: &[u8],
+    test: impl FnOnce(&mut Trainer<'_>) -> R,
+) -> R {
     let mut memory = Memory::new(plan);
     let (pools, queue) = memory.parts();
     let engine = Engine::new(plan, queue).unwrap();
-    let mut trainer = Trainer::new(plan, kernels, pools, &engine, seed).unwrap();
+    let trainer = Trainer::new(plan, kernels, pools, &engine, seed).unwrap();
+    let mut trainer = trainer.look_up_in(table).unwrap();
     trainer.initialise();
     test(&mut trainer)
 }

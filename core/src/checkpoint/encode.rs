@@ -84,6 +84,32 @@ pub fn encoded_len(header: &Header, meta: usize, moments: bool) -> Result<usize,
         .ok_or(overflow)
 }
 
+/// Writes the checkpoint of a model without moments, whose tensors are in memory one at a time: `give` hands
+/// the values of all of them, in the order of the table, to the function that it gets.
+///
+/// # Errors
+/// The sink's, at the first byte it does not take, and those of `give`.
+///
+/// # Panics
+/// If the config or the adapters are invalid, or there are not as many values as their table says.
+pub fn encode_weights<S: Sink, E: From<S::Error>>(
+    header: &Header,
+    meta: &[u8],
+    sink: &mut S,
+    give: impl FnOnce(&mut dyn FnMut(&[f32]) -> Result<(), S::Error>) -> Result<(), E>,
+) -> Result<(), E> {
+    let table = begin(header, meta, false, sink)?;
+    let mut section = Section::start(sink, PARAMETERS, table.values() * 4)?;
+    let mut left = table.values();
+    give(&mut |values| {
+        left = left.checked_sub(values.len()).expect("no more values than the table has");
+        section.values(values)
+    })?;
+    assert_eq!(left, 0, "values are missing");
+    section.end()?;
+    Ok(Section::start(sink, END, 0)?.end()?)
+}
+
 /// Writes a checkpoint. `parameters` and the two moments are whole arenas of the
 /// config's table, or of that of the adapters; leave the moments out for a model that is only run.
 ///
@@ -99,6 +125,22 @@ pub fn encode<S: Sink>(
     moments: Option<(&[f32], &[f32])>,
     sink: &mut S,
 ) -> Result<(), S::Error> {
+    let table = begin(header, meta, moments.is_some(), sink)?;
+    tensors(sink, PARAMETERS, &table, parameters)?;
+    if let Some((first, second)) = moments {
+        tensors(sink, MOMENTS1, &table, first)?;
+        tensors(sink, MOMENTS2, &table, second)?;
+    }
+    Section::start(sink, END, 0)?.end()
+}
+
+/// Writes all that stands before the weights; what there will be values of.
+fn begin<S: Sink>(
+    header: &Header,
+    meta: &[u8],
+    moments: bool,
+    sink: &mut S,
+) -> Result<Tensors, S::Error> {
     let table = match Tensors::of(header) {
         Ok(table) => table,
         Err(error) => panic!("cannot encode a checkpoint: {error}"),
@@ -107,17 +149,14 @@ pub fn encode<S: Sink>(
     let version = version_of(header);
     sink.write(&version.to_le_bytes())?;
     sink.write(&(header_len(version) as u32).to_le_bytes())?;
-    let fields = header_bytes(header, moments.is_some());
+    let fields = header_bytes(header, moments);
     let fields = &fields[..header_len(version)];
     sink.write(fields)?;
     sink.write(&crc32fast::hash(fields).to_le_bytes())?;
-    Section::start(sink, META, meta.len())?.bytes(meta)?.end()?;
-    tensors(sink, PARAMETERS, &table, parameters)?;
-    if let Some((first, second)) = moments {
-        tensors(sink, MOMENTS1, &table, first)?;
-        tensors(sink, MOMENTS2, &table, second)?;
-    }
-    Section::start(sink, END, 0)?.end()
+    let mut section = Section::start(sink, META, meta.len())?;
+    section.bytes(meta)?;
+    section.end()?;
+    Ok(table)
 }
 
 /// The fields of the header, behind all others those of the architecture and of the adapters.
@@ -191,16 +230,28 @@ struct Section<'s, S> {
 
 impl<'s, S: Sink> Section<'s, S> {
     fn start(sink: &'s mut S, tag: [u8; 4], len: usize) -> Result<Self, S::Error> {
-        Self { sink, hash: Hasher::new() }
-            .bytes(&tag)?
-            .bytes(&[0; 4])?
-            .bytes(&(len as u64).to_le_bytes())
+        let mut section = Self { sink, hash: Hasher::new() };
+        section.bytes(&tag)?;
+        section.bytes(&[0; 4])?;
+        section.bytes(&(len as u64).to_le_bytes())?;
+        Ok(section)
     }
 
-    fn bytes(mut self, bytes: &[u8]) -> Result<Self, S::Error> {
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), S::Error> {
         self.hash.update(bytes);
-        self.sink.write(bytes)?;
-        Ok(self)
+        self.sink.write(bytes)
+    }
+
+    fn values(&mut self, values: &[f32]) -> Result<(), S::Error> {
+        let mut chunk = [0; 4096];
+        for values in values.chunks(chunk.len() / 4) {
+            let bytes = &mut chunk[..values.len() * 4];
+            for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
+                to.copy_from_slice(&value.to_le_bytes());
+            }
+            self.bytes(bytes)?;
+        }
+        Ok(())
     }
 
     fn end(self) -> Result<(), S::Error> {
@@ -216,15 +267,8 @@ fn tensors<S: Sink>(
     arena: &[f32],
 ) -> Result<(), S::Error> {
     let mut section = Section::start(sink, tag, table.values() * 4)?;
-    let mut chunk = [0; 4096];
     for range in table.ranges() {
-        for values in arena[range].chunks(chunk.len() / 4) {
-            let bytes = &mut chunk[..values.len() * 4];
-            for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
-                to.copy_from_slice(&value.to_le_bytes());
-            }
-            section = section.bytes(bytes)?;
-        }
+        section.values(&arena[range])?;
     }
     section.end()
 }

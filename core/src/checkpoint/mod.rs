@@ -24,7 +24,7 @@ mod decode;
 mod encode;
 
 pub use decode::{Checkpoint, CheckpointError};
-pub use encode::{Sink, SliceFull, SliceSink, encode, encoded_len};
+pub use encode::{Sink, SliceFull, SliceSink, encode, encode_weights, encoded_len};
 
 use crate::adapter::{AdapterTable, Adapters};
 use crate::architecture::Architecture;

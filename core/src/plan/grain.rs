@@ -35,8 +35,8 @@ const SPAN_BLOCKS: usize = 2;
 pub(crate) struct Grain {
     /// Rows (tokens) of a tile of the forward and backward pass.
     pub(crate) row_block: usize,
-    /// Weights are packed at the start of a step: [`Packing::Once`].
-    pub(crate) packs: bool,
+    /// When weights are packed.
+    pub(crate) packing: Packing,
     /// Rows and columns of a tile of a weight's gradient.
     pub(crate) weight_rows: usize,
     pub(crate) weight_cols: usize,
@@ -81,11 +81,17 @@ impl Grain {
         // Tiles that an operation should have.
         let wanted =
             if workers == 1 { 1 } else { workers.saturating_mul(blocking.tiles_per_worker) };
-        let packs = match tiling.packing {
-            Some(packing) => packing == Packing::Once,
-            None => !fresh_is_better(c, rows, workers, blocking, adapted),
+        let may_keep = adapted && mode.trains();
+        let packing = match tiling.packing {
+            Some(Packing::Kept) if !may_keep => Packing::Once,
+            Some(packing) => packing,
+            None if may_keep && panels_are_no_larger(c, kernels) => Packing::Kept,
+            None if fresh_is_better(c, rows, workers, blocking, adapted) => Packing::Fresh,
+            None => Packing::Once,
         };
-        let row_block = if packs {
+        // Weights of large models come from memory for every block.
+        let large = matrix_floats(c) >= blocking.fresh_floats;
+        let row_block = if packing == Packing::Once || packing == Packing::Kept && !large {
             let fits =
                 |block: &usize| *block <= blocking.row_block && rows.div_ceil(*block) >= wanted;
             ROW_BLOCKS.into_iter().find(fits).unwrap_or(PARTIAL_ROWS)
@@ -105,7 +111,7 @@ impl Grain {
         let span = span.min(batch.tokens);
         Self {
             row_block,
-            packs,
+            packing,
             weight_rows,
             weight_cols,
             writes: match rows <= KC && matrix_floats(c) >= STREAMED_FLOATS {
@@ -123,6 +129,11 @@ impl Grain {
             },
             update_floats: blocking.update_floats,
         }
+    }
+
+    /// Products read panels from the pool of packed weights.
+    pub(crate) fn has_panels(&self) -> bool {
+        self.packing != Packing::Fresh
     }
 
     /// Floats of a tile of the update of an arena of so many.
@@ -181,6 +192,20 @@ fn matrix_floats(c: &ModelConfig) -> usize {
     let block = floats.into_iter().fold(0_usize, usize::saturating_add);
     let head = c.d_model.saturating_mul(c.vocab_size);
     block.saturating_mul(c.n_layer).saturating_add(head)
+}
+
+/// Whether panels of all matrices of blocks, both ways round, take no more memory than their floats, but
+/// for some padding: so it is where they are of bf16.
+fn panels_are_no_larger(c: &ModelConfig, kernels: &Kernels) -> bool {
+    let lens = c.matrices().into_iter().map(|(k, n)| {
+        let (there, back) = (kernels.packed_len(k, n), kernels.packed_len(n, k));
+        (there.zip(back).and_then(|(there, back)| there.checked_add(back)), k.checked_mul(n))
+    });
+    let sums = lens.fold((Some(0_usize), Some(0_usize)), |sums, lens| {
+        let add = |sum: Option<usize>, len: Option<usize>| sum?.checked_add(len?);
+        (add(sums.0, lens.0), add(sums.1, lens.1))
+    });
+    sums.0.zip(sums.1).is_some_and(|(panels, floats)| panels <= floats.saturating_add(floats / 4))
 }
 
 /// Whether weights had better be packed for each block of rows than once for all.

@@ -126,11 +126,11 @@ impl Layout {
         let activations_len = bump.0;
 
         let mut bump = Bump(0);
-        let mut take = |floats| if grain.packs { bump.take(floats) } else { Some(0) };
+        let mut take = |floats| if grain.has_panels() { bump.take(floats) } else { Some(0) };
         let first_packed = packed_block(c, kernels, train, &mut take)?;
         let packed_stride = bump.0;
         bump.take(packed_stride.checked_mul(c.n_layer - 1)?)?;
-        let mut take = |floats| if grain.packs { bump.take(floats) } else { Some(0) };
+        let mut take = |floats| if grain.has_panels() { bump.take(floats) } else { Some(0) };
         let head = take(kernels.packed_len(d, c.vocab_size)?)?;
         let head_t = if train { take(kernels.packed_len(c.vocab_size, d)?)? } else { 0 };
         let packed_len = bump.0;
@@ -140,7 +140,7 @@ impl Layout {
         let deep = matrices.into_iter().chain([(d, c.vocab_size)]);
         let deepest = deep.map(|(k, n)| if train { k.max(n) } else { k }).max()?;
         let rows = grain.row_block.min(n);
-        if grain.packs {
+        if grain.has_panels() {
             scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, deepest));
             // Into fc, and back into its gradient.
             scratch_len = scratch_len.max(kernels.gemm_into_halves_scratch_len(rows, d));

@@ -14,6 +14,7 @@ pub(crate) use buffers::{Between, Buffer, Bump, Columns};
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
 pub(crate) use layout::Layout;
+pub(crate) use trained::LOADED_ROWS;
 
 use crate::adapter::{AdapterError, AdapterTable, Adapters};
 use crate::config::{ConfigError, ModelConfig};
@@ -63,6 +64,12 @@ pub enum Packing {
     Once,
     /// By every product, a piece at a time, into its worker's scratch.
     Fresh,
+    /// Once for all steps, both ways round, into [`Pool::Packed`]: matrices beside adapters, which no
+    /// step changes. They are not among the parameters then but are handed over a piece after the other
+    /// ([`Trainer::load`](crate::Trainer::load)), and the token table stays where the caller has it
+    /// ([`Trainer::look_up_in`](crate::Trainer::look_up_in)): a mapped file, or flash. Plans without
+    /// adapters, or that do not train, take this for [`Packing::Once`].
+    Kept,
 }
 
 /// How a step is cut into tiles, where the caller has something to say about it. The bits of a
@@ -115,13 +122,14 @@ impl Mode {
 /// A kind of memory that the caller hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
-    /// The weights, and behind them those of adapters.
+    /// The weights, but for those of which only panels are kept, and behind them those of adapters.
     Parameters,
     /// Gradients of what is trained: the weights, or adapters.
     Gradients,
     /// First and second moments of AdamW, one arena after the other.
     Moments,
-    /// Weights laid out as panels for the products, both ways round: [`Packing::Once`].
+    /// Weights laid out as panels for the products, both ways round: [`Packing::Once`] and
+    /// [`Packing::Kept`].
     Packed,
     /// Activations, their gradients, partial sums and a block of logits.
     Activations,
@@ -251,6 +259,8 @@ pub struct Plan {
     pub(crate) batch: BatchShape,
     pub(crate) mode: Mode,
     pub(crate) table: ParamTable,
+    /// What of it lies in the arena of parameters.
+    pub(crate) resident: ParamTable,
     /// What is trained in the place of the parameters.
     pub(crate) adapters: Option<AdapterTable>,
     pub(crate) layout: Layout,
@@ -329,12 +339,17 @@ impl Plan {
         let adapters = adapters.map_err(PlanError::Adapters)?;
         let trained = adapters.as_ref().map_or(table.arena_len(), AdapterTable::arena_len);
         let grain = Grain::new(config, adapters.is_some(), batch, mode, workers, tiling, kernels);
+        let resident = match grain.packing {
+            Packing::Kept => ParamTable::without_matrices(config)?,
+            _ => table,
+        };
         let layout = Layout::new(config, adapters.as_ref(), trained, batch, mode, &grain, kernels);
         let mut plan = Self {
             config: *config,
             batch,
             mode,
             table,
+            resident,
             adapters,
             layout: layout.ok_or(overflow)?,
             grain,
@@ -481,7 +496,7 @@ impl Plan {
     /// When weights are packed.
     #[must_use]
     pub fn packing(&self) -> Packing {
-        if self.grain.packs { Packing::Once } else { Packing::Fresh }
+        self.grain.packing
     }
 
     /// What the memory is for.

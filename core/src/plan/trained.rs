@@ -1,8 +1,13 @@
 //! What a plan trains: the parameters, or adapters in their place.
 
-use super::{BatchShape, Plan};
+use super::{BatchShape, COLUMN_BLOCK, Plan};
 use crate::adapter::AdapterTable;
+use crate::params::ParamTable;
 use crate::program::Matrix;
+
+/// Rows of a matrix that is kept as panels which are handed over at a time: whole panels, and whole pieces of
+/// the inner dimension of any format.
+pub(crate) const LOADED_ROWS: usize = COLUMN_BLOCK;
 
 /// A tensor that is trained: its place in the arenas of gradients and moments.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +30,23 @@ impl Plan {
         self.adapters.as_ref().is_some_and(|table| table.factors(matrix, 0).is_some())
     }
 
+    /// The table of what of the model lies in the arena of parameters: all of it, but not the token table and
+    /// matrices if those are kept as panels ([`Packing::Kept`](super::Packing::Kept)).
+    #[must_use]
+    pub fn resident(&self) -> &ParamTable {
+        &self.resident
+    }
+
+    /// Floats of the largest piece of a matrix, of [`LOADED_ROWS`] rows, that is kept as panels: what
+    /// [`Trainer::load`] wants for it on its way there. 0 if there is none.
+    ///
+    /// [`Trainer::load`]: crate::Trainer::load
+    #[must_use]
+    pub fn staging_len(&self) -> usize {
+        let elsewhere = self.table.iter().filter(|spec| self.resident.spec(spec.param).is_none());
+        elsewhere.map(|spec| spec.rows.min(LOADED_ROWS) * spec.cols).max().unwrap_or(0)
+    }
+
     /// Floats of the arena that is trained.
     pub(crate) fn trained_len(&self) -> usize {
         self.adapters.as_ref().map_or(self.table.arena_len(), AdapterTable::arena_len)
@@ -32,7 +54,7 @@ impl Plan {
 
     /// Where that begins in the arena of parameters.
     pub(crate) fn trained_at(&self) -> usize {
-        if self.adapters.is_some() { self.table.arena_len() } else { 0 }
+        if self.adapters.is_some() { self.resident.arena_len() } else { 0 }
     }
 
     /// Tensors of the arena that is trained.

@@ -45,7 +45,9 @@ pub(crate) use op::{Kind, Matrix, Norm};
 
 use crate::architecture::Positions;
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
-use crate::plan::{ADAPTER_BLOCK, COLUMN_BLOCK, Mode, Plan, TABLE_ROWS, head_rows, squares_block};
+use crate::plan::{
+    ADAPTER_BLOCK, COLUMN_BLOCK, Mode, Packing, Plan, TABLE_ROWS, head_rows, squares_block,
+};
 use core::ops::Range;
 
 /// A part of the list that is run as a whole.
@@ -204,7 +206,7 @@ impl Builder<'_, '_> {
     fn pack(&mut self, train: bool) {
         self.section = Section::Pack;
         let plan = self.plan;
-        if !plan.grain.packs {
+        if plan.grain.packing != Packing::Once {
             return;
         }
         for layer in 0..plan.config.n_layer {
@@ -228,7 +230,7 @@ impl Builder<'_, '_> {
 
     /// The stage that packs a layer's weights; that of the output projection is the last.
     fn packed(&self, layer: usize) -> u16 {
-        if self.plan.grain.packs { layer as u16 } else { NONE }
+        if self.plan.grain.packing == Packing::Once { layer as u16 } else { NONE }
     }
 
     fn forward(&mut self) {

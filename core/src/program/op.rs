@@ -33,6 +33,20 @@ impl Matrix {
         }
     }
 
+    /// The matrix that a tensor is, and its block; `None` for vectors and tables.
+    pub(crate) fn of(param: Param) -> Option<(Self, usize)> {
+        let matrix = match param {
+            Param::Head => return Some((Self::Head, 0)),
+            Param::Block(_, BlockParam::Qkv) => Self::Qkv,
+            Param::Block(_, BlockParam::AttnOut) => Self::AttnOut,
+            Param::Block(_, BlockParam::Fc) => Self::Fc,
+            Param::Block(_, BlockParam::MlpOut) => Self::MlpOut,
+            _ => return None,
+        };
+        let Param::Block(block, _) = param else { return None };
+        Some((matrix, block))
+    }
+
     /// Its bias, whether or not the model has biases.
     pub(crate) fn bias(self, block: usize) -> Option<Param> {
         Some(Param::Block(

@@ -34,7 +34,6 @@ impl Step<'_> {
         let at = self.plan.layout.block(0).x + first * d;
         // SAFETY: the tile owns its rows of x; tables are not being updated.
         unsafe {
-            let Some(table) = self.vector(Param::TokenTable) else { return };
             let places = self.vector(Param::PositionTable);
             let period = self.plan.batch.tokens;
             let mut row = first;
@@ -44,21 +43,36 @@ impl Step<'_> {
                     (Some(_), Some(starts)) => self.document(starts, row, first + rows),
                     _ => (row, first + rows),
                 };
-                let out = self.act.mat_mut(at + (row - first) * d, (end - row, d), d);
-                self.kernels.embedding(
-                    &self.tokens[row..end],
-                    table,
-                    places,
-                    place,
-                    period,
-                    0,
-                    out,
-                );
+                let to = at + (row - first) * d;
+                let tokens = &self.tokens[row..end];
+                if let Some(table) = self.vector(Param::TokenTable) {
+                    let out = self.act.mat_mut(to, (end - row, d), d);
+                    self.kernels.embedding(tokens, table, places, place, period, 0, out);
+                } else {
+                    let out = self.act.slice_mut(to, (end - row) * d);
+                    self.look_up(tokens, places, place, out);
+                }
                 row = end;
             }
             if let Some((mask, row)) = self.embed_dropout(first) {
                 let x = self.act.mat_mut(at, (rows, d), d);
                 self.kernels.dropout_in_place(x, &mask, row);
+            }
+        }
+    }
+
+    /// As the kernels' embedding, with a token table that is elsewhere.
+    fn look_up(&self, tokens: &[u32], places: Option<&[f32]>, first: usize, out: &mut [f32]) {
+        let Some(table) = self.token_table else { return };
+        let (d, period) = (self.plan.config.d_model, self.plan.batch.tokens);
+        for (number, (token, out)) in tokens.iter().zip(out.chunks_exact_mut(d)).enumerate() {
+            let (values, _) = table[*token as usize * d * 4..][..d * 4].as_chunks::<4>();
+            for (x, value) in out.iter_mut().zip(values) {
+                *x = f32::from_le_bytes(*value);
+            }
+            if let Some(places) = places {
+                let place = (first + number) % period;
+                self.kernels.accumulate(out, &places[place * d..][..d]);
             }
         }
     }

@@ -99,6 +99,8 @@ pub(crate) struct Step<'a> {
     pub(crate) targets: &'a [u32],
     /// As [`crate::Batch::starts`].
     pub(crate) starts: Option<&'a [u32]>,
+    /// The token table's bytes, if it is not among the parameters.
+    pub(crate) token_table: Option<&'a [u8]>,
     /// Add to the gradients that are there.
     pub(crate) accumulate: bool,
     /// Gradient of each counted target's loss.
@@ -221,7 +223,7 @@ impl Step<'_> {
     }
 
     fn spec(&self, param: Param) -> Option<ParamSpec> {
-        self.plan.table.spec(param)
+        self.plan.resident.spec(param)
     }
 
     /// A vector of parameters, `None` if the model does not have it.

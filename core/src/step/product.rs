@@ -22,8 +22,8 @@ impl Step<'_> {
     /// # Safety
     /// The update is not running.
     unsafe fn stored(&self, matrix: Matrix, block: usize, transposed: bool) -> MatRef<'_> {
-        let spec = self.plan.table.spec(matrix.weight(self.plan, block));
-        let spec = spec.expect("every model has the matrices of its blocks and a head");
+        let spec = self.spec(matrix.weight(self.plan, block));
+        let spec = spec.expect("what is not kept as panels is among the parameters");
         // SAFETY: parameters are only written by the update.
         let stored = unsafe { self.params.mat(spec.offset, (spec.rows, spec.cols), spec.cols) };
         // The output projection is stored outputs first: its transpose multiplies x.
@@ -52,12 +52,12 @@ impl Step<'_> {
     /// # Safety
     /// The update is not running, and packing is done.
     unsafe fn right(&self, matrix: Matrix, block: usize, transposed: bool) -> Weight<'_> {
-        // SAFETY: passed on from the caller.
-        let stored = unsafe { self.stored(matrix, block, transposed) };
-        if !self.plan.grain.packs {
-            return Weight::Stored(stored);
+        if !self.plan.grain.has_panels() {
+            // SAFETY: passed on from the caller.
+            return Weight::Stored(unsafe { self.stored(matrix, block, transposed) });
         }
-        let (k, n) = (stored.rows(), stored.cols());
+        let (inputs, outputs) = matrix.shape(self.plan);
+        let (k, n) = if transposed { (outputs, inputs) } else { (inputs, outputs) };
         let at = self.plan.layout.panels(matrix, block, transposed);
         let len = self.kernels.packed_len(k, n).unwrap_or(0);
         // SAFETY: packed weights are only written by the packing operations.

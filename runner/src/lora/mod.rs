@@ -124,13 +124,17 @@ pub(crate) fn base_of(dir: &Path, config: &ModelConfig) -> Result<Trained> {
     Ok(base)
 }
 
-/// The weights of a trainer's model; those of adapters are added to a copy.
-pub(crate) fn merged<'t>(trainer: &'t Trainer<'_>) -> Cow<'t, [f32]> {
+/// The weights of a trainer's model. Adapters are added to those of the base in `dir`: the trainer may have
+/// of them what its products read alone.
+///
+/// # Errors
+/// As [`base_of`].
+pub(crate) fn merged<'t>(trainer: &'t Trainer<'_>, dir: &Path) -> Result<Cow<'t, [f32]>> {
     let plan = trainer.plan();
-    let Some(adapters) = plan.adapters() else { return Cow::Borrowed(trainer.parameters()) };
-    let mut weights = trainer.parameters()[..plan.table().arena_len()].to_vec();
+    let Some(adapters) = plan.adapters() else { return Ok(Cow::Borrowed(trainer.parameters())) };
+    let mut weights = base_of(dir, plan.config())?.parameters()?;
     adapters.merge(plan.table(), trainer.adapters(), &mut weights);
-    Cow::Owned(weights)
+    Ok(Cow::Owned(weights))
 }
 
 #[cfg(test)]

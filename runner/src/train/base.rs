@@ -9,9 +9,9 @@
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::Header;
-use cllm_core::{ModelConfig, Positions, Trainer};
+use cllm_core::{ModelConfig, Packing, ParamTable, Plan, Positions, Trainer};
 
-use crate::checkpoint::{self, CheckpointFile, Meta};
+use crate::checkpoint::{self, CheckpointFile, MappedValues, Meta};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lora;
@@ -183,27 +183,54 @@ impl Start {
         Ok(Some(Self { config, base }))
     }
 
-    /// The weights that adapters of a run that goes on stand beside.
-    pub(super) fn beside(&self) -> Option<&Trained> {
-        self.base.as_ref()
-    }
-
-    /// Gives a trainer the weights of the base, and the run folder its chat template.
-    pub(super) fn begin(&self, trainer: &mut Trainer<'_>, out_dir: &Path) -> Result<()> {
+    /// Gives a new run's folder what it wants of the base: its chat template, and where adapters are trained
+    /// its weights, which are read from there from now on.
+    pub(super) fn begin(&mut self, plan: &Plan, settings: &TrainSettings) -> Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
-        trainer.restore(0, |parameters, _, _| base.read_parameters(parameters))?;
-        if trainer.plan().adapters().is_some() {
-            trainer.initialise_adapters();
-            let (config, seed) = (self.config, trainer.seed());
-            let header = Header { config, adapters: None, seed, updates: base.step() };
-            let (path, meta) = (lora::base_in(out_dir), Meta::untrained());
-            checkpoint::save_weights(&path, &header, &meta, trainer.parameters())?;
-        }
+        let out_dir = &settings.out_dir;
         if let Some(json) = Usage::of_folder(&base.dir())?.to_json() {
             files::write_atomic(&out_dir.join(usage::FILE_NAME), json.as_bytes())?;
         }
+        if plan.adapters().is_some() {
+            let (config, updates) = (self.config, base.step());
+            let header = Header { config, adapters: None, seed: settings.seed, updates };
+            copy(base, plan.table(), &lora::base_in(out_dir), &header)?;
+            self.base = Some(lora::base_of(out_dir, &self.config)?);
+        }
         Ok(())
     }
+
+    /// The token table where it is stored, for a plan that has it nowhere else.
+    pub(super) fn token_table(&self, plan: &Plan) -> Result<Option<MappedValues>> {
+        let base = self.base.as_ref().filter(|_| plan.packing() == Packing::Kept);
+        base.map(Trained::token_table).transpose()
+    }
+
+    /// Gives a trainer the weights that it begins with, or that its adapters stand beside.
+    pub(super) fn load(&self, trainer: &mut Trainer<'_>) -> Result<()> {
+        let Some(base) = &self.base else { return Ok(()) };
+        let mut tensors = base.tensors()?;
+        let mut staging = vec![0.0; trainer.plan().staging_len()];
+        trainer.load(&mut staging, |spec, first, values| tensors.read(spec, first, values))
+    }
+}
+
+/// Writes the weights of a model to `path`, of which no more than some rows are in memory at a time.
+fn copy(base: &Trained, table: &ParamTable, path: &Path, header: &Header) -> Result<()> {
+    /// Rows of a tensor at a time.
+    const ROWS: usize = 256;
+    let mut tensors = base.tensors()?;
+    let mut piece = Vec::new();
+    checkpoint::save_given(path, header, &Meta::untrained(), |put| {
+        for spec in table.iter() {
+            for first in (0..spec.rows).step_by(ROWS) {
+                piece.resize(ROWS.min(spec.rows - first) * spec.cols, 0.0);
+                tensors.read(&spec, first, &mut piece)?;
+                put(&piece)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// The folder that a base's files lie in.

@@ -36,7 +36,6 @@ use crate::pool::{self, Crew, cpus};
 use crate::settings::{Threads, TrainSettings};
 use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
-use crate::trained::Trained;
 use crate::tune::Sizes;
 use event::{AdaptersInfo, Environment, Event, PlannedBytes, Start};
 use folder::RunFolder;
@@ -111,7 +110,7 @@ fn run(
     let inputs = Inputs::open(settings, &folder, from.is_some())?;
     let settings = &with_steps(settings, &inputs)?;
     let schedule = model::schedule(settings)?;
-    let base = base::Start::of(settings, from.as_ref(), inputs.vocab_size)?;
+    let mut base = base::Start::of(settings, from.as_ref(), inputs.vocab_size)?;
     let config = match &base {
         Some(base) => base.config,
         None => model::config(settings, inputs.vocab_size)?,
@@ -119,24 +118,31 @@ fn run(
     let workers = model::workers(settings.threads)?;
     let (plan, chosen) = model::train_plan(settings, &config, kernels)?;
     check_available(&plan, model::batches(settings))?;
+    if let (Some(base), None) = (&mut base, &from) {
+        base.begin(&plan, settings)?;
+    }
+    let token_table = base.as_ref().map(|base| base.token_table(&plan)).transpose()?.flatten();
     let mut memory = PoolMemory::allocate(&plan)?;
     let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).map_err(model::plan_error)?;
     let trainer = Trainer::new(&plan, kernels, pools, &engine, settings.seed);
     let mut trainer = trainer.map_err(model::plan_error)?.wait_with(&pool::CALLER);
+    if let Some(table) = &token_table {
+        trainer = trainer.look_up_in(table.bytes()).map_err(model::plan_error)?;
+    }
     let meta = match &from {
-        Some(file) => {
-            let beside = base.as_ref().and_then(base::Start::beside);
-            restore(&mut trainer, file, beside, &inputs, &config, kernels)?
-        }
+        Some(file) => restore(&mut trainer, file, &inputs, &config, kernels)?,
         None => {
             match &base {
-                Some(base) => base.begin(&mut trainer, &settings.out_dir)?,
+                Some(_) => trainer.initialise_adapters(),
                 None => trainer.initialise(),
             }
             first_meta(&inputs, kernels)
         }
     };
+    if let Some(base) = &base {
+        base.load(&mut trainer)?;
+    }
     let step = trainer.updates();
     if step > settings.max_steps {
         let asked = match settings.epochs {
@@ -349,7 +355,6 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
 fn restore(
     trainer: &mut Trainer<'_>,
     file: &CheckpointFile,
-    beside: Option<&Trained>,
     inputs: &Inputs,
     config: &ModelConfig,
     kernels: &Kernels,
@@ -366,15 +371,7 @@ fn restore(
             meta.isa
         );
     }
-    let of_base = match trainer.plan().adapters() {
-        Some(_) => trainer.plan().table().arena_len(),
-        None => 0,
-    };
-    trainer.restore(checkpoint.header().updates, |parameters, first, second| {
-        let (base, trained) = parameters.split_at_mut(of_base);
-        if let Some(beside) = beside {
-            beside.read_parameters(base)?;
-        }
+    trainer.restore(checkpoint.header().updates, |trained, first, second| {
         checkpoint.read_parameters(trained);
         checkpoint.read_moments(first, second).map_err(|e| file.error(e))
     })?;

@@ -330,7 +330,8 @@ impl Session<'_, '_> {
         let step = self.trainer.updates();
         // At the end nothing else is left to be stopped.
         let is_stopped = || step < self.settings.max_steps && self.stop.requested();
-        let spoken = speaker.speak(&lora::merged(&self.trainer), |voice| {
+        let weights = lora::merged(&self.trainer, &self.settings.out_dir)?;
+        let spoken = speaker.speak(&weights, |voice| {
             voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
                 text.push_str(piece);
                 if is_stopped() { Err(Error::failure("stopped")) } else { Ok(()) }
