@@ -177,7 +177,7 @@ macro_rules! products {
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn pack_b(src: RawOperand, k: usize, n: usize, dst: *mut f32) {
+            pub(super) unsafe fn pack_b(src: RawOperand, k: usize, n: usize, dst: *mut f32) {
                 // SAFETY: passed on from the caller.
                 unsafe { pack::pack_b($token, $format, src, k, n, dst) }
             }
@@ -298,8 +298,7 @@ macro_rules! kernel_table {
                 unsafe { elementwise::sum_squares(token(), src, n) }
             }
 
-            tile!(single_tile, token(), Single $(, $feature)?);
-            tile!(rounded_tile, token(), Rounded $(, $feature)?);
+            tile!(tile, token(), Single $(, $feature)?);
             heads!(single_heads, $lanes, token(), Single, Single $(, $feature)?);
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
                 in_place, |_, _| 0, pass, single_heads::HEADS, None $(, $feature)?);
@@ -307,9 +306,10 @@ macro_rules! kernel_table {
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
                 converted, gemm::scratch_len::<$lanes, Rounded>, pass, rounded_heads::HEADS, None
                 $(, $feature)?);
-            impl micro::TileFns for $lanes {
-                const SINGLE: micro::TileFn = single_tile;
-                const ROUNDED: micro::TileFn = rounded_tile;
+            impl micro::Shared for $lanes {
+                const TILE: micro::TileFn = tile;
+                const PACK_SINGLE: pack::PackFn = single::pack_b;
+                const PACK_ROUNDED: pack::PackFn = rounded::pack_b;
             }
 
             pub(crate) const TABLE: Kernels = Kernels {
@@ -465,6 +465,7 @@ pub(crate) mod avx512bf16 {
     }
 
     pub(crate) const TILE: micro::TileFn = tile;
+    pub(crate) const PACK_B: pack::PackFn = paired::pack_b;
 
     pub(crate) const KEEPS: Keeps = Keeps {
         product,
@@ -519,6 +520,8 @@ pub(crate) mod amx_bf16 {
         // SAFETY: passed on from the caller.
         unsafe { kept::gemm(Avx512::assume(), Tiled::assume(), g, halves) }
     }
+
+    pub(crate) const PACK_B: pack::PackFn = tiled::pack_b;
 
     const KEEPS: Keeps =
         Keeps { product, scratch: kept::scratch_len::<Avx512, Tiled>, ..avx512bf16::KEEPS };

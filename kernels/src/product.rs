@@ -4,7 +4,7 @@ use crate::attention::{RawAttention, Wanted};
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
 use crate::gated::{RawGated, RawGatedBackward};
 use crate::gemm::kept::Halved;
-use crate::gemm::pack::packed_b_len;
+use crate::gemm::pack::{PackFn, packed_b_len};
 use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
 use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
@@ -100,7 +100,7 @@ pub(crate) struct Products {
     pub(crate) unpacked_scratch: fn(usize, usize, usize) -> Option<usize>,
     pub(crate) gemm: unsafe fn(&RawGemm),
     pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
-    pub(crate) pack_b: unsafe fn(RawOperand, usize, usize, *mut f32),
+    pub(crate) pack_b: PackFn,
     pub(crate) peak: unsafe fn(u64) -> (u64, f32),
     pub(crate) heads: Heads,
     /// What works on operands that lie in memory as bf16, where products take them so.

@@ -43,7 +43,7 @@ use super::{
 };
 use crate::elements::RawOperand;
 use crate::gemm::format::{Format, Single};
-use crate::gemm::pack::{self, pack_b, packed_b_len};
+use crate::gemm::pack::{self, packed_b_len};
 use crate::simd::Simd;
 
 /// What scratch holds.
@@ -141,10 +141,10 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>, const STARTS: bool>(
     // SAFETY: `scratch` holds the areas; the rest is the caller's promise.
     unsafe {
         let (k, v) = (a.k.ptr.add(low * a.k.stride), a.v.ptr.add(low * a.v.stride));
-        pack_b(s, f, RawOperand::floats(k, 1, a.k.stride), head, n, areas.keys_t);
-        pack_b(s, f, RawOperand::floats(v, 1, a.v.stride), head, n, areas.values_t);
+        (F::PACK_B)(RawOperand::floats(k, 1, a.k.stride), head, n, areas.keys_t);
+        (F::PACK_B)(RawOperand::floats(v, 1, a.v.stride), head, n, areas.values_t);
         if a.dq.is_some() {
-            pack_b(s, f, RawOperand::floats(k, a.k.stride, 1), n, head, areas.keys);
+            (F::PACK_B)(RawOperand::floats(k, a.k.stride, 1), n, head, areas.keys);
         }
         let mut start = a.rows.start;
         while start < a.rows.end {
@@ -236,7 +236,7 @@ impl<'a> Block<'a> {
                         pack::pack_a(s, f, from, head, rows, to);
                     } else {
                         let from = RawOperand::floats(from.ptr, from.stride, 1);
-                        pack_b(s, f, from, rows, head, to);
+                        (F::PACK_B)(from, rows, head, to);
                     }
                 }
             }

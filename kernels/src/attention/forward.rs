@@ -27,7 +27,7 @@ use super::{
 use crate::elements::RawOperand;
 use crate::gemm::LINE;
 use crate::gemm::format::Format;
-use crate::gemm::pack::{pack_b, packed_b_len};
+use crate::gemm::pack::packed_b_len;
 use crate::math;
 use crate::simd::{MOST_LANES, Simd, load_up_to, store_up_to};
 use core::f32::consts::LOG2_E;
@@ -93,8 +93,8 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>, const STARTS: bool>(
         // From the first key of the first query on, in panels of the whole head.
         let from = a.start::<STARTS>(a.rows.start) / S::NR * S::NR;
         let (k, v) = (a.k.ptr.add(from * a.k.stride), a.v.ptr.add(from * a.v.stride));
-        pack_b(s, f, RawOperand::floats(k, 1, a.k.stride), head, keys - from, areas.keys_t);
-        pack_b(s, f, RawOperand::floats(v, a.v.stride, 1), keys - from, head, areas.values);
+        (F::PACK_B)(RawOperand::floats(k, 1, a.k.stride), head, keys - from, areas.keys_t);
+        (F::PACK_B)(RawOperand::floats(v, a.v.stride, 1), keys - from, head, areas.values);
         let mut start = a.rows.start;
         while start < a.rows.end {
             let end = a.rows.end.min(start + query_block::<S, F>());

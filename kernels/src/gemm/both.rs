@@ -7,7 +7,7 @@
 
 use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
-use super::pack::{pack_a, pack_b, packed_a_len, packed_b_len};
+use super::pack::{pack_a, packed_a_len, packed_b_len};
 use super::{KC, RawGemm, is_lines, micro};
 use crate::elements::RawOperand;
 use crate::simd::Simd;
@@ -54,7 +54,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         // streamed begins at lines (`is_lines`; tiles begin at multiples of NR columns, which are whole
         // lines), is overwritten once, and fenced below.
         unsafe {
-            pack_b(s, f, b.skip(depth, 0), kc, g.n, packed_b);
+            (F::PACK_B)(b.skip(depth, 0), kc, g.n, packed_b);
             if let Some(sums) = &g.sums {
                 sums.add(b.skip(depth, 0), kc, g.n, accumulate);
             }

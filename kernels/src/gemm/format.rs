@@ -19,6 +19,7 @@
 use super::LINE;
 use super::fetch::Fetch;
 use super::micro::{self, Tile, TileFn};
+use super::pack::PackFn;
 use crate::elements::{Elements, Floats};
 use crate::simd::{MOST_LANES, Simd};
 
@@ -38,6 +39,11 @@ pub(crate) trait Format<S: Simd>: Copy {
 
     /// What a thread sets up to multiply, from the first product of a call to the last.
     type Unit;
+
+    /// [`pack_b`](super::pack::pack_b) in a function of its own.
+    ///
+    /// All that packs B calls it: it is large, and what it is called for are whole matrices.
+    const PACK_B: PackFn;
 
     /// A unit that nothing is set up for yet.
     fn unit(self) -> Self::Unit;
@@ -178,6 +184,7 @@ pub(crate) struct Single;
 impl<S: Simd> Format<S> for Single {
     const DEPTH: usize = 1;
     const IS_PLAIN: bool = true;
+    const PACK_B: PackFn = S::PACK_SINGLE;
     type Kept = Floats;
 
     in_vectors!(S);
@@ -211,7 +218,7 @@ impl<S: Simd> Format<S> for Single {
 }
 
 impl<S: Simd> Dot<S> for Single {
-    const TILE: TileFn = S::SINGLE;
+    const TILE: TileFn = S::TILE;
 
     #[inline(always)]
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
@@ -225,6 +232,7 @@ pub(crate) struct Rounded;
 
 impl<S: Simd> Format<S> for Rounded {
     const DEPTH: usize = 1;
+    const PACK_B: PackFn = S::PACK_ROUNDED;
     type Kept = Floats;
 
     in_vectors!(S);
@@ -267,7 +275,7 @@ impl<S: Simd> Format<S> for Rounded {
 }
 
 impl<S: Simd> Dot<S> for Rounded {
-    const TILE: TileFn = S::ROUNDED;
+    const TILE: TileFn = S::TILE;
 
     #[inline(always)]
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
@@ -303,7 +311,7 @@ pub(crate) use paired::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod paired {
-    use super::{Dot, Fetch, Format, Tile, TileFn, flushed_bits, micro};
+    use super::{Dot, Fetch, Format, PackFn, Tile, TileFn, flushed_bits, micro};
     use crate::elements::{Elements, Halves};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
@@ -335,6 +343,7 @@ mod paired {
 
     impl Format<Avx512> for Paired {
         const DEPTH: usize = 2;
+        const PACK_B: PackFn = crate::isa::avx512bf16::PACK_B;
         type Kept = Halves;
 
         in_vectors!(Avx512);

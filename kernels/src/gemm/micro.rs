@@ -9,6 +9,7 @@
 
 use super::fetch::Fetch;
 use super::format::Dot;
+use super::pack::PackFn;
 use crate::simd::{Simd, load_up_to, store_up_to};
 use core::hint::black_box;
 
@@ -35,10 +36,12 @@ pub(crate) struct Tile {
 /// All products of a format share it, for it is large: it has a loop for each number of rows.
 pub(crate) type TileFn = unsafe fn(&Tile, usize, usize, bool);
 
-/// The [`TileFn`]s of an instruction set, of the formats that every set has.
-pub(crate) trait TileFns {
-    const SINGLE: TileFn;
-    const ROUNDED: TileFn;
+/// The functions of an instruction set that kernels of the formats that every set has share.
+pub(crate) trait Shared {
+    /// Of both formats: what they multiply are floats.
+    const TILE: TileFn;
+    const PACK_SINGLE: PackFn;
+    const PACK_ROUNDED: PackFn;
 }
 
 /// One tile: a whole one here, at the edges of C by [`Dot::TILE`], which asks for no lines.

@@ -107,6 +107,9 @@ unsafe fn square<S: Simd, F: Format<S>, M: Elements<S, F>>(
     }
 }
 
+/// [`pack_b`] of one format and instruction set, in a function of its own.
+pub(crate) type PackFn = unsafe fn(RawOperand, usize, usize, *mut f32);
+
 /// Packs the `k x n` matrix `src` into panels of `NR` columns at `dst`.
 ///
 /// # Safety
@@ -123,7 +126,8 @@ pub(crate) unsafe fn pack_b<S: Simd, F: Format<S>>(
 ) {
     // SAFETY: passed on from the caller.
     unsafe {
-        if src.half {
+        // Kept elements are floats but where a word has two.
+        if F::DEPTH == 2 && src.half {
             pack_b_of(s, f, f.kept(), src, k, n, dst);
         } else {
             pack_b_of(s, f, Floats, src, k, n, dst);
@@ -287,7 +291,7 @@ pub(crate) unsafe fn pack_a<S: Simd, F: Format<S>>(
 ) {
     // SAFETY: passed on from the caller.
     unsafe {
-        match (F::TILES, src.half) {
+        match (F::TILES, F::DEPTH == 2 && src.half) {
             (true, true) => rows_of_a(s, f, f.kept(), src, m, k, dst),
             (true, false) => rows_of_a(s, f, Floats, src, m, k, dst),
             (false, true) => pack_a_of(s, f, f.kept(), src, m, k, dst),

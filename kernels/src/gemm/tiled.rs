@@ -32,6 +32,7 @@
 use super::fetch::Fetch;
 use super::format::{Format, Paired};
 use super::micro::Tile;
+use super::pack::PackFn;
 use super::{LINE, MAX_COLS, Sums, is_lines};
 use crate::amx::{Shape, Tiles};
 use crate::elements::Halves;
@@ -67,6 +68,7 @@ impl Format<Avx512> for Tiled {
     const DEPTH: usize = 2;
     const MR: usize = 2 * HIGH;
     const TILES: bool = true;
+    const PACK_B: PackFn = crate::isa::amx_bf16::PACK_B;
     type Kept = Halves;
     type Unit = Tiles;
 

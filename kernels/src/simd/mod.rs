@@ -14,7 +14,7 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod scalar;
 
-use crate::gemm::micro::TileFns;
+use crate::gemm::micro::Shared;
 
 /// Lanes of the widest vectors.
 pub(crate) const MOST_LANES: usize = 16;
@@ -23,7 +23,7 @@ pub(crate) const MOST_LANES: usize = 16;
 ///
 /// `min` and `max` follow x86: **the second operand is returned if either is
 /// NaN**, on every instruction set. Put the value whose NaN must survive second.
-pub(crate) trait Simd: Copy + TileFns {
+pub(crate) trait Simd: Copy + Shared {
     /// A vector of [`Simd::LANES`] floats.
     type V: Copy;
     /// Floats in a vector.
