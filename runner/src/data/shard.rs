@@ -93,16 +93,11 @@ impl ShardWriter {
         for chunk in tokens.chunks(buffer.len() / self.format.bytes) {
             let bytes = &mut buffer[..chunk.len() * self.format.bytes];
             if self.format == NARROW {
-                for (slot, &token) in bytes.chunks_exact_mut(2).zip(chunk) {
-                    let narrow = u16::try_from(token).map_err(|_| {
-                        self.failure(&format!("token {token} does not fit 16 bits"))
-                    })?;
-                    slot.copy_from_slice(&narrow.to_le_bytes());
-                }
+                cllm_tokens::pack_narrow(chunk, bytes).map_err(|token| {
+                    self.failure(&format!("token {token} does not fit 16 bits"))
+                })?;
             } else {
-                for (slot, token) in bytes.chunks_exact_mut(4).zip(chunk) {
-                    slot.copy_from_slice(&token.to_le_bytes());
-                }
+                cllm_tokens::pack_wide(chunk, bytes);
             }
             let written = self.file.write_all(bytes);
             written.map_err(|e| Error::io("write", self.file.path(), &e))?;
@@ -258,15 +253,11 @@ impl Shard {
             Storage::Memory(tokens) => out.copy_from_slice(&tokens[start..][..out.len()]),
             Storage::Mapped { map, bytes: 2 } => {
                 let source = &map[HEADER_BYTES + start * 2..][..out.len() * 2];
-                for (slot, b) in out.iter_mut().zip(source.chunks_exact(2)) {
-                    *slot = u32::from(u16::from_le_bytes([b[0], b[1]]));
-                }
+                cllm_tokens::unpack_narrow(source, out);
             }
             Storage::Mapped { map, .. } => {
                 let source = &map[HEADER_BYTES + start * 4..][..out.len() * 4];
-                for (slot, b) in out.iter_mut().zip(source.chunks_exact(4)) {
-                    *slot = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
+                cllm_tokens::unpack_wide(source, out);
             }
         }
     }

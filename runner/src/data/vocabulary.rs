@@ -1,6 +1,6 @@
 //! Tokenizers trained on sources.
 
-use std::collections::BTreeSet;
+use cllm_tokens::CharSet;
 
 use super::pieces::Pieces;
 use super::source::Source;
@@ -13,9 +13,9 @@ use crate::tokenizer::{BpeTokenizer, CharTokenizer, Tokenizer};
 /// Text that is not UTF-8, named with its place; sources that cannot be read,
 /// or only once (standard input).
 pub fn train_chars(sources: &[Source], text_field: &str) -> Result<Tokenizer> {
-    let mut seen = BTreeSet::new();
-    for_each_text(sources, text_field, |text| seen.extend(text.chars()))?;
-    Ok(Tokenizer::Chars(CharTokenizer::from_chars(seen)))
+    let mut seen = CharSet::default();
+    for_each_text(sources, text_field, |text| seen.add(text))?;
+    Ok(Tokenizer::Chars(CharTokenizer::from_chars(seen.chars())))
 }
 
 /// Byte-pair encoding of at most `vocab_size` identifiers for `sources`.

@@ -8,7 +8,7 @@ pub(super) const VOCAB_SIZE: usize = 257;
 
 /// Appends one identifier a byte.
 pub(super) fn encode_into(text: &[u8], ids: &mut Vec<u32>) {
-    ids.extend(text.iter().map(|&byte| u32::from(byte)));
+    cllm_tokens::bytes_to_tokens(text, ids);
 }
 
 /// The byte of an identifier; `None` for the end of text and beyond.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use cllm_tokens::CharSet;
 use serde_json::{Value, json};
 
 use super::EncodeError;
@@ -35,11 +36,11 @@ impl CharTokenizer {
     pub fn train<'a>(
         texts: impl IntoIterator<Item = &'a [u8]>,
     ) -> core::result::Result<Self, EncodeError> {
-        let mut seen = BTreeSet::new();
+        let mut seen = CharSet::default();
         for text in texts {
-            seen.extend(super::utf8(text)?.chars());
+            seen.add(super::utf8(text)?);
         }
-        Ok(Self::from_chars(seen))
+        Ok(Self::from_chars(seen.chars()))
     }
 
     /// The characters in the order of their identifiers.
