@@ -5,8 +5,10 @@
 
 mod chars;
 mod packed;
+#[cfg(feature = "words")]
 mod words;
 
 pub use chars::CharSet;
 pub use packed::{bytes_to_tokens, pack_narrow, pack_wide, unpack_narrow, unpack_wide};
+#[cfg(feature = "words")]
 pub use words::{Words, words};

@@ -2,10 +2,6 @@
 //!
 //! Where it comes from is told in `runner/data/README.md`.
 
-use std::io::Read;
-
-use flate2::read::GzDecoder;
-
 use crate::error::{Error, Result};
 
 /// Name of the text in messages and fingerprints.
@@ -14,21 +10,31 @@ pub const NAME: &str = "the built-in text (King James Bible)";
 /// Length of the text in bytes.
 pub const BYTES: usize = 4_153_207;
 
+#[cfg(feature = "text")]
 static COMPRESSED: &[u8] = include_bytes!("../../data/bible-kjv.txt.gz");
 
 /// The text: ASCII, a chapter's name between blank lines, a verse a line.
 ///
 /// # Errors
-/// Only when the program file itself is damaged.
+/// When the program was built without it, or its file is damaged.
+#[cfg(feature = "text")]
 pub fn text() -> Result<Vec<u8>> {
+    use std::io::Read as _;
+
     let mut text = Vec::with_capacity(BYTES);
-    GzDecoder::new(COMPRESSED)
+    flate2::read::GzDecoder::new(COMPRESSED)
         .read_to_end(&mut text)
         .map_err(|e| Error::failure(format!("cannot unpack {NAME}: {e}")))?;
     Ok(text)
 }
 
-#[cfg(test)]
+/// See the other one.
+#[cfg(not(feature = "text"))]
+pub fn text() -> Result<Vec<u8>> {
+    Err(Error::usage(format!("this program was built without {NAME}: give --data")))
+}
+
+#[cfg(all(test, feature = "text"))]
 mod tests {
     use super::*;
     use crate::data::sha256_hex;

@@ -14,14 +14,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+#[cfg_attr(not(feature = "bpe"), path = "no_bpe.rs")]
 mod bpe;
 mod bytes;
 mod chars;
 #[cfg(feature = "gguf")]
 mod cuts;
 mod stream;
+#[cfg(feature = "bpe")]
 mod transformers;
 pub(crate) mod usage;
+#[cfg(feature = "bpe")]
 mod words;
 
 pub use bpe::BpeTokenizer;
@@ -152,6 +155,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`to_json`](Self::to_json).
+    #[cfg(feature = "bpe")]
     pub fn to_transformers(&self) -> Result<String> {
         let text = match self {
             Self::Bytes => transformers::of_bytes().to_string(),
