@@ -58,17 +58,23 @@ pub(super) fn print_plain_error(text: &str) {
 pub(super) fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let message = text_of(info.payload());
-        if is_broken_pipe(message) {
-            return;
+        if !is_broken_pipe(message) {
+            let place = info.location().map_or(String::new(), |at| format!(" ({at})"));
+            print_error(&format!("internal error, please report it: {message}{place}"));
         }
-        let place = info.location().map_or(String::new(), |at| format!(" ({at})"));
-        print_error(&format!("internal error, please report it: {message}{place}"));
+        // Nobody would catch it: the program ends here, by a signal if it were let.
+        #[cfg(panic = "abort")]
+        std::process::exit(status_of_panic(message).into());
     }));
 }
 
 /// The exit status of a panic that was caught.
 pub(super) fn exit_of_panic(payload: &(dyn Any + Send)) -> ExitCode {
-    if is_broken_pipe(text_of(payload)) { ExitCode::from(BROKEN_PIPE) } else { ExitCode::FAILURE }
+    ExitCode::from(status_of_panic(text_of(payload)))
+}
+
+fn status_of_panic(message: &str) -> u8 {
+    if is_broken_pipe(message) { BROKEN_PIPE } else { 1 }
 }
 
 fn text_of(payload: &(dyn Any + Send)) -> &str {
