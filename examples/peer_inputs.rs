@@ -95,9 +95,12 @@ pub(crate) fn write(run: &Path, file: &Path, ends: Ends) -> Result<()> {
     let logged = logged(&folder.metrics(), settings.max_steps)?;
     // As resumed: what the run trained on must still be there, and nothing is made anew.
     let inputs = Inputs::open(&settings, &folder, true)?;
-    let config = model::config(&settings, inputs.vocab_size)?;
+    let config = model::run_config(&settings, inputs.vocab_size)?;
 
-    let mut tensors = initial(&config, settings.seed)?;
+    let mut tensors = match &settings.base {
+        Some(base) => of_base(base, &config)?,
+        None => initial(&config, settings.seed)?,
+    };
     if ends == Ends::Both {
         tensors.extend(last(&folder, &config, settings.max_steps)?);
     }
@@ -128,6 +131,9 @@ fn check(settings: &TrainSettings, run: &Path) -> Result<()> {
     }
     if settings.dropout > 0.0 {
         return refused("the run has dropout, which others draw differently; --dropout 0 has none");
+    }
+    if settings.lora_rank.is_some() {
+        return refused("the run trained adapters, of which the layout has no tensors");
     }
     if settings.grad_clip == 0.0 {
         return refused("the layout has no word for --grad-clip 0; give a large one");
@@ -176,14 +182,32 @@ fn initial(config: &ModelConfig, seed: u64) -> Result<Vec<Tensor>> {
     Ok(weights("param", plan.table(), trainer.parameters()))
 }
 
+/// The weights of the base that a run went on from.
+fn of_base(base: &Path, config: &ModelConfig) -> Result<Vec<Tensor>> {
+    let file = if base.is_dir() {
+        let none = || Error::failure(format!("{}: no checkpoint in this folder", base.display()));
+        RunFolder::existing(base).for_use()?.checkpoint.ok_or_else(none)?
+    } else {
+        CheckpointFile::open(base)?
+    };
+    stored("param", &file, config)
+}
+
 /// The weights in the checkpoint of the run's last step.
 fn last(folder: &RunFolder, config: &ModelConfig, steps: u64) -> Result<Vec<Tensor>> {
-    let file = CheckpointFile::open(&folder.step(steps))?;
+    stored("final", &CheckpointFile::open(&folder.step(steps))?, config)
+}
+
+/// The weights in a checkpoint of the model.
+fn stored(prefix: &str, file: &CheckpointFile, config: &ModelConfig) -> Result<Vec<Tensor>> {
     let checkpoint = file.parse().map_err(|e| file.error(e))?;
+    if checkpoint.header().adapters.is_some() {
+        return Err(file.error("it has adapters, of which the layout has no tensors"));
+    }
     let table = ParamTable::new(config).map_err(model::config_error)?;
     let mut values = vec![0.0; table.arena_len()];
     checkpoint.read_parameters(&mut values);
-    Ok(weights("final", &table, &values))
+    Ok(weights(prefix, &table, &values))
 }
 
 /// The tensors of an arena, as `<prefix>/<name>`.

@@ -138,6 +138,33 @@ fn the_file_alone_gives_the_losses_of_the_run() {
 }
 
 #[test]
+fn a_run_with_a_base_begins_with_the_weights_of_that() {
+    let base = run("peer_inputs_base", |_| {});
+    let follows = run("peer_inputs_follows", |s| s.base = Some(base.clone()));
+    let [ends, begins] = [&base, &follows].map(|run| run.with_extension("safetensors"));
+    peer_inputs::write(&base, &ends, Ends::Both).unwrap();
+    peer_inputs::write(&follows, &begins, Ends::Start).unwrap();
+    let [ends, begins] = [ends, begins].map(|path| fs::read(path).unwrap());
+    let (ends, begins) =
+        (SafeTensors::deserialize(&ends).unwrap(), SafeTensors::deserialize(&begins).unwrap());
+    let mut weights = 0;
+    for (name, tensor) in ends.tensors() {
+        let Some(name) = name.strip_prefix("final/") else { continue };
+        let begin = begins.tensor(&format!("param/{name}")).unwrap();
+        assert!(begin.data() == tensor.data(), "{name}");
+        weights += 1;
+    }
+    assert!(weights > 10, "{weights}");
+
+    // The layout has no tensors of adapters, whose own or whose base they are.
+    let adapted = run("peer_inputs_lora", |s| {
+        (s.base, s.lora_rank) = (Some(base.clone()), Some(2));
+    });
+    let message = peer_inputs::write(&adapted, &adapted.with_extension("safetensors"), Ends::Start);
+    assert!(message.unwrap_err().to_string().contains("adapters"));
+}
+
+#[test]
 fn runs_that_nobody_can_follow_are_refused() {
     let refused = |name: &str, change: fn(&mut TrainSettings), hint: &str| {
         let run = run(name, change);
