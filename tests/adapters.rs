@@ -8,7 +8,7 @@ use cllm_core::{
     Isa, Kernels, Mode, ModelConfig, Optimizer, Packing, Param, Plan, PlanError, Pool, StepError,
     Tiling, Trainer,
 };
-use support::config::{LLAMA, SMALL};
+use support::config::{CAPPED, LLAMA, SMALL};
 use support::memory::{self, Memory};
 
 const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
@@ -17,7 +17,7 @@ const SEED: u64 = 9;
 use AdapterSite::{AttnOut, Fc, Gate, Keys, MlpOut, Qkv, Queries, Up, Values};
 
 /// Models, and what of them has an adapter.
-fn cases() -> [(ModelConfig, Adapters); 5] {
+fn cases() -> [(ModelConfig, Adapters); 6] {
     let of = |config: ModelConfig, rank: usize, sites: &[AdapterSite]| {
         (config, Adapters { rank, scale: 1.5, sites: AdapterSites::of(sites) })
     };
@@ -29,6 +29,7 @@ fn cases() -> [(ModelConfig, Adapters); 5] {
         of(plain, 8, &[Queries, Values]),
         of(plain, 1, &[AttnOut, Up]),
         of(ModelConfig { tied: false, ..SMALL }, 3, &[Fc]),
+        of(CAPPED, 4, &[Qkv, AttnOut, Fc, MlpOut]),
     ]
 }
 

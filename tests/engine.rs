@@ -9,7 +9,7 @@ use cllm_core::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
-use support::config::{LLAMA, SMALL as CONFIG};
+use support::config::{CAPPED, LLAMA, SMALL as CONFIG};
 use support::memory::Memory;
 
 const SHAPE: BatchShape = BatchShape { sequences: 13, tokens: 40 };
@@ -81,11 +81,11 @@ fn ids(n: usize, mut x: u32, vocab: usize) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// These models, and for both ends of the instruction sets one of the Llama family: its tiles are the
-/// same on all of them.
+/// These models, and for both ends of the instruction sets one of the Llama family and one of later
+/// parts: their tiles are the same on all of them.
 fn with_llama(kernels: &Kernels, models: &[ModelConfig]) -> Vec<ModelConfig> {
     let is_end = [Isa::Scalar, Isa::best()].contains(&kernels.isa());
-    models.iter().copied().chain(is_end.then_some(LLAMA)).collect()
+    models.iter().copied().chain(is_end.then_some([LLAMA, CAPPED]).into_iter().flatten()).collect()
 }
 
 /// Weights and losses after some steps, as bits.
@@ -171,7 +171,8 @@ fn any_number_of_workers_gives_the_same_bits() {
 fn products_of_bf16_give_the_same_bits_too() {
     let best = Kernels::detect();
     let tables = [best.with_dtype(Dtype::Bf16), best.converting(), Kernels::scalar().converting()];
-    for (kernels, config) in tables.into_iter().flat_map(|k| [(k, CONFIG), (k, LLAMA)]) {
+    for (kernels, config) in tables.into_iter().flat_map(|k| [(k, CONFIG), (k, LLAMA), (k, CAPPED)])
+    {
         let alone = |kernels| train(&config, SHAPE, kernels, Crew::of(1), 3);
         let bits = alone(kernels);
         assert!(bits != alone(kernels.with_dtype(Dtype::F32)), "{kernels:?} is as f32");
@@ -302,7 +303,8 @@ fn blocks_that_are_made_again_give_the_same_bits() {
 fn blocks_of_one_sequence_made_again_give_the_same_bits() {
     let kernels = Kernels::detect();
     let shape = BatchShape { sequences: 1, tokens: 290 };
-    for (config, workers) in [CONFIG, LLAMA].into_iter().flat_map(|c| [1, 2, 3, 16].map(|w| (c, w)))
+    for (config, workers) in
+        [CONFIG, LLAMA, CAPPED].into_iter().flat_map(|c| [1, 2, 3, 16].map(|w| (c, w)))
     {
         let config = ModelConfig { block_size: 300, n_layer: 5, ..config };
         let kept = train(&config, shape, kernels, Crew::of(1), 2);

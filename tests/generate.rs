@@ -6,8 +6,8 @@ use cllm::pool::cpus;
 use cllm::pool::idle::Parking;
 use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
 use cllm_core::{
-    Activity, Architecture, Dtype, Engine, EngineError, Isa, Kernels, Line, ModelConfig, Observer,
-    ParamTable, PlanError, Queue, ROW_BLOCK, Slot, Worker,
+    Activation, Activity, Architecture, Dtype, Engine, EngineError, Isa, Kernels, Line,
+    ModelConfig, Observer, ParamTable, PlanError, Queue, ROW_BLOCK, Slot, Worker,
 };
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::AtomicU64;
@@ -144,6 +144,16 @@ const WIDE_LLAMA: ModelConfig = ModelConfig {
     ..WIDE
 };
 
+/// The same with squared ReLU and capped logits.
+const WIDE_CAPPED: ModelConfig = ModelConfig {
+    arch: Architecture {
+        activation: Activation::Relu2,
+        logit_softcap: Some(0.5),
+        ..Architecture::GPT2
+    },
+    ..WIDE
+};
+
 /// Some weights, none of them like another.
 fn weights(config: &ModelConfig) -> Vec<f32> {
     let mut weights = vec![0.0; ParamTable::new(config).unwrap().arena_len()];
@@ -212,8 +222,9 @@ fn any_number_of_threads_gives_the_same_bits() {
             println!("skipped: this CPU has no {isa}");
             continue;
         };
-        for (config, dtype) in
-            [WIDE, WIDE_LLAMA].iter().flat_map(|config| Dtype::ALL.map(|dtype| (config, dtype)))
+        for (config, dtype) in [WIDE, WIDE_LLAMA, WIDE_CAPPED]
+            .iter()
+            .flat_map(|config| Dtype::ALL.map(|dtype| (config, dtype)))
         {
             let kernels = kernels.with_dtype(dtype);
             let plan = GeneratePlan::new(config, kernels).unwrap();
@@ -232,7 +243,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn texts_that_take_turns_have_the_logits_that_each_has_alone() {
     let kernels = Kernels::detect();
-    for config in [WIDE, WIDE_LLAMA] {
+    for config in [WIDE, WIDE_LLAMA, WIDE_CAPPED] {
         let plan = GeneratePlan::new(&config, kernels).unwrap();
         let expected =
             logits_of(&mut Memory::of(weights(&config), &plan).generator(&plan, kernels));

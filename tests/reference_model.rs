@@ -39,6 +39,29 @@ fn golden_files_cover_what_they_promise() {
 }
 
 #[test]
+fn golden_files_cover_later_parts() {
+    let all = Golden::all();
+    let any = |what: &str, test: &dyn Fn(&Golden, Architecture) -> bool| {
+        let found = all.iter().any(|g| test(g, g.config.parts.architecture()));
+        assert!(found, "no golden file with {what}");
+    };
+    let squared = |a: Architecture| a.activation == Activation::Relu2;
+    any("squared ReLU alone, of an odd width", &|g, a| {
+        squared(a) && a.logit_softcap.is_none() && g.config.d_ff % 2 == 1
+    });
+    any("squared ReLU and capped logits in 2 micro-batches with ignored targets", &|g, a| {
+        squared(a) && a.logit_softcap.is_some() && g.step_targets(0).contains(&IGNORED)
+    });
+    any("capped logits of the Llama family", &|_, a| !squared(a) && a.logit_softcap.is_some());
+    for golden in &all {
+        let Some(cap) = golden.config.parts.logit_softcap else { continue };
+        // In the bend, where a cap is no factor of one.
+        let most = golden.logits.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        assert!(most > 0.7 * cap && most < cap, "{}: {most} of {cap}", golden.config.name);
+    }
+}
+
+#[test]
 fn golden_files_cover_the_llama_family() {
     let all = Golden::all();
     let any = |what: &str, test: &dyn Fn(&Golden, Architecture) -> bool| {

@@ -4,8 +4,8 @@
 mod support;
 
 use cllm_core::{
-    Architecture, Batch, BatchShape, BlockParam, IGNORE, Isa, Kernels, Mode, ModelConfig,
-    Optimizer, Param, Plan, StepError, Trainer,
+    Activation, Architecture, Batch, BatchShape, BlockParam, IGNORE, Isa, Kernels, Mode,
+    ModelConfig, Optimizer, Param, Plan, StepError, Trainer,
 };
 use support::memory;
 
@@ -72,7 +72,12 @@ fn gradients_are_slopes_with_and_without_dropout() {
         let grouped = Architecture { n_kv_head: Some(1), qkv_bias: true, ..Architecture::LLAMA };
         let wide = Architecture { head_size: Some(10), ..Architecture::LLAMA };
         let normed = Architecture { qk_norm: true, n_kv_head: Some(1), ..wide };
+        let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
+        let capped = |arch| Architecture { logit_softcap: Some(2.0), ..arch };
         for (config, dropout) in [
+            of(squared, 0.0),
+            of(capped(squared), 0.2),
+            of(capped(Architecture::LLAMA), 0.0),
             of(Architecture::GPT2, 0.0),
             of(Architecture::GPT2, 0.2),
             of(Architecture::LLAMA, 0.0),

@@ -143,7 +143,7 @@ fn rows(kernels: &'static Kernels) {
     let (mut logits, mut losses) = (floats(rows * vocab), zeros(rows));
     case(&format!("{isa}/cross-entropy and gradient"), || {
         let logits = MatMut::new(&mut logits, rows, vocab, vocab);
-        kernels.cross_entropy(logits, &ids, &mut losses, Some(1.0));
+        kernels.cross_entropy(logits, &ids, &mut losses, Some(1.0), None);
     });
     let (mut table, places) = (floats(vocab * cols), floats(rows * cols));
     case(&format!("{isa}/embedding"), || {

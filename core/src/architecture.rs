@@ -27,6 +27,9 @@ pub struct Architecture {
     /// The most tokens that a query sees, the last ones up to its own (Jiang et al., "Mistral 7B",
     /// 2023, section 2); `None`: all of its sequence.
     pub window: Option<usize>,
+    /// Logits are kept between this and its negative: `cap tanh(logit / cap)` (Gemma Team, "Gemma 2:
+    /// improving open language models at a practical size", 2024, section 2). `None`: they are as they are.
+    pub logit_softcap: Option<f32>,
 }
 
 /// How rows are normalised, with a gain for each column.
@@ -92,7 +95,13 @@ pub enum Activation {
     /// SwiGLU: the first matrix has `2 d_ff` columns, of which the SiLU of the first `d_ff` is
     /// multiplied with the others (Shazeer, "GLU variants improve transformer", 2020).
     SwiGlu,
+    /// `max(x, 0)^2` (So et al., "Primer: searching for efficient transformers for language modeling",
+    /// 2021, section 4).
+    Relu2,
 }
+
+/// The smallest and the largest cap of logits: far beyond what is of use, and safe to divide by.
+const CAPS: [f32; 2] = [1e-3, 1e6];
 
 impl Architecture {
     /// GPT-2: layer norm, learned positions, GELU, a head of keys and values for each of queries.
@@ -105,6 +114,7 @@ impl Architecture {
         qkv_bias: false,
         qk_norm: false,
         window: None,
+        logit_softcap: None,
     };
 
     /// Llama: RMS norm, rotary positions, SwiGLU. Its models have no biases.
@@ -131,8 +141,11 @@ impl Architecture {
     }
 
     /// # Errors
-    /// An angle of no use.
+    /// A cap or an angle of no use.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if let Some(cap) = self.logit_softcap.filter(|cap| !(CAPS[0]..=CAPS[1]).contains(cap)) {
+            return Err(ConfigError::LogitSoftcap(cap));
+        }
         let Some(Rotary { theta, scaling }) = self.rotary() else { return Ok(()) };
         // NaN is no larger than anything.
         let above = |x: f32, least: f32| x > least && x.is_finite();

@@ -70,6 +70,8 @@ pub enum ConfigError {
     ScalingFactor(f32),
     /// The waves of the scaling of rotary angles are not `0 < low < high`, of at least one token.
     Scaling,
+    /// The cap of logits is not at least 0.001 and at most a million.
+    LogitSoftcap(f32),
     /// Some size overflows this machine's address space.
     Overflow,
 }
@@ -103,6 +105,10 @@ impl fmt::Display for ConfigError {
             }
             Self::Scaling => f.write_str(
                 "rotary scaling needs 0 < low < high frequency factors, and an original length of at least 1",
+            ),
+            Self::LogitSoftcap(cap) => write!(
+                f,
+                "logit_softcap is {cap}: it must be at least 0.001 and at most 1000000; models without have none"
             ),
             Self::Overflow => {
                 f.write_str("the model is too large: its size overflows the address space")

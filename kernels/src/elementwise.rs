@@ -87,6 +87,16 @@ pub(crate) unsafe fn scale<S: Simd>(s: S, dst: *mut f32, factor: f32, n: usize) 
     in_place!(s, n, dst, dst, |x, _y| s.mul(x, by));
 }
 
+/// `dst = cap tanh(dst / cap)`.
+///
+/// # Safety
+/// `dst` holds `n` floats.
+#[inline(always)]
+pub(crate) unsafe fn soft_cap<S: Simd>(s: S, dst: *mut f32, cap: f32, n: usize) {
+    let (by, cap) = (s.splat(1.0 / cap), s.splat(cap));
+    in_place!(s, n, dst, dst, |x, _y| s.mul(cap, math::tanh(s, s.mul(x, by))));
+}
+
 /// `dst = gelu(src)`.
 ///
 /// # Safety

@@ -274,6 +274,7 @@ macro_rules! kernel_table {
                 ) = embedding::scatter_add;
                 fn accumulate(dst: *mut f32, src: *const f32, n: usize) = elementwise::accumulate;
                 fn scale(dst: *mut f32, factor: f32, n: usize) = elementwise::scale;
+                fn soft_cap(dst: *mut f32, cap: f32, n: usize) = elementwise::soft_cap;
                 fn gelu(dst: *mut f32, src: *const f32, n: usize) = elementwise::gelu;
                 fn gelu_backward(grad: *mut f32, pre: *const f32, n: usize) =
                     elementwise::gelu_backward;
@@ -324,6 +325,7 @@ macro_rules! kernel_table {
                 embedding_scatter,
                 accumulate,
                 scale,
+                soft_cap,
                 gelu,
                 gelu_backward,
                 swiglu,

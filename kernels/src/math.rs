@@ -1,4 +1,4 @@
-//! Elementary functions on vectors: `exp`, the logistic gate of GELU, its slope.
+//! Elementary functions on vectors: `exp`, `tanh`, the activations and their slopes.
 //!
 //! Exponentials are `2^n p(r)` with whole `n` and small `r`. Rounding to `n` and scaling by
 //! `2^n` share one trick: [`SHIFT`] is so large that a sum with it has no bits left for a
@@ -63,6 +63,25 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let p = s.mul_add(p, r, one);
     // A product, not a sum of exponents: of NaN, it is NaN.
     s.mul(p, s.low_bits_to_exponent(t))
+}
+
+/// `tanh x`, within 5 U (`U = 2^-24`) of the exact value, relative to it: 1 and -1 from 10 on, infinity
+/// too. NaN stays NaN.
+///
+/// `tanh x = e / (e + 2)` with `e = e^(2 x) - 1`, which is `2^n q(r) + (2^n - 1)`, exact near 0.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    // Twice what it is flat beyond. The second operand is NaN's.
+    const FLAT: f32 = 20.0;
+    let x = s.max(s.splat(-FLAT), s.min(s.splat(FLAT), s.add(x, x)));
+    let t = s.mul_add(x, s.splat(core::f32::consts::LOG2_E), s.splat(SHIFT));
+    let n = s.sub(t, s.splat(SHIFT));
+    let r = s.mul_add(n, s.splat(-LN2[0]), x);
+    let r = s.mul_add(n, s.splat(-LN2[1]), r);
+    let q = s.mul(s.mul_add(polynomial(s, EXP, r), r, s.splat(1.0)), r);
+    let power = s.low_bits_to_exponent(t);
+    let e = s.mul_add(q, power, s.sub(power, s.splat(1.0)));
+    s.div(e, s.add(e, s.splat(2.0)))
 }
 
 /// `2^(x c)` for `x c < 128`, with a relative error below 3 U (`U = 2^-24`) beside that of the
@@ -152,6 +171,14 @@ pub(crate) fn gelu_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     (s.mul(x, gate), s.mul_add(s.mul(flat, bell), slope, gate))
 }
 
+/// `max(x, 0)^2` (So et al., "Primer: searching for efficient transformers", 2021) and its derivative.
+/// NaN stays NaN.
+#[inline(always)]
+pub(crate) fn relu2_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    let kept = s.max(s.splat(0.0), x);
+    (s.mul(kept, kept), s.add(kept, kept))
+}
+
 /// `x sigmoid(x)` (SiLU; Elfwing et al. 2017) and its derivative. Plus infinity stays infinite, where the
 /// slope is 1; of minus infinity the value is NaN and the slope 0. NaN stays NaN.
 #[inline(always)]
@@ -168,7 +195,7 @@ pub(crate) fn silu_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
 
 #[cfg(test)]
 mod tests {
-    use super::{exp, exp2, gelu, gelu_slope, ln_each};
+    use super::{exp, exp2, gelu, gelu_slope, ln_each, relu2_and_slope, tanh};
     use crate::simd::MOST_LANES;
     use crate::simd::scalar::Scalar;
 
@@ -210,6 +237,40 @@ mod tests {
     }
 
     const U: f64 = 1.0 / (1 << 24) as f64;
+
+    #[test]
+    fn tanh_is_near_enough_down_to_the_smallest_and_flat_at_the_ends() {
+        let mut worst: f64 = 0.0;
+        let mut x = 1e-37_f32;
+        while x < 10.5 {
+            for x in [x, -x] {
+                let exact = libm::tanh(f64::from(x));
+                let error = (f64::from(tanh(Scalar, x)) / exact - 1.0).abs() / U;
+                worst = worst.max(error);
+                assert!(error < 5.0, "tanh {x} is off by {error} U");
+            }
+            x *= 1.000_05;
+        }
+        // The bound is not an idle one.
+        assert!(worst > 1.0, "{worst}");
+        for x in [10.0, 1e4, f32::MAX, f32::INFINITY] {
+            assert_eq!((tanh(Scalar, x), tanh(Scalar, -x)), (1.0, -1.0), "{x}");
+        }
+        assert_eq!(tanh(Scalar, 0.0), 0.0);
+        assert!(tanh(Scalar, f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn relu2_is_nothing_below_zero_and_keeps_nan() {
+        for (x, y, slope) in [(-3.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.5, 0.25, 1.0), (3.0, 9.0, 6.0)]
+        {
+            assert_eq!(relu2_and_slope(Scalar, x), (y, slope), "{x}");
+        }
+        let (y, slope) = relu2_and_slope(Scalar, f32::NAN);
+        assert!(y.is_nan() && slope.is_nan());
+        let ends = [f32::INFINITY, f32::NEG_INFINITY].map(|x| relu2_and_slope(Scalar, x).0);
+        assert_eq!(ends, [f32::INFINITY, 0.0]);
+    }
 
     #[test]
     fn exp2_is_near_enough_and_exact_where_it_must_be() {

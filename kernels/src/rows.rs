@@ -98,12 +98,15 @@ fn raw_cross_entropy(
     targets: &[u32],
     losses: &mut [f32],
     grad_scale: Option<f32>,
+    cap: Option<f32>,
 ) -> RawCrossEntropy {
     let (rows, cols) = (logits.rows(), logits.cols());
     assert!(targets.len() == rows && losses.len() == rows, "cross_entropy: {rows} rows");
     assert!(cols > 0, "cross_entropy: no columns");
     let known = |t: &u32| *t == IGNORE || (*t as usize) < cols;
     assert!(targets.iter().all(known), "cross_entropy: a target is not below {cols}");
+    let is_cap = |cap: f32| cap > 0.0 && cap.is_finite();
+    assert!(cap.is_none_or(is_cap), "cross_entropy: a cap of {cap:?}");
     RawCrossEntropy {
         rows,
         cols,
@@ -111,6 +114,7 @@ fn raw_cross_entropy(
         row_stride: logits.row_stride,
         targets: targets.as_ptr(),
         losses: losses.as_mut_ptr(),
+        cap,
         grad_scale,
     }
 }
@@ -220,18 +224,21 @@ impl Kernels {
     /// [`crate::IGNORE`] for targets that do not count.
     ///
     /// Overwrites `losses` (nats). With `grad_scale` the logits become their own
-    /// gradient times that; without, they are left as they are.
+    /// gradient times that; without, they are left as they are. With a `cap` the logits are
+    /// [`Kernels::soft_cap`] of what is there, which they become, and the gradient is that of what is there.
     ///
     /// # Panics
-    /// If lengths differ, there are no columns, or a target is not a column.
+    /// If lengths differ, there are no columns, a target is not a column, or the cap is not positive
+    /// and finite.
     pub fn cross_entropy(
         &self,
         logits: MatMut<'_>,
         targets: &[u32],
         losses: &mut [f32],
         grad_scale: Option<f32>,
+        cap: Option<f32>,
     ) {
-        let a = raw_cross_entropy(logits, targets, losses, grad_scale);
+        let a = raw_cross_entropy(logits, targets, losses, grad_scale, cap);
         // SAFETY: shapes and targets were just checked; outputs are exclusive.
         unsafe { (self.cross_entropy)(&a) }
     }
@@ -249,10 +256,11 @@ impl Kernels {
         targets: &[u32],
         losses: &mut [f32],
         grad_scale: f32,
+        cap: Option<f32>,
     ) -> MatMut<'a, Bf16> {
         let (rows, cols, stride) = (logits.rows(), logits.cols(), logits.row_stride);
         let (ptr, kernel) = (logits.ptr, self.keeps().cross_entropy);
-        let a = raw_cross_entropy(logits, targets, losses, Some(grad_scale));
+        let a = raw_cross_entropy(logits, targets, losses, Some(grad_scale), cap);
         // SAFETY: shapes and targets were just checked; outputs are exclusive; the table keeps
         // bf16. Two of them lie in a float, of which a row has as many as columns.
         unsafe {

@@ -5,8 +5,12 @@
 //!
 //! `loss = ln(sum exp(x - max)) + max - x[target]`,
 //! `dx = (exp(x - max) / sum - onehot(target)) * grad_scale`.
+//!
+//! With a cap, x is `cap tanh(logit / cap)`, and dx, which is the logit's then, has the factor
+//! `1 - (x / cap)^2`.
 
 use crate::elements::{Elements, Floats};
+use crate::elementwise::soft_cap;
 use crate::gemm::format::{Format, Single};
 use crate::math;
 use crate::simd::{Simd, load_up_to};
@@ -23,6 +27,8 @@ pub(crate) struct RawCrossEntropy {
     pub(crate) row_stride: usize,
     pub(crate) targets: *const u32,
     pub(crate) losses: *mut f32,
+    /// The logits are capped first, in their place. Positive.
+    pub(crate) cap: Option<f32>,
     /// `Some`: the logits become their gradient, times this. `None`: they stay.
     pub(crate) grad_scale: Option<f32>,
 }
@@ -97,6 +103,56 @@ pub(crate) unsafe fn exp_in_place<S: Simd>(
     }
 }
 
+/// The sum of `exp(x - offset)`, with the bits of [`exp_in_place`].
+///
+/// # Safety
+/// `x` holds `n` floats.
+#[inline(always)]
+unsafe fn sum_of_exp<S: Simd>(s: S, x: *const f32, n: usize, offset: f32) -> f32 {
+    let offset = s.splat(offset);
+    let mut sum = s.splat(0.0);
+    let mut i = 0;
+    // SAFETY: reads stay below n.
+    unsafe {
+        while i + S::LANES <= n {
+            sum = s.add(sum, math::exp(s, s.sub(s.load(x.add(i)), offset)));
+            i += S::LANES;
+        }
+        let mut total = s.sum(sum);
+        let mut tail = [0.0_f32; 16];
+        if i < n {
+            let left = n - i;
+            let e = math::exp(s, s.sub(s.load_first(x.add(i), left), offset));
+            s.store_first(tail.as_mut_ptr(), e, left);
+            for e in &tail[..left] {
+                total += *e;
+            }
+        }
+        total
+    }
+}
+
+/// How a row becomes its gradient.
+struct Gradient {
+    most: f32,
+    /// The scale over the sum of exponentials.
+    factor: f32,
+    /// The inverse of the cap. With one a row is still of logits, without one of their exponentials.
+    by: Option<f32>,
+}
+
+impl Gradient {
+    /// Of some columns, less what is taken off at the target.
+    #[inline(always)]
+    fn of<S: Simd>(&self, s: S, x: S::V, less: S::V) -> S::V {
+        let (factor, one) = (s.splat(self.factor), s.splat(1.0));
+        let Some(by) = self.by else { return s.sub(s.mul(x, factor), less) };
+        let p = s.mul(math::exp(s, s.sub(x, s.splat(self.most))), factor);
+        let tanh = s.mul(x, s.splat(by));
+        s.mul(s.sub(p, less), s.mul(s.sub(one, tanh), s.add(one, tanh)))
+    }
+}
+
 /// # Safety
 /// All operands are valid for their shapes and disjoint; a target is below `cols` or
 /// [`IGNORE`]; `cols >= 1`.
@@ -135,22 +191,31 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
                 continue;
             }
             let target = target as usize;
+            if let Some(cap) = a.cap {
+                soft_cap(s, x, cap, n);
+            }
             let most = max_of(s, x, n);
             let at_target = *x.add(target);
             let sum = match a.grad_scale {
                 Some(scale) => {
-                    let sum = exp_in_place(s, x, n, most, 1.0);
-                    let factor = s.splat(scale / sum);
-                    let at_target = s.sub(s.mul(s.splat(*x.add(target)), factor), s.splat(scale));
+                    // Slopes want what is capped: its exponentials do not take its place.
+                    let sum = match a.cap {
+                        Some(_) => sum_of_exp(s, x, n, most),
+                        None => exp_in_place(s, x, n, most, 1.0),
+                    };
+                    let grad =
+                        Gradient { most, factor: scale / sum, by: a.cap.map(|cap| 1.0 / cap) };
+                    let at_target = grad.of(s, s.splat(*x.add(target)), s.splat(scale));
                     // Elements that are smaller are written behind those that are read.
                     let dx = x.cast::<M::Element>();
                     let mut i = 0;
                     while i + S::LANES <= n {
-                        m.store(s, dx.add(i), s.mul(s.load(x.add(i)), factor), S::LANES);
+                        let p = grad.of(s, s.load(x.add(i)), s.splat(0.0));
+                        m.store(s, dx.add(i), p, S::LANES);
                         i += S::LANES;
                     }
                     if i < n {
-                        let p = s.mul(load_up_to(s, x.add(i), n - i), factor);
+                        let p = grad.of(s, load_up_to(s, x.add(i), n - i), s.splat(0.0));
                         m.store(s, dx.add(i), p, n - i);
                     }
                     m.store(s, dx.add(target), at_target, 1);
@@ -159,26 +224,7 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
                     }
                     sum
                 }
-                None => {
-                    let offset = s.splat(most);
-                    let mut sum = s.splat(0.0);
-                    let mut i = 0;
-                    while i + S::LANES <= n {
-                        sum = s.add(sum, math::exp(s, s.sub(s.load(x.add(i)), offset)));
-                        i += S::LANES;
-                    }
-                    let mut total = s.sum(sum);
-                    let mut tail = [0.0_f32; 16];
-                    if i < n {
-                        let left = n - i;
-                        let e = math::exp(s, s.sub(s.load_first(x.add(i), left), offset));
-                        s.store_first(tail.as_mut_ptr(), e, left);
-                        for e in &tail[..left] {
-                            total += *e;
-                        }
-                    }
-                    total
-                }
+                None => sum_of_exp(s, x, n, most),
             };
             *a.losses.add(r) = libm::logf(sum) + (most - at_target);
         }

@@ -30,6 +30,7 @@ pub struct Kernels {
         unsafe fn(*const u32, usize, *const f32, usize, usize, *mut f32, usize, usize),
     pub(crate) accumulate: unsafe fn(*mut f32, *const f32, usize),
     pub(crate) scale: unsafe fn(*mut f32, f32, usize),
+    pub(crate) soft_cap: unsafe fn(*mut f32, f32, usize),
     pub(crate) gelu: unsafe fn(*mut f32, *const f32, usize),
     pub(crate) gelu_backward: unsafe fn(*mut f32, *const f32, usize),
     pub(crate) swiglu: unsafe fn(&RawGated),
@@ -219,6 +220,17 @@ impl Kernels {
     pub fn scale(&self, dst: &mut [f32], factor: f32) {
         // SAFETY: the slice is its own length.
         unsafe { (self.scale)(dst.as_mut_ptr(), factor, dst.len()) }
+    }
+
+    /// `dst = cap tanh(dst / cap)`: logits that are kept between `-cap` and `cap` (Gemma Team, "Gemma 2",
+    /// 2024, section 2). Each element by itself, with the same bits wherever it stands.
+    ///
+    /// # Panics
+    /// If `cap` is not positive and finite.
+    pub fn soft_cap(&self, dst: &mut [f32], cap: f32) {
+        assert!(cap > 0.0 && cap.is_finite(), "soft_cap: {cap}");
+        // SAFETY: the slice is its own length.
+        unsafe { (self.soft_cap)(dst.as_mut_ptr(), cap, dst.len()) }
     }
 
     /// `dst = gelu(src)` in the tanh form. Overwrites.

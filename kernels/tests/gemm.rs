@@ -52,7 +52,7 @@ impl Case {
 }
 
 /// Kinds of epilogue, by number, so that a test can go through them.
-const EPILOGUES: usize = 8;
+const EPILOGUES: usize = 11;
 
 /// Runs one packed product with epilogue `kind` and checks every element.
 fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
@@ -82,12 +82,15 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
             dropout: Some((dropout, first_row)),
         },
         6 => Epilogue::Residual { bias: Some(bias.slice()), residual: other.view(), dropout: None },
+        7 => Epilogue::Relu2 { bias: None, pre: pre.view_mut().into() },
+        8 => Epilogue::Relu2 { bias: Some(bias.slice()), pre: pre.view_mut().into() },
         _ => {
             pre.fill(|i, j| other.at(i, j));
-            Epilogue::GeluGrad { pre: pre.view_mut().into() }
+            let pre = pre.view_mut().into();
+            if kind == 9 { Epilogue::GeluGrad { pre } } else { Epilogue::Relu2Grad { pre } }
         }
     };
-    let with_bias = matches!(kind, 1 | 3 | 5 | 6);
+    let with_bias = matches!(kind, 1 | 3 | 5 | 6 | 8);
     let packed_b = Packed::new(packed.slice(), k, n);
     let mut scratch = Grid::blank(1, kernels.gemm_scratch_len(m, k), 0, 1 + rng.below(7));
     let (a_view, scratch_view) = (view(&a, a_t), scratch.slice_mut());
@@ -121,6 +124,19 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
                     let exact = sum * kept + other;
                     let bound = bound * kept + tolerance::sum(1, (sum * kept).abs() + other.abs());
                     assert_close(c.at(i, j), exact, bound, at);
+                }
+                7 | 8 => {
+                    assert_close(pre.at(i, j), sum, bound, format!("{at}, pre"));
+                    // The slope between the exact input and the one that was made, and a rounding.
+                    let y = reference::relu2(sum);
+                    let bound = bound * 2.0 * (sum.abs() + bound) + y * tolerance::U;
+                    assert_close(c.at(i, j), y, bound + tolerance::TINY, at);
+                }
+                10 => {
+                    let (y, slope) = (reference::relu2(other), 2.0 * other.max(0.0));
+                    let bound = (bound + sum.abs() * tolerance::U) * slope;
+                    assert_close(c.at(i, j), sum * slope, bound + tolerance::TINY, &at);
+                    assert_close(pre.at(i, j), y, y * tolerance::U + tolerance::TINY, at);
                 }
                 _ => {
                     let slope = reference::gelu_slope(other);

@@ -47,7 +47,7 @@ fn a_left_operand_gives_the_bits_of_its_floats() {
     each(|kernels| {
         let mut rng = Rng::new(1);
         for (m, n, k) in SHAPES {
-            for (kind, gap) in [(0, 0), (1, 2), (2, 4), (3, 0)] {
+            for (kind, gap) in [(0, 0), (1, 2), (2, 4), (3, 0), (4, 2)] {
                 let a = Halves::random(&mut rng, m, k, k.next_multiple_of(2) + gap);
                 let (b, bias) = (random(&mut rng, k * n), random(&mut rng, n));
                 let (before, residual) = (random(&mut rng, m * n), random(&mut rng, m * n));
@@ -58,6 +58,10 @@ fn a_left_operand_gives_the_bits_of_its_floats() {
                         0 => Epilogue::None,
                         1 => Epilogue::Bias(&bias),
                         2 => Epilogue::Gelu {
+                            bias: Some(&bias),
+                            pre: MatMut::new(&mut pre, m, n, n).into(),
+                        },
+                        4 => Epilogue::Relu2 {
                             bias: Some(&bias),
                             pre: MatMut::new(&mut pre, m, n, n).into(),
                         },
@@ -84,14 +88,15 @@ fn a_result_is_rounded_once_when_all_of_it_is_there() {
     each(|kernels| {
         let mut rng = Rng::new(2);
         for (m, n, k) in SHAPES {
-            for (kind, half_a) in [(0, true), (1, false), (2, true), (2, false), (3, false)] {
+            let kinds = [(0, true), (1, false), (2, true), (2, false), (3, false)];
+            for (kind, half_a) in kinds.into_iter().chain([(4, true), (5, false)]) {
                 let a = Halves::random(&mut rng, m, k, k.next_multiple_of(2));
                 let mut half_at = Halves::random(&mut rng, m, n, n);
                 let (b, bias) = (random(&mut rng, k * n), random(&mut rng, n));
                 let packed = pack(kernels, &b, k, n);
                 let what = format!("{m}x{n}x{k}, epilogue {kind}, A of bf16: {half_a}");
 
-                // Of GELU's epilogues the input, and what they make of it.
+                // Of activations' epilogues the input, and what they make of it.
                 let (mut c, mut pre, mut at) =
                     (vec![0.0; m * n], vec![0.0; m * n], half_at.floats.clone());
                 let epilogue = match kind {
@@ -101,6 +106,11 @@ fn a_result_is_rounded_once_when_all_of_it_is_there() {
                         bias: Some(&bias),
                         pre: MatMut::new(&mut pre, m, n, n).into(),
                     },
+                    4 => Epilogue::Relu2 {
+                        bias: Some(&bias),
+                        pre: MatMut::new(&mut pre, m, n, n).into(),
+                    },
+                    5 => Epilogue::Relu2Grad { pre: MatMut::new(&mut at, m, n, n).into() },
                     _ => Epilogue::GeluGrad { pre: MatMut::new(&mut at, m, n, n).into() },
                 };
                 let mut scratch = vec![0.0; kernels.gemm_scratch_len(m, k)];
@@ -113,19 +123,25 @@ fn a_result_is_rounded_once_when_all_of_it_is_there() {
                     0 => Epilogue::None,
                     1 => Epilogue::Bias(&bias),
                     2 => Epilogue::Gelu { bias: Some(&bias), pre: half_pre.view_mut() },
+                    4 => Epilogue::Relu2 { bias: Some(&bias), pre: half_pre.view_mut() },
+                    5 => Epilogue::Relu2Grad { pre: half_at.view_mut() },
                     _ => Epilogue::GeluGrad { pre: half_at.view_mut() },
                 };
                 let mut scratch = vec![0.0; kernels.gemm_into_halves_scratch_len(m, k)];
                 let a = if half_a { a.even() } else { a.as_floats() };
                 kernels.gemm(a, b, half_c.view_mut(), false, epilogue, &mut scratch);
-                if kind == 2 {
+                if kind == 2 || kind == 4 {
                     assert!(half_pre.written(&what) == rounded(&pre), "{what}: pre");
-                    // GELU is of what is kept.
+                    // The activation is of what is kept.
                     let kept: Vec<f32> = pre.iter().map(|x| Bf16::from_f32(*x).to_f32()).collect();
-                    kernels.gelu(&mut c, &kept);
+                    if kind == 2 {
+                        kernels.gelu(&mut c, &kept);
+                    } else {
+                        c = kept.iter().map(|x| x.max(0.0) * x.max(0.0)).collect();
+                    }
                 }
                 assert!(half_c.written(&what) == rounded(&c), "{what}");
-                if kind == 3 {
+                if kind == 3 || kind == 5 {
                     assert!(half_at.written(&what) == rounded(&at), "{what}: the activation");
                 }
             }
@@ -222,21 +238,24 @@ fn norms_gradients_of_logits_and_column_sums_have_the_bits_of_floats() {
             let logits: Vec<f32> = (0..rows * stride).map(|_| 9.0 * rng.float()).collect();
             let mut targets: Vec<u32> = (0..rows).map(|_| rng.below(cols) as u32).collect();
             targets[rows / 2] = cllm_kernels::IGNORE;
-            let (mut floats, mut halves) = (logits.clone(), logits);
-            let (mut losses, mut half_losses) = (vec![0.0; rows], vec![1.0; rows]);
-            let view = MatMut::new(&mut floats, rows, cols, stride);
-            kernels.cross_entropy(view, &targets, &mut losses, Some(0.7));
-            let view = MatMut::new(&mut halves, rows, cols, stride);
-            let gradient = kernels.cross_entropy_in_halves(view, &targets, &mut half_losses, 0.7);
-            assert_eq!((gradient.rows(), gradient.cols()), (rows, cols.next_multiple_of(2)));
-            assert_eq!(bits(&half_losses), bits(&losses), "{what}");
-            for r in 0..rows {
-                let row = rounded(&floats[r * stride..][..cols]);
-                for (c, want) in row.iter().enumerate() {
-                    assert_eq!(half(&halves[r * stride..], c), *want, "{what} at ({r}, {c})");
-                }
-                if cols % 2 == 1 {
-                    assert_eq!(half(&halves[r * stride..], cols), 0, "{what}: behind row {r}");
+            for cap in [None, Some(4.0)] {
+                let (mut floats, mut halves) = (logits.clone(), logits.clone());
+                let (mut losses, mut half_losses) = (vec![0.0; rows], vec![1.0; rows]);
+                let view = MatMut::new(&mut floats, rows, cols, stride);
+                kernels.cross_entropy(view, &targets, &mut losses, Some(0.7), cap);
+                let view = MatMut::new(&mut halves, rows, cols, stride);
+                let gradient =
+                    kernels.cross_entropy_in_halves(view, &targets, &mut half_losses, 0.7, cap);
+                assert_eq!((gradient.rows(), gradient.cols()), (rows, cols.next_multiple_of(2)));
+                assert_eq!(bits(&half_losses), bits(&losses), "{what}");
+                for r in 0..rows {
+                    let row = rounded(&floats[r * stride..][..cols]);
+                    for (c, want) in row.iter().enumerate() {
+                        assert_eq!(half(&halves[r * stride..], c), *want, "{what} at ({r}, {c})");
+                    }
+                    if cols % 2 == 1 {
+                        assert_eq!(half(&halves[r * stride..], cols), 0, "{what}: behind row {r}");
+                    }
                 }
             }
 

@@ -59,7 +59,7 @@ fn copy(rng: &mut Rng, grid: &Grid, rows: &Range<usize>, cols: &Range<usize>) ->
 }
 
 /// Kinds of epilogue, by number.
-const EPILOGUES: usize = 7;
+const EPILOGUES: usize = 9;
 
 /// A packed product with all that an epilogue may want.
 struct Product {
@@ -108,7 +108,9 @@ impl Product {
             3 => Epilogue::Gelu { bias: Some(bias), pre: pre.view_mut().into() },
             4 => Epilogue::Residual { bias: None, residual: other, dropout: None },
             5 => Epilogue::Residual { bias: Some(bias), residual: other, dropout },
-            _ => Epilogue::GeluGrad { pre: pre.view_mut().into() },
+            6 => Epilogue::GeluGrad { pre: pre.view_mut().into() },
+            7 => Epilogue::Relu2 { bias: Some(bias), pre: pre.view_mut().into() },
+            _ => Epilogue::Relu2Grad { pre: pre.view_mut().into() },
         };
         let room = &mut room(kernels, m, self.k);
         kernels.gemm(a, b, c.view_mut(), self.accumulate, epilogue, room);

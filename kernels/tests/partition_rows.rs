@@ -127,13 +127,15 @@ fn losses_of_some_rows_have_the_bits_of_all() {
             let logits = Grid::random(&mut rng, ROWS, cols);
             let target = |_| if rng.below(5) == 0 { IGNORE } else { rng.below(cols) as u32 };
             let targets: Vec<u32> = (0..ROWS).map(target).collect();
-            for grad_scale in [None, Some(0.37)] {
+            for (grad_scale, cap) in
+                [(None, None), (Some(0.37), None), (None, Some(2.0)), (Some(0.37), Some(2.0))]
+            {
                 let run = |rows: &Range<usize>, rng: &mut Rng| {
                     let mut grad = copy(rng, &logits, rows);
                     let mut losses = Grid::blank(1, rows.len(), 0, 1 + rng.below(7));
                     let targets = &targets[rows.clone()];
                     let sums = losses.slice_mut();
-                    kernels.cross_entropy(grad.view_mut(), targets, sums, grad_scale);
+                    kernels.cross_entropy(grad.view_mut(), targets, sums, grad_scale, cap);
                     (grad, losses)
                 };
                 let whole = run(&(0..ROWS), &mut rng);
@@ -209,9 +211,10 @@ type Pass = fn(&Kernels, &mut [f32], [&[f32]; 3]);
 
 #[test]
 fn flat_passes_over_some_elements_have_the_bits_of_all() {
-    let passes: [Pass; 5] = [
+    let passes: [Pass; 6] = [
         |kernels, x, [y, ..]| kernels.accumulate(x, y),
         |kernels, x, _| kernels.scale(x, 0.7),
+        |kernels, x, _| kernels.soft_cap(x, 0.7),
         |kernels, x, [y, ..]| kernels.gelu(x, y),
         |kernels, x, [y, ..]| kernels.gelu_backward(x, y),
         |kernels, x, [g, m, v]| {

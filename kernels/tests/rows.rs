@@ -184,11 +184,11 @@ fn check_cross_entropy(kernels: &Kernels, rows: usize, cols: usize, range: f32, 
     let before = logits.bits();
     let wide = logits.wide();
     let (mut alone, mut losses) = (blank(rng, rows), blank(rng, rows));
-    kernels.cross_entropy(logits.view_mut(), &targets, alone.slice_mut(), None);
+    kernels.cross_entropy(logits.view_mut(), &targets, alone.slice_mut(), None, None);
     assert_eq!(logits.bits(), before, "{what}: logits changed without a gradient");
     logits.assert_frame(&what);
     let scale = 0.37_f32;
-    kernels.cross_entropy(logits.view_mut(), &targets, losses.slice_mut(), Some(scale));
+    kernels.cross_entropy(logits.view_mut(), &targets, losses.slice_mut(), Some(scale), None);
     for grid in [&logits, &alone, &losses] {
         grid.assert_frame(&what);
     }
@@ -239,6 +239,87 @@ fn cross_entropy_and_its_gradient_match_the_reference() {
     });
 }
 
+/// Cross-entropy of capped logits: the logits that are capped, and the gradient of those that are not.
+fn check_capped(kernels: &Kernels, cols: usize, range: f32, cap: f32, rng: &mut Rng) {
+    let (rows, scale) = (4, 0.37_f32);
+    let what = format!("{kernels:?} {rows}x{cols} range {range} cap {cap}");
+    let mut logits = Grid::random(rng, rows, cols);
+    let values = logits.values();
+    logits.fill(|i, j| values[i * cols + j] * range);
+    let mut targets: Vec<u32> = (0..rows).map(|_| rng.below(cols) as u32).collect();
+    targets[2] = IGNORE;
+    let wide = logits.wide();
+    let of = |x: f64| f64::from(cap) * (x / f64::from(cap)).tanh();
+    let mut alone = logits.clone();
+    let (mut losses, mut with_gradient) = (blank(rng, rows), blank(rng, rows));
+    kernels.cross_entropy(alone.view_mut(), &targets, losses.slice_mut(), None, Some(cap));
+    let (to, wanted) = (with_gradient.slice_mut(), Some(scale));
+    kernels.cross_entropy(logits.view_mut(), &targets, to, wanted, Some(cap));
+    for grid in [&logits, &alone, &losses, &with_gradient] {
+        grid.assert_frame(&what);
+    }
+    assert_eq!(losses.bits(), with_gradient.bits(), "{what}: the loss is another with a gradient");
+    for i in 0..rows {
+        if targets[i] == IGNORE {
+            assert_eq!(losses.at(0, i), 0.0, "{what}: ignored row");
+            assert!((0..cols).all(|j| logits.at(i, j) == 0.0), "{what}: ignored row");
+            continue;
+        }
+        let (target, mut row) = (targets[i] as usize, wide[i * cols..][..cols].to_vec());
+        let capped: Vec<f64> = row.iter().map(|x| of(*x)).collect();
+        let (loss, p) = reference::cross_entropy(&capped, target);
+        // What is capped is off by 7 U of itself: so are the differences of two by twice as much of the cap.
+        let off = 14.0 * tolerance::U * f64::from(cap).min(f64::from(range) * 4.0);
+        let bound = tolerance::cross_entropy_loss(cols, 2.0 * f64::from(cap)) + off;
+        assert_close(losses.at(0, i), loss, bound, format!("{what} loss {i}"));
+        // As `Kernels::soft_cap` makes it, which generation calls.
+        let mut plain: Vec<f32> = row.iter().map(|x| *x as f32).collect();
+        kernels.soft_cap(&mut plain, cap);
+        for j in 0..cols {
+            let at = format!("{what} ({i}, {j})");
+            let bound = 7.0 * tolerance::U * capped[j].abs() + tolerance::TINY;
+            assert_close(alone.at(i, j), capped[j], bound, format!("{at}, capped"));
+            assert_eq!(alone.at(i, j).to_bits(), plain[j].to_bits(), "{at}");
+            let tanh = capped[j] / f64::from(cap);
+            let hit = if j == target { 1.0 } else { 0.0 };
+            let exact = (p[j] - hit) * f64::from(scale) * (1.0 - tanh * tanh);
+            let whole = (p[j] + hit) * f64::from(scale);
+            let bound =
+                tolerance::cross_entropy_grad(cols, 2.0 * f64::from(cap), p[j], scale.into())
+                    + whole * (off + 24.0 * tolerance::U);
+            assert_close(logits.at(i, j), exact, bound, format!("{at}, gradient"));
+            if cols <= 65 && range < 100.0 {
+                let slope = reference::difference(&mut row, j, |row| {
+                    let row: Vec<f64> = row.iter().map(|x| of(*x)).collect();
+                    reference::cross_entropy(&row, target).0 * f64::from(scale)
+                });
+                let bound = bound + tolerance::DIFFERENCES + loss * 1e-11;
+                assert_close(logits.at(i, j), slope, bound, format!("{at}, differences"));
+            }
+        }
+    }
+}
+
+#[test]
+fn capped_cross_entropy_and_its_gradient_match_the_reference() {
+    each_isa(|kernels| {
+        let mut rng = Rng::new(46);
+        for cols in SIZES.into_iter().chain([5000]) {
+            for (range, cap) in [(1.0, 15.0), (8.0, 2.0), (30.0, 30.0), (1e30, 15.0)] {
+                check_capped(kernels, cols, range, cap, &mut rng);
+            }
+        }
+        // What is not a number stays so: a run that diverges shows.
+        let mut logits = [1.0, f32::NAN, 2.0];
+        kernels.soft_cap(&mut logits, 15.0);
+        assert!(logits[1].is_nan() && logits[0] > 0.99);
+        let mut loss = [0.0];
+        let view = cllm_kernels::MatMut::new(&mut logits, 1, 3, 3);
+        kernels.cross_entropy(view, &[0], &mut loss, Some(1.0), Some(15.0));
+        assert!(loss[0].is_nan());
+    });
+}
+
 #[test]
 fn large_logits_do_not_overflow() {
     each_isa(|kernels| {
@@ -252,7 +333,7 @@ fn large_logits_do_not_overflow() {
         let mut logits = Grid::blank(1, 2, 0, 1);
         logits.fill(|_, j| if j == 0 { f32::MAX / 2.0 } else { -f32::MAX / 2.0 });
         let mut loss = [f32::NAN];
-        kernels.cross_entropy(logits.view_mut(), &[0], &mut loss, Some(1.0));
+        kernels.cross_entropy(logits.view_mut(), &[0], &mut loss, Some(1.0), None);
         assert_eq!((loss, logits.values()), ([0.0], vec![0.0, 0.0]));
     });
 }

@@ -88,6 +88,10 @@ fn products_check_every_operand() {
             "a short bias of gelu" => epilogue(Epilogue::Gelu {
                 bias: Some(&ZEROS[..4]), pre: out(&mut [0.0; 15], 3, 5).into()
             });
+            "a wide pre of relu2" =>
+                epilogue(Epilogue::Relu2 { bias, pre: out(&mut [0.0; 18], 3, 6).into() });
+            "a tall activation of relu2" =>
+                epilogue(Epilogue::Relu2Grad { pre: out(&mut [0.0; 20], 4, 5).into() });
             "a wide residual" =>
                 epilogue(Epilogue::Residual { bias, residual: wide, dropout: None });
             "a tall residual" =>
@@ -160,6 +164,8 @@ fn flat_passes_check_their_lengths() {
         let x = &ZEROS[..8];
         refused! {
             "accumulate" => kernels.accumulate(&mut [0.0; 9], x);
+            "a cap of nothing" => kernels.soft_cap(&mut [0.0; 8], 0.0);
+            "a cap of anything" => kernels.soft_cap(&mut [0.0; 8], f32::INFINITY);
             "gelu" => kernels.gelu(&mut [0.0; 9], x);
             "gelu, a long source" => kernels.gelu(&mut [0.0; 7], x);
             "gelu_backward" => kernels.gelu_backward(&mut [0.0; 9], x);
@@ -296,11 +302,17 @@ fn norms_and_losses_check_their_shapes() {
         refuses_each([3, 3], |[targets, losses]| {
             let mut losses = vec![0.0; losses];
             let targets = vec![0; targets];
-            kernels.cross_entropy(out(&mut [0.0; 15], 3, 5), &targets, &mut losses, None);
+            kernels.cross_entropy(out(&mut [0.0; 15], 3, 5), &targets, &mut losses, None, None);
         });
         let loss = |cols: usize, target: u32| {
             let mut logits = [0.0; 15];
-            kernels.cross_entropy(out(&mut logits, 1, cols), &[target], &mut [0.0], Some(1.0));
+            kernels.cross_entropy(
+                out(&mut logits, 1, cols),
+                &[target],
+                &mut [0.0],
+                Some(1.0),
+                None,
+            );
         };
         loss(5, 4);
         refused! {

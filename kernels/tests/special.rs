@@ -24,7 +24,7 @@ fn exp_is_within_two_ulp() {
         let at = |i: usize, j: usize| if j == 0 { 0.0 } else { x(i * (cols - 1) + j - 1) };
         logits.fill(at);
         let mut losses = vec![0.0; rows];
-        kernels.cross_entropy(logits.view_mut(), &vec![0; rows], &mut losses, Some(1.0));
+        kernels.cross_entropy(logits.view_mut(), &vec![0; rows], &mut losses, Some(1.0), None);
         let mut worst = 0.0_f64;
         for i in 0..rows {
             for j in 1..cols {
@@ -44,7 +44,7 @@ fn softmax_of_two_is_within_four_ulp() {
         let x = |i: usize| (-22.0 * i as f64 / rows as f64) as f32;
         logits.fill(|i, j| if j == 0 { 0.0 } else { x(i) });
         let mut losses = vec![0.0; rows];
-        kernels.cross_entropy(logits.view_mut(), &vec![0; rows], &mut losses, Some(1.0));
+        kernels.cross_entropy(logits.view_mut(), &vec![0; rows], &mut losses, Some(1.0), None);
         for i in 0..rows {
             let e = f64::from(x(i)).exp();
             let exact = e / (1.0 + e);
@@ -148,9 +148,9 @@ fn a_nan_or_infinite_logit_shows_in_loss_and_gradient() {
                         logits.fill(|i, j| if (i, j) == (0, at) { poison } else { 0.5 });
                         let targets = [target as u32, 0];
                         let (mut alone, mut losses) = ([0.0; 2], [0.0; 2]);
-                        kernels.cross_entropy(logits.view_mut(), &targets, &mut alone, None);
+                        kernels.cross_entropy(logits.view_mut(), &targets, &mut alone, None, None);
                         let view = logits.view_mut();
-                        kernels.cross_entropy(view, &targets, &mut losses, Some(1.0));
+                        kernels.cross_entropy(view, &targets, &mut losses, Some(1.0), None);
                         let what = format!("{kernels:?} {poison} at {at} of {cols}");
                         assert!(losses[0].is_nan() && alone[0].is_nan(), "{what}: {losses:?}");
                         assert!((0..cols).all(|j| logits.at(0, j).is_nan()), "{what}: gradient");
@@ -165,7 +165,7 @@ fn a_nan_or_infinite_logit_shows_in_loss_and_gradient() {
                 logits.fill(|_, j| if j == at { f32::NEG_INFINITY } else { 0.5 });
                 let targets = [((at + 1) % cols) as u32, at as u32];
                 let mut losses = [0.0; 2];
-                kernels.cross_entropy(logits.view_mut(), &targets, &mut losses, Some(1.0));
+                kernels.cross_entropy(logits.view_mut(), &targets, &mut losses, Some(1.0), None);
                 assert!((losses[0] - (cols as f32 - 1.0).ln()).abs() < 1e-5, "{losses:?}");
                 assert_eq!((logits.at(0, at), losses[1]), (0.0, f32::INFINITY));
                 assert!((0..cols).all(|j| logits.at(0, j).is_finite()));

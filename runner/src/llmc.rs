@@ -13,7 +13,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use cllm_core::{Architecture, ModelConfig, Param};
+use cllm_core::{Activation, Architecture, ModelConfig, Param};
 
 use crate::error::{Error, Result};
 use crate::exchange::{
@@ -78,6 +78,16 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
 
 /// Refuses what llm.c computes otherwise.
 fn check(c: &ModelConfig) -> core::result::Result<(), String> {
+    if c.arch.activation == Activation::Relu2 && Family::of(c) == Ok(Family::Gpt2) {
+        return Err(
+            "its feed-forward layers have --activation relu2, and llm.c has GELU alone; take \
+                    --format safetensors"
+                .into(),
+        );
+    }
+    if let Some(cap) = c.arch.logit_softcap {
+        return Err(format!("its logits are capped (--logit-softcap {cap}), and llm.c's are not"));
+    }
     if c.arch != Architecture::GPT2 {
         return Err(
             "its blocks are not made of GPT-2's parts, and llm.c has no others; take --format \

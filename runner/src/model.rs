@@ -64,6 +64,7 @@ pub fn parts(settings: &TrainSettings) -> Parts {
         qkv_bias: settings.qkv_bias,
         qk_norm: settings.qk_norm,
         window: settings.window,
+        logit_softcap: Some(settings.logit_softcap).filter(|cap| *cap != 0.0),
     }
 }
 
@@ -73,7 +74,7 @@ pub fn parts(settings: &TrainSettings) -> Parts {
 #[must_use]
 pub fn d_ff(settings: &TrainSettings) -> usize {
     settings.d_ff.unwrap_or_else(|| match settings.activation {
-        ActivationChoice::Gelu => settings.n_embd.saturating_mul(4),
+        ActivationChoice::Gelu | ActivationChoice::Relu2 => settings.n_embd.saturating_mul(4),
         ActivationChoice::Swiglu => (settings.n_embd.saturating_mul(8) / 3).next_multiple_of(LANES),
     })
 }
@@ -106,6 +107,9 @@ pub fn config_error(error: ConfigError) -> Error {
              an even number, or change --n-embd or --n-head"
         ),
         ConfigError::Theta(theta) => format!("--rope-theta {theta}: it must be above 1"),
+        ConfigError::LogitSoftcap(cap) => format!(
+            "--logit-softcap {cap}: it must be at least 0.001 and at most 1000000, or 0 for none"
+        ),
         ConfigError::ScalingFactor(_) | ConfigError::Scaling => error.to_string(),
         ConfigError::NormEps(_) | ConfigError::Overflow => {
             format!("{error}; lower --n-layer, --n-embd, --block-size or --batch-size")

@@ -31,6 +31,9 @@ pub struct Parts {
     /// The most tokens that a query sees; `None` is all of its sequence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
+    /// Logits are kept between this and its negative; `None` is as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_softcap: Option<f32>,
 }
 
 /// [`NormKind`] by name.
@@ -64,6 +67,8 @@ pub enum ActivationChoice {
     Gelu,
     /// A gate's SiLU times what it lets through.
     Swiglu,
+    /// The square of what is positive.
+    Relu2,
 }
 
 /// [`Scaling`], in the words of `transformers`.
@@ -122,12 +127,14 @@ impl Parts {
             activation: match self.activation {
                 ActivationChoice::Gelu => Activation::Gelu,
                 ActivationChoice::Swiglu => Activation::SwiGlu,
+                ActivationChoice::Relu2 => Activation::Relu2,
             },
             n_kv_head: self.n_kv_head,
             head_size: self.head_size,
             qkv_bias: self.qkv_bias,
             qk_norm: self.qk_norm,
             window: self.window,
+            logit_softcap: self.logit_softcap,
         }
     }
 }
@@ -156,6 +163,7 @@ impl fmt::Display for Parts {
         f.write_str(match self.activation {
             ActivationChoice::Gelu => ", gelu",
             ActivationChoice::Swiglu => ", swiglu",
+            ActivationChoice::Relu2 => ", relu2",
         })?;
         if let Some(heads) = self.n_kv_head {
             write!(f, ", {heads} heads of keys and values")?;
@@ -171,6 +179,9 @@ impl fmt::Display for Parts {
         }
         if let Some(window) = self.window {
             write!(f, ", a window of {window} tokens")?;
+        }
+        if let Some(cap) = self.logit_softcap {
+            write!(f, ", logits capped at {cap}")?;
         }
         Ok(())
     }
@@ -193,6 +204,7 @@ impl From<&Architecture> for Parts {
             activation: match arch.activation {
                 Activation::Gelu => ActivationChoice::Gelu,
                 Activation::SwiGlu => ActivationChoice::Swiglu,
+                Activation::Relu2 => ActivationChoice::Relu2,
             },
             rope_theta,
             rope_scaling,
@@ -201,6 +213,7 @@ impl From<&Architecture> for Parts {
             qkv_bias: arch.qkv_bias,
             qk_norm: arch.qk_norm,
             window: arch.window,
+            logit_softcap: arch.logit_softcap,
         }
     }
 }
@@ -251,9 +264,12 @@ mod tests {
             qkv_bias: true,
             qk_norm: true,
             window: Some(512),
+            logit_softcap: Some(15.0),
             ..Architecture::LLAMA
         };
-        for arch in [Architecture::GPT2, Architecture::LLAMA, large] {
+        let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
+        assert!(Parts::from(&squared).to_string().ends_with(", relu2"));
+        for arch in [Architecture::GPT2, Architecture::LLAMA, large, squared] {
             let text = serde_json::to_string(&Parts::from(&arch)).unwrap();
             let parts: Parts = serde_json::from_str(&text).unwrap();
             assert_eq!(parts.architecture(), arch, "{text}");
@@ -262,7 +278,7 @@ mod tests {
         let large = Parts::from(&large).to_string();
         let expected = "rms norm, rotary positions (theta 500000, llama3 scaling by 8), swiglu, \
             2 heads of keys and values, heads of 64 columns, biases of queries, keys and values, \
-            norms of heads of queries and keys, a window of 512 tokens";
+            norms of heads of queries and keys, a window of 512 tokens, logits capped at 15";
         assert_eq!(large, expected);
         let parts: Parts = serde_json::from_str(r#"{"norm": "rms"}"#).unwrap();
         let rms = Architecture { norm: NormKind::Rms, ..Architecture::GPT2 };

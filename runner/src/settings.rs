@@ -147,6 +147,9 @@ pub struct TrainSettings {
     /// The most tokens that a query sees; `None` is all of its sequence.
     #[serde(default)]
     pub window: Option<usize>,
+    /// Logits are kept between this and its negative; 0 leaves them as they are.
+    #[serde(default)]
+    pub logit_softcap: f32,
     /// Rank of the adapters that are trained in the place of a base's weights; `None` trains those.
     #[serde(default)]
     pub lora_rank: Option<usize>,

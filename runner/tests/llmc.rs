@@ -141,7 +141,12 @@ fn what_llm_c_does_not_have_is_refused() {
     export(dir, "--format llmc --out c").done();
     export(dir, "--format llmc --out c")
         .refused(1, &["gpt2_124M.bin: it is there already", "--out"]);
-    for (flags, word) in [("--no-tied", "output projection"), ("--d-ff 48", "48")] {
+    for (flags, word) in [
+        ("--no-tied", "output projection"),
+        ("--d-ff 48", "48"),
+        ("--activation relu2", "--activation relu2"),
+        ("--logit-softcap 15", "--logit-softcap 15"),
+    ] {
         fs::remove_dir_all(dir.join("out")).unwrap();
         train(dir, &format!("--tokenizer bytes {flags}"));
         export(dir, "--format llmc --out other").refused(1, &["out", "llm.c", word]);

@@ -198,6 +198,27 @@ fn a_run_of_the_llama_family_goes_on_with_the_same_bits() {
     assert!(last < first - 0.2, "{first} to {last}: nothing is learned");
 }
 
+/// Its checkpoints are of the fourth version.
+#[test]
+fn a_run_with_capped_logits_and_squared_relu_goes_on_with_the_same_bits() {
+    let later = |dir: &Path| TrainSettings {
+        activation: ActivationChoice::Relu2,
+        logit_softcap: 3.0,
+        ..settings(dir)
+    };
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (whole, halves) = (later(a.path()), later(b.path()));
+    assert_eq!(train(&whole), Ok(Outcome::Finished));
+    assert_eq!(train_to(&halves, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
+    let other = TrainSettings { logit_softcap: 0.0, ..resumed(&halves) };
+    let refused = train(&other).unwrap_err().to_string();
+    assert!(refused.starts_with("--logit-softcap: the run in"), "{refused}");
+    assert_eq!(train(&resumed(&halves)), Ok(Outcome::Finished));
+    assert_eq!((sha(&halves), course(&halves)), (sha(&whole), course(&whole)));
+    let plain = undisturbed(tempfile::tempdir().unwrap().path());
+    assert_ne!(sha(&whole), plain, "the parts do nothing");
+}
+
 #[test]
 fn a_run_from_before_there_was_a_choice_goes_on() {
     let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -207,8 +228,16 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
     let text = fs::read_to_string(&file).unwrap();
     let old = text.replace("\n  \"prefetch\": 4,", "");
     assert!(old.len() < text.len(), "{text}");
-    let parts =
-        ["norm", "positions", "rope_theta", "activation", "n_kv_head", "head_size", "window"];
+    let parts = [
+        "norm",
+        "positions",
+        "rope_theta",
+        "activation",
+        "n_kv_head",
+        "head_size",
+        "window",
+        "logit_softcap",
+    ];
     let is_new = |line: &&str| parts.iter().any(|part| line.contains(&format!("\"{part}\":")));
     let old: Vec<&str> = old.lines().filter(|line| !is_new(line)).collect();
     assert_eq!(old.len() + 1 + parts.len(), text.lines().count());

@@ -54,6 +54,9 @@ class Config:
     # Share of the targets that do not count; the first sequence of a step
     # that has such targets loses all of its own.
     ignored_share: float = 0.0
+    # Squared ReLU in the place of GELU, and what logits are capped at.
+    squared: bool = False
+    softcap: float | None = None
 
 
 CONFIGS = [
@@ -77,6 +80,10 @@ CONFIGS = [
            d_ff=64, batch=1, tokens_per_sequence=1),
     # Small weights and little to clip: the one case where the norm stays below 1.
     Config("unclipped", 12, n_layer=1, init_std=0.02, batch=8),
+    Config("relu2", 13, d_ff=55, squared=True),
+    # Logits of up to 3 and below -3, capped at 1.5.
+    Config("relu2_capped", 15, bias=False, tied=False, accum=2, batch=3, tokens_per_sequence=9,
+           ignored_share=0.4, squared=True, softcap=1.5),
 ]
 
 
@@ -142,10 +149,16 @@ def forward(c, p, tokens):
         scores = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
         mixed = (scores @ v).transpose(1, 2).reshape(batch, length, c.d_model)
         x = x + linear(mixed, f"h.{i}.attn.c_proj")
-        hidden = F.gelu(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"), approximate="tanh")
+        hidden = linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
+        hidden = F.relu(hidden).square() if c.squared else F.gelu(hidden, approximate="tanh")
         x = x + linear(hidden, f"h.{i}.mlp.c_proj")
     head = p["wte.weight"] if c.tied else p["lm_head.weight"]
     return norm(x, "ln_f") @ head.T
+
+
+def capped(c, logits):
+    """As Gemma 2 of `transformers` caps them."""
+    return logits if c.softcap is None else c.softcap * torch.tanh(logits / c.softcap)
 
 
 def make_batches(c, generator):
@@ -168,7 +181,7 @@ def step_loss(c, forward, p, tokens, targets):
     counted = (targets != IGNORED).sum()
     total = 0.0
     for micro_tokens, micro_targets in zip(tokens, targets):
-        logits = forward(c, p, micro_tokens)
+        logits = capped(c, forward(c, p, micro_tokens))
         loss = F.cross_entropy(logits.flatten(0, 1), micro_targets.flatten(),
                                ignore_index=IGNORED, reduction="sum") / counted
         loss.backward()
@@ -203,7 +216,7 @@ def make(c, table, forward):
     tensors["tokens"] = tokens.to(torch.int32).numpy()
     tensors["targets"] = targets.to(torch.int32).numpy()
     with torch.no_grad():
-        tensors["logits"] = f32(forward(c, p, tokens[0, 0]))
+        tensors["logits"] = f32(capped(c, forward(c, p, tokens[0, 0])))
 
     losses, norms = [], []
     for step, lr in enumerate(learning_rates()):
@@ -233,6 +246,12 @@ def make(c, table, forward):
         # safetensors sorts tensors its own way; this is the table's order.
         "parameters": [name for name, _ in table],
     }
+    # In the words of the project's reports; what is absent is GELU and no cap, and the first files do
+    # not say.
+    if metadata.pop("squared"):
+        metadata.setdefault("parts", {})["activation"] = "relu2"
+    if (cap := metadata.pop("softcap")) is not None:
+        metadata.setdefault("parts", {})["logit_softcap"] = cap
     return tensors, metadata
 
 

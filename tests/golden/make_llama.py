@@ -117,6 +117,9 @@ CONFIGS = [
     # Each token sees 21 of up to 70.
     Family("mistral_window", 32, kind="mistral", block_size=70, d_model=24, d_ff=32,
            tokens_per_sequence=70, parts=Parts(n_kv_head=2, window=21)),
+    # Logits capped as Gemma 2 has them.
+    Family("llama_capped", 33, vocab_size=37, d_model=24, d_ff=32, softcap=2.0,
+           parts=Parts(n_kv_head=2)),
 ]
 
 

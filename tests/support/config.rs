@@ -1,6 +1,6 @@
 //! Models that several tests train.
 
-use cllm_core::{Architecture, ModelConfig};
+use cllm_core::{Activation, Architecture, ModelConfig};
 
 /// Three layers and dropout, small enough to be trained many times over.
 pub(crate) const SMALL: ModelConfig = ModelConfig {
@@ -15,6 +15,17 @@ pub(crate) const SMALL: ModelConfig = ModelConfig {
     dropout: 0.1,
     norm_eps: 1e-5,
     arch: Architecture::GPT2,
+};
+
+/// The same with squared ReLU, a head of its own, and logits that are capped where they are.
+pub(crate) const CAPPED: ModelConfig = ModelConfig {
+    tied: false,
+    arch: Architecture {
+        activation: Activation::Relu2,
+        logit_softcap: Some(0.5),
+        ..Architecture::GPT2
+    },
+    ..SMALL
 };
 
 /// The same of the Llama family: heads that share keys and values, together wider than the model,

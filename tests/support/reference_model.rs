@@ -69,7 +69,7 @@ impl ReferenceConfig {
     /// Outputs of the first matrix of the feed-forward part.
     fn hidden(&self) -> usize {
         match self.arch.activation {
-            Activation::Gelu => self.d_ff,
+            Activation::Gelu | Activation::Relu2 => self.d_ff,
             Activation::SwiGlu => 2 * self.d_ff,
         }
     }
@@ -166,7 +166,11 @@ impl ReferenceModel {
         let head = if self.config.tied { "wte.weight" } else { "lm_head.weight" };
         let logits = |x: &Vec<f64>| -> Vec<f64> {
             let x = self.norm(x, "ln_f");
-            (0..self.config.vocab_size).map(|token| dot(&x, self.row(head, token))).collect()
+            let logits = (0..self.config.vocab_size).map(|token| dot(&x, self.row(head, token)));
+            let Some(cap) = self.config.arch.logit_softcap.map(f64::from) else {
+                return logits.collect();
+            };
+            logits.map(|logit| cap * (logit / cap).tanh()).collect()
         };
         x.iter().map(logits).collect()
     }
@@ -304,6 +308,7 @@ impl ReferenceModel {
         let hidden = self.linear(&x, &format!("{layer}.mlp.c_fc"), self.config.hidden());
         let hidden: Vec<f64> = match self.config.arch.activation {
             Activation::Gelu => hidden.into_iter().map(gelu).collect(),
+            Activation::Relu2 => hidden.into_iter().map(|x| x.max(0.0).powi(2)).collect(),
             Activation::SwiGlu => {
                 let (gates, values) = hidden.split_at(self.config.d_ff);
                 gates.iter().zip(values).map(|(gate, value)| silu(*gate) * value).collect()

@@ -277,8 +277,11 @@ fn read_header(fields: &[u8], version: u32) -> Result<(Header, bool), Checkpoint
     let (bias, tied) = (r.flag()?, r.flag()?);
     let (seed, updates, has_moments) = (r.u64()?, r.u64()?, r.flag()?);
     let (dropout, norm_eps) = (r.f32()?, r.f32()?);
-    let arch = if version == 1 { Architecture::GPT2 } else { read_arch(&mut r)? };
-    let adapters = if version < 3 { None } else { Some(read_adapters(&mut r)?) };
+    let mut arch = if version == 1 { Architecture::GPT2 } else { read_arch(&mut r)? };
+    let adapters = if version < 3 { None } else { read_adapters(&mut r, version)? };
+    if version > 3 {
+        arch.logit_softcap = Some(r.f32()?).filter(|cap| *cap != 0.0);
+    }
     let config = ModelConfig {
         vocab_size,
         block_size,
@@ -295,11 +298,15 @@ fn read_header(fields: &[u8], version: u32) -> Result<(Header, bool), Checkpoint
     Ok((Header { config, adapters, seed, updates }, has_moments))
 }
 
-/// The adapters of a header of version 3.
-fn read_adapters(r: &mut Reader<'_>) -> Result<Adapters, CheckpointError> {
-    let rank = r.size()?;
-    let sites = AdapterSites::from_bits(r.u64()?).ok_or(CheckpointError::Altered("header"))?;
-    Ok(Adapters { rank, scale: r.f32()?, sites })
+/// The adapters of a header of version 3, or of version 4 if it has any.
+fn read_adapters(r: &mut Reader<'_>, version: u32) -> Result<Option<Adapters>, CheckpointError> {
+    let (rank, sites, scale) = (r.size()?, r.u64()?, r.f32()?);
+    if version > 3 && rank == 0 {
+        // The fields are compared with what would be written: the others are zeros.
+        return Ok(None);
+    }
+    let sites = AdapterSites::from_bits(sites).ok_or(CheckpointError::Altered("header"))?;
+    Ok(Some(Adapters { rank, scale, sites }))
 }
 
 /// The architecture of a header of version 2.
@@ -314,6 +321,7 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
     let activation = match r.u64()? {
         0 => Activation::Gelu,
         1 => Activation::SwiGlu,
+        2 => Activation::Relu2,
         _ => return Err(ALTERED),
     };
     let some = |size: usize| (size > 0).then_some(size);
@@ -341,5 +349,6 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
         qkv_bias,
         qk_norm,
         window,
+        logit_softcap: None,
     })
 }

@@ -159,7 +159,8 @@ fn begin<S: Sink>(
     Ok(table)
 }
 
-/// The fields of the header, behind all others those of the architecture and of the adapters.
+/// The fields of the header, behind all others those of the architecture, of the adapters and of later
+/// versions.
 pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; LONGEST] {
     let c = &header.config;
     let mut out = [0; LONGEST];
@@ -184,12 +185,14 @@ pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; LONGEST] {
     for value in angles {
         write(&value.to_le_bytes());
     }
-    if let Some(Adapters { rank, scale, sites }) = header.adapters {
-        for value in [rank as u64, sites.bits()] {
-            write(&value.to_le_bytes());
-        }
-        write(&scale.to_le_bytes());
+    let adapters =
+        header.adapters.map(|Adapters { rank, scale, sites }| (rank, sites.bits(), scale));
+    let (rank, sites, scale) = adapters.unwrap_or((0, 0, 0.0));
+    for value in [rank as u64, sites] {
+        write(&value.to_le_bytes());
     }
+    write(&scale.to_le_bytes());
+    write(&c.arch.logit_softcap.unwrap_or(0.0).to_le_bytes());
     out
 }
 
@@ -202,6 +205,7 @@ fn arch_fields(arch: &Architecture) -> ([u64; 10], [f32; 4]) {
     let activation = match arch.activation {
         Activation::Gelu => 0,
         Activation::SwiGlu => 1,
+        Activation::Relu2 => 2,
     };
     let (positions, theta, scaling) = match arch.rotary() {
         None => (0, 0.0, Scaling::None),

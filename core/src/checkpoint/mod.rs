@@ -5,10 +5,12 @@
 //!
 //! ```text
 //! magic    8  "CLLMCKPT"
-//! version  4  1 for GPT-2's architecture, 2 for any other, 3 for adapters of any
+//! version  4  1 for GPT-2's architecture, 2 for any other, 3 for adapters of any; 4 for what has a part
+//!             that programs before it do not know, and for its adapters
 //! length   4  bytes of the header that follows
 //! header      the config and counters (see `HEADER_LEN`), from version 2 on the architecture
-//!             (`ARCH_LEN`), in version 3 the adapters (`ADAPTERS_LEN`), then its CRC-32
+//!             (`ARCH_LEN`), from version 3 on the adapters (`ADAPTERS_LEN`; of zeros in a model of
+//!             version 4), in version 4 `LATER_LEN`, then its CRC-32
 //! section*    tag 4, zero 4, length 8, payload, CRC-32 of tag..payload
 //!             "meta" the caller's bytes; "parm" weights; "mom1", "mom2" moments
 //! section     "end " of length 0
@@ -27,7 +29,7 @@ pub use decode::{Checkpoint, CheckpointError};
 pub use encode::{Sink, SliceFull, SliceSink, encode, encode_weights, encoded_len};
 
 use crate::adapter::{AdapterTable, Adapters};
-use crate::architecture::Architecture;
+use crate::architecture::{Activation, Architecture};
 use crate::config::ModelConfig;
 use crate::params::ParamTable;
 use core::ops::Range;
@@ -36,7 +38,7 @@ use core::ops::Range;
 pub const MAGIC: [u8; 8] = *b"CLLMCKPT";
 /// The newest version that is written and read. A model of GPT-2's architecture is written as
 /// version 1, which older programs read too.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Bytes of the header's fields: six sizes, two flags, three counters (64 bits each),
 /// two `f32`.
@@ -47,21 +49,26 @@ const HEADER_LEN: usize = (6 + 2 + 3) * 8 + 2 * 4;
 const ARCH_LEN: usize = (4 + 2 + 2 + 2) * 8 + 4 * 4;
 /// Bytes of the adapters' fields behind those: rank and set of sites (64 bits each), scale (`f32`).
 const ADAPTERS_LEN: usize = 2 * 8 + 4;
+/// Bytes of what version 4 has behind those: the cap of logits (`f32`; 0: none).
+const LATER_LEN: usize = 4;
 /// Bytes of the longest header.
-const LONGEST: usize = HEADER_LEN + ARCH_LEN + ADAPTERS_LEN;
+const LONGEST: usize = HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN;
 /// Bytes of the header of a version.
 const fn header_len(version: u32) -> usize {
     match version {
         1 => HEADER_LEN,
         2 => HEADER_LEN + ARCH_LEN,
+        3 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN,
         _ => LONGEST,
     }
 }
 /// The version that a model, or its adapters, are written as.
 fn version_of(header: &Header) -> u32 {
+    let arch = &header.config.arch;
     match header.adapters {
+        _ if arch.activation == Activation::Relu2 || arch.logit_softcap.is_some() => 4,
         Some(_) => 3,
-        None if header.config.arch == Architecture::GPT2 => 1,
+        None if *arch == Architecture::GPT2 => 1,
         None => 2,
     }
 }

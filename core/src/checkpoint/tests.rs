@@ -195,7 +195,7 @@ fn headers_with_good_checksums_and_nonsense_are_refused() {
     };
     assert_eq!(with(0, 1), Ok(()));
     // Kinds and flags that do not exist, and a length of no 32 bits (9).
-    for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 2), (6, 2), (7, 2), (9, 1 << 32)] {
+    for (field, value) in [(0, 2), (1, 2), (2, 3), (3, 3), (6, 2), (7, 2), (9, 1 << 32)] {
         assert_eq!(with(field, value), Err(CheckpointError::Altered("header")), "{field}");
     }
     // Learned positions with what only angles have, and no scaling with its numbers.
@@ -207,12 +207,16 @@ fn headers_with_good_checksums_and_nonsense_are_refused() {
     assert_eq!(with(5, 3), Err(CheckpointError::Config(ConfigError::OddHead(3))));
 }
 
-/// Adapters of some parts of a model.
-fn adapted() -> (Header, AdapterTable, Vec<u8>) {
+/// A model and adapters of some of its parts.
+fn adapted_header() -> Header {
     use crate::adapter::AdapterSite::{AttnOut, Queries, Values};
     let sites = AdapterSites::of(&[Queries, Values, AttnOut]);
-    let (header, _) = llama();
-    let header = Header { adapters: Some(Adapters { rank: 2, scale: 0.5, sites }), ..header };
+    Header { adapters: Some(Adapters { rank: 2, scale: 0.5, sites }), ..llama().0 }
+}
+
+/// A checkpoint of those.
+fn adapted() -> (Header, AdapterTable, Vec<u8>) {
+    let header = adapted_header();
     let table = AdapterTable::new(&header.config, &header.adapters.unwrap()).unwrap();
     let arena: Vec<f32> = (0..table.arena_len()).map(|i| i as f32).collect();
     let mut out = vec![0; encoded_len(&header, 5, true).unwrap()];
@@ -244,8 +248,8 @@ fn adapters_come_back_without_the_model() {
     let with = |field: usize, value: u64| {
         let (mut bad, fields) = (good.clone(), HEADER_LEN + ARCH_LEN);
         bad[16 + fields + 8 * field..][..8].copy_from_slice(&value.to_le_bytes());
-        let sum = crc32fast::hash(&bad[16..16 + LONGEST]);
-        bad[16 + LONGEST..][..4].copy_from_slice(&sum.to_le_bytes());
+        let sum = crc32fast::hash(&bad[16..16 + header_len(3)]);
+        bad[16 + header_len(3)..][..4].copy_from_slice(&sum.to_le_bytes());
         Checkpoint::parse(&bad).map(|_| ())
     };
     assert_eq!(with(0, 2), Ok(()));
@@ -253,6 +257,53 @@ fn adapters_come_back_without_the_model() {
     assert_eq!(with(0, 1 << 28), Err(CheckpointError::Altered("weights")));
     assert_eq!(with(1, 0), Err(CheckpointError::Adapters(AdapterError::NoSite)));
     assert_eq!(with(1, 1 << 9), Err(CheckpointError::Altered("header")));
+}
+
+/// Parts that version 4 brought, of a model and of its adapters.
+#[test]
+fn later_parts_are_of_a_version_that_older_programs_refuse() {
+    let arch = |activation, logit_softcap| Architecture {
+        activation,
+        logit_softcap,
+        ..llama().0.config.arch
+    };
+    let later = [
+        arch(Activation::Relu2, None),
+        arch(Activation::SwiGlu, Some(15.0)),
+        arch(Activation::Relu2, Some(30.0)),
+        Architecture { activation: Activation::Relu2, ..Architecture::GPT2 },
+    ];
+    for (arch, adapted) in later.into_iter().flat_map(|arch| [(arch, false), (arch, true)]) {
+        let header = if adapted { adapted_header() } else { llama().0 };
+        let header = Header { config: ModelConfig { arch, d_model: 4, ..header.config }, ..header };
+        let mut good = vec![0; encoded_len(&header, 5, false).unwrap()];
+        let arena = vec![0.5; 1000];
+        encode(&header, b"hello", &arena, None, &mut SliceSink::new(&mut good)).unwrap();
+        // A program that knows 3 versions says that it is too old: `Newer`.
+        assert_eq!(good[8], 4, "version");
+        assert_eq!(*Checkpoint::parse(&good).unwrap().header(), header);
+        assert_every_flip_is_found(&good);
+        let with = |at: usize, bytes: &[u8]| {
+            let mut bad = good.clone();
+            bad[16 + at..][..bytes.len()].copy_from_slice(bytes);
+            let sum = crc32fast::hash(&bad[16..16 + LONGEST]);
+            bad[16 + LONGEST..][..4].copy_from_slice(&sum.to_le_bytes());
+            Checkpoint::parse(&bad).map(|_| ())
+        };
+        let cap = |cap: f32| with(LONGEST - LATER_LEN, &cap.to_le_bytes());
+        assert_eq!(cap(20.0), Ok(()));
+        for bad in [-15.0, 1e-4, 1e7, f32::INFINITY] {
+            let error = Err(CheckpointError::Config(ConfigError::LogitSoftcap(bad)));
+            assert_eq!(cap(bad), error);
+        }
+        assert!(matches!(cap(f32::NAN), Err(CheckpointError::Config(_))));
+        assert_eq!(cap(-0.0), Err(CheckpointError::Altered("header")));
+        if !adapted {
+            // Adapters of no rank have nothing else.
+            let scale = with(LONGEST - LATER_LEN - 4, &1.0_f32.to_le_bytes());
+            assert_eq!(scale, Err(CheckpointError::Altered("header")));
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "tiles of a chunk share memory: see `shared`")]
 
 use super::plan::{GeneratePlan, Kind};
-use crate::architecture::NormKind;
+use crate::architecture::{Activation, NormKind};
 use crate::engine::{Activity, Job, Observer, Taken};
 use crate::line::LANES;
 use crate::params::{BlockParam, Param};
@@ -138,10 +138,14 @@ impl<'a> Feed<'a> {
                     residual: residual(p.x),
                     dropout: None,
                 },
-                Kind::Fc => Epilogue::Gelu {
-                    bias: self.bias(of(FcBias), &columns),
-                    pre: self.act.mat_mut(p.fc_pre + columns.start, cut, n).into(),
-                },
+                Kind::Fc => {
+                    let bias = self.bias(of(FcBias), &columns);
+                    let pre = self.act.mat_mut(p.fc_pre + columns.start, cut, n).into();
+                    match self.plan.config.arch.activation {
+                        Activation::Relu2 => Epilogue::Relu2 { bias, pre },
+                        Activation::Gelu | Activation::SwiGlu => Epilogue::Gelu { bias, pre },
+                    }
+                }
                 Kind::MlpOut => Epilogue::Residual {
                     bias: self.bias(of(MlpOutBias), &columns),
                     residual: residual(p.y),
@@ -151,6 +155,9 @@ impl<'a> Feed<'a> {
             };
             let c = self.act.mat_mut(out + columns.start, cut, n);
             self.kernels.gemm(a, panels(weights), c, false, epilogue, self.scratch(seat));
+            if let (Kind::Head, Some(cap)) = (kind, self.plan.config.arch.logit_softcap) {
+                self.kernels.soft_cap(self.act.slice_mut(out + columns.start, width), cap);
+            }
         }
     }
 

@@ -14,13 +14,13 @@
 //! again, a few sets of the inner ones go round; when only losses are wanted, all layers
 //! share everything: nothing reads a block's `x` once `mid` is there.
 //!
-//! Nobody keeps the outputs of norms and of GELU. Forward they are only wanted for the
+//! Nobody keeps the outputs of norms and of activations. Forward they are only wanted for the
 //! next product of the same row block, and lie in the worker's scratch. Backward wants them
 //! for the gradients of weights, and makes them again when it reads their inputs for the
 //! last time, in the place of those:
 //!
 //! ```text
-//! fc_pre -> gelu      mid -> norm2      qkv -> its gradient
+//! fc_pre -> its activation      mid -> norm2      qkv -> its gradient
 //! x -> norm1, unless the block is made again      last x -> final norm
 //! ```
 //! Norms of heads leave queries and keys in a buffer of their own; their gradients take the place of

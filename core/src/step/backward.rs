@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::{Desk, Site, Step};
+use crate::architecture::Activation;
 use crate::plan::{Buffer, PARTIAL_ROWS};
 use crate::program::{Matrix, Norm};
 use cllm_kernels::{Epilogue, Finish, MatMut, NormInPlace, NormSaved};
@@ -128,7 +129,7 @@ impl Step<'_> {
     }
 
     /// `dfc = (dy W^T) gelu'(fc_pre)` for one row block, then `fc_pre = gelu(fc_pre)`; or the same of
-    /// SwiGLU, with the activation in the place of the gate.
+    /// squared ReLU, or of SwiGLU, with the activation in the place of the gate.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -148,7 +149,11 @@ impl Step<'_> {
             let addend =
                 self.adapted_back((Matrix::MlpOut, block), from, (first, rows), more, scratch);
             if !c.arch.is_gated() {
-                let finish = Finish { addend, epilogue: Epilogue::GeluGrad { pre } };
+                let epilogue = match c.arch.activation {
+                    Activation::Relu2 => Epilogue::Relu2Grad { pre },
+                    Activation::Gelu | Activation::SwiGlu => Epilogue::GeluGrad { pre },
+                };
+                let finish = Finish { addend, epilogue };
                 self.product(dy, weight, out, finish, scratch);
                 return;
             }

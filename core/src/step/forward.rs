@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::{Desk, Site, Step};
+use crate::architecture::Activation;
 use crate::params::Param;
 use crate::plan::Columns;
 use crate::program::{Matrix, Norm};
@@ -284,7 +285,7 @@ impl Step<'_> {
         }
     }
 
-    /// `fc_pre = norm2 W + b` for one row block, and GELU or SwiGLU of it if it is to be `activated`.
+    /// `fc_pre = norm2 W + b` for one row block, and the activation of it if it is to be `activated`.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -305,7 +306,11 @@ impl Step<'_> {
             let pre = self.operand_mut(self.plan.layout.fc(block), (first, rows), width);
             let (out, epilogue) = match bias {
                 _ if activated && !gated => {
-                    (self.kernels.operand_mut(desk.fc, rows, f), Epilogue::Gelu { bias, pre })
+                    let epilogue = match self.plan.config.arch.activation {
+                        Activation::Relu2 => Epilogue::Relu2 { bias, pre },
+                        Activation::Gelu | Activation::SwiGlu => Epilogue::Gelu { bias, pre },
+                    };
+                    (self.kernels.operand_mut(desk.fc, rows, f), epilogue)
                 }
                 Some(bias) => (pre, Epilogue::Bias(bias)),
                 None => (pre, Epilogue::None),

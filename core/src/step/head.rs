@@ -27,7 +27,7 @@ impl Step<'_> {
     ) {
         let (first, rows) = self.rows(tile);
         let (d, v) = (self.plan.config.d_model, self.plan.config.vocab_size);
-        let layout = &self.plan.layout;
+        let (layout, cap) = (&self.plan.layout, self.plan.config.arch.logit_softcap);
         // Groups are whole row blocks.
         let in_group = first - head_group(self.plan, group).start;
         let dnorm = layout.grads(self.plan.config.n_layer - 1).dnorm;
@@ -42,15 +42,16 @@ impl Step<'_> {
             let targets = &self.targets[first..first + rows];
             let losses = self.act.slice_mut(layout.losses + first, rows);
             if !grad {
-                self.kernels.cross_entropy(logits, targets, losses, None);
+                self.kernels.cross_entropy(logits, targets, losses, None, cap);
                 return;
             }
             let scale = self.loss_scale;
             let dlogits: Operand<'_> = if layout.dlogits(group).halves {
-                let halves = self.kernels.cross_entropy_in_halves(logits, targets, losses, scale);
+                let halves =
+                    self.kernels.cross_entropy_in_halves(logits, targets, losses, scale, cap);
                 Operand::Half(halves.into_ref())
             } else {
-                self.kernels.cross_entropy(logits.reborrow(), targets, losses, Some(scale));
+                self.kernels.cross_entropy(logits.reborrow(), targets, losses, Some(scale), cap);
                 logits.into_ref().into()
             };
             let dnorm = self.act.mat_mut(dnorm + first * d, (rows, d), d);

@@ -27,6 +27,13 @@ pub enum Epilogue<'a> {
         /// Receives the input of the activation: overwritten. Of elements as those of C.
         pre: OperandMut<'a>,
     },
+    /// As [`Epilogue::Gelu`], of `relu2(pre) = max(pre, 0)^2`.
+    Relu2 {
+        /// Added to each row before the activation.
+        bias: Option<&'a [f32]>,
+        /// Receives the input of the activation: overwritten. Of elements as those of C.
+        pre: OperandMut<'a>,
+    },
     /// `C = dropout(A B + bias) + residual`
     Residual {
         /// Added to each row.
@@ -40,6 +47,12 @@ pub enum Epilogue<'a> {
     /// [`Epilogue::Gelu`]. The gradient of the next weights wants the activation, which so
     /// need not be kept beside its input: it comes with the slope, with the bits it had.
     GeluGrad {
+        /// The input of the activation, from the forward pass; becomes its output. Of elements
+        /// as those of C.
+        pre: OperandMut<'a>,
+    },
+    /// As [`Epilogue::GeluGrad`], for [`Epilogue::Relu2`].
+    Relu2Grad {
         /// The input of the activation, from the forward pass; becomes its output. Of elements
         /// as those of C.
         pre: OperandMut<'a>,
@@ -82,6 +95,8 @@ enum Kind {
     Gelu,
     Residual,
     GeluGrad,
+    Relu2,
+    Relu2Grad,
 }
 
 impl RawEpilogue {
@@ -131,21 +146,20 @@ impl RawEpilogue {
                 b.as_ptr()
             })
         };
+        let activation = |of, bias, pre: &OperandMut<'_>| {
+            check(pre.shape());
+            let pre = pre.raw();
+            kind(pre.half);
+            let (other, other_row) = (pre.ptr.cast_mut(), pre.row);
+            Self { kind: of, bias, other, other_row, ..Self::NONE }
+        };
         match epilogue {
             Epilogue::None => Self::NONE,
             Epilogue::Bias(b) => Self { kind: Kind::Bias, bias: bias(&Some(b)), ..Self::NONE },
-            Epilogue::Gelu { bias: b, pre } => {
-                check(pre.shape());
-                let pre = pre.raw();
-                kind(pre.half);
-                Self {
-                    kind: Kind::Gelu,
-                    bias: bias(b),
-                    other: pre.ptr.cast_mut(),
-                    other_row: pre.row,
-                    ..Self::NONE
-                }
-            }
+            Epilogue::Gelu { bias: b, pre } => activation(Kind::Gelu, bias(b), pre),
+            Epilogue::Relu2 { bias: b, pre } => activation(Kind::Relu2, bias(b), pre),
+            Epilogue::GeluGrad { pre } => activation(Kind::GeluGrad, None, pre),
+            Epilogue::Relu2Grad { pre } => activation(Kind::Relu2Grad, None, pre),
             Epilogue::Residual { bias: b, residual, dropout } => {
                 check((residual.rows(), residual.cols()));
                 kind(false);
@@ -156,17 +170,6 @@ impl RawEpilogue {
                     other: residual.ptr.cast_mut(),
                     other_row: residual.row_stride,
                     dropout: *dropout,
-                    ..Self::NONE
-                }
-            }
-            Epilogue::GeluGrad { pre } => {
-                check(pre.shape());
-                let pre = pre.raw();
-                kind(pre.half);
-                Self {
-                    kind: Kind::GeluGrad,
-                    other: pre.ptr.cast_mut(),
-                    other_row: pre.row,
                     ..Self::NONE
                 }
             }
@@ -210,6 +213,8 @@ pub(super) unsafe fn apply<S: Simd, F: Format<S>, M: Elements<S, F>>(
             Kind::Gelu => tile.through::<S, F, M, { Kind::Gelu as u8 }>(s, m, e),
             Kind::Residual => tile.through::<S, F, M, { Kind::Residual as u8 }>(s, m, e),
             Kind::GeluGrad => tile.through::<S, F, M, { Kind::GeluGrad as u8 }>(s, m, e),
+            Kind::Relu2 => tile.through::<S, F, M, { Kind::Relu2 as u8 }>(s, m, e),
+            Kind::Relu2Grad => tile.through::<S, F, M, { Kind::Relu2Grad as u8 }>(s, m, e),
         }
     }
 }
@@ -295,6 +300,7 @@ impl<E: Copy> Tile<'_, E> {
         unsafe {
             let mut x = load_up_to(s, self.sums.add(r * S::NR + q), n);
             if KIND != Kind::GeluGrad as u8
+                && KIND != Kind::Relu2Grad as u8
                 && let Some(bias) = e.bias
             {
                 x = s.add(x, load_up_to(s, bias.add(j + q), n));
@@ -303,6 +309,9 @@ impl<E: Copy> Tile<'_, E> {
             if KIND == Kind::Gelu as u8 {
                 m.store(s, other, x, n);
                 x = math::gelu(s, m.rounded(s, x));
+            } else if KIND == Kind::Relu2 as u8 {
+                m.store(s, other, x, n);
+                x = math::relu2_and_slope(s, m.rounded(s, x)).0;
             } else if KIND == Kind::Residual as u8 {
                 let residual = m.load(s, other, n);
                 if e.dropout.is_some() {
@@ -311,6 +320,10 @@ impl<E: Copy> Tile<'_, E> {
                 x = s.add(x, residual);
             } else if KIND == Kind::GeluGrad as u8 {
                 let (value, slope) = math::gelu_and_slope(s, m.load(s, other, n));
+                m.store(s, other, value, n);
+                x = s.mul(x, slope);
+            } else if KIND == Kind::Relu2Grad as u8 {
+                let (value, slope) = math::relu2_and_slope(s, m.load(s, other, n));
                 m.store(s, other, value, n);
                 x = s.mul(x, slope);
             }

@@ -4,7 +4,7 @@ use super::Grid;
 use cllm_kernels::{Dropout, Epilogue, OperandMut};
 
 /// Kinds of epilogue, by number.
-pub(crate) const EPILOGUES: usize = 6;
+pub(crate) const EPILOGUES: usize = 8;
 
 /// What an epilogue reads.
 pub(crate) struct More {
@@ -22,6 +22,8 @@ pub(crate) fn epilogue<'a>(kind: usize, more: &'a More, pre: OperandMut<'a>) -> 
         2 => Epilogue::Gelu { bias, pre },
         3 => Epilogue::Residual { bias, residual: more.other.view(), dropout },
         4 => Epilogue::Residual { bias: None, residual: more.other.view(), dropout: None },
-        _ => Epilogue::GeluGrad { pre },
+        5 => Epilogue::GeluGrad { pre },
+        6 => Epilogue::Relu2 { bias, pre },
+        _ => Epilogue::Relu2Grad { pre },
     }
 }

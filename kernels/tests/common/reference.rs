@@ -43,6 +43,10 @@ pub(crate) fn gelu_two_u_slope(x: f64) -> f64 {
     2.0 * ROOT * (1.0 + 3.0 * 0.044715 * x * x)
 }
 
+pub(crate) fn relu2(x: f64) -> f64 {
+    x.max(0.0) * x.max(0.0)
+}
+
 pub(crate) fn gelu(x: f64) -> f64 {
     x * gelu_gate(x).0
 }

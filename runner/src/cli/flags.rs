@@ -196,7 +196,7 @@ train_flags! {
         /// Base of the angles of rotary positions.
         #[arg(value_name = "N")]
         rope_theta: f32,
-        /// gelu (GPT-2) or swiglu (Llama).
+        /// gelu (GPT-2), relu2 (squared ReLU, nanochat) or swiglu (Llama).
         #[arg(value_name = "KIND", alias = "hidden-act")]
         activation: ActivationChoice,
         /// Biases of queries, keys and values in a model without others (Qwen2).
@@ -208,6 +208,9 @@ train_flags! {
         /// Tokens that each one sees, the last up to itself [default: all of its sequence].
         #[arg(value_name = "N", alias = "sliding-window")]
         window: usize,
+        /// Keeps logits between C and -C: C tanh(logit / C) (Gemma 2, nanochat); 0 leaves them as they are.
+        #[arg(value_name = "C", alias = "final-logit-softcapping")]
+        logit_softcap: f32,
     }
     "Adapters (LoRA)" [] {
         /// Train adapters of this rank in the place of the weights of --base.

@@ -93,6 +93,7 @@ fn tiny() -> TrainSettings {
         qkv_bias: false,
         qk_norm: false,
         window: None,
+        logit_softcap: 0.0,
         lora_rank: None,
         lora_alpha: None,
         lora_targets: lora::ALL.to_owned(),

@@ -113,6 +113,11 @@ impl TrainSettings {
         if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
             return Err(Invalid::new("rope_theta", self.rope_theta, "it must be above 1"));
         }
+        let cap = self.logit_softcap;
+        if cap != 0.0 && !(1e-3..=1e6).contains(&cap) {
+            let problem = "it must be at least 0.001 and at most 1000000, or 0 for none";
+            return Err(Invalid::new("logit_softcap", cap, problem));
+        }
         self.check_heads()?;
         share("dropout", f64::from(self.dropout), self.dropout)
     }
@@ -292,6 +297,11 @@ mod tests {
             (refused(|s| s.head_size = Some(0)), "--head-size 0: it must be at least 1"),
             (refused(|s| s.head_size = Some(1 << 28)), "--head-size 268435456: the largest"),
             (refused(|s| s.window = Some(0)), "--window 0: it must be at least 1"),
+            (refused(|s| s.logit_softcap = -1.0), "--logit-softcap -1: it must be at least 0.001"),
+            (
+                refused(|s| s.logit_softcap = f32::NAN),
+                "--logit-softcap NaN: it must be at least 0.001",
+            ),
             (
                 refused(|s| s.lora_rank = Some(4)),
                 "--lora-rank 4: adapters stand beside the weights",

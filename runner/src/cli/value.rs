@@ -207,12 +207,13 @@ impl Setting for PositionsChoice {
 }
 
 impl Setting for ActivationChoice {
-    const ACCEPTS: &'static str = "gelu or swiglu";
+    const ACCEPTS: &'static str = "gelu, relu2 or swiglu";
 
     fn from_text(text: &str) -> Option<Self> {
         match text {
             "gelu" => Some(Self::Gelu),
             // transformers' name for the gate's.
+            "relu2" => Some(Self::Relu2),
             "swiglu" | "silu" => Some(Self::Swiglu),
             _ => None,
         }

@@ -24,6 +24,7 @@ pub(crate) enum Part {
 /// The families of models that other programs have names for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
+    /// With GELU, or in `transformers` with squared ReLU.
     Gpt2,
     /// Llama, Mistral and what is made as they are; biases nowhere or in every matrix.
     Llama,
@@ -40,7 +41,17 @@ impl Family {
     /// None does: says which part stands alone.
     pub(crate) fn of(config: &ModelConfig) -> Result<Self, String> {
         let arch = &config.arch;
-        if *arch == Architecture::GPT2 {
+        if let Some(cap) = arch.logit_softcap {
+            return Err(format!(
+                "other programs have no model of these parts with --logit-softcap {cap}: a model that is \
+                 to leave this program wants none"
+            ));
+        }
+        let squared = arch.activation == Activation::Relu2;
+        if *arch == Architecture::GPT2
+            || squared
+                && *arch == (Architecture { activation: Activation::Relu2, ..Architecture::GPT2 })
+        {
             return Ok(Self::Gpt2);
         }
         let llamas = [
@@ -166,6 +177,14 @@ mod tests {
         assert_eq!(family(biased, true), Ok(Family::Llama));
         let odd = Architecture { activation: Activation::Gelu, ..Architecture::LLAMA };
         assert!(family(odd, false).unwrap_err().contains("--activation swiglu"));
+        let squared = |arch| Architecture { activation: Activation::Relu2, ..arch };
+        assert_eq!(family(squared(Architecture::GPT2), true), Ok(Family::Gpt2));
+        let refused = family(squared(Architecture::LLAMA), false).unwrap_err();
+        assert!(refused.contains("--activation swiglu"), "{refused}");
+        for arch in [Architecture::GPT2, Architecture::LLAMA] {
+            let refused = family(Architecture { logit_softcap: Some(15.0), ..arch }, false);
+            assert!(refused.unwrap_err().contains("--logit-softcap 15"));
+        }
         let normed = Architecture { qk_norm: true, ..Architecture::LLAMA };
         assert_eq!(family(normed, false), Ok(Family::Qwen3));
         let both = Architecture { qk_norm: true, ..biased };

@@ -1,6 +1,6 @@
 //! llama.cpp's keys of a model's sizes and parts.
 
-use cllm_core::{Architecture, ConfigError, ModelConfig, Positions, Rotary, Scaling};
+use cllm_core::{Activation, Architecture, ConfigError, ModelConfig, Positions, Rotary, Scaling};
 
 use super::names::{HEAD, TABLE, biases};
 use super::read::File;
@@ -61,6 +61,13 @@ pub(super) fn family(config: &ModelConfig) -> Result<Family, String> {
     let has_factors =
         config.arch.rotary().is_some_and(|rotary| matches!(rotary.scaling, Scaling::Llama3 { .. }));
     Ok(match Family::of(config)? {
+        Family::Gpt2 if config.arch.activation == Activation::Relu2 => {
+            return Err(
+                "llama.cpp has no model with --activation relu2 of GPT-2's other parts: its gpt2 \
+                        has GELU alone; --format safetensors has both"
+                    .to_owned(),
+            );
+        }
         // Its `llama` has such biases too, and what its `qwen2` lacks: factors of angles, and heads
         // that are not an equal share of the width.
         Family::Qwen2 if has_factors || config.query_width() != config.d_model => Family::Llama,

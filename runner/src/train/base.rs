@@ -24,7 +24,7 @@ use crate::tokenizer::{
 use crate::trained::Trained;
 
 /// The settings that a base decides.
-pub(crate) const DECIDED: [&str; 15] = [
+pub(crate) const DECIDED: [&str; 16] = [
     "n_layer",
     "n_head",
     "n_kv_head",
@@ -40,6 +40,7 @@ pub(crate) const DECIDED: [&str; 15] = [
     "qkv_bias",
     "qk_norm",
     "window",
+    "logit_softcap",
 ];
 /// Longest sequences of a model that was made elsewhere, unless they are told: it may be for many more
 /// tokens than a text has, or than fit into the memory of a batch.
@@ -82,12 +83,13 @@ pub(crate) fn settle(
         qkv_bias,
         qk_norm,
         window,
+        logit_softcap,
         ..
     } = Parts::from(&c.arch);
     (settings.norm, settings.positions, settings.activation) = (norm, positions, activation);
     (settings.rope_theta, settings.n_kv_head) = (rope_theta, n_kv_head);
     (settings.head_size, settings.qkv_bias, settings.qk_norm) = (head_size, qkv_bias, qk_norm);
-    settings.window = window;
+    (settings.window, settings.logit_softcap) = (window, logit_softcap.unwrap_or(0.0));
     if !is_set("block_size") {
         settings.block_size = c.block_size.min(BLOCK);
     }

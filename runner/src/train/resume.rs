@@ -10,7 +10,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 31] = [
+const FIXED: [&str; 32] = [
     "base",
     "data",
     "val_data",
@@ -36,6 +36,7 @@ const FIXED: [&str; 31] = [
     "qkv_bias",
     "qk_norm",
     "window",
+    "logit_softcap",
     "lora_rank",
     "lora_alpha",
     "lora_targets",

@@ -58,6 +58,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         qkv_bias: false,
         qk_norm: false,
         window: None,
+        logit_softcap: 0.0,
         lora_rank: None,
         lora_alpha: None,
         lora_targets: "all-linear".to_owned(),

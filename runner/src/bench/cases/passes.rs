@@ -59,13 +59,13 @@ fn cross_entropy(kernels: &'static Kernels, range: f32, see: &mut dyn FnMut(Case
     let mut fixed = logits.clone();
     // Two passes read the logits.
     see(Case::cache("cross-entropy", 2 * rows * VOCAB, move || {
-        kernels.cross_entropy(out(&mut fixed, rows, VOCAB), &wanted, &mut losses, None);
+        kernels.cross_entropy(out(&mut fixed, rows, VOCAB), &wanted, &mut losses, None, None);
     }));
     let mut losses = Lines::zeros(rows);
     // Gradients replace logits: the next call takes them for logits, which are as good.
     see(Case::cache("cross-entropy and gradient", 3 * rows * VOCAB, move || {
         let view = out(&mut logits, rows, VOCAB);
-        kernels.cross_entropy(view, &targets, &mut losses, Some(1.0));
+        kernels.cross_entropy(view, &targets, &mut losses, Some(1.0), None);
     }));
 }
 

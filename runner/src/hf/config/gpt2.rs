@@ -2,14 +2,16 @@
 
 use core::fmt::Display;
 
-use cllm_core::{Architecture, ModelConfig};
+use cllm_core::{Activation, Architecture, ModelConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{digits, unsupported};
 
-/// The activation that the core computes: GELU by tanh, which has two names.
+/// GELU by tanh, which has two names.
 const GELU: [&str; 2] = ["gelu_new", "gelu_pytorch_tanh"];
+/// The square of what is positive.
+const RELU2: &str = "relu2";
 
 /// What of it decides what is computed.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -62,10 +64,15 @@ pub(super) const WORDS: [(&str, &str); 5] = [
 /// The model. Its dropout is that of the residual branches: a model has one here.
 pub(super) fn read(json: Value) -> Result<ModelConfig, String> {
     let gpt2: Gpt2 = serde_json::from_value(json).map_err(|e| e.to_string())?;
-    if !GELU.contains(&gpt2.activation_function.as_str()) {
-        let value = format!("{:?}", gpt2.activation_function);
-        return Err(unsupported("activation_function", &value, &"\"gelu_new\""));
-    }
+    let activation = match gpt2.activation_function.as_str() {
+        RELU2 => Activation::Relu2,
+        name if GELU.contains(&name) => Activation::Gelu,
+        name => {
+            return Err(format!(
+                "activation_function {name:?} is not supported; only \"gelu_new\" and \"relu2\" are"
+            ));
+        }
+    };
     for (field, value, supported) in [
         ("scale_attn_weights", gpt2.scale_attn_weights, true),
         ("scale_attn_by_inverse_layer_idx", gpt2.scale_attn_by_inverse_layer_idx, false),
@@ -86,12 +93,13 @@ pub(super) fn read(json: Value) -> Result<ModelConfig, String> {
         tied: gpt2.tie_word_embeddings,
         dropout: gpt2.resid_pdrop.unwrap_or(0.0),
         norm_eps: gpt2.layer_norm_epsilon,
-        arch: Architecture::GPT2,
+        arch: Architecture { activation, ..Architecture::GPT2 },
     })
 }
 
 /// What is written.
 pub(super) fn json(config: &ModelConfig) -> Value {
+    let activation = if config.arch.activation == Activation::Relu2 { RELU2 } else { GELU[0] };
     json!({
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -101,7 +109,7 @@ pub(super) fn json(config: &ModelConfig) -> Value {
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_inner": config.d_ff,
-        "activation_function": GELU[0],
+        "activation_function": activation,
         "layer_norm_epsilon": digits(config.norm_eps),
         "tie_word_embeddings": config.tied,
         "resid_pdrop": digits(config.dropout),
