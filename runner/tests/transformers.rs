@@ -91,16 +91,23 @@ fn models_of_transformers_compute_here_what_they_compute_there() {
         assert_eq!(run_in(dir, &spoken).json()["text"], expected["said"], "{from}");
         seen += 1;
     }
-    assert_eq!(seen, 8);
+    assert_eq!(seen, 10);
 }
 
 #[test]
 fn what_is_exported_and_imported_again_is_the_same_model() {
-    for flags in ["--tokenizer bytes", "--tokenizer chars --no-tied", "--tokenizer bpe:300"] {
+    for flags in [
+        "--tokenizer bytes",
+        "--tokenizer chars --no-tied",
+        "--tokenizer bpe:300",
+        "--tokenizer bytes --activation relu2",
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         train(dir, flags);
         export(dir, "");
+        let config = fs::read_to_string(dir.join("model/config.json")).unwrap();
+        assert_eq!(config.contains("\"relu2\""), flags.contains("relu2"), "{flags}");
         import(dir).done();
         assert_eq!(loss(dir, "back"), loss(dir, "out"), "{flags}");
         assert_eq!(spoken(dir, "back"), spoken(dir, "out"), "{flags}");

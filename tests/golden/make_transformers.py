@@ -18,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -144,5 +146,12 @@ if __name__ == "__main__":
     save("qwen3", normed, torch.float32)
     window = llama(7, MistralConfig, MistralForCausalLM, head_dim=8, sliding_window=16)
     save("mistral", window, torch.float32)
+    save("gpt2-relu2", gpt2(9, activation_function="relu2"), torch.float32)
+    # A cap where logits bend, and an epsilon that counts in the norm of the embedding.
+    nanochat = llama(
+        10, NanoChatConfig, NanoChatForCausalLM, final_logit_softcapping=3.0, rms_norm_eps=1e-3,
+        tie_word_embeddings=False,
+    )
+    save("nanochat", nanochat, torch.float32)
     for folder in sorted(OUT.iterdir()):
         print(folder.name, *sorted(path.name for path in folder.iterdir()))

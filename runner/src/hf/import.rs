@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::names::{self, HEAD, Named, Place};
 use super::weights::{Mapped, Tensor, Tensors};
-use super::{CONFIG, config};
+use super::{CONFIG, config, nanochat};
 use crate::error::{Error, Result};
 use crate::exchange::{End, Family, Imported, NewRun, checked_tokenizer, create_run, fill_columns};
 use crate::files;
@@ -52,6 +52,10 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
                 fill_columns(spec, columns, to, |row| row, |row, to| tensor.read_row(row, to))?;
             }
         }
+    }
+
+    if nanochat::is(&config) {
+        nanochat::settle(&config, &table, &mut arena);
     }
 
     let usage = Usage::of_folder(from)?;
@@ -102,11 +106,14 @@ struct Matched<'a> {
 
 impl<'a> Matched<'a> {
     fn new(config: &ModelConfig, table: &ParamTable, mut tensors: Tensors<'a>) -> Result<Self> {
-        let family = Family::of(config).map_err(Error::failure)?;
+        let nanochat = nanochat::is(config);
+        // Its tensors are called as Llama's.
+        let family = if nanochat { Ok(Family::Llama) } else { Family::of(config) };
+        let family = family.map_err(Error::failure)?;
         let prefix = names::prefix(family);
         let prefix = if tensors.has_prefix(prefix) { prefix } else { "" };
         let mut matched = Vec::new();
-        for spec in table.iter() {
+        for spec in table.iter().filter(|spec| !nanochat || nanochat::has(spec)) {
             for mut named in names::of(family, config, &spec, prefix) {
                 // Of two names of one tensor files may keep either.
                 if config.tied && spec.param == Param::TokenTable && !tensors.has(&named.name) {
@@ -131,6 +138,7 @@ impl<'a> Matched<'a> {
         let Some((name, path)) = tensors.left() else { return Ok(Self { matched }) };
         let model = match family {
             Family::Gpt2 => "GPT-2",
+            _ if nanochat => "nanochat of this config.json",
             Family::Llama => "Llama of this config.json",
             Family::Qwen2 => "Qwen2 of this config.json",
             Family::Qwen3 => "Qwen3 of this config.json",

@@ -1,5 +1,5 @@
 //! Models of Hugging Face's `transformers`: folders in ([`import`]) and out ([`export`]), of GPT-2 and of
-//! the Llama family (Llama, Mistral, Qwen2, Qwen3).
+//! the Llama family (Llama, Mistral, Qwen2, Qwen3); of nanochat in alone.
 //!
 //! ```text
 //! config.json                     architecture and sizes                  (config)
@@ -16,6 +16,7 @@ mod config;
 mod export;
 mod import;
 mod names;
+mod nanochat;
 pub(crate) mod weights;
 
 pub use export::export;

@@ -56,6 +56,7 @@ pub(super) fn of(
         let name = format!("{prefix}{}", spec.name());
         return vec![Named { name, shape, place: Place::Values(0..spec.len()) }];
     }
+    let gated = config.arch.is_gated();
     let is_table = matches!(spec.param, Param::TokenTable | Param::Head);
     let named = parts(config, spec).into_iter().map(|(part, columns)| {
         let (shape, place) = if spec.is_vector() {
@@ -65,13 +66,13 @@ pub(super) fn of(
         } else {
             (vec![columns.len(), spec.rows], Place::Columns(columns))
         };
-        Named { name: format!("{prefix}{}", llama(spec, part)), shape, place }
+        Named { name: format!("{prefix}{}", llama(spec, part, gated)), shape, place }
     });
     named.collect()
 }
 
 /// The name of a part in the Llama family.
-fn llama(spec: &ParamSpec, part: Part) -> String {
+fn llama(spec: &ParamSpec, part: Part, gated: bool) -> String {
     use BlockParam::{AttnOut, AttnOutBias, Fc, FcBias, MlpOut, MlpOutBias, Norm1Gain, Norm2Gain};
     use BlockParam::{KeyNormGain, Norm1Bias, Norm2Bias, Qkv, QkvBias, QueryNormGain};
     let (block, param) = match spec.param {
@@ -92,8 +93,11 @@ fn llama(spec: &ParamSpec, part: Part) -> String {
         (AttnOut | AttnOutBias, _) => "self_attn.o_proj",
         (Norm2Gain, _) => "post_attention_layernorm",
         (Fc | FcBias, Part::Gate) => "mlp.gate_proj",
-        (Fc | FcBias, _) => "mlp.up_proj",
-        (MlpOut | MlpOutBias, _) => "mlp.down_proj",
+        (Fc | FcBias, Part::Up) => "mlp.up_proj",
+        // nanochat's, which has no gate.
+        (Fc | FcBias, _) => "mlp.fc1",
+        (MlpOut | MlpOutBias, _) if gated => "mlp.down_proj",
+        (MlpOut | MlpOutBias, _) => "mlp.fc2",
         // The family has none.
         (Norm1Bias | Norm2Bias, _) => return spec.name().to_string(),
     };

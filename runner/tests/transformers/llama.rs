@@ -177,6 +177,40 @@ fn wrong_tensors_of_the_llama_family_are_named_and_nothing_is_written() {
     assert!(!dir.join("back").exists());
 }
 
+/// What it computes is compared with the other folders.
+#[test]
+fn nanochat_comes_in_to_be_trained_and_does_not_go_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, from) = (dir.path(), golden("nanochat"));
+    run_in(dir, &["import", from.to_str().unwrap(), "--out-dir", "back"]).done();
+    for format in ["safetensors", "gguf", "llmc"] {
+        let export = format!("export --checkpoint back --out model --format {format}");
+        run_in(dir, &words(&export)).refused(1, &["back"]);
+        assert!(!dir.join("model").exists(), "{format}");
+    }
+    fs::write(dir.join("t.txt"), "And God said, Let there be light. ".repeat(30)).unwrap();
+    let train = "train --base back --data t.txt --out-dir run --max-steps 8 --batch-size 2 \
+                 --learning-rate 0.01 --warmup-steps 0 --sample-tokens 0 --val-fraction 0";
+    run_in(dir, &words(train)).done();
+    assert!(loss(dir, "run") < loss(dir, "back") - 0.3, "nothing is learned");
+
+    // What is no tensor of it, or too few of them.
+    fs::create_dir(dir.join("model")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(from.join(name), dir.join("model").join(name)).unwrap();
+    }
+    fs::remove_dir_all(dir.join("back")).unwrap();
+    let gain = || (vec![24], vec![0; 96], Dtype::F32);
+    change(dir, |tensors| _ = tensors.insert("model.norm.weight".to_owned(), gain()));
+    import(dir).refused(1, &["no nanochat of this config.json has the tensor model.norm.weight"]);
+    change(dir, |tensors| {
+        tensors.remove("model.norm.weight");
+        tensors.remove("model.layers.1.mlp.fc2.weight");
+    });
+    import(dir).refused(1, &["model.layers.1.mlp.fc2.weight"]);
+    assert!(!dir.join("back").exists());
+}
+
 #[test]
 fn models_that_are_of_no_family_are_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
@@ -189,6 +223,9 @@ fn models_that_are_of_no_family_are_refused_before_anything_is_written() {
         (&format!("{llama} --head-size 6 --n-head 3"), "biases of width 16 and 3 heads"),
         (&format!("{llama} --qk-norm"), "no model with --qk-norm and biases"),
         (&format!("{llama} --qk-norm --bias false --qkv-bias"), "--qk-norm and biases"),
+        ("--norm rms --positions rotary --activation relu2", "--activation swiglu"),
+        ("--logit-softcap 15", "with --logit-softcap 15"),
+        (&format!("{llama} --logit-softcap 30"), "with --logit-softcap 30"),
     ] {
         train(dir, &format!("--tokenizer bytes {flags}"));
         run_in(dir, &["export", "--checkpoint", "out", "--out", "model"]).refused(1, &[words]);

@@ -35,9 +35,10 @@ struct Defaults {
 }
 
 /// This program's names of what may be wrong with a model, and the file's.
-pub(super) const WORDS: [(&str, &str); 11] = [
+pub(super) const WORDS: [(&str, &str); 12] = [
     ("d_model", "hidden_size"),
     ("window is", "sliding_window is"),
+    ("logit_softcap is", "final_logit_softcapping is"),
     ("block_size", "max_position_embeddings"),
     ("n_layer", "num_hidden_layers"),
     ("n_head", "num_attention_heads"),

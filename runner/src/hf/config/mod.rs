@@ -7,6 +7,7 @@
 mod fields;
 mod gpt2;
 mod llama;
+mod nanochat;
 mod rope;
 
 use core::fmt::Display;
@@ -42,10 +43,11 @@ fn model(json: Value) -> core::result::Result<ModelConfig, String> {
     let (config, words) = match Kind::of(model_type) {
         Some(kind) => (llama::read(kind, &json)?, &llama::WORDS[..]),
         None if model_type == "gpt2" => (gpt2::read(json)?, &gpt2::WORDS[..]),
+        None if model_type == "nanochat" => (nanochat::read(&json)?, &llama::WORDS[..]),
         None => {
             return Err(format!(
                 "model_type {model_type:?} is not an architecture that can be imported; gpt2, llama, \
-                 mistral, qwen2 and qwen3 are"
+                 mistral, nanochat, qwen2 and qwen3 are"
             ));
         }
     };
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    use cllm_core::Architecture;
+    use cllm_core::{Activation, Architecture};
 
     fn read_text(text: &str) -> Result<ModelConfig> {
         let dir = tempfile::tempdir().unwrap();
@@ -129,6 +131,11 @@ mod tests {
         };
         let text = text(&config, Family::Gpt2, [Some(7); 2], "float32").unwrap();
         assert_eq!(read_text(&text).unwrap(), config);
+        let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
+        let squared = ModelConfig { arch: squared, ..config };
+        let other = super::text(&squared, Family::Gpt2, [None; 2], "float32").unwrap();
+        assert!(other.contains("\"activation_function\": \"relu2\""), "{other}");
+        assert_eq!(read_text(&other).unwrap(), squared);
         let json: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&json["eos_token_id"], &json["n_inner"]), (&7.into(), &40.into()));
     }
