@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains models of every family for 20 steps beside PyTorch: random models of Hugging Face's transformers,
 # which `cllm import` makes bases of, by `cllm train` and by PyTorch in fp32, on the same batches with the
-# same AdamW. Prints how far the losses of each family are apart, and ends with an error if those of any
+# same AdamW. One with capped logits, for which transformers has no class of the same parts, begins here, and
+# PyTorch caps what its class computes. Prints how far the losses of each family are apart, and ends with an error if those of any
 # step are more than 1e-4.
 #
 # Usage: tests/steps.sh     (a minute, once tests/golden/requirements-transformers.txt is there)
@@ -68,25 +69,23 @@ def base(folder: Path, kind: str, options: dict) -> None:
     model.save_pretrained(folder)
 
 
-def ours(folder: Path, data: Path) -> Path:
-    """Trains it here; the file has the losses, the batches, and the numbers of AdamW."""
-    run(cllm, "import", folder / "hf", "--out-dir", folder / "base")
+def ours(folder: Path, model: list) -> Path:
+    """Trains it here; the file has the weights, the losses, the batches, and the numbers of AdamW."""
     train = f"""--vocab-size {VOCAB} --val-fraction 0 --sample-tokens 0 --log-interval 1 --seed 5
         --batch-size {BATCH} --gradient-accumulation-steps {ACCUM} --block-size {BLOCK} --dropout 0
         --max-steps {STEPS} --warmup-steps 3 --learning-rate 0.01 --weight-decay 0.1 --grad-clip 1"""
-    paths = ["--base", folder / "base", "--data", data, "--out-dir", folder / "run"]
-    run(cllm, "train", *train.split(), *paths)
+    paths = ["--data", work / "data.bin", "--out-dir", folder / "run"]
+    run(cllm, "train", *train.split(), *paths, *model)
     start = folder / "start.safetensors"
     run(peer_inputs, folder / "run", start)
     return start
 
 
-def theirs(folder: Path, start: Path) -> list[float]:
+def theirs(model, start: Path, cap: float | None) -> list[float]:
     """Trains it with PyTorch."""
     with safe_open(start, "pt") as file:
         tokens, targets, rates = (file.get_tensor(name) for name in ("tokens", "targets", "lrs"))
         c = json.loads(file.metadata()["config"])
-    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32).eval()
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() == 2], "weight_decay": c["weight_decay"]},
@@ -100,6 +99,8 @@ def theirs(folder: Path, start: Path) -> list[float]:
         loss = 0.0
         for micro in range(ACCUM):
             logits = model(tokens[step, micro].long()).logits
+            if cap is not None:
+                logits = cap * torch.tanh(logits / cap)
             wanted = targets[step, micro].long().flatten()
             part = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted) / ACCUM
             part.backward()
@@ -115,10 +116,34 @@ def compare(name: str, kind: str, **options) -> bool:
     folder = work / name
     folder.mkdir()
     base(folder / "hf", kind, options)
-    start = ours(folder, work / "data.bin")
+    run(cllm, "import", folder / "hf", "--out-dir", folder / "base")
+    start = ours(folder, ["--base", folder / "base"])
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)
+    return differ(name, model, start)
+
+
+def capped(name: str, cap: float) -> bool:
+    """GPT-2 with squared ReLU and capped logits, from initial weights of cllm."""
+    folder = work / name
+    folder.mkdir()
+    sizes = "--n-layer 2 --n-embd 48 --n-head 3 --activation relu2"
+    start = ours(folder, [*sizes.split(), "--logit-softcap", cap])
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=VOCAB, n_layer=2, n_embd=48, n_head=3, n_positions=BLOCK,
+        activation_function="relu2", bos_token_id=0, eos_token_id=0,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with safe_open(start, "pt") as file, torch.no_grad():
+        for parameter, values in model.transformer.named_parameters():
+            values.copy_(file.get_tensor(f"param/{parameter}"))
+    return differ(name, model, start, cap)
+
+
+def differ(name: str, model, start: Path, cap: float | None = None) -> bool:
+    """Trains there what was trained here, and says how far they are apart."""
     with safe_open(start, "np") as file:
         mine = file.get_tensor("losses").tolist()
-    other = theirs(folder, start)
+    other = theirs(model.eval(), start, cap)
     apart = [abs(a / b - 1) for a, b in zip(mine, other, strict=True)]
     worst = max(range(STEPS), key=apart.__getitem__)
     row = f"| {name} | {mine[0]:.4f} | {mine[-1]:.4f} | {apart[worst]:.1e} | {worst + 1} |"
@@ -148,6 +173,8 @@ print("| family | first loss | last loss | furthest apart | at step |\n|---|---:
 passed = [
     gpt2("gpt2"),
     gpt2("gpt2-untied", tie_word_embeddings=False),
+    capped("gpt2-relu2-cap", 2.0),
+    gpt2("gpt2-relu2", activation_function="relu2"),
     llama("llama-grouped", "llama"),
     llama("llama-tied", "llama", tie_word_embeddings=True),
     llama("qwen2", "qwen2"),
