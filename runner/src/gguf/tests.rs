@@ -326,7 +326,10 @@ fn models_that_other_programs_do_not_know_are_not_exported() {
         (layer, "--norm rms"),
         (biased, "--qk-norm and biases"),
         (scaled, "--qk-norm and Llama 3's scaling"),
-        (Architecture { activation: Activation::Relu2, ..Architecture::GPT2 }, "--activation relu2"),
+        (
+            Architecture { activation: Activation::Relu2, ..Architecture::GPT2 },
+            "--activation relu2",
+        ),
         (Architecture { logit_softcap: Some(15.0), ..Architecture::LLAMA }, "--logit-softcap 15"),
     ];
     for (n, (arch, words)) in cases.into_iter().enumerate() {
