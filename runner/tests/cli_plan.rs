@@ -164,4 +164,9 @@ fn people_get_the_same_numbers() {
     let text = run(&["plan", "--preset", "smollm2", "--no-estimate"]).stdout;
     let parts = "rms norm, rotary positions (theta 100000), swiglu, 3 heads of keys and values";
     assert!(text.contains(parts), "{text}");
+    let later = ["--activation", "relu2", "--logit-softcap", "15"];
+    let text = run(&[&["plan", "--no-estimate"][..], &later].concat()).stdout;
+    assert!(text.contains("learned positions, relu2, logits capped at 15"), "{text}");
+    let text = run(&["plan", "--no-estimate", "--logit-softcap", "0"]).stdout;
+    assert!(!text.contains("capped"), "{text}");
 }
