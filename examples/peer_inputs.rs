@@ -23,6 +23,7 @@ use cllm::data::prefetch::ReadyBatch;
 use cllm::error::{Error, Result};
 use cllm::memory::PoolMemory;
 use cllm::model;
+use cllm::parts::Parts;
 use cllm::settings::TrainSettings;
 use cllm::train::folder::RunFolder;
 use cllm::train::inputs::Inputs;
@@ -267,7 +268,7 @@ fn metadata(settings: &TrainSettings, config: &ModelConfig, run: &Path) -> Resul
     let names: Vec<String> = table.iter().map(|spec| spec.name().to_string()).collect();
     let (batch, tokens) = (settings.batch_size, settings.block_size);
     let wide = f64::from;
-    Ok(json!({
+    let mut about = json!({
         "name": run.file_name().map(|name| name.to_string_lossy()),
         "seed": settings.seed,
         "vocab_size": config.vocab_size,
@@ -290,5 +291,11 @@ fn metadata(settings: &TrainSettings, config: &ModelConfig, run: &Path) -> Resul
         "layer_norm_eps": wide(config.norm_eps),
         "flops_per_token": config.step_flops(batch, tokens) / (batch * tokens) as f64,
         "parameters": names,
-    }))
+    });
+    // As golden files say it, where it is not GPT-2.
+    let parts = Parts::from(&config.arch);
+    if !parts.is_gpt2() {
+        about["parts"] = json!(parts);
+    }
+    Ok(about)
 }

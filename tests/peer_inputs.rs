@@ -74,6 +74,7 @@ fn the_file_alone_gives_the_losses_of_the_run() {
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let config: Value =
         serde_json::from_str(&metadata.metadata().as_ref().unwrap()["config"]).unwrap();
+    assert!(config.get("parts").is_none(), "GPT-2's parts go without saying: {config}");
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
     let number = |value: &Value| value.as_f64().unwrap() as f32;
     let model = ModelConfig {
@@ -139,14 +140,17 @@ fn the_file_alone_gives_the_losses_of_the_run() {
 
 #[test]
 fn a_run_with_a_base_begins_with_the_weights_of_that() {
-    let base = run("peer_inputs_base", |_| {});
+    let base = run("peer_inputs_base", |s| s.logit_softcap = 5.0);
     let follows = run("peer_inputs_follows", |s| s.base = Some(base.clone()));
     let [ends, begins] = [&base, &follows].map(|run| run.with_extension("safetensors"));
     peer_inputs::write(&base, &ends, Ends::Both).unwrap();
     peer_inputs::write(&follows, &begins, Ends::Start).unwrap();
-    let [ends, begins] = [ends, begins].map(|path| fs::read(path).unwrap());
-    let (ends, begins) =
-        (SafeTensors::deserialize(&ends).unwrap(), SafeTensors::deserialize(&begins).unwrap());
+    let [end_bytes, begin_bytes] = [ends, begins].map(|path| fs::read(path).unwrap());
+    let [ends, begins] =
+        [&end_bytes, &begin_bytes].map(|bytes| SafeTensors::deserialize(bytes).unwrap());
+    let (_, about) = SafeTensors::read_metadata(&begin_bytes).unwrap();
+    let about: Value = serde_json::from_str(&about.metadata().as_ref().unwrap()["config"]).unwrap();
+    assert_eq!(about["parts"]["logit_softcap"], 5.0, "{about}");
     let mut weights = 0;
     for (name, tensor) in ends.tensors() {
         let Some(name) = name.strip_prefix("final/") else { continue };
