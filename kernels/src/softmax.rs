@@ -137,19 +137,57 @@ struct Gradient {
     most: f32,
     /// The scale over the sum of exponentials.
     factor: f32,
-    /// The inverse of the cap. With one a row is still of logits, without one of their exponentials.
-    by: Option<f32>,
+    /// The inverse of the cap, if there is one.
+    by: f32,
 }
 
 impl Gradient {
-    /// Of some columns, less what is taken off at the target.
+    /// Of some columns, less what is taken off at the target: of exponentials, or if they are `CAPPED`
+    /// of logits.
     #[inline(always)]
-    fn of<S: Simd>(&self, s: S, x: S::V, less: S::V) -> S::V {
+    fn of<S: Simd, const CAPPED: bool>(&self, s: S, x: S::V, less: Option<S::V>) -> S::V {
         let (factor, one) = (s.splat(self.factor), s.splat(1.0));
-        let Some(by) = self.by else { return s.sub(s.mul(x, factor), less) };
-        let p = s.mul(math::exp(s, s.sub(x, s.splat(self.most))), factor);
-        let tanh = s.mul(x, s.splat(by));
-        s.mul(s.sub(p, less), s.mul(s.sub(one, tanh), s.add(one, tanh)))
+        let e = if CAPPED { math::exp(s, s.sub(x, s.splat(self.most))) } else { x };
+        let mut p = s.mul(e, factor);
+        if let Some(less) = less {
+            p = s.sub(p, less);
+        }
+        if !CAPPED {
+            return p;
+        }
+        let tanh = s.mul(x, s.splat(self.by));
+        s.mul(p, s.mul(s.sub(one, tanh), s.add(one, tanh)))
+    }
+
+    /// All of a row of `n` columns, to elements that may be smaller, and lie where the row does.
+    ///
+    /// # Safety
+    /// `x` holds `n` floats, the target's among them.
+    #[inline(always)]
+    unsafe fn row<S: Simd, F: Format<S>, M: Elements<S, F>, const CAPPED: bool>(
+        &self,
+        s: S,
+        m: M,
+        x: *mut f32,
+        n: usize,
+        (target, scale): (usize, f32),
+    ) {
+        // SAFETY: reads and writes stay below n; elements that are smaller are written behind those
+        // that are read.
+        unsafe {
+            let at_target = self.of::<S, CAPPED>(s, s.splat(*x.add(target)), Some(s.splat(scale)));
+            let dx = x.cast::<M::Element>();
+            let mut i = 0;
+            while i + S::LANES <= n {
+                m.store(s, dx.add(i), self.of::<S, CAPPED>(s, s.load(x.add(i)), None), S::LANES);
+                i += S::LANES;
+            }
+            if i < n {
+                let p = self.of::<S, CAPPED>(s, load_up_to(s, x.add(i), n - i), None);
+                m.store(s, dx.add(i), p, n - i);
+            }
+            m.store(s, dx.add(target), at_target, 1);
+        }
     }
 }
 
@@ -203,22 +241,14 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
                         Some(_) => sum_of_exp(s, x, n, most),
                         None => exp_in_place(s, x, n, most, 1.0),
                     };
-                    let grad =
-                        Gradient { most, factor: scale / sum, by: a.cap.map(|cap| 1.0 / cap) };
-                    let at_target = grad.of(s, s.splat(*x.add(target)), s.splat(scale));
-                    // Elements that are smaller are written behind those that are read.
+                    let by = a.cap.map_or(0.0, |cap| 1.0 / cap);
+                    let grad = Gradient { most, factor: scale / sum, by };
+                    let target = (target, scale);
+                    match a.cap {
+                        Some(_) => grad.row::<S, F, M, true>(s, m, x, n, target),
+                        None => grad.row::<S, F, M, false>(s, m, x, n, target),
+                    }
                     let dx = x.cast::<M::Element>();
-                    let mut i = 0;
-                    while i + S::LANES <= n {
-                        let p = grad.of(s, s.load(x.add(i)), s.splat(0.0));
-                        m.store(s, dx.add(i), p, S::LANES);
-                        i += S::LANES;
-                    }
-                    if i < n {
-                        let p = grad.of(s, load_up_to(s, x.add(i), n - i), s.splat(0.0));
-                        m.store(s, dx.add(i), p, n - i);
-                    }
-                    m.store(s, dx.add(target), at_target, 1);
                     if padded > n {
                         m.store(s, dx.add(n), s.splat(0.0), 1);
                     }
