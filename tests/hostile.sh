@@ -8,9 +8,6 @@
 #
 # Usage: tests/hostile.sh [READER...]     (ten minutes or more on two cores; names of readers or parts)
 #
-# Two faults of chat templates are known and not mended: `tojson` with a huge indent, and lists that are
-# doubled without end.
-#
 # Needs Rust, Python 3.9 and Linux. CLLM names a program that is built already, JOBS how many are run at
 # a time. The damaged files of what failed are left in target/hostile/faults.
 set -euo pipefail

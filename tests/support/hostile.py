@@ -252,6 +252,11 @@ TEMPLATES = [
     "{{ messages | map(attribute='content') | join('x' * 10000000) }}", "{% block a %}{{ self.a() }}{% endblock %}",
     "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}", "{% call f() %}{% endcall %}",
     "{% set x = 'x' %}{% for a in range(40) %}{% set x = x ~ x %}{{ x ~ x }}{% endfor %}",
+    "{% set n = namespace(s=[0]) %}{% for a in range(9999) %}{% set n.s = [n.s] %}{% endfor %}{{ n.s }}",
+    "{% set n = namespace(s=[0]) %}{% for a in range(9999) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
+    "{% set n = namespace() %}{% set n.n = n %}{{ n }}", "{% for a in messages %}{{ loop.cycle() }}{% endfor %}",
+    "{% macro f(x) %}{{ f([x, x]) }}{% endmacro %}{{ f([0]) }}", "{{ ([0] * 100000000) ~ '' }}",
+    "{{ {'a': {'b': 1}} " + "- " * DEPTH + "1 }}",
 ]
 
 

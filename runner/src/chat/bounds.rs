@@ -2,10 +2,14 @@
 //!
 //! The library bounds how deep brackets and blocks lie in one another, but not signs before a value,
 //! attributes and filters behind it, or one `elif` after the other, each of which takes as much of the
-//! stack. What stands in one tag, texts left out, bounds the former.
+//! stack: how many tokens are in one tag bounds the former. It also works out what is written of constants
+//! before anything is counted, so lists that are repeated are refused.
 
-/// Most signs of one tag, but for texts in it: published templates have a few hundred.
-const TAG: usize = 2000;
+use minijinja::machinery::{Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
+
+/// Most tokens of one tag: published templates have a few hundred.
+const TAG: usize = 1000;
 /// Most tags `elif`.
 const BRANCHES: usize = 200;
 
@@ -13,59 +17,50 @@ const BRANCHES: usize = 200;
 ///
 /// # Errors
 /// What there is too much of, in words.
-pub(super) fn check(source: &str) -> Result<(), String> {
-    let mut rest = source;
-    let mut branches = 0;
-    while let Some(at) = rest.find('{') {
-        let (kind, behind) = (rest.as_bytes().get(at + 1), rest.get(at + 2..).unwrap_or_default());
-        rest = match kind {
-            Some(b'#') => behind.find("#}").map_or("", |end| &behind[end + 2..]),
-            Some(b'{') => tag(behind, "}}")?,
-            Some(b'%') => {
-                let word = behind.trim_start_matches(['-', '+', ' ', '\t', '\r', '\n']);
-                branches += usize::from(word.starts_with("elif"));
-                if branches > BRANCHES {
-                    return Err(format!("more than {BRANCHES} tags elif"));
-                }
-                tag(behind, "%}")?
+pub(super) fn check(source: &str, syntax: &SyntaxConfig) -> Result<(), String> {
+    let (mut tokens, mut branches) = (0, 0);
+    let (mut is_list, mut is_product, mut is_value) = (false, false, false);
+    // What is no token is told by the parser.
+    for token in tokenize(source, false, syntax.clone()).map_while(Result::ok) {
+        tokens += 1;
+        match &token.0 {
+            Token::VariableStart | Token::BlockStart => {
+                (tokens, is_list, is_product) = (0, false, false);
             }
-            _ => &rest[at + 1..],
+            Token::Ident("elif") if tokens == 1 => branches += 1,
+            Token::BracketOpen => is_list |= !is_value,
+            Token::Mul => is_product = true,
+            _ => {}
+        }
+        if tokens > TAG {
+            return Err(format!("a tag of more than {TAG} words and signs"));
+        }
+        if branches > BRANCHES {
+            return Err(format!("more than {BRANCHES} tags elif"));
+        }
+        if is_list && is_product {
+            return Err("a list and a `*` in one tag: lists are not repeated".to_owned());
+        }
+        // A bracket behind one of these takes an item.
+        is_value = match token.0 {
+            Token::Ident(word) => !KEYWORDS.contains(&word),
+            Token::Str(_) | Token::String(_) | Token::BracketClose | Token::ParenClose => true,
+            _ => false,
         };
     }
     Ok(())
 }
 
-/// What follows the tag that `source` begins within.
-fn tag<'s>(source: &'s str, end: &str) -> Result<&'s str, String> {
-    let (mut quote, mut signs, mut is_escaped) = (None, 0, false);
-    for (at, sign) in source.char_indices() {
-        if let Some(open) = quote {
-            if is_escaped {
-                is_escaped = false;
-            } else if sign == '\\' {
-                is_escaped = true;
-            } else if sign == open {
-                quote = None;
-            }
-            continue;
-        }
-        if source[at..].starts_with(end) {
-            return Ok(&source[at + end.len()..]);
-        }
-        if matches!(sign, '"' | '\'') {
-            quote = Some(sign);
-        }
-        signs += usize::from(!sign.is_whitespace());
-        if signs > TAG {
-            return Err(format!("a tag of more than {TAG} signs"));
-        }
-    }
-    Ok("")
-}
+/// Words that a list may follow.
+const KEYWORDS: [&str; 8] = ["in", "if", "else", "elif", "and", "or", "not", "is"];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn check(source: &str) -> Result<(), String> {
+        super::check(source, &SyntaxConfig::default())
+    }
 
     #[test]
     fn long_texts_are_fine_and_long_expressions_are_not() {
@@ -76,15 +71,21 @@ mod tests {
             "a { b {# {{ #} {% if x %}{{ 'it}}' }}{% elif y %}{% endif %} é".to_owned(),
             format!("{long}{{{{ '{long}' ~ \"\\\"{long}\" }}}}{{# {long} #}}{long}"),
             "{{ x }}".repeat(10_000),
+            "{{ messages[0] * 2 }}{{ x()[1] * 'a'[0] }}{{ [1] }}{{ 2 * 3 }}".to_owned(),
         ] {
             assert_eq!(check(&source), Ok(()), "{}", &source[..source.len().min(80)]);
         }
         for part in ["-", "not ", ".a", "|trim", " + 1", "[0]"] {
-            let source = format!("{{{{ 1{} }}}}", part.repeat(3000));
-            assert!(check(&source).unwrap_err().contains("2000 signs"), "{part}");
+            for begin in ["{{", "{{ {'a': {'b': 1}} ~ "] {
+                let source = format!("{begin} 1{} }}}}", part.repeat(3000));
+                assert!(check(&source).unwrap_err().contains("1000 words"), "{part}");
+            }
         }
         let source = format!("{{% if 1 %}}{}", "{%- elif 1 %}".repeat(201));
         assert!(check(&source).unwrap_err().contains("elif"));
         assert!(check("{{ '").is_ok(), "the parser tells what is wrong with it");
+        for source in ["{{ [0] * 9 }}", "{% if 9 * ([0]) %}", "{{ x if [1] else [0] * 9 }}"] {
+            assert!(check(source).unwrap_err().contains("repeated"), "{source}");
+        }
     }
 }

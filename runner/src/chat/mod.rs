@@ -6,9 +6,11 @@
 //! template, which goes along with a model as it is (`template`).
 
 mod bounds;
+mod json;
 mod talk;
 mod template;
 mod turns;
+mod weighed;
 
 pub use talk::ChatSettings;
 pub(crate) use talk::talk;

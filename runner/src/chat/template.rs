@@ -3,12 +3,14 @@
 //! Templates are Jinja as `transformers` runs it: blocks take the line break behind them along, texts
 //! have Python's methods, and `raise_exception` refuses messages in the template's words.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use minijinja::machinery::{Instructions, eval, make_string_output};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind as JinjaError, Value as Jinja, context};
+use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Value as Jinja};
 
-use super::Message;
+use super::{Message, bounds, json, weighed};
 use crate::error::{Error, Result};
 use crate::tokenizer::usage::Usage;
 
@@ -75,17 +77,19 @@ impl Template {
     }
 
     fn compiled(&self) -> core::result::Result<Compiled<'_>, minijinja::Error> {
-        super::bounds::check(&self.source).map_err(refusal)?;
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+        bounds::check(&self.source, &syntax).map_err(refusal)?;
+        let steps = weighed::compile(NAME, &self.source, syntax)?;
         let mut jinja = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        jinja.set_syntax(syntax?);
         jinja.set_fuel(Some(FUEL));
         jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         jinja.add_function("raise_exception", |text: String| -> core::result::Result<(), _> {
             Err(refusal(text))
         });
-        jinja.add_template(NAME, &self.source)?;
-        Ok(Compiled { template: self, jinja })
+        jinja.add_filter("tojson", json::filter);
+        // It prints all variables.
+        jinja.remove_global("debug");
+        Ok(Compiled { template: self, jinja, steps })
     }
 
     fn error(&self, cause: &minijinja::Error) -> Error {
@@ -94,15 +98,15 @@ impl Template {
 }
 
 /// The error of a template that is not gone through, or whose text is not taken.
-fn refusal(text: String) -> minijinja::Error {
+pub(super) fn refusal(text: String) -> minijinja::Error {
     minijinja::Error::new(JinjaError::InvalidOperation, text)
 }
 
 /// A template that has been parsed.
-#[derive(Debug)]
 pub(crate) struct Compiled<'t> {
     template: &'t Template,
     jinja: Environment<'t>,
+    steps: Instructions<'t>,
 }
 
 impl Compiled<'_> {
@@ -127,12 +131,19 @@ impl Compiled<'_> {
             })
             .collect();
         let usage = &self.template.usage;
-        let rendered = self.jinja.get_template(NAME)?.render(context! {
-            messages => messages,
-            add_generation_prompt => to_reply,
-            bos_token => usage.bos_token.as_deref().unwrap_or_default(),
-            eos_token => usage.eos_token.as_deref().unwrap_or_default(),
-        })?;
+        let token = |token: &Option<String>| Jinja::from(token.as_deref().unwrap_or_default());
+        let scales = weighed::scales(messages.len(), said);
+        let known = [
+            ("messages", Jinja::from(messages)),
+            ("add_generation_prompt", Jinja::from(to_reply)),
+            ("bos_token", token(&usage.bos_token)),
+            ("eos_token", token(&usage.eos_token)),
+        ];
+        let known = Jinja::from_pairs(known.into_iter().chain(scales));
+        let (mut rendered, blocks) = (String::new(), BTreeMap::new());
+        let mut out = make_string_output(&mut rendered);
+        eval(&self.jinja, &self.steps, known, &blocks, &mut out, AutoEscape::None)?;
+        drop(out);
         if rendered.len() > MOST_ADDED + MOST_REPEATED * said {
             let bytes = rendered.len();
             return Err(refusal(format!("it makes {bytes} bytes of {said} of messages")));
@@ -195,11 +206,11 @@ mod tests {
         // Nor fills the memory or the stack.
         let doubled = "{% set n = namespace(s='x') %}{% for a in range(60) %}{% set n.s = n.s ~ n.s %}\
                        {% endfor %}";
-        assert!(refused(doubled).contains("fuel"));
+        assert!(refused(doubled).contains("far larger than the messages"));
         assert!(refused("{{ 'x' * 1000000 }}").contains("1000000 bytes"));
         for sign in ["-", "not "] {
             let source = format!("{{{{ {}1 }}}}", sign.repeat(100_000));
-            assert!(refused(&source).contains("signs"));
+            assert!(refused(&source).contains("words and signs"));
         }
     }
 }
