@@ -133,7 +133,7 @@ impl<'f> Keys<'f> {
     }
 
     /// A size, if it is there.
-    fn size(&self, name: &str) -> Result<Option<usize>, String> {
+    pub(super) fn size(&self, name: &str) -> Result<Option<usize>, String> {
         self.get(name, "size", Value::count)
     }
 

@@ -3,9 +3,9 @@
 //! ```text
 //! linear    rope.scaling.type, rope.scaling.factor: what all angles are divided by
 //! Llama 3   rope_freqs.weight: what the angle of each pair is divided by
+//!           rope.scaling.llama3.*: what these factors are made of, in files of this program
 //! ```
-//! Of Llama 3's scaling files have the factors alone, not what they are made of. Those of the published
-//! models are known again.
+//! Of Llama 3's scaling other files have the factors alone. Those of the published models are known again.
 
 use cllm_core::{Rotary, Scaling};
 
@@ -18,6 +18,13 @@ pub(super) const FACTORS: &str = "rope_freqs.weight";
 
 const KIND: &str = "rope.scaling.type";
 const FACTOR: &str = "rope.scaling.factor";
+/// What Llama 3's factors are made of: llama.cpp passes over keys that it does not know.
+const MADE_OF: [&str; 4] = [
+    "rope.scaling.llama3.factor",
+    "rope.scaling.llama3.low_freq_factor",
+    "rope.scaling.llama3.high_freq_factor",
+    "rope.scaling.llama3.original_context_length",
+];
 /// What files had of it before there were kinds.
 const OLD_FACTOR: &str = "rope.scale_linear";
 
@@ -44,8 +51,27 @@ pub(super) fn keys(scaling: Scaling) -> Vec<(&'static str, Value)> {
         Scaling::Linear { factor } => {
             vec![(KIND, Value::Text("linear".to_owned())), (FACTOR, Value::F32(factor))]
         }
-        Scaling::None | Scaling::Llama3 { .. } => Vec::new(),
+        Scaling::Llama3 { factor, low, high, original } => {
+            let values = [factor, low, high].map(Value::F32).into_iter();
+            let values = values.chain([Value::U32(original)]);
+            MADE_OF.into_iter().zip(values).collect()
+        }
+        Scaling::None => Vec::new(),
     }
+}
+
+/// What a file says that Llama 3's factors are made of, if it says all of it.
+fn made_of(keys: &Keys<'_>) -> Result<Option<Scaling>, String> {
+    let [factor, low, high, original] = MADE_OF;
+    let numbers =
+        (keys.number(factor)?, keys.number(low)?, keys.number(high)?, keys.size(original)?);
+    Ok(match numbers {
+        (Some(factor), Some(low), Some(high), Some(original)) => {
+            let original = u32::try_from(original).unwrap_or(u32::MAX);
+            Some(Scaling::Llama3 { factor, low, high, original })
+        }
+        _ => None,
+    })
 }
 
 /// The scaling of a file, of a model of this base and heads of so many columns.
@@ -99,10 +125,12 @@ pub(super) fn scaling(
             wanted.iter().zip(&given).all(|(wanted, given)| is(*wanted, *given))
         })
     };
-    PUBLISHED.into_iter().find(explains).ok_or_else(|| {
+    let said = made_of(keys)?;
+    said.into_iter().chain(PUBLISHED).find(explains).ok_or_else(|| {
         format!(
             "{FACTORS} has other factors than Llama 3.1 and 3.2 (8 or 32, from 1 to 4 waves in 8192 \
-             tokens): such a model cannot be imported"
+             tokens), and no keys {} and so on make these: such a model cannot be imported",
+            keys.name(MADE_OF[0])
         )
     })
 }

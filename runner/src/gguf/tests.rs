@@ -228,6 +228,28 @@ fn what_files_leave_out_has_a_meaning() {
 }
 
 #[test]
+fn factors_of_no_published_model_come_back_by_what_they_are_made_of() {
+    let scaling = Scaling::Llama3 { factor: 5.0, low: 1.5, high: 3.5, original: 12 };
+    let config = model(turned(1e3, scaling));
+    let dir = tempfile::tempdir().unwrap();
+    let arena = exported(dir.path(), &config, Kind::F32);
+    let (back, read) = imported(dir.path()).unwrap();
+    assert_eq!(back, config);
+    assert!(read == arena);
+    for (name, value) in [("factor", 5.1), ("low_freq_factor", 0.0), ("high_freq_factor", f32::NAN)]
+    {
+        change(dir.path(), |keys, _| {
+            set(keys, &format!("rope.scaling.llama3.{name}"), Value::F32(value));
+        });
+        let error = imported(dir.path()).unwrap_err();
+        assert!(
+            error.contains("other factors") && error.contains("rope.scaling.llama3"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn what_is_not_computed_is_refused_with_what_it_is() {
     type Change = fn(&mut Vec<(String, Value)>, &mut Vec<(Planned, Vec<f32>)>);
     let cases: [(Change, &str); 15] = [
