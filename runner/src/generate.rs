@@ -175,9 +175,9 @@ fn context(
         (Some(context), _) => Ok(context),
         (None, Some(usual)) => Ok(usual.min(most)),
         (None, None) => {
-            let prompt = tokenizer.encode(settings.prompt.as_bytes());
+            let prompt = tokenizer.encode_prompt(settings.prompt.as_bytes());
             let prompt = prompt.map_err(|e| Error::failure(format!("the prompt: {e}")))?.len();
-            Ok(prompt.max(1).saturating_add(settings.tokens).min(most))
+            Ok(prompt.saturating_add(settings.tokens).min(most))
         }
     }
 }
@@ -300,14 +300,8 @@ impl Voice<'_> {
         config: SamplerConfig,
         out: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<usize> {
-        let mut text = self
-            .tokenizer
-            .encode(prompt.as_bytes())
-            .map_err(|e| Error::failure(format!("the prompt: {e}")))?;
-        if text.is_empty() {
-            // Every document of the training data begins so.
-            text.push(self.tokenizer.end_of_text());
-        }
+        let text = self.tokenizer.encode_prompt(prompt.as_bytes());
+        let mut text = text.map_err(|e| Error::failure(format!("the prompt: {e}")))?;
         self.forget();
         self.go_on(&mut text, tokens, config, out)
     }
@@ -327,7 +321,6 @@ impl Voice<'_> {
         out: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<usize> {
         let mut sampler = Sampler::new(config).map_err(sampler_error)?;
-        let end = self.tokenizer.end_of_text();
         let mut decoder = self.tokenizer.stream_decoder();
         let mut spoken = 0;
         while spoken < tokens {
@@ -337,7 +330,7 @@ impl Voice<'_> {
             })?;
             let id = sampler.sample(logits, text, self.candidates);
             spoken += 1;
-            if id == end {
+            if self.tokenizer.is_end(id) {
                 break;
             }
             text.push(id);

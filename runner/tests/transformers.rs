@@ -407,6 +407,51 @@ fn the_end_of_text_is_the_models_own() {
 }
 
 #[test]
+fn other_ends_and_the_beginning_are_the_models_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    assert!(!dir.join("model/generation_config.json").exists());
+    let said = |of: &str, prompt: &str| {
+        let generate = ["generate", "--checkpoint", of, "--greedy", "--log-format", "json"];
+        let said = run_in(dir, &[&generate[..], &["--tokens", "8", "--prompt", prompt]].concat());
+        let said = said.json();
+        let text = said["text"].as_str().unwrap().to_owned();
+        (text[prompt.len()..].to_owned(), said["tokens"].as_u64().unwrap())
+    };
+    let whole = said("out", "In the ");
+    let end = whole.0.bytes().next().unwrap();
+    let put = |name: &str, json: Value| fs::write(dir.join(name), json.to_string()).unwrap();
+    put("model/generation_config.json", json!({ "eos_token_id": [256, end] }));
+    import(dir).done();
+    assert_eq!(said("back", "In the "), (String::new(), 1));
+    run_in(dir, &words("export --checkpoint back --out again")).done();
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(read("again/generation_config.json")["eos_token_id"], json!([256, end]));
+    // A folder of this program's goes on with it.
+    run_in(dir, &words("import again --out-dir twice")).done();
+    assert_eq!(said("twice", "In the "), (String::new(), 1));
+    put("model/generation_config.json", json!(3));
+    run_in(dir, &words("import model --out-dir plain")).done();
+    assert_eq!(said("plain", "In the "), whole);
+
+    let mut config = read("model/tokenizer_config.json");
+    config["bos_token"] = "A".into();
+    config["add_bos_token"] = true.into();
+    put("model/tokenizer_config.json", config);
+    run_in(dir, &words("import model --out-dir begun")).done();
+    assert_eq!(said("begun", "In the "), said("plain", "AIn the "));
+    assert_eq!(said("begun", ""), said("plain", "A"));
+    run_in(dir, &words("export --checkpoint begun --out begun-hf")).done();
+    assert_eq!(read("begun-hf/tokenizer_config.json")["add_bos_token"], true);
+    fs::write(dir.join("model/generation_config.json"), "{").unwrap();
+    run_in(dir, &words("import model --out-dir none")).refused(1, &["generation_config.json"]);
+}
+
+#[test]
 fn tied_models_may_keep_either_name_of_their_table() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

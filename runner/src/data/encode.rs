@@ -161,9 +161,11 @@ impl Job {
         let mut ids = Vec::with_capacity(self.text.len() / 3);
         let mut counts = Counts { bytes: self.text.len() as u64, ..Counts::default() };
         let mut start = 0;
+        let begin = tokenizer.begin_of_text();
         for part in &self.parts {
             if part.starts_document {
                 ids.push(tokenizer.end_of_text());
+                ids.extend_from_slice(&begin);
                 counts.documents += 1;
             }
             tokenizer.encode_into(&self.text[start..part.end], &mut ids).map_err(|e| {
@@ -206,6 +208,23 @@ mod tests {
         assert!(found == wanted, "tokens are not those of the documents");
         let bytes = texts.iter().map(|text| text.len() as u64).sum();
         assert_eq!(counts.unwrap(), Counts { bytes, documents: 400, tokens: bytes + 400 });
+    }
+
+    #[test]
+    fn documents_begin_as_the_tokenizer_says() {
+        let mut json: serde_json::Value =
+            serde_json::from_str(&Tokenizer::Bytes.to_transformers().unwrap()).unwrap();
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "B", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [],
+            "special_tokens": { "B": { "id": "B", "ids": [66], "tokens": ["B"] } },
+        });
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        let sources = [Source::from_memory("m", *b"ab"), Source::from_memory("n", *b"c")];
+        let (found, counts) = tokens(&sources, &tokenizer);
+        assert_eq!(found, [256, 66, 97, 98, 256, 66, 99]);
+        assert_eq!(counts.unwrap().tokens, 7);
     }
 
     #[test]

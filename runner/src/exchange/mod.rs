@@ -6,7 +6,7 @@ mod tokens;
 
 pub use elements::Element;
 pub(crate) use parts::{Family, Part, fill_columns, parts};
-pub(crate) use tokens::{End, checked_tokenizer};
+pub(crate) use tokens::{Around, End, checked_tokenizer};
 
 use std::path::{Path, PathBuf};
 

@@ -33,8 +33,7 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     let table = ParamTable::new(&config).map_err(|e| bad(e.to_string()))?;
     let tensors = matched(family, &config, &table, &file).map_err(bad)?;
     let json = tokens::json(&file.keys).map_err(bad)?.map(|json| {
-        let end = tokens::end_of_text(&file.keys);
-        checked_tokenizer(json.into_bytes(), end.as_ref(), config.vocab_size)
+        checked_tokenizer(json.into_bytes(), &tokens::around(&file.keys), config.vocab_size)
     });
     let json = json.transpose().map_err(bad)?;
 

@@ -9,12 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value as Json, json};
 
 use super::value::Value;
-use crate::exchange::End;
+use crate::exchange::{Around, End};
 use crate::tokenizer::usage::Usage;
 use crate::tokenizer::{Cut, Tokenizer, added_token, byte_char, byte_level_json};
 
 /// What the names of a tokenizer's keys begin with.
 const PREFIX: &str = "tokenizer.ggml.";
+/// Tokens that end what is said, if they are others than the end of text: of a turn, and of a message.
+const OTHER_ENDS: [&str; 2] = ["eot_token_id", "eom_token_id"];
+/// All of them, where these are too few.
+const ALL_ENDS: &str = "cllm.end_token_ids";
 /// The key of the template of conversations.
 const TEMPLATE: &str = "tokenizer.chat_template";
 /// llama.cpp's name of the kind of tokenizer.
@@ -52,8 +56,16 @@ pub(super) fn keys(
     }
     let end = tokenizer.end_of_text();
     texts[end as usize] = tokenizer.end_of_text_name();
-    let begin = usage.bos_token.as_ref().and_then(|bos| texts.iter().position(|text| text == bos));
-    let begin = begin.map_or(end, |id| id as u32);
+    let begun = tokenizer.begin_of_text();
+    let named = usage.bos_token.as_ref().and_then(|bos| texts.iter().position(|text| text == bos));
+    let begin = begun.first().copied().or(named.map(|id| id as u32)).unwrap_or(end);
+    let others = tokenizer.other_ends();
+    let other_ends = OTHER_ENDS.into_iter().zip(others);
+    let other_ends = other_ends.map(|(name, id)| (format!("{PREFIX}{name}"), Value::U32(*id)));
+    let all_ends = (others.len() > OTHER_ENDS.len()).then(|| {
+        let ids = others.iter().map(|id| id.cast_signed()).collect();
+        (ALL_ENDS.to_owned(), Value::Ints(ids))
+    });
     for (id, is_special) in added.into_iter().chain([(end as usize, true)]) {
         kinds[id] = if is_special { CONTROL } else { OWN };
     }
@@ -68,10 +80,10 @@ pub(super) fn keys(
         ("merges", Value::Texts(merges)),
         ("bos_token_id", Value::U32(begin)),
         ("eos_token_id", Value::U32(end)),
-        ("add_bos_token", Value::Bool(false)),
+        ("add_bos_token", Value::Bool(!begun.is_empty())),
     ]
     .map(|(name, value)| (format!("{PREFIX}{name}"), value));
-    Ok(keys.into_iter().chain(template).collect())
+    Ok(keys.into_iter().chain(other_ends).chain(all_ends).chain(template).collect())
 }
 
 /// What a tokenizer is made of.
@@ -181,9 +193,22 @@ fn get<'k>(keys: &'k Keys, name: &str) -> Option<&'k Value> {
     keys.get(&format!("{PREFIX}{name}"))
 }
 
-/// The end of text that a file names.
-pub(super) fn end_of_text(keys: &Keys) -> Option<End> {
-    get(keys, "eos_token_id")?.count().map(|id| End::Id(id as u64))
+/// What a file says of the tokens around texts.
+pub(super) fn around(keys: &Keys) -> Around {
+    let id = |name: &str| get(keys, name).and_then(Value::count).map(|id| id as u64);
+    let mut ends: Vec<u64> = OTHER_ENDS.into_iter().filter_map(id).collect();
+    if let Some(Value::Ints(all)) = keys.get(ALL_ENDS) {
+        ends = all.iter().filter_map(|id| u64::try_from(*id).ok()).collect();
+    }
+    // As llama.cpp has it where nothing is said.
+    let is_llama3 =
+        || get(keys, "pre").and_then(Value::text).and_then(Cut::by_name) == Some(Cut::Llama3);
+    let is_begun = match get(keys, "add_bos_token") {
+        Some(Value::Bool(is_begun)) => *is_begun,
+        _ => is_llama3(),
+    };
+    let begin = id("bos_token_id").map(|id| (End::Id(id), is_begun));
+    Around { end: id("eos_token_id").map(End::Id), ends, begin }
 }
 
 /// How a file's tokenizer is used.
@@ -250,6 +275,7 @@ pub(super) fn json(keys: &Keys) -> Result<Option<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exchange::checked_tokenizer;
     use crate::tokenizer::{BpeTokenizer, CharTokenizer};
 
     const TEXT: &str = "In the  beginning\n\tGod's <|endoftext|> light, 12345 and the light.\r\n";
@@ -292,6 +318,59 @@ mod tests {
         assert_eq!(get(&keys, "bos_token_id"), Some(&Value::U32(65)));
         assert_eq!(usage(&keys), said);
         assert_eq!(usage(&Keys::new()), Usage::default());
+    }
+
+    #[test]
+    fn other_ends_and_the_beginning_come_back() {
+        let mut with: Json =
+            serde_json::from_str(&Tokenizer::Bytes.to_transformers().unwrap()).unwrap();
+        let names = ["<s>", "<|eot|>", "<|eom|>", "<|call|>"];
+        for (id, name) in (257..).zip(names) {
+            with["added_tokens"].as_array_mut().unwrap().push(added_token(id, name, true));
+        }
+        let text = with.to_string().into_bytes();
+        let said = |count: u64, is_begun| Around {
+            end: Some(End::Id(256)),
+            ends: (256..258 + count).filter(|id| *id != 257).collect(),
+            begin: Some((End::Id(257), is_begun)),
+        };
+        for (count, is_begun) in [(0, false), (1, true), (2, false), (3, true)] {
+            let said = said(count, is_begun);
+            let text = checked_tokenizer(text.clone(), &said, 300).unwrap();
+            let tokenizer = Tokenizer::from_json(&text).unwrap();
+            let others: Vec<u32> = (258..).take(count as usize).collect();
+            assert_eq!(tokenizer.other_ends(), others);
+            let ends = (0..300).filter(|id| tokenizer.is_end(*id));
+            assert_eq!(ends.count(), 1 + count as usize);
+            // What this program writes of it says the same.
+            let again = Tokenizer::from_json(tokenizer.to_json().unwrap().as_bytes()).unwrap();
+            assert_eq!(again.other_ends(), others);
+            let keys = keys_of(&tokenizer, 300);
+            assert_eq!(get(&keys, "add_bos_token"), Some(&Value::Bool(is_begun)));
+            assert_eq!(keys.contains_key(ALL_ENDS), count > 2);
+            let text = json(&keys).unwrap().unwrap().into_bytes();
+            let back = checked_tokenizer(text, &around(&keys), 300).unwrap();
+            let back = Tokenizer::from_json(&back).unwrap();
+            assert_eq!((back.end_of_text(), back.other_ends()), (256, &others[..]));
+            let begun = if is_begun { vec![257, 65] } else { vec![65] };
+            for tokenizer in [&tokenizer, &again, &back] {
+                assert_eq!(tokenizer.encode_prompt(b"A").unwrap(), begun);
+                assert_eq!(tokenizer.encode(b"A").unwrap(), [65]);
+            }
+        }
+        // A beginning can be taken away too.
+        let json = checked_tokenizer(text, &said(0, true), 300).unwrap();
+        let json = checked_tokenizer(json, &said(0, false), 300).unwrap();
+        assert_eq!(Tokenizer::from_json(&json).unwrap().encode_prompt(b"A").unwrap(), [65]);
+        let many = Around { ends: (0..65).collect(), ..Around::default() };
+        assert!(checked_tokenizer(json, &many, 300).unwrap_err().contains("65 tokens that end"));
+        // As llama.cpp has it where nothing is said.
+        for (pre, is_begun) in [("llama-bpe", true), ("gpt-2", false)] {
+            let keys: [(&str, Value); 2] =
+                [("pre", Value::Text(pre.to_owned())), ("bos_token_id", Value::U32(3))];
+            let keys = keys.map(|(name, value)| (format!("{PREFIX}{name}"), value));
+            assert_eq!(around(&keys.into_iter().collect()).begin, Some((End::Id(3), is_begun)));
+        }
     }
 
     #[test]

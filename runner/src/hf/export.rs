@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::names::{self, Named, Place};
 use super::weights::dtype;
-use super::{CONFIG, INDEX, WEIGHTS, config};
+use super::{CONFIG, GENERATION, INDEX, WEIGHTS, config};
 use crate::error::{Error, Result};
 use crate::exchange::{Element, ExportSettings, Family, check_held, row_by_output, with_values};
 use crate::files::{self, AtomicFile};
@@ -45,7 +45,7 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     let text = text.map_err(bad)?;
     let out = &settings.out;
     // The index too, which would be read before the weights.
-    for name in [CONFIG, WEIGHTS, INDEX, tokenizer::FILE_NAME, usage::FILE_NAME] {
+    for name in [CONFIG, GENERATION, WEIGHTS, INDEX, tokenizer::FILE_NAME, usage::FILE_NAME] {
         files::refuse_to_replace(&out.join(name))?;
     }
     let parameters = trained.parameters()?;
@@ -55,6 +55,10 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
         files::write_atomic(&out.join(tokenizer::FILE_NAME), json.as_bytes())?;
         let json = tokenizer_config(tokenizer, &usage, config)?;
         files::write_atomic(&out.join(usage::FILE_NAME), json.as_bytes())?;
+        if !tokenizer.other_ends().is_empty() {
+            let json = generation_config(tokenizer, begin);
+            files::write_atomic(&out.join(GENERATION), json.as_bytes())?;
+        }
     }
     let tensors = tensors(config, family, &parameters)?;
     write(&out.join(WEIGHTS), &tensors, settings.element)?;
@@ -152,6 +156,12 @@ fn header(tensors: &[Planned<'_>], element: Element) -> core::result::Result<Vec
     Ok(header)
 }
 
+/// `generation_config.json`: what ends a text, where that is not the end of text alone.
+fn generation_config(tokenizer: &Tokenizer, begin: Option<u32>) -> String {
+    let ends = [&[tokenizer.end_of_text()], tokenizer.other_ends()].concat();
+    format!("{:#}\n", json!({ "bos_token_id": begin, "eos_token_id": ends }))
+}
+
 /// `tokenizer_config.json`: what `AutoTokenizer` wants to know.
 fn tokenizer_config(tokenizer: &Tokenizer, usage: &Usage, config: &ModelConfig) -> Result<String> {
     let end = tokenizer.end_of_text_name();
@@ -162,6 +172,9 @@ fn tokenizer_config(tokenizer: &Tokenizer, usage: &Usage, config: &ModelConfig) 
         "eos_token": end,
         "clean_up_tokenization_spaces": false,
     });
+    if !tokenizer.begin_of_text().is_empty() {
+        json["add_bos_token"] = true.into();
+    }
     // What an imported model said of itself, but for its end of text, which the tokenizer has.
     for (key, value) in usage.keys().into_iter().filter(|(key, _)| key != "eos_token") {
         json[key] = value;

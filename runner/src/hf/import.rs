@@ -15,12 +15,14 @@ use serde_json::Value;
 
 use super::names::{self, HEAD, Named, Place};
 use super::weights::{Mapped, Tensor, Tensors};
-use super::{CONFIG, config, nanochat};
+use super::{CONFIG, GENERATION, config, nanochat};
 use crate::error::{Error, Result};
-use crate::exchange::{End, Family, Imported, NewRun, checked_tokenizer, create_run, fill_columns};
+use crate::exchange::{
+    Around, End, Family, Imported, NewRun, checked_tokenizer, create_run, fill_columns,
+};
 use crate::files;
 use crate::tokenizer;
-use crate::tokenizer::usage::Usage;
+use crate::tokenizer::usage::{self, Usage};
 use crate::trained;
 
 /// Imports the model in the folder `from` to a new run folder.
@@ -78,25 +80,38 @@ fn json(path: &Path) -> Result<Option<Vec<u8>>> {
 fn read_tokenizer(from: &Path, config: &ModelConfig) -> Result<Option<Vec<u8>>> {
     let path = from.join(tokenizer::FILE_NAME);
     let Some(text) = json(&path)? else { return Ok(None) };
-    let end = end_of_text(from)?;
-    let text = checked_tokenizer(text, end.as_ref(), config.vocab_size);
+    let text = checked_tokenizer(text, &around(from)?, config.vocab_size);
     text.map(Some).map_err(|e| Error::failure(format!("{}: {e}", path.display())))
 }
 
-/// The end of text that the folder names: by the tokenizer's config, or by the model's.
-fn end_of_text(from: &Path) -> Result<Option<End>> {
+/// What the folder says of the tokens around texts: the tokenizer's config, that of generation, or the
+/// model's.
+fn around(from: &Path) -> Result<Around> {
     let parsed = |name: &str| -> Result<Value> {
         let path = from.join(name);
         let Some(text) = json(&path)? else { return Ok(Value::Null) };
         crate::json::from_slice(&text)
             .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
     };
-    if let Some(name) = Usage::of_folder(from)?.eos_token {
-        return Ok(Some(End::Name(name)));
+    let usage = Usage::of_folder(from)?;
+    let ids = |name: &str| -> Result<Vec<u64>> {
+        Ok(match &parsed(name)?["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
+            id => id.as_u64().into_iter().collect(),
+        })
+    };
+    let (of_model, mut ends) = (ids(CONFIG)?, ids(GENERATION)?);
+    if ends.is_empty() {
+        ends.clone_from(&of_model);
     }
-    let id = &parsed(CONFIG)?["eos_token_id"];
     // Of several the first.
-    Ok(id.as_u64().or(id[0].as_u64()).map(End::Id))
+    let id = of_model.first().or(ends.first()).copied().map(End::Id);
+    let is_begun = parsed(usage::FILE_NAME)?["add_bos_token"].as_bool();
+    Ok(Around {
+        end: usage.eos_token.map(End::Name).or(id),
+        ends,
+        begin: usage.bos_token.map(End::Name).zip(is_begun),
+    })
 }
 
 /// Every tensor of a table, found in the files; nothing else is in these.

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! config.json                     architecture and sizes                  (config)
+//! generation_config.json          what ends its texts, if it is more than one token
 //! model.safetensors               the weights, or                         (weights, names)
 //! model.safetensors.index.json    which of several .safetensors files has which tensor
 //! tokenizer.json                  the tokenizer
@@ -56,6 +57,8 @@ pub fn model(dir: &Path) -> Result<ModelConfig> {
 
 /// File that describes the model.
 pub(crate) const CONFIG: &str = "config.json";
+/// File that says how it is to be sampled; here what ends its texts.
+const GENERATION: &str = "generation_config.json";
 /// File of the weights.
 const WEIGHTS: &str = "model.safetensors";
 /// File that says which of several files of weights has which tensor.

@@ -223,6 +223,9 @@ fn tokenizer(path: &Path) -> Result<Report> {
     report.fact("ids", tokenizer.vocab_size());
     let end = format!("{} {:?}", tokenizer.end_of_text(), tokenizer.end_of_text_name());
     report.fact("end of text", end);
+    if !tokenizer.other_ends().is_empty() {
+        report.fact("other ends", tokenizer.other_ends());
+    }
     Ok(report)
 }
 

@@ -211,7 +211,7 @@ impl<'t> Sequence<'t> {
     /// Adds a token that was drawn from `logits`.
     fn say(&mut self, id: u32, logits: &[f32]) -> Turn {
         self.spoken += 1;
-        if id == self.texts.tokenizer.end_of_text() {
+        if self.texts.tokenizer.is_end(id) {
             return self.end(Finish::Stop);
         }
         if let Some(likeliest) = self.ask.logprobs {

@@ -137,7 +137,8 @@ impl Texts {
     fn piece(&self, name: &str, piece: &Piece) -> Result<Vec<u32>, Problem> {
         let mut tokens = match piece {
             Piece::Text(text) => {
-                self.tokenizer.encode(text.as_bytes()).map_err(|e| Problem::param(name, e))?
+                let tokens = self.tokenizer.encode_prompt(text.as_bytes());
+                tokens.map_err(|e| Problem::param(name, e))?
             }
             Piece::Ids(ids) => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab_size) {

@@ -23,6 +23,9 @@ const END_NAMES: [&str; 7] =
 /// program's own.
 pub(crate) const END_KEY: &str = "end_of_text";
 
+/// The key with the names of other tokens that end a text, or what is said: chat models have some.
+pub(crate) const OTHER_ENDS_KEY: &str = "other_ends";
+
 /// Most identifiers of a tokenizer: a table of them is made.
 const MOST_IDS: u64 = 1 << 22;
 
@@ -74,6 +77,7 @@ pub(crate) fn end_of_text_guess(json: &Value) -> Option<&'static str> {
 pub struct BpeTokenizer {
     inner: tokenizers::Tokenizer,
     end_of_text: u32,
+    other_ends: Vec<u32>,
     vocab_size: usize,
     /// The bytes of each token, where the decoder is byte-level; otherwise the
     /// text of a token depends on its neighbours and this is `None`.
@@ -124,7 +128,7 @@ impl BpeTokenizer {
         inner
             .train(&mut trainer, texts)
             .map_err(|e| Error::failure(format!("cannot train the tokenizer: {e}")))?;
-        Self::from_inner(inner, None).map_err(Error::failure)
+        Self::from_inner(inner, None, &[]).map_err(Error::failure)
     }
 
     /// A byte-level tokenizer with exactly these words (with their leading
@@ -150,7 +154,7 @@ impl BpeTokenizer {
             .map_err(|e| Error::failure(format!("cannot build the tokenizer: {e}")))?;
         let mut inner = byte_level(bpe);
         inner.add_special_tokens(&[AddedToken::from(END_OF_TEXT, true)]);
-        let tokenizer = Self::from_inner(inner, None).map_err(Error::failure)?;
+        let tokenizer = Self::from_inner(inner, None, &[]).map_err(Error::failure)?;
         if tokenizer.inner.get_vocab_size(true) != wanted {
             return Err(Error::failure("cannot build the tokenizer: a word is there twice"));
         }
@@ -161,21 +165,25 @@ impl BpeTokenizer {
     pub(super) fn from_json(text: &[u8], json: &Value) -> core::result::Result<Self, String> {
         check(json)?;
         let end = json[END_KEY].as_str();
-        let inner = if end.is_some() {
+        let others = json[OTHER_ENDS_KEY].as_array().map_or(&[][..], Vec::as_slice);
+        let inner = if end.is_some() || !json[OTHER_ENDS_KEY].is_null() {
             // The library stumbles over keys that it does not know.
             let mut json = json.clone();
-            json.as_object_mut().and_then(|fields| fields.remove(END_KEY));
+            if let Some(fields) = json.as_object_mut() {
+                fields.retain(|key, _| ![END_KEY, OTHER_ENDS_KEY].contains(&key.as_str()));
+            }
             tokenizers::Tokenizer::from_bytes(json.to_string())
         } else {
             tokenizers::Tokenizer::from_bytes(text)
         };
-        Self::from_inner(inner.map_err(|e| e.to_string())?, end)
+        Self::from_inner(inner.map_err(|e| e.to_string())?, end, others)
     }
 
-    /// With the end of text of that name, or else the one that is guessed or added.
+    /// With the end of text of that name, or else the one that is guessed or added; and the other ends.
     fn from_inner(
         mut inner: tokenizers::Tokenizer,
         end: Option<&str>,
+        others: &[Value],
     ) -> core::result::Result<Self, String> {
         // Settings for fixed-length classifiers would cut and fill documents.
         inner.with_truncation(None).map_err(|e| e.to_string())?;
@@ -194,6 +202,12 @@ impl BpeTokenizer {
                     .ok_or("it has no end of text, and gaps among its ids where one would be")?
             }
         };
+        let mut other_ends = Vec::new();
+        for name in others {
+            let id = name.as_str().and_then(|name| inner.token_to_id(name));
+            other_ends
+                .push(id.ok_or_else(|| format!("another end {name} is not one of its tokens"))?);
+        }
         // Data that spells a special token is plain text, not a command.
         inner.set_encode_special_tokens(true);
         let vocab = inner.get_vocab(true);
@@ -211,7 +225,7 @@ impl BpeTokenizer {
             _ => None,
         };
         let words = Words::of(&inner);
-        Ok(Self { inner, end_of_text, vocab_size, token_bytes, words })
+        Ok(Self { inner, end_of_text, other_ends, vocab_size, token_bytes, words })
     }
 
     /// One more than the largest identifier.
@@ -224,6 +238,11 @@ impl BpeTokenizer {
     #[must_use]
     pub fn end_of_text(&self) -> u32 {
         self.end_of_text
+    }
+
+    /// Identifiers of other tokens that end a text, or what is said.
+    pub(super) fn other_ends(&self) -> &[u32] {
+        &self.other_ends
     }
 
     /// How the vocabulary spells the end of text.
@@ -272,11 +291,18 @@ impl BpeTokenizer {
 
     pub(super) fn to_json(&self) -> core::result::Result<String, String> {
         let text = self.to_transformers()?;
-        if guessed(&self.inner) == Some(self.end_of_text) {
+        let is_guessed = guessed(&self.inner) == Some(self.end_of_text);
+        if is_guessed && self.other_ends.is_empty() {
             return Ok(text);
         }
         let mut json: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-        json[END_KEY] = self.end_of_text_name().into();
+        if !is_guessed {
+            json[END_KEY] = self.end_of_text_name().into();
+        }
+        if !self.other_ends.is_empty() {
+            let names = self.other_ends.iter().filter_map(|id| self.inner.id_to_token(*id));
+            json[OTHER_ENDS_KEY] = names.collect();
+        }
         Ok(format!("{json:#}"))
     }
 

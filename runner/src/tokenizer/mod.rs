@@ -34,7 +34,7 @@ pub use stream::StreamDecoder;
 #[cfg(feature = "gguf")]
 pub(crate) use bpe::byte_char;
 #[cfg(any(feature = "hf", feature = "gguf"))]
-pub(crate) use bpe::{END_KEY, end_of_text_guess};
+pub(crate) use bpe::{END_KEY, OTHER_ENDS_KEY, end_of_text_guess};
 #[cfg(feature = "gguf")]
 pub(crate) use cuts::Cut;
 #[cfg(feature = "gguf")]
@@ -197,8 +197,21 @@ impl Tokenizer {
         }
     }
 
+    /// Identifiers of other tokens that end a text, or what is said.
+    pub(crate) fn other_ends(&self) -> &[u32] {
+        match self {
+            Self::Bytes | Self::Chars(_) => &[],
+            Self::Bpe(bpe) => bpe.other_ends(),
+        }
+    }
+
+    /// Whether a token ends a text, or what is said.
+    pub(crate) fn is_end(&self, id: u32) -> bool {
+        id == self.end_of_text() || self.other_ends().contains(&id)
+    }
+
     /// The id of a token by its spelling, if the tokenizer has spellings.
-    #[cfg(feature = "hf")]
+    #[cfg(any(feature = "hf", feature = "gguf"))]
     pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
         match self {
             Self::Bytes | Self::Chars(_) => None,
@@ -237,6 +250,21 @@ impl Tokenizer {
             Self::Bytes | Self::Chars(_) => Vec::new(),
             Self::Bpe(bpe) => bpe.begin_of_text(),
         }
+    }
+
+    /// The identifiers that a model is given of a text to go on with: behind the beginning that the
+    /// tokenizer has, and of no text at all the end of the one before.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn encode_prompt(&self, text: &[u8]) -> core::result::Result<Vec<u32>, EncodeError> {
+        let mut ids = self.begin_of_text();
+        self.encode_into(text, &mut ids)?;
+        if ids.is_empty() {
+            // Every document of the training data begins so.
+            ids.push(self.end_of_text());
+        }
+        Ok(ids)
     }
 
     /// The identifiers of `text` where it goes on from `before`, whose own are `ids`: those that the
