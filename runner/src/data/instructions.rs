@@ -4,8 +4,9 @@
 //! {"text": "..."}                                   all of it counts, and the end
 //! {"prompt": "...", "completion": "..."}            the completion and the end count
 //! {"messages": [{"role": "...", "content": "..."}]} the assistant's messages count, and what ends them
+//! {"conversations": [{"from": "...", "value": "..."}]} the same, as ShareGPT has it
 //! ```
-//! A line is what the first of `messages`, `completion` and `text` says that it has; other fields are
+//! A line is what the first of `messages`, `conversations`, `completion` and `text` says that it has; other fields are
 //! passed over. Special tokens are the program's and the chat template's: texts, prompts and completions
 //! that spell one have it as plain text, messages that do are refused.
 //!
@@ -272,12 +273,15 @@ impl Line<'_, '_> {
         };
         let field = self.encoder.text_field;
         if let Some(messages) = fields.get("messages") {
-            return self.messages(messages);
+            return self.messages("messages", messages);
+        }
+        if let Some(messages) = fields.get("conversations") {
+            return self.messages("conversations", messages);
         }
         if fields.contains_key("completion") || !fields.contains_key(field) {
             if !fields.contains_key("prompt") && !fields.contains_key("completion") {
                 return bad(format!(
-                    "no field \"messages\", \"{field}\", or \"prompt\" and \"completion\" in this line"
+                    "no field \"messages\", \"conversations\", \"{field}\", or \"prompt\" and \"completion\" in this line"
                 ));
             }
             let completion = text_of(&fields, "completion")?;
@@ -319,7 +323,7 @@ impl Line<'_, '_> {
     }
 
     #[cfg(not(feature = "chat"))]
-    fn messages(&self, _: &Value) -> Result<Vec<Example>> {
+    fn messages(&self, _: &str, _: &Value) -> Result<Vec<Example>> {
         bad(
             "messages want a chat template, and this program was built without its feature chat; give \
              prompt and completion",
@@ -327,10 +331,10 @@ impl Line<'_, '_> {
     }
 
     #[cfg(feature = "chat")]
-    fn messages(&self, messages: &Value) -> Result<Vec<Example>> {
+    fn messages(&self, field: &str, messages: &Value) -> Result<Vec<Example>> {
         let Conversations { special, .. } = &self.encoder.conversations;
         let Value::Array(list) = messages else {
-            return bad("the field \"messages\" is not a list");
+            return bad(format!("the field \"{field}\" is not a list"));
         };
         let mut messages = Vec::with_capacity(list.len());
         for (i, message) in list.iter().enumerate() {
@@ -340,7 +344,11 @@ impl Line<'_, '_> {
             let of = |name| {
                 text_of(fields, name).map_err(|e| Error::failure(format!("message {}: {e}", i + 1)))
             };
-            let (role, content) = (of("role")?, of("content")?);
+            let (role, content) = if field == "conversations" && !fields.contains_key("role") {
+                (role_of(of("from")?, i)?, of("value")?)
+            } else {
+                (of("role")?, of("content")?)
+            };
             let spelled = |text: &str| special.iter().find(|token| text.contains(*token));
             if let Some(token) = spelled(content).or_else(|| spelled(role)) {
                 return bad(format!(
@@ -374,12 +382,12 @@ impl Line<'_, '_> {
     #[cfg(feature = "chat")]
     fn conversation(&self, spoken: &chat::Spoken) -> Result<Example> {
         let tokenizer = &self.encoder.conversations.commanding;
-        let (end, all) = (tokenizer.end_of_text(), self.encoder.loss_on == LossOn::All);
+        let all = self.encoder.loss_on == LossOn::All;
         let (mut example, mut ids, mut at) = (Example::default(), Vec::new(), 0);
         let text = &spoken.text;
         let mut go_on = |to: usize, counts: bool, example: &mut Example| -> Result<()> {
             let more = tokenizer.encode_after(&text[..at], &ids, &text[at..to]).map_err(refused)?;
-            let last = more.iter().rposition(|id| *id == end).filter(|_| !all);
+            let last = more.iter().rposition(|id| tokenizer.is_end(*id)).filter(|_| !all);
             let counted = if counts { last.map_or(more.len(), |last| last + 1) } else { 0 };
             example.push(&more[..counted], true);
             example.push(&more[counted..], false);
@@ -392,6 +400,20 @@ impl Line<'_, '_> {
             go_on(reply.end, true, &mut example)?;
         }
         Ok(example)
+    }
+}
+
+/// The role of who speaks in ShareGPT's conversations.
+#[cfg(feature = "chat")]
+fn role_of(from: &str, at: usize) -> Result<&'static str> {
+    match from {
+        "system" => Ok("system"),
+        "human" | "user" => Ok("user"),
+        "gpt" | "chatgpt" | "assistant" | "model" => Ok("assistant"),
+        other => bad(format!(
+            "message {} is from {other:?}, but human, gpt and system are who speaks in \"conversations\"",
+            at + 1
+        )),
     }
 }
 

@@ -110,6 +110,17 @@ fn replies_count_with_what_ends_them() {
 
 #[cfg(feature = "chat")]
 #[test]
+fn conversations_are_messages_by_other_names() {
+    let shared = r#"{"id": "x", "conversations": [{"from": "system", "value": "S"}, {"from": "human", "value":
+        "Hi"}, {"from": "gpt", "value": "Ho"}]}"#;
+    let counted = "system:S$\nuser:Hi$\nassistant:[Ho$]";
+    assert_eq!(completions(&shared.replace('\n', " ")), [counted]);
+    // Some have the field with OpenAI's names in it.
+    assert_eq!(completions(&talk().replace("messages", "conversations")), completions(&talk()));
+}
+
+#[cfg(feature = "chat")]
+#[test]
 fn a_reply_that_no_token_ends_counts_whole() {
     let plain = "{% for m in messages %}{{ m.role[0] + ':' + m.content + ';' }}{% endfor %}";
     let read = read(Some(plain), LossOn::Completions, 100, &talk()).unwrap();
@@ -146,7 +157,10 @@ fn lines_that_are_no_examples_are_named() {
     for (line, what) in [
         ("{oops", "not a line of JSON"),
         ("[1]", "not a JSON object"),
-        ("{\"a\": 1}", "no field \"messages\", \"text\", or \"prompt\" and \"completion\""),
+        (
+            "{\"a\": 1}",
+            "no field \"messages\", \"conversations\", \"text\", or \"prompt\" and \"completion\"",
+        ),
         (r#"{"prompt": "a"}"#, "no field \"completion\""),
         (r#"{"completion": "a"}"#, "no field \"prompt\""),
         (r#"{"prompt": 1, "completion": "a"}"#, "\"prompt\" is not a text"),
@@ -160,6 +174,13 @@ fn lines_that_are_no_examples_are_named() {
     #[cfg(feature = "chat")]
     for (line, what) in [
         (r#"{"messages": {}}"#, "\"messages\" is not a list"),
+        (r#"{"conversations": 3}"#, "\"conversations\" is not a list"),
+        (
+            r#"{"conversations": [{"from": "tool", "value": "a"}]}"#,
+            "message 1 is from \"tool\", but",
+        ),
+        (r#"{"conversations": [{"from": "human"}]}"#, "message 1: no field \"value\""),
+        (r#"{"messages": [{"from": "human", "value": "a"}]}"#, "message 1: no field \"role\""),
         (r#"{"messages": []}"#, "the list of messages is empty"),
         (r#"{"messages": [3]}"#, "message 1 is not an object"),
         (r#"{"messages": [{"role": "user"}]}"#, "message 1: no field \"content\""),
