@@ -248,11 +248,19 @@ mod tests {
             serde_json::from_str(&Tokenizer::Bytes.to_transformers().unwrap()).unwrap();
         let token = crate::tokenizer::added_token(257, "<|im_end|>", true);
         json["added_tokens"].as_array_mut().unwrap().push(token);
+        // What texts begin with, a template writes itself.
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "B", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [],
+            "special_tokens": { "B": { "id": "B", "ids": [66], "tokens": ["B"] } },
+        });
         let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
         // Of data they are plain text, of templates themselves.
         assert_eq!(tokenizer.encode(b"<|im_end|>").unwrap().len(), 10);
         let commanding = tokenizer.commanding();
         assert_eq!(commanding.encode(b"a<|im_end|>").unwrap(), [97, 257]);
+        assert_eq!(commanding.begin_of_text(), [66]);
         let source = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}";
         let usage = Usage { chat_template: Some(source.to_owned()), ..Usage::default() };
         let template = Template::of(usage, Path::new("x")).unwrap();

@@ -128,8 +128,6 @@ fn around(
         &[Instruction::Swap, Instruction::CallFunction(KEEP, Some(1)), Instruction::Swap];
     match step {
         Instruction::SetAttr(_) => (SECOND, NONE),
-        // Ranges are as good as their two ends until they are kept.
-        Instruction::CallFunction("range", _) => (NONE, NONE),
         Instruction::Add
         | Instruction::Mul
         | Instruction::Slice
@@ -189,9 +187,10 @@ fn weigh(value: &Value, left: &mut usize, depth: usize) -> Result<(), String> {
         return Err(format!("lists or maps more than {DEEPEST} deep"));
     }
     let Some(object) = value.as_object() else { return Ok(()) };
-    // It could come to hold itself.
-    if depth > 0 && object.type_name().ends_with("::Namespace") {
-        return Err("a namespace within a list, a map or another namespace".to_owned());
+    // It could come to hold itself, or what nobody sees: a loop has its item.
+    if depth > 0 && ["::Namespace", "::Loop"].iter().any(|name| object.type_name().ends_with(name))
+    {
+        return Err("a namespace or a loop within a list, a map or a namespace".to_owned());
     }
     if value.kind() == ValueKind::Map {
         for (key, item) in object.try_iter_pairs().into_iter().flatten() {
@@ -262,6 +261,10 @@ mod tests {
             kept("'x'", "n"),
             kept("'x'", "[n]"),
             kept("'x'", "namespace(a=n)"),
+            "{% set n = namespace(s=0) %}{% for a in range(9999) %}{% for b in [n.s] %}{% set n.s = loop %}\
+             {% endfor %}{% endfor %}".to_owned(),
+            "{% set range = dict %}{% set a = range(a=1) %}".to_owned()
+                + &"{% set a = range(a=a, b=a) %}".repeat(60),
             macros("{{ f(x + x) }}"),
             macros("{{ f([x, x]) }}"),
             macros("{{ f(x) }}{{ f(x) }}"),
