@@ -11,7 +11,7 @@ use serde::{Deserializer, de};
 
 /// Bytes that values may take whatever their text, and for each byte of it: the largest tokenizers that
 /// people use take three.
-const FREE: usize = 24 << 20;
+const FREE: usize = 16 << 20;
 const PER_BYTE: usize = 4;
 /// Bytes of a value, and what an object of any fields has beside them.
 const VALUE: usize = 32;
@@ -116,6 +116,8 @@ mod tests {
         assert_eq!(parse(text).unwrap(), expected);
         assert!(parse(&format!("[{}0]", "{\"\":0},".repeat(20_000))).is_ok());
         let many = parse(&format!("[{}0]", "{\"\":0},".repeat(100_000))).map(drop);
+        assert!(many.unwrap_err().to_string().contains("fill the memory"));
+        let many = parse(&format!("[{}0]", "0,".repeat(1_000_000))).map(drop);
         assert!(many.unwrap_err().to_string().contains("fill the memory"));
     }
 

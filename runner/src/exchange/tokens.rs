@@ -38,7 +38,7 @@ pub(crate) fn checked_tokenizer(
     if around.ends.len() > MOST_ENDS {
         return Err(format!("{} tokens that end a text: at most {MOST_ENDS}", around.ends.len()));
     }
-    let mut json: Value = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    let mut json: Value = crate::json::from_slice(&text).map_err(|e| e.to_string())?;
     let name = |json: &Value, end: &End| match end {
         #[cfg(feature = "hf")]
         End::Name(name) => Some(name.clone()),
@@ -77,6 +77,8 @@ pub(crate) fn checked_tokenizer(
         all.extend(said.into_iter().map(|(key, value)| (key.to_owned(), value)));
         json.to_string().into_bytes()
     };
+    // It takes several times the memory of the text, and what is parsed next as much.
+    drop(json);
     let own = usable(&text)?.vocab_size();
     if own > ids {
         return Err(format!("a tokenizer of {own} ids does not go with a model of {ids}"));

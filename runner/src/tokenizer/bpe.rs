@@ -162,20 +162,17 @@ impl BpeTokenizer {
     }
 
     /// Reads the text of a `tokenizer.json`, which `json` is parsed from; the cause in words if it fails.
-    pub(super) fn from_json(text: &[u8], json: &Value) -> core::result::Result<Self, String> {
-        check(json)?;
-        let end = json[END_KEY].as_str();
-        let others = json[OTHER_ENDS_KEY].as_array().map_or(&[][..], Vec::as_slice);
-        let inner = if end.is_some() || !json[OTHER_ENDS_KEY].is_null() {
-            // The library stumbles over keys that it does not know.
-            let mut json = json.clone();
-            if let Some(fields) = json.as_object_mut() {
-                fields.retain(|key, _| ![END_KEY, OTHER_ENDS_KEY].contains(&key.as_str()));
-            }
-            tokenizers::Tokenizer::from_bytes(json.to_string())
-        } else {
-            tokenizers::Tokenizer::from_bytes(text)
-        };
+    pub(super) fn from_json(text: &[u8], mut json: Value) -> core::result::Result<Self, String> {
+        check(&json)?;
+        let mut own = |key| json.as_object_mut().and_then(|fields| fields.remove(key));
+        let (end, others) = (own(END_KEY), own(OTHER_ENDS_KEY));
+        // The library stumbles over keys that it does not know; and it makes values of its own, beside
+        // which there is to be no room for these.
+        let plain = (end.is_some() || others.is_some()).then(|| json.to_string());
+        drop(json);
+        let inner = tokenizers::Tokenizer::from_bytes(plain.as_deref().map_or(text, str::as_bytes));
+        let others = others.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let end = end.as_ref().and_then(Value::as_str);
         Self::from_inner(inner.map_err(|e| e.to_string())?, end, others)
     }
 
