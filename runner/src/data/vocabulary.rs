@@ -34,11 +34,42 @@ pub fn train_bpe(sources: &[Source], text_field: &str, vocab_size: usize) -> Res
             None
         })
     });
-    let trained = BpeTokenizer::train(texts, vocab_size)?;
+    let trained = BpeTokenizer::train(texts.flat_map(|text| parts(&text)), vocab_size)?;
     match failure {
         Some(error) => Err(error),
         None => Ok(Tokenizer::Bpe(Box::new(trained))),
     }
+}
+
+/// Bytes of a text from which on it is cut, and of a run of letters, digits, white space or signs: the
+/// library takes hundreds of bytes for each word of a text, and time by the square of a word's length.
+const PART: usize = 1 << 14;
+const RUN: usize = 512;
+
+/// A text in parts, cut between words where there are any.
+fn parts(text: &str) -> Vec<String> {
+    let kind = |c: char| match c {
+        c if c.is_alphabetic() => 0,
+        c if c.is_numeric() => 1,
+        c if c.is_whitespace() => 2,
+        _ => 3,
+    };
+    let (mut parts, mut begin, mut run, mut last) = (Vec::new(), 0, 0, ' ');
+    for (at, c) in text.char_indices() {
+        let goes_on = kind(c) == kind(last);
+        // A word has the space before it, and `'s` its apostrophe.
+        let is_between = !goes_on && !last.is_whitespace() && last != '\'';
+        if is_between && at - begin >= PART || goes_on && at - run >= RUN {
+            parts.push(text[begin..at].to_owned());
+            (begin, run) = (at, at);
+        }
+        if !goes_on {
+            run = at;
+        }
+        last = c;
+    }
+    parts.push(text[begin..].to_owned());
+    parts
 }
 
 fn for_each_text(sources: &[Source], field: &str, mut see: impl FnMut(&str)) -> Result<()> {
@@ -88,6 +119,37 @@ mod tests {
             let message = error.to_string();
             assert!(message.contains("bad.txt: not UTF-8 text at byte 500000"), "{message}");
         }
+    }
+
+    #[test]
+    fn texts_are_cut_between_words_and_long_runs_anywhere() {
+        let verse = "And the evening's light, 12 times;\n\n  was the first day. ".repeat(2000);
+        let cut = parts(&verse);
+        assert_eq!(cut.concat(), verse);
+        assert!(cut.len() > 5 && cut.iter().all(|part| part.len() < PART + 64));
+        for pair in cut.windows(2) {
+            let (before, after) =
+                (pair[0].chars().last().unwrap(), pair[1].chars().next().unwrap());
+            assert!(!before.is_whitespace() && before != '\'', "{:?}", pair[0]);
+            assert!(!before.is_alphanumeric() || !after.is_alphanumeric());
+        }
+        for run in ["x", "7", "é", " ", ".", "\n"] {
+            let text = run.repeat(5000);
+            let cut = parts(&text);
+            assert_eq!(cut.concat(), text);
+            assert!(cut.iter().all(|part| part.len() <= RUN), "{run:?}");
+        }
+        assert_eq!(parts(""), [""]);
+        assert_eq!(parts("short text"), ["short text"]);
+    }
+
+    #[test]
+    fn long_words_take_no_time() {
+        let sources = [Source::from_memory("a", "ab".repeat(500_000).into_bytes())];
+        let begin = std::time::Instant::now();
+        let tokenizer = train_bpe(&sources, TEXT_FIELD, 300).unwrap();
+        assert_eq!(tokenizer.encode(&b"ab".repeat(256)).unwrap().len(), 1);
+        assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
     }
 
     #[test]
