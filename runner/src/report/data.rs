@@ -12,6 +12,7 @@ use super::events::{Events, Gathered};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::train::folder::RunFolder;
+use crate::train::metrics::LONGEST_LINE;
 
 /// One run, with curves of as many points as can be drawn.
 #[derive(Clone, Debug, Serialize)]
@@ -127,7 +128,14 @@ impl Read {
         let mut line = Vec::new();
         loop {
             line.clear();
-            reader.read_until(b'\n', &mut line).map_err(io)?;
+            reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(io)?;
+            if line.len() as u64 == LONGEST_LINE {
+                return Err(Error::failure(format!(
+                    "{}, line {}: it has {LONGEST_LINE} bytes or more, as no event of a run",
+                    path.display(),
+                    self.lines + 1
+                )));
+            }
             // The end, or a line that is being written.
             if line.last() != Some(&b'\n') {
                 return Ok(());
@@ -157,7 +165,7 @@ impl Read {
         if text.is_empty() {
             return Ok(());
         }
-        let event: Map<String, Value> = serde_json::from_slice(text)
+        let event: Map<String, Value> = crate::json::from_slice(text)
             .map_err(|e| e.to_string().replace("at line 1 column", "at column"))?;
         let name = event.get("event").and_then(Value::as_str).map(str::to_owned);
         let name = name.ok_or("no event of a run: it has no text \"event\"")?;

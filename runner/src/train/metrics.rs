@@ -2,13 +2,16 @@
 //! run was killed and resumed.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::event::Event;
 use crate::error::{Error, Result};
+
+/// No line has as many bytes.
+pub(crate) const LONGEST_LINE: u64 = 4 << 20;
 
 /// The open file.
 #[derive(Debug)]
@@ -80,7 +83,7 @@ fn length_up_to(file: &File, step: u64) -> std::io::Result<u64> {
     let (mut length, mut line) = (0, Vec::new());
     loop {
         line.clear();
-        let read = reader.read_until(b'\n', &mut line)?;
+        let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
         let stays = line.ends_with(b"\n")
             && serde_json::from_slice::<Line>(&line).is_ok_and(|line| line.is_before(step));
         if !stays {
