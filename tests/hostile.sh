@@ -3,7 +3,7 @@
 # reads is damaged in thousands of ways (cut, bits flipped, lengths of headers replaced, each value of JSON
 # replaced by what it should not be, nested 100,000 deep, a million elements, no UTF-8, no file at all),
 # and each copy is read in a process of its own. Ends with an error if one of them panics, is killed by a
-# signal, takes more than 10 seconds or more than 64 MB above the file's size, fails with anything but
+# signal, takes more than 10 seconds of the CPU or 64 MB more than the file, fails with anything but
 # lines that begin with `cllm: `, or is accepted although its checksums cannot be right.
 #
 # Usage: tests/hostile.sh [READER...]     (ten minutes or more on two cores; names of readers or parts)

@@ -14,8 +14,8 @@ pub(super) const HELP: &str = "\
 Each line of the data is a JSON object with \"text\", of which all tokens count in the loss; with
 \"prompt\" and \"completion\", of which the completion and the end count; or with \"messages\", a list of
 {\"role\", \"content\"} that the model's own chat template makes a text of, in which the assistant's
-messages count, and what ends them. Whole examples are packed into rows of --block-size tokens and do
-not see one another.
+messages count, and what ends them (\"conversations\", a list of {\"from\", \"value\"}, is the same).
+Whole examples are packed into rows of --block-size tokens and do not see one another.
 
 The folder that comes out is a run folder like any other. Flags of `cllm train` that are not shown here
 say what a base decides.
