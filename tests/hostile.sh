@@ -6,7 +6,7 @@
 # signal, takes more than 10 seconds of the CPU or 64 MB more than the file, fails with anything but
 # lines that begin with `cllm: `, or is accepted although its checksums cannot be right.
 #
-# Usage: tests/hostile.sh [READER...]     (ten minutes or more on two cores; names of readers or parts)
+# Usage: tests/hostile.sh [READER...]     (half an hour or more on two cores; names of readers or parts)
 #
 # Needs Rust, Python 3.9 and Linux. CLLM names a program that is built already, JOBS how many are run at
 # a time. The damaged files of what failed are left in target/hostile/faults.

@@ -138,7 +138,7 @@ pub fn forget(dir: &Path, step: u64) -> Result<()> {
         if !name.starts_with(PREFIX) || !name.contains(OWN) {
             continue;
         }
-        let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+        let bytes = files::read(&path).map_err(|e| Error::io("read", &path, &e))?;
         let mut kept = Vec::with_capacity(bytes.len());
         for (record, event) in records(&bytes) {
             if event.step <= step as i64 {

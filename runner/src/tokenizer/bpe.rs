@@ -32,6 +32,29 @@ const MOST_IDS: u64 = 1 << 22;
 /// Most bytes of an added token: the library's search for them takes long to make of longer ones.
 const LONGEST_ADDED: usize = 4096;
 
+/// Most bytes that are encoded at a time: the library takes a hundred times the memory of a long word.
+const PART: usize = 1 << 18;
+
+/// A text in parts, cut where white space begins if there is any.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    core::iter::from_fn(move || {
+        let text = rest.take()?;
+        if text.len() <= PART {
+            return Some(text);
+        }
+        let most = text.floor_char_boundary(PART);
+        let begins = |at: &usize| {
+            let is_space = |c: Option<char>| c.is_some_and(char::is_whitespace);
+            is_space(text[*at..].chars().next()) && !is_space(text[..*at].chars().next_back())
+        };
+        let places = (PART / 2..most).rev().filter(|at| text.is_char_boundary(*at));
+        let (part, more) = text.split_at(places.clone().find(begins).unwrap_or(most));
+        rest = Some(more);
+        Some(part)
+    })
+}
+
 /// Refuses what the library would take at its word, or stumble over.
 fn check(json: &Value) -> core::result::Result<(), String> {
     let model = &json["model"];
@@ -310,11 +333,14 @@ impl BpeTokenizer {
     ) -> core::result::Result<(), EncodeError> {
         let text = super::utf8(text)?;
         let refuses = |e| EncodeError::new(0, format!("the tokenizer refuses the text: {e}"));
-        if let Some(words) = &self.words {
-            return words.encode_into(self.inner.get_model(), text, ids).map_err(refuses);
+        for part in parts(text) {
+            if let Some(words) = &self.words {
+                words.encode_into(self.inner.get_model(), part, ids).map_err(refuses)?;
+            } else {
+                let encoding = self.inner.encode_fast(part, false);
+                ids.extend_from_slice(encoding.map_err(|e| refuses(e.to_string()))?.get_ids());
+            }
         }
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| refuses(e.to_string()))?;
-        ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
 
@@ -372,6 +398,24 @@ fn token_bytes(token: &str) -> Box<[u8]> {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn long_texts_are_encoded_in_parts_and_to_the_same_tokens() {
+        let verse = "In the  beginning\n\n God's é light. ".repeat(20_000);
+        let cut: Vec<&str> = parts(&verse).collect();
+        assert!(cut.len() > 2 && cut.concat() == verse);
+        assert!(cut[1..].iter().all(|part| part.starts_with(char::is_whitespace)));
+        let before = &cut[..cut.len() - 1];
+        assert!(before.iter().all(|part| !part.ends_with(char::is_whitespace)));
+        let word = "é".repeat(PART);
+        assert_eq!(parts(&word).map(str::len).collect::<Vec<_>>(), [PART; 2]);
+        assert_eq!(parts("").collect::<Vec<_>>(), [""]);
+        let t = BpeTokenizer::train(core::iter::once(verse.clone()), 300).unwrap();
+        let (mut ids, mut whole) = (Vec::new(), Vec::new());
+        t.encode_into(verse.as_bytes(), &mut ids).unwrap();
+        whole.extend_from_slice(t.inner.encode_fast(verse.as_str(), false).unwrap().get_ids());
+        assert!(ids == whole);
+    }
 
     #[test]
     fn byte_characters_are_those_of_the_library() {
