@@ -297,10 +297,13 @@ impl Line<'_, '_> {
     }
 
     fn text(&self, text: &str) -> Result<Vec<Example>> {
-        let Encoder { tokenizer, begin: [_, begin], .. } = self.encoder;
+        let Encoder { tokenizer, begin: [_, begin], most, .. } = self.encoder;
         let mut example = Example::default();
         example.push(begin, true);
-        example.push(&tokenizer.encode(text.as_bytes()).map_err(refused)?, true);
+        let mut ids = tokenizer.encode(text.as_bytes()).map_err(refused)?;
+        // One more than is kept says that it was cut.
+        ids.truncate(most.saturating_add(1));
+        example.push(&ids, true);
         example.push(&[tokenizer.end_of_text()], true);
         Ok(vec![example])
     }
