@@ -37,7 +37,7 @@ impl Plan {
         &self.resident
     }
 
-    /// Floats of the largest piece of a matrix, of [`LOADED_ROWS`] rows, that is kept as panels: what
+    /// Floats of the largest piece of a matrix, of 256 rows, of those that are kept as panels: what
     /// [`Trainer::load`] wants for it on its way there. 0 if there is none.
     ///
     /// [`Trainer::load`]: crate::Trainer::load
