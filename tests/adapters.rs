@@ -72,9 +72,19 @@ fn with_trainer<R>(
     kernels: &'static Kernels,
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
+    with_dropout(plan, kernels, 0.0, test)
+}
+
+/// As [`with_trainer`], with dropout of what adapters read.
+fn with_dropout<R>(
+    plan: &Plan,
+    kernels: &'static Kernels,
+    dropped: f32,
+    test: impl FnOnce(&mut Trainer<'_>) -> R,
+) -> R {
     let weights = weights(plan.config(), kernels);
     let table = token_table(plan, &weights);
-    memory::with_table(plan, kernels, SEED, &table, |trainer| {
+    memory::with_adapter_dropout(plan, kernels, SEED, &table, dropped, |trainer| {
         load(trainer, &weights);
         // Every B is zero at first: these are not.
         if let Some(table) = plan.adapters() {
@@ -182,15 +192,14 @@ fn gradients_follow_from_those_of_the_merged_weights() {
 }
 
 /// Loss and gradients of a step, and of another behind it.
-fn bits(plan: &Plan, kernels: &'static Kernels) -> (u64, Vec<u32>) {
+fn bits(plan: &Plan, kernels: &'static Kernels, dropped: f32) -> (u64, Vec<u32>) {
     let (tokens, targets) = (ids(5), ids(6));
-    with_trainer(plan, kernels, |trainer| {
+    with_dropout(plan, kernels, dropped, |trainer| {
         let n = tokens.len();
         let loss = trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap().sum;
         let evaluated = trainer.evaluate(&Batch::new(&tokens, &targets)).unwrap().sum;
-        if plan.config().dropout == 0.0 {
-            assert_eq!(loss.to_bits(), evaluated.to_bits());
-        }
+        let drops = plan.config().dropout > 0.0 || dropped > 0.0;
+        assert_eq!(loss.to_bits() == evaluated.to_bits(), !drops);
         let mut bits: Vec<u32> = trainer.gradients().iter().map(|x| x.to_bits()).collect();
         trainer.update(&Optimizer::default(), 1e-2).unwrap();
         trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap();
@@ -204,6 +213,7 @@ fn any_tiles_workers_packing_and_recomputation_give_the_same_bits() {
     let small = Blocking { row_block: 32, weight_rows: 32, weight_cols: 32, ..Blocking::default() };
     for (number, (config, adapters)) in cases().into_iter().enumerate() {
         let config = ModelConfig { dropout: [0.0, 0.1][number % 2], ..config };
+        let dropped = [0.2, 0.0][number % 2];
         for kernels in [Kernels::detect(), Kernels::detect().with_dtype(Dtype::Bf16)] {
             let mut first = None;
             for workers in [1, 2, 16] {
@@ -218,7 +228,7 @@ fn any_tiles_workers_packing_and_recomputation_give_the_same_bits() {
                         let packing = Some(packing);
                         let tiling = Tiling { workers: Some(workers), packing, blocking };
                         let plan = plan((&config, Some(&adapters)), &tiling, mode, kernels);
-                        let result = bits(&plan, kernels);
+                        let result = bits(&plan, kernels, dropped);
                         let first = first.get_or_insert_with(|| result.clone());
                         let what = format!("{:?} {tiling:?} {mode:?}", adapters.sites);
                         assert!(*first == result, "{what} {kernels:?}");
@@ -352,5 +362,43 @@ fn matrices_beside_adapters_are_kept_as_panels() {
         }
         let end = trainer.evaluate(&batch).unwrap();
         assert!(end.mean() < start.mean() - 0.1, "{start:?} {end:?}");
+    }
+}
+
+/// With dropout of what adapters read, gradients are those of the loss that was computed: along them it
+/// changes as they say, whichever mask there is.
+#[test]
+fn gradients_behind_a_mask_are_those_of_the_loss() {
+    let (tokens, targets) = (ids(5), ids(6));
+    for (config, adapters) in cases() {
+        let config = ModelConfig { dropout: 0.0, ..config };
+        for kernels in [Kernels::scalar(), Kernels::detect()] {
+            let plan = plan((&config, Some(&adapters)), &Tiling::default(), Mode::Train, kernels);
+            let at = plan.resident().arena_len();
+            let run = |dropped: f32, along: &[f32], by: f32| {
+                with_dropout(&plan, kernels, dropped, |trainer| {
+                    let arena = &mut trainer.parameters_mut()[at..];
+                    arena.iter_mut().zip(along).for_each(|(x, g)| *x += by * g);
+                    let batch = Batch::new(&tokens, &targets);
+                    let loss = trainer.accumulate(&batch, tokens.len()).unwrap().mean();
+                    (loss, trainer.gradients().to_vec())
+                })
+            };
+            let (loss, gradient) = run(0.3, &[], 0.0);
+            let (bare, _) = run(0.0, &[], 0.0);
+            assert!((loss - bare).abs() > 1e-4 * bare, "{loss} with a mask, {bare} without");
+            let square: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
+            // A step that changes the loss far more than its rounding, and is straight.
+            let by = (2e-4 * loss / square) as f32;
+            let change = run(0.3, &gradient, by).0 - run(0.3, &gradient, -by).0;
+            let ratio = change / (2.0 * f64::from(by) * square);
+            let what = format!("{:?} {:?}: {ratio}", adapters.sites, kernels.isa());
+            assert!((ratio - 1.0).abs() < 1e-3, "{what}");
+            // Those of another mask are others.
+            let (_, other) = run(0.25, &[], 0.0);
+            let (a, b) = (gradient.iter(), other.iter());
+            let apart: f64 = a.zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            assert!(apart > 1e-3 * square, "{what}: {apart} of {square}");
+        }
     }
 }

@@ -78,6 +78,7 @@ struct Inputs<'b> {
     accumulate: bool,
     loss_scale: f32,
     dropout: Option<DropoutKey>,
+    adapter_dropout: Option<DropoutKey>,
     adamw: Option<AdamW>,
     weight_decay: f32,
     grad_clip: Option<f32>,
@@ -159,6 +160,7 @@ impl<'a> Machine<'a> {
             accumulate: inputs.accumulate,
             loss_scale: inputs.loss_scale,
             dropout: inputs.dropout,
+            adapter_dropout: inputs.adapter_dropout,
             adamw: inputs.adamw.unwrap_or(no_update),
             weight_decay: inputs.weight_decay,
             grad_clip: inputs.grad_clip,
@@ -220,6 +222,8 @@ pub struct Trainer<'a> {
     seed: u64,
     updates: u64,
     micro: u32,
+    /// Of what adapters read.
+    adapter_dropout: f32,
 }
 
 impl<'a> Trainer<'a> {
@@ -245,7 +249,22 @@ impl<'a> Trainer<'a> {
             seed,
             updates: 0,
             micro: 0,
+            adapter_dropout: 0.0,
         })
+    }
+
+    /// Has adapters read in training what dropout of this probability leaves, scaled as [`Dropout`] does (Hu
+    /// et al., as PEFT has it; parts of one matrix read the same). The model's own dropout is its config's.
+    ///
+    /// # Panics
+    /// If the probability is outside `0.0..1.0`.
+    ///
+    /// [`Dropout`]: cllm_kernels::Dropout
+    #[must_use]
+    pub fn drop_adapter_inputs(mut self, probability: f32) -> Self {
+        assert!((0.0..1.0).contains(&probability), "dropout must be in 0.0..1.0");
+        self.adapter_dropout = probability;
+        self
     }
 
     /// How the thread that calls waits for the workers: [`Spin`] unless told. It must know
@@ -311,19 +330,22 @@ impl<'a> Trainer<'a> {
         if counted_in_step == 0 {
             return Err(StepError::NothingCounts);
         }
-        let probability = self.machine.plan.config.dropout;
+        let key = |probability: f32| {
+            (probability > 0.0).then_some(DropoutKey {
+                probability,
+                seed: self.seed,
+                step: self.updates as u32,
+                micro,
+            })
+        };
         let inputs = Inputs {
             tokens: batch.tokens,
             targets: batch.targets,
             starts: batch.starts,
             accumulate: micro > 0,
             loss_scale: (1.0 / counted_in_step as f64) as f32,
-            dropout: (probability > 0.0).then_some(DropoutKey {
-                probability,
-                seed: self.seed,
-                step: self.updates as u32,
-                micro,
-            }),
+            dropout: key(self.machine.plan.config.dropout),
+            adapter_dropout: key(self.adapter_dropout),
             ..Inputs::default()
         };
         self.machine.run_packed(|pack| Run::Gradients { pack }, &inputs)?;

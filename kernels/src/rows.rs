@@ -375,11 +375,31 @@ impl Kernels {
         }
     }
 
-    /// `dst = src * mask`, row by row; row r has the mask's row `first_row + r`.
+    /// `dst = src * mask`, row by row; row r has the mask's row `first_row + r`. A source of bf16 may have
+    /// a column more, which is not read.
     ///
     /// # Panics
     /// If the shapes differ.
-    pub fn dropout(&self, src: MatRef<'_>, dst: MatMut<'_>, dropout: &Dropout, first_row: u32) {
+    pub fn dropout<'a>(
+        &self,
+        src: impl Into<Operand<'a>>,
+        mut dst: MatMut<'_>,
+        dropout: &Dropout,
+        first_row: u32,
+    ) {
+        let src = match src.into() {
+            Operand::Float(src) => src,
+            Operand::Half(src) => {
+                let (rows, cols) = (dst.rows(), dst.cols());
+                assert!(src.rows() == rows && src.cols() >= cols, "dropout: shapes differ");
+                for r in 0..rows {
+                    for (x, half) in dst.row_mut(r).iter_mut().zip(src.row(r)) {
+                        *x = half.to_f32();
+                    }
+                }
+                return self.dropout_in_place(dst, dropout, first_row);
+            }
+        };
         assert!(src.rows() == dst.rows() && src.cols() == dst.cols(), "dropout: shapes differ");
         let (from, cols) = (rows_of(src), src.cols());
         for r in 0..src.rows() {

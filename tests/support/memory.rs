@@ -62,22 +62,24 @@ pub(crate) fn with_trainer<R>(
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
     let table = vec![0; 4 * plan.config().vocab_size * plan.config().d_model];
-    with_table(plan, kernels, seed, &table, test)
+    with_adapter_dropout(plan, kernels, seed, &table, 0.0, test)
 }
 
-/// As [`with_trainer`], with a token table for a plan that has it not among the parameters.
-pub(crate) fn with_table<R>(
+/// As [`with_trainer`], with a token table for a plan that has it not among the parameters, and with dropout of
+/// what adapters read.
+pub(crate) fn with_adapter_dropout<R>(
     plan: &Plan,
     kernels: &'static Kernels,
     seed: u64,
     table: &[u8],
+    dropped: f32,
     test: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
     let mut memory = Memory::new(plan);
     let (pools, queue) = memory.parts();
     let engine = Engine::new(plan, queue).unwrap();
     let trainer = Trainer::new(plan, kernels, pools, &engine, seed).unwrap();
-    let mut trainer = trainer.look_up_in(table).unwrap();
+    let mut trainer = trainer.look_up_in(table).unwrap().drop_adapter_inputs(dropped);
     trainer.initialise();
     test(&mut trainer)
 }

@@ -132,6 +132,8 @@ impl<'p> Program<'p> {
         let scratch_at = scratch.as_ptr_range();
         let scratch_at = scratch_at.start.addr()..scratch_at.end.addr();
         let probability = self.plan.config().dropout;
+        let dropout =
+            (probability > 0.0).then_some(DropoutKey { probability, seed: 3, step: 0, micro: 0 });
         let step = Step {
             plan: self.plan,
             kernels: self.kernels,
@@ -148,12 +150,8 @@ impl<'p> Program<'p> {
             starts: (self.plan.mode != Mode::Recompute).then_some(&starts),
             accumulate: true,
             loss_scale: 1.0,
-            dropout: (probability > 0.0).then_some(DropoutKey {
-                probability,
-                seed: 3,
-                step: 0,
-                micro: 0,
-            }),
+            dropout,
+            adapter_dropout: dropout,
             adamw: Optimizer::default().adamw(1e-3, 1, 1.0),
             weight_decay: 0.1,
             grad_clip: Some(1.0),

@@ -5,7 +5,9 @@
 use super::buffers::{
     Between, BlockBuffers, Buffer, Bump, Columns, GradBuffers, Moments, Place, Wider,
 };
-use super::{ADAPTER_BLOCK, BatchShape, Grain, Mode, head_rows, squares_block, to_lines};
+use super::{
+    ADAPTER_BLOCK, BatchShape, DROPPED_ROWS, Grain, Mode, head_rows, squares_block, to_lines,
+};
 use crate::adapter::AdapterTable;
 use crate::config::ModelConfig;
 use crate::program::Matrix;
@@ -180,6 +182,9 @@ impl Layout {
                 for (rows, cols) in [(tile, ranks), (rank, tile)] {
                     scratch_len = scratch_len.max(kernels.unpacked_scratch_len(rows, cols, n)?);
                 }
+                // With dropout, some of what the adapter reads behind its mask.
+                let some = kernels.unpacked_scratch_len(tile, ranks, DROPPED_ROWS)?;
+                scratch_len = scratch_len.max(some.checked_add(DROPPED_ROWS * tile)?);
             }
             for (depth, cols) in there.into_iter().flatten() {
                 let len = kernels.fresh_scratch_len(rows, depth, cols, false)?;

@@ -4,6 +4,8 @@
 //! y  = x W      + u B      u = scale x A         u is kept for dB = u^T dy
 //! dx = dy W^T   + v A^T    v = scale dy B^T      v is kept for dA = x^T v
 //! ```
+//! With dropout x is `x * mask` for the adapter, in both products that read it, and `v A^T` gets the mask too.
+//!
 //! For all of a matrix's parts at once: A and the rows between have the columns of each part's rank
 //! side by side, B and dy each part's columns. What is added goes to the product as its addend, in
 //! front of the bias and all that comes behind.
@@ -11,9 +13,9 @@
 
 use super::Step;
 use crate::adapter::{AdapterTable, Factor};
-use crate::plan::{ADAPTER_BLOCK, Between, Buffer};
+use crate::plan::{ADAPTER_BLOCK, Between, Buffer, DROPPED_ROWS};
 use crate::program::Matrix;
-use cllm_kernels::{Epilogue, MatMut, MatRef, Operand};
+use cllm_kernels::{Dropout, Epilogue, MatMut, MatRef, Operand};
 use core::ops::Range;
 
 /// The adapter of a matrix: its factors and the rows between them.
@@ -43,6 +45,14 @@ impl<'s> Step<'s> {
         let [a, b] = table.factors(matrix, block)?;
         let between = self.plan.layout.between(matrix, block);
         Some(Adapter { table, matrix, a, b, between })
+    }
+
+    /// The mask of what a matrix's adapter reads, for all its parts, and its row for row `first` of the batch.
+    fn adapter_mask(&self, matrix: Matrix, block: usize, first: usize) -> Option<(Dropout, u32)> {
+        /// Streams behind those of the model's own sites.
+        const FIRST_STREAM: u32 = 1 << 31;
+        let stream = FIRST_STREAM + 4 * block as u32 + matrix as u32;
+        self.adapter_dropout?.mask(stream, self.plan.tokens(), first)
     }
 
     /// A factor's values.
@@ -82,12 +92,24 @@ impl<'s> Step<'s> {
         let adapter = self.adapter(matrix, block)?;
         let (rows, ranks, width) = (x.shape().0, adapter.a.cols, adapter.b.cols);
         let at = adapter.between.down + first * ranks;
-        let room = &mut room[..rows * width];
+        let x = match self.adapter_mask(matrix, block, first) {
+            Some((mask, row)) => {
+                let inputs = adapter.a.rows;
+                let kept = MatMut::new(room, rows, inputs, inputs);
+                self.kernels.dropout(x, kept, &mask, row);
+                Operand::Float(MatRef::new(room, rows, inputs, inputs))
+            }
+            None => x,
+        };
         // SAFETY: passed on from the caller.
         unsafe {
             let down = self.act.mat_mut(at, (rows, ranks), ranks);
             self.kernels.gemm_fresh(x, self.factor(adapter.a), down, Epilogue::None, scratch);
             self.scale(&adapter, at, rows * ranks);
+        }
+        let room = &mut room[..rows * width];
+        // SAFETY: passed on from the caller.
+        unsafe {
             if adapter.parts().map(|(_, (_, cols))| cols).sum::<usize>() < width {
                 // Columns of no part get nothing.
                 room.fill(0.0);
@@ -125,9 +147,12 @@ impl<'s> Step<'s> {
                 self.back(&adapter, dy, (first, rows), scratch);
             }
             let back = self.act.mat(adapter.between.back + first * ranks, (rows, ranks), ranks);
-            let to = MatMut::new(room, rows, inputs, inputs);
+            let mut to = MatMut::new(room, rows, inputs, inputs);
             let a = self.factor(adapter.a).t();
-            self.kernels.gemm_fresh(back, a, to, Epilogue::None, scratch);
+            self.kernels.gemm_fresh(back, a, to.reborrow(), Epilogue::None, scratch);
+            if let Some((mask, row)) = self.adapter_mask(matrix, block, first) {
+                self.kernels.dropout_in_place(to, &mask, row);
+            }
         }
         Some(MatRef::new(room, rows, inputs, inputs))
     }
@@ -188,11 +213,26 @@ impl<'s> Step<'s> {
         unsafe {
             if tile < of_a {
                 let some = piece(tile, a.rows);
-                let x = self.operand(x, (0, tokens), (some.start, some.len())).t();
-                let back = self.act.mat(between.back, (tokens, a.cols), a.cols);
                 let at = a.offset + some.start * a.cols;
-                let out = self.grads.mat_mut(at, (some.len(), a.cols), a.cols);
-                self.kernels.gemm_unpacked(x, back, out, write, scratch);
+                let mut out = self.grads.mat_mut(at, (some.len(), a.cols), a.cols);
+                let Some((mask, row)) = self.adapter_mask(matrix, block, 0) else {
+                    let x = self.operand(x, (0, tokens), (some.start, some.len())).t();
+                    let back = self.act.mat(between.back, (tokens, a.cols), a.cols);
+                    self.kernels.gemm_unpacked(x, back, out, write, scratch);
+                    return;
+                };
+                let mask = mask.from_column(some.start);
+                let (kept, scratch) = scratch.split_at_mut(DROPPED_ROWS * some.len());
+                for first in (0..tokens).step_by(DROPPED_ROWS) {
+                    let rows = DROPPED_ROWS.min(tokens - first);
+                    let x = self.operand(x, (first, rows), (some.start, some.len()));
+                    let to = MatMut::new(kept, rows, some.len(), some.len());
+                    self.kernels.dropout(x, to, &mask, row.wrapping_add(first as u32));
+                    let x = MatRef::new(kept, rows, some.len(), some.len()).t();
+                    let back = self.act.mat(between.back + first * a.cols, (rows, a.cols), a.cols);
+                    let write = self.write(first > 0);
+                    self.kernels.gemm_unpacked(x, back, out.reborrow(), write, scratch);
+                }
                 return;
             }
             let some = piece(tile - of_a, b.cols);

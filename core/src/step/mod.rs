@@ -35,6 +35,16 @@ pub(crate) struct DropoutKey {
     pub(crate) micro: u32,
 }
 
+impl DropoutKey {
+    /// The mask of a site that has so many rows in a batch, and its row for row `first` of the batch.
+    fn mask(self, stream: u32, rows: usize, first: usize) -> Option<(Dropout, u32)> {
+        let mask = Dropout::new(self.probability, self.seed, self.step, stream)?;
+        // Micro-batches of a step follow one another in the mask's rows.
+        let row = self.micro.wrapping_mul(rows as u32).wrapping_add(first as u32);
+        Some((mask, row))
+    }
+}
+
 /// Dropout sites of a block; the embedding is site 0 of the model.
 #[derive(Clone, Copy)]
 enum Site {
@@ -107,6 +117,8 @@ pub(crate) struct Step<'a> {
     pub(crate) loss_scale: f32,
     /// Masks of this micro-batch; none in evaluation.
     pub(crate) dropout: Option<DropoutKey>,
+    /// Those of what adapters read.
+    pub(crate) adapter_dropout: Option<DropoutKey>,
     /// The update, but for its decay and scale, which are the tensor's and the clip's.
     pub(crate) adamw: AdamW,
     pub(crate) weight_decay: f32,
@@ -296,20 +308,12 @@ impl Step<'_> {
             Site::Attention => self.plan.tokens() * self.plan.config.n_head,
             Site::AttnOut | Site::MlpOut => self.plan.tokens(),
         };
-        self.dropout_stream(stream, per_batch, first)
+        self.dropout?.mask(stream, per_batch, first)
     }
 
     /// The mask of the embedding.
     fn embed_dropout(&self, first: usize) -> Option<(Dropout, u32)> {
-        self.dropout_stream(0, self.plan.tokens(), first)
-    }
-
-    fn dropout_stream(&self, stream: u32, rows: usize, first: usize) -> Option<(Dropout, u32)> {
-        let key = self.dropout?;
-        let mask = Dropout::new(key.probability, key.seed, key.step, stream)?;
-        // Micro-batches of a step follow one another in the mask's rows.
-        let row = key.micro.wrapping_mul(rows as u32).wrapping_add(first as u32);
-        Some((mask, row))
+        self.dropout?.mask(0, self.plan.tokens(), first)
     }
 
     /// Whether norms keep the means of their rows.
