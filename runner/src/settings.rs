@@ -156,6 +156,9 @@ pub struct TrainSettings {
     /// What adapters add is multiplied by this and divided by the rank; `None` is twice the rank.
     #[serde(default)]
     pub lora_alpha: Option<f32>,
+    /// Probability that an adapter does not see an input in training.
+    #[serde(default)]
+    pub lora_dropout: f32,
     /// Matrices that have an adapter, by PEFT's names of them.
     #[serde(default = "all_matrices")]
     pub lora_targets: String,

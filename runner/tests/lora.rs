@@ -82,6 +82,7 @@ fn tuned(dir: &Path) -> TrainSettings {
         base: Some(base.out_dir.clone()),
         tokenizer: TokenizerChoice::File(base.out_dir.join("tokenizer.json")),
         lora_rank: Some(4),
+        lora_dropout: 0.1,
         out_dir: dir.join("tuned"),
         ..base
     }
@@ -143,13 +144,14 @@ fn what_makes_no_sense_is_refused_in_the_words_of_the_flags() {
 fn adapters_that_cannot_be_computed_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    adapted(dir, "", "--lora-rank 2");
+    adapted(dir, "", "--lora-rank 2 --lora-dropout 0.1");
     run_in(dir, &words("export --checkpoint out --format peft --out adapter")).done();
     let config: Value =
         serde_json::from_slice(&fs::read(dir.join("adapter/adapter_config.json")).unwrap())
             .unwrap();
     assert_eq!(config["target_modules"], json!(["c_attn", "c_fc", "c_proj"]));
     assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(2), &json!(4)));
+    assert_eq!(config["lora_dropout"], json!(0.1));
     let with = |field: &str, value: Value| {
         let mut config = config.clone();
         config[field] = value;

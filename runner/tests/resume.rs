@@ -237,6 +237,7 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
         "head_size",
         "window",
         "logit_softcap",
+        "lora_dropout",
     ];
     let is_new = |line: &&str| parts.iter().any(|part| line.contains(&format!("\"{part}\":")));
     let old: Vec<&str> = old.lines().filter(|line| !is_new(line)).collect();

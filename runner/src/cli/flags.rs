@@ -219,6 +219,9 @@ train_flags! {
         /// What they add is multiplied by this and divided by the rank [default: twice the rank].
         #[arg(value_name = "X")]
         lora_alpha: f32,
+        /// Probability that an adapter does not see an input in training.
+        #[arg(value_name = "P")]
+        lora_dropout: f32,
         /// Matrices that have one: all-linear, or some of those that PEFT names, with commas.
         #[arg(value_name = "NAMES")]
         lora_targets: String,

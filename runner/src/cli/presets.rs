@@ -96,6 +96,7 @@ fn tiny() -> TrainSettings {
         logit_softcap: 0.0,
         lora_rank: None,
         lora_alpha: None,
+        lora_dropout: 0.0,
         lora_targets: lora::ALL.to_owned(),
         batch_size: 8,
         gradient_accumulation_steps: 1,

@@ -119,6 +119,7 @@ impl TrainSettings {
             return Err(Invalid::new("logit_softcap", cap, problem));
         }
         self.check_heads()?;
+        share("lora_dropout", f64::from(self.lora_dropout), self.lora_dropout)?;
         share("dropout", f64::from(self.dropout), self.dropout)
     }
 
@@ -310,6 +311,7 @@ mod tests {
                 refused(|s| (s.lora_rank, s.base) = (Some(0), Some("base".into()))),
                 "--lora-rank 0: it must be at least 1",
             ),
+            (refused(|s| s.lora_dropout = 1.0), "--lora-dropout 1: "),
             (refused(|s| s.lora_alpha = Some(-1.0)), "--lora-alpha -1: it must be above 0"),
             (refused(|s| s.rope_theta = 1.0), "--rope-theta 1: it must be above 1"),
             (

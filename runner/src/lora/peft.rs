@@ -23,6 +23,7 @@ use crate::exchange::{ExportSettings, Family, Imported, NewRun, check_held, crea
 use crate::files;
 use crate::hf::weights::{Mapped, dtype};
 use crate::tokenizer::usage::Usage;
+use crate::train::stored_settings;
 use crate::trained::Trained;
 
 /// The file that tells a folder of an adapter.
@@ -150,7 +151,11 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     let bytes = views
         .and_then(|views| safetensors::serialize(views, about))
         .map_err(|e| bad(format!("cannot write {WEIGHTS}: {e}")))?;
-    let json = serde_json::to_string_pretty(&json(&table, config, family))
+    // What has been imported has none.
+    let dropout = stored_settings(&trained.dir()).map_or(0.0, |settings| settings.lora_dropout);
+    // The decimals that it was given in.
+    let dropout = dropout.to_string().parse().unwrap_or(0.0);
+    let json = serde_json::to_string_pretty(&json(&table, config, family, dropout))
         .map_err(|e| bad(format!("cannot write {CONFIG}: {e}")))?;
     files::create_dir(out)?;
     files::write_atomic(&out.join(WEIGHTS), &bytes)?;
@@ -168,7 +173,7 @@ fn transposed(
 }
 
 /// `adapter_config.json`.
-fn json(table: &AdapterTable, config: &ModelConfig, family: Family) -> Value {
+fn json(table: &AdapterTable, config: &ModelConfig, family: Family, dropout: f64) -> Value {
     let Adapters { rank, scale, sites } = *table.adapters();
     let both = sites.has(AdapterSite::AttnOut) && sites.has(AdapterSite::MlpOut);
     let targets = sites.iter().filter_map(|site| {
@@ -186,7 +191,7 @@ fn json(table: &AdapterTable, config: &ModelConfig, family: Family) -> Value {
         "base_model_name_or_path": null,
         "r": rank,
         "lora_alpha": if alpha.fract() == 0.0 { json!(alpha as u64) } else { json!(alpha) },
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout,
         "target_modules": targets,
         "bias": "none",
         // Its matrices are inputs x outputs.

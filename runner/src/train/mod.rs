@@ -127,6 +127,7 @@ fn run(
     let engine = Engine::new(&plan, queue).map_err(model::plan_error)?;
     let trainer = Trainer::new(&plan, kernels, pools, &engine, settings.seed);
     let mut trainer = trainer.map_err(model::plan_error)?.wait_with(&pool::CALLER);
+    trainer = trainer.drop_adapter_inputs(settings.lora_dropout);
     if let Some(table) = &token_table {
         trainer = trainer.look_up_in(table.bytes()).map_err(model::plan_error)?;
     }

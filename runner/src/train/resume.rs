@@ -10,7 +10,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 32] = [
+const FIXED: [&str; 33] = [
     "base",
     "data",
     "val_data",
@@ -39,6 +39,7 @@ const FIXED: [&str; 32] = [
     "logit_softcap",
     "lora_rank",
     "lora_alpha",
+    "lora_dropout",
     "lora_targets",
     "batch_size",
     "gradient_accumulation_steps",

@@ -61,6 +61,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         logit_softcap: 0.0,
         lora_rank: None,
         lora_alpha: None,
+        lora_dropout: 0.0,
         lora_targets: "all-linear".to_owned(),
         batch_size: 4,
         gradient_accumulation_steps: 2,
