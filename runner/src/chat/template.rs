@@ -82,7 +82,10 @@ impl Template {
         let steps = weighed::compile(NAME, &self.source, syntax)?;
         let mut jinja = Environment::new();
         jinja.set_fuel(Some(FUEL));
-        jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        jinja.set_unknown_method_callback(|state, value, method, args| {
+            weighed::pay(state, value, args)?;
+            minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+        });
         jinja.add_function("raise_exception", |text: String| -> core::result::Result<(), _> {
             Err(refusal(text))
         });

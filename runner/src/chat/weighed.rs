@@ -11,6 +11,7 @@
 //! ```
 //! It weighs the value, which takes of the template's steps, and refuses what is too large or too deep.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, parse};
@@ -24,6 +25,8 @@ use super::template::refusal;
 /// it cannot say.
 const WEIGH: &str = "weigh a value";
 const KEEP: &str = "weigh a value to keep";
+/// What weighs a text that an item is taken of, and nothing else: lists have theirs at hand.
+const TEXT: &str = "weigh a text";
 
 /// How deep lists and maps may lie within one another.
 const DEEPEST: usize = 32;
@@ -50,9 +53,10 @@ pub(super) fn compile<'s>(
     let (plain, _) = code.finish();
     // Where each step lies when all are in place, and one more: jumps may go behind the last.
     let (mut places, mut next) = (Vec::new(), 0);
-    for step in steps(&plain) {
+    let targets: BTreeSet<u32> = steps(&plain).filter_map(target).collect();
+    for (at, step) in (0..).zip(steps(&plain)) {
         places.push(next);
-        let (before, after) = around(step);
+        let (before, after) = around(step, is_named(&plain, at, &targets));
         next += u32::try_from(before.len() + 1 + after.len()).map_err(|_| too_long())?;
     }
     places.push(next);
@@ -62,8 +66,11 @@ pub(super) fn compile<'s>(
             // The library divides by how many there are.
             return Err(refusal("loop.cycle() without values to go through".to_owned()));
         }
+        if matches!(step, Instruction::PerformTest(_, None, _)) {
+            return Err(refusal("a test of as many values as a list has".to_owned()));
+        }
         let line = plain.get_line(at).and_then(|line| u16::try_from(line).ok()).unwrap_or(u16::MAX);
-        let (before, after) = around(step);
+        let (before, after) = around(step, is_named(&plain, at, &targets));
         let step = moved(step, &places).ok_or_else(too_long)?;
         for step in before.iter().cloned().chain([step]).chain(after.iter().cloned()) {
             weighed.add_with_line(step, line);
@@ -78,6 +85,19 @@ fn too_long() -> Error {
 
 fn steps<'p, 's>(plain: &'p Instructions<'s>) -> impl Iterator<Item = &'p Instruction<'s>> {
     (0..).map_while(|at| plain.get(at))
+}
+
+/// Where a step may jump to.
+fn target(step: &Instruction<'_>) -> Option<u32> {
+    match step {
+        Instruction::Iterate(target)
+        | Instruction::Jump(target)
+        | Instruction::JumpIfFalse(target)
+        | Instruction::JumpIfFalseOrPop(target)
+        | Instruction::JumpIfTrueOrPop(target)
+        | Instruction::BuildMacro(_, target, _) => Some(*target),
+        _ => None,
+    }
 }
 
 /// A step whose jump, if it is one, goes to where its target lies now.
@@ -95,11 +115,19 @@ fn moved<'s>(step: &Instruction<'s>, places: &[u32]) -> Option<Instruction<'s>> 
     Some(step)
 }
 
+/// Whether what a step is done with is always the name right before it, as in `message['role']`: what is
+/// taken by name is found at once.
+fn is_named(plain: &Instructions<'_>, at: u32, targets: &BTreeSet<u32>) -> bool {
+    let before = at.checked_sub(1).and_then(|before| plain.get(before));
+    let name = |step: &Instruction<'_>| matches!(step, Instruction::LoadConst(name) if name.as_str().is_some());
+    before.is_some_and(name) && !targets.contains(&at)
+}
+
 /// Filters that do not look into what is within a value.
 const SHALLOW: [&str; 9] =
     ["count", "d", "default", "first", "last", "length", "list", "reverse", "trim"];
 /// Tests that do.
-const COMPARING: [&str; 16] = [
+const COMPARING: [&str; 18] = [
     "eq",
     "equalto",
     "==",
@@ -116,18 +144,35 @@ const COMPARING: [&str; 16] = [
     "ge",
     ">=",
     "in",
+    "lower",
+    "upper",
 ];
 
-/// The steps to put before one and behind it.
+/// The steps to put before one, which may be done with a name, and behind it.
 fn around(
     step: &Instruction<'_>,
+    is_named: bool,
 ) -> (&'static [Instruction<'static>], &'static [Instruction<'static>]) {
     const NONE: &[Instruction<'static>] = &[];
     const TOP: &[Instruction<'static>] = &[Instruction::CallFunction(WEIGH, Some(1))];
     const SECOND: &[Instruction<'static>] =
         &[Instruction::Swap, Instruction::CallFunction(KEEP, Some(1)), Instruction::Swap];
+    const BOTH: &[Instruction<'static>] = &[
+        Instruction::Swap,
+        Instruction::CallFunction(WEIGH, Some(1)),
+        Instruction::Swap,
+        Instruction::CallFunction(WEIGH, Some(1)),
+    ];
+    const ITEM: &[Instruction<'static>] = &[
+        Instruction::Swap,
+        Instruction::CallFunction(TEXT, Some(1)),
+        Instruction::Swap,
+        Instruction::CallFunction(WEIGH, Some(1)),
+    ];
     match step {
         Instruction::SetAttr(_) => (SECOND, NONE),
+        Instruction::GetItem if is_named => (NONE, NONE),
+        Instruction::GetItem => (ITEM, NONE),
         Instruction::Add
         | Instruction::Mul
         | Instruction::Slice
@@ -138,6 +183,7 @@ fn around(
         | Instruction::CallObject(_) => (NONE, TOP),
         Instruction::ApplyFilter(name, ..) if SHALLOW.contains(name) => (NONE, TOP),
         Instruction::ApplyFilter(..) | Instruction::CallMethod(..) => (TOP, TOP),
+        Instruction::PerformTest("in", Some(2), _) => (BOTH, NONE),
         Instruction::PerformTest(name, ..) if !COMPARING.contains(name) => (NONE, NONE),
         Instruction::Eq
         | Instruction::Ne
@@ -145,32 +191,56 @@ fn around(
         | Instruction::Gte
         | Instruction::Lt
         | Instruction::Lte
-        | Instruction::In
-        | Instruction::CompareAndPreserve(_)
         | Instruction::PerformTest(..) => (TOP, NONE),
+        // What is looked for in a map is gone through too.
+        Instruction::In | Instruction::CompareAndPreserve(_) => (BOTH, NONE),
         _ => (NONE, NONE),
     }
 }
 
 /// The variables that a weighed template needs, for messages of so many bytes.
-pub(super) fn scales(messages: usize, bytes: usize) -> [(&'static str, Value); 2] {
+pub(super) fn scales(messages: usize, bytes: usize) -> [(&'static str, Value); 3] {
     let most = LIGHT + OF_MESSAGE * messages + bytes / OF_BYTES;
-    [(WEIGH, false), (KEEP, true)]
-        .map(|(name, keeps)| (name, Value::from_object(Scales { most, keeps })))
+    [(WEIGH, Of::All), (KEEP, Of::Kept), (TEXT, Of::Text)]
+        .map(|(name, of)| (name, Value::from_object(Scales { most, of })))
+}
+
+/// Takes of a template's steps what it costs to go through the items of a list, and through what a method is
+/// given: the library has methods of texts pay for themselves.
+///
+/// # Errors
+/// There are not as many steps left.
+pub(super) fn pay(state: &State<'_, '_>, of: &Value, given: &[Value]) -> Result<(), Error> {
+    let mut left = usize::MAX;
+    for value in (of.kind() == ValueKind::Seq).then_some(of).into_iter().chain(given) {
+        weigh(value, &mut left, 0).map_err(refusal)?;
+    }
+    state.consume_fuel(((usize::MAX - left) / OF_STEP) as u64)
+}
+
+/// What of a value is weighed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Of {
+    All,
+    /// All, of what a namespace is to keep.
+    Kept,
+    Text,
 }
 
 /// What weighs values.
 #[derive(Debug)]
 struct Scales {
     most: usize,
-    keeps: bool,
+    of: Of,
 }
 
 impl Object for Scales {
     fn call(self: &Arc<Self>, state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
         let [value] = args else { return Err(refusal("one value is weighed".to_owned())) };
         let mut left = self.most;
-        weigh(value, &mut left, usize::from(self.keeps)).map_err(refusal)?;
+        if self.of != Of::Text || value.as_str().is_some() {
+            weigh(value, &mut left, usize::from(self.of == Of::Kept)).map_err(refusal)?;
+        }
         state.consume_fuel(((self.most - left) / OF_STEP) as u64)?;
         Ok(value.clone())
     }
@@ -231,13 +301,16 @@ mod tests {
     #[test]
     fn what_grows_without_end_is_refused_in_time() {
         let fill = "{% set n = namespace(s=[range(4000) | list, range(3000) | map('string') | list]) %}\
-                    {% set m = n.s + [] %}";
-        let slow = |work: &str| {
+                    {% set m = n.s + [] %}{% set d = {1: 2, 3: 4} %}";
+        let double = "{% set n = namespace(s='ab') %}{% for i in range(18) %}{% set n.s = n.s ~ n.s %}\
+                      {% endfor %}";
+        let again = |fill: &str, work: &str| {
             format!(
                 "{fill}{{% for a in range(9999) %}}{{% for b in range(9999) %}}{work}{{% endfor %}}\
                  {{% endfor %}}"
             )
         };
+        let (slow, long) = (|work: &str| again(fill, work), |work: &str| again(double, work));
         let macros =
             |body: &str| format!("{{% macro f(x) %}}{body}{{% endmacro %}}{{{{ f([0]) }}}}");
         for source in [
@@ -284,6 +357,16 @@ mod tests {
             slow("{{ n.s ~ '' }}"),
             slow("{{ n.s[1:] }}"),
             slow("{{ loop.changed(n.s) }}"),
+            slow("{% set x = d[n.s] %}"),
+            slow("{% set x = d[n.s or 'x'] %}"),
+            slow("{% set x = d.get(n.s, 1) %}"),
+            slow("{% set x = n.s.count(7) %}"),
+            slow("{{ n.s in d }}"),
+            slow("{{ n.s is in(d) }}"),
+            slow("{{ n.s is in(*[d]) }}"),
+            long("{% set x = n.s[-5] %}"),
+            long("{% set x = n.s[400000] %}"),
+            long("{% set x = n.s is lower %}"),
             "{{ messages | tojson(indent=1000000000) }}".to_owned(),
             "{{ ([0] * 100000000) ~ '' }}".to_owned(),
             "{% for m in messages %}{{ loop.cycle() }}{% endfor %}".to_owned(),
