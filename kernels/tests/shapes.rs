@@ -529,7 +529,7 @@ fn scratch_for_rows_is_enough_for_fewer_and_has_a_limit() {
         for k in [1, 17, KC - 1, KC, KC + 1, 768, 3072, 4 * 3072, 50_257] {
             let lens: Vec<usize> = (0..200).map(|m| kernels.gemm_scratch_len(m, k)).collect();
             assert!(lens.is_sorted(), "{} for rows of {k}: {lens:?}", kernels.set());
-            assert!(lens[199] <= 96 * KC, "{} for rows of {k}", kernels.set());
+            assert!(lens[199] <= 128 * KC, "{} for rows of {k}", kernels.set());
         }
     });
 }
