@@ -330,7 +330,14 @@ impl Session<'_, '_> {
         let step = self.trainer.updates();
         // At the end nothing else is left to be stopped.
         let is_stopped = || step < self.settings.max_steps && self.stop.requested();
-        let weights = lora::merged(&self.trainer, &self.settings.out_dir)?;
+        let weights = match lora::merged(&self.trainer, &self.settings.out_dir) {
+            Ok(weights) => weights,
+            // The run does without: its base is not there any more, or does not fit beside it.
+            Err(error) => {
+                eprintln!("cllm: no sample after step {step}: {error}");
+                return Ok(());
+            }
+        };
         let spoken = speaker.speak(&weights, |voice| {
             voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
                 text.push_str(piece);
