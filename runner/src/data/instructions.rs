@@ -272,10 +272,11 @@ impl Line<'_, '_> {
             return bad("not a JSON object");
         };
         let field = self.encoder.text_field;
-        if let Some(messages) = fields.get("messages") {
+        let given = |field: &str| fields.get(field).filter(|value| !value.is_null());
+        if let Some(messages) = given("messages") {
             return self.messages("messages", messages);
         }
-        if let Some(messages) = fields.get("conversations") {
+        if let Some(messages) = given("conversations") {
             return self.messages("conversations", messages);
         }
         if fields.contains_key("completion") || !fields.contains_key(field) {

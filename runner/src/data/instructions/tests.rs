@@ -117,6 +117,9 @@ fn conversations_are_messages_by_other_names() {
     assert_eq!(completions(&shared.replace('\n', " ")), [counted]);
     // Some have the field with OpenAI's names in it.
     assert_eq!(completions(&talk().replace("messages", "conversations")), completions(&talk()));
+    // Tables of several sets of data have fields of nothing.
+    let both = shared.replace(r#"{"id""#, r#"{"messages": null, "id""#);
+    assert_eq!(completions(&both.replace('\n', " ")), [counted]);
 }
 
 #[cfg(feature = "chat")]
