@@ -481,7 +481,8 @@ pub struct Evaluator<'a> {
 }
 
 impl<'a> Evaluator<'a> {
-    /// Takes the pools of a plan for evaluation (or training); all weights are zero.
+    /// Takes the pools of a plan for evaluation (or training, if its matrices are not kept as panels:
+    /// [`Packing::Kept`]); all weights are zero.
     ///
     /// # Errors
     /// The plan is for other kernels, the engine is for another plan, or a pool is too small.
