@@ -151,7 +151,8 @@ impl<'p> Program<'p> {
             accumulate: true,
             loss_scale: 1.0,
             dropout,
-            adapter_dropout: dropout,
+            // Where there is no training there is no room for what it leaves.
+            adapter_dropout: dropout.filter(|_| self.plan.mode.trains()),
             adamw: Optimizer::default().adamw(1e-3, 1, 1.0),
             weight_decay: 0.1,
             grad_clip: Some(1.0),
