@@ -249,12 +249,7 @@ mod tests {
         let token = crate::tokenizer::added_token(257, "<|im_end|>", true);
         json["added_tokens"].as_array_mut().unwrap().push(token);
         // What texts begin with, a template writes itself.
-        json["post_processor"] = serde_json::json!({
-            "type": "TemplateProcessing",
-            "single": [{ "SpecialToken": { "id": "B", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
-            "pair": [],
-            "special_tokens": { "B": { "id": "B", "ids": [66], "tokens": ["B"] } },
-        });
+        json["post_processor"] = crate::tokenizer::behind("B", 66);
         let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
         // Of data they are plain text, of templates themselves.
         assert_eq!(tokenizer.encode(b"<|im_end|>").unwrap().len(), 10);

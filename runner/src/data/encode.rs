@@ -214,12 +214,7 @@ mod tests {
     fn documents_begin_as_the_tokenizer_says() {
         let mut json: serde_json::Value =
             serde_json::from_str(&Tokenizer::Bytes.to_transformers().unwrap()).unwrap();
-        json["post_processor"] = serde_json::json!({
-            "type": "TemplateProcessing",
-            "single": [{ "SpecialToken": { "id": "B", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
-            "pair": [],
-            "special_tokens": { "B": { "id": "B", "ids": [66], "tokens": ["B"] } },
-        });
+        json["post_processor"] = crate::tokenizer::behind("B", 66);
         let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
         let sources = [Source::from_memory("m", *b"ab"), Source::from_memory("n", *b"c")];
         let (found, counts) = tokens(&sources, &tokenizer);

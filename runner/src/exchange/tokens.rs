@@ -1,8 +1,8 @@
 //! Tokenizers that come with models: whose end of text is which.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::tokenizer::{END_KEY, OTHER_ENDS_KEY, Tokenizer, end_of_text_guess};
+use crate::tokenizer::{END_KEY, OTHER_ENDS_KEY, Tokenizer, behind, end_of_text_guess};
 
 /// Most other ends: chat models have one or two.
 const MOST_ENDS: usize = 64;
@@ -84,18 +84,6 @@ pub(crate) fn checked_tokenizer(
         return Err(format!("a tokenizer of {own} ids does not go with a model of {ids}"));
     }
     Ok(text)
-}
-
-/// The part of a `tokenizer.json` that puts texts behind a token.
-fn behind(token: &str, id: u32) -> Value {
-    let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-    let text = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
-    json!({
-        "type": "TemplateProcessing",
-        "single": [special, text("A")],
-        "pair": [special, text("A"), special, text("B")],
-        "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
-    })
 }
 
 /// The token of an id.

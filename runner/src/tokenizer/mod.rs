@@ -37,6 +37,8 @@ pub(crate) use bpe::byte_char;
 pub(crate) use bpe::{END_KEY, OTHER_ENDS_KEY, end_of_text_guess};
 #[cfg(feature = "gguf")]
 pub(crate) use cuts::Cut;
+#[cfg(any(feature = "hf", feature = "gguf", test))]
+pub(crate) use transformers::behind;
 #[cfg(feature = "gguf")]
 pub(crate) use transformers::{added_token, byte_level_json};
 

@@ -55,6 +55,19 @@ pub(crate) fn added_token(id: usize, content: &str, is_special: bool) -> Value {
     })
 }
 
+/// The part of a `tokenizer.json` that puts texts behind a token.
+#[cfg(any(feature = "hf", feature = "gguf", test))]
+pub(crate) fn behind(token: &str, id: u32) -> Value {
+    let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let text = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
+    json!({
+        "type": "TemplateProcessing",
+        "single": [special, text("A")],
+        "pair": [special, text("A"), special, text("B")],
+        "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
+    })
+}
+
 /// The part that turns bytes into characters, with GPT-2's pattern or without.
 pub(super) fn byte_level(use_regex: bool) -> Value {
     json!({
