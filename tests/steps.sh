@@ -2,8 +2,8 @@
 # Trains models of every family for 20 steps beside PyTorch: random models of Hugging Face's transformers,
 # which `cllm import` makes bases of, by `cllm train` and by PyTorch in fp32, on the same batches with the
 # same AdamW. One with capped logits, for which transformers has no class of the same parts, begins here, and
-# PyTorch caps what its class computes. Prints how far the losses of each family are apart, and ends with an error if those of any
-# step are more than 1e-4.
+# PyTorch caps what its class computes. Prints how far the losses of each family are apart, and ends with an
+# error if those of any step are more than 1e-4.
 #
 # Usage: tests/steps.sh     (a minute, once tests/golden/requirements-transformers.txt is there)
 #
