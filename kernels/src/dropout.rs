@@ -9,6 +9,20 @@
 //! as 1, 2, 3", SC 2011, section 3.3): four 32-bit words per counter.
 
 /// One dropout site in one step: which elements of a matrix are zeroed.
+///
+/// ```
+/// use cllm_kernels::Dropout;
+///
+/// let site = Dropout::new(0.25, 7, 100, 0).expect("something is dropped");
+/// let mut mask = [0.0; 64];
+/// site.fill_mask(3, 0, &mut mask);
+/// let dropped = mask.iter().filter(|x| **x == 0.0).count();
+/// assert!(mask.iter().all(|x| [0.0, 1.0 / 0.75].contains(x)) && dropped > 0 && dropped < 64);
+/// // Who works on the columns from 10 on draws the same.
+/// let mut part = [0.0; 54];
+/// site.from_column(10).fill_mask(3, 0, &mut part);
+/// assert_eq!(part, mask[10..]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     key: [u32; 2],

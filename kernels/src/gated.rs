@@ -159,6 +159,15 @@ impl Kernels {
     /// Either may be of bf16, whatever the other is, for tables with [`Kernels::keeps_halves`]: g and u
     /// are read as they are, and of y it is the product that is rounded.
     ///
+    /// ```
+    /// use cllm_kernels::{Kernels, MatMut, MatRef};
+    ///
+    /// // A row of two gates and of the two values that they let through.
+    /// let (pre, mut y) = ([0.0, 100.0, 5.0, -3.0], [9.0; 2]);
+    /// Kernels::detect().swiglu(MatRef::new(&pre, 1, 4, 4), MatMut::new(&mut y, 1, 2, 2));
+    /// assert_eq!(y, [0.0, -300.0]);
+    /// ```
+    ///
     /// # Panics
     /// If the shapes do not fit together, rows are not contiguous, or a matrix is of bf16 and the table
     /// keeps none.

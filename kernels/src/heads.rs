@@ -131,6 +131,35 @@ impl Kernels {
     /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
     /// each query's scores, which the backward pass wants.
     ///
+    /// Queries whose keys come from a cache, and what the backward pass wants:
+    ///
+    /// ```
+    /// use cllm_kernels::{Attention, Kernels, MatMut, MatRef};
+    ///
+    /// let kernels = Kernels::detect();
+    /// let (keys, head) = (3, 2);
+    /// // All keys alike, so each query takes the mean of the values that it sees.
+    /// let (k, v) = ([1.0; 6], [0.0, 6.0, 2.0, 4.0, 7.0, -1.0]);
+    /// let (q, mut out, mut lse) = ([0.5; 4], [0.0; 4], [0.0; 2]);
+    /// let inputs = Attention {
+    ///     q: MatRef::new(&q, 2, head, head),
+    ///     k: MatRef::new(&k, keys, head, head),
+    ///     v: MatRef::new(&v, keys, head, head),
+    ///     // The first query is the second token.
+    ///     first: 1,
+    ///     starts: None,
+    ///     window: None,
+    ///     scale: 1.0 / (head as f32).sqrt(),
+    ///     dropout: None,
+    /// };
+    /// let mut scratch = vec![0.0; kernels.attention_scratch_len(keys, head).unwrap()];
+    /// kernels.attention(&inputs, MatMut::new(&mut out, 2, head, head), Some(&mut lse), &mut scratch);
+    /// let close = |x: f32, y: f32| (x - y).abs() < 1e-5;
+    /// assert!(out.iter().zip([1.0, 5.0, 3.0, 3.0]).all(|(x, y)| close(*x, y)));
+    /// // Every score is `1 / sqrt(2)`.
+    /// assert!(close(lse[0], 0.5_f32.sqrt() + 2_f32.ln()) && close(lse[1], 0.5_f32.sqrt() + 3_f32.ln()));
+    /// ```
+    ///
     /// # Panics
     /// If the shapes do not fit together or scratch is too short.
     pub fn attention(
@@ -185,6 +214,36 @@ impl Kernels {
 
     /// Backward pass of [`Kernels::attention`] over a whole sequence (`first == 0`, as
     /// many queries as keys): overwrites the three gradients.
+    ///
+    /// ```
+    /// use cllm_kernels::{Attention, AttentionGrads, Kernels, MatMut, MatRef};
+    ///
+    /// let (kernels, n, head) = (Kernels::detect(), 4, 2);
+    /// let of = |by: f32| -> Vec<f32> { (0..n * head).map(|i| (by * i as f32).sin()).collect() };
+    /// let (q, k, v, dout) = (of(0.3), of(0.7), of(1.1), of(1.9));
+    /// let mat = |m| MatRef::new(m, n, head, head);
+    /// let (first, starts, window, dropout) = (0, None, None, None);
+    /// let (q, k, v) = (mat(&q), mat(&k), mat(&v));
+    /// let inputs = Attention { q, k, v, first, starts, window, scale: 0.7, dropout };
+    ///
+    /// let need = kernels.attention_backward_scratch_len(n, head).unwrap();
+    /// let need = need.max(kernels.attention_scratch_len(n, head).unwrap());
+    /// let (mut scratch, mut lse, mut out) = (vec![0.0; need], vec![0.0; n], vec![0.0; n * head]);
+    /// kernels.attention(&inputs, MatMut::new(&mut out, n, head, head), Some(&mut lse), &mut scratch);
+    ///
+    /// let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; n * head]);
+    /// let mut grads = AttentionGrads {
+    ///     dq: MatMut::new(&mut dq, n, head, head),
+    ///     dk: MatMut::new(&mut dk, n, head, head),
+    ///     dv: MatMut::new(&mut dv, n, head, head),
+    /// };
+    /// kernels.attention_backward(&inputs, mat(&out), &lse, mat(&dout), &mut grads, &mut scratch);
+    /// // The first query sees but itself, and its probabilities cannot change.
+    /// assert!(dq[..head].iter().all(|x| x.abs() < 1e-5));
+    /// // Each query's probabilities add up to 1, so what goes in at the outputs comes out at the values.
+    /// let sum = |m: &[f32]| m.iter().sum::<f32>();
+    /// assert!((sum(&dv) - sum(&dout)).abs() < 1e-5);
+    /// ```
     ///
     /// # Panics
     /// If the shapes do not fit together or scratch is too short.

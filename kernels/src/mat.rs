@@ -7,6 +7,19 @@
 use core::marker::PhantomData;
 
 /// A read-only `rows x cols` matrix with any strides.
+///
+/// ```
+/// use cllm_kernels::MatRef;
+///
+/// // Two rows of three, each padded to four.
+/// let data = [1, 2, 3, 0, 4, 5, 6, 0];
+/// let m = MatRef::new(&data, 2, 3, 4);
+/// assert_eq!(m.row(1), [4, 5, 6]);
+/// // Views of views copy nothing.
+/// let last = m.col_range(1, 2).row_range(1, 1);
+/// assert_eq!((last.rows(), last.cols(), last.row(0)), (1, 2, &[5, 6][..]));
+/// assert_eq!((m.t().rows(), m.t().cols()), (3, 2));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct MatRef<'a, T = f32> {
     pub(crate) ptr: *const T,

@@ -255,6 +255,31 @@ impl Kernels {
 
     /// Some columns of a packed matrix, for a part of a product.
     ///
+    /// ```
+    /// use cllm_kernels::{Epilogue, Kernels, MatMut, MatRef, Packed};
+    ///
+    /// let kernels = Kernels::detect();
+    /// let (m, k, n) = (3, 5, 2 * kernels.panel() + 1);
+    /// let a: Vec<f32> = (0..m * k).map(|i| (i as f32).sin()).collect();
+    /// let b: Vec<f32> = (0..k * n).map(|i| (i as f32).cos()).collect();
+    /// let mut panels = vec![0.0; kernels.packed_len(k, n).unwrap()];
+    /// kernels.pack(MatRef::new(&b, k, n, n), &mut panels);
+    ///
+    /// let (a, b) = (MatRef::new(&a, m, k, k), Packed::new(&panels, k, n));
+    /// let mut whole = vec![0.0; m * n];
+    /// kernels.gemm(a, b, MatMut::new(&mut whole, m, n, n), false, Epilogue::None, &mut []);
+    ///
+    /// // The columns from the second panel on, as another thread would make them: the same bits.
+    /// let first = kernels.panel();
+    /// let (part, cols) = (kernels.packed_columns(b, first..n), n - first);
+    /// let mut c = vec![0.0; m * cols];
+    /// kernels.gemm(a, part, MatMut::new(&mut c, m, cols, cols), false, Epilogue::None, &mut []);
+    /// let whole = MatRef::new(&whole, m, n, n).col_range(first, cols);
+    /// for row in 0..m {
+    ///     assert_eq!(c[row * cols..][..cols], *whole.row(row));
+    /// }
+    /// ```
+    ///
     /// # Panics
     /// If `columns` does not start at a multiple of [`Kernels::panel`], or is not inside
     /// the matrix.
@@ -381,6 +406,22 @@ impl Kernels {
     /// inner dimension are added in their order, whatever `m` and `n` are: any partition
     /// of the rows and columns, and one of `k` at multiples of [`crate::KC`] with accumulation,
     /// into calls gives the same bits.
+    ///
+    /// ```
+    /// use cllm_kernels::{Kernels, MatMut, MatRef};
+    ///
+    /// let kernels = Kernels::detect();
+    /// // Three rows (tokens) of two inputs and of one output's gradient.
+    /// let (x, dy) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, -1.0]);
+    /// let (x, dy) = (MatRef::new(&x, 3, 2, 2), MatRef::new(&dy, 3, 1, 1));
+    /// let mut scratch = vec![0.0; kernels.unpacked_scratch_len(2, 1, 3).unwrap()];
+    /// let mut dw = [0.0; 2];
+    /// kernels.gemm_unpacked(x.t(), dy, MatMut::new(&mut dw, 2, 1, 1), false, &mut scratch);
+    /// assert_eq!(dw, [-4.0, -4.0]);
+    /// // The next micro-batch is added.
+    /// kernels.gemm_unpacked(x.t(), dy, MatMut::new(&mut dw, 2, 1, 1), true, &mut scratch);
+    /// assert_eq!(dw, [-8.0, -8.0]);
+    /// ```
     ///
     /// # Panics
     /// If the shapes do not fit together or `scratch` is too short.

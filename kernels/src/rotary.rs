@@ -85,6 +85,20 @@ impl Kernels {
     ///
     /// Pairs are those of Llama in transformers, not adjacent columns as in its paper and in GGUF.
     ///
+    /// ```
+    /// use cllm_kernels::{Angles, Kernels, MatMut, MatRef};
+    ///
+    /// // A pair of columns turns by a right angle a token.
+    /// let (cos, sin) = ([1.0, 0.0, -1.0], [0.0, 1.0, 0.0]);
+    /// let angles = Angles { cos: MatRef::new(&cos, 3, 1, 1), sin: MatRef::new(&sin, 3, 1, 1) };
+    /// let (kernels, mut x) = (Kernels::detect(), [1.0, 0.0, 1.0, 0.0]);
+    /// // Positions 1 and 2 of a sequence of three.
+    /// kernels.rotate(MatMut::new(&mut x, 2, 2, 2), 2, &angles, 1, 3, false);
+    /// assert_eq!(x, [0.0, 1.0, -1.0, 0.0]);
+    /// kernels.rotate(MatMut::new(&mut x, 2, 2, 2), 2, &angles, 1, 3, true);
+    /// assert_eq!(x, [1.0, 0.0, 1.0, 0.0]);
+    /// ```
+    ///
     /// # Panics
     /// If x is not of whole heads, a table has not rows for all positions or not `h` columns with
     /// `2 h <= head`, the period is 0, or rows are not contiguous.

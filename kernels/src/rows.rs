@@ -122,6 +122,19 @@ fn raw_cross_entropy(
 impl Kernels {
     /// Layer norm of each row of `x`, or without `mean` RMS norm: overwrites `y`, `mean` and `rstd`.
     ///
+    /// ```
+    /// use cllm_kernels::{Kernels, MatMut, MatRef};
+    ///
+    /// let kernels = Kernels::detect();
+    /// let (x, gain, mut y) = ([1.0, 3.0, -2.0, 2.0], [1.0, 10.0], [0.0; 4]);
+    /// let (x, mut mean, mut rstd) = (MatRef::new(&x, 2, 2, 2), [0.0; 2], [0.0; 2]);
+    /// let out = MatMut::new(&mut y, 2, 2, 2);
+    /// kernels.layer_norm(x, &gain, Some(&[0.0, 1.0]), 1e-6, out, Some(&mut mean), &mut rstd);
+    /// assert_eq!(mean, [2.0, 0.0]);
+    /// assert!((rstd[0] - 1.0).abs() < 1e-5 && (rstd[1] - 0.5).abs() < 1e-5);
+    /// assert!(y.iter().zip([-1.0, 11.0, -1.0, 11.0]).all(|(y, want)| (y - want).abs() < 1e-3));
+    /// ```
+    ///
     /// # Panics
     /// If a shape does not fit that of `x`.
     #[expect(clippy::too_many_arguments, reason = "four inputs and three outputs, all slices")]
@@ -227,6 +240,20 @@ impl Kernels {
     /// gradient times that; without, they are left as they are. With a `cap` the logits are
     /// [`Kernels::soft_cap`] of what is there, which they become, and the gradient is that of what is there.
     ///
+    /// ```
+    /// use cllm_kernels::{IGNORE, Kernels, MatMut};
+    ///
+    /// // Two rows of four logits; the second row's target does not count.
+    /// let (mut logits, mut losses) = ([0.5; 8], [0.0; 2]);
+    /// let rows = MatMut::new(&mut logits, 2, 4, 4);
+    /// Kernels::detect().cross_entropy(rows, &[2, IGNORE], &mut losses, Some(1.0), None);
+    /// assert!((losses[0] - 4_f32.ln()).abs() < 1e-5);
+    /// assert_eq!(losses[1], 0.0);
+    /// // Probabilities, less 1 at the target.
+    /// let want = [0.25, 0.25, -0.75, 0.25, 0.0, 0.0, 0.0, 0.0];
+    /// assert!(logits.iter().zip(want).all(|(x, want)| (x - want).abs() < 1e-5));
+    /// ```
+    ///
     /// # Panics
     /// If lengths differ, there are no columns, a target is not a column, or the cap is not positive
     /// and finite.
@@ -274,6 +301,18 @@ impl Kernels {
     /// `table` and `positions` are whole rows of `out.cols()` floats. Without `positions`, for models
     /// whose positions are rotary, the row is the token's row alone; `first`, `period` and `offset`
     /// then mean nothing.
+    ///
+    /// ```
+    /// use cllm_kernels::{Kernels, MatMut};
+    ///
+    /// let table = [0.0, 1.0, 10.0, 11.0, 20.0, 21.0];
+    /// let positions = [0.5, 0.5, 0.25, 0.25];
+    /// // Two sequences of two tokens, one behind the other.
+    /// let (tokens, mut out) = ([2, 0, 1, 1], [0.0; 8]);
+    /// let rows = MatMut::new(&mut out, 4, 2, 2);
+    /// Kernels::detect().embedding(&tokens, &table, Some(&positions), 0, 2, 0, rows);
+    /// assert_eq!(out, [20.5, 21.5, 0.25, 1.25, 10.5, 11.5, 10.25, 11.25]);
+    /// ```
     ///
     /// # Panics
     /// If lengths do not fit, or a token or a position is outside its table.

@@ -17,6 +17,24 @@ use crate::softmax::RawCrossEntropy;
 
 /// The kernels of one instruction set. Get one from [`Kernels::detect`],
 /// [`Kernels::for_isa`] or, where the CPU cannot be asked, `Kernels::assume_*`.
+///
+/// Any table of an instruction set that the CPU has can be asked for, by name too:
+///
+/// ```
+/// use cllm_kernels::{Isa, Kernels};
+///
+/// let isa: Isa = "scalar".parse()?;
+/// let oracle = Kernels::for_isa(isa).expect("scalar kernels run everywhere");
+/// for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
+///     let (mut got, mut want) = ([0.0; 5], [0.0; 5]);
+///     kernels.gelu(&mut got, &[-2.0, -0.5, 0.0, 0.5, 2.0]);
+///     oracle.gelu(&mut want, &[-2.0, -0.5, 0.0, 0.5, 2.0]);
+///     // Sets round differently.
+///     assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-5));
+/// }
+/// assert_eq!(Kernels::detect().isa(), Isa::best());
+/// # Ok::<(), cllm_kernels::UnknownIsa>(())
+/// ```
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) lanes: usize,
@@ -92,6 +110,26 @@ impl Kernels {
     /// The kernels of the same instruction set with products of `dtype`: by instructions of
     /// the CPU's own where these kernels use them already or [`Isa::has_bf16`] finds them, or
     /// else by [conversion](Kernels::converting).
+    ///
+    /// ```
+    /// use cllm_kernels::{Dtype, Epilogue, Kernels, MatMut, MatRef, Packed};
+    ///
+    /// // Between two numbers of bf16, which has 8 bits of a number.
+    /// let x = [1.0 + 1.0 / 512.0];
+    /// let of_product = |kernels: &Kernels| {
+    ///     // Both depend on the dtype.
+    ///     let mut panel = vec![0.0; kernels.packed_len(1, 1).unwrap()];
+    ///     let mut scratch = vec![0.0; kernels.gemm_scratch_len(1, 1)];
+    ///     kernels.pack(MatRef::new(&[1.0], 1, 1, 1), &mut panel);
+    ///     let (a, b, mut c) = (MatRef::new(&x, 1, 1, 1), Packed::new(&panel, 1, 1), [0.0]);
+    ///     let out = MatMut::new(&mut c, 1, 1, 1);
+    ///     kernels.gemm(a, b, out, false, Epilogue::None, &mut scratch);
+    ///     c[0]
+    /// };
+    /// let kernels = Kernels::detect();
+    /// assert_eq!(of_product(kernels), x[0]);
+    /// assert_eq!(of_product(kernels.with_dtype(Dtype::Bf16)), 1.0);
+    /// ```
     #[must_use]
     pub fn with_dtype(&self, dtype: Dtype) -> &'static Self {
         match dtype {
@@ -262,6 +300,28 @@ impl Kernels {
     }
 
     /// One AdamW update of parameters `p` and moments `m` and `v`, in place.
+    ///
+    /// ```
+    /// use cllm_kernels::{AdamW, Kernels};
+    ///
+    /// let step_1 = AdamW {
+    ///     lr: 0.1,
+    ///     beta1: 0.9,
+    ///     beta2: 0.95,
+    ///     eps: 1e-8,
+    ///     decay: 0.0,
+    ///     correction1: 1.0 - 0.9,
+    ///     correction2: 1.0 - 0.95,
+    ///     grad_scale: 1.0,
+    /// };
+    /// let (mut p, g) = ([1.0, 1.0, 1.0], [3.0, -0.002, 0.0]);
+    /// let (mut m, mut v) = ([0.0; 3], [0.0; 3]);
+    /// Kernels::detect().adamw(&step_1, &mut p, &g, &mut m, &mut v);
+    /// // The first step goes by the rate, whatever the size of the gradient.
+    /// for (p, expected) in p.iter().zip([0.9, 1.1, 1.0]) {
+    ///     assert!((p - expected).abs() < 1e-5);
+    /// }
+    /// ```
     ///
     /// # Panics
     /// If the lengths differ.

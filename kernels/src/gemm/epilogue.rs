@@ -13,6 +13,24 @@ use crate::simd::{Simd, load_up_to};
 ///
 /// Every operand has the shape of C, a bias its number of columns. With
 /// accumulation the sum includes what C held before.
+///
+/// ```
+/// use cllm_kernels::{Epilogue, Kernels, MatMut, MatRef, Packed};
+///
+/// let kernels = Kernels::detect();
+/// let mut panels = vec![0.0; kernels.packed_len(2, 2).unwrap()];
+/// kernels.pack(MatRef::new(&[1.0, 0.0, 0.0, 1.0], 2, 2, 2), &mut panels);
+/// let a = [1.0, 2.0];
+/// let (mut c, mut pre) = ([0.0; 2], [0.0; 2]);
+/// let activation = Epilogue::Relu2 {
+///     bias: Some(&[2.0, -5.0]),
+///     pre: MatMut::new(&mut pre, 1, 2, 2).into(),
+/// };
+/// let b = Packed::new(&panels, 2, 2);
+/// let (a, out) = (MatRef::new(&a, 1, 2, 2), MatMut::new(&mut c, 1, 2, 2));
+/// kernels.gemm(a, b, out, false, activation, &mut []);
+/// assert_eq!((pre, c), ([3.0, -3.0], [9.0, 0.0]));
+/// ```
 #[derive(Debug)]
 pub enum Epilogue<'a> {
     /// `C = A B`
