@@ -210,6 +210,7 @@ mod tests {
         assert_eq!(counts.unwrap(), Counts { bytes, documents: 400, tokens: bytes + 400 });
     }
 
+    #[cfg(feature = "bpe")]
     #[test]
     fn documents_begin_as_the_tokenizer_says() {
         let mut json: serde_json::Value =

@@ -434,5 +434,5 @@ fn text_of<'v>(fields: &'v Map<String, Value>, name: &str) -> Result<&'v str> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "bpe"))]
 mod tests;

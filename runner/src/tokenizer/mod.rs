@@ -37,10 +37,12 @@ pub(crate) use bpe::byte_char;
 pub(crate) use bpe::{END_KEY, OTHER_ENDS_KEY, end_of_text_guess};
 #[cfg(feature = "gguf")]
 pub(crate) use cuts::Cut;
-#[cfg(any(feature = "hf", feature = "gguf", test))]
+#[cfg(any(feature = "gguf", all(test, feature = "chat")))]
+pub(crate) use transformers::added_token;
+#[cfg(any(feature = "hf", feature = "gguf", all(test, feature = "bpe")))]
 pub(crate) use transformers::behind;
 #[cfg(feature = "gguf")]
-pub(crate) use transformers::{added_token, byte_level_json};
+pub(crate) use transformers::byte_level_json;
 
 use crate::error::{Error, Result};
 use crate::files;
