@@ -45,6 +45,29 @@ pub struct Newest {
     pub skipped: Vec<String>,
 }
 
+/// A run that has not taken a step. Dropped, it was refused, and the folder's settings are again what they
+/// were before it.
+#[derive(Debug, Default)]
+pub(super) struct Begun(Option<(PathBuf, Option<Vec<u8>>)>);
+
+impl Begun {
+    /// The run goes on, and its settings stay.
+    pub(super) fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let Some((path, before)) = self.0.take() else { return };
+        // What refused the run is what is told; settings that stay as well do not matter beside it.
+        let _ = match before {
+            Some(bytes) => files::write_atomic(&path, &bytes),
+            None => fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e)),
+        };
+    }
+}
+
 impl RunFolder {
     /// Looks at the folder without changing anything.
     #[must_use]
@@ -138,6 +161,18 @@ impl RunFolder {
             .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
         text.push('\n');
         files::write_atomic(&path, text.as_bytes())
+    }
+
+    /// Writes down what a run was told that may yet be refused: early, so that it can be resumed if it
+    /// is killed while it prepares.
+    ///
+    /// # Errors
+    /// As [`RunFolder::save_settings`].
+    pub(super) fn begin(&self, settings: &TrainSettings) -> Result<Begun> {
+        let path = self.settings_file();
+        let before = files::read(&path).ok();
+        self.save_settings(settings)?;
+        Ok(Begun(Some((path, before))))
     }
 
     /// Steps of the `step-<n>` checkpoints, newest first.

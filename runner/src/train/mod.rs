@@ -38,7 +38,7 @@ use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
 use crate::tune::Sizes;
 use event::{AdaptersInfo, Environment, Event, PlannedBytes, Start};
-use folder::RunFolder;
+use folder::{Begun, RunFolder};
 use inputs::Inputs;
 use metrics::Metrics;
 use report::Reporter;
@@ -104,7 +104,7 @@ fn run(
     let kernels = check(settings)?;
     model::schedule(settings)?;
     let optimizer = model::optimizer(settings)?;
-    let folder = open_folder(settings)?;
+    let (folder, begun) = open_folder(settings)?;
     let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
     let inputs = Inputs::open(settings, &folder, from.is_some())?;
@@ -155,6 +155,7 @@ fn run(
     let board = board::begin(settings, step)?;
     // Only now: what was wrong above has changed nothing.
     folder.save_settings(settings)?;
+    begun.keep();
     let metrics = Metrics::open(&folder.metrics(), step)?;
     let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
 
@@ -298,14 +299,14 @@ fn with_steps(settings: &TrainSettings, inputs: &Inputs) -> Result<TrainSettings
 }
 
 /// Locks the run folder, and checks that the session may work in it.
-fn open_folder(settings: &TrainSettings) -> Result<RunFolder> {
+fn open_folder(settings: &TrainSettings) -> Result<(RunFolder, Begun)> {
     let dir = &settings.out_dir;
     if settings.resume {
         let stored = stored_settings(dir)?;
         for change in resume::check(&stored, settings, dir)? {
             eprintln!("cllm: {change}");
         }
-        return RunFolder::lock(dir);
+        return Ok((RunFolder::lock(dir)?, Begun::default()));
     }
     let folder = RunFolder::lock(dir)?;
     if folder.has_checkpoints()? {
@@ -315,9 +316,8 @@ fn open_folder(settings: &TrainSettings) -> Result<RunFolder> {
             dir.display()
         )));
     }
-    // Early, so that a run killed while it prepares can be resumed.
-    folder.save_settings(settings)?;
-    Ok(folder)
+    let begun = folder.begin(settings)?;
+    Ok((folder, begun))
 }
 
 /// The checkpoint to resume from; `None` if the run was killed before its first.
