@@ -123,6 +123,24 @@ fn mistakes_in_the_file_are_named_with_line_and_nearest_key() {
 }
 
 #[test]
+fn examples_of_help_are_of_what_this_program_can_do() {
+    for args in [&["--help"][..], &["train", "--help"]] {
+        let help = run(args).done().stdout;
+        assert!(help.contains("  cllm train --") || cfg!(feature = "text"), "{help}");
+        let on_own_text = help.lines().map(str::trim).filter(|line| {
+            *line == "cllm train"
+                || line.starts_with("cllm train  ")
+                || line.contains("built-in text")
+        });
+        assert_eq!(on_own_text.count() > 0, cfg!(feature = "text"), "{help}");
+        assert!(
+            !help.contains("cllm train --data book.txt notes/ --tokenizer bpe")
+                || cfg!(feature = "bpe")
+        );
+    }
+}
+
+#[test]
 fn help_tells_the_commands_the_flags_and_their_defaults() {
     let help = run(&["--help"]);
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));

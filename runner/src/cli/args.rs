@@ -18,16 +18,46 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// The first example: a run that this program can do.
+#[cfg(feature = "text")]
+macro_rules! first_run {
+    () => {
+        "  cllm train                                 a model of bytes learns the built-in text"
+    };
+}
+#[cfg(not(feature = "text"))]
+macro_rules! first_run {
+    () => {
+        "  cllm train --data book.txt                 a model of bytes learns a text"
+    };
+}
+
+/// Runs on texts, of which a program without built-in text or byte-pair encoding can do the rest.
+#[cfg(all(feature = "text", feature = "bpe"))]
+macro_rules! runs_on_texts {
+    () => {
+        "  cllm train\n  cllm train --data book.txt notes/ --tokenizer bpe:2000 --out-dir runs/books"
+    };
+}
+#[cfg(not(all(feature = "text", feature = "bpe")))]
+macro_rules! runs_on_texts {
+    () => {
+        "  cllm train --data book.txt notes/ --tokenizer chars --out-dir runs/books"
+    };
+}
+
 /// Train, evaluate and run small language models on any CPU.
 #[derive(Parser, Debug)]
 #[command(name = "cllm", version, arg_required_else_help = true, disable_help_subcommand = true)]
-#[command(after_help = "\
-Examples:
-  cllm train                                 a model of bytes learns the built-in text
+#[command(after_help = concat!(
+    "Examples:\n",
+    first_run!(),
+    "
   cllm generate --checkpoint out --prompt 'In the beginning'
   cllm plan --preset gpt2                    memory and time, before anything starts
 
-_ and - are the same in the names of flags. `cllm COMMAND --help` tells more.")]
+_ and - are the same in the names of flags. `cllm COMMAND --help` tells more."
+))]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -77,15 +107,16 @@ fn show_defaults(command: clap::Command, preset: Preset) -> clap::Command {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Train a model.
-    #[command(after_help = "\
-Examples:
-  cllm train
-  cllm train --data book.txt notes/ --tokenizer bpe:2000 --out-dir runs/books
+    #[command(after_help = concat!(
+        "Examples:\n",
+        runs_on_texts!(),
+        "
   cllm train --config run.toml --learning-rate 5e-4
   cllm train --resume --out-dir runs/books
   cllm train --preset reference --data DIR   (made by `cllm data reference --out DIR`)
 
-Ctrl-C saves a checkpoint and ends with exit status 130.")]
+Ctrl-C saves a checkpoint and ends with exit status 130."
+    ))]
     Train(Box<TrainArgs>),
     /// Train a model that is there already on examples: prompts and completions, or conversations.
     #[command(after_help = finetune::HELP)]
