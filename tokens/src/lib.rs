@@ -11,4 +11,4 @@ mod words;
 pub use chars::CharSet;
 pub use packed::{bytes_to_tokens, pack_narrow, pack_wide, unpack_narrow, unpack_wide};
 #[cfg(feature = "words")]
-pub use words::{Words, words};
+pub use words::{Words, is_letter_or_number, words};

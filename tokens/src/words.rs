@@ -95,6 +95,12 @@ impl Table {
     }
 }
 
+/// Whether a character is `\p{L}` or `\p{N}` to a pattern.
+#[must_use]
+pub fn is_letter_or_number(c: char) -> bool {
+    matches!(KINDS[c as usize], Kind::Letter | Kind::Number)
+}
+
 /// The words of a text by GPT-2's pattern.
 pub fn words(text: &str) -> impl Iterator<Item = &str> {
     cuts(text)

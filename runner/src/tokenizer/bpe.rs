@@ -11,6 +11,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper};
 
+use super::parts::parts;
 use super::words::Words;
 use super::{END_OF_TEXT, EncodeError};
 use crate::error::{Error, Result};
@@ -31,29 +32,6 @@ const MOST_IDS: u64 = 1 << 22;
 
 /// Most bytes of an added token: the library's search for them takes long to make of longer ones.
 const LONGEST_ADDED: usize = 4096;
-
-/// Most bytes that are encoded at a time: the library takes a hundred times the memory of a long word.
-const PART: usize = 1 << 18;
-
-/// A text in parts, cut where white space begins if there is any.
-fn parts(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = Some(text);
-    core::iter::from_fn(move || {
-        let text = rest.take()?;
-        if text.len() <= PART {
-            return Some(text);
-        }
-        let most = text.floor_char_boundary(PART);
-        let begins = |at: &usize| {
-            let is_space = |c: Option<char>| c.is_some_and(char::is_whitespace);
-            is_space(text[*at..].chars().next()) && !is_space(text[..*at].chars().next_back())
-        };
-        let places = (PART / 2..most).rev().filter(|at| text.is_char_boundary(*at));
-        let (part, more) = text.split_at(places.clone().find(begins).unwrap_or(most));
-        rest = Some(more);
-        Some(part)
-    })
-}
 
 /// Refuses what the library would take at its word, or stumble over.
 fn check(json: &Value) -> core::result::Result<(), String> {
@@ -402,19 +380,46 @@ mod tests {
     #[test]
     fn long_texts_are_encoded_in_parts_and_to_the_same_tokens() {
         let verse = "In the  beginning\n\n God's é light. ".repeat(20_000);
-        let cut: Vec<&str> = parts(&verse).collect();
-        assert!(cut.len() > 2 && cut.concat() == verse);
-        assert!(cut[1..].iter().all(|part| part.starts_with(char::is_whitespace)));
-        let before = &cut[..cut.len() - 1];
-        assert!(before.iter().all(|part| !part.ends_with(char::is_whitespace)));
-        let word = "é".repeat(PART);
-        assert_eq!(parts(&word).map(str::len).collect::<Vec<_>>(), [PART; 2]);
-        assert_eq!(parts("").collect::<Vec<_>>(), [""]);
         let t = BpeTokenizer::train(core::iter::once(verse.clone()), 300).unwrap();
         let (mut ids, mut whole) = (Vec::new(), Vec::new());
         t.encode_into(verse.as_bytes(), &mut ids).unwrap();
         whole.extend_from_slice(t.inner.encode_fast(verse.as_str(), false).unwrap().get_ids());
         assert!(ids == whole);
+    }
+
+    /// Patterns that have signs and the new lines behind them as one word: text is not to be cut between.
+    #[cfg(feature = "gguf")]
+    #[test]
+    fn signs_keep_their_new_lines_where_long_texts_are_cut() {
+        use super::super::{Cut, added_token, byte_level_json};
+        let mut vocab: serde_json::Map<String, Value> =
+            (0..=255).map(|byte| (byte_char(byte).to_string(), byte.into())).collect();
+        vocab.insert(".Ċ".to_owned(), 256.into());
+        for cut in [Cut::Llama3, Cut::Qwen2] {
+            let added = vec![added_token(257, END_OF_TEXT, true)];
+            let json = byte_level_json(cut, vocab.clone(), &[". Ċ".to_owned()], added);
+            let t = BpeTokenizer::from_json(json.as_bytes(), serde_json::from_str(&json).unwrap())
+                .unwrap();
+            let lines = ["light.\n".repeat(100), "and कि.\nnight;\n".to_owned()].concat();
+            let count = 700_000 / lines.len();
+            let text = lines.repeat(count);
+            let (mut ids, mut of_lines) = (Vec::new(), Vec::new());
+            t.encode_into(text.as_bytes(), &mut ids).unwrap();
+            t.encode_into(lines.as_bytes(), &mut of_lines).unwrap();
+            assert_eq!(of_lines.iter().filter(|id| **id == 256).count(), 101);
+            assert!(ids == of_lines.repeat(count), "{cut:?}");
+            assert!(ids == t.inner.encode_fast(text.as_str(), false).unwrap().get_ids(), "{cut:?}");
+            // And where files are cut as they are read.
+            let sources = [crate::data::source::Source::from_memory("text", text.into_bytes())];
+            let t = crate::tokenizer::Tokenizer::Bpe(Box::new(t));
+            let mut read = Vec::new();
+            crate::data::prepare::encode(&sources, "text", &t, &mut |part| {
+                read.extend_from_slice(part);
+                Ok(())
+            })
+            .unwrap();
+            assert!(read[1..] == ids, "{cut:?}");
+        }
     }
 
     #[test]
