@@ -18,10 +18,11 @@ use cllm_kernels::{KC, Kernels, Write};
 /// to the next.
 pub const ROW_BLOCK: usize = 96;
 /// Rows of a block where every product packs its weights on the way, largest first: some of
-/// [`ROW_BLOCKS`]. What is packed is used for one block, so many rows are better.
+/// [`ROW_BLOCKS`]. What is packed is used for one block, so many rows are better. (Where adapters are
+/// trained all are possible: without it most of the memory would be for the packed weights.)
 const FRESH_BLOCKS: [usize; 4] = [384, 192, 128, 96];
 /// Rows that could be multiplied in the time of packing (8 to 12 with 768 x 3,072 and back, `f32`
-/// and bf16, AVX-512, one thread).
+/// and bf16, AVX-512, one thread), or of reading panels from memory.
 const PACKING_ROWS: usize = 10;
 /// Floats of matrices whose gradients are written past the caches: 128 MiB, of which the update or the
 /// next micro-batch finds little in caches. GPT-2 124M has four times as many: [`Write::Stream`] says
@@ -96,7 +97,7 @@ impl Grain {
                 |block: &usize| *block <= blocking.row_block && rows.div_ceil(*block) >= wanted;
             ROW_BLOCKS.into_iter().find(fits).unwrap_or(PARTIAL_ROWS)
         } else {
-            fresh_block(rows, workers)
+            fresh_block(rows, workers, adapted)
         };
         let tiles = |(height, width): (usize, usize)| {
             let of = |(m, n): (usize, usize)| m.div_ceil(height) * n.div_ceil(width);
@@ -176,14 +177,15 @@ impl Grain {
     }
 }
 
-/// Rows of a block, if weights are packed for each: the worker with the most blocks has the
-/// least to do.
-fn fresh_block(rows: usize, workers: usize) -> usize {
+/// Rows of a block, if weights are packed or come from memory for each: the worker with the most
+/// blocks has the least to do.
+fn fresh_block(rows: usize, workers: usize, adapted: bool) -> usize {
     let time = |block: usize| {
         let blocks = rows.div_ceil(block).div_ceil(workers);
         blocks.saturating_mul(block.min(rows) + PACKING_ROWS)
     };
-    FRESH_BLOCKS.into_iter().min_by_key(|block| time(*block)).unwrap_or(ROW_BLOCK)
+    let blocks: &[usize] = if adapted { &ROW_BLOCKS } else { &FRESH_BLOCKS };
+    blocks.iter().copied().min_by_key(|block| time(*block)).unwrap_or(ROW_BLOCK)
 }
 
 /// Floats of all matrices.
@@ -212,7 +214,7 @@ fn panels_are_no_larger(c: &ModelConfig, kernels: &Kernels) -> bool {
 ///
 /// So it is for large models, whose packed weights come from memory for every block, if there are
 /// few blocks and every worker has one that is large enough. Where adapters are trained there may be
-/// any number of blocks: without it most of the memory would be for the packed weights.
+/// any number of blocks of any size: without it most of the memory would be for the packed weights.
 fn fresh_is_better(
     c: &ModelConfig,
     rows: usize,
@@ -222,5 +224,5 @@ fn fresh_is_better(
 ) -> bool {
     matrix_floats(c) >= blocking.fresh_floats
         && (adapted || rows <= blocking.fresh_rows)
-        && rows.div_ceil(fresh_block(rows, workers)) >= workers
+        && (adapted || rows.div_ceil(fresh_block(rows, workers, adapted)) >= workers)
 }
