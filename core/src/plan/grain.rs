@@ -226,3 +226,43 @@ fn fresh_is_better(
         && (adapted || rows <= blocking.fresh_rows)
         && (adapted || rows.div_ceil(fresh_block(rows, workers, adapted)) >= workers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Architecture;
+    use cllm_kernels::Dtype;
+
+    #[test]
+    fn adapters_of_a_large_model_have_blocks_for_every_worker() {
+        let c = ModelConfig {
+            vocab_size: 50257,
+            block_size: 1024,
+            n_layer: 12,
+            n_head: 12,
+            d_model: 768,
+            d_ff: 3072,
+            bias: true,
+            tied: true,
+            dropout: 0.0,
+            norm_eps: 1e-5,
+            arch: Architecture::GPT2,
+        };
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let kernels = Kernels::detect().with_dtype(dtype);
+            for (sequences, tokens, workers) in [(1, 64, 2), (4, 64, 2), (4, 64, 8), (1, 33, 2)] {
+                let batch = BatchShape { sequences, tokens };
+                let of = |adapted| {
+                    let tiling = Tiling::default();
+                    Grain::new(&c, adapted, batch, Mode::Train, workers, &tiling, kernels)
+                };
+                let grain = of(true);
+                let blocks = (sequences * tokens).div_ceil(grain.row_block);
+                assert!(blocks >= workers, "{dtype:?} {batch:?}: {blocks} blocks");
+                // And its weights are in memory once.
+                assert_ne!(grain.packing, Packing::Once, "{dtype:?} {batch:?}");
+                assert!(of(false).packing == Packing::Once || grain.row_block >= 96);
+            }
+        }
+    }
+}
