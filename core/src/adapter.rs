@@ -222,6 +222,27 @@ pub struct AdapterSpec {
 
 /// Where all adapters of a model lie in their arena: each A and B starts on a cache line, and the gap
 /// behind it stays zero.
+///
+/// ```
+/// use cllm_core::{AdapterSite, AdapterSites, AdapterTable, Adapters, Architecture, ModelConfig};
+///
+/// # let config = ModelConfig { vocab_size: 300, block_size: 8, n_layer: 2, n_head: 4, d_model: 32,
+/// #     d_ff: 80, bias: false, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::LLAMA };
+/// // For a model of two blocks, 32 wide. `alpha` is 16.
+/// let sites = AdapterSites::of(&[AdapterSite::Queries, AdapterSite::Values]);
+/// let adapters = Adapters { rank: 4, scale: 16.0 / 4.0, sites };
+/// let table = AdapterTable::new(&config, &adapters)?;
+/// // A and B of each of two parts in each of two blocks.
+/// assert_eq!(table.parameters(), 2 * 2 * (32 * 4 + 4 * 32));
+///
+/// let values = table.spec(1, AdapterSite::Values).expect("every block has one");
+/// assert_eq!((values.inputs, values.rank, values.outputs), (32, 4, 32));
+/// // In the matrix of queries, keys and values, theirs are the last columns. The As of the two parts
+/// // lie side by side.
+/// assert_eq!((values.first_output, values.a.1), (64, 2 * 4));
+/// assert_eq!(table.spec(1, AdapterSite::Keys), None);
+/// # Ok::<(), cllm_core::AdapterError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterTable {
     config: ModelConfig,

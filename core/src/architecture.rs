@@ -4,6 +4,34 @@ use crate::config::ConfigError;
 
 /// The parts of a model, its sizes aside. Start from [`Architecture::GPT2`] or
 /// [`Architecture::LLAMA`] and change what differs.
+///
+/// SmolLM2 135M, with a head of keys and values for three of queries:
+///
+/// ```
+/// use cllm_core::{Architecture, ModelConfig, ParamTable, Positions, Rotary, Scaling};
+///
+/// let arch = Architecture {
+///     n_kv_head: Some(3),
+///     positions: Positions::Rotary(Rotary { theta: 1e5, scaling: Scaling::None }),
+///     ..Architecture::LLAMA
+/// };
+/// let config = ModelConfig {
+///     vocab_size: 49_152,
+///     block_size: 8192,
+///     n_layer: 30,
+///     n_head: 9,
+///     d_model: 576,
+///     d_ff: 1536,
+///     bias: false,
+///     tied: true,
+///     dropout: 0.0,
+///     norm_eps: 1e-5,
+///     arch,
+/// };
+/// assert_eq!((config.head_size(), config.kv_width()), (64, 192));
+/// assert_eq!(ParamTable::new(&config)?.parameters(), 134_515_008);
+/// # Ok::<(), cllm_core::ConfigError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Architecture {
     /// How rows are normalised.

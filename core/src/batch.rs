@@ -8,6 +8,18 @@ use core::fmt;
 /// Token ids and what should follow each, sequence after sequence.
 ///
 /// A target of [`IGNORE`] does not count.
+///
+/// A sequence of six tokens: a document of four tokens, of which the first is a question that is not
+/// to be learnt, and one of two.
+///
+/// ```
+/// use cllm_core::{Batch, IGNORE};
+///
+/// let (tokens, starts) = ([5, 6, 7, 8, 2, 3], [0, 0, 0, 0, 4, 4]);
+/// let targets = [IGNORE, 7, 8, IGNORE, 3, IGNORE];
+/// let batch = Batch { starts: Some(&starts), ..Batch::new(&tokens, &targets) };
+/// assert_eq!(batch.counted(), 3);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
     /// `sequences * tokens` ids below `vocab_size`.

@@ -7,6 +7,30 @@ use core::fmt;
 ///
 /// Build one, then [`ModelConfig::validate`] it; everything that takes a config
 /// validates it again and reports the same [`ConfigError`].
+///
+/// ```
+/// use cllm_core::{Architecture, ConfigError, ModelConfig, ParamTable};
+///
+/// let gpt2 = ModelConfig {
+///     vocab_size: 50_257,
+///     block_size: 1024,
+///     n_layer: 12,
+///     n_head: 12,
+///     d_model: 768,
+///     d_ff: 4 * 768,
+///     bias: true,
+///     tied: true,
+///     dropout: 0.0,
+///     norm_eps: 1e-5,
+///     arch: Architecture::GPT2,
+/// };
+/// assert_eq!(gpt2.validate(), Ok(()));
+/// assert_eq!(ParamTable::new(&gpt2)?.parameters(), 124_439_808);
+///
+/// let odd = ModelConfig { n_head: 7, ..gpt2 };
+/// assert_eq!(odd.validate(), Err(ConfigError::Heads { d_model: 768, n_head: 7 }));
+/// # Ok::<(), ConfigError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Token ids are `0..vocab_size`.

@@ -12,6 +12,62 @@
 //!
 //! A step is a list of operations over tiles (`program`); what a tile computes is in
 //! `step`; who runs it and when is up to `engine`.
+//!
+//! ```
+//! use cllm_core::*;
+//!
+//! let config = ModelConfig {
+//!     vocab_size: 32,
+//!     block_size: 8,
+//!     n_layer: 1,
+//!     n_head: 2,
+//!     d_model: 16,
+//!     d_ff: 64,
+//!     bias: true,
+//!     tied: true,
+//!     dropout: 0.0,
+//!     norm_eps: 1e-5,
+//!     arch: Architecture::GPT2,
+//! };
+//! let (kernels, shape) = (Kernels::detect(), BatchShape { sequences: 2, tokens: 8 });
+//! let plan = Plan::new(&config, shape, 1, Mode::Train, kernels)?;
+//!
+//! // The memory is on the heap here; it may as well be a static or a mapped file.
+//! let lines = |pool| vec![Line::ZERO; plan.lines(pool)];
+//! let pools = Pools {
+//!     parameters: &mut lines(Pool::Parameters),
+//!     gradients: &mut lines(Pool::Gradients),
+//!     moments: &mut lines(Pool::Moments),
+//!     packed: &mut lines(Pool::Packed),
+//!     activations: &mut lines(Pool::Activations),
+//!     scratch: &mut lines(Pool::Scratch),
+//! };
+//! let queue = Queue {
+//!     ops: &mut vec![Op::EMPTY; plan.ops()],
+//!     slots: &mut (0..plan.slots()).map(|_| Slot::new()).collect::<Vec<_>>(),
+//!     words: &mut (0..plan.words()).map(|_| 0.into()).collect::<Vec<_>>(),
+//! };
+//!
+//! // No thread serves the engine, so this one does everything.
+//! let engine = Engine::new(&plan, queue)?;
+//! let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1337)?;
+//! trainer.initialise();
+//!
+//! // Two micro-batches a step: what follows each token is the next number.
+//! let ids: Vec<u32> = (0..=32).map(|i| i % 32).collect();
+//! let batches = [0, 16].map(|at| Batch::new(&ids[at..at + 16], &ids[at + 1..at + 17]));
+//! let counted = batches.iter().map(Batch::counted).sum();
+//! let before = trainer.evaluate(&batches[0])?;
+//! for _ in 0..20 {
+//!     for batch in &batches {
+//!         trainer.accumulate(batch, counted)?;
+//!     }
+//!     trainer.update(&Optimizer::default(), 1e-2)?;
+//! }
+//! assert_eq!(trainer.updates(), 20);
+//! assert!(trainer.evaluate(&batches[0])?.mean() < 0.9 * before.mean());
+//! # Ok::<(), Box<dyn core::error::Error>>(())
+//! ```
 #![no_std]
 
 mod adapter;

@@ -8,6 +8,16 @@
 pub const LANES: usize = 16;
 
 /// 64 bytes, aligned to 64.
+///
+/// ```
+/// use cllm_core::{Line, floats, floats_mut};
+///
+/// let mut pool = [Line::ZERO; 2];
+/// floats_mut(&mut pool)[17] = 1.5;
+/// assert_eq!(pool[1].0[1], 1.5);
+/// assert_eq!(floats(&pool).len(), 32);
+/// assert!(floats(&pool).as_ptr().addr().is_multiple_of(64));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
 pub struct Line(pub [f32; LANES]);

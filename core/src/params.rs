@@ -218,6 +218,21 @@ impl ParamSpec {
 }
 
 /// Offsets of all tensors of one config, computed without a list.
+///
+/// ```
+/// use cllm_core::{Architecture, BlockParam, ModelConfig, Param, ParamTable};
+///
+/// # let config = ModelConfig { vocab_size: 300, block_size: 8, n_layer: 2, n_head: 4, d_model: 32,
+/// #     d_ff: 80, bias: false, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::LLAMA };
+/// // For a model of two blocks of Llama's parts, 32 wide, with feed-forward layers of 80.
+/// let table = ParamTable::new(&config)?;
+/// let gate_and_up = table.spec(Param::Block(1, BlockParam::Fc)).expect("every block has one");
+/// assert_eq!(gate_and_up.name(), "h.1.mlp.c_fc.weight");
+/// assert_eq!((gate_and_up.rows, gate_and_up.cols), (32, 2 * 80));
+/// // Positions are rotary, so they have no table.
+/// assert_eq!(table.spec(Param::PositionTable), None);
+/// # Ok::<(), cllm_core::ConfigError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ParamTable {
     config: ModelConfig,

@@ -88,6 +88,28 @@ impl Candidate {
 }
 
 /// A stream of choices: the same seed and logits give the same tokens.
+///
+/// ```
+/// use cllm_core::sample::{Candidate, Sampler, SamplerConfig};
+///
+/// let logits = [0.1, 2.0, -1.0, 1.9];
+/// let mut memory = [Candidate::EMPTY; 4];
+/// let greedy = SamplerConfig { temperature: 0.0, ..SamplerConfig::default() };
+/// assert_eq!(Sampler::new(greedy)?.sample(&logits, &[], &mut memory), 1);
+/// // Token 1 was there recently.
+/// let penalised = SamplerConfig { repetition_penalty: 1.2, ..greedy };
+/// assert_eq!(Sampler::new(penalised)?.sample(&logits, &[1], &mut memory), 3);
+///
+/// // Of the two most probable ones, as often as the model says.
+/// let mut draws = Sampler::new(SamplerConfig { top_k: 2, seed: 7, ..SamplerConfig::default() })?;
+/// let mut counts = [0; 4];
+/// for _ in 0..1000 {
+///     counts[draws.sample(&logits, &[], &mut memory) as usize] += 1;
+/// }
+/// assert_eq!((counts[0], counts[2]), (0, 0));
+/// assert!((400..600).contains(&counts[3]));
+/// # Ok::<(), cllm_core::sample::SamplerError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,

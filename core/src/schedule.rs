@@ -22,6 +22,18 @@ pub enum Decay {
 }
 
 /// The learning rate of every step.
+///
+/// ```
+/// use cllm_core::{Decay, Schedule};
+///
+/// let decay = Decay::WarmupStableDecay { decay_steps: 20 };
+/// let schedule = Schedule { peak: 1e-3, min: 0.0, warmup_steps: 9, max_steps: 100, decay };
+/// schedule.validate()?;
+/// // Rises over ten steps, stays, and falls over the last twenty.
+/// assert_eq!([4, 9, 79].map(|step| schedule.rate(step)), [5e-4, 1e-3, 1e-3]);
+/// assert_eq!([89, 99].map(|step| schedule.rate(step)), [5e-4, 0.0]);
+/// # Ok::<(), cllm_core::ScheduleError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// Highest rate, reached at the end of warm-up.

@@ -475,6 +475,35 @@ impl<'a> Trainer<'a> {
 }
 
 /// A model that only measures losses: one block's activations, no gradients.
+///
+/// ```
+/// use cllm_core::*;
+/// # let config = ModelConfig { vocab_size: 50, block_size: 4, n_layer: 1, n_head: 2, d_model: 16,
+/// #     d_ff: 64, bias: true, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::GPT2 };
+/// let (kernels, batch) = (Kernels::detect(), BatchShape { sequences: 2, tokens: 4 });
+/// let plan = Plan::new(&config, batch, 1, Mode::Evaluate, kernels)?;
+/// let lines = |pool| vec![Line::ZERO; plan.lines(pool)];
+/// let pools = Pools {
+///     parameters: &mut lines(Pool::Parameters),
+///     // Nothing is trained.
+///     gradients: &mut [],
+///     moments: &mut [],
+///     packed: &mut lines(Pool::Packed),
+///     activations: &mut lines(Pool::Activations),
+///     scratch: &mut lines(Pool::Scratch),
+/// };
+/// let queue = Queue {
+///     ops: &mut vec![Op::EMPTY; plan.ops()],
+///     slots: &mut (0..plan.slots()).map(|_| Slot::new()).collect::<Vec<_>>(),
+///     words: &mut (0..plan.words()).map(|_| 0.into()).collect::<Vec<_>>(),
+/// };
+/// let engine = Engine::new(&plan, queue)?;
+/// let mut evaluator = Evaluator::new(&plan, kernels, pools, &engine)?;
+/// // Weights would be written to `evaluator.parameters_mut()`; with zeros every token is as likely.
+/// let loss = evaluator.evaluate(&Batch::new(&[1, 2, 3, 4, 5, 6, 7, 8], &[2, 3, 4, 5, 6, 7, 8, 9]))?;
+/// assert!((loss.mean() - 50_f64.ln()).abs() < 1e-5);
+/// # Ok::<(), Box<dyn core::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Evaluator<'a> {
     machine: Machine<'a>,

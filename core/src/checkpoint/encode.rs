@@ -113,6 +113,36 @@ pub fn encode_weights<S: Sink, E: From<S::Error>>(
 /// Writes a checkpoint. `parameters` and the two moments are whole arenas of the
 /// config's table, or of that of the adapters; leave the moments out for a model that is only run.
 ///
+/// ```
+/// use cllm_core::checkpoint::{Checkpoint, CheckpointError, Header, SliceSink, encode, encoded_len};
+/// use cllm_core::{Architecture, ModelConfig, ParamTable};
+///
+/// # let config = ModelConfig { vocab_size: 40, block_size: 16, n_layer: 1, n_head: 2, d_model: 16,
+/// #     d_ff: 48, bias: false, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::GPT2 };
+/// let header = Header { config, adapters: None, seed: 1337, updates: 200 };
+/// let table = ParamTable::new(&config)?;
+/// // Of a trainer they would be `trainer.parameters()` and `trainer.moments()`.
+/// let (weights, moments) = (vec![0.5; table.arena_len()], vec![0.25; table.arena_len()]);
+///
+/// let meta = b"what else there is to say";
+/// let mut bytes = vec![0; encoded_len(&header, meta.len(), true)?];
+/// let mut sink = SliceSink::new(&mut bytes);
+/// encode(&header, meta, &weights, Some((&moments, &moments)), &mut sink)?;
+/// assert_eq!(sink.written(), bytes.len());
+///
+/// let checkpoint = Checkpoint::parse(&bytes)?;
+/// assert_eq!((checkpoint.header(), checkpoint.meta()), (&header, &meta[..]));
+/// let mut back = vec![0.0; table.arena_len()];
+/// checkpoint.read_parameters(&mut back);
+/// let last = table.iter().last().expect("there are tensors").range();
+/// assert_eq!(back[last.clone()], weights[last]);
+///
+/// // Not a bit may differ.
+/// bytes[300] ^= 1;
+/// assert_eq!(Checkpoint::parse(&bytes).unwrap_err(), CheckpointError::Altered("weights"));
+/// # Ok::<(), Box<dyn core::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// The sink's, at the first byte it does not take.
 ///

@@ -34,6 +34,52 @@ use crate::primitive::{AtomicU32, Ordering, spin_loop};
 ///
 /// All threads of an engine that park must use parkers that know each other: a thread
 /// that parks is woken by [`Idle::wake`] of any other, with the address of the same word.
+///
+/// A thread of a system that has other work too:
+///
+/// ```
+/// use cllm_core::*;
+/// use core::sync::atomic::AtomicU32;
+///
+/// struct Yield;
+///
+/// impl Idle for Yield {
+///     fn pause(&self, round: u32) -> bool {
+///         if round < 100 { core::hint::spin_loop() } else { std::thread::yield_now() }
+///         // Never asks to be parked, so nobody has to be woken.
+///         true
+///     }
+///     fn park(&self, _: &AtomicU32, _: u32) {}
+///     fn wake(&self, _: &AtomicU32) {}
+/// }
+///
+/// # let config = ModelConfig { vocab_size: 40, block_size: 32, n_layer: 1, n_head: 2, d_model: 16,
+/// #     d_ff: 48, bias: false, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::GPT2 };
+/// # let batch = BatchShape { sequences: 4, tokens: 32 };
+/// # let plan = Plan::new(&config, batch, 2, Mode::Train, Kernels::detect())?;
+/// # let mut ops = vec![Op::EMPTY; plan.ops()];
+/// # let mut slots: Vec<_> = (0..plan.slots()).map(|_| Slot::new()).collect();
+/// # let mut words: Vec<_> = (0..plan.words()).map(|_| 0.into()).collect();
+/// # let queue = Queue { ops: &mut ops, slots: &mut slots, words: &mut words };
+/// // Over the memory of a plan for two workers, see `Queue`.
+/// let engine = Engine::new(&plan, queue)?;
+/// std::thread::scope(|scope| {
+///     for _ in 0..2 {
+///         scope.spawn(|| Worker::run(&engine, &Yield).expect("there is a seat for each"));
+///     }
+///     while engine.workers() < 2 {
+///         std::thread::yield_now();
+///     }
+///     // Here a trainer, made with `wait_with(&Yield)`, would ask for steps: this is one in which
+///     // nothing is computed.
+///     let drilled = engine.drill_step(&Yield).expect("no other run is under way");
+///     assert!(drilled.tiles > drilled.stages);
+///     // The workers return, or the scope would wait for them.
+///     engine.close(&Yield);
+/// });
+/// assert_eq!(engine.workers(), 0);
+/// # Ok::<(), PlanError>(())
+/// ```
 pub trait Idle {
     /// One round of waiting awake: a processor hint, a bounded number of them, or a
     /// yield to the system. `round` counts from 0 since the thread last had work.

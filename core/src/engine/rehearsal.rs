@@ -20,6 +20,39 @@ use crate::primitive::Ordering;
 use crate::program::{self, Op, Run, Section};
 
 /// A run that is only rehearsed. Dropped before its end it is taken back.
+///
+/// ```
+/// use cllm_core::*;
+///
+/// # let config = ModelConfig { vocab_size: 40, block_size: 32, n_layer: 1, n_head: 2, d_model: 16,
+/// #     d_ff: 48, bias: false, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::GPT2 };
+/// # let batch = BatchShape { sequences: 4, tokens: 32 };
+/// # let plan = Plan::new(&config, batch, 2, Mode::Train, Kernels::detect())?;
+/// # let mut ops = vec![Op::EMPTY; plan.ops()];
+/// # let mut slots: Vec<_> = (0..plan.slots()).map(|_| Slot::new()).collect();
+/// # let mut words: Vec<_> = (0..plan.words()).map(|_| 0.into()).collect();
+/// # let queue = Queue { ops: &mut ops, slots: &mut slots, words: &mut words };
+/// // Two workers, of which the second one is three times as fast.
+/// let engine = Engine::new(&plan, queue)?;
+/// let mut actors = [Actor::join(&engine)?, Actor::join(&engine)?];
+/// let run = Run::Losses { pack: true };
+/// let rehearsal = Rehearsal::begin(&engine, run)?;
+/// let mut taken = [0_u32; 2];
+/// for turn in 0.. {
+///     if rehearsal.has_ended() {
+///         break;
+///     }
+///     let who = usize::from(turn % 4 > 0);
+///     if let Some(tile) = actors[who].take() {
+///         taken[who] += 1;
+///         rehearsal.complete(&tile);
+///     }
+/// }
+/// let stages = engine.stages().filter(|stage| stage.is_in(run));
+/// assert_eq!(taken[0] + taken[1], stages.map(|stage| stage.tiles()).sum::<u32>());
+/// assert!(taken[0] < taken[1]);
+/// # Ok::<(), Box<dyn core::error::Error>>(())
+/// ```
 pub struct Rehearsal<'e> {
     engine: &'e Engine<'e>,
     _under_way: UnderWay<'e, 'e>,

@@ -104,6 +104,47 @@ impl fmt::Display for GenerateError {
 impl core::error::Error for GenerateError {}
 
 /// Continues one text.
+///
+/// ```
+/// use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
+/// use cllm_core::sample::{Candidate, Sampler, SamplerConfig};
+/// use cllm_core::{Architecture, Kernels, Line, ModelConfig, ParamTable};
+///
+/// # let config = ModelConfig { vocab_size: 40, block_size: 16, n_layer: 1, n_head: 2, d_model: 16,
+/// #     d_ff: 48, bias: false, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::LLAMA };
+/// // Weights as a checkpoint would have them, in the order of the table.
+/// let table = ParamTable::new(&config)?;
+/// let mut weights = vec![0.0; table.arena_len()];
+/// for (i, weight) in weights.iter_mut().enumerate() {
+///     *weight = (i as f32 * 0.7).sin();
+/// }
+///
+/// let kernels = Kernels::detect();
+/// let plan = GeneratePlan::new(&config, kernels)?;
+/// let pools = GeneratePools {
+///     parameters: &weights,
+///     packed: &mut vec![Line::ZERO; plan.packed_lines()],
+///     cache: &mut vec![Line::ZERO; plan.cache_lines()],
+///     activations: &mut vec![Line::ZERO; plan.activation_lines()],
+/// };
+/// let mut generator = Generator::new(&plan, kernels, pools)?;
+///
+/// let greedy = SamplerConfig { temperature: 0.0, ..SamplerConfig::default() };
+/// let (mut sampler, mut memory) = (Sampler::new(greedy)?, vec![Candidate::EMPTY; 40]);
+/// let mut text = vec![3, 1, 4];
+/// for _ in 0..8 {
+///     // Of a longer text only what is new is computed.
+///     let logits = generator.logits_after(&text)?;
+///     text.push(sampler.sample(logits, &[], &mut memory));
+/// }
+///
+/// // The same text anew, token by token as before: the same choice.
+/// generator.reset();
+/// let prompt = generator.logits_after(&text[..3])?;
+/// assert_eq!(sampler.sample(prompt, &[], &mut memory), text[3]);
+/// assert_eq!(prompt.len(), 40);
+/// # Ok::<(), Box<dyn core::error::Error>>(())
+/// ```
 pub struct Generator<'a> {
     plan: GeneratePlan,
     kernels: &'static Kernels,

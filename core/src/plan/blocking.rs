@@ -20,6 +20,22 @@ const SIDE: usize = 32;
 ///
 /// A plan may use smaller ones, to have enough tiles for its workers. [`Blocking::check`] says
 /// what is accepted.
+///
+/// ```
+/// use cllm_core::{Blocking, Caches, Tiling};
+///
+/// // Of this machine's caches, with one size that was measured here.
+/// let mut blocking = Blocking::for_caches(&Caches::detect());
+/// assert!(blocking.set("tiles_per_worker", 8));
+/// assert_eq!(blocking.check(), Ok(()));
+/// // For `Plan::with_tiling`.
+/// let tiling = Tiling { blocking, ..Tiling::default() };
+/// assert_eq!(tiling.blocking.tiles_per_worker, 8);
+///
+/// blocking.row_block = 100;
+/// let error = blocking.check().unwrap_err();
+/// assert_eq!(error.to_string(), "row_block 100: it must be 32, 64, 96, 128, 192 or 384");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocking {
     /// Most rows (tokens) of a tile of the forward and backward pass, which goes through a chain
