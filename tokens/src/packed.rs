@@ -7,6 +7,16 @@ pub fn bytes_to_tokens(text: &[u8], tokens: &mut Vec<u32>) {
 
 /// Writes tokens of 16 bits into `bytes`, two for each.
 ///
+/// ```
+/// use cllm_tokens::{pack_narrow, unpack_narrow};
+///
+/// let (mut bytes, mut back) = ([0; 4], [0; 2]);
+/// assert_eq!(pack_narrow(&[7, 50_256], &mut bytes), Ok(()));
+/// unpack_narrow(&bytes, &mut back);
+/// assert_eq!((bytes, back), ([7, 0, 0x50, 0xc4], [7, 50_256]));
+/// assert_eq!(pack_narrow(&[1 << 16], &mut bytes), Err(1 << 16));
+/// ```
+///
 /// # Errors
 /// The first token that has more bits.
 pub fn pack_narrow(tokens: &[u32], bytes: &mut [u8]) -> Result<(), u32> {

@@ -102,6 +102,11 @@ pub fn is_letter_or_number(c: char) -> bool {
 }
 
 /// The words of a text by GPT-2's pattern.
+///
+/// ```
+/// let words: Vec<&str> = cllm_tokens::words("It's 42  dogs.\n").collect();
+/// assert_eq!(words, ["It", "'s", " 42", " ", " dogs", ".", "\n"]);
+/// ```
 pub fn words(text: &str) -> impl Iterator<Item = &str> {
     cuts(text)
 }
