@@ -90,7 +90,7 @@ impl PoolMemory {
     /// # Errors
     /// The machine has not that much, or the system refuses it.
     pub fn allocate(plan: &Plan) -> Result<Self> {
-        check_available(plan, 1)?;
+        check_available(plan, Batches::ONE)?;
         Ok(Self {
             parameters: Lines::allocate(plan, Pool::Parameters)?,
             gradients: Lines::allocate(plan, Pool::Gradients)?,
@@ -127,26 +127,44 @@ fn items<T>(plan: &Plan, pool: Pool, count: usize, item: impl FnMut() -> T) -> R
     Ok(items)
 }
 
-/// Bytes of a pool for a run that holds `batches` batches at a time.
-#[must_use]
-pub fn pool_bytes(plan: &Plan, pool: Pool, batches: usize) -> usize {
-    let times = if pool == Pool::Batch { batches } else { 1 };
-    plan.bytes(pool).saturating_mul(times)
+/// The batches that a run holds at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batches {
+    /// How many.
+    pub count: usize,
+    /// Each tells where the document of a token starts, beside the tokens and the targets.
+    pub with_starts: bool,
 }
 
-/// Bytes of all pools for a run that holds `batches` batches at a time.
+impl Batches {
+    /// One, of a text in which there are no documents.
+    pub const ONE: Self = Self { count: 1, with_starts: false };
+}
+
+/// Bytes of a pool for a run that holds `batches` at a time.
 #[must_use]
-pub fn total_bytes(plan: &Plan, batches: usize) -> usize {
+pub fn pool_bytes(plan: &Plan, pool: Pool, batches: Batches) -> usize {
+    let bytes = plan.bytes(pool);
+    if pool != Pool::Batch {
+        return bytes;
+    }
+    let starts = if batches.with_starts { plan.tokens() * size_of::<u32>() } else { 0 };
+    (bytes + starts).saturating_mul(batches.count)
+}
+
+/// Bytes of all pools for a run that holds `batches` at a time.
+#[must_use]
+pub fn total_bytes(plan: &Plan, batches: Batches) -> usize {
     Pool::ALL.iter().fold(0, |sum, pool| sum.saturating_add(pool_bytes(plan, *pool, batches)))
 }
 
 /// Refuses a plan that needs more memory than the machine has to give, with the numbers, when
-/// `batches` batches are held at a time.
+/// `batches` are held at a time.
 ///
 /// # Errors
 /// The plan needs more than [`MachineMemory::available`]. Where the system cannot be
 /// asked, nothing is refused.
-pub fn check_available(plan: &Plan, batches: usize) -> Result<()> {
+pub fn check_available(plan: &Plan, batches: Batches) -> Result<()> {
     // Models of few layers have nothing to win.
     let may_recompute = plan.mode() == Mode::Train && plan.config().n_layer > 2;
     let remedy = if may_recompute { ", or --recompute" } else { "" };
@@ -158,7 +176,8 @@ pub fn check_available(plan: &Plan, batches: usize) -> Result<()> {
 /// # Errors
 /// As [`check_available`].
 pub fn check_two(first: &Plan, second: &Plan) -> Result<()> {
-    let need = total_bytes(first, 1).saturating_add(total_bytes(second, 1)) as u64;
+    let of = |plan| total_bytes(plan, Batches::ONE);
+    let need = of(first).saturating_add(of(second)) as u64;
     check_against("two runs in turns need", need, "", machine().as_ref())
 }
 
@@ -274,9 +293,13 @@ mod tests {
     #[test]
     fn more_than_the_machine_has_is_refused_with_the_numbers() {
         let plan = plan(1);
-        let need = total_bytes(&plan, 1) as u64;
+        let need = total_bytes(&plan, Batches::ONE) as u64;
         assert_eq!(need, plan.total_bytes().unwrap() as u64);
-        assert_eq!(total_bytes(&plan, 9) as u64, need + 8 * plan.bytes(Pool::Batch) as u64);
+        let nine = Batches { count: 9, with_starts: false };
+        let batch = plan.bytes(Pool::Batch) as u64;
+        assert_eq!(total_bytes(&plan, nine) as u64, need + 8 * batch);
+        let more = Batches { with_starts: true, ..nine };
+        assert_eq!(total_bytes(&plan, more) as u64, need + 8 * batch + 9 * batch / 2);
         let enough = MachineMemory { total: 1 << 40, available: need };
         assert_eq!(check_against("training needs", need, "", Some(&enough)), Ok(()));
         let short = MachineMemory { total: 8 << 30, available: need - 1 };

@@ -8,6 +8,7 @@ use cllm_core::{
 
 use crate::error::{Error, Result};
 use crate::lora;
+use crate::memory::Batches;
 use crate::parts::{ActivationChoice, Parts};
 use crate::pool::cpus;
 use crate::settings::{ScheduleChoice, Threads, TrainSettings};
@@ -165,8 +166,9 @@ pub fn batch_shape(settings: &TrainSettings) -> BatchShape {
 /// Batches that a run holds in memory: those made ready ahead, and one for validations and
 /// checks before saving.
 #[must_use]
-pub fn batches(settings: &TrainSettings) -> usize {
-    settings.prefetch.saturating_add(1)
+pub fn batches(settings: &TrainSettings) -> Batches {
+    let count = settings.prefetch.saturating_add(1);
+    Batches { count, with_starts: settings.loss_on.is_some() }
 }
 
 /// The plan of a run, and where its sizes of blocks are from.

@@ -118,6 +118,10 @@ fn a_model_learns_what_to_answer() {
     // How many dots follow cannot be known: of about six tokens that one is a draw from three.
     assert!(before > 2.0 && after < 0.3, "{before} {after}");
     let start = &events(&settings, "start")[0];
+    // Tokens, targets and starts of documents, in batches made ready and in one to validate with.
+    let ids = settings.batch_size * settings.block_size * 3;
+    let batch = &start["planned_bytes"]["batch"];
+    assert_eq!(*batch, json!((settings.prefetch + 1) * ids * 4));
     let read = &start["examples"];
     assert_eq!((&read["train"], &read["val"]), (&json!(54), &json!(6)), "{read}");
     assert_eq!((&read["cut"], &read["dropped"]), (&json!(0), &json!(0)));

@@ -136,8 +136,8 @@ struct Signals {
 
 /// Calls `body` with the batches `batches`, filled ahead by a thread that ends with it.
 ///
-/// `fill` is called with each number in turn, and room for `tokens` ids. At most `depth` batches are filled and not given back; theirs is all the memory
-/// that is taken, here and now, but for starts.
+/// `fill` is called with each number in turn, and room for `tokens` ids. At most `depth` batches are
+/// filled and not given back; theirs is all the memory that is taken, here and now, but for starts.
 ///
 /// # Errors
 /// Those of `body`; the thread cannot be started; a `depth` that [`check_depth`] refuses.

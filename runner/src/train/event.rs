@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::examples::ReadExamples;
 use super::tuner::Tried;
 use super::work::WorkReport;
-use crate::memory::{machine, pool_bytes, total_bytes};
+use crate::memory::{Batches, machine, pool_bytes, total_bytes};
 use crate::parts::Parts;
 use crate::pool::cpus;
 use crate::settings::TrainSettings;
@@ -221,9 +221,9 @@ pub struct PlannedBytes {
 }
 
 impl PlannedBytes {
-    /// Those of a run that holds `batches` batches at a time.
+    /// Those of a run that holds `batches` at a time.
     #[must_use]
-    pub fn new(plan: &Plan, batches: usize) -> Self {
+    pub fn new(plan: &Plan, batches: Batches) -> Self {
         Self {
             parameters: plan.bytes(Pool::Parameters),
             gradients: plan.bytes(Pool::Gradients),
