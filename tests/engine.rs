@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 use support::config::{CAPPED, LLAMA, SMALL as CONFIG};
 use support::memory::Memory;
+use support::tables::tables;
 
 const SHAPE: BatchShape = BatchShape { sequences: 13, tokens: 40 };
 
@@ -201,8 +202,7 @@ fn one_sequence_alone_gives_the_same_bits() {
 /// With matrices deeper and wider than what is packed at a time, in one of the models.
 #[test]
 fn weights_packed_on_the_way_give_the_same_bits() {
-    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
-    for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
+    for kernels in tables() {
         let wide = ModelConfig { vocab_size: 2500, n_layer: 1, d_ff: 1100, ..CONFIG };
         let plain = ModelConfig { dropout: 0.0, tied: false, bias: false, ..CONFIG };
         for config in with_llama(kernels, &[CONFIG, plain, wide]) {
@@ -254,8 +254,7 @@ fn sizes_of_blocks_do_not_change_a_bit() {
         ..smallest
     };
     let many = Blocking { tiles_per_worker: 100, ..oblong };
-    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
-    for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
+    for kernels in tables() {
         // 520 rows are two groups of logits of so large a vocabulary.
         let wide = ModelConfig { vocab_size: 2800, n_layer: 1, ..CONFIG };
         for config in with_llama(kernels, &[CONFIG, wide]) {
@@ -283,8 +282,7 @@ fn sizes_of_blocks_do_not_change_a_bit() {
 /// With dropout, two micro-batches a step, and a validation between training's runs.
 #[test]
 fn blocks_that_are_made_again_give_the_same_bits() {
-    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
-    for kernels in tables.flat_map(|k| [k, k.converting(), k.with_dtype(Dtype::Bf16)]) {
+    for kernels in tables() {
         let deep = ModelConfig { n_layer: 5, ..CONFIG };
         let plain = ModelConfig { dropout: 0.0, tied: false, bias: false, ..deep };
         for config in with_llama(kernels, &[deep, plain]) {

@@ -15,6 +15,7 @@ use core::time::Duration;
 use std::thread;
 use support::counting::{Counting, own_calls};
 use support::memory::{LINE_POOLS, Memory};
+use support::tables::tables;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -163,10 +164,7 @@ fn every_other_line_is_used(plan: &Plan, kernels: &'static Kernels, idle: impl F
 
 #[test]
 fn every_planned_line_is_used_and_no_other() {
-    let tables = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
-    let bf16 = |k: &'static Kernels| [k, k.converting(), k.with_dtype(Dtype::Bf16)];
-    let all = tables.flat_map(bf16);
-    let all = all.flat_map(|k| [(k, Mode::Train), (k, Mode::Recompute)]);
+    let all = tables().flat_map(|k| [(k, Mode::Train), (k, Mode::Recompute)]);
     let large = Blocking {
         row_block: 192,
         weight_rows: 512,

@@ -7,3 +7,4 @@ pub(crate) mod counting;
 pub(crate) mod golden;
 pub(crate) mod memory;
 pub(crate) mod reference_model;
+pub(crate) mod tables;
