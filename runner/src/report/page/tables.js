@@ -152,6 +152,28 @@ const sampleCard = first => {
   return { root, update };
 };
 
+/** A table that scrolls by itself where it is too wide; `heads` may be false. */
+const factTable = (heads, rows) =>
+  html(
+    'div',
+    { class: 'scroll' },
+    html(
+      'table',
+      { class: 'facts' },
+      heads &&
+        html(
+          'thead',
+          {},
+          html(
+            'tr',
+            {},
+            heads.map(head => html('th', head ? { scope: 'col' } : {}, head)),
+          ),
+        ),
+      html('tbody', {}, rows),
+    ),
+  );
+
 /** A table of what runs have under each name: `lists` has pairs of name and value for each run. */
 const compared = (runs, lists, { onlyDifferent = false, sorted = false } = {}) => {
   const maps = lists.map(list => new Map(list));
@@ -160,34 +182,14 @@ const compared = (runs, lists, { onlyDifferent = false, sorted = false } = {}) =
   const differs = name => maps.some(map => shown(map.get(name)) !== shown(maps[0].get(name)));
   const rows = names.filter(name => !onlyDifferent || differs(name));
   if (!rows.length) return null;
-  return html(
-    'div',
-    { class: 'scroll' },
-    html(
-      'table',
-      { class: 'facts' },
-      runs.length > 1 &&
-        html(
-          'thead',
-          {},
-          html(
-            'tr',
-            {},
-            html('th', {}),
-            runs.map(run => html('th', { scope: 'col' }, swatch(run), run.name)),
-          ),
-        ),
+  return factTable(
+    runs.length > 1 && ['', ...runs.map(run => [swatch(run), run.name])],
+    rows.map(name =>
       html(
-        'tbody',
-        {},
-        rows.map(name =>
-          html(
-            'tr',
-            { class: runs.length > 1 && !onlyDifferent && differs(name) ? 'differs' : null },
-            html('th', { scope: 'row' }, html('code', {}, name)),
-            maps.map(map => html('td', {}, shown(map.get(name)))),
-          ),
-        ),
+        'tr',
+        { class: runs.length > 1 && !onlyDifferent && differs(name) ? 'differs' : null },
+        html('th', { scope: 'row' }, html('code', {}, name)),
+        maps.map(map => html('td', {}, shown(map.get(name)))),
       ),
     ),
   );
@@ -288,34 +290,16 @@ const history = runs => {
       JSON.stringify(without(event, 'event', 'step')),
     ]),
   ]);
-  return html(
-    'div',
-    { class: 'scroll' },
-    html(
-      'table',
-      { class: 'facts' },
+  return factTable(
+    ['Run', 'Step', 'What', 'More'],
+    rows.map(([run, step, what, more]) =>
       html(
-        'thead',
+        'tr',
         {},
-        html(
-          'tr',
-          {},
-          ['Run', 'Step', 'What', 'More'].map(name => html('th', { scope: 'col' }, name)),
-        ),
-      ),
-      html(
-        'tbody',
-        {},
-        rows.map(([run, step, what, more]) =>
-          html(
-            'tr',
-            {},
-            html('td', {}, swatch(run), run.name),
-            html('td', {}, isNumber(step) ? whole(step) : '–'),
-            html('td', {}, what),
-            html('td', {}, more),
-          ),
-        ),
+        html('td', {}, swatch(run), run.name),
+        html('td', {}, isNumber(step) ? whole(step) : '–'),
+        html('td', {}, what),
+        html('td', {}, more),
       ),
     ),
   );
@@ -342,24 +326,5 @@ const figures = runs => {
       );
     }),
   );
-  return html(
-    'div',
-    { class: 'scroll' },
-    html(
-      'table',
-      { class: 'facts' },
-      html(
-        'thead',
-        {},
-        html(
-          'tr',
-          {},
-          ['Run', 'Figure', 'First', 'Last', 'Lowest', 'Highest', 'Reported'].map(name =>
-            html('th', { scope: 'col' }, name),
-          ),
-        ),
-      ),
-      html('tbody', {}, rows),
-    ),
-  );
+  return factTable(['Run', 'Figure', 'First', 'Last', 'Lowest', 'Highest', 'Reported'], rows);
 };
