@@ -126,17 +126,24 @@ fn mistakes_in_the_file_are_named_with_line_and_nearest_key() {
 fn examples_of_help_are_of_what_this_program_can_do() {
     for args in [&["--help"][..], &["train", "--help"]] {
         let help = run(args).done().stdout;
-        assert!(help.contains("  cllm train --") || cfg!(feature = "text"), "{help}");
-        let on_own_text = help.lines().map(str::trim).filter(|line| {
-            *line == "cllm train"
-                || line.starts_with("cllm train  ")
-                || line.contains("built-in text")
-        });
-        assert_eq!(on_own_text.count() > 0, cfg!(feature = "text"), "{help}");
-        assert!(
-            !help.contains("cllm train --data book.txt notes/ --tokenizer bpe")
-                || cfg!(feature = "bpe")
-        );
+        let of_train: Vec<&str> =
+            help.lines().map(str::trim).filter(|line| line.starts_with("cllm train")).collect();
+        assert!(!of_train.is_empty(), "{help}");
+        let is_on_own_text = |line: &&str| *line == "cllm train" || line.contains("built-in text");
+        assert_eq!(of_train.iter().any(is_on_own_text), cfg!(feature = "text"), "{help}");
+        let has_pairs = of_train.iter().any(|line| line.contains("--tokenizer bpe"));
+        assert_eq!(has_pairs, cfg!(feature = "bpe") && args.len() > 1, "{help}");
+    }
+}
+
+#[test]
+fn help_tells_one_default_of_each_flag() {
+    let commands: &[&str] =
+        if cfg!(feature = "lora") { &["train", "finetune"] } else { &["train"] };
+    for command in commands {
+        let help = run(&[command, "-h"]).done().stdout;
+        let most = help.lines().map(|line| line.matches("[default: ").count()).max();
+        assert_eq!(most, Some(1), "{help}");
     }
 }
 

@@ -32,15 +32,29 @@ macro_rules! first_run {
     };
 }
 
-/// Runs on texts, of which a program without built-in text or byte-pair encoding can do the rest.
-#[cfg(all(feature = "text", feature = "bpe"))]
-macro_rules! runs_on_texts {
+/// A run on the built-in text, if there is one.
+#[cfg(feature = "text")]
+macro_rules! run_on_own_text {
     () => {
-        "  cllm train\n  cllm train --data book.txt notes/ --tokenizer bpe:2000 --out-dir runs/books"
+        "  cllm train\n"
     };
 }
-#[cfg(not(all(feature = "text", feature = "bpe")))]
-macro_rules! runs_on_texts {
+#[cfg(not(feature = "text"))]
+macro_rules! run_on_own_text {
+    () => {
+        ""
+    };
+}
+
+/// A run on given texts.
+#[cfg(feature = "bpe")]
+macro_rules! run_on_texts {
+    () => {
+        "  cllm train --data book.txt notes/ --tokenizer bpe:2000 --out-dir runs/books"
+    };
+}
+#[cfg(not(feature = "bpe"))]
+macro_rules! run_on_texts {
     () => {
         "  cllm train --data book.txt notes/ --tokenizer chars --out-dir runs/books"
     };
@@ -97,7 +111,10 @@ fn show_defaults(command: clap::Command, preset: Preset) -> clap::Command {
             Some(other) => Some(other.to_string()),
         };
         match (shown, arg.get_help().cloned()) {
-            (Some(shown), Some(help)) => arg.help(format!("{help} [default: {shown}]")),
+            // Unless the help says what it is.
+            (Some(shown), Some(help)) if !help.to_string().contains("[default: ") => {
+                arg.help(format!("{help} [default: {shown}]"))
+            }
             _ => arg,
         }
     })
@@ -109,7 +126,8 @@ pub enum Command {
     /// Train a model.
     #[command(after_help = concat!(
         "Examples:\n",
-        runs_on_texts!(),
+        run_on_own_text!(),
+        run_on_texts!(),
         "
   cllm train --config run.toml --learning-rate 5e-4
   cllm train --resume --out-dir runs/books

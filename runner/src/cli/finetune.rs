@@ -40,7 +40,8 @@ pub(super) fn own_help(command: clap::Command) -> clap::Command {
             "val_fraction" => arg.help(
                 "Share of the lines, evenly spread, held out for validation when there is no --val-data",
             ),
-            "tokenizer" => arg.help("A tokenizer.json, instead of that of --base"),
+            "tokenizer" => arg.help("A tokenizer.json [default: that of --base]"),
+            "max_steps" => arg.help("Steps [default: those of --epochs]"),
             "block_size" => arg.help("Tokens of a row [default: the base's, at most 1024]"),
             _ if hidden.contains(&id) || DECIDED.contains(&id) => arg.hide(true),
             _ => arg,
