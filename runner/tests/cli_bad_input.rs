@@ -149,7 +149,7 @@ fn data_that_cannot_be_used_is_named() {
         let out = out.path().join("run");
         let args = [args, &["--out-dir", out.to_str().unwrap()]].concat();
         train(dir.path(), &args).refused(1, parts);
-        // Nothing that looks like a run, and what an earlier one was told is left as it was.
+        // Nothing that says that a run has begun; what an earlier one was told is left as it was.
         let settings = out.join("settings.json");
         assert!(!settings.exists(), "{parts:?}");
         fs::write(&settings, "of another").unwrap();

@@ -11,6 +11,7 @@
 
 use core::cmp::Reverse;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::{Checkpoint, CheckpointError};
@@ -60,11 +61,13 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         let Some((path, before)) = self.0.take() else { return };
-        // What refused the run is what is told; settings that stay as well do not matter beside it.
-        let _ = match before {
+        let restored = match before {
             Some(bytes) => files::write_atomic(&path, &bytes),
             None => fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e)),
         };
+        if let Err(error) = restored {
+            eprintln!("cllm: {error}; it has the settings of a run that was refused");
+        }
     }
 }
 
@@ -167,10 +170,14 @@ impl RunFolder {
     /// is killed while it prepares.
     ///
     /// # Errors
-    /// As [`RunFolder::save_settings`].
+    /// As [`RunFolder::save_settings`]; settings that are there cannot be read.
     pub(super) fn begin(&self, settings: &TrainSettings) -> Result<Begun> {
         let path = self.settings_file();
-        let before = files::read(&path).ok();
+        let before = match files::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("read", &path, &error)),
+        };
         self.save_settings(settings)?;
         Ok(Begun(Some((path, before))))
     }

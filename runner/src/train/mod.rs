@@ -153,9 +153,6 @@ fn run(
         return Err(Error::usage(format!("{asked}: the run has done {step} steps already")));
     }
     let board = board::begin(settings, step)?;
-    // Only now: what was wrong above has changed nothing.
-    folder.save_settings(settings)?;
-    begun.keep();
     let metrics = Metrics::open(&folder.metrics(), step)?;
     let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
 
@@ -222,6 +219,9 @@ fn run(
         _ => Tracer::default(),
     };
     let body = |prefetch: Prefetch<'_>| {
+        // Only now: what was wrong above has left the settings as they were.
+        folder.save_settings(settings)?;
+        begun.keep();
         let mut session = Session {
             settings,
             folder: &folder,
