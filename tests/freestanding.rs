@@ -42,7 +42,7 @@ fn without_std_the_loss_is_the_same() {
     let programs = thread::scope(|scope| {
         ["dev", "release"]
             .map(|profile| (profile, scope.spawn(move || build(profile))))
-            .map(|(profile, program)| (profile, program.join().expect("the other build says why")))
+            .map(|(profile, program)| (profile, program.join().expect("it has said why")))
     });
     for (profile, program) in programs {
         let exit = |isa: &str, loss: f64| {
