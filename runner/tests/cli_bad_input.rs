@@ -34,6 +34,8 @@ fn wrong_flags_are_usage_errors() {
         (&["generate", "--checkpoint", "x", "--top-p", "2"], &["--top-p"]),
         (&["generate", "--checkpoint", "x", "--temperature", "-1"], &["--temperature"]),
         (&["generate", "--checkpoint", "x", "--samples", "0"], &["--samples 0"]),
+        (&["generate", "--checkpoint", "x", "--top-k", "-1"], &["--top-k -1: expected a whole"]),
+        (&["bench", "engine", "--seconds", "-1"], &["--seconds -1: "]),
         (&["eval", "--checkpoint", "x", "--batch-size", "0"], &["--batch-size 0"]),
         (
             &["bench", "--isa", "sse9"],

@@ -96,7 +96,18 @@ pub fn command() -> clap::Command {
     command = command
         .mut_subcommand("finetune", |of| show_defaults(finetune::own_help(of), Preset::Finetune));
     let preset = "Settings to start from: tiny, reference (the default) or gpt2";
-    command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)))
+    let command =
+        command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)));
+    with_negative_numbers(command)
+}
+
+/// What follows a flag is its value even if it is below 0: the flag's own error tells what it takes.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_action().takes_values() {
+        true if !arg.is_positional() => arg.allow_negative_numbers(true),
+        _ => arg,
+    });
+    command.mut_subcommands(with_negative_numbers)
 }
 
 /// Adds the default, which is the preset's, to the help of each setting.
@@ -327,19 +338,19 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", value_parser = parse::<usize>)]
     pub context: Option<usize>,
     /// Below 1 likely tokens become more likely; 0 is --greedy.
-    #[arg(long, value_name = "X", default_value = "0.8", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value = "0.8", value_parser = parse::<f32>)]
     pub temperature: f32,
     /// Only the K likeliest tokens; 0 for all.
     #[arg(long, value_name = "K", default_value = "0", value_parser = parse::<usize>)]
     pub top_k: usize,
     /// Only the likeliest tokens that together have this probability; 1 for all.
-    #[arg(long, value_name = "P", default_value = "1", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value = "1", value_parser = parse::<f32>)]
     pub top_p: f32,
     /// Only tokens at least this likely compared with the likeliest; 0 for all.
-    #[arg(long, value_name = "P", default_value = "0", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value = "0", value_parser = parse::<f32>)]
     pub min_p: f32,
     /// Above 1 tokens that have occurred become less likely.
-    #[arg(long, value_name = "X", default_value = "1", value_parser = parse::<f32>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value = "1", value_parser = parse::<f32>)]
     pub repetition_penalty: f32,
     /// Always the likeliest token.
     #[arg(long)]
@@ -394,7 +405,7 @@ pub struct TokenizeArgs {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub val_data: Vec<String>,
     /// Share of the tokens held out for validation when there is no --val-data.
-    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = parse::<f64>)]
     pub val_fraction: f64,
     /// Field of a JSON line that holds the text.
     #[arg(long, value_name = "NAME", default_value = "text")]
@@ -441,7 +452,7 @@ pub struct TuneArgs {
     #[command(flatten)]
     pub train: Box<TrainArgs>,
     /// About how long to measure, in all; every set tried takes five turns at least.
-    #[arg(long, value_name = "X", default_value = "180", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value = "180", value_parser = parse::<f64>)]
     pub seconds: f64,
     /// As --seconds 20: finds large differences.
     #[arg(long, conflicts_with = "seconds")]
@@ -490,7 +501,7 @@ pub enum BenchCommand {
     /// What sharing a step among workers costs: rings, tiles, steals, starts, empty steps.
     Engine {
         /// Seconds to spend on each measurement.
-        #[arg(long, value_name = "X", default_value = "0.5", value_parser = parse::<f64>, allow_negative_numbers = true)]
+        #[arg(long, value_name = "X", default_value = "0.5", value_parser = parse::<f64>)]
         seconds: f64,
         /// One JSON object instead of a table.
         #[arg(long)]
@@ -512,7 +523,7 @@ pub struct KernelBenchArgs {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub only: String,
     /// Seconds to spend on each kernel.
-    #[arg(long, value_name = "X", default_value = "0.2", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value = "0.2", value_parser = parse::<f64>)]
     pub seconds: f64,
     /// One JSON object instead of a table.
     #[arg(long)]
@@ -531,7 +542,7 @@ pub struct SimulateArgs {
     pub workers: Vec<usize>,
     /// Bytes that memory moves, for any number of workers
     /// [default: as measured at the recording, for each so many cores].
-    #[arg(long, value_name = "GB/S", value_parser = parse::<f64>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "GB/S", value_parser = parse::<f64>)]
     pub bandwidth: Option<f64>,
     /// Each tile takes its fastest recorded time rather than its median: for recordings on a
     /// machine that was busy with other things.

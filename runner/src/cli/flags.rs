@@ -57,8 +57,7 @@ macro_rules! train_flags {
                 )*
                 $(
                     $(#[$attr])*
-                    #[arg(long, help_heading = $heading, value_parser = parse::<$ty>,
-                          allow_negative_numbers = true)]
+                    #[arg(long, help_heading = $heading, value_parser = parse::<$ty>)]
                     pub $field: Option<$ty>,
                 )*
             )*
