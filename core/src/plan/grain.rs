@@ -18,11 +18,11 @@ use cllm_kernels::{KC, Kernels, Write};
 /// to the next.
 pub const ROW_BLOCK: usize = 96;
 /// Rows of a block where every product packs its weights on the way, largest first: some of
-/// [`ROW_BLOCKS`]. What is packed is used for one block, so many rows are better. (Where adapters are
-/// trained all are possible: without it most of the memory would be for the packed weights.)
+/// [`ROW_BLOCKS`]. What is packed is used for one block, so many rows are better. Where adapters are
+/// trained blocks may be any of those: packed weights would be most of the memory.
 const FRESH_BLOCKS: [usize; 4] = [384, 192, 128, 96];
 /// Rows that could be multiplied in the time of packing (8 to 12 with 768 x 3,072 and back, `f32`
-/// and bf16, AVX-512, one thread), or of reading panels from memory.
+/// and bf16, AVX-512, one thread). Taken for reading panels from memory too, which was not measured.
 const PACKING_ROWS: usize = 10;
 /// Floats of matrices whose gradients are written past the caches: 128 MiB, of which the update or the
 /// next micro-batch finds little in caches. GPT-2 124M has four times as many: [`Write::Stream`] says
@@ -83,21 +83,24 @@ impl Grain {
         let wanted =
             if workers == 1 { 1 } else { workers.saturating_mul(blocking.tiles_per_worker) };
         let may_keep = adapted && mode.trains();
+        // Packed weights of large models come from memory for every block.
+        let large = matrix_floats(c) >= blocking.fresh_floats;
+        let sizes: &[usize] = if adapted { &ROW_BLOCKS } else { &FRESH_BLOCKS };
         let packing = match tiling.packing {
             Some(Packing::Kept) if !may_keep => Packing::Once,
             Some(packing) => packing,
             None if may_keep && panels_are_no_larger(c, kernels) => Packing::Kept,
-            None if fresh_is_better(c, rows, workers, blocking, adapted) => Packing::Fresh,
+            None if large && (adapted || fresh_is_better(rows, workers, blocking)) => {
+                Packing::Fresh
+            }
             None => Packing::Once,
         };
-        // Weights of large models come from memory for every block.
-        let large = matrix_floats(c) >= blocking.fresh_floats;
         let row_block = if packing == Packing::Once || packing == Packing::Kept && !large {
             let fits =
                 |block: &usize| *block <= blocking.row_block && rows.div_ceil(*block) >= wanted;
             ROW_BLOCKS.into_iter().find(fits).unwrap_or(PARTIAL_ROWS)
         } else {
-            fresh_block(rows, workers, adapted)
+            fresh_block(rows, workers, sizes)
         };
         let tiles = |(height, width): (usize, usize)| {
             let of = |(m, n): (usize, usize)| m.div_ceil(height) * n.div_ceil(width);
@@ -177,15 +180,15 @@ impl Grain {
     }
 }
 
-/// Rows of a block, if weights are packed or come from memory for each: the worker with the most
-/// blocks has the least to do. No block has fewer than 32, so of very few rows some workers have none.
-fn fresh_block(rows: usize, workers: usize, adapted: bool) -> usize {
+/// Rows of a block, one of `sizes`, if weights are packed or come from memory for each: the worker
+/// with the most blocks has the least to do. The smallest has 32, so of very few rows some workers
+/// have none.
+fn fresh_block(rows: usize, workers: usize, sizes: &[usize]) -> usize {
     let time = |block: usize| {
         let blocks = rows.div_ceil(block).div_ceil(workers);
         blocks.saturating_mul(block.min(rows) + PACKING_ROWS)
     };
-    let blocks: &[usize] = if adapted { &ROW_BLOCKS } else { &FRESH_BLOCKS };
-    blocks.iter().copied().min_by_key(|block| time(*block)).unwrap_or(ROW_BLOCK)
+    sizes.iter().copied().min_by_key(|block| time(*block)).unwrap_or(ROW_BLOCK)
 }
 
 /// Floats of all matrices.
@@ -210,21 +213,11 @@ fn panels_are_no_larger(c: &ModelConfig, kernels: &Kernels) -> bool {
     sums.0.zip(sums.1).is_some_and(|(panels, floats)| panels <= floats.saturating_add(floats / 4))
 }
 
-/// Whether weights had better be packed for each block of rows than once for all.
-///
-/// So it is for large models, whose packed weights come from memory for every block, if there are
-/// few blocks and every worker has one that is large enough. Where adapters are trained there may be
-/// any number of blocks of any size: without it most of the memory would be for the packed weights.
-fn fresh_is_better(
-    c: &ModelConfig,
-    rows: usize,
-    workers: usize,
-    blocking: &Blocking,
-    adapted: bool,
-) -> bool {
-    matrix_floats(c) >= blocking.fresh_floats
-        && (adapted || rows <= blocking.fresh_rows)
-        && (adapted || rows.div_ceil(fresh_block(rows, workers, adapted)) >= workers)
+/// Whether a large model's weights had better be packed for each block of rows than once for all: if
+/// there are few blocks and every worker has one that is large enough.
+fn fresh_is_better(rows: usize, workers: usize, blocking: &Blocking) -> bool {
+    rows <= blocking.fresh_rows
+        && rows.div_ceil(fresh_block(rows, workers, &FRESH_BLOCKS)) >= workers
 }
 
 #[cfg(test)]
