@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Exports models of every family and every kind of tokenizer and weight to GGUF, loads them with
-# llama.cpp, and compares: tokens of a text, its loss, and what follows a prompt. Ends with an error if
-# they differ.
+# llama.cpp, and compares: tokens of a text, its loss, and what follows a prompt. llama.cpp's files of 4 to
+# 6 bits are imported, and every weight compared with ggml's own. Ends with an error if they differ.
 #
 # Usage: tests/llama.sh     (some minutes the first time: llama.cpp is built from source)
 #
@@ -45,6 +45,15 @@ def plain_params():
 
 
 low.llama_model_default_params = plain_params
+
+
+@low.llama_log_callback
+def only_errors(level, text, _):
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        sys.stderr.write(text.decode(errors="replace"))
+
+
+low.llama_log_set(only_errors, None)
 
 
 def run(*args) -> str:
@@ -188,5 +197,44 @@ compare("llama f16", GROUPED, "f16")
 compare("llama q8_0", GROUPED, "q8_0")
 compare("qwen2 q8_0", [*GROUPED, "--qkv-bias", "true"], "q8_0")
 compare("qwen3 q8_0", [*GROUPED, "--qk-norm"], "q8_0")
+
+
+def quantised(kind: str, n_embd: int) -> None:
+    """Imports what llama.cpp makes of a file: types of small blocks, or mixed ones of large blocks and,
+    where rows are too short for these, of small ones."""
+    folder = work / f"of {kind} {n_embd}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    text = folder / "text.txt"
+    text.write_text(TEXT)
+    # Rows of the second matrix of a feed-forward block are longer than n_embd, and of no whole large blocks in the small model.
+    small = ["--n-layer", 2, "--n-embd", n_embd, "--d-ff", 3 * n_embd, "--max-steps", 5, "--val-fraction", 0]
+    small += ["--batch-size", 4, "--block-size", BLOCK, "--sample-tokens", 0, "--seed", 3]
+    run("train", "--data", text, *small, "--out-dir", folder / "run", *GROUPED)
+    plain, file, again = (folder / f"{name}.gguf" for name in ("plain", "file", "again"))
+    export = ["export", "--format", "gguf", "--weights", "f32"]
+    run(*export, "--checkpoint", folder / "run", "--out", plain)
+    params = low.llama_model_quantize_default_params()
+    params.ftype = getattr(low, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    if low.llama_model_quantize(str(plain).encode(), str(file).encode(), params) != 0:
+        sys.exit(f"llama.cpp makes no {kind}")
+    run("import", file, "--out-dir", folder / "back")
+    run(*export, "--checkpoint", folder / "back", "--out", again)
+    theirs, ours = gguf.GGUFReader(file), gguf.GGUFReader(again)
+    values = {tensor.name: tensor.data for tensor in ours.tensors}
+    kinds = set()
+    for tensor in theirs.tensors:
+        wanted = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if not np.array_equal(wanted.reshape(values[tensor.name].shape), values[tensor.name]):
+            sys.exit(f"{kind}: {tensor.name} of {tensor.tensor_type.name} has other values")
+        kinds.add(tensor.tensor_type.name)
+    print(f"{kind:<12} n_embd {n_embd}: {', '.join(sorted(kinds))}, the same values")
+
+
+for kind, n_embd in [("Q4_0", 64), ("Q4_1", 64), ("Q5_0", 64), ("Q5_1", 64), ("Q6_K", 256)]:
+    quantised(kind, n_embd)
+for kind in ["Q4_K_M", "Q5_K_M"]:
+    quantised(kind, 64)
+    quantised(kind, 256)
 print("llama.cpp computes what cllm computes")
 PYTHON

@@ -13,7 +13,16 @@ import numpy as np
 OUT = Path(__file__).parent / "gguf" / "blocks.json"
 Kinds = gguf.GGMLQuantizationType
 # Where the scales of f16 lie in a block: two bytes each, which any bytes would not be.
-SCALES = {Kinds.Q8_0: [0], Kinds.Q4_0: [0], Kinds.Q4_1: [0, 2], Kinds.Q6_K: [208]}
+SCALES = {
+    Kinds.Q8_0: [0],
+    Kinds.Q4_0: [0],
+    Kinds.Q4_1: [0, 2],
+    Kinds.Q6_K: [208],
+    Kinds.Q5_0: [0],
+    Kinds.Q5_1: [0, 2],
+    Kinds.Q4_K: [0, 2],
+    Kinds.Q5_K: [0, 2],
+}
 
 random = np.random.default_rng(1)
 golden = {}

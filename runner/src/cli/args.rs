@@ -243,8 +243,9 @@ Examples:
     #[command(after_help = "\
 Reads a folder of Hugging Face's transformers (config.json, model.safetensors or several files and
 their index, tokenizer.json; weights of f32, f16 or bf16), or a GGUF file of llama.cpp (F32, F16, BF16,
-Q8_0, Q6_K, Q4_0 or Q4_1, with the tokenizer inside), of these families: GPT-2, Llama, Mistral, SmolLM,
-Qwen2 and Qwen3; of nanochat, folders alone. What cannot be computed here is refused.
+Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1 or Q4_0, which files of Q4_K_M and Q5_K_M are made of; with the
+tokenizer inside), of these families: GPT-2, Llama, Mistral, SmolLM, Qwen2 and Qwen3; of nanochat,
+folders alone. What cannot be computed here is refused.
 
 Examples:
   cllm import gpt2/ --out-dir runs/gpt2

@@ -1,24 +1,9 @@
-//! Types of elements: plain ones, and blocks of 32 small numbers with a scale.
-//!
-//! ```text
-//! Q8_0   scale (f16), 32 x i8                      x = scale q
-//! Q4_0   scale (f16), 16 bytes of two nibbles      x = scale (q - 8)
-//! Q4_1   scale, least (f16), 16 bytes              x = scale q + least
-//! Q6_K   256 values: low nibbles, upper pairs of bits, 16 scales (i8), scale (f16)
-//!                                                  x = scale scales[i / 16] (q - 32)
-//! ```
-//! Of nibbles the low ones are the first 16 values, the high ones the last. As in ggml
-//! (`ggml-quants.c`). Q6_K is read because llama.cpp's files of four bits have the token table in it.
+//! Types of elements: plain ones, and blocks of small numbers with a scale (see [`super::quants`]).
 
 use half::f16;
 
+use super::quants::{self, BLOCK, LARGE, SCALED, SCALES};
 use crate::exchange::Element;
-
-/// Values of a block.
-const BLOCK: usize = 32;
-/// Values of a block of Q6_K, and of each of its scales.
-const LARGE: usize = 256;
-const SCALED: usize = 16;
 
 /// What elements of a tensor are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +20,14 @@ pub enum Kind {
     Q4_0,
     /// 4 bits, a scale and a smallest value.
     Q4_1,
+    /// 5 bits and a scale.
+    Q5_0,
+    /// 5 bits, a scale and a smallest value.
+    Q5_1,
+    /// 4 bits, and scales and smallest values with scales of their own.
+    Q4K,
+    /// 5 bits, and scales and smallest values with scales of their own.
+    Q5K,
     /// 6 bits, and scales of scales.
     Q6K,
 }
@@ -47,16 +40,33 @@ impl Kind {
             Self::F16 => 1,
             Self::Q4_0 => 2,
             Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
             Self::Q8_0 => 8,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
             Self::Q6K => 14,
             Self::Bf16 => 30,
         }
     }
 
+    /// All that can be read, as messages list them.
+    pub(super) const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8_0,
+        Self::Q6K,
+        Self::Q5K,
+        Self::Q5_1,
+        Self::Q5_0,
+        Self::Q4K,
+        Self::Q4_1,
+        Self::Q4_0,
+    ];
+
     pub(super) fn of_number(number: u32) -> Option<Self> {
-        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q6K]
-            .into_iter()
-            .find(|kind| kind.number() == number)
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
     }
 
     /// ggml's name.
@@ -68,6 +78,10 @@ impl Kind {
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
             Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
         }
     }
@@ -80,6 +94,11 @@ impl Kind {
             Self::Q4_0 => 2,
             Self::Q4_1 => 3,
             Self::Q8_0 => 7,
+            Self::Q5_0 => 8,
+            Self::Q5_1 => 9,
+            // Those of matrices of one type are told apart from mixed ones by a letter: the small ones.
+            Self::Q4K => 14,
+            Self::Q5K => 16,
             Self::Q6K => 18,
             Self::Bf16 => 32,
         }
@@ -93,6 +112,10 @@ impl Kind {
             Self::Q8_0 => (BLOCK, 2 + BLOCK),
             Self::Q4_0 => (BLOCK, 2 + BLOCK / 2),
             Self::Q4_1 => (BLOCK, 4 + BLOCK / 2),
+            Self::Q5_0 => (BLOCK, 2 + BLOCK / 8 + BLOCK / 2),
+            Self::Q5_1 => (BLOCK, 4 + BLOCK / 8 + BLOCK / 2),
+            Self::Q4K => (LARGE, 4 + SCALES + LARGE / 2),
+            Self::Q5K => (LARGE, 4 + SCALES + LARGE / 8 + LARGE / 2),
             Self::Q6K => (LARGE, LARGE / 2 + LARGE / 4 + LARGE / SCALED + 2),
         }
     }
@@ -103,7 +126,8 @@ impl Kind {
             Self::F32 => Some(Element::F32),
             Self::F16 => Some(Element::F16),
             Self::Bf16 => Some(Element::Bf16),
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q6K => None,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => None,
+            Self::Q4K | Self::Q5K | Self::Q6K => None,
         }
     }
 
@@ -132,24 +156,16 @@ impl Kind {
         }
         let (values, bytes) = self.block();
         assert_eq!(from.len() * values, to.len() * bytes, "a row of whole blocks");
-        let half = |at: &[u8]| f16::from_le_bytes([at[0], at[1]]).to_f32();
         for (from, to) in from.chunks_exact(bytes).zip(to.chunks_exact_mut(values)) {
             match self {
-                Self::Q8_0 => {
-                    let scale = half(from);
-                    for (to, q) in to.iter_mut().zip(&from[2..]) {
-                        *to = scale * f32::from(q.cast_signed());
-                    }
-                }
-                Self::Q4_0 => {
-                    let scale = half(from);
-                    nibbles(&from[2..], to, |q| scale * (q - 8.0));
-                }
-                Self::Q4_1 => {
-                    let (scale, least) = (half(from), half(&from[2..]));
-                    nibbles(&from[4..], to, |q| scale * q + least);
-                }
-                Self::Q6K => six_bits(from, half(&from[bytes - 2..]), to),
+                Self::Q8_0 => quants::eight(from, to),
+                Self::Q4_0 => quants::four(from, to),
+                Self::Q4_1 => quants::four_and_least(from, to),
+                Self::Q5_0 => quants::five(from, to),
+                Self::Q5_1 => quants::five_and_least(from, to),
+                Self::Q4K => quants::four_of_scales(from, to),
+                Self::Q5K => quants::five_of_scales(from, to),
+                Self::Q6K => quants::six_of_scales(from, to),
                 Self::F32 | Self::F16 | Self::Bf16 => {}
             }
         }
@@ -180,29 +196,6 @@ impl Kind {
     }
 }
 
-fn nibbles(from: &[u8], to: &mut [f32], value: impl Fn(f32) -> f32) {
-    let (first, last) = to.split_at_mut(BLOCK / 2);
-    for ((byte, low), high) in from.iter().zip(first).zip(last) {
-        *low = value(f32::from(byte & 15));
-        *high = value(f32::from(byte >> 4));
-    }
-}
-
-/// A block of Q6_K: of each half of it, 64 bytes of nibbles and 32 of pairs of bits make four times
-/// 32 values.
-fn six_bits(from: &[u8], scale: f32, to: &mut [f32]) {
-    let (low, rest) = from.split_at(LARGE / 2);
-    let (high, scales) = rest.split_at(LARGE / 4);
-    for (i, to) in to.iter_mut().enumerate() {
-        let (half, quarter, at) = (i / 128, i % 128 / 32, i % 32);
-        let nibbles = low[half * 64 + quarter % 2 * 32 + at];
-        let nibble = if quarter < 2 { nibbles & 15 } else { nibbles >> 4 };
-        let pair = high[half * 32 + at] >> (2 * quarter) & 3;
-        let q = i16::from(nibble | pair << 4) - 32;
-        *to = scale * f32::from(scales[i / SCALED].cast_signed()) * f32::from(q);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,27 +221,15 @@ mod tests {
         assert_eq!(zeros, [0; 34]);
     }
 
-    #[test]
-    fn four_bits_are_what_ggml_says() {
-        let scale = f16::from_f32(0.5).to_le_bytes();
-        let least = f16::from_f32(-3.0).to_le_bytes();
-        // Low nibbles 0 to 15, high ones 15 to 0.
-        let bytes: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
-        let mut to = [0.0; BLOCK];
-        Kind::Q4_0.read(&[&scale[..], &bytes].concat(), &mut to);
-        assert_eq!((to[0], to[15], to[16], to[31]), (-4.0, 3.5, 3.5, -4.0));
-        Kind::Q4_1.read(&[&scale[..], &least, &bytes].concat(), &mut to);
-        assert_eq!((to[0], to[15], to[16], to[31]), (-3.0, 4.5, 4.5, -3.0));
-    }
-
     /// `tests/golden/make_gguf.py` makes it with ggml's own Python package.
     #[test]
     fn blocks_are_read_as_ggml_reads_them() {
         let golden = include_str!("../../../tests/golden/gguf/blocks.json");
         let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
-        let kinds =
-            [("Q8_0", Kind::Q8_0), ("Q4_0", Kind::Q4_0), ("Q4_1", Kind::Q4_1), ("Q6_K", Kind::Q6K)];
-        for (name, kind) in kinds {
+        let blocks = Kind::ALL.into_iter().filter(|kind| kind.plain().is_none());
+        assert_eq!(golden.as_object().unwrap().len(), blocks.clone().count());
+        for kind in blocks {
+            let name = kind.name();
             let bytes: Vec<u8> = serde_json::from_value(golden[name]["bytes"].clone()).unwrap();
             let wanted: Vec<f32> = serde_json::from_value(golden[name]["values"].clone()).unwrap();
             assert_eq!(kind.row_bytes(wanted.len()), Some(bytes.len()), "{name}");
@@ -272,7 +253,7 @@ mod tests {
         assert_eq!(Kind::Q4_1.row_bytes(64), Some(40));
         assert_eq!(Kind::Q6K.row_bytes(256), Some(210));
         assert_eq!(Kind::of_number(99), None);
-        for kind in [Kind::F32, Kind::F16, Kind::Bf16, Kind::Q6K] {
+        for kind in Kind::ALL {
             assert_eq!(Kind::of_number(kind.number()), Some(kind));
         }
     }

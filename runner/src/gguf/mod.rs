@@ -4,7 +4,7 @@
 //! "GGUF", version 3, how many tensors, how many keys
 //! keys     name, kind, value                              (value)
 //! tensors  name, dimensions, type of elements, offset     (read, write)
-//! data     aligned, in the order of the offsets           (blocks)
+//! data     aligned, in the order of the offsets           (blocks, quants)
 //! ```
 //!
 //! Everything is little-endian; a dimension's first number is that of adjacent elements. The files have a
@@ -24,6 +24,7 @@ mod export;
 mod import;
 mod keys;
 mod names;
+mod quants;
 mod read;
 mod rope;
 #[cfg(test)]

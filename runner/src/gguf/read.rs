@@ -114,10 +114,8 @@ struct Place {
 impl Place {
     fn tensor(self, data: usize, alignment: usize, len: usize) -> Result<Tensor> {
         let kind = Kind::of_number(self.kind).ok_or_else(|| {
-            format!(
-                "elements of type {}; F32, F16, BF16, Q8_0, Q6_K, Q4_0 and Q4_1 can be read",
-                self.kind
-            )
+            let known = Kind::ALL.map(Kind::name).join(", ");
+            format!("elements of type {}; those that can be read are {known}", self.kind)
         })?;
         let dims: Option<Vec<usize>> =
             self.dims.iter().map(|n| usize::try_from(*n).ok().filter(|n| *n > 0)).collect();
