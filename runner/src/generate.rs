@@ -13,6 +13,7 @@ use crate::chat::{self, ChatSettings, Template};
 use crate::error::{Error, Result};
 use crate::model;
 use crate::settings::{LogFormat, Threads};
+use crate::stops::Stops;
 use crate::streams::{Streams, filled};
 use crate::tokenizer::Tokenizer;
 use crate::trained::Trained;
@@ -26,6 +27,9 @@ pub struct GenerateSettings {
     pub prompt: String,
     /// Most tokens to generate; less if the model ends the document.
     pub tokens: usize,
+    /// Texts of which the first that comes up ends what is generated, and is not part of it. None is
+    /// empty.
+    pub stop: Vec<String>,
     /// Logits are divided by this.
     pub temperature: f32,
     /// Keeps the k most probable tokens; 0 keeps all.
@@ -96,8 +100,13 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
         #[cfg(feature = "chat")]
         if let Some(template) = &template {
             let system = settings.system.clone();
-            let tokens = settings.tokens;
-            let chat = ChatSettings { system, tokens, context, log_format: settings.log_format };
+            let chat = ChatSettings {
+                system,
+                tokens: settings.tokens,
+                stop: settings.stop.clone(),
+                context,
+                log_format: settings.log_format,
+            };
             let sampler = |reply| sampler_config(settings, reply);
             let input = &mut std::io::stdin().lock();
             return chat::talk(&chat, template, &tokenizer, voice, sampler, input);
@@ -130,9 +139,10 @@ fn conversation_template(
 fn say(settings: &GenerateSettings, index: usize, voice: &mut Voice<'_>) -> Result<()> {
     let prompt = &settings.prompt;
     let config = sampler_config(settings, index);
+    let until = Until { tokens: settings.tokens, stop: &settings.stop };
     if settings.log_format == LogFormat::Json {
         let mut text = prompt.clone();
-        let tokens = voice.speak(prompt, settings.tokens, config, &mut |piece| {
+        let tokens = voice.speak(prompt, until, config, &mut |piece| {
             text.push_str(piece);
             Ok(())
         })?;
@@ -147,7 +157,7 @@ fn say(settings: &GenerateSettings, index: usize, voice: &mut Voice<'_>) -> Resu
         write(&format!("--- {} ---\n", index + 1))?;
     }
     write(prompt)?;
-    voice.speak(prompt, settings.tokens, config, &mut write)?;
+    voice.speak(prompt, until, config, &mut write)?;
     write("\n")
 }
 
@@ -290,20 +300,29 @@ pub(crate) struct Voice<'s> {
     candidates: &'s mut [Candidate],
 }
 
+/// How far a text goes, unless the model ends it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Until<'a> {
+    /// Most tokens.
+    pub tokens: usize,
+    /// Texts that end it and are not part of it.
+    pub stop: &'a [String],
+}
+
 impl Voice<'_> {
-    /// Continues `prompt` by at most `tokens` tokens and hands the text to `out` as it
-    /// comes, never half a character. Returns how many tokens there were.
+    /// Continues `prompt` and hands the text to `out` as it comes, never half a character, nor what may
+    /// be the beginning of a text that ends it. Returns how many tokens there were.
     pub(crate) fn speak(
         &mut self,
         prompt: &str,
-        tokens: usize,
+        until: Until<'_>,
         config: SamplerConfig,
         out: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<usize> {
         let text = self.tokenizer.encode_prompt(prompt.as_bytes());
         let mut text = text.map_err(|e| Error::failure(format!("the prompt: {e}")))?;
         self.forget();
-        self.go_on(&mut text, tokens, config, out)
+        self.go_on(&mut text, until, config, out)
     }
 
     /// Forgets what was said.
@@ -316,14 +335,15 @@ impl Voice<'_> {
     pub(crate) fn go_on(
         &mut self,
         text: &mut Vec<u32>,
-        tokens: usize,
+        until: Until<'_>,
         config: SamplerConfig,
         out: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<usize> {
         let mut sampler = Sampler::new(config).map_err(sampler_error)?;
         let mut decoder = self.tokenizer.stream_decoder();
+        let mut stops = Stops::new(until.stop);
         let mut spoken = 0;
-        while spoken < tokens {
+        while spoken < until.tokens {
             let logits = self.generator.logits_after(text).map_err(|e| match e {
                 GenerateError::Engine(e) => Error::failure(e.to_string()),
                 e => Error::failure(format!("the prompt: {e}")),
@@ -334,14 +354,15 @@ impl Voice<'_> {
                 break;
             }
             text.push(id);
-            let piece = decoder.push(id);
-            if !piece.is_empty() {
-                out(&piece)?;
+            if stops.pass(&decoder.push(id), out)? {
+                return Ok(spoken);
             }
         }
-        let rest = decoder.finish();
-        if !rest.is_empty() {
-            out(&rest)?;
+        if !stops.pass(&decoder.finish(), out)? {
+            let held = stops.finish();
+            if !held.is_empty() {
+                out(&held)?;
+            }
         }
         Ok(spoken)
     }

@@ -77,6 +77,7 @@ pub mod serve;
 pub mod settings;
 pub mod simulate;
 mod statistics;
+mod stops;
 mod streams;
 pub mod tokenizer;
 pub mod trace;

@@ -185,6 +185,8 @@ fn a_trained_model_speaks() {
     let greedy = |seed| generated(&settings, &["--greedy", "--tokens", "20", "--seed", seed]).1;
     assert_eq!(greedy("1"), greedy("2"));
 
+    a_prompt_may_be_in_a_file_and_a_text_may_stop(&settings, dir.path(), &flags);
+
     let json = ["--log-format", "json", "--samples", "2", "--tokens", "5", "--prompt", ""];
     let (_, lines, _) = generated(&settings, &json);
     let lines: Vec<serde_json::Value> =
@@ -202,6 +204,45 @@ fn a_trained_model_speaks() {
     let torn = TrainSettings { out_dir: best, ..settings };
     let (code, out, err) = generated(&torn, &[]);
     assert_eq!((code, out.as_str(), err.lines().count()), (Some(1), "", 1), "{err}");
+}
+
+/// What `flags`, which begin with the prompt, generate does not depend on where the prompt comes from, and
+/// a text that ends it cuts it.
+fn a_prompt_may_be_in_a_file_and_a_text_may_stop(
+    settings: &TrainSettings,
+    dir: &Path,
+    flags: &[&str],
+) {
+    let (prompt, flags) = (flags[1], &flags[2..]);
+    let given = |prompt: &[&str]| generated(settings, &[prompt, flags].concat());
+    let whole = given(&["--prompt", prompt]).1;
+    let file = dir.join("prompt.txt");
+    let path = file.to_str().unwrap();
+    fs::write(&file, format!("\u{feff}{prompt}\r\n")).unwrap();
+    assert_eq!(given(&["--prompt-file", path]).1, whole);
+    let mut piped = Command::new(env!("CARGO_BIN_EXE_cllm"));
+    piped.args(["generate", "--prompt-file", "-", "--checkpoint"]).arg(&settings.out_dir);
+    let input = fs::File::open(&file).unwrap();
+    let output = piped.args(flags).stdin(input).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), whole);
+
+    // Three characters from the middle of what follows the prompt.
+    let said: Vec<char> = whole[prompt.len()..].trim_end().chars().collect();
+    let stop: String = said[10..13].iter().collect();
+    let before = whole[prompt.len()..].find(&stop).unwrap() + prompt.len();
+    let stopped = given(&["--prompt", prompt, "--stop", "never said", "--stop", &stop]);
+    assert_eq!(stopped, (Some(0), format!("{}\n", &whole[..before]), String::new()));
+    let (code, _, err) = given(&["--stop", ""]);
+    assert_eq!((code, err.contains("--stop")), (Some(2), true), "{err}");
+
+    fs::write(&file, b"the sea \xff").unwrap();
+    let (code, _, err) = given(&["--prompt-file", path]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("prompt.txt") && err.contains("byte 8"), "{err}");
+    let (code, _, err) = given(&["--prompt-file", "none"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("--prompt-file: cannot read none"), "{err}");
+    assert_eq!(given(&["--prompt-file", path, "--prompt", "a"]).0, Some(2));
 }
 
 /// Runs `cllm train` where files may have at most `blocks` blocks of 512 bytes: a write

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{Message, Template};
 use crate::error::{Error, Result};
-use crate::generate::{Voice, write};
+use crate::generate::{Until, Voice, write};
 use crate::settings::LogFormat;
 use crate::tokenizer::Tokenizer;
 
@@ -28,6 +28,8 @@ pub struct ChatSettings {
     pub system: Option<String>,
     /// Most tokens of a reply.
     pub tokens: usize,
+    /// Texts that end a reply and are not part of it.
+    pub stop: Vec<String>,
     /// Tokens of the model's context.
     pub context: usize,
     /// What standard output carries.
@@ -104,7 +106,8 @@ pub(crate) fn talk(
         }
         let mut reply = String::new();
         let tokens = settings.tokens.min(settings.context.saturating_sub(text.len()).max(1));
-        let spoken = voice.go_on(&mut text, tokens, sampler(number), &mut |piece| {
+        let until = Until { tokens, stop: &settings.stop };
+        let spoken = voice.go_on(&mut text, until, sampler(number), &mut |piece| {
             reply.push_str(piece);
             if settings.log_format == LogFormat::Text { write(piece) } else { Ok(()) }
         })?;
@@ -208,7 +211,7 @@ mod tests {
 
     fn settings(context: usize, system: Option<&str>) -> ChatSettings {
         let system = system.map(str::to_owned);
-        ChatSettings { system, tokens: 8, context, log_format: LogFormat::Text }
+        ChatSettings { system, tokens: 8, stop: Vec::new(), context, log_format: LogFormat::Text }
     }
 
     #[test]

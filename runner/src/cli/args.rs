@@ -5,13 +5,14 @@ use super::eval::EvalArgs;
 use super::exchange::{ExportArgs, ImportArgs};
 use super::finetune;
 use super::flags::TrainArgs;
+use super::generate::GenerateArgs;
 use super::presets::Preset;
 #[cfg(feature = "report")]
 use super::report::ReportArgs;
 #[cfg(feature = "serve")]
 use super::serve::ServeArgs;
 use super::value::{Setting, parse};
-use crate::settings::{LogFormat, Threads, TokenizerChoice};
+use crate::settings::{LogFormat, TokenizerChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::{Dtype, Isa};
 use serde_json::Value;
@@ -317,68 +318,6 @@ Example:
     /// Make data sets.
     #[command(subcommand, arg_required_else_help = true)]
     Data(DataCommand),
-}
-
-/// Flags of `cllm generate`.
-#[derive(Args, Debug, Clone)]
-pub struct GenerateArgs {
-    /// A run folder (its best checkpoint counts) or a checkpoint file.
-    #[arg(long, value_name = "PATH", value_parser = parse::<PathBuf>)]
-    pub checkpoint: PathBuf,
-    /// Text to continue [default: none, the start of a document].
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    pub prompt: String,
-    /// Most tokens to generate.
-    #[arg(long, value_name = "N", default_value = "256", value_parser = parse::<usize>,
-          aliases = ["max-new-tokens"])]
-    pub tokens: usize,
-    /// Most tokens that the model sees at a time [default: what the prompt and --tokens need; in
-    /// conversations the model's, at most 8192].
-    ///
-    /// Of a model with a table of positions it saves no memory.
-    #[arg(long, value_name = "N", value_parser = parse::<usize>)]
-    pub context: Option<usize>,
-    /// Below 1 likely tokens become more likely; 0 is --greedy.
-    #[arg(long, value_name = "X", default_value = "0.8", value_parser = parse::<f32>)]
-    pub temperature: f32,
-    /// Only the K likeliest tokens; 0 for all.
-    #[arg(long, value_name = "K", default_value = "0", value_parser = parse::<usize>)]
-    pub top_k: usize,
-    /// Only the likeliest tokens that together have this probability; 1 for all.
-    #[arg(long, value_name = "P", default_value = "1", value_parser = parse::<f32>)]
-    pub top_p: f32,
-    /// Only tokens at least this likely compared with the likeliest; 0 for all.
-    #[arg(long, value_name = "P", default_value = "0", value_parser = parse::<f32>)]
-    pub min_p: f32,
-    /// Above 1 tokens that have occurred become less likely.
-    #[arg(long, value_name = "X", default_value = "1", value_parser = parse::<f32>)]
-    pub repetition_penalty: f32,
-    /// Always the likeliest token.
-    #[arg(long)]
-    pub greedy: bool,
-    /// Seed of the choices.
-    #[arg(long, value_name = "N", default_value = "1337", value_parser = parse::<u64>)]
-    pub seed: u64,
-    /// How many continuations.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = parse::<usize>,
-          aliases = ["num-samples"])]
-    pub samples: usize,
-    /// Talk: answer each line of standard input, by the model's own chat template.
-    #[cfg(feature = "chat")]
-    #[arg(long, alias = "chat", conflicts_with_all = ["prompt", "samples"])]
-    pub interactive: bool,
-    /// What the system tells the model before a conversation [default: the template's words].
-    #[cfg(feature = "chat")]
-    #[arg(long, value_name = "TEXT", requires = "interactive")]
-    pub system: Option<String>,
-    /// Threads that compute: a number, or auto for one on each CPU, and fewer for small models.
-    ///
-    /// The text does not depend on it.
-    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse::<Threads>)]
-    pub threads: Threads,
-    /// What all commands that compute have.
-    #[command(flatten)]
-    pub machine: MachineArgs,
 }
 
 /// Flags of all commands that compute with a trained model.

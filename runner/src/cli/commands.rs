@@ -2,7 +2,7 @@
 
 use super::Status;
 use super::args::{
-    BenchArgs, BenchCommand, GenerateArgs, IsaChoice, KernelBenchArgs, SimulateArgs, TokenizeArgs,
+    BenchArgs, BenchCommand, IsaChoice, KernelBenchArgs, SimulateArgs, TokenizeArgs,
 };
 use super::flags::TrainArgs;
 use super::output;
@@ -14,7 +14,6 @@ use crate::data::source::{Input, Source, discover};
 use crate::data::{reference, vocabulary};
 use crate::doctor::Report;
 use crate::error::{Error, Result};
-use crate::generate::{self, GenerateSettings};
 use crate::inspect;
 use crate::settings::TokenizerChoice;
 use crate::simulate::{self, SimulateSettings};
@@ -33,34 +32,6 @@ pub(super) fn run(resolved: &Resolved) -> Result<Status> {
     Ok(match train::train(&resolved.settings)? {
         Outcome::Finished => Status::Done,
         Outcome::Interrupted => Status::Interrupted,
-    })
-}
-
-pub(super) fn generate(args: GenerateArgs) -> Result<()> {
-    if args.samples == 0 {
-        return Err(Error::usage("--samples 0: it must be at least 1"));
-    }
-    generate::generate(&GenerateSettings {
-        isa: chosen_isa(args.machine.isa)?,
-        dtype: args.machine.dtype,
-        log_format: args.machine.log_format,
-        checkpoint: args.checkpoint,
-        prompt: args.prompt,
-        tokens: args.tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        repetition_penalty: args.repetition_penalty,
-        greedy: args.greedy || args.temperature == 0.0,
-        seed: args.seed,
-        samples: args.samples,
-        context: args.context,
-        threads: args.threads,
-        #[cfg(feature = "chat")]
-        interactive: args.interactive,
-        #[cfg(feature = "chat")]
-        system: args.system,
     })
 }
 

@@ -13,6 +13,7 @@ pub mod exchange;
 mod file;
 mod finetune;
 pub mod flags;
+mod generate;
 pub(crate) mod nearest;
 mod output;
 mod plan;
@@ -80,7 +81,7 @@ fn run(command: Command) -> Result<Status> {
     match command {
         Command::Train(args) => return commands::train(*args),
         Command::Finetune(args) => return finetune::finetune(*args),
-        Command::Generate(args) => commands::generate(args),
+        Command::Generate(args) => generate::generate(args),
         Command::Eval(args) => eval::evaluate(args),
         Command::Tokenize(args) => commands::tokenize(&args),
         Command::Plan(args) => plan::plan(args),

@@ -31,7 +31,6 @@ mod reply;
 mod request;
 mod routes;
 mod sequence;
-mod stops;
 mod texts;
 mod worker;
 

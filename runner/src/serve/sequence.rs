@@ -14,9 +14,9 @@ use cllm_core::sample::{Candidate, Sampler};
 use super::events::{Event, Finish, Scored};
 use super::problem::Problem;
 use super::queue::Ask;
-use super::stops::Stops;
 use super::texts::Texts;
 use crate::error::Result;
+use crate::stops::Stops;
 use crate::streams::filled;
 use crate::tokenizer::StreamDecoder;
 

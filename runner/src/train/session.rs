@@ -20,7 +20,7 @@ use super::work::Work;
 use crate::checkpoint::{self, Meta, Validated};
 use crate::data::prefetch::{Prefetch, ReadyBatch, StepTokens};
 use crate::error::{Error, Result};
-use crate::generate::{self, Speaker};
+use crate::generate::{self, Speaker, Until};
 use crate::lora;
 use crate::memory::peak_rss_bytes;
 use crate::settings::TrainSettings;
@@ -339,7 +339,8 @@ impl Session<'_, '_> {
             }
         };
         let spoken = speaker.speak(&weights, |voice| {
-            voice.speak(&prompt, self.settings.sample_tokens, config, &mut |piece| {
+            let until = Until { tokens: self.settings.sample_tokens, stop: &[] };
+            voice.speak(&prompt, until, config, &mut |piece| {
                 text.push_str(piece);
                 if is_stopped() { Err(Error::failure("stopped")) } else { Ok(()) }
             })

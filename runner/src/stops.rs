@@ -1,20 +1,22 @@
 //! Stop strings: text is held back as long as it may be the beginning of one.
 
+use crate::error::Result;
+
 /// What of a text may be shown.
 #[derive(Debug)]
-pub(super) struct Stops {
+pub(crate) struct Stops {
     wanted: Vec<String>,
     held: String,
 }
 
 impl Stops {
     /// Stops at the first of `wanted`, none of which is empty.
-    pub(super) fn new(wanted: &[String]) -> Self {
+    pub(crate) fn new(wanted: &[String]) -> Self {
         Self { wanted: wanted.to_vec(), held: String::new() }
     }
 
     /// What becomes certain with `piece`, and whether the text ends there.
-    pub(super) fn push(&mut self, piece: &str) -> (String, bool) {
+    pub(crate) fn push(&mut self, piece: &str) -> (String, bool) {
         if self.wanted.is_empty() {
             return (piece.to_owned(), false);
         }
@@ -34,8 +36,24 @@ impl Stops {
         (core::mem::replace(&mut self.held, rest), false)
     }
 
+    /// Hands what becomes certain with `piece` to `out`; whether the text ends there.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub(crate) fn pass(
+        &mut self,
+        piece: &str,
+        out: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<bool> {
+        let (certain, stopped) = self.push(piece);
+        if !certain.is_empty() {
+            out(&certain)?;
+        }
+        Ok(stopped)
+    }
+
     /// What was held back when no more text comes.
-    pub(super) fn finish(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         core::mem::take(&mut self.held)
     }
 }
