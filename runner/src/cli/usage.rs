@@ -3,12 +3,25 @@
 //! Before: `_` becomes `-` in the names of flags, and `--no-bias` becomes
 //! `--bias=false`. After: an error of several lines becomes one.
 
+use super::args::command;
 use crate::error::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::{OsStr, OsString};
 
 /// Flags that take `true` or `false` and can be switched off with `--no-`.
 const SWITCHES: [&str; 3] = ["bias", "tied", "resume"];
+
+/// What other programs call commands, the command that does it here, and the words for it.
+const ELSEWHERE: [(&str, &str, &str); 8] = [
+    ("chat", "generate", "generate --interactive"),
+    ("convert", "import", "import, or export to other programs' formats"),
+    ("infer", "generate", "generate"),
+    ("merge", "export", "export, which merges adapters"),
+    ("merge-adapter", "export", "export, which merges adapters"),
+    ("quantize", "export", "export --weights q8_0"),
+    ("run", "generate", "generate"),
+    ("sample", "generate", "generate"),
+];
 
 /// Brings the names of flags into the one spelling that clap knows. Values stay.
 pub(super) fn normalise(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -75,13 +88,22 @@ pub(super) fn error(error: &clap::Error) -> Error {
         }
         ErrorKind::InvalidSubcommand => text(ContextKind::InvalidSubcommand).map(|name| {
             let help = || ": `cllm --help` lists the commands".to_owned();
-            let more = did_you_mean(ContextKind::SuggestedSubcommand).unwrap_or_else(help);
+            let more = elsewhere(&name)
+                .or_else(|| did_you_mean(ContextKind::SuggestedSubcommand))
+                .unwrap_or_else(help);
             format!("unknown command {name}{more}")
         }),
         ErrorKind::MissingRequiredArgument => Some(format!("{arg} is missing")),
         _ => None,
     };
     Error::usage(message.unwrap_or_else(|| collapse(&error.to_string())))
+}
+
+/// What does here what another program calls `name`, if this one was built with it.
+fn elsewhere(name: &str) -> Option<String> {
+    let (_, here, words) = ELSEWHERE.iter().find(|(other, ..)| *other == name)?;
+    command().find_subcommand(here)?;
+    Some(format!(": did you mean {words}?"))
 }
 
 /// The lines of clap's own text up to its usage, joined.
@@ -98,7 +120,7 @@ fn collapse(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{command, from_args};
+    use crate::cli::args::from_args;
 
     fn normalised(args: &[&str]) -> Vec<String> {
         let args = normalise(args.iter().map(OsString::from));
@@ -151,6 +173,7 @@ mod tests {
                 "unexpected argument stray: `cllm COMMAND --help` lists the flags",
             ),
             (&["tran"], "unknown command tran: did you mean train?"),
+            (&["sample"], "unknown command sample: did you mean generate?"),
             (&["xyzzy"], "unknown command xyzzy: `cllm --help` lists the commands"),
             (&["generate"], "--checkpoint <PATH> is missing"),
             (
