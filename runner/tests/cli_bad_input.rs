@@ -205,3 +205,23 @@ fn a_full_standard_output_is_an_error() {
     let output = plan.args(["plan", "--no-estimate"]).stdout(full).output().unwrap();
     Ran::from(output).refused(1, &["standard output", "No space left"]);
 }
+
+#[test]
+fn a_refused_trace_leaves_what_an_earlier_run_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text.txt");
+    fs::write(&text, "a line of text\n".repeat(200)).unwrap();
+    let out = dir.path().join("run");
+    fs::create_dir(&out).unwrap();
+    let earlier = [("metrics.jsonl", "{\"event\":\"start\"}\n"), ("settings.json", "of another")];
+    for (name, text) in earlier {
+        fs::write(out.join(name), text).unwrap();
+    }
+    let trace = dir.path().join("none/trace.json");
+    let paths = [&text, &out, &trace].map(|path| path.to_str().unwrap());
+    let args = ["--data", paths[0], "--out-dir", paths[1], "--trace", paths[2]];
+    train(dir.path(), &args).refused(1, &["--trace", "trace.json"]);
+    for (name, text) in earlier {
+        assert_eq!(fs::read_to_string(out.join(name)).unwrap(), text, "{name}");
+    }
+}

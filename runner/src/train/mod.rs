@@ -152,9 +152,6 @@ fn run(
         };
         return Err(Error::usage(format!("{asked}: the run has done {step} steps already")));
     }
-    let board = board::begin(settings, step)?;
-    let metrics = Metrics::open(&folder.metrics(), step)?;
-    let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
 
     // Of the CPU's best instruction set: shares of weaker ones then say what they lose.
     let best = Kernels::detect().with_dtype(settings.dtype);
@@ -219,7 +216,10 @@ fn run(
         _ => Tracer::default(),
     };
     let body = |prefetch: Prefetch<'_>| {
-        // Only now: what was wrong above has left the settings as they were.
+        // Only now: what was wrong above has left the settings and what was reported as they were.
+        let board = board::begin(settings, step)?;
+        let metrics = Metrics::open(&folder.metrics(), step)?;
+        let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
         folder.save_settings(settings)?;
         begun.keep();
         let mut session = Session {
