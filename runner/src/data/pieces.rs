@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::source::{Kind, Origin, Source};
 use crate::error::{Error, Result};
-use crate::tokenizer::ends_word;
+use crate::tokenizer::cut;
 
 /// No line of what has no length of its own, as pipes have none, is as long.
 const LONGEST_LINE: u64 = 32 << 20;
@@ -32,9 +32,8 @@ pub struct Piece<'a> {
 
 /// Reads sources one after the other.
 ///
-/// A long text comes in pieces cut where white space begins, behind a letter or
-/// a digit if there is one (see `tokenizer/parts.rs`), so that a tokenizer which
-/// splits there finds the same tokens as in the whole.
+/// A long text comes in pieces cut between words (see `tokenizer/parts.rs`), so that
+/// a tokenizer which splits there finds the same tokens as in the whole.
 pub struct Pieces {
     sources: VecDeque<Source>,
     text_field: String,
@@ -235,36 +234,6 @@ fn next_part(current: &mut Current, buffer: &mut Vec<u8>) -> Result<usize> {
     Ok(if buffer.len() < PIECE_BYTES { buffer.len() } else { cut(buffer) })
 }
 
-/// Where to cut a text that goes on: in its second half before the last new line or else
-/// white space behind a letter or a digit, else before the last new line there, else before the
-/// last white space, else between two characters.
-fn cut(text: &[u8]) -> usize {
-    let places = || {
-        let begins_space =
-            |&i: &usize| text[i].is_ascii_whitespace() && !text[i - 1].is_ascii_whitespace();
-        (1..text.len()).rev().filter(begins_space)
-    };
-    let late = || places().take_while(|&i| i >= text.len() / 2);
-    let is_line = |&i: &usize| text[i] == b'\n';
-    let is_behind_word = |&i: &usize| last_char(&text[..i]).is_some_and(ends_word);
-    let place = late().filter(is_line).find(is_behind_word);
-    let place = place.or_else(|| late().find(is_behind_word));
-    let place = place.or_else(|| late().find(is_line)).or_else(|| places().next());
-    place.unwrap_or_else(|| {
-        let continues = |&i: &usize| text[i] & 0xc0 != 0x80;
-        (text.len().saturating_sub(4).max(1)..text.len())
-            .rev()
-            .find(continues)
-            .unwrap_or(text.len())
-    })
-}
-
-/// The last character, if the end is text.
-fn last_char(text: &[u8]) -> Option<char> {
-    let begin = text.iter().rposition(|byte| byte & 0xc0 != 0x80)?;
-    core::str::from_utf8(&text[begin..]).ok()?.chars().next()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,19 +298,5 @@ mod tests {
         let found: Vec<Vec<u8>> =
             documents(&sources).unwrap().into_iter().map(|(text, _)| text).collect();
         assert!(found == texts[..5], "a text was changed");
-    }
-
-    #[test]
-    fn cuts_fall_before_white_space_or_between_characters() {
-        assert_eq!(cut(b"aaaa bb\n\ncc dd"), 7);
-        assert_eq!(cut(b"a\nbbbbbbb cc dd"), 12);
-        // Behind signs only if there are no words.
-        assert_eq!(cut("aaaa é\n\nc dd.\n.. a".as_bytes()), 10);
-        assert_eq!(cut(b"a\nbbbbbb cc.\n.."), 8);
-        assert_eq!(cut(b"a\nb,,,,, ,.\n. ."), 11);
-        assert_eq!(cut(b"a b,,,,,,,,,,, ,\xff ."), 17);
-        assert_eq!(cut("aaaé".as_bytes()), 3);
-        assert_eq!(cut("🙂🙂".as_bytes()), 4);
-        assert_eq!(cut(b"    "), 3);
     }
 }

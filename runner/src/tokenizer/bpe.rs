@@ -387,38 +387,52 @@ mod tests {
         assert!(ids == whole);
     }
 
-    /// Patterns that have signs and the new lines behind them as one word: text is not to be cut between.
+    /// Patterns have signs and the new lines behind them as one word, or white space but for the last.
     #[cfg(feature = "gguf")]
     #[test]
-    fn signs_keep_their_new_lines_where_long_texts_are_cut() {
-        use super::super::{Cut, added_token, byte_level_json};
+    fn words_of_long_texts_are_not_cut_whatever_ends_their_lines() {
+        use super::super::parts::PART;
+        use super::super::{Cut, Tokenizer, added_token, byte_level_json};
+        use crate::data::source::Source;
         let mut vocab: serde_json::Map<String, Value> =
             (0..=255).map(|byte| (byte_char(byte).to_string(), byte.into())).collect();
-        vocab.insert(".Ċ".to_owned(), 256.into());
-        for cut in [Cut::Llama3, Cut::Qwen2] {
-            let added = vec![added_token(257, END_OF_TEXT, true)];
-            let json = byte_level_json(cut, vocab.clone(), &[". Ċ".to_owned()], added);
+        let mut merges = Vec::new();
+        for (first, second) in
+            [(".", "Ċ"), (",", "Ċ"), ("Ċ", "Ċ"), ("č", "Ċ"), (".", "čĊ"), ("Ĥ", "Ċ"), ("Ċ", "ã")]
+        {
+            vocab.insert([first, second].concat(), vocab.len().into());
+            merges.push(format!("{first} {second}"));
+        }
+        let added = vec![added_token(vocab.len(), END_OF_TEXT, true)];
+        for cut in [Cut::Gpt2, Cut::Llama3, Cut::Qwen2] {
+            let json = byte_level_json(cut, vocab.clone(), &merges, added.clone());
             let t = BpeTokenizer::from_json(json.as_bytes(), serde_json::from_str(&json).unwrap())
                 .unwrap();
-            let lines = ["light.\n".repeat(100), "and कि.\nnight;\n".to_owned()].concat();
-            let count = 700_000 / lines.len();
-            let text = lines.repeat(count);
-            let (mut ids, mut of_lines) = (Vec::new(), Vec::new());
-            t.encode_into(text.as_bytes(), &mut ids).unwrap();
-            t.encode_into(lines.as_bytes(), &mut of_lines).unwrap();
-            assert_eq!(of_lines.iter().filter(|id| **id == 256).count(), 101);
-            assert!(ids == of_lines.repeat(count), "{cut:?}");
-            assert!(ids == t.inner.encode_fast(text.as_str(), false).unwrap().get_ids(), "{cut:?}");
-            // And where files are cut as they are read.
-            let sources = [crate::data::source::Source::from_memory("text", text.into_bytes())];
-            let t = crate::tokenizer::Tokenizer::Bpe(Box::new(t));
-            let mut read = Vec::new();
-            crate::data::prepare::encode(&sources, "text", &t, &mut |part| {
-                read.extend_from_slice(part);
-                Ok(())
-            })
-            .unwrap();
-            assert!(read[1..] == ids, "{cut:?}");
+            let verses = ["light.\n".repeat(1000), "and कि.\nnight;\n".to_owned()].concat();
+            for lines in [
+                verses.as_str(),
+                "\"key\": \"value\",\n",
+                "語語語，語語語語。\n",
+                "語語語語語。\n\u{3000}\u{3000}",
+                "one,two.\r\n",
+                ",;.\n",
+                "one,two\n\n",
+            ] {
+                let text = lines.repeat(PART / lines.len() + 100);
+                let whole = t.inner.encode_fast(text.as_str(), false).unwrap();
+                let mut ids = Vec::new();
+                t.encode_into(text.as_bytes(), &mut ids).unwrap();
+                assert!(ids == whole.get_ids(), "{cut:?} {:?}", &lines[..8]);
+                // And where files are cut as they are read.
+                let sources = [Source::from_memory("text", text.into_bytes())];
+                let (t, mut read) = (Tokenizer::Bpe(Box::new(t.clone())), Vec::new());
+                crate::data::prepare::encode(&sources, "text", &t, &mut |part| {
+                    read.extend_from_slice(part);
+                    Ok(())
+                })
+                .unwrap();
+                assert!(read[1..] == ids, "{cut:?} {:?}", &lines[..8]);
+            }
         }
     }
 

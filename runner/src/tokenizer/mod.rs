@@ -38,7 +38,7 @@ pub(crate) use bpe::byte_char;
 pub(crate) use bpe::{END_KEY, OTHER_ENDS_KEY, end_of_text_guess};
 #[cfg(feature = "gguf")]
 pub(crate) use cuts::Cut;
-pub(crate) use parts::ends_word;
+pub(crate) use parts::cut;
 #[cfg(any(feature = "gguf", all(test, feature = "chat")))]
 pub(crate) use transformers::added_token;
 #[cfg(any(feature = "hf", feature = "gguf", all(test, feature = "bpe")))]
