@@ -168,7 +168,8 @@ impl Job {
                 ids.extend_from_slice(&begin);
                 counts.documents += 1;
             }
-            tokenizer.encode_into(&self.text[start..part.end], &mut ids).map_err(|e| {
+            let text = &self.text[start..part.end];
+            tokenizer.encode_more(text, !part.starts_document, &mut ids).map_err(|e| {
                 e.in_origin(&Origin { path: &part.path, line: part.line }, part.offset)
             })?;
             start = part.end;

@@ -12,6 +12,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper};
 
 use super::parts::parts;
+use super::settle::{parts_get_a_space, settle};
 use super::words::Words;
 use super::{END_OF_TEXT, EncodeError};
 use crate::error::{Error, Result};
@@ -26,36 +27,6 @@ pub(crate) const END_KEY: &str = "end_of_text";
 
 /// The key with the names of other tokens that end a text, or what is said: chat models have some.
 pub(crate) const OTHER_ENDS_KEY: &str = "other_ends";
-
-/// Most identifiers of a tokenizer: a table of them is made.
-const MOST_IDS: u64 = 1 << 22;
-
-/// Most bytes of an added token: the library's search for them takes long to make of longer ones.
-const LONGEST_ADDED: usize = 4096;
-
-/// Refuses what the library would take at its word, or stumble over.
-fn check(json: &Value) -> core::result::Result<(), String> {
-    let model = &json["model"];
-    let vocab = model["vocab"].as_object().into_iter().flat_map(|vocab| vocab.values());
-    let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
-    if let Some(id) = vocab.chain(added).filter_map(Value::as_u64).find(|id| *id >= MOST_IDS) {
-        return Err(format!("an id of {id}: the largest accepted is {}", MOST_IDS - 1));
-    }
-    let added = json["added_tokens"].as_array().into_iter().flatten();
-    let lengths = added.filter_map(|token| Some(token["content"].as_str()?.len()));
-    if let Some(length) = lengths.max().filter(|length| *length > LONGEST_ADDED) {
-        return Err(format!(
-            "an added token of {length} bytes: the longest accepted has {LONGEST_ADDED}"
-        ));
-    }
-    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
-    if model["type"] == "BPE" && !prefix.is_empty() {
-        return Err(format!(
-            "byte pairs with the prefix {prefix:?} inside of words are not supported"
-        ));
-    }
-    Ok(())
-}
 
 /// The identifier of the end of text that is found without [`END_KEY`].
 fn guessed(inner: &tokenizers::Tokenizer) -> Option<u32> {
@@ -85,6 +56,8 @@ pub struct BpeTokenizer {
     token_bytes: Option<Vec<Box<[u8]>>>,
     /// The short way to the tokens of a text, where there is one.
     words: Option<Words>,
+    /// The library puts a space before whatever it is given.
+    puts_space: bool,
 }
 
 impl fmt::Debug for BpeTokenizer {
@@ -164,17 +137,19 @@ impl BpeTokenizer {
 
     /// Reads the text of a `tokenizer.json`, which `json` is parsed from; the cause in words if it fails.
     pub(super) fn from_json(text: &[u8], mut json: Value) -> core::result::Result<Self, String> {
-        check(&json)?;
+        let changed = settle(&mut json)?;
+        let puts_space = parts_get_a_space(&json);
         let mut own = |key| json.as_object_mut().and_then(|fields| fields.remove(key));
         let (end, others) = (own(END_KEY), own(OTHER_ENDS_KEY));
         // The library stumbles over keys that it does not know; and it makes values of its own, beside
         // which there is to be no room for these.
-        let plain = (end.is_some() || others.is_some()).then(|| json.to_string());
+        let plain = (changed || end.is_some() || others.is_some()).then(|| json.to_string());
         drop(json);
         let inner = tokenizers::Tokenizer::from_bytes(plain.as_deref().map_or(text, str::as_bytes));
         let others = others.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let end = end.as_ref().and_then(Value::as_str);
-        Self::from_inner(inner.map_err(|e| e.to_string())?, end, others)
+        let tokenizer = Self::from_inner(inner.map_err(|e| e.to_string())?, end, others)?;
+        Ok(Self { puts_space, ..tokenizer })
     }
 
     /// With the end of text of that name, or else the one that is guessed or added; and the other ends.
@@ -223,7 +198,15 @@ impl BpeTokenizer {
             _ => None,
         };
         let words = Words::of(&inner);
-        Ok(Self { inner, end_of_text, other_ends, vocab_size, token_bytes, words })
+        Ok(Self {
+            inner,
+            end_of_text,
+            other_ends,
+            vocab_size,
+            token_bytes,
+            words,
+            puts_space: false,
+        })
     }
 
     /// One more than the largest identifier.
@@ -304,14 +287,27 @@ impl BpeTokenizer {
         Ok(format!("{json:#}"))
     }
 
+    /// Appends the identifiers of `text`, which `goes_on` with a text that was encoded before, if it does.
     pub(super) fn encode_into(
         &self,
         text: &[u8],
+        goes_on: bool,
         ids: &mut Vec<u32>,
     ) -> core::result::Result<(), EncodeError> {
         let text = super::utf8(text)?;
-        let refuses = |e| EncodeError::new(0, format!("the tokenizer refuses the text: {e}"));
+        let mut behind = 0;
         for part in parts(text) {
+            let at = behind;
+            let refuses = |e| {
+                EncodeError::new(at, format!("the tokenizer refuses the text from there on: {e}"))
+            };
+            behind += part.len();
+            // It is there already where a text goes on.
+            let inside = self.puts_space && (goes_on || at > 0);
+            let part = match part.strip_prefix(' ').filter(|rest| inside && !rest.is_empty()) {
+                Some(rest) => rest,
+                None => part,
+            };
             if let Some(words) = &self.words {
                 words.encode_into(self.inner.get_model(), part, ids).map_err(refuses)?;
             } else {
@@ -382,7 +378,7 @@ mod tests {
         let verse = "In the  beginning\n\n God's é light. ".repeat(20_000);
         let t = BpeTokenizer::train(core::iter::once(verse.clone()), 300).unwrap();
         let (mut ids, mut whole) = (Vec::new(), Vec::new());
-        t.encode_into(verse.as_bytes(), &mut ids).unwrap();
+        t.encode_into(verse.as_bytes(), false, &mut ids).unwrap();
         whole.extend_from_slice(t.inner.encode_fast(verse.as_str(), false).unwrap().get_ids());
         assert!(ids == whole);
     }
@@ -421,7 +417,7 @@ mod tests {
                 let text = lines.repeat(PART / lines.len() + 100);
                 let whole = t.inner.encode_fast(text.as_str(), false).unwrap();
                 let mut ids = Vec::new();
-                t.encode_into(text.as_bytes(), &mut ids).unwrap();
+                t.encode_into(text.as_bytes(), false, &mut ids).unwrap();
                 assert!(ids == whole.get_ids(), "{cut:?} {:?}", &lines[..8]);
                 // And where files are cut as they are read.
                 let sources = [Source::from_memory("text", text.into_bytes())];
@@ -453,7 +449,7 @@ mod tests {
         let t = BpeTokenizer::from_words(["The", " cat", " sat"]).unwrap();
         assert_eq!(t.vocab_size(), 260);
         let mut ids = Vec::new();
-        t.encode_into(b"The cat sat.\n\nThe", &mut ids).unwrap();
+        t.encode_into(b"The cat sat.\n\nThe", false, &mut ids).unwrap();
         let byte = |b: u8| u32::from(b) + 1;
         assert_eq!(
             ids,
@@ -481,8 +477,8 @@ mod tests {
         let (mut ids, mut wanted) = (Vec::new(), Vec::new());
         // Twice: new words, then known ones.
         for _ in 0..2 {
-            t.encode_into(text.as_bytes(), &mut ids).unwrap();
-            long.encode_into(text.as_bytes(), &mut wanted).unwrap();
+            t.encode_into(text.as_bytes(), false, &mut ids).unwrap();
+            long.encode_into(text.as_bytes(), false, &mut wanted).unwrap();
         }
         assert_eq!(ids, wanted);
     }

@@ -21,6 +21,8 @@ mod chars;
 #[cfg(feature = "gguf")]
 mod cuts;
 mod parts;
+#[cfg(feature = "bpe")]
+mod settle;
 mod stream;
 #[cfg(feature = "bpe")]
 mod transformers;
@@ -335,13 +337,27 @@ impl Tokenizer {
         text: &[u8],
         ids: &mut Vec<u32>,
     ) -> core::result::Result<(), EncodeError> {
+        self.encode_more(text, false, ids)
+    }
+
+    /// As [`encode_into`](Self::encode_into), of a text that goes on with one that was encoded before if
+    /// `goes_on`.
+    ///
+    /// # Errors
+    /// As [`encode_into`](Self::encode_into).
+    pub(crate) fn encode_more(
+        &self,
+        text: &[u8],
+        goes_on: bool,
+        ids: &mut Vec<u32>,
+    ) -> core::result::Result<(), EncodeError> {
         match self {
             Self::Bytes => {
                 bytes::encode_into(text, ids);
                 Ok(())
             }
             Self::Chars(chars) => chars.encode_into(text, ids),
-            Self::Bpe(bpe) => bpe.encode_into(text, ids),
+            Self::Bpe(bpe) => bpe.encode_into(text, goes_on, ids),
         }
     }
 

@@ -62,6 +62,7 @@ impl BpeTokenizer {
     pub(super) fn encode_into(
         &self,
         _: &[u8],
+        _: bool,
         _: &mut Vec<u32>,
     ) -> core::result::Result<(), EncodeError> {
         match self.0 {}
