@@ -44,7 +44,7 @@ struct Reply<'a> {
     tokens: usize,
 }
 
-/// Answers the lines of `input` until there are no more, or one says `/exit`.
+/// Answers the lines of `input` until there are no more, or one says `/exit` (or `/quit`).
 ///
 /// `sampler` gives the settings of the draws of reply number n.
 ///
@@ -78,7 +78,7 @@ pub(crate) fn talk(
         let said = String::from_utf8_lossy(&line);
         let said = match said.trim() {
             "" => continue,
-            "/exit" => return Ok(()),
+            "/exit" | "/quit" => return Ok(()),
             "/reset" => {
                 talk = new();
                 continue;

@@ -2,6 +2,8 @@
 
 use super::output;
 use super::value::{Setting, parse};
+#[cfg(feature = "chat")]
+use crate::chat::Template;
 use crate::error::{Error, Result};
 use crate::exchange::{Element, ExportSettings, Imported};
 #[cfg(feature = "gguf")]
@@ -105,14 +107,17 @@ pub(super) fn import(args: ImportArgs) -> Result<()> {
     let ImportArgs { from, out_dir, .. } = args;
     let Imported { config, parameters, checkpoint, has_tokenizer } = imported;
     let mut text = format!(
-        "{}: {parameters} parameters in {} layers of width {}, {} ids, sequences of up to {}\n",
+        "{}: {parameters} parameters in {} layers of width {}, {} ids, sequences of up to {}; all \
+         weights as f32\n",
         checkpoint.display(),
         config.n_layer,
         config.d_model,
         config.vocab_size,
         config.block_size,
     );
-    if !has_tokenizer {
+    if has_tokenizer {
+        text.push_str(&next_step(&out_dir)?);
+    } else {
         text.push_str(&format!(
             "no tokenizer of a known kind in {}: put its tokenizer.json into {} to generate and to \
              evaluate text\n",
@@ -121,6 +126,18 @@ pub(super) fn import(args: ImportArgs) -> Result<()> {
         ));
     }
     output::print(&text)
+}
+
+/// What can be done with a model that has come in with its tokenizer.
+fn next_step(dir: &Path) -> Result<String> {
+    let path = dir.display();
+    #[cfg(feature = "chat")]
+    if Template::of_folder(dir)?.is_some() {
+        return Ok(format!(
+            "a chat template came along: `cllm generate --checkpoint {path} --interactive` talks\n"
+        ));
+    }
+    Ok(format!("`cllm generate --checkpoint {path} --prompt TEXT` goes on with a text\n"))
 }
 
 /// Imports what lies at the path, whatever it is.

@@ -41,6 +41,8 @@ pub(super) fn own_help(command: clap::Command) -> clap::Command {
                 "Share of the lines, evenly spread, held out for validation when there is no --val-data",
             ),
             "tokenizer" => arg.help("A tokenizer.json [default: that of --base]"),
+            "learning_rate" => arg
+                .help("Highest learning rate [default: 0.00002, with --lora-rank 0.0002]"),
             "max_steps" => arg.help("Steps [default: those of --epochs]"),
             "block_size" => arg.help("Tokens of a row [default: the base's, at most 1024]"),
             _ if hidden.contains(&id) || DECIDED.contains(&id) => arg.hide(true),

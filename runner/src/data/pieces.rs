@@ -186,6 +186,10 @@ fn next_raw(current: &mut Current, buffer: &mut Vec<u8>) -> Result<bool> {
             return Ok(false);
         }
         current.position += 1;
+        // Some editors begin a file with a byte order mark.
+        if current.position == 1 && buffer.starts_with(b"\xef\xbb\xbf") {
+            buffer.drain(..3);
+        }
         if read as u64 == current.longest && !buffer.ends_with(b"\n") {
             let origin = Origin { path: &current.path, line: Some(current.position) };
             return Err(Error::failure(format!(
@@ -261,6 +265,15 @@ mod tests {
         fs::write(&path, text).unwrap();
         let Input::Text(sources) = discover(&[path]).unwrap() else { panic!() };
         documents(&sources)
+    }
+
+    #[test]
+    fn json_lines_may_begin_with_a_byte_order_mark() {
+        let found =
+            jsonl("\u{feff}{\"text\": \"\u{feff}a\"}\r\n\r\n{\"text\": \"b\"}\r\n").unwrap();
+        let texts: Vec<&[u8]> = found.iter().map(|(text, _)| &text[..]).collect();
+        assert_eq!(texts, ["\u{feff}a".as_bytes(), b"b"]);
+        assert!(jsonl("{\"text\": \"a\"}\n\u{feff}{\"text\": \"b\"}").is_err());
     }
 
     #[test]
