@@ -41,6 +41,9 @@ fn train_resume_generate_and_eval() {
         again.into_iter().filter(|arg| *arg != "--max_steps" && *arg != "3").collect();
     assert_eq!(events(&run_in(dir.path(), &again)).last().unwrap()["steps"], 6);
     run_in(dir.path(), &["train", "--resume", "--n-embd", "32"]).refused(2, &["--n-embd"]);
+    let nothing_left = run_in(dir.path(), &["train", "--resume", "--log-format", "text"]).stdout;
+    assert!(nothing_left.contains("no step was left to do; --max-steps above 6"), "{nothing_left}");
+    assert!(!nothing_left.contains("cllm-worker"), "{nothing_left}");
 
     let generate =
         ["generate", "--checkpoint", "out", "--tokens", "5", "--greedy", "--log-format", "json"];

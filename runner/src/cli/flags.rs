@@ -244,7 +244,8 @@ train_flags! {
         /// Learning rate at the end [default: a tenth of --learning-rate].
         #[arg(value_name = "RATE")]
         min_lr: f32,
-        /// Steps over which the learning rate rises.
+        /// Steps over which the learning rate rises; without a --preset at most a tenth of --max-steps,
+        /// unless told.
         #[arg(value_name = "N", alias = "warmup-iters")]
         warmup_steps: u64,
         /// constant, linear, cosine or wsd (warm-up, stable, decay).

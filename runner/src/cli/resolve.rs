@@ -102,6 +102,10 @@ impl TrainArgs {
             origins.insert(key, Origin::Flag);
         });
         settle_length(&mut settings, &origins)?;
+        // Who names a preset wants its schedule.
+        if preset.or(file.preset).is_none() && !settings.resume {
+            settle_warmup(&mut settings, &origins);
+        }
         // A run that goes on has its model already.
         if let Some(path) = settings.base.clone().filter(|_| !settings.resume) {
             train::base::settle(&mut settings, &path, |field| origins.contains_key(field))?;
@@ -126,6 +130,16 @@ fn settle_length(
             Ok(())
         }
         _ => Ok(()),
+    }
+}
+
+/// A short run is not to be all warm-up, unless somebody says so.
+fn settle_warmup(settings: &mut TrainSettings, origins: &BTreeMap<&'static str, Origin>) {
+    if origins.contains_key("max_steps")
+        && settings.epochs.is_none()
+        && !origins.contains_key("warmup_steps")
+    {
+        settings.warmup_steps = settings.warmup_steps.min(settings.max_steps / 10);
     }
 }
 
@@ -213,6 +227,20 @@ mod tests {
         assert_eq!((settings.n_head, settings.batch_size, settings.n_embd), (16, 5, 768));
         let default = TrainArgs::default().resolve_with(None).unwrap();
         assert_eq!(default.settings, Preset::Tiny.settings());
+    }
+
+    #[test]
+    fn a_short_run_is_not_all_warm_up() {
+        let warmup =
+            |text: &str| with_file(text, TrainArgs::default(), None).unwrap().settings.warmup_steps;
+        let usual = Preset::Tiny.settings().warmup_steps;
+        assert_eq!(warmup("max_steps = 100"), 10);
+        assert_eq!(warmup("max_steps = 3"), 0);
+        assert_eq!(warmup("max_steps = 100000"), usual);
+        assert_eq!(warmup(""), usual);
+        assert_eq!(warmup("max_steps = 100\nwarmup_steps = 90"), 90);
+        let named = Preset::Reference.settings().warmup_steps;
+        assert_eq!(warmup("preset = 'reference'\nmax_steps = 100"), named);
     }
 
     #[test]

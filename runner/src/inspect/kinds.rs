@@ -263,7 +263,9 @@ fn run_folder(path: &Path, run: &RunFolder) -> Result<Report> {
         let settings = run.settings()?;
         report.fact("steps wanted", settings.max_steps);
         report.fact("batch size", settings.batch_size);
-        report.fact("learning rate", f64::from(settings.learning_rate));
+        // By way of text, which has as few digits as tell the number.
+        let rate = settings.learning_rate.to_string();
+        report.fact("learning rate", rate.parse::<f64>().unwrap_or_default());
     }
     if path.join(FILE_NAME).exists() {
         let tokenizer = Tokenizer::load(path)?;

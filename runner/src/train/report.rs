@@ -257,15 +257,18 @@ fn summary(done: &Done) -> String {
         }
         _ => String::new(),
     };
+    let work = match done.work.step_seconds > 0.0 {
+        true => done.work.text(),
+        false => format!("no step was left to do; --max-steps above {} goes on", done.steps),
+    };
     format!(
         "done: {} steps, {} tokens in {}, {:.1} s ({:.1} %) of it waiting for data{loss}\n\
-         {}\nweights sha256 {}",
+         {work}\nweights sha256 {}",
         done.steps,
         thousands(done.tokens),
         duration(done.seconds),
         done.data_wait_seconds,
         100.0 * done.data_wait_share,
-        done.work.text(),
         done.weights_sha256
     )
 }

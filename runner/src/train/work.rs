@@ -246,8 +246,8 @@ impl WorkReport {
     pub fn text(&self) -> String {
         let percent = |x: f64| 100.0 * x;
         let mut text = format!(
-            "workers busy {:.1} %, in queue, steal and wait {:.2} %, waiting for data {:.2} % of \
-             {:.1} s of steps; main thread {:.2} s of CPU ({:.1} %)\n\
+            "workers busy {:.1} % of the time they were in use, in queue, steal and wait {:.2} %; \
+             waiting for data {:.2} % of {:.1} s of steps; main thread {:.2} s of CPU ({:.1} %)\n\
              {:<14}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
             percent(self.utilisation),
             percent(self.overhead),
