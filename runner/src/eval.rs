@@ -238,7 +238,7 @@ fn own_data(trained: &Trained, block_size: usize) -> Result<Held> {
     let folder = RunFolder::existing(&dir);
     if !folder.has_settings() {
         return Err(Error::usage(format!(
-            "{}: not a run folder, so it has no data of its own; give --data",
+            "{}: a model that came in or stands alone has no data of its own; give --data",
             dir.display()
         )));
     }

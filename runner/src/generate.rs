@@ -1,6 +1,7 @@
 //! Text from a trained model: `cllm generate`, and the sample at the end of a run.
 
-use std::io::Write as _;
+use std::borrow::Cow;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use cllm_core::generate::{GenerateError, GeneratePlan, Generator};
@@ -93,6 +94,7 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
     // The mapped file counts as memory of this program as long as it is held.
     drop(trained);
     let context = context(settings, &config, &tokenizer)?;
+    warn_of_long_prompt(settings, &tokenizer, context)?;
     let config = for_context(config, context);
     let workers = workers(settings.threads, &config, kernels)?;
     let mut speaker = Speaker::new(&config, workers, kernels, &tokenizer)?;
@@ -192,6 +194,23 @@ fn context(
     }
 }
 
+/// Says so where a prompt's beginning will not be seen.
+fn warn_of_long_prompt(
+    settings: &GenerateSettings,
+    tokenizer: &Tokenizer,
+    context: usize,
+) -> Result<()> {
+    let prompt = tokenizer.encode_prompt(settings.prompt.as_bytes());
+    let tokens = prompt.map_err(|e| Error::failure(format!("the prompt: {e}")))?.len();
+    if tokens > context {
+        eprintln!(
+            "cllm: the prompt has {tokens} tokens, and the model sees {context} at a time: only the \
+             last of them count"
+        );
+    }
+    Ok(())
+}
+
 /// The model for texts of fewer tokens: where positions are angles it has the same weights, and takes
 /// less memory.
 pub(crate) fn for_context(config: ModelConfig, context: usize) -> ModelConfig {
@@ -221,9 +240,19 @@ pub(crate) fn workers(threads: Threads, config: &ModelConfig, kernels: &Kernels)
 /// Writes to standard output, at once.
 pub(crate) fn write(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
+    let text = if out.is_terminal() { for_terminal(text) } else { Cow::Borrowed(text) };
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(|e| Error::failure(format!("cannot write to standard output: {e}")))
+}
+
+/// A text of a model without what would command a terminal: a model that has seen little says anything.
+pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
+    let commands = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match text.contains(commands) {
+        true => text.replace(commands, "\u{fffd}").into(),
+        false => text.into(),
+    }
 }
 
 fn sampler_config(settings: &GenerateSettings, index: usize) -> SamplerConfig {
@@ -365,5 +394,19 @@ impl Voice<'_> {
             }
         }
         Ok(spoken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_commands() {
+        assert_eq!(for_terminal("a\tb\né"), "a\tb\né");
+        assert_eq!(
+            for_terminal("a\u{1b}[2Jb\r\u{7}\u{9b}"),
+            "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}"
+        );
     }
 }

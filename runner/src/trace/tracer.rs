@@ -79,6 +79,8 @@ pub struct Wanted {
     pub tiles_for: usize,
     /// Micro-batches of a step.
     pub micro_batches: usize,
+    /// Say nothing when it is written.
+    pub quiet: bool,
 }
 
 /// Records steps of a session, if a trace is wanted.
@@ -99,6 +101,7 @@ struct Active<'a> {
     window: Range<u64>,
     done: u64,
     begin: u64,
+    quiet: bool,
 }
 
 impl<'a> Tracer<'a> {
@@ -145,7 +148,8 @@ impl<'a> Tracer<'a> {
         let spans = wanted.steps.saturating_mul(4 + 2 * wanted.micro_batches);
         let sections = engine.stages().map(|stage| stage.section()).collect();
         let spans = Vec::with_capacity(spans);
-        let active = Active { recording, file, about, sections, spans, window, done: 0, begin: 0 };
+        let (done, begin, quiet) = (0, 0, wanted.quiet);
+        let active = Active { recording, file, about, sections, spans, window, done, begin, quiet };
         Ok(Self { active: Some(active) })
     }
 
@@ -200,6 +204,7 @@ impl<'a> Tracer<'a> {
         }
         let tracks = active.recording.tracks();
         let lost = active.recording.lost();
+        let quiet = active.quiet && lost == 0;
         active.write(&tracks, steps, lost).map_err(in_flag)?;
         let missing = match lost {
             0 => String::new(),
@@ -208,6 +213,9 @@ impl<'a> Tracer<'a> {
                  --trace-steps"
             ),
         };
+        if quiet {
+            return Ok(());
+        }
         eprintln!("cllm: trace of {steps} step(s) in {}{missing}", path.display());
         Ok(())
     }

@@ -202,6 +202,7 @@ fn run(
         steps: settings.trace_steps,
         tiles_for: settings.tiles_for.unwrap_or(workers),
         micro_batches: settings.gradient_accumulation_steps,
+        quiet: settings.quiet,
     });
     let recording = wanted.as_ref().map(|wanted| {
         let steps = settings.trace_steps.min((settings.max_steps - step) as usize);
@@ -220,8 +221,11 @@ fn run(
         let board = board::begin(settings, step)?;
         let metrics = Metrics::open(&folder.metrics(), step)?;
         let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
-        folder.save_settings(settings)?;
-        begun.keep();
+        // A session without a step does nothing by its settings: those of the run stay.
+        if step < settings.max_steps {
+            folder.save_settings(settings)?;
+            begun.keep();
+        }
         let mut session = Session {
             settings,
             folder: &folder,

@@ -1,6 +1,7 @@
 //! Where events go: always to `metrics.jsonl`, to TensorBoard's files if they are wanted, and to standard
 //! output as JSON lines, as plain lines, as a progress bar, or not.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use super::event::{Done, Event, Start, Step, ThreadsFound};
 use super::metrics::{self, Metrics};
 use super::tuner::Tried;
 use crate::error::{Error, Result};
+use crate::generate::for_terminal;
 use crate::memory::human_bytes;
 use crate::settings::{LogFormat, TrainSettings};
 use crate::tune::TUNED;
@@ -146,10 +148,18 @@ impl Text {
             }
             Event::Work(_) => Ok(()),
             Event::Sample(sample) if sample.step < self.max_steps => {
-                self.lines(out, &format!("sample after step {}:\n{}\n", sample.step, sample.text))
+                let text = self.shown(&sample.text);
+                self.lines(out, &format!("sample after step {}:\n{text}\n", sample.step))
             }
-            Event::Sample(sample) => print(out, &format!("\nsample:\n{}", sample.text)),
+            Event::Sample(sample) => {
+                print(out, &format!("\nsample:\n{}", self.shown(&sample.text)))
+            }
         }
+    }
+
+    /// Text of the model as it is, or as a person's terminal bears it.
+    fn shown<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.bar.is_some() { for_terminal(text) } else { text.into() }
     }
 
     fn step(&self, out: &mut dyn Write, step: &Step) -> Result<()> {

@@ -1,9 +1,9 @@
-//! Ctrl-C and SIGTERM: the first asks for an orderly end, the second ends at once.
+//! Ctrl-C, SIGTERM and the end of a terminal: the first asks for an orderly end, the second ends at once.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::error::{Error, Result};
@@ -22,7 +22,8 @@ impl Stop {
         Self::default()
     }
 
-    /// The request that SIGINT and SIGTERM make. A signal that comes when the request
+    /// The request that SIGINT and SIGTERM make, and SIGHUP unless the program was started without it
+    /// (`nohup`). A signal that comes when the request
     /// is already made ends the program with exit code 130.
     ///
     /// # Errors
@@ -35,13 +36,25 @@ impl Stop {
             return Ok(stop.clone());
         }
         let stop = Self::new();
-        for signal in [SIGINT, SIGTERM] {
+        let hangup = (!ignores(SIGHUP)).then_some(SIGHUP);
+        for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
             // In this order: the first signal finds the flag down and only raises it.
             flag::register_conditional_shutdown(signal, INTERRUPTED, Arc::clone(&stop.0))
                 .and_then(|_| flag::register(signal, Arc::clone(&stop.0)))
                 .map_err(|e| Error::failure(format!("cannot watch for signals: {e}")))?;
         }
         Ok(SIGNALS.get_or_init(|| stop).clone())
+    }
+
+    /// Makes writing beyond the largest file that the system allows (`ulimit -f`) an error like any other,
+    /// instead of the end of the program.
+    ///
+    /// # Errors
+    /// The system refuses to hand over its signals.
+    pub(crate) fn outlive_large_files() -> Result<()> {
+        flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
+            .map(|_| ())
+            .map_err(|e| Error::failure(format!("cannot watch for signals: {e}")))
     }
 
     /// Asks for an orderly end. There is nothing to save any more once a run has
@@ -55,4 +68,14 @@ impl Stop {
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
+}
+
+/// Whether whoever started the program has it ignore a signal, as far as the system tells.
+fn ignores(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        // Where that is not told: it was not looked at before either.
+        .is_none_or(|mask| mask >> (signal - 1) & 1 == 1)
 }
