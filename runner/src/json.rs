@@ -34,6 +34,20 @@ pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result
     serde_json::from_slice(text)
 }
 
+/// What is wrong with a line that is to be a value of JSON, for where it is has been said already.
+pub(crate) fn line_error(line: &[u8], error: &serde_json::Error) -> String {
+    let cause = error.to_string();
+    let cause = cause.split(" at line ").next().unwrap_or_default();
+    let hint = match line.trim_ascii() {
+        [b'[', ..] => "; it begins a list, but each line is to be an object of its own",
+        [b'{'] => "; an object has to be whole in one line",
+        _ => "",
+    };
+    let column =
+        if error.is_eof() { String::new() } else { format!(" in column {}", error.column()) };
+    format!("not a line of JSON: {cause}{column}{hint}")
+}
+
 /// Takes what a value costs off what is left.
 struct Cost<'l>(&'l mut usize);
 

@@ -56,7 +56,7 @@ fn field<'v>(
 
 fn parse(line: &[u8]) -> Parsed<(String, Vec<String>, usize)> {
     let json: Value =
-        crate::json::from_slice(line).map_err(|e| format!("not a line of JSON: {e}"))?;
+        crate::json::from_slice(line).map_err(|e| crate::json::line_error(line, &e))?;
     let Value::Object(fields) = json else { return Err("not a JSON object".to_owned()) };
     let (name, context) = field(&fields, &["ctx", "prompt", "question"])?;
     let context = context.as_str().ok_or_else(|| format!("the field \"{name}\" is not a text"))?;

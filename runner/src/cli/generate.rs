@@ -25,7 +25,7 @@ pub struct GenerateArgs {
     pub prompt_file: Option<PathBuf>,
     /// Most tokens to generate.
     #[arg(long, value_name = "N", default_value = "256", value_parser = parse::<usize>,
-          aliases = ["max-new-tokens"])]
+          aliases = ["max-new-tokens", "max-tokens", "n-predict"])]
     pub tokens: usize,
     /// Text that ends what is generated and is not part of it; may be given several times.
     #[arg(long, value_name = "TEXT")]

@@ -102,6 +102,7 @@ impl TrainArgs {
             origins.insert(key, Origin::Flag);
         });
         settle_length(&mut settings, &origins)?;
+        check_adapters(&settings, &origins)?;
         // Who names a preset wants its schedule.
         if preset.or(file.preset).is_none() && !settings.resume {
             settle_warmup(&mut settings, &origins);
@@ -129,6 +130,22 @@ fn settle_length(
             settings.epochs = None;
             Ok(())
         }
+        _ => Ok(()),
+    }
+}
+
+/// Whoever tells something of adapters wants some, not all weights trained.
+fn check_adapters(
+    settings: &TrainSettings,
+    origins: &BTreeMap<&'static str, Origin>,
+) -> Result<()> {
+    let told = ["lora_alpha", "lora_dropout", "lora_targets"];
+    match told.into_iter().find(|key| origins.contains_key(key)) {
+        Some(key) if settings.lora_rank.is_none() => Err(Error::usage(format!(
+            "--{}: without --lora-rank there are no adapters, and all weights would be trained; \
+             give --lora-rank as well (8, for one)",
+            key.replace('_', "-")
+        ))),
         _ => Ok(()),
     }
 }
@@ -227,6 +244,18 @@ mod tests {
         assert_eq!((settings.n_head, settings.batch_size, settings.n_embd), (16, 5, 768));
         let default = TrainArgs::default().resolve_with(None).unwrap();
         assert_eq!(default.settings, Preset::Tiny.settings());
+    }
+
+    #[test]
+    fn what_is_told_of_adapters_wants_a_rank() {
+        for told in ["lora_alpha = 4", "lora_dropout = 0.1", "lora_targets = 'q_proj'"] {
+            let error = with_file(told, TrainArgs::default(), None).unwrap_err().to_string();
+            assert!(error.contains("--lora-rank") && error.starts_with("--lora-"), "{error}");
+            // What is refused then is that there is no base.
+            let with_rank = format!("lora_rank = 2\n{told}");
+            let error = with_file(&with_rank, TrainArgs::default(), None).unwrap_err().to_string();
+            assert!(error.contains("--base"), "{error}");
+        }
     }
 
     #[test]

@@ -266,7 +266,7 @@ impl Line<'_, '_> {
     fn examples(&self, text: &[u8]) -> Result<Vec<Example>> {
         let json: Value = match crate::json::from_slice(text) {
             Ok(json) => json,
-            Err(e) => return bad(format!("not a line of JSON: {e}")),
+            Err(e) => return bad(crate::json::line_error(text, &e)),
         };
         let Value::Object(fields) = json else {
             return bad("not a JSON object");

@@ -216,7 +216,7 @@ fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result
         };
         let mut json: Value = match crate::json::from_slice(buffer) {
             Ok(json) => json,
-            Err(e) => return fail(format!("not a line of JSON: {e}")),
+            Err(e) => return fail(crate::json::line_error(buffer, &e)),
         };
         match json.get_mut(field).map(Value::take) {
             Some(Value::String(text)) if text.is_empty() => {}
@@ -289,7 +289,12 @@ mod tests {
     #[test]
     fn bad_json_lines_are_named_with_their_line() {
         for (text, what) in [
-            ("{\"text\":\"a\"}\n{oops\n", "d.jsonl:2: not a line of JSON"),
+            (
+                "{\"text\":\"a\"}\n{oops\n",
+                "d.jsonl:2: not a line of JSON: key must be a string in column 2",
+            ),
+            ("[\n{\"text\":\"a\"}]", "a list; it begins a list, but"),
+            ("{\n\"text\":\"a\"}", "; an object has to be whole in one line"),
             ("{\"texts\":\"a\"}", "d.jsonl:1: no field \"text\""),
             ("\n[1]\n", "d.jsonl:2: no field"),
             ("{\"text\":3}", "d.jsonl:1: the field \"text\" is not a text"),

@@ -56,7 +56,10 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
         let own = tokens::keys(&tokenizer, &usage, config.vocab_size);
         keys.extend(own.map_err(|e| Error::failure(format!("{}: {e}", trained.dir().display())))?);
     } else {
-        // llama.cpp then takes and gives ids.
+        eprintln!(
+            "cllm: {}: no tokenizer beside the model: llama.cpp will take and give ids alone, not texts",
+            trained.dir().display()
+        );
         keys.push(("tokenizer.ggml.model".to_owned(), Value::Text("none".to_owned())));
         keys.push((format!("{architecture}.vocab_size"), Value::U32(config.vocab_size as u32)));
     }
