@@ -49,7 +49,13 @@ fn an_adapter_goes_to_peft_and_comes_back() {
             loss_of(dir, "out", "other.txt") < loss_of(dir, "base", "other.txt") - 0.1,
             "{lora}"
         );
-        run_in(dir, &words("export --checkpoint out --format peft --out adapter")).done();
+        let told = run_in(dir, &words("export --checkpoint out --format peft --out adapter"));
+        // The model that they stand beside, as it is said.
+        let base = "export --checkpoint out/base.cllm --out";
+        assert!(told.done().stdout.contains(&format!("{base} DIR")), "{lora}");
+        run_in(dir, &words(&format!("{base} beneath"))).done();
+        run_in(dir, &words("import beneath --out-dir below")).done();
+        assert_eq!(loss(dir, "below"), loss(dir, "base"), "{model} {lora}");
         run_in(dir, &words("import adapter --base base --out-dir back")).done();
         let values = |folder: &str, name: &str| {
             let json = run_in(dir, &["inspect", &format!("{folder}/{name}"), "--json"]).json();

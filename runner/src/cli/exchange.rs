@@ -199,7 +199,12 @@ pub(super) fn export(args: ExportArgs) -> Result<()> {
         ExportFormat::Llmc => {
             llmc::export(&plain(args, "llmc")?).map(|()| "a model for llm.c".to_owned())
         }
-        ExportFormat::Peft => export_adapters(args).map(|()| "adapters for PEFT".to_owned()),
+        ExportFormat::Peft => export_adapters(args).map(|base| {
+            format!(
+                "adapters for PEFT, to the model that `cllm export --checkpoint {} --out DIR` writes",
+                base.display()
+            )
+        }),
         ExportFormat::Gguf => export_file(args).map(|others| match others.len() {
             0 => "a model for llama.cpp".to_owned(),
             n => format!(
@@ -236,12 +241,12 @@ fn export_folder(_: ExportArgs) -> Result<()> {
 }
 
 #[cfg(feature = "lora")]
-fn export_adapters(args: ExportArgs) -> Result<()> {
+fn export_adapters(args: ExportArgs) -> Result<PathBuf> {
     peft::export(&plain(args, "peft")?)
 }
 
 #[cfg(not(feature = "lora"))]
-fn export_adapters(_: ExportArgs) -> Result<()> {
+fn export_adapters(_: ExportArgs) -> Result<PathBuf> {
     Err(lacks("lora"))
 }
 

@@ -9,7 +9,7 @@
 //! pattern, biases, layers that are trained whole) is refused, never dropped.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::Header;
 use cllm_core::{AdapterSite, AdapterSites, AdapterTable, Adapters, ModelConfig};
@@ -17,7 +17,7 @@ use safetensors::tensor::TensorView;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Module, modules};
+use super::{Module, base_in, modules};
 use crate::error::{Error, Result};
 use crate::exchange::{ExportSettings, Family, Imported, NewRun, check_held, create_run};
 use crate::files;
@@ -109,12 +109,13 @@ fn module_of(config: &ModelConfig, site: AdapterSite) -> Option<&'static Module>
     modules(config).iter().find(|module| module.site == site)
 }
 
-/// Writes the adapters of a run as PEFT's folder `settings.out`.
+/// Writes the adapters of a run as PEFT's folder `settings.out`. Gives the checkpoint of the model that they
+/// stand beside: of adapters trained on adapters it is not the model at the bottom.
 ///
 /// # Errors
 /// A model without adapters, or that `transformers` does not have; values that are no numbers of the
 /// wanted type; a folder that has such files or cannot be written.
-pub fn export(settings: &ExportSettings) -> Result<()> {
+pub fn export(settings: &ExportSettings) -> Result<PathBuf> {
     let trained = Trained::open(&settings.checkpoint)?;
     let bad = |e: String| Error::failure(format!("{}: {e}", settings.checkpoint.display()));
     let Some((table, values)) = trained.adapters()? else {
@@ -160,7 +161,8 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     files::create_dir(out)?;
     files::write_atomic(&out.join(WEIGHTS), &bytes)?;
     // Last: a folder with it is whole.
-    files::write_atomic(&out.join(CONFIG), (json + "\n").as_bytes())
+    files::write_atomic(&out.join(CONFIG), (json + "\n").as_bytes())?;
+    Ok(base_in(&trained.dir()))
 }
 
 /// The values of a `rows x cols` factor whose rows are `stride` apart, by columns.
