@@ -10,6 +10,7 @@ use super::presets::Preset;
 use super::validate::Invalid;
 use super::value::Setting;
 use crate::error::{Error, Result};
+use crate::lora;
 use crate::settings::TrainSettings;
 use crate::train::{self, stored_settings};
 use cllm_core::Isa;
@@ -139,9 +140,16 @@ fn check_adapters(
     settings: &TrainSettings,
     origins: &BTreeMap<&'static str, Origin>,
 ) -> Result<()> {
-    let told = ["lora_alpha", "lora_dropout", "lora_targets"];
-    match told.into_iter().find(|key| origins.contains_key(key)) {
-        Some(key) if settings.lora_rank.is_none() => Err(Error::usage(format!(
+    // What says the same as nothing is no wish.
+    let wishes = [
+        ("lora_alpha", settings.lora_alpha.is_some()),
+        ("lora_dropout", settings.lora_dropout > 0.0),
+        ("lora_targets", settings.lora_targets != lora::ALL),
+    ];
+    let mut told =
+        wishes.into_iter().filter(|(key, is_wish)| *is_wish && origins.contains_key(key));
+    match told.next() {
+        Some((key, _)) if settings.lora_rank.is_none() => Err(Error::usage(format!(
             "--{}: without --lora-rank there are no adapters, and all weights would be trained; \
              give --lora-rank as well (8, for one)",
             key.replace('_', "-")
