@@ -74,6 +74,7 @@ struct Spoken<'a> {
     prompt: &'a str,
     text: &'a str,
     tokens: usize,
+    finish_reason: &'static str,
     kernels: &'a str,
 }
 
@@ -144,13 +145,15 @@ fn say(settings: &GenerateSettings, index: usize, voice: &mut Voice<'_>) -> Resu
     let until = Until { tokens: settings.tokens, stop: &settings.stop };
     if settings.log_format == LogFormat::Json {
         let mut text = prompt.clone();
-        let tokens = voice.speak(prompt, until, config, &mut |piece| {
+        let said = voice.speak(prompt, until, config, &mut |piece| {
             text.push_str(piece);
             Ok(())
         })?;
+        let (tokens, finish_reason) = (said.tokens, said.finish_reason());
         let seed = config.seed;
         let kernels = &voice.kernels.set().to_string();
-        let spoken = Spoken { event: "sample", index, seed, prompt, text: &text, tokens, kernels };
+        let (event, text) = ("sample", &text);
+        let spoken = Spoken { event, index, seed, prompt, text, tokens, finish_reason, kernels };
         let line = serde_json::to_string(&spoken)
             .map_err(|e| Error::failure(format!("cannot write the text: {e}")))?;
         return write(&format!("{line}\n"));
@@ -338,16 +341,32 @@ pub(crate) struct Until<'a> {
     pub stop: &'a [String],
 }
 
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Said {
+    /// Tokens, that which ended it among them.
+    pub tokens: usize,
+    /// There were as many as there may be, and nothing has ended the text.
+    pub is_cut: bool,
+}
+
+impl Said {
+    /// `length` if it was cut, else `stop`: as `cllm serve` says it.
+    pub(crate) fn finish_reason(self) -> &'static str {
+        if self.is_cut { "length" } else { "stop" }
+    }
+}
+
 impl Voice<'_> {
     /// Continues `prompt` and hands the text to `out` as it comes, never half a character, nor what may
-    /// be the beginning of a text that ends it. Returns how many tokens there were.
+    /// be the beginning of a text that ends it.
     pub(crate) fn speak(
         &mut self,
         prompt: &str,
         until: Until<'_>,
         config: SamplerConfig,
         out: &mut dyn FnMut(&str) -> Result<()>,
-    ) -> Result<usize> {
+    ) -> Result<Said> {
         let text = self.tokenizer.encode_prompt(prompt.as_bytes());
         let mut text = text.map_err(|e| Error::failure(format!("the prompt: {e}")))?;
         self.forget();
@@ -367,11 +386,11 @@ impl Voice<'_> {
         until: Until<'_>,
         config: SamplerConfig,
         out: &mut dyn FnMut(&str) -> Result<()>,
-    ) -> Result<usize> {
+    ) -> Result<Said> {
         let mut sampler = Sampler::new(config).map_err(sampler_error)?;
         let mut decoder = self.tokenizer.stream_decoder();
         let mut stops = Stops::new(until.stop);
-        let mut spoken = 0;
+        let (mut spoken, mut is_cut) = (0, true);
         while spoken < until.tokens {
             let logits = self.generator.logits_after(text).map_err(|e| match e {
                 GenerateError::Engine(e) => Error::failure(e.to_string()),
@@ -379,21 +398,23 @@ impl Voice<'_> {
             })?;
             let id = sampler.sample(logits, text, self.candidates);
             spoken += 1;
-            if self.tokenizer.is_end(id) {
+            is_cut = !self.tokenizer.is_end(id);
+            if !is_cut {
                 break;
             }
             text.push(id);
             if stops.pass(&decoder.push(id), out)? {
-                return Ok(spoken);
+                return Ok(Said { tokens: spoken, is_cut: false });
             }
         }
-        if !stops.pass(&decoder.finish(), out)? {
-            let held = stops.finish();
-            if !held.is_empty() {
-                out(&held)?;
-            }
+        if stops.pass(&decoder.finish(), out)? {
+            return Ok(Said { tokens: spoken, is_cut: false });
         }
-        Ok(spoken)
+        let held = stops.finish();
+        if !held.is_empty() {
+            out(&held)?;
+        }
+        Ok(Said { tokens: spoken, is_cut })
     }
 }
 

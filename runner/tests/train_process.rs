@@ -217,6 +217,7 @@ fn a_trained_model_speaks() {
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[1]["index"], 1);
+    assert_eq!((&lines[0]["tokens"], &lines[0]["finish_reason"]), (&5.into(), &"length".into()));
 
     let best = settings.out_dir.join("best.cllm");
     let mut bytes = fs::read(&best).unwrap();

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{Message, Template};
 use crate::error::{Error, Result};
-use crate::generate::{Until, Voice, write};
+use crate::generate::{Said, Until, Voice, write};
 use crate::settings::LogFormat;
 use crate::tokenizer::Tokenizer;
 
@@ -42,6 +42,8 @@ struct Reply<'a> {
     event: &'static str,
     text: &'a str,
     tokens: usize,
+    /// `length` if it was cut there, else `stop`, as for `cllm serve`.
+    finish_reason: &'static str,
 }
 
 /// Answers the lines of `input` until there are no more, or one says `/exit` (or `/quit`).
@@ -107,14 +109,22 @@ pub(crate) fn talk(
         let mut reply = String::new();
         let tokens = settings.tokens.min(settings.context.saturating_sub(text.len()).max(1));
         let until = Until { tokens, stop: &settings.stop };
-        let spoken = voice.go_on(&mut text, until, sampler(number), &mut |piece| {
+        let said = voice.go_on(&mut text, until, sampler(number), &mut |piece| {
             reply.push_str(piece);
             if settings.log_format == LogFormat::Text { write(piece) } else { Ok(()) }
         })?;
+        let (Said { tokens: spoken, is_cut }, finish_reason) = (said, said.finish_reason());
         match settings.log_format {
-            LogFormat::Text => write("\n")?,
+            LogFormat::Text => {
+                write("\n")?;
+                if is_cut {
+                    eprintln!(
+                        "cllm: cut after {spoken} tokens; --tokens says how many there may be"
+                    );
+                }
+            }
             LogFormat::Json => {
-                let reply = Reply { event: "reply", text: &reply, tokens: spoken };
+                let reply = Reply { event: "reply", text: &reply, tokens: spoken, finish_reason };
                 let line = serde_json::to_string(&reply)
                     .map_err(|e| Error::failure(format!("cannot write the reply: {e}")))?;
                 write(&format!("{line}\n"))?;
@@ -132,12 +142,21 @@ struct Conversation<'a> {
     tokenizer: &'a Tokenizer,
     messages: Vec<Message>,
     seen: Vec<u32>,
+    /// Messages have been forgotten, which has been said.
+    is_full: bool,
 }
 
 impl<'a> Conversation<'a> {
     fn new(settings: &'a ChatSettings, template: &'a Template, tokenizer: &'a Tokenizer) -> Self {
         let system = settings.system.iter().map(|text| Message::new("system", text.as_str()));
-        Self { settings, template, tokenizer, messages: system.collect(), seen: Vec::new() }
+        Self {
+            settings,
+            template,
+            tokenizer,
+            messages: system.collect(),
+            seen: Vec::new(),
+            is_full: false,
+        }
     }
 
     /// Whether a text begins with what the model has seen, and it has seen any of this conversation.
@@ -184,9 +203,12 @@ impl<'a> Conversation<'a> {
                 // The last one is what is to be answered.
                 Some(at) if at + 2 < self.messages.len() => {
                     self.messages.drain(at..at + 2);
-                    eprintln!(
-                        "cllm: the context is full: the oldest message and its reply are forgotten"
-                    );
+                    if !core::mem::replace(&mut self.is_full, true) {
+                        eprintln!(
+                            "cllm: the context is full: from now on the oldest messages and their \
+                             replies are forgotten; /reset begins anew"
+                        );
+                    }
                 }
                 _ => {
                     return Err(Error::failure(format!(

@@ -132,13 +132,40 @@ fn serve(queue: &Mutex<Receiver<Order>>, tokenizer: &Tokenizer) {
     }
 }
 
+/// Says so where a file begins as no text does: its bytes may be tokens, but hardly meant.
+fn warn_of_bytes(piece: &Piece<'_>) {
+    if !piece.starts_document || piece.origin.line.is_some() {
+        return;
+    }
+    if let Some(what) = not_text(piece.bytes) {
+        eprintln!(
+            "cllm: {}: it begins as {what}, not as text; its bytes are taken as they are",
+            piece.origin.path.display()
+        );
+    }
+}
+
+/// What a file seems to be that begins with these bytes, if it seems to be no text.
+fn not_text(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("text of UTF-16"),
+        [0x1f, 0x8b, ..] => Some("a file of gzip"),
+        [b'P', b'K', 3, 4, ..] => Some("an archive of zip"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("a file of zstd"),
+        _ => bytes[..bytes.len().min(4096)].contains(&0).then_some("a file of binary data"),
+    }
+}
+
 impl Job {
     /// The next pieces, none at the end, and what there was instead of one more.
     fn read(pieces: &mut Pieces) -> (Self, Result<()>) {
         let mut job = Self::default();
         while job.text.len() < JOB_BYTES {
             match pieces.next_piece() {
-                Ok(Some(piece)) => job.push(&piece),
+                Ok(Some(piece)) => {
+                    warn_of_bytes(&piece);
+                    job.push(&piece);
+                }
                 Ok(None) => break,
                 Err(error) => return (job, Err(error)),
             }
@@ -222,6 +249,15 @@ mod tests {
         let (found, counts) = tokens(&sources, &tokenizer);
         assert_eq!(found, [256, 66, 97, 98, 256, 66, 99]);
         assert_eq!(counts.unwrap().tokens, 7);
+    }
+
+    #[test]
+    fn what_begins_as_no_text_is_known() {
+        assert_eq!(not_text("In the beginning é".as_bytes()), None);
+        assert_eq!(not_text(b"\xff\xfeI\0n\0"), Some("text of UTF-16"));
+        assert_eq!(not_text(b"\x1f\x8b\x08"), Some("a file of gzip"));
+        assert_eq!(not_text(b"abc\0"), Some("a file of binary data"));
+        assert_eq!(not_text(b"\xe9t\xe9, of Latin-1"), None);
     }
 
     #[test]
