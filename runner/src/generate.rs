@@ -94,8 +94,15 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
     let template = conversation_template(settings, &trained)?;
     // The mapped file counts as memory of this program as long as it is held.
     drop(trained);
-    let context = context(settings, &config, &tokenizer)?;
-    warn_of_long_prompt(settings, &tokenizer, context)?;
+    let prompt = tokenizer.encode_prompt(settings.prompt.as_bytes());
+    let prompt = prompt.map_err(|e| Error::failure(format!("the prompt: {e}")))?.len();
+    let context = context(settings, &config, prompt)?;
+    if prompt > context {
+        eprintln!(
+            "cllm: the prompt has {prompt} tokens, and the model sees {context} at a time: only the \
+             last of them count"
+        );
+    }
     let config = for_context(config, context);
     let workers = workers(settings.threads, &config, kernels)?;
     let mut speaker = Speaker::new(&config, workers, kernels, &tokenizer)?;
@@ -171,12 +178,8 @@ fn say(settings: &GenerateSettings, index: usize, voice: &mut Voice<'_>) -> Resu
 #[cfg(feature = "chat")]
 const CONVERSATION: usize = 8192;
 
-/// Tokens that the model sees at a time.
-fn context(
-    settings: &GenerateSettings,
-    config: &ModelConfig,
-    tokenizer: &Tokenizer,
-) -> Result<usize> {
+/// Tokens that the model sees at a time, given those of the prompt.
+fn context(settings: &GenerateSettings, config: &ModelConfig, prompt: usize) -> Result<usize> {
     let most = config.block_size;
     #[cfg(feature = "chat")]
     let usual = if settings.interactive { Some(CONVERSATION) } else { None };
@@ -189,29 +192,8 @@ fn context(
         ))),
         (Some(context), _) => Ok(context),
         (None, Some(usual)) => Ok(usual.min(most)),
-        (None, None) => {
-            let prompt = tokenizer.encode_prompt(settings.prompt.as_bytes());
-            let prompt = prompt.map_err(|e| Error::failure(format!("the prompt: {e}")))?.len();
-            Ok(prompt.saturating_add(settings.tokens).min(most))
-        }
+        (None, None) => Ok(prompt.saturating_add(settings.tokens).min(most)),
     }
-}
-
-/// Says so where a prompt's beginning will not be seen.
-fn warn_of_long_prompt(
-    settings: &GenerateSettings,
-    tokenizer: &Tokenizer,
-    context: usize,
-) -> Result<()> {
-    let prompt = tokenizer.encode_prompt(settings.prompt.as_bytes());
-    let tokens = prompt.map_err(|e| Error::failure(format!("the prompt: {e}")))?.len();
-    if tokens > context {
-        eprintln!(
-            "cllm: the prompt has {tokens} tokens, and the model sees {context} at a time: only the \
-             last of them count"
-        );
-    }
-    Ok(())
 }
 
 /// The model for texts of fewer tokens: where positions are angles it has the same weights, and takes

@@ -221,11 +221,11 @@ fn run(
         let board = board::begin(settings, step)?;
         let metrics = Metrics::open(&folder.metrics(), step)?;
         let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
-        // A session without a step does nothing by its settings: those of the run stay.
-        if step < settings.max_steps {
+        // A session that goes on without a step left does nothing by its settings: the run's own stay.
+        if from.is_none() || step < settings.max_steps {
             folder.save_settings(settings)?;
-            begun.keep();
         }
+        begun.keep();
         let mut session = Session {
             settings,
             folder: &folder,
