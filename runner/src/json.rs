@@ -7,7 +7,8 @@
 use core::fmt;
 
 use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
-use serde::{Deserializer, de};
+use serde::{Deserializer, Serialize, de};
+use serde_json::Value;
 
 /// Bytes that values may take whatever their text, and for each byte of it: the largest tokenizers that
 /// people use take three.
@@ -32,6 +33,13 @@ pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result
         return Err(error);
     }
     serde_json::from_slice(text)
+}
+
+/// A value with the digits that tell its numbers, as a file has them: `f32` would have those of `f64`.
+/// `Null` if it cannot be written.
+pub(crate) fn as_written(value: &impl Serialize) -> Value {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
 }
 
 /// What is wrong with a line that is to be a value of JSON, for where it is has been said already.

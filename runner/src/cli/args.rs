@@ -12,6 +12,7 @@ use super::report::ReportArgs;
 #[cfg(feature = "serve")]
 use super::serve::ServeArgs;
 use super::value::{Setting, parse};
+use crate::json::as_written;
 use crate::settings::{LogFormat, TokenizerChoice};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::{Dtype, Isa};
@@ -113,9 +114,7 @@ fn with_negative_numbers(command: clap::Command) -> clap::Command {
 
 /// Adds the default, which is the preset's, to the help of each setting.
 fn show_defaults(command: clap::Command, preset: Preset) -> clap::Command {
-    // By way of text, which has as few digits as tell a number.
-    let text = serde_json::to_string(&preset.settings()).unwrap_or_default();
-    let Ok(Value::Object(defaults)) = serde_json::from_str(&text) else { return command };
+    let Value::Object(defaults) = as_written(&preset.settings()) else { return command };
     command.mut_args(|arg| {
         let shown = match defaults.get(arg.get_id().as_str()) {
             None | Some(Value::Null | Value::Array(_)) => None,

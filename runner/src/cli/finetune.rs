@@ -7,7 +7,7 @@ use super::commands;
 use super::flags::TrainArgs;
 use super::presets::Preset;
 use crate::error::{Error, Result};
-use crate::train::base::DECIDED;
+use crate::train::base::{DECIDED, LORA_RATE};
 
 /// What follows the help.
 pub(super) const HELP: &str = "\
@@ -41,8 +41,10 @@ pub(super) fn own_help(command: clap::Command) -> clap::Command {
                 "Share of the lines, evenly spread, held out for validation when there is no --val-data",
             ),
             "tokenizer" => arg.help("A tokenizer.json [default: that of --base]"),
-            "learning_rate" => arg
-                .help("Highest learning rate [default: 0.00002, with --lora-rank 0.0002]"),
+            "learning_rate" => arg.help(format!(
+                "Highest learning rate [default: {}, with --lora-rank {LORA_RATE}]",
+                Preset::Finetune.settings().learning_rate
+            )),
             "max_steps" => arg.help("Steps [default: those of --epochs]"),
             "block_size" => arg.help("Tokens of a row [default: the base's, at most 1024]"),
             _ if hidden.contains(&id) || DECIDED.contains(&id) => arg.hide(true),

@@ -15,6 +15,7 @@ use crate::checkpoint::CheckpointFile;
 use crate::data::sha256_hex;
 use crate::data::shard::{Shard, is_shard};
 use crate::error::{Error, Result};
+use crate::json::as_written;
 use crate::memory::human_bytes;
 use crate::model;
 use crate::tokenizer::{FILE_NAME, Tokenizer};
@@ -263,9 +264,7 @@ fn run_folder(path: &Path, run: &RunFolder) -> Result<Report> {
         let settings = run.settings()?;
         report.fact("steps wanted", settings.max_steps);
         report.fact("batch size", settings.batch_size);
-        // By way of text, which has as few digits as tell the number.
-        let rate = settings.learning_rate.to_string();
-        report.fact("learning rate", rate.parse::<f64>().unwrap_or_default());
+        report.fact("learning rate", as_written(&settings.learning_rate));
     }
     if path.join(FILE_NAME).exists() {
         let tokenizer = Tokenizer::load(path)?;

@@ -47,7 +47,7 @@ pub(crate) const DECIDED: [&str; 16] = [
 pub(crate) const BLOCK: usize = 1024;
 
 /// Highest learning rate of adapters unless told: ten times that of all weights, as people take it.
-const LORA_RATE: f32 = 2e-4;
+pub(crate) const LORA_RATE: f32 = 2e-4;
 
 /// Fills `settings` with what the base says, of which `is_set` says what somebody has set.
 ///

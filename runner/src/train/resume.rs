@@ -136,10 +136,8 @@ pub(super) fn check(
 }
 
 fn object(settings: &TrainSettings) -> Result<Map<String, Value>> {
-    // By way of text, which has as few digits as tell a number.
-    let text = serde_json::to_string(settings).unwrap_or_default();
-    match serde_json::from_str(&text) {
-        Ok(Value::Object(map)) => Ok(map),
+    match crate::json::as_written(settings) {
+        Value::Object(map) => Ok(map),
         _ => Err(Error::failure("cannot compare settings")),
     }
 }
