@@ -17,6 +17,7 @@ use crate::settings::{LogFormat, Threads};
 use crate::stops::Stops;
 use crate::streams::{Streams, filled};
 use crate::tokenizer::Tokenizer;
+use crate::train::stop::Stop;
 use crate::trained::Trained;
 
 /// What `cllm generate` is told.
@@ -149,7 +150,7 @@ fn conversation_template(
 fn say(settings: &GenerateSettings, index: usize, voice: &mut Voice<'_>) -> Result<()> {
     let prompt = &settings.prompt;
     let config = sampler_config(settings, index);
-    let until = Until { tokens: settings.tokens, stop: &settings.stop };
+    let until = Until { tokens: settings.tokens, stop: &settings.stop, request: None };
     if settings.log_format == LogFormat::Json {
         let mut text = prompt.clone();
         let said = voice.speak(prompt, until, config, &mut |piece| {
@@ -321,6 +322,8 @@ pub(crate) struct Until<'a> {
     pub tokens: usize,
     /// Texts that end it and are not part of it.
     pub stop: &'a [String],
+    /// A request to end it where it is.
+    pub request: Option<&'a Stop>,
 }
 
 /// What came of it.
@@ -373,7 +376,7 @@ impl Voice<'_> {
         let mut decoder = self.tokenizer.stream_decoder();
         let mut stops = Stops::new(until.stop);
         let (mut spoken, mut is_cut) = (0, true);
-        while spoken < until.tokens {
+        while spoken < until.tokens && !until.request.is_some_and(Stop::requested) {
             let logits = self.generator.logits_after(text).map_err(|e| match e {
                 GenerateError::Engine(e) => Error::failure(e.to_string()),
                 e => Error::failure(format!("the prompt: {e}")),

@@ -5,6 +5,8 @@
 //! what the model has seen of them stays in its cache; a reply ends with the end of text
 //! too long for the context: the oldest messages go, but not the system's
 //! ```
+//! On a terminal Ctrl-C ends a reply where it is, and between replies the program.
+//!
 //! `/reset` and `/exit` are for the program; a line that begins with two slashes says one of them.
 //!
 //! Special tokens are the template's. A message that spells one is refused, for it would end itself or
@@ -20,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Said, Until, Voice, write};
 use crate::settings::LogFormat;
 use crate::tokenizer::Tokenizer;
+use crate::train::stop::Stop;
 
 /// How `cllm generate --interactive` talks.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,8 +65,9 @@ pub(crate) fn talk(
 ) -> Result<()> {
     let asks = settings.log_format == LogFormat::Text && std::io::stdin().is_terminal();
     if asks {
-        write("Ctrl-D or /exit ends the conversation, /reset forgets it.\n")?;
+        write("Ctrl-C stops a reply, Ctrl-D or /exit ends the conversation, /reset forgets it.\n")?;
     }
+    let interrupt = if asks { Some(Stop::on_interrupt()?) } else { None };
     let commanding = tokenizer.commanding();
     let new = || Conversation::new(settings, template, &commanding);
     let mut talk = new();
@@ -108,16 +112,20 @@ pub(crate) fn talk(
         }
         let mut reply = String::new();
         let tokens = settings.tokens.min(settings.context.saturating_sub(text.len()).max(1));
-        let until = Until { tokens, stop: &settings.stop };
+        let until = Until { tokens, stop: &settings.stop, request: interrupt.as_ref() };
+        // From here on Ctrl-C asks; before, and when the reply has ended, it ends the program.
+        interrupt.iter().for_each(Stop::withdraw);
         let said = voice.go_on(&mut text, until, sampler(number), &mut |piece| {
             reply.push_str(piece);
             if settings.log_format == LogFormat::Text { write(piece) } else { Ok(()) }
         })?;
         let (Said { tokens: spoken, is_cut }, finish_reason) = (said, said.finish_reason());
+        let is_stopped = interrupt.as_ref().is_some_and(Stop::requested);
+        interrupt.iter().for_each(Stop::request);
         match settings.log_format {
             LogFormat::Text => {
                 write("\n")?;
-                if is_cut {
+                if is_cut && !is_stopped {
                     eprintln!(
                         "cllm: cut after {spoken} tokens; --tokens says how many there may be"
                     );

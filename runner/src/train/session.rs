@@ -339,7 +339,7 @@ impl Session<'_, '_> {
             }
         };
         let spoken = speaker.speak(&weights, |voice| {
-            let until = Until { tokens: self.settings.sample_tokens, stop: &[] };
+            let until = Until { tokens: self.settings.sample_tokens, stop: &[], request: None };
             voice.speak(&prompt, until, config, &mut |piece| {
                 text.push_str(piece);
                 if is_stopped() { Err(Error::failure("stopped")) } else { Ok(()) }

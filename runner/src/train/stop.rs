@@ -37,13 +37,30 @@ impl Stop {
         }
         let stop = Self::new();
         let hangup = (!ignores(SIGHUP)).then_some(SIGHUP);
-        for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
-            // In this order: the first signal finds the flag down and only raises it.
-            flag::register_conditional_shutdown(signal, INTERRUPTED, Arc::clone(&stop.0))
-                .and_then(|_| flag::register(signal, Arc::clone(&stop.0)))
-                .map_err(|e| Error::failure(format!("cannot watch for signals: {e}")))?;
-        }
+        [SIGINT, SIGTERM].into_iter().chain(hangup).try_for_each(|signal| stop.watch(signal))?;
         Ok(SIGNALS.get_or_init(|| stop).clone())
+    }
+
+    /// The request that Ctrl-C makes; as it is now, which nobody answers, Ctrl-C ends the program with exit
+    /// code 130.
+    ///
+    /// # Errors
+    /// The system refuses to hand over its signals.
+    #[cfg(feature = "chat")]
+    pub(crate) fn on_interrupt() -> Result<Self> {
+        let stop = Self::new();
+        stop.request();
+        stop.watch(SIGINT)?;
+        Ok(stop)
+    }
+
+    /// Has a signal make the request, or end the program if it is made already.
+    fn watch(&self, signal: i32) -> Result<()> {
+        // In this order: the first signal finds the flag down and only raises it.
+        flag::register_conditional_shutdown(signal, INTERRUPTED, Arc::clone(&self.0))
+            .and_then(|_| flag::register(signal, Arc::clone(&self.0)))
+            .map(|_| ())
+            .map_err(|e| Error::failure(format!("cannot watch for signals: {e}")))
     }
 
     /// Makes writing beyond the largest file that the system allows (`ulimit -f`) an error like any other,
@@ -61,6 +78,12 @@ impl Stop {
     /// ended by itself: then this makes the next signal end the program at once.
     pub fn request(&self) {
         self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes a request back that has been answered.
+    #[cfg(feature = "chat")]
+    pub(crate) fn withdraw(&self) {
+        self.0.store(false, Ordering::SeqCst);
     }
 
     /// Whether somebody asked.
