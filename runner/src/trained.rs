@@ -21,12 +21,17 @@ pub(crate) struct Trained {
     /// The file has adapters, and the weights beside it are those of their base.
     adapters: Option<Adapters>,
     step: u64,
+    origin: Option<String>,
 }
 
 impl Trained {
     /// Opens `path`: a checkpoint, or a run folder (then its best or newest one).
     /// Damaged checkpoints of a folder that are passed over are named on standard error.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::find(path).map_err(|error| if is_foreign(path) { foreign(path) } else { error })
+    }
+
+    fn find(path: &Path) -> Result<Self> {
         let file = if path.is_dir() {
             let folder = RunFolder::existing(path);
             let found = folder.for_use()?;
@@ -44,9 +49,9 @@ impl Trained {
 
     /// That of a file, which is verified.
     pub(crate) fn of(file: CheckpointFile) -> Result<Self> {
-        let (header, weights) = file.into_weights()?;
+        let (header, weights, origin) = file.into_weights()?;
         let Header { config, adapters, updates: step, .. } = header;
-        Ok(Self { weights, config, adapters, step })
+        Ok(Self { weights, config, adapters, step, origin })
     }
 
     /// The file.
@@ -62,6 +67,11 @@ impl Trained {
     /// Steps that it was trained for.
     pub(crate) fn step(&self) -> u64 {
         self.step
+    }
+
+    /// Where it has come from, if it was imported and is as it came.
+    pub(crate) fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
     }
 
     /// The folder that the checkpoint lies in.
@@ -158,6 +168,28 @@ impl Tensors {
         }
         Ok(())
     }
+}
+
+/// Whether a model of other programs lies at `path`, by its files' names.
+fn is_foreign(path: &Path) -> bool {
+    let is = |name: &str| path.extension().is_some_and(|extension| extension == name);
+    if path.is_dir() {
+        let run = RunFolder::existing(path);
+        return path.join("config.json").exists() && !run.has_checkpoints().unwrap_or(false);
+    }
+    path.exists() && (is("gguf") || is("safetensors"))
+}
+
+fn foreign(path: &Path) -> Error {
+    // Of such a file the folder says what it is of.
+    let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_part = path.extension().is_some_and(|extension| extension == "safetensors");
+    let from = if is_part { parent } else { path };
+    Error::failure(format!(
+        "{}: a model of another program; `cllm import {} --out-dir DIR` makes a run folder of it",
+        path.display(),
+        from.display()
+    ))
 }
 
 /// An arena of zeros for the weights of a model that lies at `path`.

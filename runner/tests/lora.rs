@@ -147,6 +147,64 @@ fn what_makes_no_sense_is_refused_in_the_words_of_the_flags() {
 }
 
 #[test]
+fn adapters_know_the_name_of_the_model_beside_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let small = "train --data t.txt --n-layer 1 --n-head 2 --n-embd 32 --max-steps 1 --block-size 16 \
+                 --val-fraction 0 --sample-tokens 0 --batch-size 2 --out-dir";
+    fs::write(dir.join("t.txt"), "In the beginning God created the heaven.\n".repeat(20)).unwrap();
+    run_in(dir, &words(&format!("{small} own"))).done();
+    let tune = |base: &str, out: &str| {
+        run_in(
+            dir,
+            &words(
+                &format!("{small} {out} --base {base} --lora-rank 2")
+                    .replace("--n-layer 1 --n-head 2 --n-embd 32 ", ""),
+            ),
+        )
+        .done();
+        let out = format!("export --checkpoint {out} --format peft --out {out}-peft");
+        run_in(dir, &words(&out)).done();
+    };
+    let said = |adapter: &str| {
+        let path = dir.join(adapter).join("adapter_config.json");
+        let config: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        config["base_model_name_or_path"].clone()
+    };
+    // A model that was made here has no name elsewhere; one from a cache has that of the Hub.
+    tune("own", "first");
+    assert_eq!(said("first-peft"), Value::Null);
+    let cache = "models--maker--small/snapshots/0a1b";
+    run_in(dir, &words(&format!("export --checkpoint own --out {cache}"))).done();
+    run_in(dir, &words(&format!("import {cache} --out-dir base"))).done();
+    tune("base", "second");
+    assert_eq!(said("second-peft"), "maker/small");
+    run_in(dir, &words("export --checkpoint own --out other-model")).done();
+    run_in(dir, &words("import other-model --out-dir other")).done();
+    tune("other", "third");
+    let whole = dir.canonicalize().unwrap().join("other-model");
+    assert_eq!(said("third-peft"), whole.to_str().unwrap());
+    // Nothing but the name tells that these do not belong together.
+    let beside = |adapter: &str, base: &str, out: &str| {
+        run_in(dir, &words(&format!("import {adapter} --base {base} --out-dir {out}")))
+            .done()
+            .stderr
+    };
+    assert_eq!(beside("second-peft", "base", "a"), "");
+    assert_eq!(beside("first-peft", "own", "b"), "");
+    let doubt = beside("second-peft", "other", "c");
+    assert!(
+        doubt.contains("trained beside maker/small") && doubt.contains("other-model"),
+        "{doubt}"
+    );
+    let doubt = beside("second-peft", "own", "d");
+    assert!(doubt.contains("does not say where"), "{doubt}");
+    // What adapters have made of a model is not that model.
+    let doubt = beside("second-peft", "a", "e");
+    assert!(doubt.contains("does not say where"), "{doubt}");
+}
+
+#[test]
 fn adapters_that_cannot_be_computed_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

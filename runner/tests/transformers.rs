@@ -94,6 +94,62 @@ fn models_of_transformers_compute_here_what_they_compute_there() {
     assert_eq!(seen, 10);
 }
 
+/// Writes the tokenizer of the folder `model` as folders had it before `tokenizer.json`.
+fn as_older_files(dir: &Path) -> (Value, String) {
+    let at = |name: &str| dir.join("model").join(name);
+    let json: Value = serde_json::from_slice(&fs::read(at("tokenizer.json")).unwrap()).unwrap();
+    let merges = json["model"]["merges"].as_array().unwrap().iter().map(|merge| {
+        let part = |n: usize| merge[n].as_str();
+        let both = part(0).zip(part(1)).map(|(first, second)| format!("{first} {second}"));
+        both.unwrap_or_else(|| merge.as_str().unwrap().to_owned())
+    });
+    let merges = ["#version: 0.2".to_owned()].into_iter().chain(merges).collect::<Vec<_>>();
+    let merges = merges.join("\n") + "\n";
+    fs::write(at("vocab.json"), json["model"]["vocab"].to_string()).unwrap();
+    fs::write(at("merges.txt"), &merges).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::remove_file(at(name)).unwrap();
+    }
+    (json["model"]["vocab"].clone(), merges)
+}
+
+#[test]
+fn folders_have_tokenizers_of_two_older_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bpe:300");
+    export(dir, "");
+    let (mut vocab, merges) = as_older_files(dir);
+    import(dir).done();
+    let shards = |run: &str| {
+        let tokenizer = format!("{run}/tokenizer.json");
+        let args = ["tokenize", "--data", "n.txt", "--tokenizer", &tokenizer, "--out", run];
+        run_in(dir, &args).done();
+        fs::read(dir.join(run).join("train_000000.bin")).unwrap()
+    };
+    let nasty = "It's 12345 o'clock...\n\n  So -- <|endoftext|> \u{e9}t\u{e9}, the God!?\t\r\n x";
+    fs::write(dir.join("n.txt"), nasty).unwrap();
+    assert_eq!(shards("back"), shards("out"));
+    assert_eq!(loss(dir, "back"), loss(dir, "out"));
+
+    let again = |name: &str, text: &str| {
+        fs::write(dir.join("model").join(name), text).unwrap();
+        run_in(dir, &["import", "model", "--out-dir", "again"])
+    };
+    let broken = merges.clone() + "the light\n";
+    let line = broken.lines().count();
+    let named = format!("merges.txt: line {line}: \"the light\"");
+    again("merges.txt", &broken).refused(1, &[&named]);
+    again("merges.txt", &merges).done();
+    fs::remove_dir_all(dir.join("again")).unwrap();
+    vocab["a"] = json!("one");
+    again("vocab.json", &vocab.to_string()).refused(1, &["vocab.json: ", "\"a\""]);
+    // Those of another class are none that is known.
+    let other = r#"{"tokenizer_class": "RobertaTokenizer"}"#;
+    let said = again("tokenizer_config.json", other).done().stdout;
+    assert!(said.contains("no tokenizer of a known kind"), "{said}");
+}
+
 #[test]
 fn what_is_exported_and_imported_again_is_the_same_model() {
     for flags in [
@@ -400,7 +456,8 @@ fn the_end_of_text_is_the_models_own() {
     assert_eq!(end(json!({ "eos_token": { "content": "[EOS]" } }), "256 \"[EOS]\"", "b"), 256);
     assert_eq!(end(json!({}), "256 \"[EOS]\"", "c"), 256);
     change_config(dir, |config| config["eos_token_id"] = json!([65, 256]));
-    assert_eq!(end(json!({}), "65 \"A\"", "d"), 65);
+    // All of them, the first of them first.
+    assert_eq!(end(json!({}), "65 \"A\"", "d"), json!([65, 256]));
     fs::write(dir.join("model/tokenizer_config.json"), r#"{"eos_token": "none"}"#).unwrap();
     run_in(dir, &words("import model --out-dir e"))
         .refused(1, &["tokenizer.json", "its end of text \"none\" is not one of its tokens"]);
@@ -434,6 +491,7 @@ fn other_ends_and_the_beginning_are_the_models_own() {
     // A folder of this program's goes on with it.
     run_in(dir, &words("import again --out-dir twice")).done();
     assert_eq!(said("twice", "In the "), (String::new(), 1));
+    assert_eq!(read("again/config.json")["eos_token_id"], json!([256, end]));
     put("model/generation_config.json", json!(3));
     run_in(dir, &words("import model --out-dir plain")).done();
     assert_eq!(said("plain", "In the "), whole);
@@ -496,6 +554,42 @@ fn weights_that_a_type_cannot_hold_are_named() {
     import(dir).done();
     run_in(dir, &words("export --checkpoint back --out half --weights f16"))
         .refused(1, &["ln_f.weight has the value 1000000", "--weights bf16 or f32"]);
-    assert!(!dir.join("half/config.json").exists() && !dir.join("half/model.safetensors").exists());
-    run_in(dir, &words("export --checkpoint back --out whole --weights bf16")).done();
+    // Nothing is left, so another try finds nothing in its way.
+    assert!(!dir.join("half").exists());
+    fs::create_dir(dir.join("half")).unwrap();
+    run_in(dir, &words("export --checkpoint back --out half --weights f16")).failed();
+    assert_eq!(fs::read_dir(dir.join("half")).unwrap().count(), 0);
+    run_in(dir, &words("export --checkpoint back --out half --weights bf16")).done();
+}
+
+#[test]
+fn what_a_model_advises_and_its_padding_stay_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir, "--tokenizer bytes");
+    export(dir, "");
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap()
+    };
+    let put = |name: &str, json: Value| fs::write(dir.join(name), json.to_string()).unwrap();
+    let advice = json!({ "do_sample": true, "temperature": 0.6, "top_p": 0.9, "pad_token_id": 65,
+                         "eos_token_id": 256 });
+    put("model/generation_config.json", advice.clone());
+    let mut tokenizer = read("model/tokenizer_config.json");
+    tokenizer["pad_token"] = "A".into();
+    put("model/tokenizer_config.json", tokenizer);
+    import(dir).done();
+    // And with what is trained from it.
+    let tune = "train --base back --data t.txt --max-steps 1 --sample-tokens 0 --out-dir tuned";
+    run_in(dir, &words(tune)).done();
+    for run in ["back", "tuned"] {
+        let out = format!("{run}-hf");
+        run_in(dir, &["export", "--checkpoint", run, "--out", &out]).done();
+        let (given, advised) = (read(&format!("{out}/generation_config.json")), &advice);
+        for (key, value) in advised.as_object().unwrap() {
+            assert_eq!(given[key], *value, "{run}: {key}");
+        }
+        assert_eq!(read(&format!("{out}/tokenizer_config.json"))["pad_token"], "A", "{run}");
+        assert_eq!(read(&format!("{out}/config.json"))["pad_token_id"], 65, "{run}");
+    }
 }

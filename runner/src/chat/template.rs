@@ -171,7 +171,7 @@ mod tests {
     fn template(source: &str) -> Template {
         let text = |text: &str| Some(text.to_owned());
         let (bos_token, eos_token) = (text("<s>"), text("</s>"));
-        let usage = Usage { chat_template: text(source), bos_token, eos_token };
+        let usage = Usage { chat_template: text(source), bos_token, eos_token, ..Usage::default() };
         Template::of(usage, Path::new("there")).unwrap()
     }
 

@@ -59,6 +59,8 @@ pub(crate) struct NewRun<'a> {
     pub(crate) tokenizer: Option<&'a [u8]>,
     /// How that is used.
     pub(crate) usage: &'a Usage,
+    /// Where the model has come from, if that is known.
+    pub(crate) origin: Option<String>,
 }
 
 /// Makes it: the tokenizer, how that is used, the base, then the checkpoint, the path of which is the
@@ -73,7 +75,8 @@ pub(crate) fn create_run(new: &NewRun<'_>) -> Result<PathBuf> {
         Some("run")
     } else {
         // Whose would be overwritten, or taken for the model's.
-        [tokenizer::FILE_NAME, usage::FILE_NAME].into_iter().find(|name| dir.join(name).exists())
+        let names = [tokenizer::FILE_NAME, usage::FILE_NAME, usage::GENERATION];
+        names.into_iter().find(|name| dir.join(name).exists())
     };
     if let Some(there) = there {
         return Err(Error::failure(format!(
@@ -83,15 +86,17 @@ pub(crate) fn create_run(new: &NewRun<'_>) -> Result<PathBuf> {
     }
     if let Some(json) = new.tokenizer {
         files::write_atomic(&dir.join(tokenizer::FILE_NAME), json)?;
-        if let Some(json) = new.usage.to_json() {
-            files::write_atomic(&dir.join(usage::FILE_NAME), json.as_bytes())?;
-        }
+        new.usage.save(dir)?;
     }
-    let (path, meta) = (folder.step(0), Meta::untrained());
-    if let Some(base) = new.base {
+    let (path, come) = (folder.step(0), Meta { origin: new.origin.clone(), ..Meta::untrained() });
+    // Of adapters it is their base that has come from there.
+    let meta = if let Some(base) = new.base {
         let header = Header { adapters: None, ..new.header };
-        checkpoint::save_weights(&lora::base_in(dir), &header, &meta, base)?;
-    }
+        checkpoint::save_weights(&lora::base_in(dir), &header, &come, base)?;
+        Meta::untrained()
+    } else {
+        come
+    };
     checkpoint::save_weights(&path, &new.header, &meta, new.values)?;
     Ok(path)
 }
@@ -106,7 +111,24 @@ impl<'a> NewRun<'a> {
         usage: &'a Usage,
     ) -> Self {
         let header = Header { config: *config, adapters: None, seed: 0, updates: 0 };
-        Self { dir, header, values, base: None, tokenizer, usage }
+        Self { dir, header, values, base: None, tokenizer, usage, origin: None }
+    }
+
+    /// As it is, of the model that lies at `from`.
+    pub(crate) fn come_from(self, from: &Path) -> Self {
+        Self { origin: origin(from), ..self }
+    }
+}
+
+/// What others call the model at a path: its name on the Hub if it lies in the cache of that
+/// (`models--OWNER--NAME/snapshots/...`), else the whole path, as PEFT has it too.
+fn origin(from: &Path) -> Option<String> {
+    let whole = from.canonicalize().unwrap_or_else(|_| from.to_path_buf());
+    let mut parts = whole.iter().filter_map(|part| part.to_str());
+    let cached = parts.find_map(|part| part.strip_prefix("models--"));
+    match cached {
+        Some(name) => Some(name.replace("--", "/")),
+        None => whole.to_str().map(str::to_owned),
     }
 }
 

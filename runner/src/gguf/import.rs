@@ -46,7 +46,7 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     }
     let usage = tokens::usage(&file.keys);
     let new = NewRun::of(out_dir, &config, &arena, json.as_deref(), &usage);
-    let checkpoint = create_run(&new)?;
+    let checkpoint = create_run(&new.come_from(from))?;
     let has_tokenizer = json.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }

@@ -59,6 +59,8 @@ pub(super) fn keys(
     let begun = tokenizer.begin_of_text();
     let named = usage.bos_token.as_ref().and_then(|bos| texts.iter().position(|text| text == bos));
     let begin = begun.first().copied().or(named.map(|id| id as u32)).unwrap_or(end);
+    let pad = usage.pad_token.as_ref().and_then(|pad| texts.iter().position(|text| text == pad));
+    let pad = pad.map(|id| (format!("{PREFIX}padding_token_id"), Value::U32(id as u32)));
     let others = tokenizer.other_ends();
     let other_ends = OTHER_ENDS.into_iter().zip(others);
     let other_ends = other_ends.map(|(name, id)| (format!("{PREFIX}{name}"), Value::U32(*id)));
@@ -83,7 +85,7 @@ pub(super) fn keys(
         ("add_bos_token", Value::Bool(!begun.is_empty())),
     ]
     .map(|(name, value)| (format!("{PREFIX}{name}"), value));
-    Ok(keys.into_iter().chain(other_ends).chain(all_ends).chain(template).collect())
+    Ok(keys.into_iter().chain(pad).chain(other_ends).chain(all_ends).chain(template).collect())
 }
 
 /// What a tokenizer is made of.
@@ -221,6 +223,8 @@ pub(super) fn usage(keys: &Keys) -> Usage {
         chat_template: keys.get(TEMPLATE).and_then(Value::text).map(str::to_owned),
         bos_token: token("bos_token_id"),
         eos_token: token("eos_token_id"),
+        pad_token: token("padding_token_id"),
+        generation: serde_json::Map::new(),
     }
 }
 
@@ -312,8 +316,13 @@ mod tests {
     fn templates_and_the_tokens_around_texts_come_back() {
         let text = |text: &str| Some(text.to_owned());
         let end = Tokenizer::Bytes.end_of_text_name();
-        let said =
-            Usage { chat_template: text("{{ x }}"), bos_token: text("A"), eos_token: Some(end) };
+        let said = Usage {
+            chat_template: text("{{ x }}"),
+            bos_token: text("A"),
+            eos_token: Some(end),
+            pad_token: text("B"),
+            ..Usage::default()
+        };
         let keys: Keys = keys(&Tokenizer::Bytes, &said, 257).unwrap().into_iter().collect();
         assert_eq!(get(&keys, "bos_token_id"), Some(&Value::U32(65)));
         assert_eq!(usage(&keys), said);

@@ -5,23 +5,24 @@
 //! kind: it computes the same.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
 use cllm_core::{ModelConfig, ParamSpec};
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::names::{self, Named, Place};
 use super::weights::dtype;
-use super::{CONFIG, GENERATION, INDEX, WEIGHTS, config};
+use super::{CONFIG, INDEX, WEIGHTS, config};
 use crate::error::{Error, Result};
 use crate::exchange::{Element, ExportSettings, Family, check_held, row_by_output, with_values};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::{
     self, Tokenizer,
-    usage::{self, Usage},
+    usage::{self, GENERATION, Usage},
 };
 use crate::trained::Trained;
 
@@ -38,32 +39,50 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     let family = Family::of(config).map_err(bad)?;
     let usage = Usage::of_folder(&trained.dir())?;
     let end = tokenizer.as_ref().map(Tokenizer::end_of_text);
+    let named = |name: Option<&str>| {
+        name.zip(tokenizer.as_ref()).and_then(|(name, tokenizer)| tokenizer.id_of(name))
+    };
     // A model that was trained here begins a text with the end of the one before.
-    let named = usage.bos_token.as_deref().zip(tokenizer.as_ref());
-    let begin = named.and_then(|(name, tokenizer)| tokenizer.id_of(name)).or(end);
-    let text = config::text(config, family, [begin, end], torch_name(settings.element));
+    let begin = named(usage.bos_token.as_deref()).or(end);
+    let around = config::Around {
+        begin,
+        ends: tokenizer.as_ref().map(ends).unwrap_or_default(),
+        pad: named(usage.pad_token.as_deref()),
+    };
+    let text = config::text(config, family, &around, torch_name(settings.element));
     let text = text.map_err(bad)?;
     let out = &settings.out;
     // The index too, which would be read before the weights.
     for name in [CONFIG, GENERATION, WEIGHTS, INDEX, tokenizer::FILE_NAME, usage::FILE_NAME] {
         files::refuse_to_replace(&out.join(name))?;
     }
-    let parameters = trained.parameters()?;
-    files::create_dir(out)?;
+    let mut texts = Vec::new();
     if let Some(tokenizer) = &tokenizer {
-        let json = tokenizer.to_transformers()?;
-        files::write_atomic(&out.join(tokenizer::FILE_NAME), json.as_bytes())?;
-        let json = tokenizer_config(tokenizer, &usage, config)?;
-        files::write_atomic(&out.join(usage::FILE_NAME), json.as_bytes())?;
-        if !tokenizer.other_ends().is_empty() {
-            let json = generation_config(tokenizer, begin);
-            files::write_atomic(&out.join(GENERATION), json.as_bytes())?;
+        texts.push((tokenizer::FILE_NAME, tokenizer.to_transformers()?));
+        texts.push((usage::FILE_NAME, tokenizer_config(tokenizer, &usage, config)?));
+        texts.extend(generation_config(tokenizer, &usage, begin).map(|text| (GENERATION, text)));
+    }
+    // Last: a folder with it is whole.
+    texts.push((CONFIG, text));
+    let parameters = trained.parameters()?;
+    let tensors = tensors(config, family, &parameters)?;
+    let is_new = !out.exists();
+    files::create_dir(out)?;
+    let written = write(&out.join(WEIGHTS), &tensors, settings.element).and_then(|()| {
+        let put =
+            |(name, text): &(_, String)| files::write_atomic(&out.join(name), text.as_bytes());
+        texts.iter().try_for_each(put)
+    });
+    if written.is_err() {
+        // None of them was there before, and what is left would be in the way of another try.
+        for name in texts.iter().map(|(name, _)| *name).chain([WEIGHTS]) {
+            let _ = fs::remove_file(out.join(name));
+        }
+        if is_new {
+            let _ = fs::remove_dir(out);
         }
     }
-    let tensors = tensors(config, family, &parameters)?;
-    write(&out.join(WEIGHTS), &tensors, settings.element)?;
-    // Last: a folder with it is whole.
-    files::write_atomic(&out.join(CONFIG), text.as_bytes())
+    written
 }
 
 /// `transformers`' name of a type of elements.
@@ -156,10 +175,22 @@ fn header(tensors: &[Planned<'_>], element: Element) -> core::result::Result<Vec
     Ok(header)
 }
 
-/// `generation_config.json`: what ends a text, where that is not the end of text alone.
-fn generation_config(tokenizer: &Tokenizer, begin: Option<u32>) -> String {
-    let ends = [&[tokenizer.end_of_text()], tokenizer.other_ends()].concat();
-    format!("{:#}\n", json!({ "bos_token_id": begin, "eos_token_id": ends }))
+/// `generation_config.json`: what an imported model's said, and what ends a text; `None` if that is the end
+/// of text alone, which the model's config says.
+fn generation_config(tokenizer: &Tokenizer, usage: &Usage, begin: Option<u32>) -> Option<String> {
+    let mut json = usage.generation.clone();
+    let others = tokenizer.other_ends();
+    if json.is_empty() && others.is_empty() {
+        return None;
+    }
+    json.insert("bos_token_id".to_owned(), begin.into());
+    json.insert("eos_token_id".to_owned(), config::ids(&ends(tokenizer)));
+    Some(format!("{:#}\n", Value::Object(json)))
+}
+
+/// All tokens that end a text.
+fn ends(tokenizer: &Tokenizer) -> Vec<u32> {
+    [&[tokenizer.end_of_text()], tokenizer.other_ends()].concat()
 }
 
 /// `tokenizer_config.json`: what `AutoTokenizer` wants to know.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::names::{self, HEAD, Named, Place};
 use super::weights::{Mapped, Tensor, Tensors};
-use super::{CONFIG, GENERATION, config, nanochat};
+use super::{CONFIG, config, merges, nanochat};
 use crate::error::{Error, Result};
 use crate::exchange::{
     Around, End, Family, Imported, NewRun, checked_tokenizer, create_run, fill_columns,
@@ -62,13 +62,13 @@ pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
 
     let usage = Usage::of_folder(from)?;
     let new = NewRun::of(out_dir, &config, &arena, tokenizer.as_deref(), &usage);
-    let checkpoint = create_run(&new)?;
+    let checkpoint = create_run(&new.come_from(from))?;
     let has_tokenizer = tokenizer.is_some();
     Ok(Imported { config, parameters: table.parameters(), checkpoint, has_tokenizer })
 }
 
-/// A JSON file of the folder; `None` if it is not there.
-fn json(path: &Path) -> Result<Option<Vec<u8>>> {
+/// A file of the folder; `None` if it is not there.
+pub(super) fn file_of(path: &Path) -> Result<Option<Vec<u8>>> {
     match files::read(path) {
         Ok(text) => Ok(Some(text)),
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
@@ -79,7 +79,11 @@ fn json(path: &Path) -> Result<Option<Vec<u8>>> {
 /// The text of the folder's tokenizer, if there is one, with the end of text that the model has.
 fn read_tokenizer(from: &Path, config: &ModelConfig) -> Result<Option<Vec<u8>>> {
     let path = from.join(tokenizer::FILE_NAME);
-    let Some(text) = json(&path)? else { return Ok(None) };
+    let (path, text) = match file_of(&path)? {
+        None => (from.join(merges::VOCAB), merges::read(from)?),
+        text => (path, text),
+    };
+    let Some(text) = text else { return Ok(None) };
     let text = checked_tokenizer(text, &around(from)?, config.vocab_size);
     text.map(Some).map_err(|e| Error::failure(format!("{}: {e}", path.display())))
 }
@@ -89,7 +93,7 @@ fn read_tokenizer(from: &Path, config: &ModelConfig) -> Result<Option<Vec<u8>>> 
 fn around(from: &Path) -> Result<Around> {
     let parsed = |name: &str| -> Result<Value> {
         let path = from.join(name);
-        let Some(text) = json(&path)? else { return Ok(Value::Null) };
+        let Some(text) = file_of(&path)? else { return Ok(Value::Null) };
         crate::json::from_slice(&text)
             .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
     };
@@ -100,7 +104,7 @@ fn around(from: &Path) -> Result<Around> {
             id => id.as_u64().into_iter().collect(),
         })
     };
-    let (of_model, mut ends) = (ids(CONFIG)?, ids(GENERATION)?);
+    let (of_model, mut ends) = (ids(CONFIG)?, ids(usage::GENERATION)?);
     if ends.is_empty() {
         ends.clone_from(&of_model);
     }

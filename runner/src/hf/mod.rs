@@ -6,7 +6,8 @@
 //! generation_config.json          what ends its texts, if it is more than one token
 //! model.safetensors               the weights, or                         (weights, names)
 //! model.safetensors.index.json    which of several .safetensors files has which tensor
-//! tokenizer.json                  the tokenizer
+//! tokenizer.json                  the tokenizer, or                       (merges)
+//! vocab.json, merges.txt          its older form
 //! ```
 //!
 //! Weights are mapped and go tensor by tensor into or out of the one arena of `f32`; every name, shape
@@ -16,6 +17,7 @@
 mod config;
 mod export;
 mod import;
+mod merges;
 mod names;
 mod nanochat;
 pub(crate) mod weights;
@@ -57,8 +59,6 @@ pub fn model(dir: &Path) -> Result<ModelConfig> {
 
 /// File that describes the model.
 pub(crate) const CONFIG: &str = "config.json";
-/// File that says how it is to be sampled; here what ends its texts.
-const GENERATION: &str = "generation_config.json";
 /// File of the weights.
 const WEIGHTS: &str = "model.safetensors";
 /// File that says which of several files of weights has which tensor.

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Module, base_in, modules};
+use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::exchange::{ExportSettings, Family, Imported, NewRun, check_held, create_run};
 use crate::files;
@@ -28,7 +29,8 @@ use crate::trained::Trained;
 
 /// The file that tells a folder of an adapter.
 pub const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The file of its factors.
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// What of a config matters.
 #[derive(Deserialize)]
@@ -38,6 +40,8 @@ struct Config {
     lora_alpha: f64,
     #[serde(default)]
     use_rslora: bool,
+    #[serde(default)]
+    base_model_name_or_path: Option<String>,
     /// What would make it another kind of adapter: all of it.
     #[serde(flatten)]
     more: BTreeMap<String, Value>,
@@ -93,6 +97,27 @@ impl Config {
         let rank = self.r as f64;
         (self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
     }
+}
+
+/// What is to be said of adapters that name another model than the one they are put onto, or one that
+/// nothing here can tell from it: shapes alone do not show it.
+fn doubt(said: Option<&str>, base: &Path, origin: Option<&str>) -> Option<String> {
+    let said = said.filter(|said| !said.trim().is_empty())?;
+    // The same model may lie in another place.
+    let last = |name: &str| {
+        let name = name.trim_end_matches(['/', '\\']);
+        name.rsplit(['/', '\\']).next().unwrap_or(name).to_lowercase()
+    };
+    let whence = match origin {
+        Some(origin) if last(origin) == last(said) => return None,
+        Some(origin) => format!("was imported from {origin}"),
+        None => "does not say where it has come from".to_owned(),
+    };
+    Some(format!(
+        "{CONFIG} says that the adapter was trained beside {said}, and --base {} {whence}: beside other \
+         weights its answers are wrong",
+        base.display()
+    ))
 }
 
 /// A factor's name in the file.
@@ -156,13 +181,17 @@ pub fn export(settings: &ExportSettings) -> Result<PathBuf> {
     let dropout = stored_settings(&trained.dir()).map_or(0.0, |settings| settings.lora_dropout);
     // The decimals that it was given in.
     let dropout = dropout.to_string().parse().unwrap_or(0.0);
-    let json = serde_json::to_string_pretty(&json(&table, config, family, dropout))
+    let base = base_in(&trained.dir());
+    let origin = Trained::of(CheckpointFile::open(&base)?)?.origin().map(str::to_owned);
+    let mut json = json(&table, config, family, dropout);
+    json["base_model_name_or_path"] = origin.into();
+    let json = serde_json::to_string_pretty(&json)
         .map_err(|e| bad(format!("cannot write {CONFIG}: {e}")))?;
     files::create_dir(out)?;
     files::write_atomic(&out.join(WEIGHTS), &bytes)?;
     // Last: a folder with it is whole.
     files::write_atomic(&out.join(CONFIG), (json + "\n").as_bytes())?;
-    Ok(base_in(&trained.dir()))
+    Ok(base)
 }
 
 /// The values of a `rows x cols` factor whose rows are `stride` apart, by columns.
@@ -257,6 +286,10 @@ pub fn import(from: &Path, base: &Path, out_dir: &Path) -> Result<Imported> {
             base.display()
         )));
     }
+    let said = config_file.base_model_name_or_path.as_deref();
+    if let Some(doubt) = doubt(said, base, trained.origin()) {
+        eprintln!("cllm: {}: {doubt}", from.display());
+    }
     let tokenizer = if trained.has_tokenizer() { Some(trained.tokenizer(None)?) } else { None };
     let json = tokenizer.as_ref().map(|tokenizer| tokenizer.to_json()).transpose()?;
     let checkpoint = create_run(&NewRun {
@@ -266,6 +299,7 @@ pub fn import(from: &Path, base: &Path, out_dir: &Path) -> Result<Imported> {
         base: Some(&trained.parameters()?),
         tokenizer: json.as_deref().map(str::as_bytes),
         usage: &Usage::of_folder(&trained.dir())?,
+        origin: trained.origin().map(str::to_owned),
     })?;
     let parameters = table.parameters();
     Ok(Imported { config, parameters, checkpoint, has_tokenizer: tokenizer.is_some() })

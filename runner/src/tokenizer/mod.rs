@@ -18,7 +18,11 @@ use serde_json::{Value, json};
 mod bpe;
 mod bytes;
 mod chars;
-#[cfg(feature = "gguf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
+#[cfg_attr(
+    not(feature = "gguf"),
+    allow(dead_code, reason = "llama.cpp's names, and kinds that have them")
+)]
 mod cuts;
 mod parts;
 #[cfg(feature = "bpe")]
@@ -38,14 +42,14 @@ pub use stream::StreamDecoder;
 pub(crate) use bpe::byte_char;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) use bpe::{END_KEY, OTHER_ENDS_KEY, end_of_text_guess};
-#[cfg(feature = "gguf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) use cuts::Cut;
 pub(crate) use parts::cut;
-#[cfg(any(feature = "gguf", all(test, feature = "chat")))]
+#[cfg(any(feature = "hf", feature = "gguf", all(test, feature = "chat")))]
 pub(crate) use transformers::added_token;
 #[cfg(any(feature = "hf", feature = "gguf", all(test, feature = "bpe")))]
 pub(crate) use transformers::behind;
-#[cfg(feature = "gguf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) use transformers::byte_level_json;
 
 use crate::error::{Error, Result};

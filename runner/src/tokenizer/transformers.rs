@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::bpe::byte_char;
-#[cfg(feature = "gguf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 use super::cuts::Cut;
 use super::{CharTokenizer, END_OF_TEXT};
 
@@ -30,7 +30,7 @@ pub(super) fn of_chars(chars: &CharTokenizer) -> Value {
 
 /// The text of GPT-2's kind of tokenizer: ids by tokens, merges of two parts with a space between,
 /// and [added tokens](added_token).
-#[cfg(feature = "gguf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) fn byte_level_json(
     cut: Cut,
     vocab: Map<String, Value>,

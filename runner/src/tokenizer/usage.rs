@@ -1,7 +1,9 @@
-//! How a tokenizer is used: the tokens around texts, and the template of conversations.
+//! How a tokenizer is used: the tokens around texts, the template of conversations, and what a model's
+//! makers advise for generation.
 //!
-//! Folders of `transformers` have that in `tokenizer_config.json`, newer ones the template in a file of
-//! its own; a run folder has the first with what matters here.
+//! Folders of `transformers` have that in `tokenizer_config.json` and `generation_config.json`, newer ones
+//! the template in a file of its own; a run folder has the first two with what matters here, so that
+//! whoever exports the model gives it on.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -13,6 +15,8 @@ use crate::files;
 
 /// File that says it, beside the tokenizer.
 pub(crate) const FILE_NAME: &str = "tokenizer_config.json";
+/// File of what is advised for generation, and of all tokens that end a text.
+pub(crate) const GENERATION: &str = "generation_config.json";
 /// File that newer versions of `transformers` put the template into.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -25,6 +29,10 @@ pub(crate) struct Usage {
     pub(crate) bos_token: Option<String>,
     /// The token that ends a text or a reply.
     pub(crate) eos_token: Option<String>,
+    /// The token that fills short texts of a batch up, which other programs want; nothing here does.
+    pub(crate) pad_token: Option<String>,
+    /// All of [`GENERATION`], for other programs.
+    pub(crate) generation: Map<String, Value>,
 }
 
 impl Usage {
@@ -33,12 +41,13 @@ impl Usage {
     /// # Errors
     /// Names the file that cannot be read or is damaged.
     pub(crate) fn of_folder(dir: &Path) -> Result<Self> {
-        let path = dir.join(FILE_NAME);
-        let config = match read(&path)? {
-            Some(text) => crate::json::from_slice(text.as_bytes())
-                .map_err(|e| Error::failure(format!("{}: {e}", path.display())))?,
-            None => Value::Null,
+        let json = |name: &str| -> Result<Value> {
+            let path = dir.join(name);
+            let Some(text) = read(&path)? else { return Ok(Value::Null) };
+            crate::json::from_slice(text.as_bytes())
+                .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
         };
+        let config = json(FILE_NAME)?;
         let token = |name: &str| {
             let token = &config[name];
             token.as_str().or(token["content"].as_str()).map(str::to_owned)
@@ -49,24 +58,37 @@ impl Usage {
             chat_template: own.or_else(of_config),
             bos_token: token("bos_token"),
             eos_token: token("eos_token"),
+            pad_token: token("pad_token"),
+            generation: match json(GENERATION)? {
+                Value::Object(keys) => keys,
+                _ => Map::new(),
+            },
         })
     }
 
-    /// The keys that say it.
+    /// The keys of [`FILE_NAME`] that say it.
     pub(crate) fn keys(&self) -> Map<String, Value> {
         let keys = [
             ("bos_token", &self.bos_token),
             ("eos_token", &self.eos_token),
+            ("pad_token", &self.pad_token),
             ("chat_template", &self.chat_template),
         ];
         let said = keys.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
         said.map(|(key, value)| (key.to_owned(), json!(value))).collect()
     }
 
-    /// The file that [`Usage::of_folder`] reads it from again; `None` if nothing is said.
-    pub(crate) fn to_json(&self) -> Option<String> {
-        let keys = self.keys();
-        (!keys.is_empty()).then(|| format!("{:#}\n", Value::Object(keys)))
+    /// Writes the files that [`Usage::of_folder`] reads it from again, those that say anything.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub(crate) fn save(&self, dir: &Path) -> Result<()> {
+        let files = [(FILE_NAME, self.keys()), (GENERATION, self.generation.clone())];
+        for (name, keys) in files.into_iter().filter(|(_, keys)| !keys.is_empty()) {
+            let text = format!("{:#}\n", Value::Object(keys));
+            files::write_atomic(&dir.join(name), text.as_bytes())?;
+        }
+        Ok(())
     }
 }
 
@@ -97,11 +119,19 @@ mod tests {
     fn folders_say_it_in_either_file() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Usage::of_folder(dir.path()), Ok(Usage::default()));
-        assert_eq!(Usage::default().to_json(), None);
+        Usage::default().save(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         let text = |text: &str| Some(text.to_owned());
-        let all = Usage { chat_template: text("t"), bos_token: text("<s>"), eos_token: None };
-        put(FILE_NAME, &all.to_json().unwrap());
+        let advised = json!({"eos_token_id": [2, 7], "temperature": 0.6});
+        let all = Usage {
+            chat_template: text("t"),
+            bos_token: text("<s>"),
+            eos_token: None,
+            pad_token: text("<pad>"),
+            generation: advised.as_object().unwrap().clone(),
+        };
+        all.save(dir.path()).unwrap();
         assert_eq!(Usage::of_folder(dir.path()), Ok(all));
         // As transformers writes tokens and several templates.
         put(

@@ -13,14 +13,10 @@ use cllm_core::{ModelConfig, Packing, ParamTable, Plan, Positions, Trainer};
 
 use crate::checkpoint::{self, CheckpointFile, MappedValues, Meta};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::lora;
 use crate::parts::Parts;
 use crate::settings::{TokenizerChoice, TrainSettings};
-use crate::tokenizer::{
-    self,
-    usage::{self, Usage},
-};
+use crate::tokenizer::{self, usage::Usage};
 use crate::trained::Trained;
 
 /// The settings that a base decides.
@@ -65,7 +61,7 @@ pub(crate) fn settle(
             base.display()
         )));
     }
-    let trained = open(base)?;
+    let trained = Trained::open(base)?;
     let c = trained.config();
     // Adapters start from nothing and bear larger steps.
     if settings.lora_rank.is_some() && settings.loss_on.is_some() && !is_set("learning_rate") {
@@ -111,23 +107,6 @@ pub(crate) fn settle(
     Ok(())
 }
 
-/// Opens a base.
-fn open(path: &Path) -> Result<Trained> {
-    Trained::open(path).map_err(|error| {
-        let foreign = path.join("config.json").exists()
-            || path.extension().is_some_and(|extension| extension == "gguf");
-        if !foreign {
-            return error;
-        }
-        Error::failure(format!(
-            "--base {}: a model of another program; `cllm import {} --out-dir DIR` makes a run folder \
-             of it, which can be a base",
-            path.display(),
-            path.display()
-        ))
-    })
-}
-
 /// What a run's model is: the base's, or that of the checkpoint that goes on from one.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -157,7 +136,7 @@ impl Start {
                 (beside.transpose()?, header.config)
             }
             None => {
-                let base = open(path)?;
+                let base = Trained::open(path)?;
                 let config = *base.config();
                 (Some(base), config)
             }
@@ -190,9 +169,7 @@ impl Start {
     pub(super) fn begin(&mut self, plan: &Plan, settings: &TrainSettings) -> Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
         let out_dir = &settings.out_dir;
-        if let Some(json) = Usage::of_folder(&base.dir())?.to_json() {
-            files::write_atomic(&out_dir.join(usage::FILE_NAME), json.as_bytes())?;
-        }
+        Usage::of_folder(&base.dir())?.save(out_dir)?;
         if plan.adapters().is_some() {
             let (config, updates) = (self.config, base.step());
             let header = Header { config, adapters: None, seed: settings.seed, updates };
@@ -223,7 +200,8 @@ fn copy(base: &Trained, table: &ParamTable, path: &Path, header: &Header) -> Res
     const ROWS: usize = 256;
     let mut tensors = base.tensors()?;
     let mut piece = Vec::new();
-    checkpoint::save_given(path, header, &Meta::untrained(), |put| {
+    let meta = Meta { origin: base.origin().map(str::to_owned), ..Meta::untrained() };
+    checkpoint::save_given(path, header, &meta, |put| {
         for spec in table.iter() {
             for first in (0..spec.rows).step_by(ROWS) {
                 piece.resize(ROWS.min(spec.rows - first) * spec.cols, 0.0);

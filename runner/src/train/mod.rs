@@ -352,6 +352,7 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
         val_tokens: inputs.val_tokens(),
         tokenizer_sha256: inputs.tokenizer_sha256.clone(),
         data_sha256: inputs.data_sha256(),
+        origin: None,
         isa: kernels.set().to_string(),
     }
 }

@@ -248,7 +248,8 @@ pub(super) fn json(config: &ModelConfig, family: Family) -> Result<Value, String
 
 #[cfg(test)]
 mod tests {
-    use super::super::{model, text};
+    use super::super::tests::around;
+    use super::super::{Around, model, text};
     use super::*;
     use cllm_core::{Rotary, Scaling};
 
@@ -401,7 +402,7 @@ mod tests {
             (ModelConfig { arch: Architecture { head_size: None, ..normed }, ..config }, "qwen3"),
         ] {
             let family = Family::of(&config).unwrap();
-            let text = text(&config, family, [Some(7); 2], "float32").unwrap();
+            let text = text(&config, family, &around(), "float32").unwrap();
             let json: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(json["model_type"], model_type);
             assert_eq!(json["head_dim"], config.head_size());
@@ -412,10 +413,14 @@ mod tests {
             assert_eq!(model(json).unwrap(), config, "{text}");
         }
         let odd = ModelConfig { d_model: 18, bias: true, ..config };
-        assert!(text(&odd, Family::Llama, [None; 2], "float32").unwrap_err().contains("width 18"));
+        assert!(
+            text(&odd, Family::Llama, &Around::default(), "float32")
+                .unwrap_err()
+                .contains("width 18")
+        );
         let arch = Architecture { window: Some(5), ..arch };
         let windowed = ModelConfig { bias: true, arch, ..config };
-        let refused = text(&windowed, Family::Llama, [None; 2], "float32").unwrap_err();
+        let refused = text(&windowed, Family::Llama, &Around::default(), "float32").unwrap_err();
         assert!(refused.contains("biases and a window of 5 tokens"), "{refused}");
         // Of its own dropout attention has one there.
         let json = json(&ModelConfig { dropout: 0.25, ..config }, Family::Llama).unwrap();

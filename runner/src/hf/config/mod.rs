@@ -70,7 +70,26 @@ fn digits(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(x.into())
 }
 
-/// The `config.json` of a model of the family, whose texts begin and end with these tokens, with weights
+/// The tokens around a model's texts.
+#[derive(Debug, Default)]
+pub(super) struct Around {
+    pub(super) begin: Option<u32>,
+    /// Those that end a text: none, one, or more.
+    pub(super) ends: Vec<u32>,
+    /// What fills short texts of a batch up.
+    pub(super) pad: Option<u32>,
+}
+
+/// One id as it is, several as a list, none as null: so `transformers` has it.
+pub(super) fn ids(ids: &[u32]) -> Value {
+    match ids {
+        [] => Value::Null,
+        [id] => (*id).into(),
+        ids => ids.into(),
+    }
+}
+
+/// The `config.json` of a model of the family, whose texts have these tokens around them, with weights
 /// of `dtype`.
 ///
 /// # Errors
@@ -78,15 +97,18 @@ fn digits(x: f32) -> f64 {
 pub(super) fn text(
     config: &ModelConfig,
     family: Family,
-    [begin, end]: [Option<u32>; 2],
+    around: &Around,
     dtype: &str,
 ) -> core::result::Result<String, String> {
     let mut json = match family {
         Family::Gpt2 => gpt2::json(config),
         Family::Llama | Family::Qwen2 | Family::Qwen3 => llama::json(config, family)?,
     };
-    json["bos_token_id"] = begin.into();
-    json["eos_token_id"] = end.into();
+    json["bos_token_id"] = around.begin.into();
+    json["eos_token_id"] = ids(&around.ends);
+    if let Some(pad) = around.pad {
+        json["pad_token_id"] = pad.into();
+    }
     json["torch_dtype"] = dtype.into();
     let text = serde_json::to_string_pretty(&json);
     Ok(text.map_err(|e| format!("cannot write {CONFIG}: {e}"))? + "\n")
@@ -98,6 +120,11 @@ mod tests {
     use std::fs;
 
     use cllm_core::{Activation, Architecture};
+
+    /// The tokens around texts that end with one.
+    pub(super) fn around() -> Around {
+        Around { begin: None, ends: vec![7], pad: None }
+    }
 
     fn read_text(text: &str) -> Result<ModelConfig> {
         let dir = tempfile::tempdir().unwrap();
@@ -129,11 +156,11 @@ mod tests {
             norm_eps: 1e-6,
             arch: Architecture::GPT2,
         };
-        let text = text(&config, Family::Gpt2, [Some(7); 2], "float32").unwrap();
+        let text = text(&config, Family::Gpt2, &around(), "float32").unwrap();
         assert_eq!(read_text(&text).unwrap(), config);
         let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
         let squared = ModelConfig { arch: squared, ..config };
-        let other = super::text(&squared, Family::Gpt2, [None; 2], "float32").unwrap();
+        let other = super::text(&squared, Family::Gpt2, &Around::default(), "float32").unwrap();
         assert!(other.contains("\"activation_function\": \"relu2\""), "{other}");
         assert_eq!(read_text(&other).unwrap(), squared);
         let json: Value = serde_json::from_str(&text).unwrap();
