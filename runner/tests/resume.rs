@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use cllm::data::shard::ShardWriter;
 use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use cllm::settings::TrainSettings;
 use cllm::train::{Outcome, stored_settings};
@@ -148,7 +149,6 @@ fn what_a_run_is_made_of_may_not_change() {
         ("--n-layer", TrainSettings { n_layer: 3, ..settings.clone() }),
         ("--seed", TrainSettings { seed: 1, ..settings.clone() }),
         ("--batch-size", TrainSettings { batch_size: 8, ..settings.clone() }),
-        ("--data", TrainSettings { data: Vec::new(), ..settings.clone() }),
         ("--d-ff", TrainSettings { d_ff: Some(64), ..settings.clone() }),
     ] {
         let error = train(&changed).unwrap_err();
@@ -276,6 +276,73 @@ fn changed_data_is_noticed() {
     fs::write(&settings.data[0], support::text() + "one more line\n").unwrap();
     let message = train(&settings).unwrap_err().to_string();
     assert!(message.contains("--data"), "{message}");
+    let built_in = TrainSettings { data: Vec::new(), ..settings.clone() };
+    let message = train(&built_in).unwrap_err().to_string();
+    assert!(message.contains("not what the run began with"), "{message}");
+    // A slip of the pen is not taken for a text that is gone.
+    let slip = TrainSettings { data: vec!["tezt.txt".to_owned()], ..settings };
+    let error = train(&slip).unwrap_err();
+    assert!(error.to_string().starts_with("--data tezt.txt: "), "{error}");
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn data_may_move_and_be_copied_and_go() {
+    let expected = undisturbed(tempfile::tempdir().unwrap().path());
+    let dir = tempfile::tempdir().unwrap();
+    let settings = resumed(&run_to_six(dir.path()));
+    let to = |step: u64, data: &[String]| {
+        let settings = TrainSettings { data: data.to_vec(), ..settings.clone() };
+        let text = format!("\"event\":\"step\",\"step\":{step},");
+        assert_eq!(train_to(&settings, &text), Ok(Outcome::Interrupted));
+    };
+    let first = settings.data.clone();
+    // Another time of change, the same text.
+    let again = fs::read(&first[0]).unwrap();
+    fs::remove_file(&first[0]).unwrap();
+    fs::write(&first[0], again).unwrap();
+    to(8, &first);
+    let moved = vec![dir.path().join("moved.txt").to_str().unwrap().to_owned()];
+    fs::rename(&first[0], &moved[0]).unwrap();
+    to(10, &moved);
+    let stored = stored_settings(&settings.out_dir).unwrap();
+    assert!(stored.data[0].ends_with("moved.txt"), "{:?}", stored.data);
+    // What was made of it is enough.
+    fs::remove_file(&moved[0]).unwrap();
+    assert_eq!(train(&resumed(&stored)), Ok(Outcome::Finished));
+    assert_eq!(sha(&settings), expected);
+}
+
+#[test]
+fn shards_may_move_but_not_be_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let shards = |name: &str, more: usize| {
+        let mut shard = ShardWriter::create(&at(name), 257).unwrap();
+        let tokens: Vec<u32> =
+            (0..5_000).map(|n| (n * n + more * (n / 2_500)) as u32 % 251).collect();
+        shard.write(&tokens).unwrap();
+        shard.finish().unwrap();
+        vec![at(name).to_str().unwrap().to_owned()]
+    };
+    let first = shards("train_0.bin", 0);
+    let begun = TrainSettings {
+        data: first.clone(),
+        vocab_size: Some(257),
+        max_steps: 4,
+        save_interval: 2,
+        ..settings(dir.path())
+    };
+    assert_eq!(train(&begun), Ok(Outcome::Finished));
+    let on =
+        |data: Vec<String>, max_steps| train(&TrainSettings { data, max_steps, ..resumed(&begun) });
+    fs::rename(&first[0], at("train_1.bin")).unwrap();
+    assert_eq!(on(vec![at("train_1.bin").to_str().unwrap().to_owned()], 6), Ok(Outcome::Finished));
+    // As many tokens, but others in the second half.
+    let refused = on(shards("train_2.bin", 1), 8).unwrap_err().to_string();
+    assert!(refused.contains("other data than --data"), "{refused}");
+    let refused = on(first, 8).unwrap_err().to_string();
+    assert!(refused.contains("train_0.bin"), "{refused}");
 }
 
 #[test]

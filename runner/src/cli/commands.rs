@@ -78,6 +78,7 @@ pub(super) fn tokenize(args: &TokenizeArgs) -> Result<()> {
         tokenizer.save(&path)?;
         return output::print(&format!("{}: {name}\n", path.display()));
     }
+    prepare::refuse_to_replace(&request, &tokenizer, &args.out)?;
     let meta = prepare::prepare(&request, &tokenizer, &args.out)?;
     output::print(&format!(
         "{}: {} tokens to train on, {} to validate on, of {} bytes in {} documents, {name}\n",

@@ -225,7 +225,15 @@ fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result
                 return Ok(true);
             }
             Some(_) => return fail(format!("the field \"{field}\" is not a text")),
-            None => return fail(format!("no field \"{field}\" in this line")),
+            None => {
+                let examples = ["messages", "conversations", "prompt", "instruction"];
+                let hint = if examples.iter().any(|name| json.get(name).is_some()) {
+                    "; examples want --loss-on completions, which `cllm finetune` has"
+                } else {
+                    "; --text-field names another"
+                };
+                return fail(format!("no field \"{field}\" in this line{hint}"));
+            }
         }
     }
 }
@@ -295,7 +303,11 @@ mod tests {
             ),
             ("[\n{\"text\":\"a\"}]", "a list; it begins a list, but"),
             ("{\n\"text\":\"a\"}", "; an object has to be whole in one line"),
-            ("{\"texts\":\"a\"}", "d.jsonl:1: no field \"text\""),
+            ("{\"texts\":\"a\"}", "d.jsonl:1: no field \"text\" in this line; --text-field"),
+            (
+                "{\"messages\":[]}",
+                "d.jsonl:1: no field \"text\" in this line; examples want --loss-on",
+            ),
             ("\n[1]\n", "d.jsonl:2: no field"),
             ("{\"text\":3}", "d.jsonl:1: the field \"text\" is not a text"),
         ] {

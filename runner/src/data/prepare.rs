@@ -175,6 +175,27 @@ impl Meta {
     }
 }
 
+/// Refuses a folder that holds data which [`prepare`] would replace by other data.
+///
+/// # Errors
+/// Names it, and what to do; those of [`current`].
+pub fn refuse_to_replace(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+    let there = Meta::load(dir).filter(Meta::is_complete);
+    let Some(there) = there.filter(|_| !find_shards(dir, "train").unwrap_or_default().is_empty())
+    else {
+        return Ok(());
+    };
+    if current(request, tokenizer, dir)?.is_some() {
+        return Ok(());
+    }
+    Err(Error::failure(format!(
+        "{}: there are data of {} tokens in this folder, made from something else; choose another \
+         --out, or remove them",
+        dir.display(),
+        there.train_tokens + there.val_tokens
+    )))
+}
+
 /// The description of `dir` if it already holds what [`prepare`] would make;
 /// `None` if anything differs: a source, the tokenizer, the split, a missing
 /// shard. Standard input always differs.
@@ -236,6 +257,64 @@ pub fn prepare(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<M
     let meta = meta.finished(counts, train.tokens, val.tokens);
     meta.save(dir)?;
     Ok(meta)
+}
+
+/// Whether `dir` holds what [`prepare`] would make although [`current`] says that it was made from something
+/// else: the same text lies in another place, or has another time of change. Then the folder is described
+/// as made from `request`. Takes the time of encoding all of it.
+///
+/// # Errors
+/// Unreadable or malformed sources, and a folder that cannot be read or written.
+pub fn adopt(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<bool> {
+    let wanted = Meta::new(request, tokenizer)?;
+    let Some(meta) = Meta::load(dir).filter(|meta| meta.complete) else { return Ok(false) };
+    let (shards, val) = (find_shards(dir, "train")?, find_shards(dir, "val")?);
+    let is_same = meta.tokenizer_sha256 == wanted.tokenizer_sha256
+        && if request.validation.is_empty() {
+            // The tail of the text is for validation.
+            meta.val_tokens == request.tail(meta.train_tokens + meta.val_tokens)
+                && holds(&[shards, val].concat(), &request.train, request, tokenizer)?
+        } else {
+            holds(&shards, &request.train, request, tokenizer)?
+                && holds(&val, &request.validation, request, tokenizer)?
+        };
+    if is_same {
+        let (sources, validation_sources) = (wanted.sources, wanted.validation_sources);
+        let (text_field, val_fraction) = (wanted.text_field, wanted.val_fraction);
+        Meta { sources, validation_sources, text_field, val_fraction, ..meta }.save(dir)?;
+    }
+    Ok(is_same)
+}
+
+/// Whether some shards are the tokens of some sources.
+fn holds(
+    shards: &[PathBuf],
+    sources: &[Source],
+    request: &Request,
+    tokenizer: &Tokenizer,
+) -> Result<bool> {
+    if shards.is_empty() {
+        return Ok(false);
+    }
+    let stream = TokenStream::open(shards)?;
+    let mut stored = Vec::new();
+    let (mut at, mut is_same) = (0, true);
+    let encoded = encode(sources, &request.text_field, tokenizer, &mut |ids| {
+        stored.resize(ids.len(), 0);
+        is_same = at + ids.len() as u64 <= stream.len();
+        if is_same {
+            stream.fill(at, &mut stored)?;
+            is_same = stored == ids;
+        }
+        at += ids.len() as u64;
+        // No error, but the end of what matters.
+        if is_same { Ok(()) } else { Err(Error::failure("other data")) }
+    });
+    if !is_same {
+        return Ok(false);
+    }
+    encoded?;
+    Ok(at == stream.len())
 }
 
 /// Encodes `request` into memory: the training and the validation stream.

@@ -50,6 +50,12 @@ pub enum Input {
     Text(Vec<Source>),
 }
 
+/// Whether a file has a JSON object on each line, by its name.
+pub(crate) fn is_lines(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"))
+}
+
 impl Source {
     /// A text in memory; `name` stands for the file in messages.
     #[must_use]
@@ -58,9 +64,7 @@ impl Source {
     }
 
     fn file(path: PathBuf) -> Self {
-        let lines = path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
+        let lines = is_lines(&path);
         Self { name: path, kind: if lines { Kind::JsonLines } else { Kind::Text } }
     }
 

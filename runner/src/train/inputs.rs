@@ -8,7 +8,7 @@ use crate::data::packing::Packing;
 use crate::data::prefetch::{ReadyBatch, StepTokens};
 use crate::data::prepare::{self, Request};
 use crate::data::source::{Input, Source, discover};
-use crate::data::stream::{TokenStream, find_shards};
+use crate::data::stream::{TokenStream, find_shards, sampled_sha256};
 use crate::data::{embedded, sha256_hex, vocabulary};
 use crate::error::{Error, Result};
 use crate::settings::{TokenizerChoice, TrainSettings};
@@ -33,6 +33,8 @@ pub struct Inputs {
     pub validation: Option<Held>,
     /// What was read, if that was examples.
     pub examples: Option<ReadExamples>,
+    /// Of token shards a fingerprint: they lie outside of the run folder.
+    shards_sha256: Option<String>,
     /// Sequences of a micro-batch.
     batch_size: usize,
     /// Micro-batches of a step.
@@ -55,6 +57,8 @@ struct Streams {
     validation: Option<TokenStream>,
     tokenizer: Option<Tokenizer>,
     vocab_size: usize,
+    /// Of token shards outside of the run folder.
+    sha256: Option<String>,
 }
 
 impl Inputs {
@@ -68,22 +72,12 @@ impl Inputs {
             return examples::open(settings, loss_on, folder, resumed);
         }
         let block_size = settings.block_size;
-        let Streams { train, validation, tokenizer, vocab_size } =
-            match (text_or_shards(settings)?, validation_sources(settings)?) {
-                (Input::Text(train), Some(Input::Text(validation))) => {
-                    text(settings, folder, resumed, train, validation)?
-                }
-                (Input::Text(train), None) => text(settings, folder, resumed, train, Vec::new())?,
-                (Input::Shards { train, val }, validation) => {
-                    let more = match validation {
-                        Some(Input::Shards { train, val }) => [train, val].concat(),
-                        Some(Input::Text(_)) => return Err(mixed()),
-                        None => val,
-                    };
-                    shards(settings, folder, resumed, &train, &more)?
-                }
-                (Input::Text(_), Some(Input::Shards { .. })) => return Err(mixed()),
-            };
+        let kept = if resumed { kept_text(settings, folder)? } else { None };
+        let streams = match kept {
+            Some(streams) => streams,
+            None => find(settings, folder, resumed)?,
+        };
+        let Streams { train, validation, tokenizer, vocab_size, sha256 } = streams;
         if train.len() <= block_size as u64 {
             let named = settings.data.join(", ");
             return Err(Error::failure(format!(
@@ -108,7 +102,8 @@ impl Inputs {
             None => None,
         };
         let train = Train::Windows(Dataset::open(train, vocab_size, block_size, settings.seed)?);
-        Self::new(settings, (tokenizer, vocab_size), train, validation, None)
+        let inputs = Self::new(settings, (tokenizer, vocab_size), train, validation, None)?;
+        Ok(Self { shards_sha256: sha256, ..inputs })
     }
 
     /// Inputs of these parts.
@@ -127,6 +122,7 @@ impl Inputs {
             train,
             validation,
             examples,
+            shards_sha256: None,
             batch_size: settings.batch_size,
             accumulated: settings.gradient_accumulation_steps,
             block_size: settings.block_size,
@@ -194,10 +190,11 @@ impl Inputs {
         self.validation.as_ref().map_or(0, Held::tokens)
     }
 
-    /// SHA-256 of the examples, if the data are examples.
+    /// What [`Meta::data_sha256`] says.
     #[must_use]
     pub fn data_sha256(&self) -> Option<String> {
-        self.examples.as_ref().map(|read| read.sha256.clone())
+        let examples = self.examples.as_ref().map(|read| read.sha256.clone());
+        examples.or_else(|| self.shards_sha256.clone())
     }
 
     /// Checks that a checkpoint was trained on this data.
@@ -226,10 +223,11 @@ impl Inputs {
                 tokenizer::FILE_NAME
             )));
         }
-        // Of text the shards in the folder are compared with what they were made from.
-        if meta.data_sha256 != self.data_sha256() {
+        // Of text the shards in the folder are compared with what they were made from, and older
+        // checkpoints say nothing of shards.
+        if meta.data_sha256.is_some() && meta.data_sha256 != self.data_sha256() {
             return Err(Error::failure(format!(
-                "{}: the run began with other examples than --data and --val-data have now; restore \
+                "{}: the run began with other data than --data and --val-data have now; restore \
                  them, or start anew in another --out-dir",
                 checkpoint.display()
             )));
@@ -260,6 +258,45 @@ fn validation_sources(settings: &TrainSettings) -> Result<Option<Input>> {
     discover(&paths(&settings.val_data)).map(Some)
 }
 
+/// Opens what the settings name, whatever it is.
+fn find(settings: &TrainSettings, folder: &RunFolder, resumed: bool) -> Result<Streams> {
+    match (text_or_shards(settings)?, validation_sources(settings)?) {
+        (Input::Text(train), Some(Input::Text(validation))) => {
+            text(settings, folder, resumed, train, validation)
+        }
+        (Input::Text(train), None) => text(settings, folder, resumed, train, Vec::new()),
+        (Input::Shards { train, val }, validation) => {
+            let more = match validation {
+                Some(Input::Shards { train, val }) => [train, val].concat(),
+                Some(Input::Text(_)) => return Err(mixed()),
+                None => val,
+            };
+            shards(settings, folder, resumed, &train, &more)
+        }
+        (Input::Text(_), Some(Input::Shards { .. })) => Err(mixed()),
+    }
+}
+
+/// What the run folder has of text that is gone, or that could be read only once; `None` if all text is
+/// there, or nothing was made of it.
+fn kept_text(settings: &TrainSettings, folder: &RunFolder) -> Result<Option<Streams>> {
+    let names = settings.data.iter().chain(&settings.val_data);
+    let gone = names.into_iter().find(|name| *name == "-" || !Path::new(name).exists());
+    let Some(gone) = gone else { return Ok(None) };
+    let dir = folder.data();
+    if !prepare::Meta::load(&dir).is_some_and(|meta| meta.is_complete()) {
+        return Ok(None);
+    }
+    if gone != "-" {
+        eprintln!(
+            "cllm: {gone} is not there any more: going on with what the run has made of it, in {}",
+            dir.display()
+        );
+    }
+    let tokenizer = Tokenizer::load(&folder.dir().join(tokenizer::FILE_NAME))?;
+    prepared(settings, &dir, tokenizer).map(Some)
+}
+
 fn text(
     settings: &TrainSettings,
     folder: &RunFolder,
@@ -282,11 +319,10 @@ fn text(
         tokenizer
     };
     let dir = folder.data();
-    let from_stdin = request.train.iter().chain(&request.validation).any(Source::is_stdin);
-    // Standard input is gone; what was read from it is all there is.
-    let kept = resumed && from_stdin && prepare::Meta::load(&dir).is_some_and(|m| m.is_complete());
-    if !kept && prepare::current(&request, &tokenizer, &dir)?.is_none() {
-        if resumed {
+    if prepare::current(&request, &tokenizer, &dir)?.is_none() {
+        if !resumed {
+            prepare::prepare(&request, &tokenizer, &dir)?;
+        } else if !prepare::adopt(&request, &tokenizer, &dir)? {
             return Err(Error::failure(format!(
                 "{}: the data is not what the run began with (--data, --val-data, or the shards \
                  in {}); restore it, or start anew in another --out-dir",
@@ -294,10 +330,14 @@ fn text(
                 dir.display()
             )));
         }
-        prepare::prepare(&request, &tokenizer, &dir)?;
     }
+    prepared(settings, &dir, tokenizer)
+}
+
+/// The shards that text was made into.
+fn prepared(settings: &TrainSettings, dir: &Path, tokenizer: Tokenizer) -> Result<Streams> {
     let open = |split| -> Result<Option<TokenStream>> {
-        let paths = find_shards(&dir, split)?;
+        let paths = find_shards(dir, split)?;
         if paths.is_empty() { Ok(None) } else { TokenStream::open(&paths).map(Some) }
     };
     let Some(train) = open("train")? else {
@@ -312,6 +352,7 @@ fn text(
         validation,
         vocab_size: tokenizer.vocab_size(),
         tokenizer: Some(tokenizer),
+        sha256: None,
     })
 }
 
@@ -396,5 +437,8 @@ fn shards(
     } else {
         (all, Some(TokenStream::open(val)?))
     };
-    Ok(Streams { train, validation, tokenizer, vocab_size })
+    let streams: Vec<&TokenStream> =
+        [Some(&train), validation.as_ref()].into_iter().flatten().collect();
+    let sha256 = Some(sampled_sha256(&streams)?);
+    Ok(Streams { train, validation, tokenizer, vocab_size, sha256 })
 }

@@ -10,10 +10,8 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 33] = [
+const FIXED: [&str; 31] = [
     "base",
-    "data",
-    "val_data",
     "val_fraction",
     "text_field",
     "loss_on",
@@ -45,6 +43,9 @@ const FIXED: [&str; 33] = [
     "gradient_accumulation_steps",
     "seed",
 ];
+
+/// What may have another name as long as it is the same: the data are compared when they are opened.
+const MOVED: [&str; 2] = ["data", "val_data"];
 
 /// What does not change the weights that come out.
 const FREE: [&str; 23] = [
@@ -123,7 +124,17 @@ pub(super) fn check(
             show(&given, key)
         )));
     }
-    let changed = given.keys().filter(|key| !FREE.contains(&key.as_str()) && differs(key));
+    for key in MOVED.into_iter().filter(|key| differs(key)) {
+        let names = given[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+        // What is gone from where it was is no error, for the run has its own copy: this is a slip.
+        if let Some(name) = names.into_iter().find(|name| *name != "-" && !Path::new(name).exists())
+        {
+            let flag = key.replace('_', "-");
+            return Err(Error::usage(format!("--{flag} {name}: there is no such file or folder")));
+        }
+    }
+    let is_told = |key: &str| !FREE.contains(&key) && !MOVED.contains(&key);
+    let changed = given.keys().filter(|key| is_told(key) && differs(key));
     Ok(changed
         .map(|key| {
             format!(
