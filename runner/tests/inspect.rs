@@ -57,6 +57,51 @@ fn a_run_and_its_files_are_told() {
     let shard = inspect(dir, "shards/train_000000.bin");
     assert_eq!((&shard["tokens"], &shard["largest id"]), (&json!(1201), &json!(256)));
     assert!(shard["first ids"].as_str().unwrap().starts_with("256 73 110 32"), "{shard}");
+    let data = inspect(dir, "shards");
+    assert_eq!(
+        (&data["kind"], &data["tokenizer"]),
+        (&json!("data of token shards"), &json!("bytes, 257 ids"))
+    );
+    assert_eq!(
+        (&data["tokens to train on"], &data["tokens to validate on"]),
+        (&json!(1201), &json!(0))
+    );
+    assert_eq!((&data["documents"], &data["bytes of text"]), (&json!(1), &json!(1200)));
+}
+
+#[test]
+fn what_a_run_has_written_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir);
+    let settings = inspect(dir, "out/settings.json");
+    assert_eq!((&settings["max_steps"], &settings["n_embd"]), (&json!(3), &json!(16)));
+    let metrics = inspect(dir, "out/metrics.jsonl");
+    assert_eq!((&metrics["event done"], &metrics["last step"]), (&json!(1), &json!(3)));
+    assert!(metrics["last loss"].as_f64().unwrap() > 1.0, "{metrics}");
+    let lines =
+        "{\"text\": \"a\"}\n\n{\"prompt\": \"b\", \"completion\": \"c\"}\n{\"text\": \"d\"}\n";
+    fs::write(dir.join("lines.jsonl"), lines).unwrap();
+    let told = inspect(dir, "lines.jsonl");
+    assert_eq!((&told["lines"], &told["text"]), (&json!(3), &json!(2)));
+    assert_eq!(told["completion, prompt"], 1);
+    fs::write(dir.join("lines.jsonl"), lines.to_owned() + "{\"text\": ").unwrap();
+    run_in(dir, &["inspect", "lines.jsonl"]).refused(1, &["lines.jsonl:5: "]);
+}
+
+#[test]
+#[cfg(feature = "lora")]
+fn adapters_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    train(dir);
+    let tune = "train --base out --data t.txt --lora-rank 2 --max-steps 1 --sample-tokens 0 --out-dir tuned";
+    run_in(dir, &words(tune)).done();
+    run_in(dir, &words("export --checkpoint tuned --format peft --out adapter")).done();
+    let adapter = inspect(dir, "adapter");
+    assert_eq!((&adapter["kind"], &adapter["r"]), (&json!("an adapter of PEFT"), &json!(2)));
+    assert_eq!(adapter["number of tensors"], 16);
+    assert_eq!(adapter["tensors"].as_array().unwrap().len(), 16);
 }
 
 #[test]

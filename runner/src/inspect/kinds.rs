@@ -1,5 +1,6 @@
 //! The known kinds of files and folders, and what is said of each.
 
+use core::fmt::Display;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
@@ -8,20 +9,20 @@ use cllm_core::checkpoint::Checkpoint;
 use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamTable};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Report, Stats, Tensor};
+use super::{Report, Stats, Tensor, folders, lines};
 use crate::checkpoint::CheckpointFile;
 use crate::data::sha256_hex;
 use crate::data::shard::{Shard, is_shard};
+use crate::data::source::is_lines;
 use crate::error::{Error, Result};
-use crate::json::as_written;
+use crate::files;
 use crate::memory::human_bytes;
 use crate::model;
-use crate::tokenizer::{FILE_NAME, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use crate::trace::chrome;
 use crate::train::event::Model;
-use crate::train::folder::RunFolder;
 use crate::trained;
 
 /// Bytes that tell most kinds apart.
@@ -29,7 +30,7 @@ const FIRST: usize = 9;
 
 pub(super) fn look(path: &Path) -> Result<Report> {
     if path.is_dir() {
-        return folder(path);
+        return folders::look(path);
     }
     let mut first = Vec::new();
     let io = |e| Error::io("read", path, &e);
@@ -51,11 +52,14 @@ pub(super) fn look(path: &Path) -> Result<Report> {
     if first.get(8) == Some(&b'{') && first[7] == 0 {
         return safetensors(path);
     }
+    if is_lines(path) {
+        return lines::look(path);
+    }
     json_file(path)
 }
 
 /// A model's shape, in the words of the flags.
-fn shape(report: &mut Report, config: &ModelConfig) -> Result<()> {
+pub(super) fn shape(report: &mut Report, config: &ModelConfig) -> Result<()> {
     let table = ParamTable::new(config).map_err(model::config_error)?;
     let model = serde_json::to_value(Model::from(config));
     report.fact("model", model.map_err(|e| Error::failure(e.to_string()))?);
@@ -89,6 +93,9 @@ fn checkpoint(path: &Path) -> Result<Report> {
         report.fact("training tokens", meta.train_tokens);
         report.fact("seconds of training", meta.seconds);
         report.fact("kernels", meta.isa);
+        if let Some(origin) = meta.origin {
+            report.fact("imported from", origin);
+        }
     }
     report.fact("weights_sha256", sha256_hex(parsed.parameter_bytes()));
     if let Some(adapters) = &header.adapters {
@@ -178,8 +185,8 @@ fn safetensors(path: &Path) -> Result<Report> {
     Ok(report)
 }
 
-#[cfg(feature = "hf")]
-fn add_tensors(report: &mut Report, path: &Path) -> Result<()> {
+#[cfg(any(feature = "hf", feature = "lora"))]
+pub(super) fn add_tensors(report: &mut Report, path: &Path) -> Result<()> {
     report.tensors = crate::hf::list(path)?;
     report.fact("number of tensors", report.tensors.len());
     let elements = |tensor: &Tensor| tensor.shape.iter().product::<usize>();
@@ -195,13 +202,15 @@ struct Known {
     #[serde(rename = "type")]
     kind: Option<IgnoredAny>,
     model: Option<IgnoredAny>,
+    /// Of a run's settings.
+    gradient_accumulation_steps: Option<IgnoredAny>,
 }
 
 fn json_file(path: &Path) -> Result<Report> {
     let unknown = || {
         Error::failure(format!(
             "{}: not a file of a kind that is known here: checkpoints, token shards, tokenizers, traces, \
-             safetensors and GGUF are",
+             settings of runs, JSON lines, safetensors and GGUF are",
             path.display()
         ))
     };
@@ -214,7 +223,28 @@ fn json_file(path: &Path) -> Result<Report> {
     if json.kind.is_some() || json.model.is_some() {
         return tokenizer(path);
     }
+    if json.gradient_accumulation_steps.is_some() {
+        let mut report = Report::new(path, "the settings of a run");
+        told(&mut report, path, &[])?;
+        return Ok(report);
+    }
     Err(unknown())
+}
+
+/// Tells fields of an object in a file of JSON, all of them if none is named; those that say nothing are
+/// left out.
+pub(super) fn told(report: &mut Report, path: &Path, fields: &[&str]) -> Result<()> {
+    let bad = |what: &dyn Display| Error::failure(format!("{}: {what}", path.display()));
+    let text = files::read(path).map_err(|e| Error::io("read", path, &e))?;
+    let json: Value = crate::json::from_slice(&text).map_err(|e| bad(&e))?;
+    let all = json.as_object().ok_or_else(|| bad(&"not a JSON object"))?;
+    for (name, value) in all {
+        let is_empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+        if !is_empty && (fields.is_empty() || fields.contains(&name.as_str())) {
+            report.fact(name, value.clone());
+        }
+    }
+    Ok(())
 }
 
 fn tokenizer(path: &Path) -> Result<Report> {
@@ -238,62 +268,4 @@ fn trace(path: &Path) -> Result<Report> {
         report.fact(name, value.clone());
     }
     Ok(report)
-}
-
-fn folder(path: &Path) -> Result<Report> {
-    let run = RunFolder::existing(path);
-    if run.has_checkpoints()? || run.has_settings() {
-        return run_folder(path, &run);
-    }
-    #[cfg(feature = "hf")]
-    if path.join(crate::hf::CONFIG).exists() {
-        let mut report = Report::new(path, "a model of Hugging Face's transformers");
-        shape(&mut report, &crate::hf::model(path)?)?;
-        add_tensors(&mut report, path)?;
-        return Ok(report);
-    }
-    Err(Error::failure(format!(
-        "{}: neither a run folder nor a model of transformers",
-        path.display()
-    )))
-}
-
-fn run_folder(path: &Path, run: &RunFolder) -> Result<Report> {
-    let mut report = Report::new(path, "a run folder");
-    if run.has_settings() {
-        let settings = run.settings()?;
-        report.fact("steps wanted", settings.max_steps);
-        report.fact("batch size", settings.batch_size);
-        report.fact("learning rate", as_written(&settings.learning_rate));
-    }
-    if path.join(FILE_NAME).exists() {
-        let tokenizer = Tokenizer::load(path)?;
-        report.fact("tokenizer", format!("{}, {} ids", tokenizer.name(), tokenizer.vocab_size()));
-    }
-    let mut files: Vec<_> = run.steps()?.into_iter().rev().map(|step| run.step(step)).collect();
-    if run.best().exists() {
-        files.push(run.best());
-    }
-    for file in files {
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
-        report.fact(&name.unwrap_or_default(), state(&file));
-    }
-    Ok(report)
-}
-
-/// A checkpoint of a folder in a line, good or not.
-fn state(path: &Path) -> String {
-    let file = match CheckpointFile::open(path) {
-        Ok(file) => file,
-        Err(error) => return error.to_string(),
-    };
-    match file.parse() {
-        Ok(checkpoint) => {
-            let validated = file.meta(&checkpoint).ok().and_then(|meta| meta.last);
-            let loss = validated.map(|v| format!(", validation loss {:.4}", v.val_loss));
-            let step = checkpoint.header().updates;
-            format!("good, after step {step}{}", loss.unwrap_or_default())
-        }
-        Err(error) => error.to_string(),
-    }
 }

@@ -3,7 +3,9 @@
 //! Kinds are told apart by what they begin with, not by their names. A damaged file is an error that
 //! names what is wrong with it, so this is also how to check one.
 
+mod folders;
 mod kinds;
+mod lines;
 mod stats;
 
 use core::fmt::Write as _;
