@@ -64,7 +64,7 @@ macro_rules! run_on_texts {
 
 /// Train, evaluate and run small language models on any CPU.
 #[derive(Parser, Debug)]
-#[command(name = "cllm", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "cllm", version, arg_required_else_help = true)]
 #[command(after_help = concat!(
     "Examples:\n",
     first_run!(),

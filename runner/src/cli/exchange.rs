@@ -89,7 +89,8 @@ pub enum WeightType {
 }
 
 impl Setting for WeightType {
-    const ACCEPTS: &'static str = "f32, f16, bf16 or q8_0";
+    const ACCEPTS: &'static str =
+        "f32, f16, bf16 or q8_0 (llama.cpp's llama-quantize makes less of an exported .gguf)";
 
     fn from_text(text: &str) -> Option<Self> {
         match text {
@@ -162,7 +163,30 @@ fn import_any(args: &ImportArgs) -> Result<Imported> {
         }
         (None, false) => {}
     }
+    if !from.exists() {
+        return Err(Error::failure(absent(from)));
+    }
+    if from.extension().is_some_and(|extension| extension == "safetensors") {
+        return Err(Error::usage(format!(
+            "{}: weights alone; give the folder that has them together with their config.json",
+            from.display()
+        )));
+    }
     if from.is_dir() { import_folder(from, out_dir) } else { import_file(from, out_dir) }
+}
+
+/// What is wrong with a path that is not there.
+fn absent(from: &Path) -> String {
+    let path = from.display();
+    let parts: Vec<_> = from.iter().collect();
+    // OWNER/NAME, as models of the Hub are called.
+    if from.is_relative() && parts.len() == 2 && !from.starts_with(".") && !from.starts_with("..") {
+        return format!(
+            "{path}: there is no such file or folder; if that is a model of the Hub: `hf download {path} \
+             --local-dir DIR` fetches it, and DIR can be imported"
+        );
+    }
+    format!("{path}: there is no such file or folder")
 }
 
 #[cfg(feature = "hf")]

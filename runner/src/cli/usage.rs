@@ -7,6 +7,7 @@ use super::args::command;
 use crate::error::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 /// Flags that take `true` or `false` and can be switched off with `--no-`.
 const SWITCHES: [&str; 3] = ["bias", "tied", "resume"];
@@ -79,7 +80,9 @@ pub(super) fn error(error: &clap::Error) -> Error {
             .map(|valid| format!("{flag} {value}: expected one of {valid}")),
         ErrorKind::UnknownArgument => {
             let help = || ": `cllm COMMAND --help` lists the flags".to_owned();
-            let more = did_you_mean(ContextKind::SuggestedArg).unwrap_or_else(help);
+            let path =
+                || Path::new(flag).exists().then(|| format!(": did you mean --checkpoint {flag}?"));
+            let more = did_you_mean(ContextKind::SuggestedArg).or_else(path).unwrap_or_else(help);
             Some(if arg.starts_with('-') {
                 format!("unknown flag {flag}{more}")
             } else {
