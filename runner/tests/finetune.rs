@@ -226,10 +226,14 @@ fn a_run_goes_on_with_its_own_examples_only_and_without_its_base() {
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replacen("two", "tow", 1)).unwrap();
     let error = train(&resumed).unwrap_err().to_string();
-    assert!(error.contains("other examples") && error.contains("step-3.cllm"), "{error}");
+    assert!(error.contains("other data than --data") && error.contains("step-3.cllm"), "{error}");
     fs::write(&file, &text[..text.len() / 2]).unwrap();
     assert!(train(&resumed).is_err());
-    fs::write(&file, &text).unwrap();
+    // The same ones in another place.
+    fs::remove_file(&file).unwrap();
+    let moved = dir.path().join("moved.jsonl");
+    fs::write(&moved, &text).unwrap();
+    let resumed = TrainSettings { data: vec![moved.to_str().unwrap().to_owned()], ..resumed };
     assert_eq!(train(&resumed), Ok(Outcome::Finished));
     let rows = events(&run, "start")[0]["examples"]["rows_per_epoch"].as_u64().unwrap();
     let steps = events(&run, "done")[0]["steps"].as_u64().unwrap();
