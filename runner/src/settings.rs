@@ -97,7 +97,8 @@ pub struct TrainSettings {
     pub loss_on: Option<LossOn>,
     /// Tokenizer; shards bring their own numbering and want `vocab_size` or a file.
     pub tokenizer: TokenizerChoice,
-    /// Size of the vocabulary for token shards without a tokenizer.
+    /// Ids of the model: at least those of the tokenizer, which it has unless told; token shards without a
+    /// tokenizer want it.
     pub vocab_size: Option<usize>,
     /// Run folder or checkpoint whose model the run starts from, which then decides all that is below
     /// of the model but its dropout.

@@ -216,6 +216,36 @@ fn every_kind_of_tokenizer_trains() {
 }
 
 #[test]
+fn a_run_that_is_refused_leaves_no_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = TrainSettings { block_size: 1 << 16, batch_size: 1, ..settings(dir.path()) };
+    let error = train(&long).unwrap_err().to_string();
+    assert!(error.contains("--block-size"), "{error}");
+    // What has been made of the text stays for the next try.
+    assert!(long.out_dir.join("data").exists() && !long.out_dir.join("settings.json").exists());
+    let out_dir = dir.path().join("none");
+    let missing = TrainSettings { data: vec!["no.txt".to_owned()], out_dir, ..long };
+    let error = train(&missing).unwrap_err().to_string();
+    assert!(error.contains("no.txt") && !missing.out_dir.exists(), "{error}");
+    // A folder that was there is left.
+    fs::create_dir(&missing.out_dir).unwrap();
+    assert!(train(&missing).is_err() && missing.out_dir.exists());
+}
+
+#[test]
+fn a_model_may_have_more_ids_than_its_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings =
+        TrainSettings { vocab_size: Some(320), sample_tokens: 8, ..settings(dir.path()) };
+    assert_eq!(train(&settings), Ok(Outcome::Finished));
+    assert_eq!(events(&settings, "start")[0]["model"]["vocab_size"], 320);
+    let few = TrainSettings { vocab_size: Some(256), out_dir: dir.path().join("few"), ..settings };
+    let error = train(&few).unwrap_err();
+    assert!(error.to_string().starts_with("--vocab-size 256: the tokenizer has 257"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
 fn shards_are_trained_on_in_place() {
     let dir = tempfile::tempdir().unwrap();
     let text = settings(dir.path());

@@ -147,7 +147,7 @@ train_flags! {
         /// bytes, chars, bpe:N (trained on the text, N ids) or a tokenizer.json.
         #[arg(value_name = "KIND")]
         tokenizer: TokenizerChoice,
-        /// Size of the vocabulary, for token shards without a tokenizer.
+        /// Ids of the model: more than those of the tokenizer, or those of token shards without one.
         #[arg(value_name = "N")]
         vocab_size: usize,
     }

@@ -35,6 +35,19 @@ pub struct RunFolder {
     dir: PathBuf,
     /// Released when dropped, and by the system when the process is killed.
     _lock: Option<File>,
+    /// It was made for this process: dropped with nothing in it, it goes again.
+    is_new: bool,
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        let is_lock =
+            |entry: std::io::Result<fs::DirEntry>| entry.is_ok_and(|e| e.file_name() == LOCK);
+        if self.is_new && fs::read_dir(&self.dir).is_ok_and(|mut all| all.all(is_lock)) {
+            // Whoever comes meanwhile finds it locked, or makes it anew; what fails leaves it as it is.
+            let _ = fs::remove_file(self.dir.join(LOCK)).and_then(|()| fs::remove_dir(&self.dir));
+        }
+    }
 }
 
 /// What a search for the newest good checkpoint found.
@@ -75,7 +88,7 @@ impl RunFolder {
     /// Looks at the folder without changing anything.
     #[must_use]
     pub fn existing(dir: &Path) -> Self {
-        Self { dir: dir.to_path_buf(), _lock: None }
+        Self { dir: dir.to_path_buf(), _lock: None, is_new: false }
     }
 
     /// Creates the folder if need be, locks it and removes what a killed run left
@@ -84,6 +97,7 @@ impl RunFolder {
     /// # Errors
     /// The folder cannot be written, or another process trains in it.
     pub fn lock(dir: &Path) -> Result<Self> {
+        let is_new = !dir.exists();
         files::create_dir(dir)?;
         let path = dir.join(LOCK);
         let io = |e| Error::io("write into the run folder", dir, &e);
@@ -96,7 +110,7 @@ impl RunFolder {
                 dir.display()
             )));
         }
-        let folder = Self { dir: dir.to_path_buf(), _lock: Some(file) };
+        let folder = Self { dir: dir.to_path_buf(), _lock: Some(file), is_new };
         folder.remove_leftovers()?;
         Ok(folder)
     }

@@ -334,6 +334,18 @@ fn text(
     prepared(settings, &dir, tokenizer)
 }
 
+/// Ids of the model: those of the tokenizer, or more, which nothing stands for.
+fn ids(settings: &TrainSettings, tokenizer: &Tokenizer) -> Result<usize> {
+    match settings.vocab_size {
+        None => Ok(tokenizer.vocab_size()),
+        Some(size) if size < tokenizer.vocab_size() => Err(Error::usage(format!(
+            "--vocab-size {size}: the tokenizer has {} ids; leave --vocab-size out",
+            tokenizer.vocab_size()
+        ))),
+        Some(size) => Ok(size),
+    }
+}
+
 /// The shards that text was made into.
 fn prepared(settings: &TrainSettings, dir: &Path, tokenizer: Tokenizer) -> Result<Streams> {
     let open = |split| -> Result<Option<TokenStream>> {
@@ -350,7 +362,7 @@ fn prepared(settings: &TrainSettings, dir: &Path, tokenizer: Tokenizer) -> Resul
     Ok(Streams {
         train,
         validation,
-        vocab_size: tokenizer.vocab_size(),
+        vocab_size: ids(settings, &tokenizer)?,
         tokenizer: Some(tokenizer),
         sha256: None,
     })
@@ -403,14 +415,8 @@ fn shards(
         )));
     }
     let vocab_size = match (&tokenizer, settings.vocab_size) {
-        (Some(tokenizer), None) => tokenizer.vocab_size(),
-        (Some(tokenizer), Some(size)) if size < tokenizer.vocab_size() => {
-            return Err(Error::usage(format!(
-                "--vocab-size {size}: the tokenizer has {} ids; leave --vocab-size out",
-                tokenizer.vocab_size()
-            )));
-        }
-        (_, Some(size)) => size,
+        (Some(tokenizer), _) => ids(settings, tokenizer)?,
+        (None, Some(size)) => size,
         (None, None) => {
             return Err(Error::usage(format!(
                 "--data: {} does not say how many token ids there are; give --vocab-size, or \
