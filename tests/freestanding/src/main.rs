@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 
+mod memory;
 mod system;
 mod workload;
 

@@ -1,0 +1,42 @@
+# For the scripts that want a program of Debian's or Ubuntu's packages: source it.
+#
+# unpack_package WORK PACKAGE: unpacks the package, and of those that it depends on what the system lacks, into
+# WORK/root without installing them, and leaves in LIBRARIES the folders of their libraries. Needs no root. An
+# error where there is no apt-get.
+unpack_package() {
+    local work package=$2 missing one
+    local -a apt
+    work=$(realpath -m "$1")
+    if ! command -v apt-get > /dev/null || ! command -v dpkg > /dev/null; then
+        echo "there is no apt-get here to get $package with" >&2
+        return 1
+    fi
+    rm -rf "$work"
+    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/root"
+    # With lists of its own, which need not be root's.
+    apt=(apt-get -qq -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache" -o Debug::NoLocking=1
+        -o APT::Sandbox::User= -o APT::Install-Recommends=0)
+    "${apt[@]}" update
+    missing=$("${apt[@]}" -s install "$package" | sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+    # shellcheck disable=SC2086 # several words
+    (cd "$work/cache/archives" && "${apt[@]}" download $missing)
+    for one in "$work"/cache/archives/*.deb; do
+        dpkg -x "$one" "$work/root"
+    done
+    rm -rf "$work/lists" "$work/cache"
+    LIBRARIES=$(find "$work/root" -path "*/lib/*" -name '*.so*' -printf '%h\n' | sort -u | paste -sd:)
+}
+
+# start_unpacked SCRIPT PROGRAM [ARGUMENT...]: makes SCRIPT, which runs the program of an unpacked package with these
+# arguments before its own.
+start_unpacked() {
+    local script=$1
+    shift
+    {
+        echo '#!/bin/sh'
+        echo "export LD_LIBRARY_PATH=\"$LIBRARIES\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}\""
+        echo "exec$(printf ' "%s"' "$@") \"\$@\""
+    } > "$script.tmp"
+    chmod +x "$script.tmp"
+    mv "$script.tmp" "$script"
+}
