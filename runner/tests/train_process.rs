@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use cllm::settings::{ScheduleChoice, TrainSettings};
@@ -137,6 +138,55 @@ fn signals_save_and_exit_with_130() {
                 .success()
         );
         assert_eq!(sha(&resumed), sha(&whole));
+    }
+}
+
+/// As `timeout` sends them: to the program, and to its process group.
+#[test]
+fn two_signals_at_once_are_one_request() {
+    for pause in [0, 5, 50] {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = TrainSettings { max_steps: 100_000, ..settings(dir.path()) };
+        let settings =
+            TrainSettings { save_interval: 1_000_000, eval_interval: 1_000_000, ..settings };
+        let mut child = command(&settings).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        lines.by_ref().map(Result::unwrap).find(|l| l.contains("\"step\":20,")).unwrap();
+        signal(&child, "-INT");
+        thread::sleep(Duration::from_millis(pause));
+        // It may have saved and ended by then.
+        let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).output();
+        let last = lines.map(Result::unwrap).last().unwrap();
+        assert!(last.contains("\"interrupted\""), "{pause} ms: {last}");
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{pause} ms");
+        assert_eq!(checkpoints(&settings).len(), 1, "{pause} ms");
+    }
+}
+
+#[test]
+fn a_run_to_which_nobody_listens_any_more_saves_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings { max_steps: 100_000, ..settings(dir.path()) };
+    let settings = TrainSettings { save_interval: 1_000_000, eval_interval: 1_000_000, ..settings };
+    let mut child =
+        command(&settings).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.by_ref().map(Result::unwrap).find(|l| l.contains("\"step\":20,")).unwrap();
+    drop(lines);
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(141), "{told}");
+    assert!(told.contains("saved") && told.contains("--resume"), "{told}");
+    let saved = checkpoints(&settings);
+    assert_eq!(saved.len(), 1);
+    if Path::new("/dev/full").exists() {
+        let full = TrainSettings { resume: true, ..settings };
+        let file = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = command(&full).stdout(file).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("saved") && told.contains("standard output"), "{told}");
+        assert_ne!(checkpoints(&full), saved);
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Reporter<'o> {
     board: Option<Board>,
     out: &'o mut dyn Write,
     output: Output,
+    /// Why nothing is written to standard output any more.
+    lost: Option<Error>,
 }
 
 #[derive(Debug)]
@@ -66,24 +68,36 @@ impl<'o> Reporter<'o> {
                 val_loss: None,
             }),
         };
-        Self { metrics, board, out, output }
+        Self { metrics, board, out, output, lost: None }
     }
 
-    /// Reports an event.
+    /// Reports an event. Standard output that cannot be written is no error yet, for what was trained is to be
+    /// saved first: see [`Reporter::lost`].
     ///
     /// # Errors
-    /// `metrics.jsonl`, TensorBoard's file or standard output cannot be written.
+    /// `metrics.jsonl` or TensorBoard's file cannot be written.
     pub fn event(&mut self, event: &Event) -> Result<()> {
         let line = metrics::line(event)?;
         self.metrics.write(&line)?;
         if let Some(board) = &mut self.board {
             board.event(event)?;
         }
-        match &mut self.output {
+        let told = match &mut self.output {
             Output::Quiet => Ok(()),
             Output::Json => print(self.out, &line),
             Output::Text(text) => text.event(self.out, event),
+        };
+        if let Err(error) = told {
+            self.output = Output::Quiet;
+            self.lost = Some(error);
         }
+        Ok(())
+    }
+
+    /// Why standard output cannot be written any more: whoever read it has gone, or its disk is full.
+    #[must_use]
+    pub fn lost(&self) -> Option<&Error> {
+        self.lost.as_ref()
     }
 
     /// Shows that a step is done that is not reported.

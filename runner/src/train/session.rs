@@ -89,13 +89,13 @@ impl Session<'_, '_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
         if self.meta.validation_due {
             self.validate()?;
-            if self.stop.requested() {
+            if self.is_to_stop() {
                 return self.interrupt();
             }
             self.save()?;
         }
         while self.trainer.updates() < self.settings.max_steps {
-            if self.stop.requested() {
+            if self.is_to_stop() {
                 return self.interrupt();
             }
             self.work.begin_step();
@@ -116,7 +116,7 @@ impl Session<'_, '_> {
                 self.meta.validation_due = self.inputs.validation.is_some();
                 self.validate()?;
             }
-            if self.stop.requested() {
+            if self.is_to_stop() {
                 return self.interrupt();
             }
             if is_last || is_due(step, self.settings.save_interval) {
@@ -124,6 +124,11 @@ impl Session<'_, '_> {
             }
         }
         self.finish()
+    }
+
+    /// Somebody asked, or nobody listens any more.
+    fn is_to_stop(&self) -> bool {
+        self.stop.requested() || self.reporter.lost().is_some()
     }
 
     /// One step, and whether it is reported; nothing here allocates unless it is.
@@ -286,7 +291,13 @@ impl Session<'_, '_> {
         self.tracer.finish()?;
         let (step, checkpoint) = (self.trainer.updates(), path.display().to_string());
         self.reporter.event(&Event::Interrupted(Interrupted { step, checkpoint }))?;
-        Ok(Outcome::Interrupted)
+        match self.reporter.lost() {
+            None => Ok(Outcome::Interrupted),
+            Some(error) => {
+                eprintln!("cllm: saved {}; --resume goes on", path.display());
+                if self.stop.requested() { Ok(Outcome::Interrupted) } else { Err(error.clone()) }
+            }
+        }
     }
 
     /// Reports the end of the run.
@@ -311,7 +322,7 @@ impl Session<'_, '_> {
         };
         self.reporter.event(&Event::Done(done))?;
         self.sample()?;
-        Ok(Outcome::Finished)
+        self.reporter.lost().map_or(Ok(Outcome::Finished), |error| Err(error.clone()))
     }
 
     /// Lets the model speak as it is now. Neither weights nor what follows depend on it.

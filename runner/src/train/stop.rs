@@ -1,15 +1,26 @@
 //! Ctrl-C, SIGTERM and the end of a terminal: the first asks for an orderly end, the second ends at once.
+//!
+//! One wish may come as several signals: `timeout` sends one to the program and one to its process group, which
+//! the program is in too. So those that follow the first at its heels are the same request.
 
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Instant;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
+use signal_hook::{flag, low_level};
 
 use crate::error::{Error, Result};
 
 /// Exit code of a program ended by Ctrl-C.
 const INTERRUPTED: i32 = 130;
+
+/// How long after a signal others are the same request: longer than any program takes to send two, shorter than
+/// a person who has lost patience.
+const ECHO: Duration = Duration::from_millis(400);
 
 /// A request to stop, shared with whoever may make it.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +48,8 @@ impl Stop {
         }
         let stop = Self::new();
         let hangup = (!ignores(SIGHUP)).then_some(SIGHUP);
-        [SIGINT, SIGTERM].into_iter().chain(hangup).try_for_each(|signal| stop.watch(signal))?;
+        let signals: Vec<i32> = [SIGINT, SIGTERM].into_iter().chain(hangup).collect();
+        stop.watch(&signals)?;
         Ok(SIGNALS.get_or_init(|| stop).clone())
     }
 
@@ -50,17 +62,30 @@ impl Stop {
     pub(crate) fn on_interrupt() -> Result<Self> {
         let stop = Self::new();
         stop.request();
-        stop.watch(SIGINT)?;
+        stop.watch(&[SIGINT])?;
         Ok(stop)
     }
 
-    /// Has a signal make the request, or end the program if it is made already.
-    fn watch(&self, signal: i32) -> Result<()> {
-        // In this order: the first signal finds the flag down and only raises it.
-        flag::register_conditional_shutdown(signal, INTERRUPTED, Arc::clone(&self.0))
-            .and_then(|_| flag::register(signal, Arc::clone(&self.0)))
-            .map(|_| ())
-            .map_err(|e| Error::failure(format!("cannot watch for signals: {e}")))
+    /// Has signals make the request, or end the program if it is made already.
+    fn watch(&self, signals: &[i32]) -> Result<()> {
+        let cannot = |e| Error::failure(format!("cannot watch for signals: {e}"));
+        let mut signals = Signals::new(signals).map_err(cannot)?;
+        let stop = self.clone();
+        let mut heard: Option<Instant> = None;
+        let listen = move || {
+            for _ in signals.forever() {
+                if heard.is_some_and(|last| last.elapsed() < ECHO) {
+                    continue;
+                }
+                heard = Some(Instant::now());
+                if stop.0.swap(true, Ordering::SeqCst) {
+                    low_level::exit(INTERRUPTED);
+                }
+            }
+        };
+        // For the life of the program.
+        let named = thread::Builder::new().name("cllm-signals".to_owned());
+        named.spawn(listen).map(|_| ()).map_err(cannot)
     }
 
     /// Makes writing beyond the largest file that the system allows (`ulimit -f`) an error like any other,
