@@ -154,6 +154,7 @@ fn data_that_cannot_be_used_is_named() {
         // Nothing that says that a run has begun; what an earlier one was told is left as it was.
         let settings = out.join("settings.json");
         assert!(!settings.exists(), "{parts:?}");
+        fs::create_dir_all(&out).unwrap();
         fs::write(&settings, "of another").unwrap();
         train(dir.path(), &args).refused(1, parts);
         assert_eq!(fs::read_to_string(&settings).unwrap(), "of another", "{parts:?}");

@@ -416,3 +416,69 @@ fn a_fresh_run_that_blows_up_names_its_step() {
     assert!(message.contains("no checkpoint was saved"), "{message}");
     assert!(checkpoints(&settings).is_empty());
 }
+
+#[test]
+fn data_that_are_given_anew_are_compared_even_if_others_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(at("v.txt"), support::text()).unwrap();
+    fs::write(at("other.txt"), support::text() + "and more\n").unwrap();
+    let first = TrainSettings { val_data: vec![at("v.txt")], ..settings(dir.path()) };
+    assert_eq!(train_to(&first, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
+    let stored = fs::read(first.out_dir.join("settings.json")).unwrap();
+    let refused = |changed: &TrainSettings, part: &str| {
+        let message = train(&resumed(changed)).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+        assert_eq!(fs::read(first.out_dir.join("settings.json")).unwrap(), stored);
+    };
+    fs::rename(at("v.txt"), at("gone.txt")).unwrap();
+    let other = TrainSettings { data: vec![at("other.txt")], ..first.clone() };
+    refused(&other, "not what the run began with");
+    let piped = TrainSettings { data: vec!["-".to_owned()], ..first.clone() };
+    refused(&piped, "--data -: ");
+    fs::rename(at("gone.txt"), at("v.txt")).unwrap();
+    fs::rename(&first.data[0], at("moved.txt")).unwrap();
+    let other = TrainSettings { val_data: vec![at("other.txt")], ..first.clone() };
+    refused(&other, "not what the run began with");
+    assert_eq!(train(&resumed(&first)), Ok(Outcome::Finished));
+}
+
+#[test]
+fn shards_that_are_lost_are_made_again_of_the_same_text_alone() {
+    let expected = undisturbed(tempfile::tempdir().unwrap().path());
+    for damage in ["gone", "cut"] {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = resumed(&run_to_six(dir.path()));
+        let shard = settings.out_dir.join("data/train_000000.bin");
+        let bytes = fs::read(&shard).unwrap();
+        match damage {
+            "gone" => fs::remove_dir_all(settings.out_dir.join("data")).unwrap(),
+            _ => fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap(),
+        }
+        // As many tokens, but others: first of them the wrong text, then the right one.
+        let text = fs::read_to_string(&settings.data[0]).unwrap();
+        fs::write(&settings.data[0], text.replacen('a', "b", 1)).unwrap();
+        let message = train(&settings).unwrap_err().to_string();
+        assert!(message.contains("other data than --data"), "{damage}: {message}");
+        fs::write(&settings.data[0], text).unwrap();
+        assert_eq!(train(&settings), Ok(Outcome::Finished), "{damage}");
+        assert_eq!(sha(&settings), expected, "{damage}");
+    }
+}
+
+#[test]
+fn a_run_may_lie_beside_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("texts");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("a.txt"), support::text()).unwrap();
+    let data = vec![folder.to_str().unwrap().to_owned()];
+    let inside = TrainSettings { data, out_dir: folder.join("run"), ..settings(dir.path()) };
+    assert_eq!(train_to(&inside, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
+    assert_eq!(train(&resumed(&inside)), Ok(Outcome::Finished));
+    // But a run is no text.
+    let run = vec![inside.out_dir.to_str().unwrap().to_owned()];
+    let error =
+        train(&TrainSettings { data: run, out_dir: dir.path().join("x"), ..inside }).unwrap_err();
+    assert!(error.to_string().contains("a run folder, and no text"), "{error}");
+}

@@ -73,6 +73,7 @@ pub(super) fn tokenize(args: &TokenizeArgs) -> Result<()> {
     };
     let name = format!("{} tokenizer of {} ids", tokenizer.name(), tokenizer.vocab_size());
     if args.tokenizer_only {
+        prepare::refuse_another_tokenizer(&tokenizer, &args.out)?;
         crate::files::create_dir(&args.out)?;
         let path = args.out.join(tokenizer::FILE_NAME);
         tokenizer.save(&path)?;

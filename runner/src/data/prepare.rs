@@ -18,6 +18,7 @@ use super::stream::{TokenStream, find_shards};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::tokenizer::{self, Tokenizer};
+use crate::train::folder::RunFolder;
 
 /// The file that says what a folder of shards was made from.
 pub const META_FILE: &str = "meta.json";
@@ -138,6 +139,12 @@ impl Meta {
         (meta.format == META_FORMAT && meta.version == META_VERSION).then_some(meta)
     }
 
+    /// Whether any of it came from standard input.
+    #[must_use]
+    pub fn is_of_stdin(&self) -> bool {
+        self.sources.iter().chain(&self.validation_sources).any(Option::is_none)
+    }
+
     /// Whether the folder was finished.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -175,7 +182,36 @@ impl Meta {
     }
 }
 
-/// Refuses a folder that holds data which [`prepare`] would replace by other data.
+/// Refuses a folder that holds a tokenizer, a run or a model to which another tokenizer would do harm.
+///
+/// # Errors
+/// Names it, and what to do.
+pub fn refuse_another_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+    let run = RunFolder::existing(dir);
+    if run.has_settings() || run.has_checkpoints().unwrap_or(false) {
+        return Err(Error::failure(format!(
+            "{}: a run folder, whose tokenizer would become another one; choose another --out",
+            dir.display()
+        )));
+    }
+    // What was cut off is made anew.
+    let is_cut_off = Meta::load(dir).is_some_and(|meta| !meta.is_complete());
+    let path = dir.join(tokenizer::FILE_NAME);
+    if is_cut_off || !path.exists() {
+        return Ok(());
+    }
+    let there = Tokenizer::load(&path).and_then(|there| there.to_json()).unwrap_or_default();
+    if there == tokenizer.to_json()? {
+        return Ok(());
+    }
+    Err(Error::failure(format!(
+        "{}: another tokenizer is there already; choose another --out, or remove what is there",
+        path.display()
+    )))
+}
+
+/// Refuses a folder that holds data which [`prepare`] would replace by other data, and what
+/// [`refuse_another_tokenizer`] does.
 ///
 /// # Errors
 /// Names it, and what to do; those of [`current`].
@@ -183,7 +219,7 @@ pub fn refuse_to_replace(request: &Request, tokenizer: &Tokenizer, dir: &Path) -
     let there = Meta::load(dir).filter(Meta::is_complete);
     let Some(there) = there.filter(|_| !find_shards(dir, "train").unwrap_or_default().is_empty())
     else {
-        return Ok(());
+        return refuse_another_tokenizer(tokenizer, dir);
     };
     if current(request, tokenizer, dir)?.is_some() {
         return Ok(());
@@ -207,21 +243,8 @@ pub fn current(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<O
     if wanted.sources.iter().chain(&wanted.validation_sources).any(Option::is_none) {
         return Ok(None);
     }
-    let Some(meta) = Meta::load(dir).filter(|m| m.complete && m.made_alike(&wanted)) else {
-        return Ok(None);
-    };
-    for (split, tokens) in [("train", meta.train_tokens), ("val", meta.val_tokens)] {
-        let paths = find_shards(dir, split)?;
-        let held = if paths.is_empty() {
-            Some(0)
-        } else {
-            TokenStream::open(&paths).ok().map(|s| s.len())
-        };
-        if held != Some(tokens) {
-            return Ok(None);
-        }
-    }
-    Ok(Some(meta))
+    let meta = Meta::load(dir).filter(|meta| meta.made_alike(&wanted) && is_whole(dir));
+    Ok(meta)
 }
 
 /// Encodes `request` into the folder `dir`, in bounded memory.
@@ -273,10 +296,10 @@ pub fn adopt(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<boo
         && if request.validation.is_empty() {
             // The tail of the text is for validation.
             meta.val_tokens == request.tail(meta.train_tokens + meta.val_tokens)
-                && holds(&[shards, val].concat(), &request.train, request, tokenizer)?
+                && holds(&[shards, val].concat(), &request.train, &request.text_field, tokenizer)?
         } else {
-            holds(&shards, &request.train, request, tokenizer)?
-                && holds(&val, &request.validation, request, tokenizer)?
+            holds(&shards, &request.train, &request.text_field, tokenizer)?
+                && holds(&val, &request.validation, &request.text_field, tokenizer)?
         };
     if is_same {
         let (sources, validation_sources) = (wanted.sources, wanted.validation_sources);
@@ -286,11 +309,55 @@ pub fn adopt(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<boo
     Ok(is_same)
 }
 
+/// Whether `dir` is finished, and has all the shards that it was finished with.
+#[must_use]
+pub fn is_whole(dir: &Path) -> bool {
+    let Some(meta) = Meta::load(dir).filter(Meta::is_complete) else { return false };
+    [("train", meta.train_tokens), ("val", meta.val_tokens)].into_iter().all(|(split, tokens)| {
+        let Ok(paths) = find_shards(dir, split) else { return false };
+        let held = if paths.is_empty() {
+            Some(0)
+        } else {
+            TokenStream::open(&paths).ok().map(|stream| stream.len())
+        };
+        held == Some(tokens)
+    })
+}
+
+/// Marks what [`prepare`] has made as not finished: it was made of the wrong text.
+pub fn spoil(dir: &Path) {
+    if let Some(meta) = Meta::load(dir) {
+        // Should that fail, the next session says what is wrong with the data.
+        let _ = Meta { complete: false, ..meta }.save(dir);
+    }
+}
+
+/// Whether the split of `dir` that `sources` were made into, `train` or `val`, still is what they would be made
+/// into; by their fingerprints, or if those differ by encoding them.
+///
+/// # Errors
+/// As for [`adopt`].
+pub fn still_holds(
+    dir: &Path,
+    split: &str,
+    sources: &[Source],
+    text_field: &str,
+    tokenizer: &Tokenizer,
+) -> Result<bool> {
+    let made = Meta::load(dir)
+        .map(|meta| if split == "val" { meta.validation_sources } else { meta.sources });
+    let prints: Result<Vec<_>> = sources.iter().map(Source::fingerprint).collect();
+    if made == Some(prints?) {
+        return Ok(true);
+    }
+    holds(&find_shards(dir, split)?, sources, text_field, tokenizer)
+}
+
 /// Whether some shards are the tokens of some sources.
 fn holds(
     shards: &[PathBuf],
     sources: &[Source],
-    request: &Request,
+    text_field: &str,
     tokenizer: &Tokenizer,
 ) -> Result<bool> {
     if shards.is_empty() {
@@ -299,7 +366,7 @@ fn holds(
     let stream = TokenStream::open(shards)?;
     let mut stored = Vec::new();
     let (mut at, mut is_same) = (0, true);
-    let encoded = encode(sources, &request.text_field, tokenizer, &mut |ids| {
+    let encoded = encode(sources, text_field, tokenizer, &mut |ids| {
         stored.resize(ids.len(), 0);
         is_same = at + ids.len() as u64 <= stream.len();
         if is_same {

@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use super::prepare::Meta;
 use super::shard::is_shard;
 use super::stream::{all_shards, is_of_split};
 use crate::error::{Error, Result};
+use crate::train::folder::RunFolder;
 
 /// The field of a JSON line that holds its text, unless told otherwise.
 pub const TEXT_FIELD: &str = "text";
@@ -116,12 +118,12 @@ impl Source {
 
 /// Looks at `paths` (files, folders, `-` for standard input) and says what
 /// they hold. Folders are searched to the bottom, in the order of the names;
-/// hidden files and files with zero bytes near their start are passed over. A
-/// folder with token shards counts as these shards alone.
+/// hidden files, files with zero bytes near their start, run folders and models
+/// are passed over. A folder with token shards counts as these shards alone.
 ///
 /// # Errors
-/// No path, a missing one, an empty file, a folder without text, or text and
-/// token shards mixed.
+/// No path, a missing one, an empty file, a folder without text or of something
+/// else, or text and token shards mixed.
 pub fn discover(paths: &[PathBuf]) -> Result<Input> {
     let mut found = Found::default();
     for path in paths {
@@ -131,6 +133,9 @@ pub fn discover(paths: &[PathBuf]) -> Result<Input> {
         }
         let data = fs::metadata(path).map_err(|e| Error::io("read the data", path, &e))?;
         if data.is_dir() {
+            if let Some(what) = no_text(path) {
+                return Err(Error::usage(format!("--data {}: {what}", path.display())));
+            }
             let before = found.count();
             found.folder(path, true)?;
             if found.count() == before {
@@ -198,13 +203,35 @@ impl Found {
                 continue;
             }
             if path.is_dir() {
-                self.folder(&path, false)?;
+                // The folder of the run itself may lie beside its text.
+                if no_text(&path).is_none() {
+                    self.folder(&path, false)?;
+                }
             } else if path.is_file() && looks_like_text(&path)? {
                 self.sources.push(Source::file(path));
             }
         }
         Ok(())
     }
+}
+
+/// What a folder is whose files are no text to learn from, though they look like it.
+fn no_text(dir: &Path) -> Option<&'static str> {
+    let is_there = |name: &str| dir.join(name).exists();
+    let run = RunFolder::existing(dir);
+    if run.has_settings() || run.has_checkpoints().unwrap_or(false) {
+        return Some("a run folder, and no text");
+    }
+    if Meta::load(dir).is_some_and(|meta| !meta.is_complete()) {
+        return Some(
+            "data that were cut off before they were finished; `cllm tokenize` makes them again",
+        );
+    }
+    let is_model = is_there("config.json")
+        && ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+            .into_iter()
+            .any(is_there);
+    is_model.then_some("a model of transformers, and no text")
 }
 
 fn looks_like_text(path: &Path) -> Result<bool> {

@@ -33,8 +33,10 @@ pub struct Inputs {
     pub validation: Option<Held>,
     /// What was read, if that was examples.
     pub examples: Option<ReadExamples>,
-    /// Of token shards a fingerprint: they lie outside of the run folder.
-    shards_sha256: Option<String>,
+    /// Of text and token shards: see [`sampled_sha256`].
+    sampled_sha256: Option<String>,
+    /// Where shards have been made again of the text, which may be another one now.
+    remade: Option<PathBuf>,
     /// Sequences of a micro-batch.
     batch_size: usize,
     /// Micro-batches of a step.
@@ -57,8 +59,10 @@ struct Streams {
     validation: Option<TokenStream>,
     tokenizer: Option<Tokenizer>,
     vocab_size: usize,
-    /// Of token shards outside of the run folder.
+    /// See [`sampled_sha256`].
     sha256: Option<String>,
+    /// Where shards have been made again of the text.
+    remade: Option<PathBuf>,
 }
 
 impl Inputs {
@@ -77,7 +81,7 @@ impl Inputs {
             Some(streams) => streams,
             None => find(settings, folder, resumed)?,
         };
-        let Streams { train, validation, tokenizer, vocab_size, sha256 } = streams;
+        let Streams { train, validation, tokenizer, vocab_size, sha256, remade } = streams;
         if train.len() <= block_size as u64 {
             let named = settings.data.join(", ");
             return Err(Error::failure(format!(
@@ -103,7 +107,7 @@ impl Inputs {
         };
         let train = Train::Windows(Dataset::open(train, vocab_size, block_size, settings.seed)?);
         let inputs = Self::new(settings, (tokenizer, vocab_size), train, validation, None)?;
-        Ok(Self { shards_sha256: sha256, ..inputs })
+        Ok(Self { sampled_sha256: sha256, remade, ..inputs })
     }
 
     /// Inputs of these parts.
@@ -122,7 +126,8 @@ impl Inputs {
             train,
             validation,
             examples,
-            shards_sha256: None,
+            sampled_sha256: None,
+            remade: None,
             batch_size: settings.batch_size,
             accumulated: settings.gradient_accumulation_steps,
             block_size: settings.block_size,
@@ -194,7 +199,7 @@ impl Inputs {
     #[must_use]
     pub fn data_sha256(&self) -> Option<String> {
         let examples = self.examples.as_ref().map(|read| read.sha256.clone());
-        examples.or_else(|| self.shards_sha256.clone())
+        examples.or_else(|| self.sampled_sha256.clone())
     }
 
     /// Checks that a checkpoint was trained on this data.
@@ -202,6 +207,14 @@ impl Inputs {
     /// # Errors
     /// Says what differs.
     pub fn check(&self, meta: &Meta, checkpoint: &Path) -> Result<()> {
+        let checked = self.compare(meta, checkpoint);
+        if let (Err(_), Some(dir)) = (&checked, &self.remade) {
+            prepare::spoil(dir);
+        }
+        checked
+    }
+
+    fn compare(&self, meta: &Meta, checkpoint: &Path) -> Result<()> {
         let differs = |what: &str, was: u64, is: u64| {
             Err(Error::failure(format!(
                 "{}: the run began with {was} tokens of {what} data, but --data has {is} now; \
@@ -223,8 +236,7 @@ impl Inputs {
                 tokenizer::FILE_NAME
             )));
         }
-        // Of text the shards in the folder are compared with what they were made from, and older
-        // checkpoints say nothing of shards.
+        // Older checkpoints say nothing of text and shards.
         if meta.data_sha256.is_some() && meta.data_sha256 != self.data_sha256() {
             return Err(Error::failure(format!(
                 "{}: the run began with other data than --data and --val-data have now; restore \
@@ -277,24 +289,57 @@ fn find(settings: &TrainSettings, folder: &RunFolder, resumed: bool) -> Result<S
     }
 }
 
-/// What the run folder has of text that is gone, or that could be read only once; `None` if all text is
-/// there, or nothing was made of it.
+/// What the run folder has of text some of which is gone, or could be read only once; `None` if all text is
+/// there, or nothing was made of it. What is there still is compared.
 fn kept_text(settings: &TrainSettings, folder: &RunFolder) -> Result<Option<Streams>> {
-    let names = settings.data.iter().chain(&settings.val_data);
-    let gone = names.into_iter().find(|name| *name == "-" || !Path::new(name).exists());
-    let Some(gone) = gone else { return Ok(None) };
     let dir = folder.data();
-    if !prepare::Meta::load(&dir).is_some_and(|meta| meta.is_complete()) {
+    let Some(meta) = prepare::Meta::load(&dir).filter(|_| prepare::is_whole(&dir)) else {
+        return Ok(None);
+    };
+    let is_gone = |name: &&String| *name == "-" || !Path::new(name).exists();
+    let all = || settings.data.iter().chain(&settings.val_data);
+    if !all().any(|name| is_gone(&name)) {
         return Ok(None);
     }
-    if gone != "-" {
+    if all().any(|name| name == "-") && !meta.is_of_stdin() {
+        return Err(Error::usage(format!(
+            "--data -: the run in {} did not begin with standard input; leave it out, and the run goes on with \
+             its own data",
+            folder.dir().display()
+        )));
+    }
+    let tokenizer = Tokenizer::load(&folder.dir().join(tokenizer::FILE_NAME))?;
+    for (split, names) in [("train", &settings.data), ("val", &settings.val_data)] {
+        if names.is_empty() || names.iter().any(|name| is_gone(&name)) {
+            continue;
+        }
+        let is_same = match discover(&paths(names))? {
+            Input::Text(text) => {
+                prepare::still_holds(&dir, split, &text, &settings.text_field, &tokenizer)?
+            }
+            Input::Shards { .. } => false,
+        };
+        if !is_same {
+            return Err(other_data(folder));
+        }
+    }
+    if let Some(gone) = all().find(|name| *name != "-" && is_gone(name)) {
         eprintln!(
             "cllm: {gone} is not there any more: going on with what the run has made of it, in {}",
             dir.display()
         );
     }
-    let tokenizer = Tokenizer::load(&folder.dir().join(tokenizer::FILE_NAME))?;
     prepared(settings, &dir, tokenizer).map(Some)
+}
+
+/// The data of a resumed run are not its own.
+fn other_data(folder: &RunFolder) -> Error {
+    Error::failure(format!(
+        "{}: the data is not what the run began with (--data, --val-data, or the shards in {}); restore it, or \
+         start anew in another --out-dir",
+        folder.dir().display(),
+        folder.data().display()
+    ))
 }
 
 fn text(
@@ -319,19 +364,27 @@ fn text(
         tokenizer
     };
     let dir = folder.data();
+    let mut remade = None;
     if prepare::current(&request, &tokenizer, &dir)?.is_none() {
-        if !resumed {
+        if resumed && prepare::is_whole(&dir) {
+            if !prepare::adopt(&request, &tokenizer, &dir)? {
+                return Err(other_data(folder));
+            }
+        } else {
+            if resumed {
+                eprintln!("cllm: {} is not whole: made again of the text", dir.display());
+                remade = Some(dir.clone());
+            }
             prepare::prepare(&request, &tokenizer, &dir)?;
-        } else if !prepare::adopt(&request, &tokenizer, &dir)? {
-            return Err(Error::failure(format!(
-                "{}: the data is not what the run began with (--data, --val-data, or the shards \
-                 in {}); restore it, or start anew in another --out-dir",
-                folder.dir().display(),
-                dir.display()
-            )));
         }
     }
-    prepared(settings, &dir, tokenizer)
+    Ok(Streams { remade, ..prepared(settings, &dir, tokenizer)? })
+}
+
+/// Of the streams of a run.
+fn fingerprint(train: &TokenStream, validation: Option<&TokenStream>) -> Result<Option<String>> {
+    let streams: Vec<&TokenStream> = core::iter::once(train).chain(validation).collect();
+    sampled_sha256(&streams).map(Some)
 }
 
 /// Ids of the model: those of the tokenizer, or more, which nothing stands for.
@@ -359,12 +412,14 @@ fn prepared(settings: &TrainSettings, dir: &Path, tokenizer: Tokenizer) -> Resul
         )));
     };
     let validation = open("val")?;
+    let sha256 = fingerprint(&train, validation.as_ref())?;
     Ok(Streams {
         train,
         validation,
         vocab_size: ids(settings, &tokenizer)?,
         tokenizer: Some(tokenizer),
-        sha256: None,
+        sha256,
+        remade: None,
     })
 }
 
@@ -414,6 +469,16 @@ fn shards(
             base.display()
         )));
     }
+    let made = first.parent().and_then(prepare::Meta::load);
+    if let (Some(made), Some(tokenizer), false) = (made, &tokenizer, resumed)
+        && made.tokenizer_sha256 != sha256_hex(tokenizer.to_json()?.as_bytes())
+    {
+        return Err(Error::failure(format!(
+            "--data: {} was made with another tokenizer than the one that is beside it or that --tokenizer \
+             names; tokenize the text again",
+            first.display()
+        )));
+    }
     let vocab_size = match (&tokenizer, settings.vocab_size) {
         (Some(tokenizer), _) => ids(settings, tokenizer)?,
         (None, Some(size)) => size,
@@ -443,8 +508,6 @@ fn shards(
     } else {
         (all, Some(TokenStream::open(val)?))
     };
-    let streams: Vec<&TokenStream> =
-        [Some(&train), validation.as_ref()].into_iter().flatten().collect();
-    let sha256 = Some(sampled_sha256(&streams)?);
-    Ok(Streams { train, validation, tokenizer, vocab_size, sha256 })
+    let sha256 = fingerprint(&train, validation.as_ref())?;
+    Ok(Streams { train, validation, tokenizer, vocab_size, sha256, remade: None })
 }

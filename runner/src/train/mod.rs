@@ -87,6 +87,17 @@ pub fn stored_settings(dir: &Path) -> Result<TrainSettings> {
     folder.settings()
 }
 
+/// Why the data of a resumed run cannot be opened: perhaps they have moved.
+fn moved(settings: &TrainSettings, error: Error) -> Error {
+    let mut all = [("--data", &settings.data), ("--val-data", &settings.val_data)].into_iter();
+    let is_gone = |name: &&String| *name != "-" && !Path::new(name).exists();
+    let gone = all.find_map(|(flag, names)| Some((flag, names.iter().find(is_gone)?)));
+    let gone = gone.filter(|_| error.to_string().starts_with("cannot read the data"));
+    gone.map_or(error, |(flag, name)| {
+        Error::failure(format!("{name}: it is not there any more; {flag} says where it is now"))
+    })
+}
+
 fn nothing_to_resume(dir: &Path) -> Error {
     Error::failure(format!(
         "--resume: there is no run in {}; check --out-dir, or leave --resume out to start one",
@@ -107,7 +118,9 @@ fn run(
     let (folder, begun) = open_folder(settings)?;
     let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
-    let inputs = Inputs::open(settings, &folder, from.is_some())?;
+    let inputs = Inputs::open(settings, &folder, from.is_some());
+    let inputs =
+        inputs.map_err(|error| if from.is_some() { moved(settings, error) } else { error })?;
     let settings = &with_steps(settings, &inputs)?;
     let schedule = model::schedule(settings)?;
     let mut base = base::Start::of(settings, from.as_ref(), inputs.vocab_size)?;
@@ -299,7 +312,18 @@ fn with_steps(settings: &TrainSettings, inputs: &Inputs) -> Result<TrainSettings
             "--epochs {epochs}: that is {max_steps} steps, too many"
         )));
     }
-    Ok(TrainSettings { max_steps, ..settings.clone() })
+    // A short run is not to be all warm-up.
+    let warmup_steps = match settings.warmup_steps {
+        steps if steps.saturating_mul(2) <= max_steps => steps,
+        _ => max_steps / 10,
+    };
+    if warmup_steps != settings.warmup_steps && !settings.quiet {
+        let told = settings.warmup_steps;
+        eprintln!(
+            "cllm: --warmup-steps {warmup_steps}, not {told}, for there are {max_steps} steps in all"
+        );
+    }
+    Ok(TrainSettings { max_steps, warmup_steps, ..settings.clone() })
 }
 
 /// Locks the run folder, and checks that the session may work in it.
