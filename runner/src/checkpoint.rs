@@ -48,8 +48,8 @@ pub struct Meta {
     pub val_tokens: u64,
     /// SHA-256 of the tokenizer's JSON, if there is one.
     pub tokenizer_sha256: Option<String>,
-    /// SHA-256 of the examples, if the data are examples; of token shards, which may be terabytes, that of
-    /// their lengths and of samples; `None` of text, which the run folder has as shards of its own.
+    /// SHA-256 of the examples, if the data are examples; of text and token shards, which may be terabytes, that
+    /// of their lengths and of samples. Older checkpoints have none of these.
     #[serde(default)]
     pub data_sha256: Option<String>,
     /// Where an imported model has come from: its name on the Hub, or a path.
@@ -135,19 +135,19 @@ impl CheckpointFile {
     }
 
     /// Verifies as [`parse_model`](Self::parse_model), and keeps no more of the file than where its
-    /// weights lie, and where an imported model has come from: what is mapped counts as memory of the
-    /// process as long as it is.
+    /// weights lie, and what the run remembered: what is mapped counts as memory of the process as long as
+    /// it is.
     ///
     /// # Errors
     /// What is wrong, with the file's name.
-    pub(crate) fn into_weights(self) -> Result<(Header, StoredWeights, Option<String>)> {
+    pub(crate) fn into_weights(self) -> Result<(Header, StoredWeights, Option<Meta>)> {
         let checkpoint = self.parse_model().map_err(|e| self.error(e))?;
         let header = *checkpoint.header();
         // Of a checkpoint that another program has made nothing is known.
-        let origin = self.meta(&checkpoint).ok().and_then(|meta| meta.origin);
+        let meta = self.meta(&checkpoint).ok();
         let offset = checkpoint.parameter_bytes().as_ptr().addr() - self.bytes.as_ptr().addr();
         let Self { path, file, .. } = self;
-        Ok((header, StoredWeights { path, file, offset: offset as u64 }, origin))
+        Ok((header, StoredWeights { path, file, offset: offset as u64 }, meta))
     }
 
     /// What the run that wrote `checkpoint` remembered in it.

@@ -6,6 +6,7 @@ use cllm_core::checkpoint::Header;
 use cllm_core::{AdapterTable, Adapters, ModelConfig, ParamSpec, ParamTable};
 
 use crate::checkpoint::{CheckpointFile, MappedValues, StoredValues, StoredWeights};
+use crate::data::sha256_hex;
 use crate::error::{Error, Result};
 use crate::lora;
 use crate::memory::{human_bytes, machine};
@@ -22,6 +23,8 @@ pub(crate) struct Trained {
     adapters: Option<Adapters>,
     step: u64,
     origin: Option<String>,
+    /// SHA-256 of the JSON of the tokenizer that it was trained with, if it was trained here.
+    tokenizer_sha256: Option<String>,
 }
 
 impl Trained {
@@ -49,9 +52,11 @@ impl Trained {
 
     /// That of a file, which is verified.
     pub(crate) fn of(file: CheckpointFile) -> Result<Self> {
-        let (header, weights, origin) = file.into_weights()?;
+        let (header, weights, meta) = file.into_weights()?;
         let Header { config, adapters, updates: step, .. } = header;
-        Ok(Self { weights, config, adapters, step, origin })
+        let (origin, tokenizer_sha256) =
+            meta.map_or((None, None), |meta| (meta.origin, meta.tokenizer_sha256));
+        Ok(Self { weights, config, adapters, step, origin, tokenizer_sha256 })
     }
 
     /// The file.
@@ -93,6 +98,16 @@ impl Trained {
                 self.path().display(),
                 self.config.vocab_size
             )));
+        }
+        // Somebody may want it so; but if it came about, all texts are garbage.
+        if let Some(own) = &self.tokenizer_sha256
+            && *own != sha256_hex(tokenizer.to_json()?.as_bytes())
+        {
+            eprintln!(
+                "cllm: {} is not the tokenizer that {} was trained with",
+                path.display(),
+                self.path().display()
+            );
         }
         Ok(tokenizer)
     }

@@ -255,7 +255,13 @@ fn words_taken_whole_cannot_be_exported() {
     let text = text.replacen("\"z\":", "\"zebra\":", 1);
     assert!(text.contains("zebra"));
     fs::write(dir.join("out/tokenizer.json"), text).unwrap();
-    export(dir, "").refused(1, &["out: ", "words whole", "--tokenizer bpe:N"]);
+    let ran = export(dir, "");
+    assert_eq!(ran.code, 1);
+    let [warning, refused] = ran.stderr.lines().collect::<Vec<_>>()[..] else {
+        panic!("{}", ran.stderr)
+    };
+    assert!(warning.contains("is not the tokenizer that out/step-20.cllm was trained with"));
+    assert!(refused.contains("words whole") && refused.contains("--tokenizer bpe:N"), "{refused}");
     assert!(!dir.join("m.gguf").exists());
 }
 

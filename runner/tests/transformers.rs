@@ -123,9 +123,10 @@ fn folders_have_tokenizers_of_two_older_files() {
     import(dir).done();
     let shards = |run: &str| {
         let tokenizer = format!("{run}/tokenizer.json");
-        let args = ["tokenize", "--data", "n.txt", "--tokenizer", &tokenizer, "--out", run];
-        run_in(dir, &args).done();
-        fs::read(dir.join(run).join("train_000000.bin")).unwrap()
+        let out = format!("{run}-shards");
+        run_in(dir, &["tokenize", "--data", "n.txt", "--tokenizer", &tokenizer, "--out", &out])
+            .done();
+        fs::read(dir.join(out).join("train_000000.bin")).unwrap()
     };
     let nasty = "It's 12345 o'clock...\n\n  So -- <|endoftext|> \u{e9}t\u{e9}, the God!?\t\r\n x";
     fs::write(dir.join("n.txt"), nasty).unwrap();
@@ -142,8 +143,20 @@ fn folders_have_tokenizers_of_two_older_files() {
     again("merges.txt", &broken).refused(1, &[&named]);
     again("merges.txt", &merges).done();
     fs::remove_dir_all(dir.join("again")).unwrap();
+    let id = vocab["a"].clone();
     vocab["a"] = json!("one");
     again("vocab.json", &vocab.to_string()).refused(1, &["vocab.json: ", "\"a\""]);
+    vocab["a"] = vocab["b"].clone();
+    again("vocab.json", &vocab.to_string()).refused(1, &["vocab.json: ", "have the id"]);
+    vocab["a"] = id;
+    let missing = vocab.as_object_mut().unwrap().remove("!");
+    again("vocab.json", &vocab.to_string()).refused(1, &["vocab.json: no token '!'"]);
+    vocab["!"] = missing.unwrap();
+    fs::write(dir.join("model/vocab.json"), vocab.to_string()).unwrap();
+    again("added_tokens.json", "[]").refused(1, &["added_tokens.json: not a JSON object"]);
+    again("added_tokens.json", r#"{"<x>": 97}"#)
+        .refused(1, &["added_tokens.json: \"<x>\" has the id 97"]);
+    fs::remove_file(dir.join("model/added_tokens.json")).unwrap();
     // Those of another class are none that is known.
     let other = r#"{"tokenizer_class": "RobertaTokenizer"}"#;
     let said = again("tokenizer_config.json", other).done().stdout;

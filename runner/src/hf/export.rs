@@ -183,8 +183,8 @@ fn generation_config(tokenizer: &Tokenizer, usage: &Usage, begin: Option<u32>) -
     if json.is_empty() && others.is_empty() {
         return None;
     }
-    json.insert("bos_token_id".to_owned(), begin.into());
-    json.insert("eos_token_id".to_owned(), config::ids(&ends(tokenizer)));
+    json.entry("bos_token_id").or_insert_with(|| begin.into());
+    json.entry("eos_token_id").or_insert_with(|| config::ids(&ends(tokenizer)));
     Some(format!("{:#}\n", Value::Object(json)))
 }
 

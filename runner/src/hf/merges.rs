@@ -8,14 +8,14 @@
 //! ```
 //! They say the same as a `tokenizer.json` does, which is made of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::import::file_of;
 use crate::error::{Error, Result};
-use crate::tokenizer::{Cut, added_token, byte_level_json, usage};
+use crate::tokenizer::{Cut, added_token, byte_char, byte_level_json, usage};
 
 /// The file of the ids, which is named where both are meant.
 pub(super) const VOCAB: &str = "vocab.json";
@@ -42,11 +42,10 @@ pub(super) fn read(from: &Path) -> Result<Option<Vec<u8>>> {
     let Ok(Value::Object(vocab)) = crate::json::from_slice::<Value>(&vocab) else {
         return Err(bad(&vocab_path, "not a JSON object of tokens and their ids"));
     };
-    if let Some((token, _)) = vocab.iter().find(|(_, id)| id.as_u64().is_none()) {
-        return Err(bad(&vocab_path, &format!("the token {token:?} has no id")));
-    }
+    check_ids(&vocab).map_err(|what| bad(&vocab_path, &what))?;
     let merges = merges_of(&merges_path, merges, &vocab)?;
     let added = added(from, &vocab, &about)?;
+    check_whole(&vocab, &merges, &added).map_err(|what| bad(&merges_path, &what))?;
     let text = byte_level_json(cut, vocab, &merges, added);
     let mut all: Value =
         crate::json::from_slice(text.as_bytes()).map_err(|e| bad(&vocab_path, &e.to_string()))?;
@@ -84,6 +83,44 @@ fn kind(about: &Value, config: &Value) -> Option<(Cut, Value)> {
     }
 }
 
+/// Each token has an id of its own, and each byte has a token.
+fn check_ids(vocab: &Map<String, Value>) -> core::result::Result<(), String> {
+    let mut seen = BTreeMap::new();
+    for (token, id) in vocab {
+        let Some(id) = id.as_u64() else { return Err(format!("the token {token:?} has no id")) };
+        if let Some(other) = seen.insert(id, token) {
+            return Err(format!("the tokens {other:?} and {token:?} have the id {id} both"));
+        }
+    }
+    match (0..=255).map(byte_char).find(|c| !vocab.contains_key(c.encode_utf8(&mut [0; 4]))) {
+        None => Ok(()),
+        Some(c) => Err(format!("no token {c:?}, but each byte has one")),
+    }
+}
+
+/// Tokens that no merge makes, of a tokenizer that is not damaged: names that were never added as such.
+const UNMADE: usize = 256;
+
+/// The merges make the tokens; a file of them that was cut off makes too few.
+fn check_whole(
+    vocab: &Map<String, Value>,
+    merges: &[String],
+    added: &[Value],
+) -> core::result::Result<(), String> {
+    let made: HashSet<String> = merges.iter().map(|merge| merge.replacen(' ', "", 1)).collect();
+    let added: HashSet<&str> = added.iter().filter_map(|token| token["content"].as_str()).collect();
+    let is_made = |token: &&String| {
+        token.chars().count() < 2 || made.contains(*token) || added.contains(token.as_str())
+    };
+    let mut unmade = vocab.keys().filter(|token| !is_made(token));
+    match (unmade.next(), unmade.count() + 1) {
+        (Some(token), count) if count > UNMADE => Err(format!(
+            "{count} tokens of {VOCAB} come of no merge, {token:?} among them: the file is not whole"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The merges, each of tokens that there are.
 fn merges_of(path: &Path, text: Vec<u8>, vocab: &Map<String, Value>) -> Result<Vec<String>> {
     let text = String::from_utf8(text).map_err(|_| bad(path, "no UTF-8 text"))?;
@@ -111,11 +148,21 @@ fn merges_of(path: &Path, text: Vec<u8>, vocab: &Map<String, Value>) -> Result<V
 fn added(from: &Path, vocab: &Map<String, Value>, about: &Value) -> Result<Vec<Value>> {
     let mut tokens: BTreeMap<u64, (String, bool)> = BTreeMap::new();
     let path = from.join(ADDED);
-    if let Value::Object(own) = parsed(&path)? {
-        for (token, id) in own {
-            let id = id.as_u64().ok_or_else(|| bad(&path, &format!("{token:?} has no id")))?;
-            tokens.insert(id, (token, true));
+    let taken: BTreeMap<u64, &String> =
+        vocab.iter().filter_map(|(token, id)| Some((id.as_u64()?, token))).collect();
+    match parsed(&path)? {
+        Value::Null => {}
+        Value::Object(own) => {
+            for (token, id) in own {
+                let id = id.as_u64().ok_or_else(|| bad(&path, &format!("{token:?} has no id")))?;
+                if let Some(other) = taken.get(&id).filter(|other| ***other != token) {
+                    let what = format!("{token:?} has the id {id}, which is that of {other:?}");
+                    return Err(bad(&path, &what));
+                }
+                tokens.insert(id, (token, true));
+            }
         }
+        _ => return Err(bad(&path, "not a JSON object of tokens and their ids")),
     }
     for (id, token) in about["added_tokens_decoder"].as_object().into_iter().flatten() {
         if let (Ok(id), Some(content)) = (id.parse(), token["content"].as_str()) {

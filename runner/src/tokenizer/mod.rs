@@ -38,7 +38,7 @@ pub use bpe::BpeTokenizer;
 pub use chars::CharTokenizer;
 pub use stream::StreamDecoder;
 
-#[cfg(feature = "gguf")]
+#[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) use bpe::byte_char;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub(crate) use bpe::{END_KEY, OTHER_ENDS_KEY, end_of_text_guess};

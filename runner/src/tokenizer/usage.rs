@@ -17,6 +17,8 @@ use crate::files;
 pub(crate) const FILE_NAME: &str = "tokenizer_config.json";
 /// File of what is advised for generation, and of all tokens that end a text.
 pub(crate) const GENERATION: &str = "generation_config.json";
+/// File that older versions of `transformers` put the tokens into.
+const SPECIAL_FILE: &str = "special_tokens_map.json";
 /// File that newer versions of `transformers` put the template into.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -47,10 +49,11 @@ impl Usage {
             crate::json::from_slice(text.as_bytes())
                 .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
         };
-        let config = json(FILE_NAME)?;
+        let (config, special) = (json(FILE_NAME)?, json(SPECIAL_FILE)?);
         let token = |name: &str| {
-            let token = &config[name];
-            token.as_str().or(token["content"].as_str()).map(str::to_owned)
+            let text =
+                |token: &Value| token.as_str().or(token["content"].as_str()).map(str::to_owned);
+            text(&config[name]).or_else(|| text(&special[name]))
         };
         let own = read(&dir.join(TEMPLATE_FILE))?;
         let of_config = || of_config(&config["chat_template"]).map(str::to_owned);
@@ -142,6 +145,9 @@ mod tests {
         let found = Usage::of_folder(dir.path()).unwrap();
         assert_eq!((found.chat_template, found.bos_token), (text("d"), None));
         assert_eq!(found.eos_token, text("</s>"));
+        put(SPECIAL_FILE, r#"{"eos_token": "<other>", "pad_token": {"content": "<pad>"}}"#);
+        let found = Usage::of_folder(dir.path()).unwrap();
+        assert_eq!((found.eos_token, found.pad_token), (text("</s>"), text("<pad>")));
         put(TEMPLATE_FILE, "own");
         assert_eq!(Usage::of_folder(dir.path()).unwrap().chat_template, text("own"));
         put(FILE_NAME, "{");
