@@ -13,6 +13,7 @@ use crate::hf;
 use crate::llmc;
 #[cfg(feature = "lora")]
 use crate::lora::peft;
+use crate::train::folder::RunFolder;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -165,6 +166,19 @@ fn import_any(args: &ImportArgs) -> Result<Imported> {
     }
     if !from.exists() {
         return Err(Error::failure(absent(from)));
+    }
+    let run = RunFolder::existing(from);
+    if run.has_settings() || run.has_checkpoints().unwrap_or(false) {
+        return Err(Error::usage(format!(
+            "{}: a run folder already; there is nothing to import",
+            from.display()
+        )));
+    }
+    if from.join("snapshots").is_dir() && !from.join("config.json").exists() {
+        return Err(Error::usage(format!(
+            "{}: the cache of a model of the Hub; give one of the folders in its snapshots",
+            from.display()
+        )));
     }
     if from.extension().is_some_and(|extension| extension == "safetensors") {
         return Err(Error::usage(format!(

@@ -55,6 +55,7 @@ pub(super) fn error(error: &clap::Error) -> Error {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        Some(ContextValue::StyledStr(text)) => Some(text.to_string()),
         _ => None,
     };
     // clap has `--batch-size <N>`, or `--bias [<BOOL>]`.
@@ -80,8 +81,11 @@ pub(super) fn error(error: &clap::Error) -> Error {
             .map(|valid| format!("{flag} {value}: expected one of {valid}")),
         ErrorKind::UnknownArgument => {
             let help = || ": `cllm COMMAND --help` lists the flags".to_owned();
-            let path =
-                || Path::new(flag).exists().then(|| format!(": did you mean --checkpoint {flag}?"));
+            let path = || {
+                let meant = text(ContextKind::Usage).as_deref().and_then(flag_of_path);
+                let meant = meant.filter(|_| Path::new(flag).exists())?;
+                Some(format!(": did you mean {meant} {flag}?"))
+            };
             let more = did_you_mean(ContextKind::SuggestedArg).or_else(path).unwrap_or_else(help);
             Some(if arg.starts_with('-') {
                 format!("unknown flag {flag}{more}")
@@ -100,6 +104,16 @@ pub(super) fn error(error: &clap::Error) -> Error {
         _ => None,
     };
     Error::usage(message.unwrap_or_else(|| collapse(&error.to_string())))
+}
+
+/// The flag that a path is for, of the command that clap's words on usage are about.
+fn flag_of_path(usage: &str) -> Option<&'static str> {
+    let command = usage.split_whitespace().skip_while(|word| *word != "cllm").nth(1)?;
+    match command {
+        "generate" | "eval" | "export" => Some("--checkpoint"),
+        "train" | "finetune" | "tokenize" => Some("--data"),
+        _ => None,
+    }
 }
 
 /// What does here what another program calls `name`, if this one was built with it.

@@ -228,7 +228,7 @@ fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result
             None => {
                 let examples = ["messages", "conversations", "prompt", "instruction"];
                 let hint = if examples.iter().any(|name| json.get(name).is_some()) {
-                    "; examples want --loss-on completions, which `cllm finetune` has"
+                    "; lines of examples want --loss-on completions"
                 } else {
                     "; --text-field names another"
                 };
@@ -306,7 +306,7 @@ mod tests {
             ("{\"texts\":\"a\"}", "d.jsonl:1: no field \"text\" in this line; --text-field"),
             (
                 "{\"messages\":[]}",
-                "d.jsonl:1: no field \"text\" in this line; examples want --loss-on",
+                "d.jsonl:1: no field \"text\" in this line; lines of examples want --loss-on",
             ),
             ("\n[1]\n", "d.jsonl:2: no field"),
             ("{\"text\":3}", "d.jsonl:1: the field \"text\" is not a text"),

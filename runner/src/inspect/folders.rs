@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::Report;
-#[cfg(any(feature = "hf", feature = "lora"))]
 use super::kinds;
 use crate::checkpoint::CheckpointFile;
 use crate::data::prepare::Meta;
 use crate::data::stream::{TokenStream, find_shards};
 use crate::error::{Error, Result};
 use crate::json::as_written;
-use crate::tokenizer::{FILE_NAME, Tokenizer};
+use crate::lora;
+use crate::tokenizer::{FILE_NAME, Tokenizer, usage::Usage};
 use crate::train::folder::RunFolder;
 
 pub(super) fn look(path: &Path) -> Result<Report> {
@@ -95,6 +95,21 @@ fn run_folder(path: &Path, run: &RunFolder) -> Result<Report> {
         report.fact("learning rate", as_written(&settings.learning_rate));
     }
     tokenizer(&mut report, path)?;
+    if let Some(found) = run.for_use()?.checkpoint {
+        let (header, _, meta) = found.into_weights()?;
+        kinds::shape(&mut report, &header.config)?;
+        if let Some(adapters) = &header.adapters {
+            report.fact("adapters", format!("rank {}, scale {}", adapters.rank, adapters.scale));
+            let base = lora::base_of(path, &header.config);
+            let state = base.as_ref().map_or_else(ToString::to_string, |_| "good".to_owned());
+            report.fact("base.cllm", state);
+        }
+        if let Some(origin) = meta.and_then(|meta| meta.origin) {
+            report.fact("imported from", origin);
+        }
+    }
+    let usage = Usage::of_folder(path)?;
+    report.fact("chat template", usage.chat_template.is_some());
     let mut files: Vec<_> = run.steps()?.into_iter().rev().map(|step| run.step(step)).collect();
     if run.best().exists() {
         files.push(run.best());

@@ -18,6 +18,7 @@ use crate::data::shard::{Shard, is_shard};
 use crate::data::source::is_lines;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::json::as_written;
 use crate::memory::human_bytes;
 use crate::model;
 use crate::tokenizer::Tokenizer;
@@ -61,8 +62,7 @@ pub(super) fn look(path: &Path) -> Result<Report> {
 /// A model's shape, in the words of the flags.
 pub(super) fn shape(report: &mut Report, config: &ModelConfig) -> Result<()> {
     let table = ParamTable::new(config).map_err(model::config_error)?;
-    let model = serde_json::to_value(Model::from(config));
-    report.fact("model", model.map_err(|e| Error::failure(e.to_string()))?);
+    report.fact("model", as_written(&Model::from(config)));
     report.fact("parameters", table.parameters());
     Ok(())
 }
@@ -215,8 +215,13 @@ fn json_file(path: &Path) -> Result<Report> {
         ))
     };
     let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
-    let json: Known =
-        serde_json::from_reader(std::io::BufReader::new(file)).map_err(|_| unknown())?;
+    let json: Known = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|error| {
+        // By its name it should be: then it is damaged.
+        match path.extension().is_some_and(|extension| extension == "json") {
+            true => Error::failure(format!("{}: {error}", path.display())),
+            false => unknown(),
+        }
+    })?;
     if json.trace.is_some() {
         return trace(path);
     }
@@ -228,7 +233,25 @@ fn json_file(path: &Path) -> Result<Report> {
         told(&mut report, path, &[])?;
         return Ok(report);
     }
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return object(path);
+    }
     Err(unknown())
+}
+
+/// Most fields of an object that are told.
+const FIELDS: usize = 64;
+
+/// A file of JSON without a kind of its own, as configs of transformers are.
+fn object(path: &Path) -> Result<Report> {
+    let mut report = Report::new(path, "an object of JSON");
+    told(&mut report, path, &[])?;
+    let fields = report.facts.0.len();
+    if fields > FIELDS {
+        report.facts.0.clear();
+        report.fact("fields", fields);
+    }
+    Ok(report)
 }
 
 /// Tells fields of an object in a file of JSON, all of them if none is named; those that say nothing are
