@@ -129,7 +129,14 @@ error = refused(openai.BadRequestError, create, "0 or more", **{**ask, "temperat
 check(error.param == "temperature", error)
 refused(openai.BadRequestError, create, "a whole number", **ask, extra_body={"n": "three"})
 refused(openai.BadRequestError, chat, "role", model="run", messages=[{"role": "cook", "content": "x"}])
-refused(openai.BadRequestError, chat, "no tools", **talk, tools=[{"type": "function"}])
+# The template does not know them; what is called is in the messages.
+tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+called = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+called.append({"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "7"}]})
+told = chat(**{**talk, "messages": talk["messages"] + called}, tools=[tool], tool_choice="auto", max_tokens=4)
+check(told.choices[0].message.content is not None and told.choices[0].message.tool_calls is None, told)
+refused(openai.BadRequestError, chat, "none are there", **talk, tools=[tool], tool_choice="required")
 stranger = openai.OpenAI(base_url=url + "v1", api_key="wrong", max_retries=0)
 refused(openai.AuthenticationError, stranger.models.list, "token")
 

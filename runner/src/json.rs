@@ -6,6 +6,10 @@
 
 use core::fmt;
 
+mod ordered;
+
+pub(crate) use ordered::Ordered;
+
 use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserializer, Serialize, de};
 use serde_json::Value;

@@ -325,3 +325,63 @@ fn conversations_go_by_the_models_own_template() {
     run("finetune --resume --max-steps 4 --out-dir talks --quiet").done();
     run("eval --checkpoint talks --data talks.jsonl --loss-on all").done();
 }
+
+#[cfg(feature = "chat")]
+#[test]
+fn messages_of_other_programs_are_learnt_or_refused_with_their_line() {
+    let dir = tempfile::tempdir().unwrap();
+    tuned(dir.path());
+    let template = "{% for t in tools or [] %}{{ t.name }};{% endfor %}{% for m in messages %}{{ m.role[0] }}\
+        {% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments.n }}{% else %}\
+        {{ m.content }}{% endfor %};{% endfor %}{% if add_generation_prompt %}a{% endif %}";
+    let config = json!({ "chat_template": template }).to_string();
+    fs::write(dir.path().join("base/tokenizer_config.json"), config).unwrap();
+    let user = json!({"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]});
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"n\": 3}"}}]});
+    let out = json!({"role": "tool", "tool_call_id": "1", "content": "7"});
+    let reply = json!({"role": "assistant", "content": "z"});
+    // Tokens that count, and all that are read or predicted, of `g;uxy;af3;t7;az;` and parts of it.
+    let lines = [
+        (json!({"prompt": [user], "completion": [reply]}), 2, 6),
+        (json!({"prompt": [user, call, out], "completion": [reply]}), 2, 13),
+        (json!({"messages": [user, call, out, reply], "tools": [{"name": "g"}]}), 3 + 2, 15),
+        (json!({"messages": [user, call]}), 3, 7),
+    ];
+    let run = |args: &str| run_in(dir.path(), &words(args));
+    for (i, (line, counted, all)) in lines.iter().enumerate() {
+        fs::write(dir.path().join("lines.jsonl"), format!("{line}\n")).unwrap();
+        let ran = run(&format!(
+            "finetune --base base --data lines.jsonl --val-data lines.jsonl --max-steps 1 --log-format json \
+             --out-dir out-{i}"
+        ));
+        let start: Value = serde_json::from_str(ran.done().stdout.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            (&start["examples"]["counted_tokens"], &start["train_tokens"]),
+            (&json!(counted), &json!(all))
+        );
+    }
+    for (line, parts) in [
+        (
+            json!({"prompt": [user], "completion": "z"}),
+            ["lines.jsonl:2: ", "make both texts, or both arrays"],
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]}),
+            ["lines.jsonl:2: message 1: content[0]: ", "a part of type \"image_url\""],
+        ),
+        (
+            json!({"messages": [{"role": "usr", "content": "x"}]}),
+            ["lines.jsonl:2: ", "did you mean user?"],
+        ),
+        (
+            json!({"messages": [user, {"role": "assistant", "content": ""}]}),
+            ["lines.jsonl:2: ", "says nothing"],
+        ),
+    ] {
+        let good = json!({"messages": [user, reply]});
+        fs::write(dir.path().join("lines.jsonl"), format!("{good}\n{line}\n")).unwrap();
+        run("finetune --base base --data lines.jsonl --max-steps 1 --out-dir bad")
+            .refused(1, &parts);
+    }
+}

@@ -191,6 +191,62 @@ fn messages_are_answered_by_the_template() {
     assert_eq!((empty.0, empty.1), (400, json!("messages")));
 }
 
+#[cfg(feature = "chat")]
+#[test]
+fn tools_and_calls_are_the_templates() {
+    let server = Server::start(trained(), "");
+    let path = "/v1/chat/completions";
+    // In the order in which somebody wrote it, which `json!` does not keep.
+    let body = |more: &str| {
+        let calls = r#"[{"type": "function", "function": {"name": "f", "arguments": "{\"b\":1,\"a\":2}"}}]"#;
+        format!(
+            r#"{{"max_tokens": 20, "temperature": 0, "messages": [{{"role": "user", "content": "Hi"}},
+            {{"role": "assistant", "content": null, "tool_calls": {calls}, "refusal": null}},
+            {{"role": "tool", "tool_call_id": "1", "content": [{{"type": "text", "text": "7"}}]}},
+            {{"role": "assistant", "content": ""}}], "tools": [{{"type": "f", "a": 1}}]{more}}}"#
+        )
+    };
+    let said = |more: &str| {
+        server.ask("POST", path, &[], &body(more)).json()["choices"][0]["message"]["content"]
+            .clone()
+    };
+    let talk = "user: Hi\nassistant: [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"arguments\": \
+                {\"b\": 1, \"a\": 2}}}]\ntool: 7\nassistant: \nassistant:";
+    let expected =
+        spoken("--greedy --tokens 20", &format!("{{\"type\": \"f\", \"a\": 1}}\n{talk}"));
+    assert_eq!(said(""), expected);
+    assert_eq!(said(r#", "tool_choice": "none""#), spoken("--greedy --tokens 20", talk));
+    for (body, param, part) in [
+        (body(r#", "tool_choice": "required""#), "tool_choice", "auto and none"),
+        (body("").replace("\"tool\"", "\"toll\""), "messages[2].role", "did you mean tool?"),
+        (
+            body("").replace("{\\\"b", "{b"),
+            "messages[1].tool_calls[0].function.arguments",
+            "no object of JSON",
+        ),
+        (
+            body("").replace("\"type\": \"text\"", "\"type\": \"file\""),
+            "messages[2].content[0]",
+            "\"file\"",
+        ),
+        (
+            body("").replace("null, \"tool_calls\"", "null, \"calls\""),
+            "messages[1].content",
+            "or else tool_calls",
+        ),
+        (
+            body("").replace("[{\"type\": \"f\", \"a\": 1}]", "[7]"),
+            "tools[0]",
+            "an object, not a number",
+        ),
+    ] {
+        let answer = server.ask("POST", path, &[], &body);
+        let (status, at, _, told) = answer.error();
+        assert_eq!((status, at), (400, json!(param)), "{body}");
+        assert!(told.contains(part), "{told}");
+    }
+}
+
 #[test]
 fn what_is_known_of_a_prompt_changes_nothing() {
     let server = Server::start(trained(), "--parallel 2");

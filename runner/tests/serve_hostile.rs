@@ -101,6 +101,33 @@ fn bodies_that_are_made_to_hurt_are_errors() {
         vec!["{\"role\": \"user\", \"content\": \"a\"}"; 50_000].join(",")
     );
     assert_eq!(server.ask("POST", "/v1/chat/completions", &[], &chat).error().0, 400);
+    #[cfg(feature = "chat")]
+    for more in [
+        format!("\"tools\": [{{\"a\": {}{}}}]", "[".repeat(100), "]".repeat(100)),
+        format!("\"tools\": [{{\"a\": [{}1]}}]", "1,".repeat(1_000_000)),
+        format!("\"tools\": [{}{{}}]", "{\"\":{}},".repeat(100_000)),
+        format!("\"tools\": [{{\"{}\": [[]]}}, 1]", "x".repeat(1 << 20)),
+        format!("\"tool_choice\": {}{}", "[".repeat(100), "]".repeat(100)),
+    ] {
+        let chat =
+            format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"a\"}}], {more}}}");
+        let answer = server.ask("POST", "/v1/chat/completions", &[], &chat);
+        assert_eq!(answer.error().0, 400, "{}", &chat[..100]);
+    }
+    #[cfg(feature = "chat")]
+    for arguments in [
+        "[".repeat(100_000),
+        format!("{{\\\"a\\\": {}1{}}}", "[".repeat(100), "]".repeat(100)),
+        format!("{{\\\"a\\\": [{}1]}}", "1,".repeat(1_000_000)),
+        format!("{{{}\\\"\\\":1}}", "\\\"\\\":{},".repeat(200_000)),
+    ] {
+        let chat = format!(
+            "{{\"messages\": [{{\"role\": \"assistant\", \"tool_calls\": [{{\"function\": {{\"arguments\": \
+             \"{arguments}\"}}}}]}}]}}"
+        );
+        let answer = server.ask("POST", "/v1/chat/completions", &[], &chat);
+        assert_eq!(answer.error().0, 400, "{}", &chat[..150]);
+    }
     let mut bytes = head(&server.address, "POST", PATH, &[], "{\"prompt\": \"??\"}");
     let at = bytes.len() - 4;
     bytes[at..at + 2].copy_from_slice(&[0xff, 0xfe]);

@@ -299,6 +299,6 @@ mod tests {
         let seen = talk.hear("b").unwrap();
         assert_eq!(seen, [98, 257]);
         talk.remember(seen, "c<|im_<|im_end|>end|>d".to_owned());
-        assert_eq!(talk.messages[1].content, "cd");
+        assert_eq!(talk.messages[1].content.as_deref(), Some("cd"));
     }
 }

@@ -1,7 +1,8 @@
 //! Chat templates: texts of messages.
 //!
 //! Templates are Jinja as `transformers` runs it: blocks take the line break behind them along, texts
-//! have Python's methods, and `raise_exception` refuses messages in the template's words.
+//! have Python's methods, and `raise_exception` refuses messages in the template's words. Of messages they
+//! see all fields, and they see the `tools`; those that use neither do without.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,9 @@ use minijinja::machinery::{Instructions, eval, make_string_output};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Value as Jinja};
 
-use super::{Message, bounds, json, weighed};
+use super::{Message, bounds, dialogue, json, weighed};
 use crate::error::{Error, Result};
+use crate::json::Ordered;
 use crate::tokenizer::usage::Usage;
 
 /// Most steps of a template: thousands of messages take a few hundred thousand. The library counts each
@@ -50,22 +52,29 @@ impl Template {
         Some(Self { source, usage, origin: origin.to_path_buf() })
     }
 
-    /// The text of a conversation, `to_reply` with the beginning of the assistant's next message.
+    /// Whether the template has a text that is `word`, as it has names of roles.
+    pub(super) fn names(&self, word: &str) -> bool {
+        let is_there = |quote: &char| self.source.contains(&format!("{quote}{word}{quote}"));
+        !word.is_empty() && ['\'', '"'].iter().any(is_there)
+    }
+
+    /// The text of a conversation without tools, `to_reply` with the beginning of the assistant's
+    /// next message.
     ///
     /// # Errors
     /// The template is damaged, does without what it wants, or refuses the messages.
     pub(crate) fn render(&self, messages: &[Message], to_reply: bool) -> Result<String> {
-        self.compile()?.render(messages, to_reply)
+        self.compile()?.render(messages, &[], to_reply)
     }
 
-    /// As [`Template::render`]; the error does not say where the template lies.
+    /// The text of a conversation with the beginning of a reply; the error does not say where the template
+    /// lies.
     #[cfg(feature = "serve")]
     pub(crate) fn text(
         &self,
-        messages: &[Message],
-        to_reply: bool,
+        said: &super::Dialogue,
     ) -> core::result::Result<String, minijinja::Error> {
-        self.compiled()?.text(messages, to_reply)
+        self.compiled()?.text(&said.messages, &said.tools, true)
     }
 
     /// The template made ready for many conversations.
@@ -113,31 +122,60 @@ pub(crate) struct Compiled<'t> {
 }
 
 impl Compiled<'_> {
-    /// As [`Template::render`].
+    /// The text of these messages of an assistant that may call `tools`, as [`Template::render`].
     ///
     /// # Errors
     /// As [`Template::render`].
-    pub(crate) fn render(&self, messages: &[Message], to_reply: bool) -> Result<String> {
-        self.text(messages, to_reply).map_err(|e| self.template.error(&e))
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        tools: &[Ordered],
+        to_reply: bool,
+    ) -> Result<String> {
+        self.text(messages, tools, to_reply).map_err(|e| self.template.error(&e))
     }
 
+    /// Of a template that takes no objects as arguments of calls, the text with texts for them.
     fn text(
         &self,
         messages: &[Message],
+        tools: &[Ordered],
         to_reply: bool,
     ) -> core::result::Result<String, minijinja::Error> {
-        let said: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
-        let messages: Vec<_> = messages
+        let text = |as_given| self.text_of(messages, tools, to_reply, as_given);
+        text(false).or_else(|error| {
+            let has_given = messages.iter().any(|message| message.calls.is_some());
+            if has_given { text(true).map_err(|_| error) } else { Err(error) }
+        })
+    }
+
+    fn text_of(
+        &self,
+        messages: &[Message],
+        tools: &[Ordered],
+        to_reply: bool,
+        as_given: bool,
+    ) -> core::result::Result<String, minijinja::Error> {
+        let fields = || messages.iter().flat_map(|message| &message.more).map(|(_, field)| field);
+        let said: usize = messages
             .iter()
-            .map(|Message { role, content }| {
-                Jinja::from_pairs([("role", role.as_str()), ("content", content.as_str())])
-            })
-            .collect();
+            .map(|m| m.role.len() + m.content.as_ref().map_or(0, String::len))
+            .chain(messages.iter().flat_map(|m| &m.more).map(|(name, _)| name.len()))
+            .chain(fields().chain(tools).map(dialogue::bytes))
+            .sum();
+        let values = fields().chain(tools).map(dialogue::values).sum();
+        let scales = weighed::scales(messages.len(), values, said);
+        let messages: Vec<_> =
+            messages.iter().map(|message| of_message(message, as_given)).collect();
         let usage = &self.template.usage;
         let token = |token: &Option<String>| Jinja::from(token.as_deref().unwrap_or_default());
-        let scales = weighed::scales(messages.len(), said);
+        // What is not there is none, as for `transformers`.
+        let tools =
+            if tools.is_empty() { Jinja::from(()) } else { tools.iter().map(of_value).collect() };
         let known = [
             ("messages", Jinja::from(messages)),
+            ("tools", tools),
+            ("documents", Jinja::from(())),
             ("add_generation_prompt", Jinja::from(to_reply)),
             ("bos_token", token(&usage.bos_token)),
             ("eos_token", token(&usage.eos_token)),
@@ -152,6 +190,36 @@ impl Compiled<'_> {
             return Err(refusal(format!("it makes {bytes} bytes of {said} of messages")));
         }
         Ok(rendered)
+    }
+}
+
+/// A message as templates see it.
+fn of_message(message: &Message, as_given: bool) -> Jinja {
+    let Message { role, content, more, calls, .. } = message;
+    let content = content.iter().map(|content| ("content", Jinja::from(content.as_str())));
+    let more = more.iter().map(|(name, field)| match calls {
+        Some(calls) if as_given && name == "tool_calls" => (name.as_str(), of_value(calls)),
+        _ => (name.as_str(), of_value(field)),
+    });
+    let role = ("role", Jinja::from(role.as_str()));
+    Jinja::from_pairs(core::iter::once(role).chain(content).chain(more))
+}
+
+/// A value as templates see it.
+fn of_value(value: &Ordered) -> Jinja {
+    match value {
+        Ordered::Null => Jinja::from(()),
+        Ordered::Bool(truth) => Jinja::from(*truth),
+        Ordered::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => Jinja::from(number),
+            (None, Some(number)) => Jinja::from(number),
+            (None, None) => number.as_f64().map_or_else(|| Jinja::from(()), Jinja::from),
+        },
+        Ordered::Text(text) => Jinja::from(text.as_str()),
+        Ordered::List(items) => items.iter().map(of_value).collect(),
+        Ordered::Object(fields) => {
+            Jinja::from_pairs(fields.iter().map(|(name, field)| (name.as_str(), of_value(field))))
+        }
     }
 }
 

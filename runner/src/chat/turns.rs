@@ -10,15 +10,16 @@
 //! Between the first and the second is the reply, with what ends it. Some templates write a reply
 //! otherwise when more follows it (Qwen3 leaves out thoughts): then each reply is an example of its own,
 //! as it was when it was given.
+//!
+//! A reply that only calls tools is one like any other. Replies that are not to be learnt, as those of a
+//! prompt, are of what was said before.
 
 use core::ops::Range;
 
-use super::Message;
+use super::Dialogue;
+use super::message::ASSISTANT;
 use super::template::Compiled;
 use crate::error::{Error, Result};
-
-/// Who the model speaks as.
-const ASSISTANT: &str = "assistant";
 
 /// A text and the parts of it that are the assistant's.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,20 +32,21 @@ pub(crate) struct Spoken {
 /// The texts of a conversation; one, unless the template writes replies otherwise when more follows.
 ///
 /// # Errors
-/// There is no reply, the template refuses the messages, or writes a reply otherwise than it prompts for
-/// one.
-pub(crate) fn spoken(template: &Compiled<'_>, messages: &[Message]) -> Result<Vec<Spoken>> {
+/// There is no reply to learn, the template refuses the messages, or writes a reply otherwise than it
+/// prompts for one.
+pub(crate) fn spoken(template: &Compiled<'_>, said: &Dialogue) -> Result<Vec<Spoken>> {
+    let Dialogue { messages, tools, .. } = said;
     let mut each = Vec::new();
     for (i, message) in messages.iter().enumerate() {
-        if message.role != ASSISTANT {
+        if message.role != ASSISTANT || !message.is_learnt {
             continue;
         }
-        let text = template.render(&messages[..=i], false)?;
+        let text = template.render(&messages[..=i], tools, false)?;
         // Templates that prompt for thoughts do not write empty ones: then the reply begins where the
         // message before it ends.
         let mut begin = None;
         for to_reply in [true, false] {
-            let before = template.render(&messages[..i], to_reply)?;
+            let before = template.render(&messages[..i], tools, to_reply)?;
             if begin.is_none() && text.len() > before.len() && text.starts_with(&before) {
                 begin = Some(before.len());
             }
@@ -61,8 +63,7 @@ pub(crate) fn spoken(template: &Compiled<'_>, messages: &[Message]) -> Result<Ve
     }
     let Some(last) = each.last() else {
         return Err(Error::failure(
-            "no message of the role assistant, so there is nothing to learn; with --loss-on all every \
-             token counts",
+            "no message of the role assistant to learn from; with --loss-on all every token counts",
         ));
     };
     let goes_on = each.windows(2).all(|pair| {
@@ -79,7 +80,7 @@ pub(crate) fn spoken(template: &Compiled<'_>, messages: &[Message]) -> Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::Template;
+    use crate::chat::{Message, Template};
     use crate::tokenizer::usage::Usage;
     use std::path::Path;
 
@@ -92,9 +93,9 @@ mod tests {
     fn parts(source: &str, conversation: &[(&str, &str)]) -> Result<Vec<(String, Vec<String>)>> {
         let usage = Usage { chat_template: Some(source.to_owned()), ..Usage::default() };
         let template = Template::of(usage, Path::new("there")).unwrap();
-        let messages: Vec<Message> =
-            conversation.iter().map(|(role, content)| Message::new(role, *content)).collect();
-        let texts = spoken(&template.compile()?, &messages)?;
+        let messages = conversation.iter().map(|(role, content)| Message::new(role, *content));
+        let said = Dialogue::of(messages.collect());
+        let texts = spoken(&template.compile()?, &said)?;
         Ok(texts
             .into_iter()
             .map(|Spoken { text, replies }| {

@@ -36,6 +36,7 @@ const OF_STEP: usize = 16;
 /// What may be kept besides the messages, and a few times of these: a megabyte of text, or some.
 const LIGHT: usize = 16_384;
 const OF_MESSAGE: usize = 16;
+const OF_VALUE: usize = 4;
 const OF_BYTES: usize = 4;
 
 /// Compiles a source.
@@ -198,9 +199,10 @@ fn around(
     }
 }
 
-/// The variables that a weighed template needs, for messages of so many bytes.
-pub(super) fn scales(messages: usize, bytes: usize) -> [(&'static str, Value); 3] {
-    let most = LIGHT + OF_MESSAGE * messages + bytes / OF_BYTES;
+/// The variables that a weighed template needs, for messages of so many bytes, with so many values in their
+/// fields and in tools.
+pub(super) fn scales(messages: usize, values: usize, bytes: usize) -> [(&'static str, Value); 3] {
+    let most = LIGHT + OF_MESSAGE * messages + OF_VALUE * values + bytes / OF_BYTES;
     [(WEIGH, Of::All), (KEEP, Of::Kept), (TEXT, Of::Text)]
         .map(|(name, of)| (name, Value::from_object(Scales { most, of })))
 }
@@ -277,7 +279,7 @@ fn weigh(value: &Value, left: &mut usize, depth: usize) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::chat::{Message, Template};
+    use crate::chat::{Dialogue, Message, Template};
     use crate::tokenizer::usage::Usage;
     use core::time::Duration;
     use std::path::Path;
@@ -374,6 +376,33 @@ mod tests {
         ] {
             let begin = Instant::now();
             let error = render(&source).unwrap_err();
+            assert!(error.contains("there: the chat template"), "{source}: {error}");
+            assert!(begin.elapsed() < Duration::from_secs(10), "{source}: {:?}", begin.elapsed());
+        }
+    }
+
+    #[test]
+    fn tools_weigh_what_they_are() {
+        let tools = format!(r#"[{{"a": [{}{{}}]}}]"#, "{},".repeat(60_000));
+        let mut said = Dialogue::of(vec![Message::new("user", "Hi")]);
+        said.equip(&serde_json::from_str(&tools).unwrap()).unwrap();
+        let render = |source: &str| {
+            let usage = Usage { chat_template: Some(source.to_owned()), ..Usage::default() };
+            let template = Template::of(usage, Path::new("there")).unwrap();
+            let made = template.compile().unwrap().render(&said.messages, &said.tools, true);
+            made.map_err(|error| error.to_string())
+        };
+        assert_eq!(render("{{ tools | tojson | length }}").as_deref(), Ok("240013"));
+        for source in [
+            kept("tools", "n.s + n.s"),
+            kept("tools[0].a", "n.s + n.s"),
+            kept("[0]", "n.s + [tools]"),
+            kept("[0]", "tools[0].a + tools[0].a"),
+            "{% for a in range(9999) %}{{ tools == tools }}{% endfor %}".to_owned(),
+            "{% for a in range(9999) %}{{ tools | tojson | length }}{% endfor %}".to_owned(),
+        ] {
+            let begin = Instant::now();
+            let error = render(&source).map(|made| made.len()).unwrap_err();
             assert!(error.contains("there: the chat template"), "{source}: {error}");
             assert!(begin.elapsed() < Duration::from_secs(10), "{source}: {:?}", begin.elapsed());
         }

@@ -3,12 +3,14 @@
 //! ```text
 //! {"text": "..."}                                   all of it counts, and the end
 //! {"prompt": "...", "completion": "..."}            the completion and the end count
+//! {"prompt": [...], "completion": [...]}            messages: those of the assistant in the completion
 //! {"messages": [{"role": "...", "content": "..."}]} the assistant's messages count, and what ends them
 //! {"conversations": [{"from": "...", "value": "..."}]} the same, as ShareGPT has it
 //! ```
-//! A line is what the first of `messages`, `conversations`, `completion` and `text` says that it has; other fields are
-//! passed over. Special tokens are the program's and the chat template's: texts, prompts and completions
-//! that spell one have it as plain text, messages that do are refused.
+//! A line is what the first of `messages`, `conversations`, `completion` and `text` says that it has; other
+//! fields are passed over, but for the `tools` beside messages, which are the chat template's. Messages are
+//! read and judged as those of requests (`chat`). Special tokens are the program's and the chat template's:
+//! texts, prompts and completions that spell one have it as plain text, messages that do are refused.
 //!
 //! A prompt is encoded as it will be when the model is asked, and what follows as it goes on from there
 //! (`Tokenizer::encode_after`).
@@ -16,14 +18,13 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use serde_json::{Map, Value};
-
 use super::examples::{Example, Examples};
 use super::pieces::Lines;
 use super::source::{Input, Source, discover};
 #[cfg(feature = "chat")]
-use crate::chat::{self, Message, Template};
+use crate::chat::{self, Dialogue, Template};
 use crate::error::{Error, Result};
+use crate::json::Ordered;
 use crate::pool::cpus;
 use crate::settings::LossOn;
 use crate::tokenizer::Tokenizer;
@@ -264,34 +265,46 @@ fn bad<T>(what: impl Into<String>) -> Result<T> {
 
 impl Line<'_, '_> {
     fn examples(&self, text: &[u8]) -> Result<Vec<Example>> {
-        let json: Value = match crate::json::from_slice(text) {
-            Ok(json) => json,
+        let line: Ordered = match crate::json::from_slice(text) {
+            Ok(line) => line,
             Err(e) => return bad(crate::json::line_error(text, &e)),
         };
-        let Value::Object(fields) = json else {
+        if !matches!(line, Ordered::Object(_)) {
             return bad("not a JSON object");
-        };
+        }
         let field = self.encoder.text_field;
-        let given = |field: &str| fields.get(field).filter(|value| !value.is_null());
-        if let Some(messages) = given("messages") {
-            return self.messages("messages", messages);
+        for name in ["messages", "conversations"] {
+            if let Some(messages) = line.given(name) {
+                return self.messages(&line, &[(name, messages)]);
+            }
         }
-        if let Some(messages) = given("conversations") {
-            return self.messages("conversations", messages);
-        }
-        if fields.contains_key("completion") || !fields.contains_key(field) {
-            if !fields.contains_key("prompt") && !fields.contains_key("completion") {
+        let (prompt, completion) = (line.get("prompt"), line.get("completion"));
+        if completion.is_some() || line.get(field).is_none() {
+            if let (Some(Ordered::List(_)), Some(Ordered::Text(_)))
+            | (Some(Ordered::Text(_)), Some(Ordered::List(_))) = (prompt, completion)
+            {
+                return bad(
+                    "of \"prompt\" and \"completion\" one is a text and one an array: make both texts, or both \
+                     arrays of messages",
+                );
+            }
+            if let (Some(prompt @ Ordered::List(_)), Some(completion @ Ordered::List(_))) =
+                (prompt, completion)
+            {
+                return self.messages(&line, &[("prompt", prompt), ("completion", completion)]);
+            }
+            if prompt.is_none() && completion.is_none() {
                 return bad(format!(
                     "no field \"messages\", \"conversations\", \"{field}\", or \"prompt\" and \"completion\" in this line"
                 ));
             }
-            let completion = text_of(&fields, "completion")?;
+            let completion = text_of(&line, "completion")?;
             if completion.is_empty() {
                 return bad("the completion is empty, so there is nothing to learn");
             }
-            return self.completion(text_of(&fields, "prompt")?, completion);
+            return self.completion(text_of(&line, "prompt")?, completion);
         }
-        match text_of(&fields, field)? {
+        match text_of(&line, field)? {
             "" => bad(format!("the field \"{field}\" is empty")),
             text => self.text(text),
         }
@@ -327,58 +340,59 @@ impl Line<'_, '_> {
     }
 
     #[cfg(not(feature = "chat"))]
-    fn messages(&self, _: &str, _: &Value) -> Result<Vec<Example>> {
+    fn messages(&self, _: &Ordered, _: &[(&str, &Ordered)]) -> Result<Vec<Example>> {
         bad(
             "messages want a chat template, and this program was built without its feature chat; give \
-             prompt and completion",
+             prompt and completion as texts",
         )
     }
 
+    /// The messages of several fields, of which only replies of the last are learnt.
     #[cfg(feature = "chat")]
-    fn messages(&self, field: &str, messages: &Value) -> Result<Vec<Example>> {
-        let Conversations { special, .. } = &self.encoder.conversations;
-        let Value::Array(list) = messages else {
-            return bad(format!("the field \"{field}\" is not a list"));
+    fn messages(&self, line: &Ordered, fields: &[(&str, &Ordered)]) -> Result<Vec<Example>> {
+        let Conversations { special, template, .. } = &self.encoder.conversations;
+        let fault = |fault: chat::Fault| {
+            let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+            // Messages are counted through.
+            let of = if names.len() > 1 { names.join(" and ") + ": " } else { String::new() };
+            Error::failure(format!("{of}{fault}"))
         };
-        let mut messages = Vec::with_capacity(list.len());
-        for (i, message) in list.iter().enumerate() {
-            let Value::Object(fields) = message else {
-                return bad(format!("message {} is not an object of role and content", i + 1));
+        let mut said = Dialogue::default();
+        for (name, messages) in fields {
+            let Ordered::List(list) = messages else {
+                return bad(format!("the field \"{name}\" is {}, not an array", messages.kind()));
             };
-            let of = |name| {
-                text_of(fields, name).map_err(|e| Error::failure(format!("message {}: {e}", i + 1)))
-            };
-            let (role, content) = if field == "conversations" && !fields.contains_key("role") {
-                (role_of(of("from")?, i)?, of("value")?)
-            } else {
-                (of("role")?, of("content")?)
-            };
-            let spelled = |text: &str| special.iter().find(|token| text.contains(*token));
-            if let Some(token) = spelled(content).or_else(|| spelled(role)) {
-                return bad(format!(
-                    "message {} spells {token}, which only the chat template may say; take it out",
-                    i + 1
-                ));
-            }
-            messages.push(Message::new(role, content));
+            said.skip();
+            said.hear(list, *name == "conversations").map_err(fault)?;
         }
-        let Some(template) = self.template else {
+        match line.given("tools") {
+            None => {}
+            // Tables have no lists of objects that differ in their fields.
+            Some(Ordered::Text(text)) => match crate::json::from_slice(text.as_bytes()) {
+                Ok(tools) => said.equip(&tools).map_err(fault)?,
+                Err(e) => return bad(format!("tools: a text that is no JSON: {e}")),
+            },
+            Some(tools) => said.equip(tools).map_err(fault)?,
+        }
+        if let Some(spelled) = said.spelled(special) {
+            return Err(fault(spelled));
+        }
+        let (Some(template), Some(compiled)) = (template, self.template) else {
             return bad(format!(
                 "messages want a chat template, and the model has none in {}; give prompt and completion \
-                 instead",
+                 as texts instead",
                 crate::tokenizer::usage::FILE_NAME
             ));
         };
-        let template = template.map_err(Clone::clone)?;
-        if messages.is_empty() {
-            return bad("the list of messages is empty");
-        }
-        if self.encoder.loss_on == LossOn::All {
-            let text = template.render(&messages, false)?;
+        let learns = self.encoder.loss_on == LossOn::Completions;
+        said.judge(template, learns).map_err(fault)?;
+        let compiled = compiled.map_err(Clone::clone)?;
+        if !learns {
+            let text = compiled.render(&said.messages, &said.tools, false)?;
             let replies = core::iter::once(0..text.len()).collect();
             return Ok(vec![self.conversation(&chat::Spoken { text, replies })?]);
         }
-        let texts = chat::spoken(template, &messages)?;
+        let texts = chat::spoken(compiled, &said)?;
         texts.iter().map(|spoken| self.conversation(spoken)).collect()
     }
 
@@ -407,29 +421,15 @@ impl Line<'_, '_> {
     }
 }
 
-/// The role of who speaks in ShareGPT's conversations.
-#[cfg(feature = "chat")]
-fn role_of(from: &str, at: usize) -> Result<&'static str> {
-    match from {
-        "system" => Ok("system"),
-        "human" | "user" => Ok("user"),
-        "gpt" | "chatgpt" | "assistant" | "model" => Ok("assistant"),
-        other => bad(format!(
-            "message {} is from {other:?}, but human, gpt and system are who speaks in \"conversations\"",
-            at + 1
-        )),
-    }
-}
-
 fn refused(cause: crate::tokenizer::EncodeError) -> Error {
     Error::failure(cause.to_string())
 }
 
 /// A field that is a text.
-fn text_of<'v>(fields: &'v Map<String, Value>, name: &str) -> Result<&'v str> {
-    match fields.get(name) {
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => bad(format!("the field \"{name}\" is not a text")),
+fn text_of<'v>(line: &'v Ordered, name: &str) -> Result<&'v str> {
+    match line.get(name) {
+        Some(Ordered::Text(text)) => Ok(text),
+        Some(other) => bad(format!("the field \"{name}\" is {}, not a text", other.kind())),
         None => bad(format!("no field \"{name}\" in this line")),
     }
 }

@@ -2,11 +2,13 @@
 
 use core::fmt::Display;
 use core::ops::RangeInclusive;
+use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::problem::Problem;
 use crate::cli::nearest::nearest;
+use crate::json::Ordered;
 
 /// Parameters that change nothing here: who asks, what is kept of it, how hard to think.
 const IGNORED: [&str; 11] = [
@@ -25,7 +27,7 @@ const IGNORED: [&str; 11] = [
 
 /// The parameters that were not read yet.
 pub(super) struct Fields {
-    left: Map<String, Value>,
+    left: BTreeMap<String, Ordered>,
     known: Vec<&'static str>,
 }
 
@@ -35,18 +37,25 @@ impl Fields {
     /// # Errors
     /// It is not JSON (with the place), or no object.
     pub(super) fn of(body: &[u8]) -> Result<Self, Problem> {
-        let value: Value = serde_json::from_slice(body)
+        let value: Ordered = serde_json::from_slice(body)
             .map_err(|e| Problem::bad(format!("the body is not JSON: {e}")))?;
         match value {
-            Value::Object(left) => Ok(Self { left, known: Vec::new() }),
-            other => Err(Problem::bad(format!("the body is {}, not a JSON object", kind(&other)))),
+            Ordered::Object(left) => {
+                Ok(Self { left: left.into_iter().collect(), known: Vec::new() })
+            }
+            other => Err(Problem::bad(format!("the body is {}, not a JSON object", other.kind()))),
         }
     }
 
     /// Takes a parameter; null is as good as none.
     pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.take_ordered(name).map(Ordered::sorted)
+    }
+
+    /// Takes a parameter whose objects have their fields in the order of the body.
+    pub(super) fn take_ordered(&mut self, name: &'static str) -> Option<Ordered> {
         self.known.push(name);
-        self.left.remove(name).filter(|value| !value.is_null())
+        self.left.remove(name).filter(|value| *value != Ordered::Null)
     }
 
     /// Takes a number in `range`.

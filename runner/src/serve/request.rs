@@ -13,7 +13,9 @@ use super::fields::{Fields, wrong};
 use super::problem::Problem;
 use super::queue::Bias;
 #[cfg(feature = "chat")]
-use crate::chat::Message;
+use crate::chat::{Dialogue, Fault};
+#[cfg(feature = "chat")]
+use crate::json::Ordered;
 
 /// Most texts of one request.
 const CHOICES: usize = 256;
@@ -36,7 +38,7 @@ pub(super) enum Piece {
 pub(super) enum Prompt {
     Texts(Vec<Piece>),
     #[cfg(feature = "chat")]
-    Messages(Vec<Message>),
+    Messages(Dialogue),
 }
 
 /// A request that makes sense as far as can be told without a model.
@@ -126,7 +128,7 @@ fn of_chat(_: &mut Fields) -> Result<Own, Problem> {
 
 #[cfg(feature = "chat")]
 fn of_chat(fields: &mut Fields) -> Result<Own, Problem> {
-    let messages = messages(fields)?;
+    let said = dialogue(fields)?;
     let range = 1..=usize::MAX;
     let most = fields.whole("max_completion_tokens", range.clone())?;
     // The older name of the same.
@@ -139,18 +141,19 @@ fn of_chat(fields: &mut Fields) -> Result<Own, Problem> {
             return Err(Problem::param("top_logprobs", "it goes with logprobs: true"));
         }
     };
-    let tools = "models here call no tools";
-    fields.only("tools", &[json!([])], tools)?;
-    fields.only("functions", &[json!([])], tools)?;
-    fields.only("tool_choice", &[json!("none"), json!("auto")], tools)?;
-    fields.only("function_call", &[json!("none"), json!("auto")], tools)?;
+    fields.only("functions", &[json!([])], "the older name of tools, which are understood")?;
+    fields.only(
+        "function_call",
+        &[json!("none"), json!("auto")],
+        "the older name of tool_choice",
+    )?;
     fields.only(
         "response_format",
         &[json!({"type": "text"})],
         "only {\"type\": \"text\"} is there",
     )?;
     fields.only("modalities", &[json!(["text"])], "only [\"text\"] is there")?;
-    Ok((Prompt::Messages(messages), most.or(older), false, logprobs))
+    Ok((Prompt::Messages(said), most.or(older), false, logprobs))
 }
 
 /// A text, several, ids, or several lists of ids.
@@ -189,46 +192,39 @@ fn ids(name: &str, items: &[Value]) -> Result<Vec<u32>, Problem> {
     items.iter().enumerate().map(id).collect()
 }
 
+/// The messages, and the tools that the model is told of: what it then says of them is text.
 #[cfg(feature = "chat")]
-fn messages(fields: &mut Fields) -> Result<Vec<Message>, Problem> {
-    let items = match fields.take("messages") {
-        Some(Value::Array(items)) if !items.is_empty() => items,
-        Some(Value::Array(_)) | None => {
-            return Err(Problem::param("messages", "there must be one at least"));
+fn dialogue(fields: &mut Fields) -> Result<Dialogue, Problem> {
+    let items = match fields.take_ordered("messages") {
+        Some(Ordered::List(items)) => items,
+        None => return Err(Problem::param("messages", "there must be one message at least")),
+        Some(other) => {
+            let words = format!("expected an array of messages, not {}", other.kind());
+            return Err(Problem::param("messages", words));
         }
-        Some(other) => return Err(wrong("messages", "an array of messages", &other)),
     };
-    items.iter().enumerate().map(|(at, item)| message(at, item)).collect()
+    let mut said = Dialogue::default();
+    said.hear(&items, false).map_err(|fault| problem(&fault))?;
+    let tools = fields.take_ordered("tools");
+    let choice = fields.take("tool_choice").unwrap_or_else(|| json!("auto"));
+    if ![json!("auto"), json!("none")].contains(&choice) {
+        let words = "auto and none are there: no model can be made to call a tool";
+        return Err(Problem::param("tool_choice", words));
+    }
+    if let Some(tools) = tools {
+        said.equip(&tools).map_err(|fault| problem(&fault))?;
+        if choice == "none" {
+            said.tools.clear();
+        }
+    }
+    Ok(said)
 }
 
+/// What is wrong with a conversation.
 #[cfg(feature = "chat")]
-fn message(at: usize, item: &Value) -> Result<Message, Problem> {
-    if !item.is_object() {
-        return Err(wrong(&format!("messages[{at}]"), "an object of role and content", item));
-    }
-    let name = format!("messages[{at}].role");
-    let role = match &item["role"] {
-        // The newer name of the same.
-        Value::String(role) if role == "developer" => "system",
-        Value::String(role) if ["system", "user", "assistant"].contains(&role.as_str()) => role,
-        Value::String(_) => {
-            return Err(Problem::param(&name, "it must be system, developer, user or assistant"));
-        }
-        other => return Err(wrong(&name, "a text", other)),
-    };
-    let name = format!("messages[{at}].content");
-    let text = match &item["content"] {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => {
-            let text = |part: &Value| match (&part["type"], &part["text"]) {
-                (Value::String(kind), Value::String(text)) if kind == "text" => Ok(text.clone()),
-                _ => Err(Problem::param(&name, "parts other than of type text are not understood")),
-            };
-            parts.iter().map(text).collect::<Result<String, _>>()?
-        }
-        other => return Err(wrong(&name, "a text or an array of parts", other)),
-    };
-    Ok(Message::new(role, text))
+pub(super) fn problem(fault: &Fault) -> Problem {
+    let (path, words) = fault.parts();
+    Problem::param(&path, words)
 }
 
 fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, Problem> {
@@ -344,6 +340,8 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "chat")]
+    use crate::chat::Message;
 
     fn read(body: &Value, chat: bool) -> Result<Wanted, Problem> {
         Wanted::read(body.to_string().as_bytes(), chat)
@@ -418,20 +416,27 @@ mod tests {
         ], "logprobs": true, "max_tokens": 3, "max_completion_tokens": 2});
         let wanted = read(&body, true).unwrap();
         let messages = vec![Message::new("system", "s"), Message::new("user", "ab")];
-        assert_eq!(wanted.prompt, Prompt::Messages(messages));
+        assert_eq!(wanted.prompt, Prompt::Messages(Dialogue::of(messages)));
         assert_eq!((wanted.most, wanted.logprobs), (Some(2), Some(0)));
         let with = |message: Value| json!({ "messages": [message] });
         for (body, param, part) in [
-            (json!({}), "messages", "one at least"),
+            (json!({}), "messages", "one message at least"),
             (json!({"messages": "hi"}), "messages", "an array"),
             (with(json!("hi")), "messages[0]", "role and content"),
-            (with(json!({"content": "x"})), "messages[0].role", "not null"),
-            (with(json!({"role": "tool", "content": "x"})), "messages[0].role", "it must be"),
+            (with(json!({"content": "x"})), "messages[0]", "no field \"role\""),
+            (with(json!({"role": 1, "content": "x"})), "messages[0].role", "a text, not a number"),
             (with(json!({"role": "user"})), "messages[0].content", "not null"),
             (
                 with(json!({"role": "user", "content": [{"type": "image_url"}]})),
-                "messages[0].content",
-                "of type text",
+                "messages[0].content[0]",
+                "a part of type \"image_url\"",
+            ),
+            (
+                with(
+                    json!({"role": "assistant", "tool_calls": [{"function": {"arguments": "x"}}]}),
+                ),
+                "messages[0].tool_calls[0].function.arguments",
+                "no object of JSON",
             ),
         ] {
             let (at, message) = refused(&body, true);
@@ -442,7 +447,10 @@ mod tests {
             body[key] = value;
             body
         };
-        assert_eq!(refused(&also("tools", json!([1])), true).0, "tools");
+        assert_eq!(refused(&also("tools", json!([{}, 1])), true).0, "tools[1]");
+        assert_eq!(refused(&also("tools", json!({})), true).0, "tools");
+        assert_eq!(refused(&also("functions", json!([{}])), true).0, "functions");
+        assert_eq!(refused(&also("tool_choice", json!("required")), true).0, "tool_choice");
         assert_eq!(refused(&also("top_logprobs", json!(1)), true).0, "top_logprobs");
         assert_eq!(
             refused(&also("response_format", json!({"type": "json"})), true).0,
@@ -450,5 +458,25 @@ mod tests {
         );
         assert_eq!(refused(&also("prompt", json!("x")), true).0, "prompt");
         assert!(read(&also("tools", json!([])), true).is_ok());
+    }
+
+    #[cfg(feature = "chat")]
+    #[test]
+    fn tools_are_those_of_the_request_unless_none_is_to_be_called() {
+        let body = |choice: &str| {
+            format!(
+                r#"{{"messages": [{{"role": "user", "content": "x"}}], "tools": [{{"type": "function",
+                "function": {{"name": "f"}}}}]{choice}}}"#
+            )
+        };
+        let tools = |choice: &str| match Wanted::read(body(choice).as_bytes(), true).unwrap().prompt
+        {
+            Prompt::Messages(said) => said.tools,
+            other => panic!("{other:?}"),
+        };
+        let Ordered::Object(fields) = &tools("")[0] else { panic!("{:?}", tools("")) };
+        assert_eq!((fields[0].0.as_str(), fields[1].0.as_str()), ("type", "function"));
+        assert_eq!(tools(r#", "tool_choice": "auto""#).len(), 1);
+        assert_eq!(tools(r#", "tool_choice": "none""#).len(), 0);
     }
 }

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use super::events::Spelled;
 use super::problem::Problem;
+#[cfg(feature = "chat")]
+use super::request::problem;
 use super::request::{Piece, Prompt};
 #[cfg(feature = "chat")]
-use crate::chat::{Message, Template};
+use crate::chat::{Dialogue, Template};
 use crate::error;
 use crate::tokenizer::Tokenizer;
 
@@ -94,7 +96,7 @@ impl Texts {
                 ("prompt", pieces.iter().enumerate().map(tokens).collect::<Result<_, _>>()?)
             }
             #[cfg(feature = "chat")]
-            Prompt::Messages(messages) => ("messages", vec![self.conversation(messages)?]),
+            Prompt::Messages(said) => ("messages", vec![self.conversation(said)?]),
         };
         // Of a completion OpenAI's default, of a reply all that fits.
         let usual = if name == "prompt" { 16 } else { usize::MAX };
@@ -158,7 +160,7 @@ impl Texts {
 
     /// The tokens of messages by the template, with the beginning of a reply.
     #[cfg(feature = "chat")]
-    fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>, Problem> {
+    fn conversation(&self, said: &Dialogue) -> Result<Vec<u32>, Problem> {
         let Some((template, commanding)) = &self.chat else {
             return Err(Problem::param(
                 "messages",
@@ -166,20 +168,18 @@ impl Texts {
                  /v1/completions continues a text",
             ));
         };
-        let mut said = messages.to_vec();
-        for (at, message) in said.iter_mut().enumerate() {
-            if message.role == "assistant"
-                && let Some(text) = commanding.without_special(message.content.clone(), PASSES)
-            {
-                message.content = text;
-            }
-            if let Some(token) = commanding.spelled(&message.content) {
-                let name = format!("messages[{at}].content");
-                let words = format!("it spells {token}, which only the template may say");
-                return Err(Problem::param(&name, words));
+        said.judge(template, false).map_err(|fault| problem(&fault))?;
+        let mut said = said.clone();
+        for message in said.messages.iter_mut().filter(|message| message.role == "assistant") {
+            let cleared = |content| commanding.without_special(content, PASSES);
+            if let Some(text) = message.content.clone().and_then(cleared) {
+                message.content = Some(text);
             }
         }
-        let text = template.text(&said, true).map_err(|e| {
+        if let Some(spelled) = said.spelled(&commanding.special_tokens()) {
+            return Err(problem(&spelled));
+        }
+        let text = template.text(&said).map_err(|e| {
             Problem::param("messages", format_args!("the chat template refuses them: {e}"))
         })?;
         let tokens = commanding.encode(text.as_bytes());

@@ -17,9 +17,9 @@ use crate::cli_support::{command, run_in, words};
 /// How long anything may take.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// Replies by a template that every message ends with a line break.
-const TEMPLATE: &str =
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+/// Replies by a template that every tool and message ends with a line break.
+const TEMPLATE: &str = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}\
+    {{ m.role }}: {{ m.content if m.content is string else m.tool_calls | tojson }}\n{% endfor %}assistant:";
 
 /// A folder with a run `out` whose model sees 2048 tokens and has a chat template.
 pub(crate) fn trained() -> &'static Path {

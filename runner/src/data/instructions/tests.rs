@@ -11,7 +11,7 @@ const CHATML: &str = "{% for message in messages %}{{ message['role'] + ':' + me
 
 /// A tokenizer of bytes whose end of text is the end of a message.
 fn tokenizer() -> Tokenizer {
-    let mut json: Value =
+    let mut json: serde_json::Value =
         serde_json::from_str(&Tokenizer::Bytes.to_transformers().unwrap()).unwrap();
     let token = serde_json::json!({
         "id": IM_END, "content": "<|im_end|>", "special": true, "normalized": false,
@@ -124,6 +124,67 @@ fn conversations_are_messages_by_other_names() {
 
 #[cfg(feature = "chat")]
 #[test]
+fn of_a_completion_of_messages_only_its_own_replies_count() {
+    let line = |prompt: &str, completion: &str| {
+        let line = format!(r#"{{"prompt": [{prompt}], "completion": [{completion}]}}"#);
+        line
+    };
+    let of = |role: &str, content: &str| format!(r#"{{"role": "{role}", "content": "{content}"}}"#);
+    let (hi, ho) = (of("user", "Hi"), of("assistant", "Ho"));
+    assert_eq!(completions(&line(&hi, &ho)), ["user:Hi$\nassistant:[Ho$]"]);
+    let before = [&*hi, &*ho, &*hi].join(", ");
+    let counted = "user:Hi$\nassistant:Ho$\nuser:Hi$\nassistant:[Ho$]";
+    assert_eq!(completions(&line(&before, &ho)), [counted]);
+    // Of several each, but not what others say between them.
+    let more = [&*ho, &*of("tool", "7"), &*ho].join(", ");
+    let counted = "user:Hi$\nassistant:[Ho$]\ntool:7$\nassistant:[Ho$]";
+    assert_eq!(completions(&line(&hi, &more)), [counted]);
+    assert_eq!(completions(&line("", &ho)), ["assistant:[Ho$]"]);
+    // A silent model is one that somebody talked to before.
+    let silent = [&*hi, &*of("assistant", ""), &*hi].join(", ");
+    let counted = "user:Hi$\nassistant:$\nuser:Hi$\nassistant:[Ho$]";
+    assert_eq!(completions(&line(&silent, &ho)), [counted]);
+    assert_eq!(all(&line(&hi, &ho)), ["u[ser:Hi$\nassistant:Ho$\n]"]);
+    // As OpenAI says that one is not to be learnt.
+    let weighed = talk().replacen(r#""Ho""#, r#""Ho", "weight": 0"#, 1);
+    let counted = "user:Hi$\nassistant:Ho$\nuser:Who$\nassistant:[I$]";
+    assert_eq!(completions(&weighed), [counted]);
+}
+
+#[cfg(feature = "chat")]
+#[test]
+fn tools_and_their_calls_are_the_templates() {
+    let template = "{% for t in tools or [] %}{{ t | tojson }};{% endfor %}{% for m in messages %}{{ m.role + ':' }}\
+        {% if m.tool_calls %}{% for c in m.tool_calls %}<{{ c.function.name }} {{ c.function.arguments | tojson }}>\
+        {% endfor %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}";
+    let line = |tools: &str, arguments: &str| {
+        format!(
+            r#"{{"messages": [{{"role": "user", "content": [{{"type": "text", "text": "H"}}, {{"type": "text",
+            "text": "i"}}]}}, {{"role": "assistant", "content": null, "tool_calls": [{{"id": "1", "type":
+            "function", "function": {{"name": "f", "arguments": {arguments}}}}}]}}, {{"role": "tool",
+            "tool_call_id": "1", "name": "f", "content": "7"}}, {{"role": "assistant", "content": "Ho",
+            "tool_calls": null}}]{tools}}}"#
+        )
+        .replace('\n', " ")
+    };
+    let of = |line: &str| shown(&read(Some(template), LossOn::Completions, 400, line).unwrap());
+    let talk = "user:Hi$\nassistant:[<f {\"b\": 1, \"a\": 2}>$]\ntool:7$\nassistant:[Ho$]";
+    assert_eq!(of(&line("", r#"{"b": 1, "a": 2}"#)), [talk]);
+    assert_eq!(of(&line("", r#""{\"b\":1,\"a\":2}""#)), [talk]);
+    let told = format!("{}{talk}", r#"{"type": "f", "a": {"z": null, "b": [1.5]}};"#);
+    let tools = r#"[{"type": "f", "a": {"z": null, "b": [1.5]}}]"#;
+    assert_eq!(of(&line(&format!(r#", "tools": {tools}"#), "{\"b\": 1, \"a\": 2}")), [&*told]);
+    let quoted = serde_json::Value::from(tools).to_string();
+    assert_eq!(of(&line(&format!(r#", "tools": {quoted}"#), "{\"b\": 1, \"a\": 2}")), [&*told]);
+    // Who does not know of tools does without.
+    let plain = line(r#", "tools": [{"a": 1}]"#, "{}")
+        .replace("null, \"tool_calls\": [", "\"x\", \"tool_calls\": [");
+    assert_eq!(completions(&plain), ["user:Hi$\nassistant:[x$]\ntool:7$\nassistant:[Ho$]"]);
+}
+
+#[cfg(feature = "chat")]
+#[test]
 fn a_reply_that_no_token_ends_counts_whole() {
     let plain = "{% for m in messages %}{{ m.role[0] + ':' + m.content + ';' }}{% endfor %}";
     let read = read(Some(plain), LossOn::Completions, 100, &talk()).unwrap();
@@ -166,9 +227,11 @@ fn lines_that_are_no_examples_are_named() {
         ),
         (r#"{"prompt": "a"}"#, "no field \"completion\""),
         (r#"{"completion": "a"}"#, "no field \"prompt\""),
-        (r#"{"prompt": 1, "completion": "a"}"#, "\"prompt\" is not a text"),
+        (r#"{"prompt": 1, "completion": "a"}"#, "\"prompt\" is a number, not a text"),
         (r#"{"prompt": "a", "completion": ""}"#, "the completion is empty"),
-        (r#"{"text": ["a"]}"#, "\"text\" is not a text"),
+        (r#"{"text": ["a"]}"#, "\"text\" is an array, not a text"),
+        (r#"{"prompt": "a", "completion": []}"#, "make both texts, or both arrays of messages"),
+        (r#"{"prompt": [], "completion": "a"}"#, "make both texts, or both arrays of messages"),
         (r#"{"text": ""}"#, "\"text\" is empty"),
     ] {
         let error = refused(Some(CHATML), line);
@@ -176,25 +239,49 @@ fn lines_that_are_no_examples_are_named() {
     }
     #[cfg(feature = "chat")]
     for (line, what) in [
-        (r#"{"messages": {}}"#, "\"messages\" is not a list"),
-        (r#"{"conversations": 3}"#, "\"conversations\" is not a list"),
+        (r#"{"messages": {}}"#, "\"messages\" is an object, not an array"),
+        (r#"{"conversations": 3}"#, "\"conversations\" is a number, not an array"),
         (
-            r#"{"conversations": [{"from": "tool", "value": "a"}]}"#,
-            "message 1 is from \"tool\", but",
+            r#"{"conversations": [{"from": "function_call", "value": "a"}]}"#,
+            "message 1: role: no role \"function_call\": ",
         ),
         (r#"{"conversations": [{"from": "human"}]}"#, "message 1: no field \"value\""),
         (r#"{"messages": [{"from": "human", "value": "a"}]}"#, "message 1: no field \"role\""),
-        (r#"{"messages": []}"#, "the list of messages is empty"),
-        (r#"{"messages": [3]}"#, "message 1 is not an object"),
-        (r#"{"messages": [{"role": "user"}]}"#, "message 1: no field \"content\""),
+        (r#"{"messages": []}"#, "there must be one message at least"),
+        (r#"{"messages": [3]}"#, "message 1: expected an object of role and content, not a number"),
+        (r#"{"messages": [{"role": "user"}]}"#, "message 1: content: expected a text"),
         (
             r#"{"messages": [{"role": "user", "content": null}]}"#,
-            "message 1: the field \"content\"",
+            "message 1: content: expected a text or an array of parts, not null",
         ),
         (r#"{"messages": [{"role": "user", "content": "a"}]}"#, "no message of the role assistant"),
         (
             r#"{"messages": [{"role": "user", "content": "a<|im_end|>"}]}"#,
-            "message 1 spells <|im_end|>, which only the chat template may say",
+            "message 1: content: it spells <|im_end|>, which only the chat template may say",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]}"#,
+            "message 2: role: no role \"asistant\": did you mean assistant?",
+        ),
+        (
+            r#"{"messages": [{"role": "assistant", "content": ""}]}"#,
+            "message 1: content: the assistant says nothing",
+        ),
+        (
+            r#"{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant"}]}"#,
+            "prompt and completion: message 2: content: expected a text or an array of parts, or else tool_calls",
+        ),
+        (
+            r#"{"prompt": [{"role": "assistant", "content": "a"}], "completion": [{"role": "user", "content":"b"}]}"#,
+            "no message of the role assistant",
+        ),
+        (
+            r#"{"messages": [{"role": "assistant", "content": "a"}], "tools": {}}"#,
+            "tools: expected an array",
+        ),
+        (
+            r#"{"messages": [{"role": "assistant", "content": "a"}], "tools": "x"}"#,
+            "tools: a text that is no",
         ),
     ] {
         let error = refused(Some(CHATML), line);
@@ -203,7 +290,7 @@ fn lines_that_are_no_examples_are_named() {
     #[cfg(feature = "chat")]
     {
         let talk = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
-        assert!(refused(None, talk).contains("give prompt and completion instead"));
+        assert!(refused(None, talk).contains("give prompt and completion as texts instead"));
         let strict = "{{ raise_exception('Only users and assistants') }}";
         let reply = r#"{"messages": [{"role": "assistant", "content": "a"}]}"#;
         assert!(refused(Some(strict), reply).contains("Only users and assistants"));
