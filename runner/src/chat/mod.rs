@@ -6,9 +6,12 @@
 //! template, which goes along with a model as it is (`template`).
 
 mod bounds;
+mod day;
 mod dialogue;
 mod json;
 mod message;
+#[cfg(test)]
+mod published;
 mod talk;
 mod template;
 mod turns;

@@ -2,7 +2,8 @@
 //!
 //! Templates are Jinja as `transformers` runs it: blocks take the line break behind them along, texts
 //! have Python's methods, and `raise_exception` refuses messages in the template's words. Of messages they
-//! see all fields, and they see the `tools`; those that use neither do without.
+//! see all fields, and they see the `tools`; those that use neither do without. `strftime_now` writes the day
+//! (`day`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use minijinja::machinery::{Instructions, eval, make_string_output};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Value as Jinja};
 
+use super::day::Day;
 use super::{Message, bounds, dialogue, json, weighed};
 use crate::error::{Error, Result};
 use crate::json::Ordered;
@@ -58,34 +60,35 @@ impl Template {
         !word.is_empty() && ['\'', '"'].iter().any(is_there)
     }
 
-    /// The text of a conversation without tools, `to_reply` with the beginning of the assistant's
+    /// The text of a conversation of today without tools, `to_reply` with the beginning of the assistant's
     /// next message.
     ///
     /// # Errors
     /// The template is damaged, does without what it wants, or refuses the messages.
     pub(crate) fn render(&self, messages: &[Message], to_reply: bool) -> Result<String> {
-        self.compile()?.render(messages, &[], to_reply)
+        let compiled = self.compiled(Day::now()).map_err(|e| self.error(&e))?;
+        compiled.render(messages, &[], to_reply)
     }
 
-    /// The text of a conversation with the beginning of a reply; the error does not say where the template
-    /// lies.
+    /// The text of a conversation of today with the beginning of a reply; the error does not say where the
+    /// template lies.
     #[cfg(feature = "serve")]
     pub(crate) fn text(
         &self,
         said: &super::Dialogue,
     ) -> core::result::Result<String, minijinja::Error> {
-        self.compiled()?.text(&said.messages, &said.tools, true)
+        self.compiled(Day::now())?.text(&said.messages, &said.tools, true)
     }
 
-    /// The template made ready for many conversations.
+    /// The template made ready for many conversations to learn from.
     ///
     /// # Errors
     /// The template is damaged.
     pub(crate) fn compile(&self) -> Result<Compiled<'_>> {
-        self.compiled().map_err(|e| self.error(&e))
+        self.compiled(Day::OF_EXAMPLES).map_err(|e| self.error(&e))
     }
 
-    fn compiled(&self) -> core::result::Result<Compiled<'_>, minijinja::Error> {
+    fn compiled(&self, day: Day) -> core::result::Result<Compiled<'_>, minijinja::Error> {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
         bounds::check(&self.source, &syntax).map_err(refusal)?;
         let steps = weighed::compile(NAME, &self.source, syntax)?;
@@ -98,6 +101,7 @@ impl Template {
         jinja.add_function("raise_exception", |text: String| -> core::result::Result<(), _> {
             Err(refusal(text))
         });
+        jinja.add_function("strftime_now", move |format: &str| day.format(format).map_err(refusal));
         jinja.add_filter("tojson", json::filter);
         // It prints all variables.
         jinja.remove_global("debug");
