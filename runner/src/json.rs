@@ -46,13 +46,17 @@ pub(crate) fn as_written(value: &impl Serialize) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
+/// What to do with a file that is an array instead of lines.
+pub(crate) const ARRAY_HINT: &str =
+    "; a file that is one array becomes such lines by jq -c '.[]' FILE > FILE.jsonl";
+
 /// What is wrong with a line that is to be a value of JSON, for where it is has been said already.
 pub(crate) fn line_error(line: &[u8], error: &serde_json::Error) -> String {
     let cause = error.to_string();
     let cause = cause.split(" at line ").next().unwrap_or_default();
     let hint = match line.trim_ascii() {
-        [b'[', ..] => "; it begins a list, but each line is to be an object of its own",
-        [b'{'] => "; an object has to be whole in one line",
+        [b'[', ..] => ARRAY_HINT,
+        [b'{'] => "; an object has to be whole in one line: jq -c . makes lines of them",
         _ => "",
     };
     let column =

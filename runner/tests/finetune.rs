@@ -328,7 +328,7 @@ fn conversations_go_by_the_models_own_template() {
 
 #[cfg(feature = "chat")]
 #[test]
-fn messages_of_other_programs_are_learnt_or_refused_with_their_line() {
+fn lines_of_other_programs_are_learnt_or_told_what_to_become() {
     let dir = tempfile::tempdir().unwrap();
     tuned(dir.path());
     let template = "{% for t in tools or [] %}{{ t.name }};{% endfor %}{% for m in messages %}{{ m.role[0] }}\
@@ -378,10 +378,20 @@ fn messages_of_other_programs_are_learnt_or_refused_with_their_line() {
             json!({"messages": [user, {"role": "assistant", "content": ""}]}),
             ["lines.jsonl:2: ", "says nothing"],
         ),
+        (
+            json!({"instruction": "x", "input": "", "output": "z"}),
+            ["lines.jsonl:2: no field", "it looks like Alpaca"],
+        ),
+        (json!([{"messages": [user, reply]}]), ["lines.jsonl:2: an array", "jq -c '.[]'"]),
     ] {
         let good = json!({"messages": [user, reply]});
         fs::write(dir.path().join("lines.jsonl"), format!("{good}\n{line}\n")).unwrap();
         run("finetune --base base --data lines.jsonl --max-steps 1 --out-dir bad")
             .refused(1, &parts);
     }
+    // Written by hand, over several lines.
+    let array = serde_json::to_string_pretty(&json!([{"messages": [user, reply]}])).unwrap();
+    fs::write(dir.path().join("array.json"), array).unwrap();
+    run("finetune --base base --data array.json --max-steps 1 --out-dir bad")
+        .refused(1, &["array.json:1: ", "jq -c '.[]'"]);
 }

@@ -20,6 +20,7 @@ use std::thread;
 
 use super::examples::{Example, Examples};
 use super::pieces::Lines;
+use super::shapes;
 use super::source::{Input, Source, discover};
 #[cfg(feature = "chat")]
 use crate::chat::{self, Dialogue, Template};
@@ -270,7 +271,7 @@ impl Line<'_, '_> {
             Err(e) => return bad(crate::json::line_error(text, &e)),
         };
         if !matches!(line, Ordered::Object(_)) {
-            return bad("not a JSON object");
+            return bad(shapes::no_object(&line));
         }
         let field = self.encoder.text_field;
         for name in ["messages", "conversations"] {
@@ -293,10 +294,8 @@ impl Line<'_, '_> {
             {
                 return self.messages(&line, &[("prompt", prompt), ("completion", completion)]);
             }
-            if prompt.is_none() && completion.is_none() {
-                return bad(format!(
-                    "no field \"messages\", \"conversations\", \"{field}\", or \"prompt\" and \"completion\" in this line"
-                ));
+            if let Some(shape) = shapes::known(&line, field) {
+                return bad(shape);
             }
             let completion = text_of(&line, "completion")?;
             if completion.is_empty() {

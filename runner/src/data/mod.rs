@@ -26,6 +26,7 @@ pub mod prefetch;
 pub mod prepare;
 pub mod reference;
 pub mod sampler;
+mod shapes;
 pub mod shard;
 pub mod source;
 pub mod stream;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::source::{Kind, Origin, Source};
 use crate::error::{Error, Result};
+use crate::json::ARRAY_HINT;
 use crate::tokenizer::cut;
 
 /// No line of what has no length of its own, as pipes have none, is as long.
@@ -225,10 +226,15 @@ fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result
                 return Ok(true);
             }
             Some(_) => return fail(format!("the field \"{field}\" is not a text")),
+            None if json.is_array() => {
+                return fail(format!("an array, where each line is to be an object{ARRAY_HINT}"));
+            }
             None => {
-                let examples = ["messages", "conversations", "prompt", "instruction"];
-                let hint = if examples.iter().any(|name| json.get(name).is_some()) {
-                    "; lines of examples want --loss-on completions"
+                let is_example = ["messages", "conversations", "prompt", "completion", "instruction"]
+                    .iter()
+                    .any(|name| json.get(name).is_some());
+                let hint = if is_example {
+                    "; it is an example, and --loss-on completions learns from those"
                 } else {
                     "; --text-field names another"
                 };
@@ -301,14 +307,20 @@ mod tests {
                 "{\"text\":\"a\"}\n{oops\n",
                 "d.jsonl:2: not a line of JSON: key must be a string in column 2",
             ),
-            ("[\n{\"text\":\"a\"}]", "a list; it begins a list, but"),
+            (
+                "[\n{\"text\":\"a\"}]",
+                "a list; a file that is one array becomes such lines by jq -c '.[]'",
+            ),
             ("{\n\"text\":\"a\"}", "; an object has to be whole in one line"),
             ("{\"texts\":\"a\"}", "d.jsonl:1: no field \"text\" in this line; --text-field"),
             (
                 "{\"messages\":[]}",
-                "d.jsonl:1: no field \"text\" in this line; lines of examples want --loss-on",
+                "no field \"text\" in this line; it is an example, and --loss-on",
             ),
-            ("\n[1]\n", "d.jsonl:2: no field"),
+            (
+                "\n[1]\n",
+                "d.jsonl:2: an array, where each line is to be an object; a file that is one",
+            ),
             ("{\"text\":3}", "d.jsonl:1: the field \"text\" is not a text"),
         ] {
             let message = jsonl(text).unwrap_err().to_string();

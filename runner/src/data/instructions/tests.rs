@@ -220,7 +220,8 @@ fn lines_that_are_no_examples_are_named() {
     };
     for (line, what) in [
         ("{oops", "not a line of JSON"),
-        ("[1]", "not a JSON object"),
+        ("[1]", "an array, where each line is to be an object; a file that is one array"),
+        ("1", "not a JSON object, but a number"),
         (
             "{\"a\": 1}",
             "no field \"messages\", \"conversations\", \"text\", or \"prompt\" and \"completion\"",
@@ -230,6 +231,7 @@ fn lines_that_are_no_examples_are_named() {
         (r#"{"prompt": 1, "completion": "a"}"#, "\"prompt\" is a number, not a text"),
         (r#"{"prompt": "a", "completion": ""}"#, "the completion is empty"),
         (r#"{"text": ["a"]}"#, "\"text\" is an array, not a text"),
+        (r#"{"instruction": "a", "output": "b"}"#, "it looks like Alpaca"),
         (r#"{"prompt": "a", "completion": []}"#, "make both texts, or both arrays of messages"),
         (r#"{"prompt": [], "completion": "a"}"#, "make both texts, or both arrays of messages"),
         (r#"{"text": ""}"#, "\"text\" is empty"),
