@@ -69,7 +69,14 @@ def make_good(at: Path) -> None:
     usage = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>"}, "chat_template": template}
     (at / "gpt2" / "tokenizer_config.json").write_text(json.dumps(usage))
     talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "God"}]
-    examples = [{"messages": talk}, {"prompt": "Who?", "completion": " God"}, {"text": "In the"}]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
+    calls = [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}]
+    calls += [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    calls += [{"role": "tool", "tool_call_id": "c", "name": "f", "content": "God"}, talk[1]]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    # Each value of the first line is replaced.
+    examples = [{"messages": calls, "tools": tools}, {"prompt": talk[:1], "completion": talk[1:]}, {"messages": talk}]
+    examples += [{"prompt": "Who?", "completion": " God"}, {"text": "In the"}]
     (at / "examples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in examples))
     questions = [
         {"ctx": "In the", "endings": [" end", " beginning"], "label": 1},

@@ -15,6 +15,8 @@ Each line of the data is a JSON object with \"text\", of which all tokens count 
 \"prompt\" and \"completion\", of which the completion and the end count; or with \"messages\", a list of
 {\"role\", \"content\"} that the model's own chat template makes a text of, in which the assistant's
 messages count, and what ends them (\"conversations\", a list of {\"from\", \"value\"}, is the same).
+Prompt and completion may be lists of messages too, of which those of the completion count. Contents may
+be lists of parts of text; \"tools\" beside the messages, and their \"tool_calls\", are the template's.
 Whole examples are packed into rows of --block-size tokens and do not see one another.
 
 The folder that comes out is a run folder like any other. Flags of `cllm train` that are not shown here
