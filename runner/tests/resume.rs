@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use cllm::data::shard::ShardWriter;
+use cllm::data::stream::TokenStream;
 use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use cllm::settings::TrainSettings;
 use cllm::train::{Outcome, stored_settings};
@@ -282,7 +283,8 @@ fn changed_data_is_noticed() {
     // A slip of the pen is not taken for a text that is gone.
     let slip = TrainSettings { data: vec!["tezt.txt".to_owned()], ..settings };
     let error = train(&slip).unwrap_err();
-    assert!(error.to_string().starts_with("--data tezt.txt: "), "{error}");
+    let told = error.to_string();
+    assert!(told.starts_with("--data ") && told.contains("tezt.txt: there is no"), "{told}");
     assert_eq!(error.exit_code(), 2);
 }
 
@@ -481,4 +483,68 @@ fn a_run_may_lie_beside_its_text() {
     let error =
         train(&TrainSettings { data: run, out_dir: dir.path().join("x"), ..inside }).unwrap_err();
     assert!(error.to_string().contains("a run folder, and no text"), "{error}");
+}
+
+/// A folder of one shard of so many tokens.
+fn shard(path: &Path, tokens: &[u32]) -> Vec<String> {
+    fs::create_dir_all(path).unwrap();
+    let mut shard = ShardWriter::create(&path.join("train_0.bin"), 257).unwrap();
+    shard.write(tokens).unwrap();
+    shard.finish().unwrap();
+    vec![path.to_str().unwrap().to_owned()]
+}
+
+#[test]
+fn text_and_shards_are_not_taken_for_one_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens: Vec<u32> = (0..5_000).map(|n| n * n % 251).collect();
+    let data = shard(&dir.path().join("shards"), &tokens);
+    let begun = TrainSettings {
+        data,
+        vocab_size: Some(257),
+        max_steps: 4,
+        save_interval: 2,
+        ..settings(dir.path())
+    };
+    assert_eq!(train(&begun), Ok(Outcome::Finished));
+    let text = settings(dir.path()).data;
+    let wrong = TrainSettings { data: text, max_steps: 8, ..resumed(&begun) };
+    let refused = train(&wrong).unwrap_err().to_string();
+    assert!(refused.contains("not what the run began with"), "{refused}");
+    // A slip leaves nothing behind that is in the way of what is right.
+    assert!(!begun.out_dir.join("tokenizer.json").exists());
+    let right = TrainSettings { max_steps: 8, ..resumed(&begun) };
+    assert_eq!(train(&right), Ok(Outcome::Finished));
+
+    // As many tokens as the text has, but others.
+    let dir = tempfile::tempdir().unwrap();
+    let begun = run_to_six(dir.path());
+    let made = TokenStream::open(&[begun.out_dir.join("data/train_000000.bin")]).unwrap();
+    let mut tokens = vec![0; made.len() as usize];
+    made.fill(0, &mut tokens).unwrap();
+    tokens[7] = (tokens[7] + 1) % 250;
+    let folder = dir.path().join("other");
+    let data = shard(&folder, &tokens);
+    for name in ["val_000000.bin", "../tokenizer.json"] {
+        let from = begun.out_dir.join("data").join(name);
+        if from.exists() {
+            fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
+        }
+    }
+    let refused = train(&TrainSettings { data, ..resumed(&begun) }).unwrap_err().to_string();
+    assert!(refused.contains("other data than --data"), "{refused}");
+}
+
+#[test]
+fn a_run_without_a_checkpoint_takes_no_other_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = run_to_six(dir.path());
+    for name in checkpoints(&settings) {
+        fs::remove_file(settings.out_dir.join(name)).unwrap();
+    }
+    let moved = dir.path().join("moved.txt").to_str().unwrap().to_owned();
+    fs::copy(&settings.data[0], &moved).unwrap();
+    let error = train(&TrainSettings { data: vec![moved], ..resumed(&settings) }).unwrap_err();
+    assert!(error.to_string().contains("no checkpoint yet"), "{error}");
+    assert_eq!(train(&resumed(&settings)), Ok(Outcome::Finished));
 }

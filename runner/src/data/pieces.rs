@@ -230,9 +230,10 @@ fn next_line(current: &mut Current, buffer: &mut Vec<u8>, field: &str) -> Result
                 return fail(format!("an array, where each line is to be an object{ARRAY_HINT}"));
             }
             None => {
-                let is_example = ["messages", "conversations", "prompt", "completion", "instruction"]
-                    .iter()
-                    .any(|name| json.get(name).is_some());
+                let is_example =
+                    ["messages", "conversations", "prompt", "completion", "instruction"]
+                        .iter()
+                        .any(|name| json.get(name).is_some());
                 let hint = if is_example {
                     "; it is an example, and --loss-on completions learns from those"
                 } else {

@@ -139,6 +139,16 @@ impl TokenStream {
         )))
     }
 
+    /// Where the tokens of each shard lie in the stream, as far as they do.
+    fn bounds(&self) -> impl Iterator<Item = Range<u64>> {
+        let all = self.starts.iter().zip(self.shards.iter());
+        all.filter_map(|(first, shard)| {
+            let start = (*first).max(self.range.start);
+            let end = (first + shard.len()).min(self.range.end);
+            (start < end).then(|| start - self.range.start..end - self.range.start)
+        })
+    }
+
     /// The shard that holds place `at` of the whole sequence, and where in it.
     fn locate(&self, at: u64) -> (&Shard, u64) {
         let index = self.starts.partition_point(|&start| start <= at) - 1;
@@ -151,8 +161,8 @@ const SAMPLES: u64 = 256;
 /// Tokens that it reads at each.
 const SAMPLE: u64 = 1024;
 
-/// SHA-256 of the lengths of some streams and of tokens at 256 places of each, evenly apart, the first and
-/// the last among them: tells data from other data of the same size without reading all of it.
+/// SHA-256 of the lengths of some streams, of tokens at 256 places of each, evenly apart, and at the beginning and
+/// the end of each shard: tells data from other data of the same size without reading all of it.
 ///
 /// # Errors
 /// Those of [`TokenStream::fill`].
@@ -163,9 +173,12 @@ pub fn sampled_sha256(streams: &[&TokenStream]) -> Result<String> {
         let len = stream.len().min(SAMPLE);
         let mut tokens = vec![0; len as usize];
         let last = stream.len() - len;
-        for n in 0..SAMPLES {
-            let start = u128::from(last) * u128::from(n) / u128::from(SAMPLES - 1);
-            stream.fill(start as u64, &mut tokens)?;
+        let apart = |n| (u128::from(last) * u128::from(n) / u128::from(SAMPLES - 1)) as u64;
+        let of_shards = stream.bounds().flat_map(|Range { start, end }| {
+            [start.min(last), end.saturating_sub(len).max(start).min(last)]
+        });
+        for start in (0..SAMPLES).map(apart).chain(of_shards) {
+            stream.fill(start, &mut tokens)?;
             for token in &tokens {
                 hash.update(token.to_le_bytes());
             }

@@ -61,7 +61,7 @@ pub(crate) fn settle(
             base.display()
         )));
     }
-    let trained = Trained::open(base)?;
+    let trained = open(base)?;
     let c = trained.config();
     // Adapters start from nothing and bear larger steps.
     if settings.lora_rank.is_some() && settings.loss_on.is_some() && !is_set("learning_rate") {
@@ -107,6 +107,10 @@ pub(crate) fn settle(
     Ok(())
 }
 
+fn open(base: &Path) -> Result<Trained> {
+    Trained::open(base).map_err(|error| Error::failure(format!("--base: {error}")))
+}
+
 /// What a run's model is: the base's, or that of the checkpoint that goes on from one.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -136,7 +140,7 @@ impl Start {
                 (beside.transpose()?, header.config)
             }
             None => {
-                let base = Trained::open(path)?;
+                let base = open(path)?;
                 let config = *base.config();
                 (Some(base), config)
             }

@@ -37,6 +37,10 @@ pub struct Inputs {
     sampled_sha256: Option<String>,
     /// Where shards have been made again of the text, which may be another one now.
     remade: Option<PathBuf>,
+    /// The data are token shards that lie outside of the run folder.
+    in_place: bool,
+    /// They lie elsewhere than those that the run began with.
+    has_moved: bool,
     /// Sequences of a micro-batch.
     batch_size: usize,
     /// Micro-batches of a step.
@@ -63,6 +67,8 @@ struct Streams {
     sha256: Option<String>,
     /// Where shards have been made again of the text.
     remade: Option<PathBuf>,
+    /// They are shards in the run folder, made of text.
+    is_text: bool,
 }
 
 impl Inputs {
@@ -81,7 +87,7 @@ impl Inputs {
             Some(streams) => streams,
             None => find(settings, folder, resumed)?,
         };
-        let Streams { train, validation, tokenizer, vocab_size, sha256, remade } = streams;
+        let Streams { train, validation, tokenizer, vocab_size, sha256, remade, is_text } = streams;
         if train.len() <= block_size as u64 {
             let named = settings.data.join(", ");
             return Err(Error::failure(format!(
@@ -107,7 +113,8 @@ impl Inputs {
         };
         let train = Train::Windows(Dataset::open(train, vocab_size, block_size, settings.seed)?);
         let inputs = Self::new(settings, (tokenizer, vocab_size), train, validation, None)?;
-        Ok(Self { sampled_sha256: sha256, remade, ..inputs })
+        let in_place = !is_text;
+        Ok(Self { sampled_sha256: sha256, remade, in_place, ..inputs })
     }
 
     /// Inputs of these parts.
@@ -128,6 +135,8 @@ impl Inputs {
             examples,
             sampled_sha256: None,
             remade: None,
+            in_place: false,
+            has_moved: false,
             batch_size: settings.batch_size,
             accumulated: settings.gradient_accumulation_steps,
             block_size: settings.block_size,
@@ -202,6 +211,12 @@ impl Inputs {
         examples.or_else(|| self.sampled_sha256.clone())
     }
 
+    /// The data lie elsewhere than before: token shards have to have the checkpoint's fingerprint then. (Text is
+    /// compared as a whole, and so are examples.)
+    pub fn want_fingerprint(&mut self) {
+        self.has_moved = true;
+    }
+
     /// Checks that a checkpoint was trained on this data.
     ///
     /// # Errors
@@ -237,6 +252,13 @@ impl Inputs {
             )));
         }
         // Older checkpoints say nothing of text and shards.
+        if meta.data_sha256.is_none() && self.in_place && self.has_moved {
+            return Err(Error::failure(format!(
+                "{}: the checkpoint is too old to tell whether --data has the shards that the run began with; \
+                 put them where they were",
+                checkpoint.display()
+            )));
+        }
         if meta.data_sha256.is_some() && meta.data_sha256 != self.data_sha256() {
             return Err(Error::failure(format!(
                 "{}: the run began with other data than --data and --val-data have now; restore \
@@ -356,6 +378,10 @@ fn text(
         ..Request::new(train)
     };
     let saved = folder.dir().join(tokenizer::FILE_NAME);
+    // A run on text has its tokenizer: this one is on shards.
+    if resumed && !saved.exists() && !folder.data().exists() {
+        return Err(other_data(folder));
+    }
     let tokenizer = if resumed && saved.exists() {
         Tokenizer::load(&saved)?
     } else {
@@ -367,6 +393,7 @@ fn text(
     let mut remade = None;
     if prepare::current(&request, &tokenizer, &dir)?.is_none() {
         if resumed && prepare::is_whole(&dir) {
+            eprintln!("cllm: comparing the text with what the run began with");
             if !prepare::adopt(&request, &tokenizer, &dir)? {
                 return Err(other_data(folder));
             }
@@ -420,6 +447,7 @@ fn prepared(settings: &TrainSettings, dir: &Path, tokenizer: Tokenizer) -> Resul
         tokenizer: Some(tokenizer),
         sha256,
         remade: None,
+        is_text: true,
     })
 }
 
@@ -509,5 +537,5 @@ fn shards(
         (all, Some(TokenStream::open(val)?))
     };
     let sha256 = fingerprint(&train, validation.as_ref())?;
-    Ok(Streams { train, validation, tokenizer, vocab_size, sha256, remade: None })
+    Ok(Streams { train, validation, tokenizer, vocab_size, sha256, remade: None, is_text: false })
 }

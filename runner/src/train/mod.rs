@@ -119,8 +119,11 @@ fn run(
     let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
     let inputs = Inputs::open(settings, &folder, from.is_some());
-    let inputs =
+    let mut inputs =
         inputs.map_err(|error| if from.is_some() { moved(settings, error) } else { error })?;
+    if settings.resume && resume::is_moved(&stored_settings(&settings.out_dir)?, settings) {
+        inputs.want_fingerprint();
+    }
     let settings = &with_steps(settings, &inputs)?;
     let schedule = model::schedule(settings)?;
     let mut base = base::Start::of(settings, from.as_ref(), inputs.vocab_size)?;
@@ -334,7 +337,16 @@ fn open_folder(settings: &TrainSettings) -> Result<(RunFolder, Begun)> {
         for change in resume::check(&stored, settings, dir)? {
             eprintln!("cllm: {change}");
         }
-        return Ok((RunFolder::lock(dir)?, Begun::default()));
+        let folder = RunFolder::lock(dir)?;
+        // Nothing tells then whether they are the same.
+        if resume::is_moved(&stored, settings) && !folder.has_checkpoints()? {
+            return Err(Error::usage(format!(
+                "--data: the run in {} began with other data and has no checkpoint yet; leave --resume out to \
+                 begin it again",
+                dir.display()
+            )));
+        }
+        return Ok((folder, Begun::default()));
     }
     let folder = RunFolder::lock(dir)?;
     if folder.has_checkpoints()? {
@@ -405,7 +417,8 @@ fn restore(
         checkpoint.read_parameters(trained);
         checkpoint.read_moments(first, second).map_err(|e| file.error(e))
     })?;
-    Ok(Meta { isa, ..meta })
+    let data_sha256 = meta.data_sha256.clone().or_else(|| inputs.data_sha256());
+    Ok(Meta { isa, data_sha256, ..meta })
 }
 
 /// Checks that a checkpoint is of this run's model.

@@ -77,9 +77,13 @@ const FREE: [&str; 23] = [
 /// Settings whose paths mean the same from any working folder, with implied values
 /// filled in.
 pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
-    let full = |name: &String| match std::fs::canonicalize(name) {
-        Ok(path) if name != "-" => path.to_str().map_or_else(|| name.clone(), str::to_owned),
-        _ => name.clone(),
+    let full = |name: &String| {
+        if name == "-" {
+            return name.clone();
+        }
+        // What is gone had a whole path too.
+        let whole = std::fs::canonicalize(name).or_else(|_| std::path::absolute(name));
+        whole.ok().and_then(|path| path.to_str().map(str::to_owned)).unwrap_or_else(|| name.clone())
     };
     let mut settings = settings.clone();
     settings.data = settings.data.iter().map(full).collect();
@@ -97,6 +101,11 @@ pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
     settings.base = settings.base.as_deref().map(base::whole_path);
     settings.d_ff = Some(model::d_ff(&settings));
     settings
+}
+
+/// Whether a session names other data than the run did.
+pub(super) fn is_moved(stored: &TrainSettings, given: &TrainSettings) -> bool {
+    stored.data != given.data || stored.val_data != given.val_data
 }
 
 /// Compares what a run was told with what the session that resumes it is told. Returns
