@@ -68,19 +68,15 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     let tensors = tensors(config, family, &parameters)?;
     let is_new = !out.exists();
     files::create_dir(out)?;
-    let written = write(&out.join(WEIGHTS), &tensors, settings.element).and_then(|()| {
-        let put =
-            |(name, text): &(_, String)| files::write_atomic(&out.join(name), text.as_bytes());
-        texts.iter().try_for_each(put)
+    let weights = out.join(WEIGHTS);
+    let texts: Vec<(&str, &[u8])> =
+        texts.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+    let written = write(&weights, &tensors, settings.element).and_then(|()| {
+        // What is left would be in the way of another try.
+        files::write_all(out, &texts).inspect_err(|_| drop(fs::remove_file(&weights)))
     });
-    if written.is_err() {
-        // None of them was there before, and what is left would be in the way of another try.
-        for name in texts.iter().map(|(name, _)| *name).chain([WEIGHTS]) {
-            let _ = fs::remove_file(out.join(name));
-        }
-        if is_new {
-            let _ = fs::remove_dir(out);
-        }
+    if written.is_err() && is_new {
+        let _ = fs::remove_dir(out);
     }
     written
 }

@@ -111,10 +111,12 @@ fn around(from: &Path) -> Result<Around> {
     // Of several the first.
     let id = of_model.first().or(ends.first()).copied().map(End::Id);
     let is_begun = parsed(usage::FILE_NAME)?["add_bos_token"].as_bool();
+    // The older files' class has one unless another is named.
+    let older = || (!from.join(tokenizer::FILE_NAME).exists()).then(|| merges::END.to_owned());
     Ok(Around {
         end: usage.eos_token.map(End::Name).or(id),
         ends,
-        begin: usage.bos_token.map(End::Name).zip(is_begun),
+        begin: usage.bos_token.or_else(older).map(End::Name).zip(is_begun),
     })
 }
 

@@ -23,7 +23,7 @@ const MERGES: &str = "merges.txt";
 const ADDED: &str = "added_tokens.json";
 
 /// The token that GPT-2's and Qwen2's classes take for their end if nothing else is said.
-const END: &str = "<|endoftext|>";
+pub(super) const END: &str = "<|endoftext|>";
 
 /// The text of a `tokenizer.json` that says what the older files of the folder `from` say; `None` if it has
 /// none, or those of another kind of tokenizer.
@@ -69,11 +69,12 @@ fn kind(about: &Value, config: &Value) -> Option<(Cut, Value)> {
     if about["add_prefix_space"] == true {
         return None;
     }
-    let class = about["tokenizer_class"].as_str().map(|class| class.trim_end_matches("Fast"));
-    // Without a class the model's kind decides.
-    let class = class.or(match config["model_type"].as_str()? {
-        "gpt2" => Some("GPT2Tokenizer"),
-        "qwen2" | "qwen3" => Some("Qwen2Tokenizer"),
+    // As AutoTokenizer looks for it: without a class the model's kind decides.
+    let named = [about, config].into_iter().find_map(|from| from["tokenizer_class"].as_str());
+    let class = named.map(|class| class.trim_end_matches("Fast"));
+    let class = class.or(match config["model_type"].as_str() {
+        Some("gpt2") => Some("GPT2Tokenizer"),
+        Some("qwen2" | "qwen3") => Some("Qwen2Tokenizer"),
         _ => None,
     });
     match class? {
@@ -144,41 +145,63 @@ fn merges_of(path: &Path, text: Vec<u8>, vocab: &Map<String, Value>) -> Result<V
     Ok(merges)
 }
 
-/// The tokens that no text turns into unless it spells them.
+/// Fields of a token beside the vocabulary, as `added_tokens_decoder` has them.
+const FIELDS: [&str; 5] = ["special", "lstrip", "rstrip", "single_word", "normalized"];
+
+/// The tokens beside those that merges make, by their ids. Special are those that have a role, which no text
+/// turns into; the others are found in texts as they stand.
 fn added(from: &Path, vocab: &Map<String, Value>, about: &Value) -> Result<Vec<Value>> {
-    let mut tokens: BTreeMap<u64, (String, bool)> = BTreeMap::new();
+    let special = parsed(&from.join(usage::SPECIAL_FILE))?;
+    let name = |value: &Value| value.as_str().or(value["content"].as_str()).map(str::to_owned);
+    let mut roles: Vec<String> = vec![END.to_owned()];
+    for file in [about, &special] {
+        let named = ["bos", "eos", "pad", "unk", "cls", "sep", "mask"];
+        roles.extend(named.iter().filter_map(|role| name(&file[format!("{role}_token")])));
+        for list in ["additional_special_tokens", "extra_special_tokens"] {
+            roles.extend(file[list].as_array().into_iter().flatten().filter_map(name));
+        }
+    }
+    let token = |id: u64, content: &str| {
+        let is_special = roles.iter().any(|role| role == content);
+        let mut token = added_token(id as usize, content, is_special);
+        token["normalized"] = (!is_special).into();
+        token
+    };
+
+    let mut tokens: BTreeMap<u64, Value> = BTreeMap::new();
     let path = from.join(ADDED);
     let taken: BTreeMap<u64, &String> =
         vocab.iter().filter_map(|(token, id)| Some((id.as_u64()?, token))).collect();
     match parsed(&path)? {
         Value::Null => {}
         Value::Object(own) => {
-            for (token, id) in own {
-                let id = id.as_u64().ok_or_else(|| bad(&path, &format!("{token:?} has no id")))?;
-                if let Some(other) = taken.get(&id).filter(|other| ***other != token) {
-                    let what = format!("{token:?} has the id {id}, which is that of {other:?}");
+            for (content, id) in own {
+                let id =
+                    id.as_u64().ok_or_else(|| bad(&path, &format!("{content:?} has no id")))?;
+                if let Some(other) = taken.get(&id).filter(|other| ***other != content) {
+                    let what = format!("{content:?} has the id {id}, which is that of {other:?}");
                     return Err(bad(&path, &what));
                 }
-                tokens.insert(id, (token, true));
+                tokens.insert(id, token(id, &content));
             }
         }
         _ => return Err(bad(&path, "not a JSON object of tokens and their ids")),
     }
-    for (id, token) in about["added_tokens_decoder"].as_object().into_iter().flatten() {
-        if let (Ok(id), Some(content)) = (id.parse(), token["content"].as_str()) {
-            let is_special = token["special"].as_bool().unwrap_or(true);
-            tokens.insert(id, (content.to_owned(), is_special));
+    let path = from.join(usage::FILE_NAME);
+    for (id, fields) in about["added_tokens_decoder"].as_object().into_iter().flatten() {
+        let (Ok(number), Some(content)) = (id.parse(), fields["content"].as_str()) else {
+            return Err(bad(&path, &format!("added_tokens_decoder {id:?} is no token with an id")));
+        };
+        let mut token = token(number, content);
+        for field in FIELDS.into_iter().filter(|field| fields[*field].is_boolean()) {
+            token[field] = fields[field].clone();
+        }
+        tokens.insert(number, token);
+    }
+    for role in &roles {
+        if let Some(id) = vocab.get(role).and_then(Value::as_u64) {
+            tokens.entry(id).or_insert_with(|| token(id, role));
         }
     }
-    let name = |value: &Value| value.as_str().or(value["content"].as_str()).map(str::to_owned);
-    let roles = ["bos_token", "eos_token", "pad_token", "unk_token"].into_iter();
-    let more = about["additional_special_tokens"].as_array().into_iter().flatten();
-    let named = roles.filter_map(|role| name(&about[role])).chain(more.filter_map(name));
-    for token in named.chain([END.to_owned()]) {
-        if let Some(id) = vocab.get(&token).and_then(Value::as_u64) {
-            tokens.entry(id).or_insert((token, true));
-        }
-    }
-    let tokens = tokens.into_iter();
-    Ok(tokens.map(|(id, (token, is))| added_token(id as usize, &token, is)).collect())
+    Ok(tokens.into_values().collect())
 }

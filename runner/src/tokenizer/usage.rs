@@ -18,7 +18,7 @@ pub(crate) const FILE_NAME: &str = "tokenizer_config.json";
 /// File of what is advised for generation, and of all tokens that end a text.
 pub(crate) const GENERATION: &str = "generation_config.json";
 /// File that older versions of `transformers` put the tokens into.
-const SPECIAL_FILE: &str = "special_tokens_map.json";
+pub(crate) const SPECIAL_FILE: &str = "special_tokens_map.json";
 /// File that newer versions of `transformers` put the template into.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
