@@ -25,6 +25,23 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// Writes files into a folder, all of them or none: those that were written before one failed go again.
+///
+/// # Errors
+/// As for [`write_atomic`].
+#[cfg(feature = "hf")]
+pub(crate) fn write_all(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    for (done, (name, bytes)) in files.iter().enumerate() {
+        if let Err(error) = write_atomic(&dir.join(name), bytes) {
+            for (name, _) in &files[..done] {
+                let _ = fs::remove_file(dir.join(name));
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a path of an export that is there already: nothing is overwritten.
 ///
 /// # Errors

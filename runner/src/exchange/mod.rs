@@ -116,13 +116,13 @@ impl<'a> NewRun<'a> {
 
     /// As it is, of the model that lies at `from`.
     pub(crate) fn come_from(self, from: &Path) -> Self {
-        Self { origin: origin(from), ..self }
+        Self { origin: origin_of(from), ..self }
     }
 }
 
 /// What others call the model at a path: its name on the Hub if it lies in the cache of that
 /// (`models--OWNER--NAME/snapshots/...`), else the whole path, as PEFT has it too.
-fn origin(from: &Path) -> Option<String> {
+pub(crate) fn origin_of(from: &Path) -> Option<String> {
     let whole = from.canonicalize().unwrap_or_else(|_| from.to_path_buf());
     let mut parts = whole.iter().filter_map(|part| part.to_str());
     let cached = parts.find_map(|part| part.strip_prefix("models--"));

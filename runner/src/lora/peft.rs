@@ -20,7 +20,9 @@ use serde_json::{Value, json};
 use super::{Module, base_in, modules};
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
-use crate::exchange::{ExportSettings, Family, Imported, NewRun, check_held, create_run};
+use crate::exchange::{
+    ExportSettings, Family, Imported, NewRun, check_held, create_run, origin_of,
+};
 use crate::files;
 use crate::hf::weights::{Mapped, dtype};
 use crate::tokenizer::usage::Usage;
@@ -103,6 +105,9 @@ impl Config {
 /// nothing here can tell from it: shapes alone do not show it.
 fn doubt(said: Option<&str>, base: &Path, origin: Option<&str>) -> Option<String> {
     let said = said.filter(|said| !said.trim().is_empty())?;
+    // It may lie in the Hub's cache under the name that the base came by.
+    let named = origin_of(Path::new(said));
+    let said = if said.contains("models--") { named.as_deref().unwrap_or(said) } else { said };
     // The same model may lie in another place.
     let last = |name: &str| {
         let name = name.trim_end_matches(['/', '\\']);
@@ -182,15 +187,16 @@ pub fn export(settings: &ExportSettings) -> Result<PathBuf> {
     // The decimals that it was given in.
     let dropout = dropout.to_string().parse().unwrap_or(0.0);
     let base = base_in(&trained.dir());
-    let origin = Trained::of(CheckpointFile::open(&base)?)?.origin().map(str::to_owned);
+    // Adapters are whole without it.
+    let found = CheckpointFile::open(&base).and_then(Trained::of);
+    let origin = found.ok().and_then(|found| found.origin().map(str::to_owned));
     let mut json = json(&table, config, family, dropout);
     json["base_model_name_or_path"] = origin.into();
     let json = serde_json::to_string_pretty(&json)
         .map_err(|e| bad(format!("cannot write {CONFIG}: {e}")))?;
     files::create_dir(out)?;
-    files::write_atomic(&out.join(WEIGHTS), &bytes)?;
-    // Last: a folder with it is whole.
-    files::write_atomic(&out.join(CONFIG), (json + "\n").as_bytes())?;
+    // The config last: a folder with it is whole.
+    files::write_all(out, &[(WEIGHTS, &bytes), (CONFIG, (json + "\n").as_bytes())])?;
     Ok(base)
 }
 
@@ -299,7 +305,8 @@ pub fn import(from: &Path, base: &Path, out_dir: &Path) -> Result<Imported> {
         base: Some(&trained.parameters()?),
         tokenizer: json.as_deref().map(str::as_bytes),
         usage: &Usage::of_folder(&trained.dir())?,
-        origin: trained.origin().map(str::to_owned),
+        // What the adapter says of it, where nothing else is known.
+        origin: trained.origin().map(str::to_owned).or(config_file.base_model_name_or_path),
     })?;
     let parameters = table.parameters();
     Ok(Imported { config, parameters, checkpoint, has_tokenizer: tokenizer.is_some() })
