@@ -17,7 +17,7 @@ use cllm_core::{Engine, Isa, Kernels, Spin, Worker};
 use workload::{Memory, Trained};
 
 /// Seconds that the machine may take, which is emulated: a minute or two.
-const PATIENCE: &str = "900";
+const PATIENCE: &str = "400";
 
 /// What the workload tells and its hash, with so many threads beside the calling one.
 fn hosted(isa: Isa, others: usize) -> (String, String) {
@@ -95,12 +95,15 @@ fn the_machine_trains_the_same_weights() {
         let line = told.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap_or_else(|| panic!("no {name} in {told}")).trim().to_owned()
     };
-    // What QEMU has of vector units, this CPU may lack: then nothing can be compared with.
     let isa: Isa = field("kernels").parse().expect("the name of a set");
     assert!(isa >= Isa::Avx2, "the machine has not found its vector units: {isa}");
-    let (hosted, hash) = hosted(isa, 1);
-    assert_eq!(field("sha256"), hash);
-    assert!(told.contains(&hosted), "{told}\nhosted:\n{hosted}");
+    if Kernels::for_isa(isa).is_some() {
+        let (hosted, hash) = hosted(isa, 1);
+        assert_eq!(field("sha256"), hash);
+        assert!(told.contains(&hosted), "{told}\nhosted:\n{hosted}");
+    } else {
+        println!("not compared: this CPU does not run {isa}");
+    }
     // Neither core did nearly all of it.
     let numbers: Vec<f64> =
         field("second").split(' ').filter_map(|word| word.parse().ok()).collect();

@@ -4,7 +4,8 @@
 #
 # Usage: tests/chat.sh     (seconds, once cllm is built)
 #
-# Needs Rust and Python 3, nothing but its own library. CLLM names a built program instead of building one.
+# Needs Rust and Python 3, nothing but its own library. CLLM names a built program instead of building one: with
+# optimisation, or its training takes minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${CLLM:-}" ]; then

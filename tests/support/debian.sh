@@ -16,22 +16,31 @@ unpack_package() {
     # With lists of its own, which need not be root's.
     apt=(apt-get -qq -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache" -o Debug::NoLocking=1
         -o APT::Sandbox::User= -o APT::Install-Recommends=0)
-    "${apt[@]}" update
+    # Whoever calls this asks whether it went well, which switches `set -e` off in here.
+    "${apt[@]}" update || return 1
     missing=$("${apt[@]}" -s install "$package" | sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+    if [ -z "$missing" ]; then
+        echo "apt-get knows no package $package that could be installed" >&2
+        return 1
+    fi
     # shellcheck disable=SC2086 # several words
-    (cd "$work/cache/archives" && "${apt[@]}" download $missing)
+    (cd "$work/cache/archives" && "${apt[@]}" download $missing) || return 1
     for one in "$work"/cache/archives/*.deb; do
-        dpkg -x "$one" "$work/root"
+        dpkg -x "$one" "$work/root" || return 1
     done
     rm -rf "$work/lists" "$work/cache"
     LIBRARIES=$(find "$work/root" -path "*/lib/*" -name '*.so*' -printf '%h\n' | sort -u | paste -sd:)
 }
 
 # start_unpacked SCRIPT PROGRAM [ARGUMENT...]: makes SCRIPT, which runs the program of an unpacked package with these
-# arguments before its own.
+# arguments before its own. An error if there is no such program.
 start_unpacked() {
     local script=$1
     shift
+    if [ ! -x "$1" ]; then
+        echo "the package has no $1" >&2
+        return 1
+    fi
     {
         echo '#!/bin/sh'
         echo "export LD_LIBRARY_PATH=\"$LIBRARIES\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}\""

@@ -55,7 +55,7 @@ pub(crate) fn exit(status: u8) -> ! {
 /// 8.4.4).
 ///
 /// # Safety
-/// Called once, by the boot core; [`crate::second_cpu`] is ready for one more core.
+/// Called once, by the boot core of a machine of two: [`crate::second_cpu`] and its stack are for one more.
 pub(crate) unsafe fn start_second_core() {
     unsafe extern "C" {
         static trampoline: u8;

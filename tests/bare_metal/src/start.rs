@@ -81,8 +81,8 @@ long_mode:
     or eax, 0x100
     wrmsr
     mov eax, cr0
-    // No emulation of the x87 and none of its tasks; paging, protection.
-    and eax, 0xfffffff3
+    // No emulation of the x87 and none of its tasks, caches on; paging, protection.
+    and eax, 0x9ffffff3
     or eax, 0x80000003
     mov cr0, eax
     lgdt [gdt_pointer]
