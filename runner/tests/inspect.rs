@@ -83,8 +83,8 @@ fn what_a_run_has_written_is_told() {
         "{\"text\": \"a\"}\n\n{\"prompt\": \"b\", \"completion\": \"c\"}\n{\"text\": \"d\"}\n";
     fs::write(dir.join("lines.jsonl"), lines).unwrap();
     let told = inspect(dir, "lines.jsonl");
-    assert_eq!((&told["lines"], &told["text"]), (&json!(3), &json!(2)));
-    assert_eq!(told["completion, prompt"], 1);
+    assert_eq!((&told["lines"], &told["lines with text"]), (&json!(3), &json!(2)));
+    assert_eq!(told["lines with completion, prompt"], 1);
     fs::write(dir.join("lines.jsonl"), lines.to_owned() + "{\"text\": ").unwrap();
     run_in(dir, &["inspect", "lines.jsonl"]).refused(1, &["lines.jsonl:5: "]);
 }

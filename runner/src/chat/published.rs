@@ -16,7 +16,12 @@ fn golden(name: &str) -> PathBuf {
 fn template(name: &str) -> Template {
     let text = |text: &str| Some(text.to_owned());
     let chat_template = Some(fs::read_to_string(golden(&format!("{name}.jinja"))).unwrap());
-    let usage = Usage { chat_template, bos_token: text("<s>"), eos_token: text("</s>") };
+    let usage = Usage {
+        chat_template,
+        bos_token: text("<s>"),
+        eos_token: text("</s>"),
+        ..Usage::default()
+    };
     Template::of(usage, Path::new("there")).unwrap()
 }
 

@@ -97,7 +97,7 @@ pub fn command() -> clap::Command {
     }
     command = command
         .mut_subcommand("finetune", |of| show_defaults(finetune::own_help(of), Preset::Finetune));
-    let preset = "Settings to start from: tiny, reference (the default) or gpt2";
+    let preset = "Settings to start from: tiny, reference (the default), gpt2 or smollm2";
     let command =
         command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)));
     with_negative_numbers(command)
@@ -270,8 +270,8 @@ Examples:
     Export(ExportArgs),
     /// Tell what is in a file or folder, and whether it is whole.
     #[command(after_help = "\
-Knows run folders, checkpoints, token shards, tokenizers, traces, models of transformers, safetensors
-and GGUF.
+Knows run folders, their settings and reports, checkpoints, data and shards of tokens, tokenizers, traces,
+models of transformers, adapters of PEFT, safetensors, GGUF, JSON and JSON lines.
 
 Examples:
   cllm inspect out

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// Longest line that is looked at.
 const LONGEST: u64 = 64 << 20;
+/// Most characters that are told of a line's fields.
+const MOST: usize = 200;
 /// Most kinds of lines that are told apart.
 const KINDS: usize = 16;
 
@@ -31,6 +33,12 @@ pub(super) fn look(path: &Path) -> Result<Report> {
             break;
         }
         number += 1;
+        if line.len() as u64 == LONGEST && !line.ends_with(b"\n") {
+            let path = path.display();
+            return Err(Error::failure(format!(
+                "{path}:{number}: a line of more than {LONGEST} bytes"
+            )));
+        }
         // Some editors begin a file with a byte order mark.
         let text =
             line.strip_prefix("\u{feff}".as_bytes()).filter(|_| number == 1).unwrap_or(&line);
@@ -45,7 +53,10 @@ pub(super) fn look(path: &Path) -> Result<Report> {
         lines += 1;
         let kind = match object.get("event").and_then(Value::as_str) {
             Some(event) => format!("event {event}"),
-            None => object.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+            None => {
+                let fields = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                format!("lines with {}", fields.chars().take(MOST).collect::<String>())
+            }
         };
         if kind == "event step" {
             last_step = Some(object);

@@ -15,6 +15,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::Result;
+use crate::generate::for_terminal;
 pub use stats::Stats;
 
 /// A tensor of a file.
@@ -92,7 +93,8 @@ impl Report {
             let stats = stats.as_ref().map(Stats::text).unwrap_or_default();
             let _ = writeln!(text, "  {name:<names$}  {shape:<16} {kind:<5} {stats}");
         }
-        text
+        // What a file says may be meant for the terminal.
+        for_terminal(&text).into_owned()
     }
 }
 
