@@ -28,6 +28,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -101,6 +102,8 @@ def measured(who, work):
 
 
 def ours():
+    # What is there already would not be made again.
+    shutil.rmtree(shards, ignore_errors=True)
     command = [cllm, "tokenize", "--data", text, "--tokenizer", work / "tokenizer.json"]
     command += ["--val-fraction", "0", "--shard-tokens", "2000000000", "--out", shards]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -125,6 +128,7 @@ if not text.exists():
 with open(text, "rb") as file:
     # Vocabularies are learned from a part, which takes a while.
     small.write_bytes(file.read(10_000_000).rsplit(b"\n", 1)[0])
+shutil.rmtree(work / "trained", ignore_errors=True)
 command = [cllm, "tokenize", "--data", small, "--tokenizer", f"bpe:{vocabulary}", "--out", work / "trained"]
 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 (work / "tokenizer.json").write_bytes((work / "trained/tokenizer.json").read_bytes())

@@ -103,6 +103,7 @@ quarters, floats = opened(file), opened(exported)
 
 text = work / "text.txt"
 text.write_text(TEXT)
+shutil.rmtree(work / "shards", ignore_errors=True)
 run("tokenize", "--data", text, "--tokenizer", folder / "tokenizer.json", "--out", work / "shards",
     "--val-fraction", 0)
 ours = np.fromfile(work / "shards" / "train_000000.bin", dtype="<u2", offset=1024).tolist()
