@@ -69,7 +69,8 @@ fn the_machine_trains_the_same_weights() {
         return;
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bare_metal");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bare_metal");
+    // That of the other program without std, which has built the same core.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freestanding");
     let built = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--locked", "--release", "--target-dir"])
         .arg(&target)

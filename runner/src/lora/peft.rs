@@ -24,6 +24,7 @@ use crate::exchange::{
     ExportSettings, Family, Imported, NewRun, check_held, create_run, origin_of,
 };
 use crate::files;
+use crate::generate::for_terminal;
 use crate::hf::weights::{Mapped, dtype};
 use crate::tokenizer::usage::Usage;
 use crate::train::stored_settings;
@@ -101,6 +102,9 @@ impl Config {
     }
 }
 
+/// Most characters of a model's name that are told, and kept.
+const LONGEST: usize = 300;
+
 /// What is to be said of adapters that name another model than the one they are put onto, or one that
 /// nothing here can tell from it: shapes alone do not show it.
 fn doubt(said: Option<&str>, base: &Path, origin: Option<&str>) -> Option<String> {
@@ -108,6 +112,8 @@ fn doubt(said: Option<&str>, base: &Path, origin: Option<&str>) -> Option<String
     // It may lie in the Hub's cache under the name that the base came by.
     let named = origin_of(Path::new(said));
     let said = if said.contains("models--") { named.as_deref().unwrap_or(said) } else { said };
+    // It goes to a terminal, and may be of any length.
+    let said: &str = &for_terminal(said).chars().take(LONGEST).collect::<String>();
     // The same model may lie in another place.
     let last = |name: &str| {
         let name = name.trim_end_matches(['/', '\\']);
@@ -292,8 +298,8 @@ pub fn import(from: &Path, base: &Path, out_dir: &Path) -> Result<Imported> {
             base.display()
         )));
     }
-    let said = config_file.base_model_name_or_path.as_deref();
-    if let Some(doubt) = doubt(said, base, trained.origin()) {
+    let said = config_file.base_model_name_or_path;
+    if let Some(doubt) = doubt(said.as_deref(), base, trained.origin()) {
         eprintln!("cllm: {}: {doubt}", from.display());
     }
     let tokenizer = if trained.has_tokenizer() { Some(trained.tokenizer(None)?) } else { None };
@@ -306,7 +312,7 @@ pub fn import(from: &Path, base: &Path, out_dir: &Path) -> Result<Imported> {
         tokenizer: json.as_deref().map(str::as_bytes),
         usage: &Usage::of_folder(&trained.dir())?,
         // What the adapter says of it, where nothing else is known.
-        origin: trained.origin().map(str::to_owned).or(config_file.base_model_name_or_path),
+        origin: trained.origin().map(str::to_owned).or(said.filter(|said| said.len() <= LONGEST)),
     })?;
     let parameters = table.parameters();
     Ok(Imported { config, parameters, checkpoint, has_tokenizer: tokenizer.is_some() })
