@@ -1,0 +1,162 @@
+//! Checkpoints of trainers in the caller's bytes, in the form of `cllm`'s files.
+
+use cllm_core::checkpoint::{self, Checkpoint, CheckpointError, Header, SliceSink};
+use cllm_core::{ModelConfig, Trainer};
+
+use crate::config::CllmModel;
+use crate::error::{CllmError, CllmStatus, Failed, Result, told};
+use crate::memory::{checked, slice, write};
+use crate::trainer::{Call, CllmTrainer, Work};
+
+fn bad_checkpoint(error: CheckpointError) -> Failed {
+    Failed::new(CllmStatus::BadCheckpoint, error)
+}
+
+/// The model of a checkpoint has to be the handle's; dropout and sequence lengths of training aside.
+fn check_model(found: &ModelConfig, own: &ModelConfig) -> Result {
+    if (ModelConfig { dropout: own.dropout, ..*found }) == *own {
+        return Ok(());
+    }
+    Err(Failed::new(CllmStatus::BadCheckpoint, "the checkpoint is of another model than the plan"))
+}
+
+/// Takes weights, and what a trainer has beside them (moments, updates done), from the bytes of a checkpoint, as
+/// `cllm` writes them too. Without moments they are zeros.
+///
+/// # Safety
+/// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_load(
+    trainer: *mut CllmTrainer,
+    checkpoint: *const u8,
+    bytes: usize,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let mut call = Call::begin(trainer)?;
+            let checkpoint = Checkpoint::parse(slice(checkpoint, bytes, "checkpoint")?)
+                .map_err(bad_checkpoint)?;
+            let header = *checkpoint.header();
+            if header.adapters.is_some() {
+                return Err(Failed::new(
+                    CllmStatus::BadCheckpoint,
+                    "the checkpoint is of adapters alone",
+                ));
+            }
+            match call.work() {
+                Work::Train(trainer) => {
+                    check_model(&header.config, trainer.plan().config())?;
+                    trainer.restore(header.updates, |weights, first, second| {
+                        checkpoint.read_parameters(weights);
+                        if checkpoint.has_moments() {
+                            checkpoint.read_moments(first, second)
+                        } else {
+                            Ok(())
+                        }
+                    })
+                }
+                Work::Evaluate(evaluator) => {
+                    check_model(&header.config, evaluator.config())?;
+                    checkpoint.read_parameters(evaluator.parameters_mut());
+                    Ok(())
+                }
+            }
+            .map_err(bad_checkpoint)
+        })
+    }
+}
+
+/// Bytes of the checkpoint of a trainer, with its moments or without.
+///
+/// # Safety
+/// Pointers are null or point at what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_saved_bytes(
+    trainer: *mut CllmTrainer,
+    moments: bool,
+    bytes: *mut usize,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let mut call = Call::begin(trainer)?;
+            let header = header_of(call.trainer()?);
+            write(
+                bytes,
+                "bytes",
+                checkpoint::encoded_len(&header, META.len(), moments).map_err(bad_checkpoint)?,
+            )
+        })
+    }
+}
+
+/// What a checkpoint says beside the core's part: nothing that `cllm` takes for a run.
+const META: &[u8] = b"{}";
+
+fn header_of(trainer: &Trainer<'_>) -> Header {
+    let config = *trainer.plan().config();
+    Header { config, adapters: None, seed: trainer.seed(), updates: trainer.updates() }
+}
+
+/// Writes the checkpoint of a trainer to `checkpoint`: its weights, and its moments if wanted, in the form that
+/// `cllm` reads too. `written` may be null.
+///
+/// # Safety
+/// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_save(
+    trainer: *mut CllmTrainer,
+    moments: bool,
+    checkpoint: *mut u8,
+    bytes: usize,
+    written: *mut usize,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let mut call = Call::begin(trainer)?;
+            let trainer = call.trainer()?;
+            let header = header_of(trainer);
+            let need =
+                checkpoint::encoded_len(&header, META.len(), moments).map_err(bad_checkpoint)?;
+            let to = checked(checkpoint, "checkpoint")?;
+            if bytes < need {
+                return Err(Failed::new(
+                    CllmStatus::TooShort,
+                    format_args!("checkpoint has {bytes} bytes, and {need} are to be written"),
+                ));
+            }
+            core::ptr::write_bytes(to.as_ptr(), 0, need);
+            let mut sink = SliceSink::new(core::slice::from_raw_parts_mut(to.as_ptr(), need));
+            let both = moments.then(|| trainer.moments());
+            // There is room.
+            let _ = checkpoint::encode(&header, META, trainer.parameters(), both, &mut sink);
+            if written.is_null() { Ok(()) } else { write(written, "written", need) }
+        })
+    }
+}
+
+/// A checkpoint's model, for whoever plans memory for it.
+///
+/// # Safety
+/// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_checkpoint_model(
+    checkpoint: *const u8,
+    bytes: usize,
+    model: *mut CllmModel,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let checkpoint = Checkpoint::parse(slice(checkpoint, bytes, "checkpoint")?)
+                .map_err(bad_checkpoint)?;
+            write(model, "model", CllmModel::of(&checkpoint.header().config)?)
+        })
+    }
+}

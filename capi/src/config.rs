@@ -1,0 +1,313 @@
+//! Models and plans, as C says them.
+
+use cllm_core::{
+    Activation, Architecture, BatchShape, Dtype, Isa, Kernels, Mode, ModelConfig, NormKind, Plan,
+    Positions, Rotary, Scaling,
+};
+
+use crate::error::{CllmStatus, Failed, Result};
+use crate::memory::read;
+
+/// Which instruction set computes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CllmIsa {
+    /// The best that the CPU and the system run.
+    Best = 0,
+    /// None in particular: the same bits on every machine.
+    Scalar = 1,
+    /// AVX.
+    Avx = 2,
+    /// AVX2 and FMA.
+    Avx2 = 3,
+    /// AVX-512.
+    Avx512 = 4,
+    /// AVX-512, with AMX for products of bf16.
+    Amx = 5,
+}
+
+/// What products are made of; sums, weights and moments are `f32` either way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CllmDtype {
+    /// `f32`.
+    F32 = 0,
+    /// bf16.
+    Bf16 = 1,
+}
+
+/// What a trainer does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CllmMode {
+    /// Trains; each layer keeps its activations.
+    Train = 0,
+    /// Trains to the same bits in less memory and more time.
+    Recompute = 1,
+    /// Measures losses alone.
+    Evaluate = 2,
+}
+
+/// A model: the parts of GPT-2, or of the Llama family. Start from `cllm_model_gpt2` or `cllm_model_llama`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CllmModel {
+    /// Token ids are below it.
+    pub vocab_size: u32,
+    /// Longest sequence, in tokens.
+    pub block_size: u32,
+    /// Blocks.
+    pub n_layer: u32,
+    /// Heads of queries.
+    pub n_head: u32,
+    /// Heads of keys and values; 0: as many.
+    pub n_kv_head: u32,
+    /// Width of the residual stream.
+    pub d_model: u32,
+    /// Width of the feed-forward layer.
+    pub d_ff: u32,
+    /// Columns of a head; 0: `d_model / n_head`.
+    pub head_size: u32,
+    /// The last tokens that a query sees; 0: all of its sequence.
+    pub window: u32,
+    /// Biases in linear layers and norms.
+    pub bias: bool,
+    /// Biases of queries, keys and values in a model that has no others.
+    pub qkv_bias: bool,
+    /// Norms of heads of queries and keys.
+    pub qk_norm: bool,
+    /// The output projection is the token table.
+    pub tied: bool,
+    /// RMS norms in the place of layer norms.
+    pub rms_norm: bool,
+    /// Rotary positions in the place of a table.
+    pub rotary: bool,
+    /// SwiGLU in the place of GELU.
+    pub swiglu: bool,
+    /// Probability of dropout in training, below 1.
+    pub dropout: f32,
+    /// Added to the variance in norms.
+    pub norm_eps: f32,
+    /// The base of rotary angles.
+    pub rope_theta: f32,
+    /// Logits are kept between it and its negative; 0: they are as they are.
+    pub logit_softcap: f32,
+}
+
+/// What a trainer is planned for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CllmPlan {
+    /// Sequences of a batch.
+    pub sequences: u32,
+    /// Tokens of each.
+    pub tokens: u32,
+    /// Most threads that work at a time.
+    pub workers: u32,
+    /// What for.
+    pub mode: CllmMode,
+    /// On which instruction set.
+    pub isa: CllmIsa,
+    /// On products of what.
+    pub dtype: CllmDtype,
+}
+
+/// A model of GPT-2's parts, of the given sizes and `d_ff = 4 d_model`.
+#[unsafe(no_mangle)]
+pub extern "C" fn cllm_model_gpt2(
+    vocab_size: u32,
+    block_size: u32,
+    n_layer: u32,
+    n_head: u32,
+    d_model: u32,
+) -> CllmModel {
+    CllmModel {
+        vocab_size,
+        block_size,
+        n_layer,
+        n_head,
+        n_kv_head: 0,
+        d_model,
+        d_ff: d_model.saturating_mul(4),
+        head_size: 0,
+        window: 0,
+        bias: true,
+        qkv_bias: false,
+        qk_norm: false,
+        tied: true,
+        rms_norm: false,
+        rotary: false,
+        swiglu: false,
+        dropout: 0.0,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        logit_softcap: 0.0,
+    }
+}
+
+/// A model of Llama's parts, of the given sizes.
+#[unsafe(no_mangle)]
+pub extern "C" fn cllm_model_llama(
+    vocab_size: u32,
+    block_size: u32,
+    n_layer: u32,
+    n_head: u32,
+    n_kv_head: u32,
+    d_model: u32,
+    d_ff: u32,
+) -> CllmModel {
+    CllmModel {
+        n_kv_head,
+        d_ff,
+        bias: false,
+        rms_norm: true,
+        rotary: true,
+        swiglu: true,
+        ..cllm_model_gpt2(vocab_size, block_size, n_layer, n_head, d_model)
+    }
+}
+
+impl CllmModel {
+    /// The model in the core's words. It is not validated.
+    pub(crate) fn config(&self) -> ModelConfig {
+        let given = |n: u32| (n != 0).then_some(n as usize);
+        let rotary = Rotary { theta: self.rope_theta, scaling: Scaling::None };
+        ModelConfig {
+            vocab_size: self.vocab_size as usize,
+            block_size: self.block_size as usize,
+            n_layer: self.n_layer as usize,
+            n_head: self.n_head as usize,
+            d_model: self.d_model as usize,
+            d_ff: self.d_ff as usize,
+            bias: self.bias,
+            tied: self.tied,
+            dropout: self.dropout,
+            norm_eps: self.norm_eps,
+            arch: Architecture {
+                norm: if self.rms_norm { NormKind::Rms } else { NormKind::Layer },
+                positions: if self.rotary { Positions::Rotary(rotary) } else { Positions::Learned },
+                activation: if self.swiglu { Activation::SwiGlu } else { Activation::Gelu },
+                n_kv_head: given(self.n_kv_head),
+                head_size: given(self.head_size),
+                qkv_bias: self.qkv_bias,
+                qk_norm: self.qk_norm,
+                window: given(self.window),
+                logit_softcap: (self.logit_softcap != 0.0).then_some(self.logit_softcap),
+            },
+        }
+    }
+}
+
+/// The kernels of an instruction set and a type, by their numbers.
+pub(crate) fn kernels(isa: u32, dtype: u32) -> Result<&'static Kernels> {
+    const BEST: u32 = CllmIsa::Best as u32;
+    const NAMED: [(CllmIsa, Isa); 5] = [
+        (CllmIsa::Scalar, Isa::Scalar),
+        (CllmIsa::Avx, Isa::Avx),
+        (CllmIsa::Avx2, Isa::Avx2),
+        (CllmIsa::Avx512, Isa::Avx512),
+        (CllmIsa::Amx, Isa::Amx),
+    ];
+    let kernels = match NAMED.into_iter().find(|(number, _)| *number as u32 == isa) {
+        None if isa == BEST => Kernels::detect(),
+        None => return Err(unknown("isa", isa)),
+        Some((_, isa)) => Kernels::for_isa(isa).ok_or_else(|| {
+            Failed::new(CllmStatus::NoSuchIsa, format_args!("this machine does not run {isa}"))
+        })?,
+    };
+    match dtype {
+        0 => Ok(kernels),
+        1 => Ok(kernels.with_dtype(Dtype::Bf16)),
+        other => Err(unknown("dtype", other)),
+    }
+}
+
+/// Of a number that C has put where an enumeration's is meant.
+fn unknown(what: &str, value: u32) -> Failed {
+    Failed::new(CllmStatus::BadSetting, format_args!("{what} {value}: there is no such {what}"))
+}
+
+/// Enumerations of a plan as numbers: C may have put any there.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawPlan {
+    sizes: [u32; 3],
+    mode: u32,
+    isa: u32,
+    dtype: u32,
+}
+
+/// The plan that C describes, and its kernels.
+///
+/// # Safety
+/// The pointers are null, misaligned, or point at what they say.
+pub(crate) unsafe fn planned(
+    model: *const CllmModel,
+    plan: *const CllmPlan,
+) -> Result<(Plan, &'static Kernels)> {
+    const { assert!(size_of::<RawPlan>() == size_of::<CllmPlan>()) };
+    // SAFETY: the caller's promise; of booleans too, which C's own are.
+    let config = unsafe { read(model, "model") }?.config();
+    // SAFETY: the caller's promise: as many bytes, of which any are numbers.
+    let raw = unsafe { read(plan.cast::<RawPlan>(), "plan") }?;
+    let mode = match raw.mode {
+        0 => Mode::Train,
+        1 => Mode::Recompute,
+        2 => Mode::Evaluate,
+        other => return Err(unknown("mode", other)),
+    };
+    let kernels = kernels(raw.isa, raw.dtype)?;
+    let [sequences, tokens, workers] = raw.sizes.map(|n| n as usize);
+    let shape = BatchShape { sequences, tokens };
+    let plan = Plan::new(&config, shape, workers, mode, kernels);
+    Ok((plan.map_err(Failed::of(CllmStatus::BadSetting))?, kernels))
+}
+
+impl CllmModel {
+    /// The core's model in C's words.
+    ///
+    /// # Errors
+    /// It has parts that C has no words for: scaled rotary angles, squared ReLU.
+    pub(crate) fn of(config: &ModelConfig) -> Result<Self> {
+        let none = |what: &str| {
+            Failed::new(
+                CllmStatus::BadCheckpoint,
+                format_args!("a model with {what}: this interface has none"),
+            )
+        };
+        let arch = &config.arch;
+        let theta = match arch.positions {
+            Positions::Learned => None,
+            Positions::Rotary(Rotary { theta, scaling: Scaling::None }) => Some(theta),
+            Positions::Rotary(_) => return Err(none("scaled rotary positions")),
+        };
+        let swiglu = match arch.activation {
+            Activation::Gelu => false,
+            Activation::SwiGlu => true,
+            _ => return Err(none("another activation")),
+        };
+        let size = |n: usize| u32::try_from(n).map_err(|_| none("such sizes"));
+        Ok(Self {
+            vocab_size: size(config.vocab_size)?,
+            block_size: size(config.block_size)?,
+            n_layer: size(config.n_layer)?,
+            n_head: size(config.n_head)?,
+            n_kv_head: size(arch.n_kv_head.unwrap_or(0))?,
+            d_model: size(config.d_model)?,
+            d_ff: size(config.d_ff)?,
+            head_size: size(arch.head_size.unwrap_or(0))?,
+            window: size(arch.window.unwrap_or(0))?,
+            bias: config.bias,
+            qkv_bias: arch.qkv_bias,
+            qk_norm: arch.qk_norm,
+            tied: config.tied,
+            rms_norm: arch.norm == NormKind::Rms,
+            rotary: theta.is_some(),
+            swiglu,
+            dropout: config.dropout,
+            norm_eps: config.norm_eps,
+            rope_theta: theta.unwrap_or(10_000.0),
+            logit_softcap: arch.logit_softcap.unwrap_or(0.0),
+        })
+    }
+}

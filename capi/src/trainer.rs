@@ -1,0 +1,536 @@
+//! Trainers: a plan, an engine and what it trains, all in the caller's memory.
+//!
+//! ```text
+//! handle | parameters | gradients | moments | packed | activations | scratch | ops | slots | words
+//! ```
+//! The engine borrows the last three, the trainer the engine and the others: the handle is written once and
+//! stays where it is. Its parts are never borrowed as one, for workers look at the engine while the caller of a
+//! step has the trainer.
+
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use cllm_core::{
+    Batch, Engine, EngineError, Evaluator, Line, Loss, Mode, Op, Optimizer, Plan, PlanError, Pool,
+    Pools, Queue, SeatError, Slot, StepError, Trainer, Worker,
+};
+
+use crate::config::{CllmModel, CllmPlan, planned};
+use crate::error::{CllmError, CllmStatus, Failed, Result, told};
+use crate::idle::{CllmIdle, Waiting};
+use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
+
+/// A trainer, or what measures losses alone: a handle.
+#[repr(C, align(128))]
+pub struct CllmTrainer {
+    /// [`LIVES`] as long as it is a handle.
+    mark: AtomicU64,
+    /// A call is under way.
+    is_busy: AtomicBool,
+    idle: Waiting,
+    engine: MaybeUninit<Engine<'static>>,
+    work: Work,
+}
+
+pub(crate) enum Work {
+    Train(Trainer<'static>),
+    Evaluate(Evaluator<'static>),
+}
+
+/// What a handle begins with.
+const LIVES: u64 = 0x6372_7973_7461_6c31;
+
+/// Tokens and what should follow each, sequence after sequence.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CllmBatch {
+    /// `sequences * tokens` ids.
+    pub tokens: *const u32,
+    /// As many targets; `CLLM_IGNORE` is none.
+    pub targets: *const u32,
+    /// As many places in their sequence where each token's document begins; null: each sequence is one document.
+    pub starts: *const u32,
+    /// How many there are of each.
+    pub len: usize,
+}
+
+/// A target that does not count.
+pub const CLLM_IGNORE: u32 = u32::MAX;
+
+const _: () = assert!(CLLM_IGNORE == cllm_core::IGNORE);
+
+/// The loss of a batch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CllmLoss {
+    /// Sum over the targets that count, in nats.
+    pub sum: f64,
+    /// Targets that count.
+    pub counted: u64,
+}
+
+/// Settings of AdamW and of the clip; `cllm_optimizer_default` has nanoGPT's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CllmOptimizer {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled decay of matrices.
+    pub weight_decay: f32,
+    /// Largest global norm of the gradient; 0 does not clip.
+    pub grad_clip: f32,
+}
+
+/// What an update did.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CllmUpdate {
+    /// Global norm of the gradient before the clip.
+    pub grad_norm: f64,
+    /// Factor that the clip applied.
+    pub scale: f32,
+    /// Updates done so far.
+    pub updates: u64,
+}
+
+/// nanoGPT's settings.
+#[unsafe(no_mangle)]
+pub extern "C" fn cllm_optimizer_default() -> CllmOptimizer {
+    let Optimizer { beta1, beta2, eps, weight_decay, grad_clip } = Optimizer::default();
+    CllmOptimizer { beta1, beta2, eps, weight_decay, grad_clip: grad_clip.unwrap_or(0.0) }
+}
+
+/// Where the pieces of a plan lie.
+struct Places {
+    pools: [(usize, usize); 6],
+    ops: usize,
+    slots: usize,
+    words: usize,
+    bytes: usize,
+}
+
+/// The pools of lines, in their order.
+const POOLS: [Pool; 6] = [
+    Pool::Parameters,
+    Pool::Gradients,
+    Pool::Moments,
+    Pool::Packed,
+    Pool::Activations,
+    Pool::Scratch,
+];
+
+impl Places {
+    fn of(plan: &Plan) -> Result<Self> {
+        let mut pieces = Pieces { taken: 0 };
+        let mut cut = || -> Option<Self> {
+            pieces.take::<CllmTrainer>(1)?;
+            let mut pools = [(0, 0); 6];
+            for (place, pool) in pools.iter_mut().zip(POOLS) {
+                // Of what only measures, these are empty.
+                *place = (pieces.take::<Line>(plan.lines(pool))?, plan.lines(pool));
+            }
+            Some(Self {
+                pools,
+                ops: pieces.take::<Op>(plan.ops())?,
+                slots: pieces.take::<Slot>(plan.slots())?,
+                words: pieces.take::<AtomicU64>(plan.words())?,
+                bytes: 0,
+            })
+        };
+        let too_large =
+            || Failed::new(CllmStatus::BadSetting, "the model is larger than memory can be");
+        let places = cut().ok_or_else(too_large)?;
+        Ok(Self { bytes: pieces.taken, ..places })
+    }
+}
+
+/// Bytes of memory that a trainer of the plan works in, aligned to `CLLM_ALIGNMENT`: nothing else is touched but
+/// stacks.
+///
+/// # Safety
+/// Pointers are null or point at what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_bytes(
+    model: *const CllmModel,
+    plan: *const CllmPlan,
+    bytes: *mut usize,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let (plan, _) = planned(model, plan)?;
+            write(bytes, "bytes", Places::of(&plan)?.bytes)
+        })
+    }
+}
+
+/// Makes a trainer in `memory`, whose weights are zeros until they are initialised or loaded. `seed` decides the
+/// initial weights and dropout. `idle` says how the calling thread waits for workers; null: awake.
+///
+/// # Safety
+/// Pointers are null or point at what their types say; `memory` has as many bytes as `bytes` says, which are the
+/// handle's until it is destroyed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_create(
+    model: *const CllmModel,
+    plan: *const CllmPlan,
+    seed: u64,
+    idle: *const CllmIdle,
+    memory: *mut core::ffi::c_void,
+    bytes: usize,
+    trainer: *mut *mut CllmTrainer,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            checked(trainer, "trainer")?;
+            let (plan, kernels) = planned(model, plan)?;
+            let places = Places::of(&plan)?;
+            let handle = checked(memory.cast::<CllmTrainer>(), "memory")?;
+            if bytes < places.bytes {
+                let (need, mode) = (places.bytes, plan.mode());
+                return Err(Failed::new(
+                    CllmStatus::TooShort,
+                    format_args!("memory has {bytes} bytes, and the plan ({mode:?}) wants {need}"),
+                ));
+            }
+            let idle = waiting(idle)?;
+            let start = handle.cast::<u8>();
+            let mut pools =
+                places.pools.map(|(at, lines)| piece(start, at, lines, || Line::ZERO)).into_iter();
+            let mut next = || pools.next().unwrap_or_default();
+            let pools = Pools {
+                parameters: next(),
+                gradients: next(),
+                moments: next(),
+                packed: next(),
+                activations: next(),
+                scratch: next(),
+            };
+            let queue = Queue {
+                ops: piece(start, places.ops, plan.ops(), || Op::EMPTY),
+                slots: piece(start, places.slots, plan.slots(), Slot::new),
+                words: piece(start, places.words, plan.words(), || AtomicU64::new(0)),
+            };
+            let bad = Failed::of::<PlanError>(CllmStatus::BadSetting);
+            let this = handle.as_ptr();
+            (&raw mut (*this).idle).write(Waiting(idle));
+            (&raw mut (*this).engine)
+                .write(MaybeUninit::new(Engine::new(&plan, queue).map_err(&bad)?));
+            // Both stay where they are until the handle is destroyed.
+            let engine: &'static Engine<'static> = (*this).engine.assume_init_ref();
+            let idle: &'static Waiting = &(*this).idle;
+            let work = match plan.mode() {
+                Mode::Evaluate => {
+                    let evaluator = Evaluator::new(&plan, kernels, pools, engine).map_err(&bad)?;
+                    Work::Evaluate(evaluator.wait_with(idle))
+                }
+                Mode::Train | Mode::Recompute => {
+                    let trainer =
+                        Trainer::new(&plan, kernels, pools, engine, seed).map_err(&bad)?;
+                    Work::Train(trainer.wait_with(idle))
+                }
+            };
+            (&raw mut (*this).work).write(work);
+            (&raw mut (*this).is_busy).write(AtomicBool::new(false));
+            (&raw mut (*this).mark).write(AtomicU64::new(LIVES));
+            trainer.write(this);
+            Ok(())
+        })
+    }
+}
+
+/// # Safety
+/// The pointer is null or points at one.
+unsafe fn waiting(idle: *const CllmIdle) -> Result<Option<CllmIdle>> {
+    // SAFETY: the caller's promise.
+    if idle.is_null() { Ok(None) } else { unsafe { read(idle, "idle") }.map(Some) }
+}
+
+/// A handle that lives.
+///
+/// # Safety
+/// The pointer is null, or points at a handle or at memory in which one was.
+unsafe fn living(trainer: *const CllmTrainer) -> Result<NonNull<CllmTrainer>> {
+    let handle = checked(trainer, "trainer")?;
+    // SAFETY: the caller's promise: there is a word, which nobody writes but as an atomic.
+    let mark = unsafe { &(*handle.as_ptr()).mark };
+    if mark.load(Ordering::Acquire) != LIVES {
+        return Err(Failed::new(
+            CllmStatus::NotAHandle,
+            "trainer is no handle: it was destroyed, or never created",
+        ));
+    }
+    Ok(handle)
+}
+
+/// A call with a handle, which no other thread's overlaps.
+pub(crate) struct Call(NonNull<CllmTrainer>);
+
+impl Call {
+    /// # Safety
+    /// As for [`living`].
+    pub(crate) unsafe fn begin(trainer: *const CllmTrainer) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let handle = unsafe { living(trainer) }?;
+        // SAFETY: it lives.
+        let is_busy = unsafe { &(*handle.as_ptr()).is_busy };
+        if is_busy.swap(true, Ordering::Acquire) {
+            return Err(Failed::new(
+                CllmStatus::Busy,
+                "another thread is in a call with this trainer",
+            ));
+        }
+        Ok(Self(handle))
+    }
+
+    /// What the handle does. No worker looks at it.
+    pub(crate) fn work(&mut self) -> &mut Work {
+        // SAFETY: the handle lives, and no other call has it.
+        unsafe { &mut (*self.0.as_ptr()).work }
+    }
+
+    pub(crate) fn trainer(&mut self) -> Result<&mut Trainer<'static>> {
+        match self.work() {
+            Work::Train(trainer) => Ok(trainer),
+            Work::Evaluate(_) => {
+                Err(Failed::new(CllmStatus::WrongMode, "the plan is for evaluation alone"))
+            }
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // SAFETY: the handle lives: whoever destroys it is in a call of their own.
+        unsafe { &(*self.0.as_ptr()).is_busy }.store(false, Ordering::Release);
+    }
+}
+
+impl From<StepError> for Failed {
+    fn from(error: StepError) -> Self {
+        let status = match error {
+            StepError::BatchSize { .. }
+            | StepError::UnknownToken { .. }
+            | StepError::Documents { .. }
+            | StepError::NothingCounts => CllmStatus::BadBatch,
+            StepError::NonFiniteLoss(_) | StepError::NonFiniteGradient(_) => CllmStatus::NotFinite,
+            StepError::Optimizer(_) => CllmStatus::BadSetting,
+            StepError::NoGradients | StepError::NotLoaded => CllmStatus::WrongMode,
+            StepError::Engine(EngineError::Busy) => CllmStatus::Busy,
+            StepError::Engine(EngineError::Panicked) => CllmStatus::Broken,
+        };
+        Self::new(status, error)
+    }
+}
+
+/// # Safety
+/// The pointers are null or point at what the batch says.
+unsafe fn batch_of<'a>(batch: *const CllmBatch) -> Result<Batch<'a>> {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let CllmBatch { tokens, targets, starts, len } = read(batch, "batch")?;
+        let starts =
+            if starts.is_null() { None } else { Some(slice(starts, len, "batch.starts")?) };
+        let (tokens, targets) =
+            (slice(tokens, len, "batch.tokens")?, slice(targets, len, "batch.targets")?);
+        Ok(Batch { tokens, targets, starts })
+    }
+}
+
+impl From<Loss> for CllmLoss {
+    fn from(loss: Loss) -> Self {
+        Self { sum: loss.sum, counted: loss.counted as u64 }
+    }
+}
+
+/// Gives all weights their seeded starting values, and begins to count updates.
+///
+/// # Safety
+/// Pointers are null or point at what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_initialise(
+    trainer: *mut CllmTrainer,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            Call::begin(trainer)?.trainer()?.initialise();
+            Ok(())
+        })
+    }
+}
+
+/// Computes the gradient of a batch of the planned shape and adds it to the step's. `counted_in_step` are the
+/// targets that count in all batches of the step together; 0: those of this one. `loss` may be null.
+///
+/// # Safety
+/// Pointers are null or point at what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_accumulate(
+    trainer: *mut CllmTrainer,
+    batch: *const CllmBatch,
+    counted_in_step: usize,
+    loss: *mut CllmLoss,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let mut call = Call::begin(trainer)?;
+            let batch = batch_of(batch)?;
+            let counted = if counted_in_step == 0 { batch.counted() } else { counted_in_step };
+            let found = call.trainer()?.accumulate(&batch, counted)?;
+            if loss.is_null() { Ok(()) } else { write(loss, "loss", found.into()) }
+        })
+    }
+}
+
+/// Ends a step: clips the gradient and updates the weights by AdamW. `optimizer` may be null for the default;
+/// `update` may be null.
+///
+/// # Safety
+/// Pointers are null or point at what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_update(
+    trainer: *mut CllmTrainer,
+    optimizer: *const CllmOptimizer,
+    learning_rate: f32,
+    update: *mut CllmUpdate,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let mut call = Call::begin(trainer)?;
+            let CllmOptimizer { beta1, beta2, eps, weight_decay, grad_clip } =
+                if optimizer.is_null() {
+                    cllm_optimizer_default()
+                } else {
+                    read(optimizer, "optimizer")?
+                };
+            let grad_clip = (grad_clip != 0.0).then_some(grad_clip);
+            let settings = Optimizer { beta1, beta2, eps, weight_decay, grad_clip };
+            let trainer = call.trainer()?;
+            let report = trainer.update(&settings, learning_rate)?;
+            let (grad_norm, scale, updates) = (report.grad_norm, report.scale, trainer.updates());
+            if update.is_null() {
+                Ok(())
+            } else {
+                write(update, "update", CllmUpdate { grad_norm, scale, updates })
+            }
+        })
+    }
+}
+
+/// The loss of a batch of the planned shape; weights and gradients stay as they are.
+///
+/// # Safety
+/// Pointers are null or point at what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_evaluate(
+    trainer: *mut CllmTrainer,
+    batch: *const CllmBatch,
+    loss: *mut CllmLoss,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let mut call = Call::begin(trainer)?;
+            let batch = batch_of(batch)?;
+            let found = match call.work() {
+                Work::Train(trainer) => trainer.evaluate(&batch)?,
+                Work::Evaluate(evaluator) => evaluator.evaluate(&batch)?,
+            };
+            write(loss, "loss", found.into())
+        })
+    }
+}
+
+/// Serves a trainer's steps on the calling thread, until it is closed or `idle` says that it does not stay.
+/// `idle` may be null: then the thread waits awake.
+///
+/// # Safety
+/// Pointers are null or point at what their types say; the handle is not destroyed meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_worker_run(
+    trainer: *const CllmTrainer,
+    idle: *const CllmIdle,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let handle = living(trainer)?;
+            let idle = Waiting(waiting(idle)?);
+            let engine: &Engine<'_> = (*handle.as_ptr()).engine.assume_init_ref();
+            Worker::run(engine, &idle).map_err(|error| match error {
+                SeatError::Full { .. } => Failed::new(CllmStatus::Full, error),
+                SeatError::Closed => Failed::new(CllmStatus::WrongMode, error),
+            })
+        })
+    }
+}
+
+/// Sends workers away: `cllm_worker_run` returns on their threads. Later steps are done by their caller alone.
+///
+/// # Safety
+/// Pointers are null or point at what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_close(
+    trainer: *mut CllmTrainer,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let call = Call::begin(trainer)?;
+            let this = call.0.as_ptr();
+            let (engine, idle) = ((*this).engine.assume_init_ref(), &(*this).idle);
+            engine.close(idle);
+            Ok(())
+        })
+    }
+}
+
+/// Ends a handle: its memory is the caller's again. Refused while workers are with it: close it, and join their
+/// threads.
+///
+/// # Safety
+/// Pointers are null or point at what their types say; no other thread is about to call with the handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cllm_trainer_destroy(
+    trainer: *mut CllmTrainer,
+    error: *mut CllmError,
+) -> CllmStatus {
+    // SAFETY: the caller's promises.
+    unsafe {
+        told(error, || {
+            let call = Call::begin(trainer)?;
+            let this = call.0.as_ptr();
+            let workers = (*this).engine.assume_init_ref().workers();
+            if workers > 0 {
+                return Err(Failed::new(
+                    CllmStatus::Busy,
+                    format_args!(
+                        "{workers} workers are with the trainer: close it, and join their threads"
+                    ),
+                ));
+            }
+            // Nothing in it wants to be dropped: all memory is the caller's.
+            (*this).mark.store(0, Ordering::Release);
+            Ok(())
+        })
+    }
+}
+
+const _: () = assert!(align_of::<CllmTrainer>() == CLLM_ALIGNMENT);

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Builds the C interface, and what is written in C for it: runs the examples and every error path as they are, with
+# AddressSanitizer and UndefinedBehaviorSanitizer, and under valgrind where that is installed; links the shared library
+# too, and reads the header as C++.
+#
+# Usage: capi/test.sh     (a minute, and two with valgrind)
+#
+# Needs Rust, gcc and nm. What is built lies in target/capi, or where TARGET says.
+set -euo pipefail
+TARGET=${TARGET:+$(realpath -m "$TARGET")}
+cd "$(dirname "$0")"
+target=$(realpath -m "${TARGET:-../target/capi}")
+cargo build --quiet --locked --release --target-dir "$target"
+built=$target/release
+out=$target/c
+mkdir -p "$out"
+
+if nm "$built/libcrystalline.a" 2> /dev/null | grep -qE '__rust_alloc|__rust_realloc'; then
+    echo "libcrystalline.a refers to an allocator" >&2
+    exit 1
+fi
+flags=(-std=c11 -Wall -Wextra -Werror -O1 -g)
+libraries=(-lpthread -lm)
+compile() {
+    gcc "${flags[@]}" "$@" "${libraries[@]}"
+}
+say() {
+    echo "== $*"
+    "$@"
+}
+if command -v g++ > /dev/null; then
+    g++ -Wall -Wextra -Werror -fsyntax-only -x c++ include/crystalline.h
+fi
+for source in examples/pthreads.c examples/scheduler.c tests/errors.c; do
+    name=$(basename "$source" .c)
+    compile "$source" "$built/libcrystalline.a" -o "$out/$name"
+    say "$out/$name"
+    compile -fsanitize=address,undefined -fno-sanitize-recover "$source" "$built/libcrystalline.a" -o "$out/$name-sanitized"
+    say "$out/$name-sanitized"
+    if command -v valgrind > /dev/null; then
+        # A few steps: it computes a hundred times as long.
+        say valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=all --fair-sched=yes "$out/$name" 12
+    else
+        echo "not run under valgrind, which is not installed"
+    fi
+done
+compile examples/pthreads.c "-L$built" -lcrystalline "-Wl,-rpath,$built" -o "$out/shared"
+say "$out/shared"
+echo "the C interface does what its header says"

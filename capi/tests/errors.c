@@ -1,0 +1,253 @@
+/* Every way in which a call of the C interface can be refused: the status, words that say why, and that the handle
+ * still works afterwards. Ends with 0 if all are as they should be.
+ */
+#include <float.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../include/crystalline.h"
+
+static int failures;
+
+/* The status is this one, and the words contain a part. */
+static void refused(int line, CllmStatus found, CllmStatus wanted, CllmError *error, const char *part) {
+    const char *words = (const char *)error->text;
+    if (found != wanted || strstr(words, part) == NULL || memchr(error->text, 0, CLLM_ERROR_BYTES) == NULL) {
+        fprintf(stderr, "line %d: %s: \"%s\", not %s with \"%s\"\n", line, cllm_status_text(found), words,
+                cllm_status_text(wanted), part);
+        failures++;
+    }
+    memset(error, 'x', sizeof *error);
+}
+
+#define REFUSED(call, status, part) refused(__LINE__, call, CLLM_STATUS_##status, &error, part)
+#define DONE(call)                                                                             \
+    do {                                                                                       \
+        if ((call) != CLLM_STATUS_OK || error.text[0] != 0) {                                  \
+            fprintf(stderr, "line %d: %s\n", __LINE__, (const char *)error.text);              \
+            failures++;                                                                        \
+        }                                                                                      \
+    } while (0)
+
+enum { SEQUENCES = 2, TOKENS = 8, ALL = SEQUENCES * TOKENS };
+
+static void *block(size_t bytes) {
+    return aligned_alloc(CLLM_ALIGNMENT, (bytes + 2 * CLLM_ALIGNMENT - 1) / CLLM_ALIGNMENT * CLLM_ALIGNMENT);
+}
+
+static bool leaves(void *context) {
+    (void)context;
+    return false;
+}
+
+int main(void) {
+    CllmError error;
+    const CllmModel model = cllm_model_gpt2(40, TOKENS, 1, 2, 16);
+    const CllmPlan plan = {.sequences = SEQUENCES, .tokens = TOKENS, .workers = 1};
+    size_t bytes = 0;
+
+    /* Sizes. */
+    REFUSED(cllm_trainer_bytes(NULL, &plan, &bytes, &error), NULL, "model is null");
+    REFUSED(cllm_trainer_bytes(&model, NULL, &bytes, &error), NULL, "plan is null");
+    REFUSED(cllm_trainer_bytes(&model, &plan, NULL, &error), NULL, "bytes is null");
+    REFUSED(cllm_trainer_bytes((const CllmModel *)((const char *)&model + 1), &plan, &bytes, &error), MISALIGNED,
+            "model is not aligned to 4");
+    CllmModel odd = model;
+    odd.n_head = 3;
+    REFUSED(cllm_trainer_bytes(&odd, &plan, &bytes, &error), BAD_SETTING, "n_head 3");
+    odd = model;
+    odd.vocab_size = 0;
+    REFUSED(cllm_trainer_bytes(&odd, &plan, &bytes, &error), BAD_SETTING, "vocab_size is 0");
+    odd.vocab_size = UINT32_MAX;
+    REFUSED(cllm_trainer_bytes(&odd, &plan, &bytes, &error), BAD_SETTING, "vocab_size");
+    odd = model;
+    odd.dropout = NAN;
+    REFUSED(cllm_trainer_bytes(&odd, &plan, &bytes, &error), BAD_SETTING, "dropout");
+    CllmPlan wrong = plan;
+    wrong.workers = 0;
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "worker");
+    wrong = plan;
+    wrong.tokens = TOKENS + 1;
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "");
+    wrong = plan;
+    memset(&wrong.mode, 7, sizeof wrong.mode);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "mode");
+    wrong = plan;
+    memset(&wrong.isa, 9, sizeof wrong.isa);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "isa");
+    wrong = plan;
+    memset(&wrong.dtype, 2, sizeof wrong.dtype);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "dtype");
+    /* Nobody has to listen. */
+    if (cllm_trainer_bytes(NULL, &plan, &bytes, NULL) != CLLM_STATUS_NULL) failures++;
+    DONE(cllm_trainer_bytes(&model, &plan, &bytes, &error));
+
+    /* Creation. */
+    char *memory = block(bytes);
+    CllmTrainer *trainer = NULL;
+    REFUSED(cllm_trainer_create(&model, &plan, 1, NULL, NULL, bytes, &trainer, &error), NULL, "memory is null");
+    REFUSED(cllm_trainer_create(&model, &plan, 1, NULL, memory + 64, bytes, &trainer, &error), MISALIGNED,
+            "memory is not aligned to 128");
+    REFUSED(cllm_trainer_create(&model, &plan, 1, NULL, memory, bytes - 1, &trainer, &error), TOO_SHORT, "wants");
+    REFUSED(cllm_trainer_create(&model, &plan, 1, NULL, memory, bytes, NULL, &error), NULL, "trainer is null");
+    memset(memory, 0, bytes);
+    REFUSED(cllm_trainer_initialise((CllmTrainer *)memory, &error), NOT_A_HANDLE, "never created");
+    REFUSED(cllm_trainer_initialise(NULL, &error), NULL, "trainer is null");
+    DONE(cllm_trainer_create(&model, &plan, 1, NULL, memory, bytes, &trainer, &error));
+    DONE(cllm_trainer_initialise(trainer, &error));
+
+    /* Steps. */
+    uint32_t tokens[ALL], targets[ALL], starts[ALL];
+    for (int i = 0; i < ALL; i++) {
+        tokens[i] = (uint32_t)(i * 7 % 40);
+        targets[i] = (uint32_t)((i + 1) * 7 % 40);
+        starts[i] = (uint32_t)(i % TOKENS);
+    }
+    CllmBatch batch = {.tokens = tokens, .targets = targets, .len = ALL};
+    CllmLoss loss;
+    CllmUpdate update;
+    REFUSED(cllm_trainer_update(trainer, NULL, 1e-3f, &update, &error), WRONG_MODE, "gradient");
+    REFUSED(cllm_trainer_accumulate(trainer, NULL, 0, &loss, &error), NULL, "batch is null");
+    CllmBatch bad = batch;
+    bad.len = ALL - 1;
+    REFUSED(cllm_trainer_accumulate(trainer, &bad, 0, &loss, &error), BAD_BATCH, "the plan is for 16");
+    bad = batch;
+    bad.tokens = NULL;
+    REFUSED(cllm_trainer_accumulate(trainer, &bad, 0, &loss, &error), NULL, "batch.tokens is null");
+    bad = batch;
+    bad.targets = (const uint32_t *)((const char *)targets + 2);
+    REFUSED(cllm_trainer_accumulate(trainer, &bad, 0, &loss, &error), MISALIGNED, "batch.targets");
+    bad = batch;
+    bad.len = SIZE_MAX;
+    REFUSED(cllm_trainer_accumulate(trainer, &bad, 0, &loss, &error), TOO_SHORT, "batch.tokens");
+    tokens[3] = 40;
+    REFUSED(cllm_trainer_accumulate(trainer, &batch, 0, &loss, &error), BAD_BATCH, "40");
+    tokens[3] = 21;
+    bad = batch;
+    bad.starts = starts;
+    starts[5] = 1;
+    REFUSED(cllm_trainer_accumulate(trainer, &bad, 0, &loss, &error), BAD_BATCH, "");
+    uint32_t none[ALL];
+    for (int i = 0; i < ALL; i++) none[i] = CLLM_IGNORE;
+    bad = batch;
+    bad.targets = none;
+    REFUSED(cllm_trainer_accumulate(trainer, &bad, 0, &loss, &error), BAD_BATCH, "");
+    REFUSED(cllm_trainer_evaluate(trainer, &batch, NULL, &error), NULL, "loss is null");
+    DONE(cllm_trainer_accumulate(trainer, &batch, 0, &loss, &error));
+    CllmOptimizer optimizer = cllm_optimizer_default();
+    optimizer.beta1 = 1.5f;
+    REFUSED(cllm_trainer_update(trainer, &optimizer, 1e-3f, &update, &error), BAD_SETTING, "beta1 is 1.5");
+    DONE(cllm_trainer_accumulate(trainer, &batch, 0, NULL, &error));
+    REFUSED(cllm_trainer_update(trainer, NULL, NAN, &update, &error), BAD_SETTING, "learning rate");
+    DONE(cllm_trainer_accumulate(trainer, &batch, 0, &loss, &error));
+    DONE(cllm_trainer_update(trainer, NULL, 1e-3f, &update, &error));
+    if (update.updates != 1 || !(update.grad_norm > 0)) failures++;
+    /* A rate beyond all numbers makes weights that are none: the next loss says so. */
+    DONE(cllm_trainer_accumulate(trainer, &batch, 0, &loss, &error));
+    DONE(cllm_trainer_update(trainer, NULL, FLT_MAX, NULL, &error));
+    REFUSED(cllm_trainer_accumulate(trainer, &batch, 0, &loss, &error), NOT_FINITE, "loss");
+    DONE(cllm_trainer_initialise(trainer, &error));
+    DONE(cllm_trainer_accumulate(trainer, &batch, 0, &loss, &error));
+    DONE(cllm_trainer_update(trainer, NULL, 1e-3f, NULL, &error));
+
+    /* Checkpoints. */
+    size_t size = 0, written = 0;
+    REFUSED(cllm_trainer_saved_bytes(trainer, true, NULL, &error), NULL, "bytes is null");
+    DONE(cllm_trainer_saved_bytes(trainer, true, &size, &error));
+    uint8_t *checkpoint = malloc(size);
+    REFUSED(cllm_trainer_save(trainer, true, NULL, size, &written, &error), NULL, "checkpoint is null");
+    REFUSED(cllm_trainer_save(trainer, true, checkpoint, size - 1, &written, &error), TOO_SHORT, "are to be written");
+    DONE(cllm_trainer_save(trainer, true, checkpoint, size, &written, &error));
+    if (written != size) failures++;
+    REFUSED(cllm_trainer_load(trainer, NULL, size, &error), NULL, "checkpoint is null");
+    REFUSED(cllm_trainer_load(trainer, checkpoint, 0, &error), BAD_CHECKPOINT, "");
+    for (size_t cut = 0; cut < size; cut += 97)
+        REFUSED(cllm_trainer_load(trainer, checkpoint, cut, &error), BAD_CHECKPOINT, "");
+    for (size_t at = 0; at < size; at += 97) {
+        checkpoint[at] ^= 1;
+        REFUSED(cllm_trainer_load(trainer, checkpoint, size, &error), BAD_CHECKPOINT, "");
+        checkpoint[at] ^= 1;
+    }
+    DONE(cllm_trainer_load(trainer, checkpoint, size, &error));
+    CllmModel found;
+    REFUSED(cllm_checkpoint_model(checkpoint, size, NULL, &error), NULL, "model is null");
+    DONE(cllm_checkpoint_model(checkpoint, size, &found, &error));
+    if (found.vocab_size != 40 || found.d_model != 16 || !found.tied || found.rotary) failures++;
+
+    /* Evaluation alone, and another model's checkpoint. */
+    CllmPlan measure = plan;
+    measure.mode = CLLM_MODE_EVALUATE;
+    odd = model;
+    odd.d_ff = 32;
+    size_t other_bytes;
+    DONE(cllm_trainer_bytes(&odd, &measure, &other_bytes, &error));
+    void *other_memory = block(other_bytes);
+    CllmTrainer *other;
+    DONE(cllm_trainer_create(&odd, &measure, 1, NULL, other_memory, other_bytes, &other, &error));
+    REFUSED(cllm_trainer_load(other, checkpoint, size, &error), BAD_CHECKPOINT, "another model");
+    REFUSED(cllm_trainer_initialise(other, &error), WRONG_MODE, "evaluation alone");
+    REFUSED(cllm_trainer_accumulate(other, &batch, 0, &loss, &error), WRONG_MODE, "evaluation alone");
+    REFUSED(cllm_trainer_save(other, true, checkpoint, size, NULL, &error), WRONG_MODE, "evaluation alone");
+    DONE(cllm_trainer_evaluate(other, &batch, &loss, &error));
+    DONE(cllm_trainer_destroy(other, &error));
+    free(other_memory);
+
+    /* Workers. */
+    const CllmIdle leaving = {.stays = leaves};
+    REFUSED(cllm_worker_run(NULL, NULL, &error), NULL, "trainer is null");
+    DONE(cllm_worker_run(trainer, &leaving, &error));
+    DONE(cllm_trainer_close(trainer, &error));
+    REFUSED(cllm_worker_run(trainer, &leaving, &error), WRONG_MODE, "closed");
+    DONE(cllm_trainer_accumulate(trainer, &batch, 0, &loss, &error));
+
+    /* Generators. */
+    size_t need;
+    CllmGenerator *generator;
+    REFUSED(cllm_generator_bytes(NULL, size, 0, 0, 9, &need, &error), NULL, "checkpoint is null");
+    REFUSED(cllm_generator_bytes(checkpoint, size / 2, 0, 0, 9, &need, &error), BAD_CHECKPOINT, "");
+    REFUSED(cllm_generator_bytes(checkpoint, size, 77, 0, 9, &need, &error), BAD_SETTING, "isa 77");
+    REFUSED(cllm_generator_bytes(checkpoint, size, 0, 3, 9, &need, &error), BAD_SETTING, "dtype 3");
+    REFUSED(cllm_generator_bytes(checkpoint, size, 0, 0, SIZE_MAX, &need, &error), BAD_SETTING, "larger");
+    DONE(cllm_generator_bytes(checkpoint, size, 0, 0, 9, &need, &error));
+    char *place = block(need);
+    REFUSED(cllm_generator_create(checkpoint, size, 0, 0, 9, NULL, place, need - 1, &generator, &error), TOO_SHORT,
+            "wants");
+    REFUSED(cllm_generator_create(checkpoint, size, 0, 0, 9, NULL, place + 8, need, &generator, &error), MISALIGNED,
+            "memory");
+    CllmSampler sampler = cllm_sampler_default();
+    sampler.top_p = 0;
+    REFUSED(cllm_generator_create(checkpoint, size, 0, 0, 9, &sampler, place, need, &generator, &error), BAD_SETTING,
+            "top_p is 0");
+    DONE(cllm_generator_create(checkpoint, size, 0, 0, 9, NULL, place, need, &generator, &error));
+    uint32_t token;
+    float logits[40];
+    REFUSED(cllm_generator_next(generator, &token, &error), BAD_BATCH, "");
+    tokens[0] = 40;
+    REFUSED(cllm_generator_add(generator, tokens, 1, &error), BAD_BATCH, "40");
+    tokens[0] = 0;
+    REFUSED(cllm_generator_add(generator, tokens, 10, &error), TOO_SHORT, "9 is the longest");
+    REFUSED(cllm_generator_add(generator, NULL, 1, &error), NULL, "tokens is null");
+    DONE(cllm_generator_add(generator, NULL, 0, &error));
+    DONE(cllm_generator_add(generator, tokens, 8, &error));
+    REFUSED(cllm_generator_logits(generator, logits, 39, &error), TOO_SHORT, "40 ids");
+    REFUSED(cllm_generator_logits(generator, NULL, 40, &error), NULL, "logits is null");
+    DONE(cllm_generator_logits(generator, logits, 40, &error));
+    REFUSED(cllm_generator_next(generator, NULL, &error), NULL, "token is null");
+    DONE(cllm_generator_next(generator, &token, &error));
+    REFUSED(cllm_generator_next(generator, &token, &error), TOO_SHORT, "has its 9 tokens");
+    DONE(cllm_generator_reset(generator, &error));
+    DONE(cllm_generator_destroy(generator, &error));
+    REFUSED(cllm_generator_reset(generator, &error), NOT_A_HANDLE, "destroyed");
+    free(place);
+
+    DONE(cllm_trainer_destroy(trainer, &error));
+    REFUSED(cllm_trainer_destroy(trainer, &error), NOT_A_HANDLE, "destroyed");
+    free(memory);
+    free(checkpoint);
+    if (strcmp(cllm_status_text(5), "unknown status") != 0) failures++;
+    if (failures > 0) fprintf(stderr, "%d failures\n", failures);
+    return failures > 0;
+}
