@@ -74,7 +74,8 @@ impl Stop {
         let mut heard: Option<Instant> = None;
         let listen = move || {
             for _ in signals.forever() {
-                if heard.is_some_and(|last| last.elapsed() < ECHO) {
+                // Of a request that has been answered there is none.
+                if stop.requested() && heard.is_some_and(|last| last.elapsed() < ECHO) {
                     continue;
                 }
                 heard = Some(Instant::now());
