@@ -4,9 +4,10 @@ use cllm_core::checkpoint::{self, Checkpoint, CheckpointError, Header, SliceSink
 use cllm_core::{ModelConfig, Trainer};
 
 use crate::config::CllmModel;
+use crate::door::Call;
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
 use crate::memory::{checked, slice, write};
-use crate::trainer::{Call, CllmTrainer, Work};
+use crate::trainer::{CllmTrainer, Work};
 
 fn bad_checkpoint(error: CheckpointError) -> Failed {
     Failed::new(CllmStatus::BadCheckpoint, error)

@@ -5,8 +5,6 @@
 //! ```
 
 use core::mem::MaybeUninit;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cllm_core::checkpoint::Checkpoint;
 use cllm_core::generate::{GenerateError, GeneratePlan, GeneratePools, Generator};
@@ -14,15 +12,14 @@ use cllm_core::sample::{Candidate, Sampler, SamplerConfig, SamplerError};
 use cllm_core::{Line, ParamTable, PlanError, floats, floats_mut};
 
 use crate::config::kernels;
+use crate::door::{Call, Door, Handle};
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
 use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
 
 /// A model that continues texts: a handle.
 #[repr(C, align(128))]
 pub struct CllmGenerator {
-    /// [`LIVES`] as long as it is a handle.
-    mark: AtomicU64,
-    is_busy: AtomicBool,
+    door: Door,
     inner: MaybeUninit<Inner>,
 }
 
@@ -36,7 +33,11 @@ struct Inner {
     vocab_size: usize,
 }
 
-const LIVES: u64 = 0x6372_7973_7461_6c32;
+// SAFETY: so it is declared.
+unsafe impl Handle for CllmGenerator {
+    const MARK: u64 = 0x6372_7973_7461_6c32;
+    const NAME: &'static str = "generator";
+}
 
 /// How tokens are chosen; `cllm_sampler_default` takes them as the model has them.
 #[repr(C)]
@@ -212,51 +213,17 @@ pub unsafe extern "C" fn cllm_generator_create(
             };
             let this = handle.as_ptr();
             (&raw mut (*this).inner).write(MaybeUninit::new(inner));
-            (&raw mut (*this).is_busy).write(AtomicBool::new(false));
-            (&raw mut (*this).mark).write(AtomicU64::new(LIVES));
+            (&raw mut (*this).door).write(Door::of::<CllmGenerator>());
             generator.write(this);
             Ok(())
         })
     }
 }
 
-/// A call with a handle, which no other thread's overlaps.
-struct Call(NonNull<CllmGenerator>);
-
-impl Call {
-    /// # Safety
-    /// The pointer is null, or points at a handle or at memory in which one was.
-    unsafe fn begin(generator: *const CllmGenerator) -> Result<Self> {
-        let handle = checked(generator, "generator")?;
-        // SAFETY: the caller's promise: there is a word, which nobody writes but as an atomic.
-        let mark = unsafe { &(*handle.as_ptr()).mark };
-        if mark.load(Ordering::Acquire) != LIVES {
-            return Err(Failed::new(
-                CllmStatus::NotAHandle,
-                "generator is no handle: it was destroyed, or never created",
-            ));
-        }
-        // SAFETY: it lives.
-        let is_busy = unsafe { &(*handle.as_ptr()).is_busy };
-        if is_busy.swap(true, Ordering::Acquire) {
-            return Err(Failed::new(
-                CllmStatus::Busy,
-                "another thread is in a call with this generator",
-            ));
-        }
-        Ok(Self(handle))
-    }
-
+impl Call<CllmGenerator> {
     fn inner(&mut self) -> &mut Inner {
         // SAFETY: the handle lives, so it is there, and no other call has it.
         unsafe { (*self.0.as_ptr()).inner.assume_init_mut() }
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        // SAFETY: the handle lives: whoever destroys it is in a call of their own.
-        unsafe { &(*self.0.as_ptr()).is_busy }.store(false, Ordering::Release);
     }
 }
 
@@ -408,7 +375,7 @@ pub unsafe extern "C" fn cllm_generator_destroy(
         told(error, || {
             let call = Call::begin(generator)?;
             // Nothing in it wants to be dropped: all memory is the caller's.
-            (*call.0.as_ptr()).mark.store(0, Ordering::Release);
+            call.door().shut();
             Ok(())
         })
     }

@@ -29,6 +29,7 @@
 
 mod checkpoint;
 mod config;
+mod door;
 mod error;
 mod generator;
 mod idle;

@@ -8,8 +8,7 @@
 //! step has the trainer.
 
 use core::mem::MaybeUninit;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64;
 
 use cllm_core::{
     Batch, Engine, EngineError, Evaluator, Line, Loss, Mode, Op, Optimizer, Plan, PlanError, Pool,
@@ -17,6 +16,7 @@ use cllm_core::{
 };
 
 use crate::config::{CllmModel, CllmPlan, planned};
+use crate::door::{Call, Door, Handle, living};
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
 use crate::idle::{CllmIdle, Waiting};
 use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
@@ -24,10 +24,7 @@ use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
 /// A trainer, or what measures losses alone: a handle.
 #[repr(C, align(128))]
 pub struct CllmTrainer {
-    /// [`LIVES`] as long as it is a handle.
-    mark: AtomicU64,
-    /// A call is under way.
-    is_busy: AtomicBool,
+    door: Door,
     idle: Waiting,
     engine: MaybeUninit<Engine<'static>>,
     work: Work,
@@ -38,8 +35,11 @@ pub(crate) enum Work {
     Evaluate(Evaluator<'static>),
 }
 
-/// What a handle begins with.
-const LIVES: u64 = 0x6372_7973_7461_6c31;
+// SAFETY: so it is declared.
+unsafe impl Handle for CllmTrainer {
+    const MARK: u64 = 0x6372_7973_7461_6c31;
+    const NAME: &'static str = "trainer";
+}
 
 /// Tokens and what should follow each, sequence after sequence.
 #[repr(C)]
@@ -239,8 +239,7 @@ pub unsafe extern "C" fn cllm_trainer_create(
                 }
             };
             (&raw mut (*this).work).write(work);
-            (&raw mut (*this).is_busy).write(AtomicBool::new(false));
-            (&raw mut (*this).mark).write(AtomicU64::new(LIVES));
+            (&raw mut (*this).door).write(Door::of::<CllmTrainer>());
             trainer.write(this);
             Ok(())
         })
@@ -254,43 +253,7 @@ unsafe fn waiting(idle: *const CllmIdle) -> Result<Option<CllmIdle>> {
     if idle.is_null() { Ok(None) } else { unsafe { read(idle, "idle") }.map(Some) }
 }
 
-/// A handle that lives.
-///
-/// # Safety
-/// The pointer is null, or points at a handle or at memory in which one was.
-unsafe fn living(trainer: *const CllmTrainer) -> Result<NonNull<CllmTrainer>> {
-    let handle = checked(trainer, "trainer")?;
-    // SAFETY: the caller's promise: there is a word, which nobody writes but as an atomic.
-    let mark = unsafe { &(*handle.as_ptr()).mark };
-    if mark.load(Ordering::Acquire) != LIVES {
-        return Err(Failed::new(
-            CllmStatus::NotAHandle,
-            "trainer is no handle: it was destroyed, or never created",
-        ));
-    }
-    Ok(handle)
-}
-
-/// A call with a handle, which no other thread's overlaps.
-pub(crate) struct Call(NonNull<CllmTrainer>);
-
-impl Call {
-    /// # Safety
-    /// As for [`living`].
-    pub(crate) unsafe fn begin(trainer: *const CllmTrainer) -> Result<Self> {
-        // SAFETY: the caller's promise.
-        let handle = unsafe { living(trainer) }?;
-        // SAFETY: it lives.
-        let is_busy = unsafe { &(*handle.as_ptr()).is_busy };
-        if is_busy.swap(true, Ordering::Acquire) {
-            return Err(Failed::new(
-                CllmStatus::Busy,
-                "another thread is in a call with this trainer",
-            ));
-        }
-        Ok(Self(handle))
-    }
-
+impl Call<CllmTrainer> {
     /// What the handle does. No worker looks at it.
     pub(crate) fn work(&mut self) -> &mut Work {
         // SAFETY: the handle lives, and no other call has it.
@@ -304,13 +267,6 @@ impl Call {
                 Err(Failed::new(CllmStatus::WrongMode, "the plan is for evaluation alone"))
             }
         }
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        // SAFETY: the handle lives: whoever destroys it is in a call of their own.
-        unsafe { &(*self.0.as_ptr()).is_busy }.store(false, Ordering::Release);
     }
 }
 
@@ -527,7 +483,7 @@ pub unsafe extern "C" fn cllm_trainer_destroy(
                 ));
             }
             // Nothing in it wants to be dropped: all memory is the caller's.
-            (*this).mark.store(0, Ordering::Release);
+            call.door().shut();
             Ok(())
         })
     }

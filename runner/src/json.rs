@@ -5,6 +5,8 @@
 //! wanted or only kept until its type is known. So a text is gone through once before, and counted.
 
 use core::fmt;
+use std::io::ErrorKind;
+use std::path::Path;
 
 mod ordered;
 
@@ -13,6 +15,9 @@ pub(crate) use ordered::Ordered;
 use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserializer, Serialize, de};
 use serde_json::Value;
+
+use crate::error::Error;
+use crate::files;
 
 /// Bytes that values may take whatever their text, and for each byte of it: the largest tokenizers that
 /// people use take three.
@@ -37,6 +42,19 @@ pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result
         return Err(error);
     }
     serde_json::from_slice(text)
+}
+
+/// What a file says; null if it is not there.
+///
+/// # Errors
+/// Names the file that cannot be read, or is no JSON.
+pub(crate) fn of_file(path: &Path) -> crate::error::Result<Value> {
+    match files::read(path) {
+        Ok(text) => from_slice(&text)
+            .map_err(|cause| Error::failure(format!("{}: {cause}", path.display()))),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(Value::Null),
+        Err(cause) => Err(Error::io("read", path, &cause)),
+    }
 }
 
 /// A value with the digits that tell its numbers, as a file has them: `f32` would have those of `f64`.

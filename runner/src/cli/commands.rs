@@ -79,11 +79,13 @@ pub(super) fn tokenize(args: &TokenizeArgs) -> Result<()> {
         tokenizer.save(&path)?;
         return output::print(&format!("{}: {name}\n", path.display()));
     }
-    prepare::refuse_to_replace(&request, &tokenizer, &args.out)?;
     let meta = match prepare::current(&request, &tokenizer, &args.out)? {
         // It is there already.
         Some(meta) => meta,
-        None => prepare::prepare(&request, &tokenizer, &args.out)?,
+        None => {
+            prepare::refuse_to_replace(&tokenizer, &args.out)?;
+            prepare::prepare(&request, &tokenizer, &args.out)?
+        }
     };
     output::print(&format!(
         "{}: {} tokens to train on, {} to validate on, of {} bytes in {} documents, {name}\n",

@@ -167,8 +167,7 @@ fn import_any(args: &ImportArgs) -> Result<Imported> {
     if !from.exists() {
         return Err(Error::failure(absent(from)));
     }
-    let run = RunFolder::existing(from);
-    if run.has_settings() || run.has_checkpoints().unwrap_or(false) {
+    if RunFolder::existing(from).is_run() {
         return Err(Error::usage(format!(
             "{}: a run folder already; there is nothing to import",
             from.display()

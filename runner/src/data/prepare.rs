@@ -187,8 +187,7 @@ impl Meta {
 /// # Errors
 /// Names it, and what to do.
 pub fn refuse_another_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
-    let run = RunFolder::existing(dir);
-    if run.has_settings() || run.has_checkpoints().unwrap_or(false) {
+    if RunFolder::existing(dir).is_run() {
         return Err(Error::failure(format!(
             "{}: a run folder, whose tokenizer would become another one; choose another --out",
             dir.display()
@@ -210,20 +209,17 @@ pub fn refuse_another_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()>
     )))
 }
 
-/// Refuses a folder that holds data which [`prepare`] would replace by other data, and what
-/// [`refuse_another_tokenizer`] does.
+/// Refuses a folder that holds data, which [`prepare`] would replace, and what [`refuse_another_tokenizer`]
+/// does. Whether they are the wanted ones, [`current`] says.
 ///
 /// # Errors
-/// Names it, and what to do; those of [`current`].
-pub fn refuse_to_replace(request: &Request, tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+/// Names it, and what to do.
+pub fn refuse_to_replace(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
     let there = Meta::load(dir).filter(Meta::is_complete);
     let Some(there) = there.filter(|_| !find_shards(dir, "train").unwrap_or_default().is_empty())
     else {
         return refuse_another_tokenizer(tokenizer, dir);
     };
-    if current(request, tokenizer, dir)?.is_some() {
-        return Ok(());
-    }
     Err(Error::failure(format!(
         "{}: there are data of {} tokens in this folder, made from something else; choose another \
          --out, or remove them",

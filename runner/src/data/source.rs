@@ -52,6 +52,11 @@ pub enum Input {
     Text(Vec<Source>),
 }
 
+/// Whether data of this name are not there; standard input (`-`) is.
+pub(crate) fn is_gone(name: &str) -> bool {
+    name != "-" && !Path::new(name).exists()
+}
+
 /// Whether a file has a JSON object on each line, by its name.
 pub(crate) fn is_lines(path: &Path) -> bool {
     path.extension()
@@ -218,8 +223,7 @@ impl Found {
 /// What a folder is whose files are no text to learn from, though they look like it.
 fn no_text(dir: &Path) -> Option<&'static str> {
     let is_there = |name: &str| dir.join(name).exists();
-    let run = RunFolder::existing(dir);
-    if run.has_settings() || run.has_checkpoints().unwrap_or(false) {
+    if RunFolder::existing(dir).is_run() {
         return Some("a run folder, and no text");
     }
     if Meta::load(dir).is_some_and(|meta| !meta.is_complete()) {

@@ -21,6 +21,7 @@ use crate::exchange::{
     Around, End, Family, Imported, NewRun, checked_tokenizer, create_run, fill_columns,
 };
 use crate::files;
+use crate::json;
 use crate::tokenizer;
 use crate::tokenizer::usage::{self, Usage};
 use crate::trained;
@@ -91,12 +92,7 @@ fn read_tokenizer(from: &Path, config: &ModelConfig) -> Result<Option<Vec<u8>>> 
 /// What the folder says of the tokens around texts: the tokenizer's config, that of generation, or the
 /// model's.
 fn around(from: &Path) -> Result<Around> {
-    let parsed = |name: &str| -> Result<Value> {
-        let path = from.join(name);
-        let Some(text) = file_of(&path)? else { return Ok(Value::Null) };
-        crate::json::from_slice(&text)
-            .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
-    };
+    let parsed = |name: &str| json::of_file(&from.join(name));
     let usage = Usage::of_folder(from)?;
     let ids = |name: &str| -> Result<Vec<u64>> {
         Ok(match &parsed(name)?["eos_token_id"] {

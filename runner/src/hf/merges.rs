@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use super::import::file_of;
 use crate::error::{Error, Result};
+use crate::json;
 use crate::tokenizer::{Cut, added_token, byte_char, byte_level_json, usage};
 
 /// The file of the ids, which is named where both are meant.
@@ -35,11 +36,11 @@ pub(super) fn read(from: &Path) -> Result<Option<Vec<u8>>> {
     let (Some(vocab), Some(merges)) = (file_of(&vocab_path)?, file_of(&merges_path)?) else {
         return Ok(None);
     };
-    let about = parsed(&from.join(usage::FILE_NAME))?;
-    let config = parsed(&from.join(super::CONFIG))?;
+    let about = json::of_file(&from.join(usage::FILE_NAME))?;
+    let config = json::of_file(&from.join(super::CONFIG))?;
     let Some((cut, normalizer)) = kind(&about, &config) else { return Ok(None) };
 
-    let Ok(Value::Object(vocab)) = crate::json::from_slice::<Value>(&vocab) else {
+    let Ok(Value::Object(vocab)) = json::from_slice::<Value>(&vocab) else {
         return Err(bad(&vocab_path, "not a JSON object of tokens and their ids"));
     };
     check_ids(&vocab).map_err(|what| bad(&vocab_path, &what))?;
@@ -48,19 +49,13 @@ pub(super) fn read(from: &Path) -> Result<Option<Vec<u8>>> {
     check_whole(&vocab, &merges, &added).map_err(|what| bad(&merges_path, &what))?;
     let text = byte_level_json(cut, vocab, &merges, added);
     let mut all: Value =
-        crate::json::from_slice(text.as_bytes()).map_err(|e| bad(&vocab_path, &e.to_string()))?;
+        json::from_slice(text.as_bytes()).map_err(|e| bad(&vocab_path, &e.to_string()))?;
     all["normalizer"] = normalizer;
     Ok(Some(all.to_string().into_bytes()))
 }
 
 fn bad(path: &Path, what: &str) -> Error {
     Error::failure(format!("{}: {what}", path.display()))
-}
-
-/// A JSON file; null if it is not there.
-fn parsed(path: &Path) -> Result<Value> {
-    let Some(text) = file_of(path)? else { return Ok(Value::Null) };
-    crate::json::from_slice(&text).map_err(|e| bad(path, &e.to_string()))
 }
 
 /// How `transformers` would cut texts into words, and what it does to them before.
@@ -151,7 +146,7 @@ const FIELDS: [&str; 5] = ["special", "lstrip", "rstrip", "single_word", "normal
 /// The tokens beside those that merges make, by their ids. Special are those that have a role, which no text
 /// turns into; the others are found in texts as they stand.
 fn added(from: &Path, vocab: &Map<String, Value>, about: &Value) -> Result<Vec<Value>> {
-    let special = parsed(&from.join(usage::SPECIAL_FILE))?;
+    let special = json::of_file(&from.join(usage::SPECIAL_FILE))?;
     let name = |value: &Value| value.as_str().or(value["content"].as_str()).map(str::to_owned);
     let mut roles: Vec<String> = vec![END.to_owned()];
     for file in [about, &special] {
@@ -172,7 +167,7 @@ fn added(from: &Path, vocab: &Map<String, Value>, about: &Value) -> Result<Vec<V
     let path = from.join(ADDED);
     let taken: BTreeMap<u64, &String> =
         vocab.iter().filter_map(|(token, id)| Some((id.as_u64()?, token))).collect();
-    match parsed(&path)? {
+    match json::of_file(&path)? {
         Value::Null => {}
         Value::Object(own) => {
             for (content, id) in own {

@@ -15,7 +15,7 @@ use crate::train::folder::RunFolder;
 
 pub(super) fn look(path: &Path) -> Result<Report> {
     let run = RunFolder::existing(path);
-    if run.has_checkpoints()? || run.has_settings() {
+    if run.is_run() {
         return run_folder(path, &run);
     }
     #[cfg(feature = "hf")]

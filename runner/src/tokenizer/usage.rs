@@ -43,12 +43,7 @@ impl Usage {
     /// # Errors
     /// Names the file that cannot be read or is damaged.
     pub(crate) fn of_folder(dir: &Path) -> Result<Self> {
-        let json = |name: &str| -> Result<Value> {
-            let path = dir.join(name);
-            let Some(text) = read(&path)? else { return Ok(Value::Null) };
-            crate::json::from_slice(text.as_bytes())
-                .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
-        };
+        let json = |name: &str| crate::json::of_file(&dir.join(name));
         let (config, special) = (json(FILE_NAME)?, json(SPECIAL_FILE)?);
         let token = |name: &str| {
             let text =

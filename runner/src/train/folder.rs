@@ -168,6 +168,12 @@ impl RunFolder {
         self.settings_file().exists()
     }
 
+    /// Whether the folder is a run's: one has begun here, or a model has been imported. No, if it cannot be listed.
+    #[must_use]
+    pub fn is_run(&self) -> bool {
+        self.has_settings() || self.has_checkpoints().unwrap_or(false)
+    }
+
     /// Writes down what the run was told.
     ///
     /// # Errors

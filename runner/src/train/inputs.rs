@@ -7,7 +7,7 @@ use crate::data::loader::{Dataset, Validation};
 use crate::data::packing::Packing;
 use crate::data::prefetch::{ReadyBatch, StepTokens};
 use crate::data::prepare::{self, Request};
-use crate::data::source::{Input, Source, discover};
+use crate::data::source::{Input, Source, discover, is_gone};
 use crate::data::stream::{TokenStream, find_shards, sampled_sha256};
 use crate::data::{embedded, sha256_hex, vocabulary};
 use crate::error::{Error, Result};
@@ -79,13 +79,21 @@ impl Inputs {
     /// Missing, empty, malformed, too short or changed data, each named.
     pub fn open(settings: &TrainSettings, folder: &RunFolder, resumed: bool) -> Result<Self> {
         if let Some(loss_on) = settings.loss_on {
+            if resumed {
+                refuse_gone(settings)?;
+            }
             return examples::open(settings, loss_on, folder, resumed);
         }
         let block_size = settings.block_size;
         let kept = if resumed { kept_text(settings, folder)? } else { None };
         let streams = match kept {
             Some(streams) => streams,
-            None => find(settings, folder, resumed)?,
+            None => {
+                if resumed {
+                    refuse_gone(settings)?;
+                }
+                find(settings, folder, resumed)?
+            }
         };
         let Streams { train, validation, tokenizer, vocab_size, sha256, remade, is_text } = streams;
         if train.len() <= block_size as u64 {
@@ -311,6 +319,18 @@ fn find(settings: &TrainSettings, folder: &RunFolder, resumed: bool) -> Result<S
     }
 }
 
+/// Refuses data of a resumed run that are not where they were, of which it has no copy.
+fn refuse_gone(settings: &TrainSettings) -> Result<()> {
+    for (flag, names) in [("--data", &settings.data), ("--val-data", &settings.val_data)] {
+        if let Some(name) = names.iter().find(|name| is_gone(name)) {
+            return Err(Error::failure(format!(
+                "{name}: it is not there any more; {flag} says where it is now"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// What the run folder has of text some of which is gone, or could be read only once; `None` if all text is
 /// there, or nothing was made of it. What is there still is compared.
 fn kept_text(settings: &TrainSettings, folder: &RunFolder) -> Result<Option<Streams>> {
@@ -318,9 +338,9 @@ fn kept_text(settings: &TrainSettings, folder: &RunFolder) -> Result<Option<Stre
     let Some(meta) = prepare::Meta::load(&dir).filter(|_| prepare::is_whole(&dir)) else {
         return Ok(None);
     };
-    let is_gone = |name: &&String| *name == "-" || !Path::new(name).exists();
+    let is_kept = |name: &String| name == "-" || is_gone(name);
     let all = || settings.data.iter().chain(&settings.val_data);
-    if !all().any(|name| is_gone(&name)) {
+    if !all().any(is_kept) {
         return Ok(None);
     }
     if all().any(|name| name == "-") && !meta.is_of_stdin() {
@@ -332,7 +352,7 @@ fn kept_text(settings: &TrainSettings, folder: &RunFolder) -> Result<Option<Stre
     }
     let tokenizer = Tokenizer::load(&folder.dir().join(tokenizer::FILE_NAME))?;
     for (split, names) in [("train", &settings.data), ("val", &settings.val_data)] {
-        if names.is_empty() || names.iter().any(|name| is_gone(&name)) {
+        if names.is_empty() || names.iter().any(is_kept) {
             continue;
         }
         let is_same = match discover(&paths(names))? {
@@ -345,7 +365,7 @@ fn kept_text(settings: &TrainSettings, folder: &RunFolder) -> Result<Option<Stre
             return Err(other_data(folder));
         }
     }
-    if let Some(gone) = all().find(|name| *name != "-" && is_gone(name)) {
+    if let Some(gone) = all().find(|name| is_gone(name)) {
         eprintln!(
             "cllm: {gone} is not there any more: going on with what the run has made of it, in {}",
             dir.display()

@@ -87,17 +87,6 @@ pub fn stored_settings(dir: &Path) -> Result<TrainSettings> {
     folder.settings()
 }
 
-/// Why the data of a resumed run cannot be opened: perhaps they have moved.
-fn moved(settings: &TrainSettings, error: Error) -> Error {
-    let mut all = [("--data", &settings.data), ("--val-data", &settings.val_data)].into_iter();
-    let is_gone = |name: &&String| *name != "-" && !Path::new(name).exists();
-    let gone = all.find_map(|(flag, names)| Some((flag, names.iter().find(is_gone)?)));
-    let gone = gone.filter(|_| error.to_string().starts_with("cannot read the data"));
-    gone.map_or(error, |(flag, name)| {
-        Error::failure(format!("{name}: it is not there any more; {flag} says where it is now"))
-    })
-}
-
 fn nothing_to_resume(dir: &Path) -> Error {
     Error::failure(format!(
         "--resume: there is no run in {}; check --out-dir, or leave --resume out to start one",
@@ -118,9 +107,7 @@ fn run(
     let (folder, begun) = open_folder(settings)?;
     let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
-    let inputs = Inputs::open(settings, &folder, from.is_some());
-    let mut inputs =
-        inputs.map_err(|error| if from.is_some() { moved(settings, error) } else { error })?;
+    let mut inputs = Inputs::open(settings, &folder, from.is_some())?;
     if settings.resume && resume::is_moved(&stored_settings(&settings.out_dir)?, settings) {
         inputs.want_fingerprint();
     }

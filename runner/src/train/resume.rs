@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::base;
+use crate::data::source::is_gone;
 use crate::error::{Error, Result};
 use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
@@ -136,8 +137,7 @@ pub(super) fn check(
     for key in MOVED.into_iter().filter(|key| differs(key)) {
         let names = given[key].as_array().into_iter().flatten().filter_map(Value::as_str);
         // What is gone from where it was is no error, for the run has its own copy: this is a slip.
-        if let Some(name) = names.into_iter().find(|name| *name != "-" && !Path::new(name).exists())
-        {
+        if let Some(name) = names.into_iter().find(|name| is_gone(name)) {
             let flag = key.replace('_', "-");
             return Err(Error::usage(format!("--{flag} {name}: there is no such file or folder")));
         }

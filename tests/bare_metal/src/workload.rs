@@ -1,31 +1,18 @@
 //! What the machine trains, and what the hosted test trains beside it: a model of bytes on the first day of the
 //! world, its losses, a sample of what it says then, and the hash of its weights.
 
+#[path = "../../freestanding/src/small.rs"]
+mod small;
+
 use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
 use cllm_core::sample::{Candidate, Sampler, SamplerConfig};
 use cllm_core::{
-    Architecture, Batch, BatchShape, Engine, Idle, Kernels, Line, Mode, ModelConfig, Op, Optimizer,
-    Plan, Pools, Queue, Run, Slot, StageView, Trainer, floats,
+    Batch, Engine, Idle, Kernels, Line, Mode, Optimizer, Plan, Run, StageView, Trainer, floats,
 };
 use core::fmt::Write;
-use core::sync::atomic::AtomicU64;
 use sha2::{Digest as _, Sha256};
+use small::{CONFIG, SHAPE};
 
-/// A model of bytes.
-pub(crate) const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 256,
-    block_size: 32,
-    n_layer: 2,
-    n_head: 2,
-    d_model: 32,
-    d_ff: 128,
-    bias: true,
-    tied: true,
-    dropout: 0.0,
-    norm_eps: 1e-5,
-    arch: Architecture::GPT2,
-};
-const SHAPE: BatchShape = BatchShape { sequences: 4, tokens: 32 };
 /// Tokens of a step.
 const TOKENS: usize = SHAPE.sequences * SHAPE.tokens;
 const STEPS: usize = 200;
@@ -36,44 +23,18 @@ pub(crate) const WORKERS: usize = 2;
 const PROMPT: &[u8] = b"And God ";
 const SPOKEN: usize = 64;
 
-/// Lines of each pool: at least what the plan asks for on any instruction set.
-const PARAMETERS: usize = 2304;
-const PACKED: usize = 6144;
-const ACTIVATIONS: usize = 24576;
-const SCRATCH: usize = 16384;
+/// Lines of keys and values while it speaks.
 const CACHE: usize = 512;
-const OPS: usize = 192;
-const SLOTS: usize = 64;
-const WORDS: usize = 128;
 
 /// All memory that the training touches, besides stacks.
 pub(crate) struct Memory {
-    parameters: [Line; PARAMETERS],
-    gradients: [Line; PARAMETERS],
-    moments: [Line; 2 * PARAMETERS],
-    packed: [Line; PACKED],
-    activations: [Line; ACTIVATIONS],
-    scratch: [Line; SCRATCH],
+    training: small::Memory,
     cache: [Line; CACHE],
-    ops: [Op; OPS],
-    slots: [Slot; SLOTS],
-    words: [AtomicU64; WORDS],
 }
 
 impl Memory {
     pub(crate) const fn new() -> Self {
-        Self {
-            parameters: [Line::ZERO; PARAMETERS],
-            gradients: [Line::ZERO; PARAMETERS],
-            moments: [Line::ZERO; 2 * PARAMETERS],
-            packed: [Line::ZERO; PACKED],
-            activations: [Line::ZERO; ACTIVATIONS],
-            scratch: [Line::ZERO; SCRATCH],
-            cache: [Line::ZERO; CACHE],
-            ops: [Op::EMPTY; OPS],
-            slots: [const { Slot::new() }; SLOTS],
-            words: [const { AtomicU64::new(0) }; WORDS],
-        }
+        Self { training: small::Memory::new(), cache: [Line::ZERO; CACHE] }
     }
 }
 
@@ -100,15 +61,7 @@ pub(crate) fn train(
     beside: impl for<'e> FnOnce(&'e Engine<'e>, &mut dyn FnMut()),
 ) -> Result<Trained, Failure> {
     let plan = Plan::new(&CONFIG, SHAPE, WORKERS, Mode::Train, kernels)?;
-    let pools = Pools {
-        parameters: &mut memory.parameters,
-        gradients: &mut memory.gradients,
-        moments: &mut memory.moments,
-        packed: &mut memory.packed,
-        activations: &mut memory.activations,
-        scratch: &mut memory.scratch,
-    };
-    let queue = Queue { ops: &mut memory.ops, slots: &mut memory.slots, words: &mut memory.words };
+    let (pools, queue) = memory.training.parts();
     let engine = Engine::new(&plan, queue)?;
     let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 42)?.wait_with(idle);
     trainer.initialise();
@@ -144,7 +97,7 @@ fn steps(trainer: &mut Trainer<'_>, tell: &mut dyn Write) -> Result<(), Failure>
             }
         }
         let loss = trainer.accumulate(&Batch::new(&tokens, &targets), TOKENS)?;
-        trainer.update(&Optimizer::default(), 2e-3)?;
+        trainer.update(&Optimizer::default(), 3e-3)?;
         if step == 1 || step % 40 == 0 {
             writeln!(tell, "step {step:3}  loss {:.4}", loss.mean())?;
         }
@@ -160,10 +113,10 @@ fn say(
 ) -> Result<(), Failure> {
     let plan = GeneratePlan::new(&CONFIG, kernels)?;
     let pools = GeneratePools {
-        parameters: floats(&memory.parameters),
-        packed: &mut memory.packed,
+        parameters: floats(&memory.training.parameters),
+        packed: &mut memory.training.packed,
         cache: &mut memory.cache,
-        activations: &mut memory.activations,
+        activations: &mut memory.training.activations,
     };
     let mut generator = Generator::new(&plan, kernels, pools)?;
     let config = SamplerConfig { temperature: 0.5, seed: 1, ..SamplerConfig::default() };

@@ -1,70 +1,17 @@
 //! What the freestanding program trains, and what the hosted test trains beside it.
 
-use cllm_core::{
-    Architecture, Batch, BatchShape, Engine, Kernels, Line, Mode, ModelConfig, Op, Optimizer, Plan,
-    PlanError, Pools, Queue, Slot, StepError, Trainer,
-};
-use core::sync::atomic::AtomicU64;
+#[path = "small.rs"]
+mod small;
 
-/// A byte model of a few hundred lines of memory.
-pub(crate) const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 256,
-    block_size: 32,
-    n_layer: 2,
-    n_head: 2,
-    d_model: 32,
-    d_ff: 64,
-    bias: true,
-    tied: true,
-    dropout: 0.0,
-    norm_eps: 1e-5,
-    arch: Architecture::GPT2,
-};
-const SHAPE: BatchShape = BatchShape { sequences: 4, tokens: 32 };
+use cllm_core::{Batch, Engine, Kernels, Mode, Optimizer, Plan, PlanError, StepError, Trainer};
+pub(crate) use small::Memory;
+use small::{CONFIG, SHAPE};
+
 const STEPS: usize = 60;
 /// Text that repeats enough to be learnt in a minute of nothing.
 const TEXT: &[u8] = b"the quick brown fox jumps over the lazy dog, and the lazy dog sleeps on. \
     the quick brown fox comes back, and the lazy dog wakes up. what does the fox say? \
     the fox says nothing; the dog says woof, and the quick brown fox jumps over the lazy dog.";
-
-/// Lines of each pool: at least what the plan asks for on any instruction set.
-pub(crate) const PARAMETERS: usize = 2048;
-pub(crate) const MOMENTS: usize = 2 * PARAMETERS;
-pub(crate) const PACKED: usize = 4096;
-pub(crate) const ACTIVATIONS: usize = 16384;
-pub(crate) const SCRATCH: usize = 8192;
-pub(crate) const OPS: usize = 160;
-pub(crate) const SLOTS: usize = 32;
-pub(crate) const WORDS: usize = 64;
-
-/// All memory that the training touches, besides the stack.
-pub(crate) struct Memory {
-    pub(crate) parameters: [Line; PARAMETERS],
-    pub(crate) gradients: [Line; PARAMETERS],
-    pub(crate) moments: [Line; MOMENTS],
-    pub(crate) packed: [Line; PACKED],
-    pub(crate) activations: [Line; ACTIVATIONS],
-    pub(crate) scratch: [Line; SCRATCH],
-    pub(crate) ops: [Op; OPS],
-    pub(crate) slots: [Slot; SLOTS],
-    pub(crate) words: [AtomicU64; WORDS],
-}
-
-impl Memory {
-    pub(crate) const fn new() -> Self {
-        Self {
-            parameters: [Line::ZERO; PARAMETERS],
-            gradients: [Line::ZERO; PARAMETERS],
-            moments: [Line::ZERO; MOMENTS],
-            packed: [Line::ZERO; PACKED],
-            activations: [Line::ZERO; ACTIVATIONS],
-            scratch: [Line::ZERO; SCRATCH],
-            ops: [Op::EMPTY; OPS],
-            slots: [const { Slot::new() }; SLOTS],
-            words: [const { AtomicU64::new(0) }; WORDS],
-        }
-    }
-}
 
 /// Why there is no final loss.
 #[derive(Debug)]
@@ -76,15 +23,7 @@ pub(crate) enum Failure {
 /// Trains from scratch and returns the first and the last step's mean loss.
 pub(crate) fn train(kernels: &'static Kernels, memory: &mut Memory) -> Result<(f64, f64), Failure> {
     let plan = Plan::new(&CONFIG, SHAPE, 1, Mode::Train, kernels).map_err(Failure::Plan)?;
-    let pools = Pools {
-        parameters: &mut memory.parameters,
-        gradients: &mut memory.gradients,
-        moments: &mut memory.moments,
-        packed: &mut memory.packed,
-        activations: &mut memory.activations,
-        scratch: &mut memory.scratch,
-    };
-    let queue = Queue { ops: &mut memory.ops, slots: &mut memory.slots, words: &mut memory.words };
+    let (pools, queue) = memory.parts();
     let engine = Engine::new(&plan, queue).map_err(Failure::Plan)?;
     let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 42).map_err(Failure::Plan)?;
     trainer.initialise();
