@@ -11,9 +11,10 @@ use std::env;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU32;
 use std::thread;
 
-use cllm_core::{Engine, Isa, Kernels, Spin, Worker};
+use cllm_core::{Engine, Idle, Isa, Kernels, Worker};
 use workload::{Memory, Trained};
 
 /// Seconds that the machine may take, which is emulated: a minute or two.
@@ -26,7 +27,7 @@ fn hosted(isa: Isa, others: usize) -> (String, String) {
     let kernels = Kernels::for_isa(isa).expect("the CPU has it");
     let mut memory = MEMORY.lock().expect("nobody panicked with it");
     let mut told = String::new();
-    let trained = workload::train(kernels, &mut memory, &mut told, &Spin, |engine, work| {
+    let trained = workload::train(kernels, &mut memory, &mut told, &Yield, |engine, work| {
         beside(engine, others, work);
     });
     let trained = trained.unwrap_or_else(|failure| panic!("{isa}: {}", failure.0));
@@ -38,11 +39,29 @@ fn hosted(isa: Isa, others: usize) -> (String, String) {
 fn beside<'e>(engine: &'e Engine<'e>, others: usize, work: &mut dyn FnMut()) {
     thread::scope(|scope| {
         for _ in 0..others {
-            scope.spawn(|| Worker::run(engine, &Spin).expect("there is a seat"));
+            scope.spawn(|| Worker::run(engine, &Yield).expect("there is a seat"));
         }
         work();
-        engine.close(&Spin);
+        engine.close(&Yield);
     });
+}
+
+/// Lets others have the core. Whoever asks for a step works on it, as in the machine.
+struct Yield;
+
+impl Idle for Yield {
+    fn pause(&self, _round: u32) -> bool {
+        thread::yield_now();
+        true
+    }
+
+    fn park(&self, _word: &AtomicU32, _seen: u32) {}
+
+    fn wake(&self, _word: &AtomicU32) {}
+
+    fn works(&self) -> bool {
+        true
+    }
 }
 
 /// The losses of what was told.
@@ -105,9 +124,9 @@ fn the_machine_trains_the_same_weights() {
     } else {
         println!("not compared: this CPU does not run {isa}");
     }
-    // How the cores share is the emulator's and its host's to say: on a busy one the second has done all of it.
     let numbers: Vec<f64> =
         field("second").split(' ').filter_map(|word| word.parse().ok()).collect();
     let share = numbers[0] / numbers[1];
-    assert!(share > 0.1, "the second core did {share} of the work");
+    // Halves, but for what the emulator's host does meanwhile.
+    assert!((0.2..0.8).contains(&share), "the second core did {share} of the work");
 }

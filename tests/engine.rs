@@ -33,6 +33,23 @@ impl Idle for Yield {
     fn wake(&self, _: &AtomicU32) {}
 }
 
+/// A caller that works on its own steps.
+struct Working;
+
+impl Idle for Working {
+    fn pause(&self, round: u32) -> bool {
+        Yield.pause(round)
+    }
+
+    fn park(&self, _: &AtomicU32, _: u32) {}
+
+    fn wake(&self, _: &AtomicU32) {}
+
+    fn works(&self) -> bool {
+        true
+    }
+}
+
 /// Sleeps at random moments: other workers overtake.
 struct Delays(u32);
 
@@ -57,6 +74,8 @@ impl Observer for Delays {
 #[derive(Clone, Copy, Debug)]
 struct Crew {
     workers: usize,
+    /// Whether one of them is the caller.
+    works: bool,
     tiles_for: usize,
     steal_seed: u32,
     delays: bool,
@@ -70,7 +89,16 @@ impl Crew {
         let mode = Mode::Train;
         let tiles_for = workers;
         let (packing, blocking) = (None, None);
-        Self { workers, tiles_for, steal_seed: 0, delays: false, mode, packing, blocking }
+        Self {
+            workers,
+            works: false,
+            tiles_for,
+            steal_seed: 0,
+            delays: false,
+            mode,
+            packing,
+            blocking,
+        }
     }
 }
 
@@ -109,7 +137,8 @@ fn train(
         // One alone is the caller.
         if crew.workers > 1 {
             let engine = &engine;
-            for worker in 1..=crew.workers {
+            let others = crew.workers - usize::from(crew.works);
+            for worker in 1..=others {
                 scope.spawn(move || {
                     let seed = crew.steal_seed.wrapping_add(worker as u32);
                     if crew.delays {
@@ -119,12 +148,12 @@ fn train(
                     }
                 });
             }
-            while engine.workers() < crew.workers {
+            while engine.workers() < others {
                 std::thread::yield_now();
             }
         }
-        let mut trainer =
-            Trainer::new(&plan, kernels, pools, &engine, 5).unwrap().wait_with(&Yield);
+        let idle: &(dyn Idle + Sync) = if crew.works { &Working } else { &Yield };
+        let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 5).unwrap().wait_with(idle);
         trainer.initialise();
         let n = plan.tokens();
         let mut bits = Vec::new();
@@ -158,6 +187,11 @@ fn any_number_of_workers_gives_the_same_bits() {
             for workers in [2, 3, 4, 7, 8] {
                 let bits = train(&config, SHAPE, kernels, Crew::of(workers), 3);
                 assert!(bits == alone, "{isa}: {workers} workers differ from one");
+            }
+            for workers in [2, 3] {
+                let crew = Crew { works: true, ..Crew::of(workers) };
+                let bits = train(&config, SHAPE, kernels, crew, 3);
+                assert!(bits == alone, "{isa}: a caller and others, {workers}, differ from one");
             }
             for tiles_for in [2, 16, 64] {
                 let crew = Crew { tiles_for, ..Crew::of(1) };

@@ -1,7 +1,8 @@
 /* Trains a model of bytes with POSIX threads as workers, saves it, and lets it speak.
  *
  * Everything lies in memory of this program: one block for the trainer, one for the checkpoint, one for the
- * generator. Ends with 0 only if the loss fell and the weights are those of a second run without workers.
+ * generator. Ends with 0 only if the loss fell and the weights are those of other runs: without workers, and with
+ * the calling thread in the place of one of them.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -43,6 +44,8 @@ static bool yield(void *context, uint32_t round) {
 }
 
 static const CllmIdle IDLE = {.pause = yield};
+/* As one who asks for steps and works on them too. */
+static const CllmIdle WORKING = {.pause = yield, .works = true};
 
 static void *work(void *trainer) {
     CllmError error;
@@ -59,8 +62,8 @@ static void fill(int step, uint32_t *tokens, uint32_t *targets) {
     }
 }
 
-/* Trains with so many workers, and gives the checkpoint, whose bytes the caller frees. */
-static uint8_t *train(int workers, int steps, size_t *bytes) {
+/* Trains with so many threads beside the calling one, which waits as `idle` says, and gives the checkpoint, whose bytes the caller frees. */
+static uint8_t *train(int workers, const CllmIdle *idle, int steps, size_t *bytes) {
     CllmError error;
     CllmModel model = cllm_model_gpt2(256, TOKENS, 2, 2, 32);
     CllmPlan plan = {.sequences = SEQUENCES, .tokens = TOKENS, .workers = WORKERS};
@@ -68,7 +71,7 @@ static uint8_t *train(int workers, int steps, size_t *bytes) {
     must(cllm_trainer_bytes(&model, &plan, &need, &error), &error);
     void *memory = block(need);
     CllmTrainer *trainer;
-    must(cllm_trainer_create(&model, &plan, 42, &IDLE, memory, need, &trainer, &error), &error);
+    must(cllm_trainer_create(&model, &plan, 42, idle, memory, need, &trainer, &error), &error);
     must(cllm_trainer_initialise(trainer, &error), &error);
     pthread_t threads[WORKERS];
     for (int i = 0; i < workers; i++) {
@@ -87,7 +90,7 @@ static uint8_t *train(int workers, int steps, size_t *bytes) {
         must(cllm_trainer_update(trainer, NULL, 1e-2f, NULL, &error), &error);
         last = loss.sum / (double)loss.counted;
         if (step == 0) first = last;
-        if (workers > 0 && (step + 1) % 40 == 0) printf("step %3d  loss %.3f\n", step + 1, last);
+        if (workers == WORKERS && (step + 1) % 40 == 0) printf("step %3d  loss %.3f\n", step + 1, last);
     }
     must(cllm_trainer_saved_bytes(trainer, true, bytes, &error), &error);
     uint8_t *checkpoint = block(*bytes);
@@ -105,14 +108,17 @@ static uint8_t *train(int workers, int steps, size_t *bytes) {
 
 int main(int argc, char **argv) {
     int steps = argc > 1 ? atoi(argv[1]) : 120;
-    size_t bytes, alone_bytes;
-    uint8_t *checkpoint = train(WORKERS, steps, &bytes);
-    uint8_t *alone = train(0, steps, &alone_bytes);
-    if (bytes != alone_bytes || memcmp(checkpoint, alone, bytes) != 0) {
-        fprintf(stderr, "other weights without workers\n");
-        return 1;
+    size_t bytes;
+    uint8_t *checkpoint = train(WORKERS, &IDLE, steps, &bytes);
+    for (int workers = 0; workers < WORKERS; workers++) {
+        size_t other_bytes;
+        uint8_t *other = train(workers, workers > 0 ? &WORKING : &IDLE, steps, &other_bytes);
+        if (bytes != other_bytes || memcmp(checkpoint, other, bytes) != 0) {
+            fprintf(stderr, "other weights with %d workers\n", workers);
+            return 1;
+        }
+        free(other);
     }
-    free(alone);
 
     CllmError error;
     size_t need;

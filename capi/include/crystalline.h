@@ -200,6 +200,9 @@ typedef struct CllmIdle {
   void (*wake)(void *context, const uint32_t *word);
   // Asked between runs, when there is nothing to do: false has `cllm_worker_run` return.
   bool (*stays)(void *context);
+  // Whether a thread that asks for a step works on it too, on a seat of its own: a plan for it has one worker
+  // more than threads that serve. False: it only waits while there are workers.
+  bool works;
 } CllmIdle;
 
 // Tokens and what should follow each, sequence after sequence.

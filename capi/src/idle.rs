@@ -22,6 +22,9 @@ pub struct CllmIdle {
     pub wake: Option<unsafe extern "C" fn(context: *mut c_void, word: *const u32)>,
     /// Asked between runs, when there is nothing to do: false has `cllm_worker_run` return.
     pub stays: Option<unsafe extern "C" fn(context: *mut c_void) -> bool>,
+    /// Whether a thread that asks for a step works on it too, on a seat of its own: a plan for it has one worker
+    /// more than threads that serve. False: it only waits while there are workers.
+    pub works: bool,
 }
 
 /// C's functions, or none of them: then threads wait awake.
@@ -60,5 +63,9 @@ impl Idle for Waiting {
             Some(CllmIdle { context, stays: Some(stays), .. }) => unsafe { stays(context) },
             _ => true,
         }
+    }
+
+    fn works(&self) -> bool {
+        self.0.is_some_and(|idle| idle.works)
     }
 }

@@ -1,6 +1,7 @@
-//! Runs on which the calling thread works beside the workers, for work of microseconds.
+//! Runs on which the calling thread works beside the workers: for work of microseconds, and for
+//! callers that [work](Idle::works) because they have a core that is nobody else's.
 //!
-//! A training step takes so long that its caller sleeps meanwhile and every core is a
+//! On a desktop a training step takes so long that its caller sleeps meanwhile and every core is a
 //! worker's. A token that is generated takes less than a millisecond, and what follows it is
 //! the caller's: to wake that each time would cost as much as some of the work. So the caller
 //! takes a seat before the run is published, with a share of its own, and gets up when all is

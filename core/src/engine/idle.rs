@@ -98,6 +98,14 @@ pub trait Idle {
     fn stays(&self) -> bool {
         true
     }
+
+    /// Whether a thread that asks for a run works on it as well; asked before each run. It then sits on
+    /// a seat of its own until the run is over, if the plan has one that nobody else has taken, so a
+    /// plan for it counts one worker more. Without, who asks only waits while there are workers: for a
+    /// thread that is to sleep, or has been given no core of its own.
+    fn works(&self) -> bool {
+        false
+    }
 }
 
 /// Waits awake, for cores that have nothing else to do: bare metal, or one thread.

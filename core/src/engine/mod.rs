@@ -331,7 +331,8 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs sections, which the program has next to each other in this order, and returns
-    /// when all their tiles are done. Without workers the calling thread runs them.
+    /// when all their tiles are done. The calling thread runs them where nobody else does, and helps
+    /// if it [works](Idle::works).
     ///
     /// # Errors
     /// A tile panicked, or another run is under way.
@@ -341,6 +342,9 @@ impl<'a> Engine<'a> {
         sections: &[Section],
         idle: &dyn Idle,
     ) -> Result<(), EngineError> {
+        if idle.works() {
+            return self.run_along(job, sections, idle);
+        }
         let under_way = self.begin(idle)?;
         self.publish(job, sections, idle);
         self.finish(under_way, idle)

@@ -11,7 +11,7 @@
 //! | shares used again | `a_late_thief_takes_nothing_of_the_next_run` | the run's number |
 //! | slots and counters used again | `slots_are_used_again_by_the_next_run` | as for claim and steal |
 //! | dependency release | `a_ready_tile_finds_its_inputs` | release and acquire of a counter |
-//! | completion on *done* | `a_run_ends_when_all_tiles_are_done`, `a_tile_is_counted_when_it_is_done` | counting after running, release and acquire of the last count |
+//! | completion on *done* | `a_run_ends_when_all_tiles_are_done`, `a_caller_works_beside_a_worker`, `a_tile_is_counted_when_it_is_done` | counting after running, release and acquire of the last count |
 //! | shutdown with work queued | `a_shutdown_with_work_queued_leaves_none_undone`, `a_worker_may_leave_a_run_to_the_caller`, `nobody_sleeps_through_the_end` | word to the workers, word to the caller |
 //! | park and wake | `no_wake_up_is_lost` | each of two fences on either side |
 //! | poison | `a_poisoned_run_ends_after_those_inside` | a fence |
@@ -67,15 +67,21 @@ impl<T: Copy> Plain<T> {
 struct Futex {
     lock: Mutex<()>,
     woken: Condvar,
+    /// Whether who asks for a run works on it.
+    works: bool,
 }
 
 impl Futex {
     fn new() -> Self {
-        Self { lock: Mutex::new(()), woken: Condvar::new() }
+        Self { lock: Mutex::new(()), woken: Condvar::new(), works: false }
     }
 }
 
 impl Idle for Futex {
+    fn works(&self) -> bool {
+        self.works
+    }
+
     fn pause(&self, _: u32) -> bool {
         false
     }

@@ -43,6 +43,27 @@ impl Idle for Sleeper {
     }
 }
 
+/// One who works on what it asks for.
+struct Working(&'static Sleeper);
+
+impl Idle for Working {
+    fn pause(&self, round: u32) -> bool {
+        self.0.pause(round)
+    }
+
+    fn park(&self, word: &AtomicU32, seen: u32) {
+        self.0.park(word, seen);
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        self.0.wake(word);
+    }
+
+    fn works(&self) -> bool {
+        true
+    }
+}
+
 /// Counts tiles and panics at some.
 struct Counted {
     tiles: AtomicU32,
@@ -154,6 +175,10 @@ fn a_caller_that_works_along_takes_a_share_and_panics_alone() {
             assert_eq!((0..2).filter(|seat| engine.is_taken(*seat)).count(), 1);
         }
         assert!(by_caller < 40 * TILES, "the worker has done nothing");
+        // As a caller that works asks for any run.
+        let job = ByCaller::new(thread::current().id(), false);
+        assert_eq!(engine.run(&job, &[Section::Forward], &Working(idle)), Ok(()));
+        assert!(job.own.into_inner() >= 1);
         engine.close(idle);
         assert_eq!(worker.join().unwrap(), Ok(()));
         // Alone, and when everybody has gone home.

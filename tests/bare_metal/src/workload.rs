@@ -49,7 +49,7 @@ pub(crate) struct Trained {
 /// Trains from scratch, and tells the losses and a sample to `tell`.
 ///
 /// `beside` has other workers join the engine that it gets, calls what it gets, closes the engine, and comes
-/// back when the workers have left. The calling one waits for them by `idle`.
+/// back when the workers have left. The calling one waits for them, or works beside them, by `idle`.
 ///
 /// # Errors
 /// What went wrong, in the core's words.

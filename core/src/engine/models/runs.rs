@@ -51,13 +51,13 @@ fn engine_for(seats: usize, blocks: usize) -> &'static Engine<'static> {
 }
 
 /// A worker beside the caller, for some runs; the worker may come late, and is sent home at
-/// any time with work queued. Fewer preemptions than in the small models: there are many
+/// any time with work queued; the caller waits for it, or works as well. Fewer preemptions than in the small models: there are many
 /// more places for them.
-fn whole_runs(runs: u32, close_early: bool) {
+fn whole_runs(runs: u32, close_early: bool, works: bool) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(if runs == 1 && !close_early { 2 } else { 1 });
     model.check(move || {
-        let idle: &'static Futex = leak(Futex::new());
+        let idle: &'static Futex = leak(Futex { works, ..Futex::new() });
         let engine = engine(2);
         let worker = thread::spawn(move || match Worker::run(engine, idle) {
             Ok(()) | Err(SeatError::Closed) => {}
@@ -129,17 +129,23 @@ fn two_workers_share_the_rest_of_a_share() {
 
 #[test]
 fn a_run_ends_when_all_tiles_are_done() {
-    whole_runs(1, false);
+    whole_runs(1, false, false);
+}
+
+#[test]
+fn a_caller_works_beside_a_worker() {
+    whole_runs(1, false, true);
+    whole_runs(2, false, true);
 }
 
 #[test]
 fn slots_are_used_again_by_the_next_run() {
-    whole_runs(2, false);
+    whole_runs(2, false, false);
 }
 
 #[test]
 fn a_shutdown_with_work_queued_leaves_none_undone() {
-    whole_runs(1, true);
+    whole_runs(1, true, false);
 }
 
 /// A worker that goes as soon as it has nothing to do, whether or not it has seen the run,
@@ -283,7 +289,7 @@ fn the_end_of_a_stage_needs_a_releasing_count() {
 #[should_panic(expected = "Causality violation")]
 fn the_end_of_a_run_needs_an_acquiring_look() {
     weaken(Access::SeeEnd);
-    whole_runs(1, false);
+    whole_runs(1, false, false);
 }
 
 // ---- Poison ----------------------------------------------------------------------------
