@@ -280,8 +280,8 @@ impl From<StepError> for Failed {
             StepError::NonFiniteLoss(_) | StepError::NonFiniteGradient(_) => CllmStatus::NotFinite,
             StepError::Optimizer(_) => CllmStatus::BadSetting,
             StepError::NoGradients | StepError::NotLoaded => CllmStatus::WrongMode,
-            StepError::Engine(EngineError::Busy) => CllmStatus::Busy,
-            StepError::Engine(EngineError::Panicked) => CllmStatus::Broken,
+            StepError::Engine(EngineError::Busy | EngineError::Attended) => CllmStatus::Busy,
+            StepError::HalfUpdated | StepError::Engine(EngineError::Panicked) => CllmStatus::Broken,
         };
         Self::new(status, error)
     }

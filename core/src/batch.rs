@@ -100,6 +100,9 @@ pub enum StepError {
     NoGradients,
     /// The matrices that are kept as panels have not been loaded, or there is no token table.
     NotLoaded,
+    /// An update was not run to its end: some weights are updated and others not. What is trained has to
+    /// come anew, by [`crate::Trainer::restore`] or [`crate::Trainer::initialise`].
+    HalfUpdated,
     /// A setting of the update makes no sense.
     Optimizer(OptimizerError),
     /// The step was not run to its end.
@@ -133,6 +136,9 @@ impl fmt::Display for StepError {
             Self::NoGradients => f.write_str("there are no gradients to update from"),
             Self::NotLoaded => f.write_str(
                 "the model's matrices, kept as panels, or its token table are not there",
+            ),
+            Self::HalfUpdated => f.write_str(
+                "an update was not run to its end, so that some weights are updated and others not: restore a checkpoint",
             ),
             Self::Optimizer(error) => error.fmt(f),
             Self::Engine(error) => error.fmt(f),

@@ -7,7 +7,8 @@
 //! 3. an [`Engine`] over a [`Queue`], and on each thread that is to work for it
 //!    [`Worker::run`] (none is needed: the caller then does everything),
 //! 4. a [`Trainer`] (or [`Evaluator`]) over the [`Pools`],
-//! 5. [`Trainer::accumulate`] and [`Trainer::update`] for each step,
+//! 5. [`Trainer::accumulate`] and [`Trainer::update`] for each step, or a few tiles of it at a time
+//!    ([`Slices`]) in a loop that must be back in time,
 //! 6. [`checkpoint`]s on byte slices, and text from a [`generate::Generator`].
 //!
 //! A step is a list of operations over tiles (`program`); what a tile computes is in
@@ -109,4 +110,4 @@ pub use plan::{
 };
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
-pub use trainer::{Evaluator, Pools, Trainer};
+pub use trainer::{Evaluator, Pools, Slices, Trainer};

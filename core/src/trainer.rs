@@ -4,18 +4,23 @@
 //! accumulate(batch) ... accumulate(batch)     gradients of a step's micro-batches
 //! update(rule)                                clip, AdamW, next step
 //! ```
+//! Each of them can also be begun, and then run a few tiles at a time ([`Slices`]).
+//!
 //! Nothing here allocates. A failed call leaves the weights as they were, but for
 //! [`Trainer::restore`] and [`Trainer::load`].
 
+mod evaluator;
 mod load;
+mod slices;
+
+pub use evaluator::Evaluator;
+pub use slices::Slices;
 
 use crate::batch::{Batch, Loss, StepError, misplaced};
-use crate::config::ModelConfig;
 use crate::engine::{Engine, EngineError, Idle, Spin};
 use crate::init;
 use crate::line::{Line, floats, floats_mut};
 use crate::optimizer::{Optimizer, OptimizerError, UpdateReport};
-use crate::params::ParamTable;
 use crate::plan::{Packing, Plan, PlanError, Pool};
 use crate::program::Run;
 use crate::shared::Shared;
@@ -84,6 +89,32 @@ struct Inputs<'b> {
     grad_clip: Option<f32>,
 }
 
+impl<'b> Inputs<'b> {
+    /// A batch of which losses are asked.
+    fn of(batch: &Batch<'b>) -> Self {
+        let Batch { tokens, targets, starts } = *batch;
+        Self { tokens, targets, starts, ..Self::default() }
+    }
+}
+
+/// What came of a run that has ended.
+impl Outcome {
+    fn loss_of(&self, counted: usize) -> Loss {
+        Loss { sum: self.loss(), counted }
+    }
+
+    fn finite_loss(&self, counted: usize) -> Result<Loss, StepError> {
+        let loss = self.loss_of(counted);
+        if loss.sum.is_finite() { Ok(loss) } else { Err(StepError::NonFiniteLoss(loss.sum)) }
+    }
+
+    fn finite_update(&self) -> Result<UpdateReport, StepError> {
+        let report = self.update();
+        let norm = report.grad_norm;
+        if norm.is_finite() { Ok(report) } else { Err(StepError::NonFiniteGradient(norm)) }
+    }
+}
+
 impl<'a> Machine<'a> {
     fn new(
         plan: &Plan,
@@ -132,8 +163,8 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Has the workers go through a run.
-    fn run(&mut self, run: Run, inputs: &Inputs<'_>) -> Result<(), EngineError> {
+    /// What the tiles of a run do.
+    fn step<'s>(&'s mut self, inputs: &'s Inputs<'_>) -> Step<'s> {
         let no_update = AdamW {
             lr: 0.0,
             beta1: 0.0,
@@ -144,7 +175,7 @@ impl<'a> Machine<'a> {
             correction2: 1.0,
             grad_scale: 0.0,
         };
-        let step = Step {
+        Step {
             plan: &self.plan,
             kernels: self.kernels,
             params: Shared::new(self.parameters),
@@ -165,8 +196,13 @@ impl<'a> Machine<'a> {
             weight_decay: inputs.weight_decay,
             grad_clip: inputs.grad_clip,
             outcome: &self.outcome,
-        };
-        self.engine.run(&step, run.sections(), self.idle)
+        }
+    }
+
+    /// Has the workers go through a run.
+    fn run(&mut self, run: Run, inputs: &Inputs<'_>) -> Result<(), EngineError> {
+        let (engine, idle) = (self.engine, self.idle);
+        engine.run(&self.step(inputs), run.sections(), idle)
     }
 
     /// Weights among the parameters may change: those that are packed are no longer theirs. Matrices
@@ -175,13 +211,18 @@ impl<'a> Machine<'a> {
         self.packed_is_current &= self.plan.packing() == Packing::Kept;
     }
 
-    /// As [`Machine::run`], on packed weights: they are packed if they have changed since.
-    fn run_packed(&mut self, run: fn(bool) -> Run, inputs: &Inputs<'_>) -> Result<(), StepError> {
+    /// Whether a run on packed weights is to pack them, for they have changed since.
+    fn packs(&self) -> Result<bool, StepError> {
         let is_loaded = self.packed_is_current && self.token_table.is_some();
         if self.plan.packing() == Packing::Kept && !is_loaded {
             return Err(StepError::NotLoaded);
         }
-        self.run(run(!self.packed_is_current), inputs)?;
+        Ok(!self.packed_is_current)
+    }
+
+    /// As [`Machine::run`], on packed weights.
+    fn run_packed(&mut self, run: fn(bool) -> Run, inputs: &Inputs<'_>) -> Result<(), StepError> {
+        self.run(run(self.packs()?), inputs)?;
         self.packed_is_current = true;
         Ok(())
     }
@@ -208,10 +249,8 @@ impl<'a> Machine<'a> {
 
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
         let counted = self.check(batch)?;
-        let Batch { tokens, targets, starts } = *batch;
-        let inputs = Inputs { tokens, targets, starts, ..Inputs::default() };
-        self.run_packed(|pack| Run::Losses { pack }, &inputs)?;
-        Ok(Loss { sum: self.outcome.loss(), counted })
+        self.run_packed(|pack| Run::Losses { pack }, &Inputs::of(batch))?;
+        Ok(self.outcome.loss_of(counted))
     }
 }
 
@@ -222,6 +261,8 @@ pub struct Trainer<'a> {
     seed: u64,
     updates: u64,
     micro: u32,
+    /// An update has begun and not ended.
+    half_updated: bool,
     /// Of what adapters read.
     adapter_dropout: f32,
 }
@@ -249,6 +290,7 @@ impl<'a> Trainer<'a> {
             seed,
             updates: 0,
             micro: 0,
+            half_updated: false,
             adapter_dropout: 0.0,
         })
     }
@@ -282,6 +324,7 @@ impl<'a> Trainer<'a> {
     /// panels have none: [`Trainer::load`] them.
     pub fn initialise(&mut self) {
         self.initialise_adapters();
+        self.half_updated = false;
         self.machine.weights_change();
         let Machine { plan, parameters, .. } = &mut self.machine;
         init::initialise(&plan.resident, self.seed, floats_mut(parameters));
@@ -295,6 +338,7 @@ impl<'a> Trainer<'a> {
             let at = self.machine.plan.trained_at();
             let arena = &mut floats_mut(self.machine.parameters)[at..];
             init::initialise_adapters(table, self.seed, arena);
+            self.half_updated = false;
         }
         self.updates = 0;
         self.micro = 0;
@@ -315,17 +359,21 @@ impl<'a> Trainer<'a> {
     ) -> Result<Loss, StepError> {
         // Started anew unless all goes well: also if a tile of the caller's own unwinds.
         let micro = core::mem::take(&mut self.micro);
-        let loss = self.try_accumulate(batch, counted_in_step, micro)?;
+        let (inputs, counted) = self.gradients_of(batch, counted_in_step, micro)?;
+        self.machine.run_packed(|pack| Run::Gradients { pack }, &inputs)?;
+        let loss = self.machine.outcome.finite_loss(counted)?;
         self.micro = micro + 1;
         Ok(loss)
     }
 
-    fn try_accumulate(
-        &mut self,
-        batch: &Batch<'_>,
+    /// What the gradients of micro-batch `micro` are made of, and how many of its targets count.
+    fn gradients_of<'b>(
+        &self,
+        batch: &Batch<'b>,
         counted_in_step: usize,
         micro: u32,
-    ) -> Result<Loss, StepError> {
+    ) -> Result<(Inputs<'b>, usize), StepError> {
+        self.check_updated()?;
         let counted = self.machine.check(batch)?;
         if counted_in_step == 0 {
             return Err(StepError::NothingCounts);
@@ -339,18 +387,19 @@ impl<'a> Trainer<'a> {
             })
         };
         let inputs = Inputs {
-            tokens: batch.tokens,
-            targets: batch.targets,
-            starts: batch.starts,
             accumulate: micro > 0,
             loss_scale: (1.0 / counted_in_step as f64) as f32,
             dropout: key(self.machine.plan.config.dropout),
             adapter_dropout: key(self.adapter_dropout),
-            ..Inputs::default()
+            ..Inputs::of(batch)
         };
-        self.machine.run_packed(|pack| Run::Gradients { pack }, &inputs)?;
-        let sum = self.machine.outcome.loss();
-        if sum.is_finite() { Ok(Loss { sum, counted }) } else { Err(StepError::NonFiniteLoss(sum)) }
+        Ok((inputs, counted))
+    }
+
+    /// # Errors
+    /// An update was not run to its end.
+    fn check_updated(&self) -> Result<(), StepError> {
+        if self.half_updated { Err(StepError::HalfUpdated) } else { Ok(()) }
     }
 
     /// Ends a step: clips the gradient by its global norm and applies AdamW.
@@ -358,8 +407,24 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// There are no gradients, their norm is not finite, or a setting makes no sense: the
     /// weights are as before and the step's gradients are discarded. After a worker's panic
-    /// some weights are updated and others not: restore a checkpoint.
+    /// some weights are updated and others not: restore a checkpoint, or [initialise] anew; until then
+    /// every step is [refused](StepError::HalfUpdated).
+    ///
+    /// [initialise]: Trainer::initialise
     pub fn update(&mut self, optimizer: &Optimizer, lr: f32) -> Result<UpdateReport, StepError> {
+        let inputs = self.update_of(optimizer, lr)?;
+        self.half_updated = true;
+        let ran = self.machine.run(Run::Update, &inputs);
+        self.half_updated = ran == Err(EngineError::Panicked);
+        ran?;
+        let report = self.machine.outcome.finite_update()?;
+        self.updates += 1;
+        Ok(report)
+    }
+
+    /// What an update is made of. The step's gradients are used up by it.
+    fn update_of(&mut self, optimizer: &Optimizer, lr: f32) -> Result<Inputs<'static>, StepError> {
+        self.check_updated()?;
         if self.micro == 0 {
             return Err(StepError::NoGradients);
         }
@@ -371,22 +436,14 @@ impl<'a> Trainer<'a> {
                 value: lr,
             }));
         }
-        let updates = self.updates + 1;
-        let inputs = Inputs {
-            adamw: Some(optimizer.adamw(lr, updates, 1.0)),
+        // Adapters are not packed.
+        self.machine.packed_is_current &= self.machine.plan.adapters.is_some();
+        Ok(Inputs {
+            adamw: Some(optimizer.adamw(lr, self.updates + 1, 1.0)),
             weight_decay: optimizer.weight_decay,
             grad_clip: optimizer.grad_clip,
             ..Inputs::default()
-        };
-        // Adapters are not packed.
-        self.machine.packed_is_current &= self.machine.plan.adapters.is_some();
-        self.machine.run(Run::Update, &inputs)?;
-        let report = self.machine.outcome.update();
-        if !report.grad_norm.is_finite() {
-            return Err(StepError::NonFiniteGradient(report.grad_norm));
-        }
-        self.updates = updates;
-        Ok(report)
+        })
     }
 
     /// Loss of a batch of the planned shape, without dropout; gradients are untouched.
@@ -394,6 +451,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// The batch does not fit.
     pub fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
+        self.check_updated()?;
         self.machine.evaluate(batch)
     }
 
@@ -470,90 +528,7 @@ impl<'a> Trainer<'a> {
         let (first, second) = floats_mut(machine.moments).split_at_mut(machine.plan.trained_len());
         fill(trained, first, second)?;
         self.updates = updates;
+        self.half_updated = false;
         Ok(())
-    }
-}
-
-/// A model that only measures losses: one block's activations, no gradients.
-///
-/// ```
-/// use cllm_core::*;
-/// # let config = ModelConfig { vocab_size: 50, block_size: 4, n_layer: 1, n_head: 2, d_model: 16,
-/// #     d_ff: 64, bias: true, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::GPT2 };
-/// let (kernels, batch) = (Kernels::detect(), BatchShape { sequences: 2, tokens: 4 });
-/// let plan = Plan::new(&config, batch, 1, Mode::Evaluate, kernels)?;
-/// let lines = |pool| vec![Line::ZERO; plan.lines(pool)];
-/// let pools = Pools {
-///     parameters: &mut lines(Pool::Parameters),
-///     // Nothing is trained.
-///     gradients: &mut [],
-///     moments: &mut [],
-///     packed: &mut lines(Pool::Packed),
-///     activations: &mut lines(Pool::Activations),
-///     scratch: &mut lines(Pool::Scratch),
-/// };
-/// let queue = Queue {
-///     ops: &mut vec![Op::EMPTY; plan.ops()],
-///     slots: &mut (0..plan.slots()).map(|_| Slot::new()).collect::<Vec<_>>(),
-///     words: &mut (0..plan.words()).map(|_| 0.into()).collect::<Vec<_>>(),
-/// };
-/// let engine = Engine::new(&plan, queue)?;
-/// let mut evaluator = Evaluator::new(&plan, kernels, pools, &engine)?;
-/// // Weights would be written to `evaluator.parameters_mut()`; with zeros every token is as likely.
-/// let loss = evaluator.evaluate(&Batch::new(&[1, 2, 3, 4, 5, 6, 7, 8], &[2, 3, 4, 5, 6, 7, 8, 9]))?;
-/// assert!((loss.mean() - 50_f64.ln()).abs() < 1e-5);
-/// # Ok::<(), Box<dyn core::error::Error>>(())
-/// ```
-#[derive(Debug)]
-pub struct Evaluator<'a> {
-    machine: Machine<'a>,
-}
-
-impl<'a> Evaluator<'a> {
-    /// Takes the pools of a plan for evaluation (or training, if its matrices are not kept as panels:
-    /// [`Packing::Kept`]); all weights are zero.
-    ///
-    /// # Errors
-    /// The plan is for other kernels, the engine is for another plan, or a pool is too small.
-    pub fn new(
-        plan: &Plan,
-        kernels: &'static Kernels,
-        pools: Pools<'a>,
-        engine: &'a Engine<'a>,
-    ) -> Result<Self, PlanError> {
-        Ok(Self { machine: Machine::new(plan, kernels, pools, engine)? })
-    }
-
-    /// As [`Trainer::wait_with`].
-    #[must_use]
-    pub fn wait_with(mut self, idle: &'a (dyn Idle + Sync)) -> Self {
-        self.machine.idle = idle;
-        self
-    }
-
-    /// The model.
-    #[must_use]
-    pub fn config(&self) -> &ModelConfig {
-        &self.machine.plan.config
-    }
-
-    /// The table of parameters.
-    #[must_use]
-    pub fn table(&self) -> &ParamTable {
-        &self.machine.plan.table
-    }
-
-    /// The parameter arena, to write weights to.
-    pub fn parameters_mut(&mut self) -> &mut [f32] {
-        self.machine.packed_is_current = false;
-        floats_mut(self.machine.parameters)
-    }
-
-    /// Loss of a batch of the planned shape.
-    ///
-    /// # Errors
-    /// The batch does not fit.
-    pub fn evaluate(&mut self, batch: &Batch<'_>) -> Result<Loss, StepError> {
-        self.machine.evaluate(batch)
     }
 }

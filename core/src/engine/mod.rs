@@ -19,7 +19,8 @@
 //! **What protects the job.** The job is borrowed for the time of [`Engine::run`] and
 //! lies in a cell. The publisher writes the cell before it opens the first share (release);
 //! a worker reads it after it has taken a tile (acquire), and the run cannot end before that
-//! tile is done (release, acquired through `remaining`). Without a tile nobody looks.
+//! tile is done (release, acquired through `remaining`). Without a tile nobody looks. A caller that
+//! does its run in slices lends the job for each of them: `sliced`.
 //!
 //! **Progress.** Taking, stealing, completing and publishing are lock-free: a thread that is
 //! stopped anywhere between two tiles keeps nobody else from taking, running and completing
@@ -44,6 +45,7 @@ mod observe;
 mod races;
 mod range;
 mod rehearsal;
+mod sliced;
 mod stage;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -54,6 +56,7 @@ pub use idle::{Idle, Spin};
 pub use observe::{Activity, Observer, Unobserved};
 pub(crate) use range::MAX_TILES;
 pub use rehearsal::{ActedTile, Actor, Rehearsal, StageView};
+pub(crate) use sliced::Sliced;
 pub use stage::Slot;
 pub(crate) use stage::{Cut, NONE, Needs, Reads, Shape, Stage};
 use worker::Sitter;
@@ -93,6 +96,8 @@ pub enum EngineError {
     Panicked,
     /// Another run is under way.
     Busy,
+    /// Workers serve the engine, and the run was to be in slices of a caller that is alone.
+    Attended,
 }
 
 impl fmt::Display for EngineError {
@@ -100,6 +105,9 @@ impl fmt::Display for EngineError {
         f.write_str(match self {
             Self::Panicked => "a worker panicked in the middle of the step",
             Self::Busy => "the engine is running another step",
+            Self::Attended => {
+                "workers serve the engine: a step in slices is for a caller alone, so have them leave first, or take the step as a whole"
+            }
         })
     }
 }
@@ -350,7 +358,10 @@ impl<'a> Engine<'a> {
         self.finish(under_way, idle)
     }
 
-    fn begin<'e>(&'e self, idle: &'e dyn Idle) -> Result<UnderWay<'e, 'a>, EngineError> {
+    fn begin<'e, I: Idle + ?Sized>(
+        &'e self,
+        idle: &'e I,
+    ) -> Result<UnderWay<'e, 'a, I>, EngineError> {
         if self.busy.swap(true, Ordering::Acquire) {
             return Err(EngineError::Busy);
         }
@@ -358,7 +369,11 @@ impl<'a> Engine<'a> {
     }
 
     /// Waits for the end of the run, and works while nobody else does.
-    fn finish(&self, under_way: UnderWay<'_, '_>, idle: &dyn Idle) -> Result<(), EngineError> {
+    fn finish<I: Idle + ?Sized>(
+        &self,
+        under_way: UnderWay<'_, '_, I>,
+        idle: &dyn Idle,
+    ) -> Result<(), EngineError> {
         let members = self.members.load(Ordering::Relaxed) as usize;
         let finished = self.finished.watch();
         loop {
@@ -384,6 +399,28 @@ impl<'a> Engine<'a> {
     }
 
     fn publish(&self, job: &dyn Job, sections: &[Section], idle: &dyn Idle) {
+        // SAFETY: no run is under way, and who publishes one keeps the job until every tile taken
+        // is done or, after a panic, left.
+        unsafe { self.lend(job) };
+        self.open(sections, self.choose_members(), idle);
+    }
+
+    /// Has the tiles do `job`.
+    ///
+    /// # Safety
+    /// Nobody has a tile of a run, and while anybody has one, `job` lives.
+    unsafe fn lend(&self, job: &dyn Job) {
+        // SAFETY: only the lifetime changes: the pointer is read with a tile taken only, and as
+        // long as there is one the caller keeps the job.
+        let job = unsafe {
+            core::mem::transmute::<*const (dyn Job + '_), *const (dyn Job + 'static)>(job)
+        };
+        // SAFETY: nobody has taken a tile, so nobody reads it.
+        self.job.with_mut(|cell| unsafe { *cell = Some(job) });
+    }
+
+    /// Opens the shares of `members` seats. The job is there, or comes before they take a tile.
+    fn open(&self, sections: &[Section], members: usize, idle: &(impl Idle + ?Sized)) {
         let of = |section: Section| self.sections[section as usize].clone();
         let ranges = sections.iter().map(|s| of(*s)).filter(|range| range.start < range.end);
         let first = ranges.clone().map(|range| range.start).min().unwrap_or(0);
@@ -398,14 +435,6 @@ impl<'a> Engine<'a> {
             slot.done().store(if runs { 0 } else { slot.stage.tiles }, Ordering::Relaxed);
         }
         self.remaining.store(remaining, Ordering::Relaxed);
-        // SAFETY: only the lifetime changes. `run` does not return before every tile taken
-        // is done or, after a panic, left; the pointer is read with a tile taken only.
-        let job = unsafe {
-            core::mem::transmute::<*const (dyn Job + '_), *const (dyn Job + 'static)>(job)
-        };
-        // SAFETY: no run is under way, so nobody has taken a tile, and nobody reads it.
-        self.job.with_mut(|cell| unsafe { *cell = Some(job) });
-        let members = self.choose_members();
         self.members.store(members as u32, Ordering::Relaxed);
         let stages = Share { run, start: first as u32, end: end as u32 };
         Range(&self.published).open(stages);
@@ -465,12 +494,12 @@ impl<'a> Engine<'a> {
 }
 
 /// Ends a run also when the caller's own tile unwinds.
-struct UnderWay<'e, 'a> {
+struct UnderWay<'e, 'a, I: Idle + ?Sized> {
     engine: &'e Engine<'a>,
-    idle: &'e dyn Idle,
+    idle: &'e I,
 }
 
-impl Drop for UnderWay<'_, '_> {
+impl<I: Idle + ?Sized> Drop for UnderWay<'_, '_, I> {
     fn drop(&mut self) {
         let engine = self.engine;
         if !engine.has_ended() {

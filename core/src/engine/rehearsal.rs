@@ -55,7 +55,7 @@ use crate::program::{self, Op, Run, Section};
 /// ```
 pub struct Rehearsal<'e> {
     engine: &'e Engine<'e>,
-    _under_way: UnderWay<'e, 'e>,
+    _under_way: UnderWay<'e, 'e, Spin>,
 }
 
 /// A worker that acts when it is told to.

@@ -218,6 +218,15 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         if engine.is_over() {
             return Err((SeatError::Closed, None));
         }
+        Self::sit(engine, idle, who)
+    }
+
+    /// As [`Worker::join_as`], also of an engine that is closed: its caller works on.
+    pub(super) fn sit(
+        engine: &'e Engine<'e>,
+        idle: &'e I,
+        who: Sitter,
+    ) -> Result<Self, (SeatError, Option<Sitter>)> {
         let mut sitter = None;
         for seat in 0..engine.seats {
             let word = &engine.seat_words[seat * LINE];
