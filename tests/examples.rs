@@ -9,6 +9,10 @@ mod one_thread;
 mod plain_threads;
 #[path = "../examples/rayon_pool.rs"]
 mod rayon_pool;
+#[path = "../examples/real_time.rs"]
+mod real_time;
+#[path = "../examples/tokio_service.rs"]
+mod tokio_service;
 
 #[test]
 fn one_thread_trains() {
@@ -28,4 +32,14 @@ fn rayon_lends_its_threads_and_has_them_back() {
 #[test]
 fn workers_come_and_go() {
     come_and_go::main();
+}
+
+#[test]
+fn a_real_time_loop_trains_in_the_rest_of_its_periods() {
+    real_time::main();
+}
+
+#[test]
+fn a_tokio_service_trains_between_requests() {
+    tokio_service::main();
 }

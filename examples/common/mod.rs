@@ -63,6 +63,30 @@ impl Memory {
     }
 }
 
+/// A trainer with its first weights. `idle` is how this thread waits while workers do the work.
+pub(crate) fn trainer<'a>(
+    plan: &Plan,
+    pools: Pools<'a>,
+    engine: &'a Engine<'a>,
+    idle: &'a (dyn Idle + Sync),
+) -> Trainer<'a> {
+    let trainer = Trainer::new(plan, Kernels::detect(), pools, engine, 7);
+    let mut trainer = trainer.expect("memory and engine are of this plan").wait_with(idle);
+    trainer.initialise();
+    trainer
+}
+
+/// Tokens and targets of a step.
+pub(crate) fn inputs(plan: &Plan, step: u32) -> [Vec<u32>; 2] {
+    [step % 3, step % 3 + 1].map(|of| {
+        let ids = (0..plan.tokens() as u32).map(|i| (i * i + 5 * i + of) % 64);
+        ids.collect()
+    })
+}
+
+/// How far an update goes.
+pub(crate) const RATE: f32 = 3e-3;
+
 /// Trains for `steps` steps, calling `before` with the number of each before it, and returns
 /// a hash of the weights. `idle` is how this thread waits while workers do the work.
 pub(crate) fn train(
@@ -73,23 +97,23 @@ pub(crate) fn train(
     steps: u32,
     mut before: impl FnMut(u32),
 ) -> u64 {
-    let trainer = Trainer::new(plan, Kernels::detect(), pools, engine, 7);
-    let mut trainer = trainer.expect("memory and engine are of this plan").wait_with(idle);
-    trainer.initialise();
-    let ids = |of: u32| -> Vec<u32> {
-        (0..plan.tokens() as u32).map(|i| (i * i + 5 * i + of) % 64).collect()
-    };
+    let mut trainer = trainer(plan, pools, engine, idle);
     let mut losses = Vec::new();
     for step in 0..steps {
         before(step);
-        let (tokens, targets) = (ids(step % 3), ids(step % 3 + 1));
+        let [tokens, targets] = inputs(plan, step);
         let batch = Batch::new(&tokens, &targets);
         let loss = trainer.accumulate(&batch, batch.counted()).expect("the step works");
         losses.push(loss.mean());
-        trainer.update(&Optimizer::default(), 3e-3).expect("the gradient is finite");
+        trainer.update(&Optimizer::default(), RATE).expect("the gradient is finite");
     }
     println!("loss {:.4} -> {:.4}", losses[0], losses[steps as usize - 1]);
-    trainer.parameters().iter().fold(0xcbf2_9ce4_8422_2325, |hash, x| {
+    hash(trainer.parameters())
+}
+
+/// A hash of weights.
+pub(crate) fn hash(weights: &[f32]) -> u64 {
+    weights.iter().fold(0xcbf2_9ce4_8422_2325, |hash, x| {
         (hash ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3)
     })
 }
