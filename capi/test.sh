@@ -39,7 +39,7 @@ for source in examples/pthreads.c examples/scheduler.c tests/errors.c; do
     say "$out/$name-sanitized"
     if command -v valgrind > /dev/null; then
         # A few steps: it computes a hundred times as long.
-        say valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=all --fair-sched=yes "$out/$name" 12
+        say valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=all --fair-sched=yes "$out/$name" 4
     else
         echo "not run under valgrind, which is not installed"
     fi
