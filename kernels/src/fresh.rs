@@ -16,6 +16,7 @@
 //! of [`Kernels::gemm`].
 
 use crate::elements::{Operand, OperandMut};
+use crate::footprint::{Footprint, least};
 use crate::gemm::kept::Halved;
 use crate::gemm::{KC, RawEpilogue, RawGemm};
 use crate::mat::MatRef;
@@ -29,29 +30,28 @@ const SLAB_COLUMNS: usize = 256;
 /// and so does its slab.
 const SLAB_WORDS: usize = KC;
 
-impl Kernels {
-    /// Elements of the inner dimension of a slab.
-    fn slab_depth(&self, k: usize, into_halves: bool) -> usize {
-        if into_halves { k } else { k.min(SLAB_WORDS * self.products.depth) }
-    }
+/// Elements of the inner dimension of a slab.
+const fn slab_depth(f: Footprint, k: usize, into_halves: bool) -> usize {
+    if into_halves { k } else { least(k, SLAB_WORDS * f.depth) }
+}
 
+/// Floats of a slab of a `k x n` matrix, `None` on overflow.
+pub(crate) const fn slab_len(f: Footprint, k: usize, n: usize, into_halves: bool) -> Option<usize> {
+    f.packed_len(slab_depth(f, k, into_halves), least(n, SLAB_COLUMNS))
+}
+
+impl Kernels {
     /// Floats of scratch of [`Kernels::gemm_fresh`] for `m` rows and a `k x n` matrix, `None` on
     /// overflow; `into_halves` if the result is of bf16.
     #[must_use]
-    pub fn fresh_scratch_len(
+    pub const fn fresh_scratch_len(
         &self,
         m: usize,
         k: usize,
         n: usize,
         into_halves: bool,
     ) -> Option<usize> {
-        let slab = self.packed_len(self.slab_depth(k, into_halves), n.min(SLAB_COLUMNS))?;
-        let product = if into_halves {
-            self.gemm_into_halves_scratch_len(m, k)
-        } else {
-            self.gemm_scratch_len(m, k)
-        };
-        slab.checked_add(product)
+        self.footprint().fresh_scratch_len(m, k, n, into_halves)
     }
 
     /// [`Kernels::gemm`] without accumulation, to the bit, with a `k x n` matrix `b` as it lies,
@@ -85,8 +85,8 @@ impl Kernels {
             "gemm_fresh: scratch is too short"
         );
         let epilogue = RawEpilogue::new(&finish.into(), m, n, c.half);
-        let most = self.slab_depth(k, c.half);
-        let slab = self.packed_len(most, n.min(SLAB_COLUMNS)).unwrap_or(0);
+        let most = slab_depth(self.footprint(), k, c.half);
+        let slab = slab_len(self.footprint(), k, n, c.half).unwrap_or(0);
         let (slab, scratch) = scratch.split_at_mut(slab);
         let (slab, scratch) = (slab.as_mut_ptr(), scratch.as_mut_ptr());
         let mut j = 0;
@@ -106,7 +106,7 @@ impl Kernels {
                     a_row: a.row,
                     a_col: a.col,
                     b: slab.cast_const(),
-                    b_panel: self.packed_len(part, self.nr).unwrap_or(0),
+                    b_panel: self.packed_len(part, self.panel()).unwrap_or(0),
                     c: c.skip(0, j).ptr.cast_mut(),
                     c_row: c.row,
                     accumulate: depth > 0,

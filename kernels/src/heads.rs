@@ -2,7 +2,7 @@
 //! head or of a part of it.
 
 use crate::Kernels;
-use crate::attention::{KEY_BLOCK, RawAttention, Rows, RowsMut, Span, Wanted};
+use crate::attention::{KEY_BLOCK, RawAttention, Rows, RowsMut, Span};
 use crate::dropout::Dropout;
 use crate::mat::{MatMut, MatRef};
 use crate::rows::rows_of;
@@ -88,44 +88,44 @@ impl Kernels {
     /// [`Kernels::attention_queries`]. 32 where attention's products are made in tiles, 24 on
     /// every other instruction set.
     #[must_use]
-    pub fn attention_block(&self) -> usize {
-        self.products.heads.part
+    pub const fn attention_block(&self) -> usize {
+        self.footprint().attention_block()
     }
 
     /// Floats of scratch for [`Kernels::attention`] over up to `keys` keys, and for any
     /// part of it.
     #[must_use]
-    pub fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.products.heads.forward_scratch)(keys, head)
+    pub const fn attention_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
+        self.footprint().attention_scratch_len(keys, head)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward`] over `keys` keys.
     #[must_use]
-    pub fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::All)
+    pub const fn attention_backward_scratch_len(&self, keys: usize, head: usize) -> Option<usize> {
+        self.footprint().attention_backward_scratch_len(keys, head)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_queries`] of any queries of a
     /// sequence of `keys`: less than for all of the backward pass.
     #[must_use]
-    pub fn attention_backward_queries_scratch_len(
+    pub const fn attention_backward_queries_scratch_len(
         &self,
         keys: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, keys, head, Wanted::Queries)
+        self.footprint().attention_backward_queries_scratch_len(keys, head)
     }
 
     /// Floats of scratch for [`Kernels::attention_backward_keys`] of up to `part` keys of a
     /// sequence of `keys`: less than for all of the backward pass.
     #[must_use]
-    pub fn attention_backward_keys_scratch_len(
+    pub const fn attention_backward_keys_scratch_len(
         &self,
         keys: usize,
         part: usize,
         head: usize,
     ) -> Option<usize> {
-        (self.products.heads.backward_scratch)(keys, part.min(keys), head, Wanted::Keys)
+        self.footprint().attention_backward_keys_scratch_len(keys, part, head)
     }
 
     /// One head: overwrites `out` (`queries x head`) and, if given, the log-sum-exp of
@@ -400,7 +400,7 @@ impl Kernels {
         if keys.is_empty() {
             return;
         }
-        let strip = self.products.heads.strip;
+        let strip = self.footprint().mr;
         // Queries behind the last that sees one of the keys see none.
         // SAFETY: the queries are the head's.
         let seeing = first_of(n, |query| unsafe { all.start::<true>(query) } >= end);

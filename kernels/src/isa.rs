@@ -159,7 +159,7 @@ mod detect {
 /// Builds the kernels of products of one format.
 macro_rules! products {
     ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
-        $driver:ident, $scratch:expr, $peak:ident, $heads:expr, $keeps:expr
+        $driver:ident, $peak:ident, $heads:expr, $keeps:expr
         $(, $feature:literal)?) => {
         mod $module {
             use super::*;
@@ -190,10 +190,7 @@ macro_rules! products {
 
             pub(crate) const PRODUCTS: Products = Products {
                 dtype: $dtype,
-                depth: <$Format as Format<$lanes>>::DEPTH,
-                words: <$Format as Format<$lanes>>::words,
-                gemm_scratch: $scratch,
-                unpacked_scratch: gemm::both::scratch_len::<$lanes, $Format>,
+                footprint: <$Format as Format<$lanes>>::FOOTPRINT,
                 gemm: product,
                 gemm_both: product_of_both,
                 pack_b,
@@ -218,8 +215,7 @@ macro_rules! tile {
 
 /// Builds the kernels of attention whose products are of one format.
 macro_rules! heads {
-    ($module:ident, $lanes:ty, $token:expr, $Format:ty, $format:expr
-        $(, $feature:literal)?) => {
+    ($module:ident, $token:expr, $format:expr $(, $feature:literal)?) => {
         mod $module {
             use super::*;
 
@@ -236,10 +232,6 @@ macro_rules! heads {
             }
 
             pub(crate) const HEADS: Heads = Heads {
-                strip: <$Format as Format<$lanes>>::MR,
-                part: attention::part::<$lanes, $Format>(),
-                forward_scratch: attention::forward_scratch::<$lanes, $Format>,
-                backward_scratch: attention::backward_scratch::<$lanes, $Format>,
                 forward: [attention_forward::<false>, attention_forward::<true>],
                 backward: [attention_backward::<false>, attention_backward::<true>],
             };
@@ -300,12 +292,12 @@ macro_rules! kernel_table {
             }
 
             tile!(tile, token(), Single $(, $feature)?);
-            heads!(single_heads, $lanes, token(), Single, Single $(, $feature)?);
+            heads!(single_heads, token(), Single $(, $feature)?);
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
-                in_place, |_, _| 0, pass, single_heads::HEADS, None $(, $feature)?);
-            heads!(rounded_heads, $lanes, token(), Rounded, Rounded $(, $feature)?);
+                in_place, pass, single_heads::HEADS, None $(, $feature)?);
+            heads!(rounded_heads, token(), Rounded $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
-                converted, gemm::scratch_len::<$lanes, Rounded>, pass, rounded_heads::HEADS, None
+                converted, pass, rounded_heads::HEADS, None
                 $(, $feature)?);
             impl micro::Shared for $lanes {
                 const TILE: micro::TileFn = tile;
@@ -316,7 +308,6 @@ macro_rules! kernel_table {
             pub(crate) const TABLE: Kernels = Kernels {
                 isa: $isa,
                 lanes: <$lanes as Simd>::LANES,
-                nr: <$lanes as Simd>::NR,
                 products: single::PRODUCTS,
                 norm_forward,
                 norm_backward,
@@ -397,9 +388,7 @@ pub(crate) mod avx512bf16 {
 
     heads!(
         paired_heads,
-        Avx512,
         Avx512::assume(),
-        Paired,
         Paired::assume(),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );
@@ -412,7 +401,6 @@ pub(crate) mod avx512bf16 {
         Paired,
         Paired::assume(),
         converted,
-        gemm::scratch_len::<Avx512, Paired>,
         dot_pass,
         paired_heads::HEADS,
         Some(KEEPS),
@@ -471,7 +459,6 @@ pub(crate) mod avx512bf16 {
 
     pub(crate) const KEEPS: Keeps = Keeps {
         product,
-        scratch: kept::scratch_len::<Avx512, Paired>,
         norm_forward,
         norm_backward,
         cross_entropy,
@@ -495,9 +482,7 @@ pub(crate) mod amx_bf16 {
 
     heads!(
         tiled_heads,
-        Avx512,
         Avx512::assume(),
-        Tiled,
         Tiled::assume(),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );
@@ -510,7 +495,6 @@ pub(crate) mod amx_bf16 {
         Tiled,
         Tiled::assume(),
         tiles,
-        gemm::scratch_len::<Avx512, Tiled>,
         tile_pass,
         tiled_heads::HEADS,
         Some(KEEPS),
@@ -525,8 +509,7 @@ pub(crate) mod amx_bf16 {
 
     pub(crate) const PACK_B: pack::PackFn = tiled::pack_b;
 
-    const KEEPS: Keeps =
-        Keeps { product, scratch: kept::scratch_len::<Avx512, Tiled>, ..avx512bf16::KEEPS };
+    const KEEPS: Keeps = Keeps { product, ..avx512bf16::KEEPS };
 
     const TABLE: Kernels = Kernels { isa: Isa::Amx, ..avx512::TABLE };
     pub(crate) static F32: Kernels = TABLE;

@@ -1,10 +1,11 @@
 //! Matrix products of the table: packing, packed products, weight gradients.
 
-use crate::attention::{RawAttention, Wanted};
+use crate::attention::RawAttention;
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
+use crate::footprint::{Footprint, some};
 use crate::gated::{RawGated, RawGatedBackward};
-use crate::gemm::kept::Halved;
-use crate::gemm::pack::{PackFn, packed_b_len};
+use crate::gemm::kept::{self, Halved};
+use crate::gemm::pack::PackFn;
 use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
 use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
@@ -92,12 +93,8 @@ impl FromStr for Dtype {
 #[derive(Clone, Copy)]
 pub(crate) struct Products {
     pub(crate) dtype: Dtype,
-    /// Elements of the inner dimension in a word of a packed operand.
-    pub(crate) depth: usize,
-    /// Words of a packed operand that so many elements take.
-    pub(crate) words: fn(usize) -> usize,
-    pub(crate) gemm_scratch: fn(usize, usize) -> usize,
-    pub(crate) unpacked_scratch: fn(usize, usize, usize) -> Option<usize>,
+    /// What they and [`Heads`] want of memory.
+    pub(crate) footprint: Footprint,
     pub(crate) gemm: unsafe fn(&RawGemm),
     pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
     pub(crate) pack_b: PackFn,
@@ -110,12 +107,6 @@ pub(crate) struct Products {
 /// The kernels of attention for operands of one type.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads {
-    /// Queries of a strip.
-    pub(crate) strip: usize,
-    /// What parts of a head start at multiples of: whole strips.
-    pub(crate) part: usize,
-    pub(crate) forward_scratch: fn(usize, usize) -> Option<usize>,
-    pub(crate) backward_scratch: fn(usize, usize, usize, Wanted) -> Option<usize>,
     /// Without and with a first key of each query.
     pub(crate) forward: [unsafe fn(&RawAttention); 2],
     pub(crate) backward: [unsafe fn(&RawAttention); 2],
@@ -126,7 +117,6 @@ pub(crate) struct Heads {
 #[derive(Clone, Copy)]
 pub(crate) struct Keeps {
     pub(crate) product: unsafe fn(&RawGemm, Halved),
-    pub(crate) scratch: fn(Halved, usize, usize) -> usize,
     pub(crate) norm_forward: unsafe fn(&RawNorm),
     pub(crate) norm_backward: unsafe fn(&RawNorm),
     pub(crate) cross_entropy: unsafe fn(&RawCrossEntropy),
@@ -155,42 +145,41 @@ impl<'a> Packed<'a> {
 impl Kernels {
     /// What the operands of products are rounded to.
     #[must_use]
-    pub fn dtype(&self) -> Dtype {
+    pub const fn dtype(&self) -> Dtype {
         self.products.dtype
     }
 
     /// Whether the CPU multiplies what products are rounded to by instructions of its own: not
     /// so where bf16 is converted to `f32` for every product.
     #[must_use]
-    pub fn is_native(&self) -> bool {
-        self.dtype() == Dtype::F32 || self.products.depth == 2
+    pub const fn is_native(&self) -> bool {
+        matches!(self.dtype(), Dtype::F32) || self.footprint().depth == 2
     }
 
     /// Whether matrices that only products read may lie in memory as bf16
     /// ([`Operand::Half`]): so where the CPU multiplies bf16.
     #[must_use]
-    pub fn keeps_halves(&self) -> bool {
-        self.products.keeps.is_some()
+    pub const fn keeps_halves(&self) -> bool {
+        self.footprint().keeps_halves()
     }
 
     /// Whether rows of `cols` elements may, for use as a left-hand side.
     #[must_use]
-    pub fn keeps_halves_of(&self, cols: usize) -> bool {
-        self.keeps_halves() && cols.is_multiple_of(2)
+    pub const fn keeps_halves_of(&self, cols: usize) -> bool {
+        self.footprint().keeps_halves_of(cols)
     }
 
     /// Elements from a row to the next of `cols` elements of [`Kernels::operand`], `None` on
     /// overflow: see [`row_stride`].
     #[must_use]
-    pub fn operand_stride(&self, cols: usize) -> Option<usize> {
-        row_stride(cols, RawOperand::bytes_of(self.keeps_halves_of(cols)))
+    pub const fn operand_stride(&self, cols: usize) -> Option<usize> {
+        self.footprint().operand_stride(cols)
     }
 
     /// Floats that `rows x cols` elements of [`Kernels::operand`] take, `None` on overflow.
     #[must_use]
-    pub fn operand_len(&self, rows: usize, cols: usize) -> Option<usize> {
-        let elements = rows.checked_mul(self.operand_stride(cols)?)?;
-        Some(if self.keeps_halves_of(cols) { elements / 2 } else { elements })
+    pub const fn operand_len(&self, rows: usize, cols: usize) -> Option<usize> {
+        self.footprint().operand_len(rows, cols)
     }
 
     /// The matrix that [`Kernels::operand_mut`] has made of the same memory.
@@ -237,20 +226,20 @@ impl Kernels {
 
     /// Words of `k` elements.
     fn words(&self, k: usize) -> usize {
-        (self.products.words)(k)
+        self.footprint().words(k)
     }
 
     /// Floats that a packed `k x n` matrix takes, `None` on overflow.
     #[must_use]
-    pub fn packed_len(&self, k: usize, n: usize) -> Option<usize> {
-        packed_b_len(self.words(k), n, self.nr)
+    pub const fn packed_len(&self, k: usize, n: usize) -> Option<usize> {
+        self.footprint().packed_len(k, n)
     }
 
     /// Columns of a panel of a packed matrix, a divisor of 32. Panels of as many rows take as
     /// many floats, whatever columns they are of.
     #[must_use]
-    pub fn panel(&self) -> usize {
-        self.nr
+    pub const fn panel(&self) -> usize {
+        self.footprint().panel()
     }
 
     /// Some columns of a packed matrix, for a part of a product.
@@ -287,11 +276,11 @@ impl Kernels {
     pub fn packed_columns<'a>(&self, b: Packed<'a>, columns: Range<usize>) -> Packed<'a> {
         let Range { start, end } = columns;
         assert!(start <= end && end <= b.n, "packed_columns: {start}..{end} of {}", b.n);
-        assert!(start.is_multiple_of(self.nr), "packed_columns: {start} is inside a panel");
+        assert!(start.is_multiple_of(self.panel()), "packed_columns: {start} is inside a panel");
         assert_eq!(Some(b.data.len()), self.packed_len(b.k, b.n), "packed_columns: not packed so");
         let n = columns.len();
         let words = self.words(b.k);
-        let data = &b.data[start * words..][..n.next_multiple_of(self.nr) * words];
+        let data = &b.data[start * words..][..n.next_multiple_of(self.panel()) * words];
         Packed { data, n, ..b }
     }
 
@@ -315,15 +304,14 @@ impl Kernels {
     /// `f32`. A of bf16 wants no more, and none where it is multiplied in vectors. It grows with
     /// neither beyond some 100 rows and [`crate::KC`] elements.
     #[must_use]
-    pub fn gemm_scratch_len(&self, m: usize, k: usize) -> usize {
-        (self.products.gemm_scratch)(m, k)
+    pub const fn gemm_scratch_len(&self, m: usize, k: usize) -> usize {
+        self.footprint().gemm_scratch_len(m, k)
     }
 
     /// The same for a product whose result is of bf16. It grows with `k`.
     #[must_use]
-    pub fn gemm_into_halves_scratch_len(&self, m: usize, k: usize) -> usize {
-        let halves = Halved { a: false, c: true };
-        self.products.keeps.map_or(0, |keeps| (keeps.scratch)(halves, m, k))
+    pub const fn gemm_into_halves_scratch_len(&self, m: usize, k: usize) -> usize {
+        self.footprint().gemm_into_halves_scratch_len(m, k)
     }
 
     /// `C = A B`, or `C += A B` with `accumulate`, then what finishes it: an [`crate::Epilogue`], or one
@@ -366,7 +354,7 @@ impl Kernels {
             a_row: a.row,
             a_col: a.col,
             b: b.data.as_ptr(),
-            b_panel: self.words(k) * self.nr,
+            b_panel: self.words(k) * self.panel(),
             c: c.ptr.cast_mut(),
             c_row: c.row,
             accumulate,
@@ -382,7 +370,8 @@ impl Kernels {
             return unsafe { (self.products.gemm)(&g) };
         }
         let keeps = self.keeps();
-        assert!((keeps.scratch)(halves, m, k) <= scratch.len(), "gemm: scratch is too short");
+        let need = kept::scratch_len(self.footprint(), halves, m, k);
+        assert!(need <= scratch.len(), "gemm: scratch is too short");
         assert!(!(halves.c && accumulate), "gemm: a C of bf16 is overwritten");
         // An empty A may lie anywhere.
         let aligned = m == 0 || k == 0 || a.ptr.is_aligned();
@@ -395,8 +384,8 @@ impl Kernels {
     /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result of
     /// `k` products each.
     #[must_use]
-    pub fn unpacked_scratch_len(&self, m: usize, n: usize, k: usize) -> Option<usize> {
-        (self.products.unpacked_scratch)(m, n, k)
+    pub const fn unpacked_scratch_len(&self, m: usize, n: usize, k: usize) -> Option<usize> {
+        self.footprint().unpacked_scratch_len(m, n, k)
     }
 
     /// `C = A B`, or `C += A B`, for operands used once: both are packed on the way. `write` is what
@@ -515,13 +504,13 @@ impl Kernels {
 /// # Panics
 /// If no whole number of elements makes a line of 64 bytes.
 #[must_use]
-pub fn row_stride(cols: usize, size: usize) -> Option<usize> {
+pub const fn row_stride(cols: usize, size: usize) -> Option<usize> {
     const LINE: usize = 64;
     const PERIOD: usize = 4096;
-    assert!(size > 0 && LINE.is_multiple_of(size), "elements of {size} bytes make no line");
+    assert!(size > 0 && LINE.is_multiple_of(size), "elements of this size make no line");
     let line = LINE / size;
-    let whole = cols.checked_next_multiple_of(line)?;
-    let bytes = whole.checked_mul(size)?;
+    let whole = some!(cols.checked_next_multiple_of(line));
+    let bytes = some!(whole.checked_mul(size));
     if bytes > 0 && bytes.is_multiple_of(PERIOD) { whole.checked_add(line) } else { Some(whole) }
 }
 

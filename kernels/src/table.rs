@@ -8,6 +8,7 @@
 use crate::adamw::AdamW;
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
+use crate::footprint::Footprint;
 use crate::gated::{RawGated, RawGatedBackward};
 use crate::isa::{self, Isa};
 use crate::norm::RawNorm;
@@ -38,7 +39,6 @@ use crate::softmax::RawCrossEntropy;
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) lanes: usize,
-    pub(crate) nr: usize,
     pub(crate) products: Products,
     pub(crate) norm_forward: unsafe fn(&RawNorm),
     pub(crate) norm_backward: unsafe fn(&RawNorm),
@@ -71,6 +71,80 @@ pub struct KernelSet {
     pub is_native: bool,
 }
 
+impl KernelSet {
+    /// Of the scalar kernels, on every target.
+    pub const SCALAR: Self = Self::of(Isa::Scalar);
+    /// Of AVX.
+    pub const AVX: Self = Self::of(Isa::Avx);
+    /// Of AVX2 with FMA.
+    pub const AVX2: Self = Self::of(Isa::Avx2);
+    /// Of AVX-512.
+    pub const AVX512: Self = Self::of(Isa::Avx512);
+    /// Of AVX-512 with its products of bf16.
+    pub const AVX512_BF16: Self = Self { dtype: Dtype::Bf16, ..Self::AVX512 };
+    /// Of AMX, whose products are of bf16 in tiles.
+    pub const AMX: Self = Self { isa: Isa::Amx, ..Self::AVX512_BF16 };
+
+    /// All that there are kernels for on any target.
+    pub const ALL: [Self; 10] = [
+        Self::SCALAR,
+        Self::SCALAR.converting(),
+        Self::AVX,
+        Self::AVX.converting(),
+        Self::AVX2,
+        Self::AVX2.converting(),
+        Self::AVX512,
+        Self::AVX512.converting(),
+        Self::AVX512_BF16,
+        Self::AMX,
+    ];
+
+    const fn of(isa: Isa) -> Self {
+        Self { isa, dtype: Dtype::F32, is_native: true }
+    }
+
+    /// With products of bf16 by conversion: see [`Kernels::converting`].
+    #[must_use]
+    pub const fn converting(self) -> Self {
+        Self { dtype: Dtype::Bf16, is_native: false, ..self }
+    }
+
+    /// The [`Footprint`] of the kernels of this name, whether or not this CPU runs them; `None` if there
+    /// are none, on this target. So memory can be planned for another machine, or before there is any.
+    #[must_use]
+    pub const fn footprint(self) -> Option<Footprint> {
+        match self.table() {
+            Some(kernels) => Some(kernels.footprint()),
+            None => None,
+        }
+    }
+
+    /// The kernels: not to be handed out, for the CPU was not asked.
+    pub(crate) const fn table(self) -> Option<&'static Kernels> {
+        Some(match (self.isa, self.dtype, self.is_native) {
+            (Isa::Scalar, Dtype::F32, true) => &isa::scalar::F32,
+            (Isa::Scalar, Dtype::Bf16, false) => &isa::scalar::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx, Dtype::F32, true) => &isa::avx::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx, Dtype::Bf16, false) => &isa::avx::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::F32, true) => &isa::avx2::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::Bf16, false) => &isa::avx2::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Dtype::F32, true) => &isa::avx512::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Dtype::Bf16, false) => &isa::avx512::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Dtype::Bf16, true) => &isa::avx512bf16::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Dtype::Bf16, true) => &isa::amx_bf16::BF16,
+            _ => return None,
+        })
+    }
+}
+
 impl core::fmt::Display for KernelSet {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let products = match (self.dtype, self.is_native) {
@@ -91,7 +165,7 @@ impl core::fmt::Debug for Kernels {
 impl Kernels {
     /// The scalar kernels: the oracle, on every target.
     #[must_use]
-    pub fn scalar() -> &'static Self {
+    pub const fn scalar() -> &'static Self {
         &isa::scalar::F32
     }
 
@@ -137,9 +211,7 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Dtype::Bf16 if self.isa == Isa::Amx => &isa::amx_bf16::BF16,
             #[cfg(target_arch = "x86_64")]
-            Dtype::Bf16 if self.products.depth == 2 || self.isa.has_bf16() => {
-                &isa::avx512bf16::BF16
-            }
+            Dtype::Bf16 if self.keeps_halves() || self.isa.has_bf16() => &isa::avx512bf16::BF16,
             Dtype::Bf16 => self.converting(),
         }
     }
@@ -224,23 +296,32 @@ impl Kernels {
 
     /// The instruction set of this table.
     #[must_use]
-    pub fn isa(&self) -> Isa {
+    pub const fn isa(&self) -> Isa {
         self.isa
     }
 
     /// Which kernels these are: what of [`Isa::Amx`] does not multiply in tiles is that of
     /// [`Isa::Avx512`], and has its name.
     #[must_use]
-    pub fn set(&self) -> KernelSet {
+    pub const fn set(&self) -> KernelSet {
         let (dtype, is_native) = (self.dtype(), self.is_native());
-        let in_tiles = dtype == Dtype::Bf16 && is_native;
-        let isa = if self.isa == Isa::Amx && !in_tiles { Isa::Avx512 } else { self.isa };
+        let in_tiles = matches!(dtype, Dtype::Bf16) && is_native;
+        let isa = match self.isa {
+            Isa::Amx if !in_tiles => Isa::Avx512,
+            isa => isa,
+        };
         KernelSet { isa, dtype, is_native }
+    }
+
+    /// What the memory that these kernels want depends on.
+    #[must_use]
+    pub const fn footprint(&self) -> Footprint {
+        self.products.footprint
     }
 
     /// Floats in a vector register.
     #[must_use]
-    pub fn lanes(&self) -> usize {
+    pub const fn lanes(&self) -> usize {
         self.lanes
     }
 

@@ -42,6 +42,7 @@ use super::{
     fetch_next, most_of_block, query_block, room_for_words, score_stride, words_of,
 };
 use crate::elements::RawOperand;
+use crate::footprint::Footprint;
 use crate::gemm::format::{Format, Single};
 use crate::gemm::pack::{self, packed_b_len};
 use crate::simd::Simd;
@@ -74,7 +75,8 @@ pub(super) struct Areas {
 impl Areas {
     /// For `queries` queries and `span` of a head's keys, and the floats that they take.
     #[inline(always)]
-    pub(super) fn new<S: Simd, F: Format<S>>(
+    pub(super) const fn new(
+        f: Footprint,
         scratch: *mut f32,
         queries: usize,
         span: usize,
@@ -82,34 +84,35 @@ impl Areas {
         wanted: Wanted,
     ) -> (Self, Option<usize>) {
         let mut pieces = Pieces::of(scratch);
-        let block = most_of_block::<S, F>(queries);
-        let stride = score_stride::<S>(span);
-        let not_for = |part: Wanted, len: Option<usize>| if wanted == part { Some(0) } else { len };
+        let block = most_of_block(f, queries);
+        let stride = score_stride(f, span);
+        let has_keys = !matches!(wanted, Wanted::Queries);
+        let has_queries = !matches!(wanted, Wanted::Keys);
         // Words of one element take the place of the floats that they are made of.
-        let strip = if F::DEPTH == 1 && wanted != Wanted::Queries { 0 } else { F::MR };
-        let transposed = packed_b_len(F::words(head), span, S::NR);
-        let packed_rows = if F::TILES {
-            head.checked_mul(F::words(block))
+        let strip = if f.depth == 1 && has_keys { 0 } else { f.mr };
+        let transposed = packed_b_len(f.words(head), span, f.nr);
+        let packed_rows = if f.tiles {
+            head.checked_mul(f.words(block))
         } else {
-            packed_b_len(F::words(block), head, S::NR)
+            packed_b_len(f.words(block), head, f.nr)
         };
-        let words = room_for_words::<S, F>(span, block, head);
-        let (of_queries, of_keys) = Sums::room::<S, F>(span, block, head);
+        let words = room_for_words(f, span, block, head);
+        let (of_queries, of_keys) = Sums::room(f, span, block, head);
         let areas = Self {
             p: pieces.take(Some(strip * stride)),
             ds: pieces.take(Some(strip * stride)),
-            p_block: pieces.take(not_for(Wanted::Queries, Some(F::words(block) * stride))),
-            ds_block: pieces.take(not_for(Wanted::Queries, Some(F::words(block) * stride))),
+            p_block: pieces.take_if(has_keys, Some(f.words(block) * stride)),
+            ds_block: pieces.take_if(has_keys, Some(f.words(block) * stride)),
             q: pieces.take(words),
             dout: pieces.take(words),
-            dq: pieces.take(not_for(Wanted::Keys, of_queries)),
-            dk: pieces.take(not_for(Wanted::Queries, of_keys)),
-            dv: pieces.take(not_for(Wanted::Queries, of_keys)),
-            q_rows: pieces.take(not_for(Wanted::Queries, packed_rows)),
-            dout_rows: pieces.take(not_for(Wanted::Queries, packed_rows)),
+            dq: pieces.take_if(has_queries, of_queries),
+            dk: pieces.take_if(has_keys, of_keys),
+            dv: pieces.take_if(has_keys, of_keys),
+            q_rows: pieces.take_if(has_keys, packed_rows),
+            dout_rows: pieces.take_if(has_keys, packed_rows),
             keys_t: pieces.take(transposed),
             values_t: pieces.take(transposed),
-            keys: pieces.take(not_for(Wanted::Keys, packed_b_len(F::words(span), head, S::NR))),
+            keys: pieces.take_if(has_queries, packed_b_len(f.words(span), head, f.nr)),
         };
         (areas, pieces.len)
     }
@@ -134,8 +137,8 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>, const STARTS: bool>(
         (Some(_), None) => Wanted::Queries,
         _ => Wanted::Keys,
     };
-    let areas = Areas::new::<S, F>(a.scratch, a.queries, n, head, wanted).0;
-    let size = query_block::<S, F>();
+    let areas = Areas::new(F::FOOTPRINT, a.scratch, a.queries, n, head, wanted).0;
+    let size = query_block(F::FOOTPRINT);
     let sums = Sums::new::<S, F>(a, areas.dq, areas.dk, areas.dv);
     let unit = &mut f.unit();
     // SAFETY: `scratch` holds the areas; the rest is the caller's promise.
@@ -280,7 +283,7 @@ impl<'a> Block<'a> {
             return;
         }
         let rows = queries.end - queries.start;
-        let stride = score_stride::<S>(n);
+        let stride = score_stride(F::FOOTPRINT, n);
         // SAFETY: passed on from the caller; scratch holds what the areas say.
         unsafe {
             let first = queries.start - self.queries.start;
@@ -411,7 +414,7 @@ impl<'a> Block<'a> {
     ) {
         let (a, Span { start, end }) = (self.a, self.queries);
         let (low, n, head) = (a.cols.start, a.cols.end - a.cols.start, a.head);
-        let stride = score_stride::<S>(n);
+        let stride = score_stride(F::FOOTPRINT, n);
         let all = F::words(end - start);
         let mut j = self.first_strip::<STARTS>(keys, F::MR);
         let mut until = 0;

@@ -25,6 +25,7 @@ use super::{
     sum_stride, words_of,
 };
 use crate::elements::RawOperand;
+use crate::footprint::{Footprint, most};
 use crate::gemm::LINE;
 use crate::gemm::format::Format;
 use crate::gemm::pack::packed_b_len;
@@ -48,22 +49,23 @@ pub(super) struct Areas {
 impl Areas {
     /// For `keys` keys, and the floats that they take.
     #[inline(always)]
-    pub(super) fn new<S: Simd, F: Format<S>>(
+    pub(super) const fn new(
+        f: Footprint,
         scratch: *mut f32,
         keys: usize,
         head: usize,
     ) -> (Self, Option<usize>) {
         let mut pieces = Pieces::of(scratch);
         // There are no more queries than keys.
-        let block = most_of_block::<S, F>(keys);
+        let block = most_of_block(f, keys);
         // A few queries have a row of scores of all keys.
-        let scores = (F::MR * score_stride::<S>(keys)).max(keys);
+        let scores = most(f.mr * score_stride(f, keys), keys);
         let areas = Self {
             scores: pieces.take(Some(scores)),
-            keys_t: pieces.take(packed_b_len(F::words(head), keys, S::NR)),
-            values: pieces.take(packed_b_len(F::words(keys), head, S::NR)),
-            q: pieces.take(room_for_words::<S, F>(keys, block, head)),
-            out: pieces.take(room_for_sums::<S, F>(keys, block, head)),
+            keys_t: pieces.take(packed_b_len(f.words(head), keys, f.nr)),
+            values: pieces.take(packed_b_len(f.words(keys), head, f.nr)),
+            q: pieces.take(room_for_words(f, keys, block, head)),
+            out: pieces.take(room_for_sums(f, keys, block, head)),
         };
         (areas, pieces.len)
     }
@@ -81,12 +83,12 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>, const STARTS: bool>(
     let (keys, head) = (a.first + a.rows.end, a.head);
     // Packing the keys pays from a few rows on; one new token reads them in place.
     if a.queries < S::MR && a.dropout.is_none() {
-        let Areas { scores, q, .. } = Areas::new::<S, F>(a.scratch, a.keys, head).0;
+        let Areas { scores, q, .. } = Areas::new(F::FOOTPRINT, a.scratch, a.keys, head).0;
         // SAFETY: passed on from the caller.
         return unsafe { few_queries::<S, F, STARTS>(s, f, a, scores, q) };
     }
-    let areas = Areas::new::<S, F>(a.scratch, keys, head).0;
-    let direct = in_place::<S, F>(keys);
+    let areas = Areas::new(F::FOOTPRINT, a.scratch, keys, head).0;
+    let direct = in_place(F::FOOTPRINT, keys);
     let unit = &mut f.unit();
     // SAFETY: `scratch` holds the areas; the rest is the caller's promise.
     unsafe {
@@ -97,13 +99,13 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>, const STARTS: bool>(
         (F::PACK_B)(RawOperand::floats(v, a.v.stride, 1), keys - from, head, areas.values);
         let mut start = a.rows.start;
         while start < a.rows.end {
-            let end = a.rows.end.min(start + query_block::<S, F>());
+            let end = a.rows.end.min(start + query_block(F::FOOTPRINT));
             let q = Rows { ptr: a.q.ptr.add(start * a.q.stride), ..a.q };
             let q = words_of(s, f, q, (end - start, head), areas.q, direct);
             let out = if direct {
                 a.out.from(start - a.rows.start)
             } else {
-                RowsMut { ptr: areas.out, stride: sum_stride::<S, F>(head).unwrap_or(0) }
+                RowsMut { ptr: areas.out, stride: sum_stride(F::FOOTPRINT, head).unwrap_or(0) }
             };
             let mut block = Block {
                 a,
@@ -177,7 +179,7 @@ impl Block<'_> {
         let again = block > start;
         let is_last = a.first + queries.end <= block + KEY_BLOCK;
         let first = queries.start - self.start;
-        let stride = score_stride::<S>(self.keys.end);
+        let stride = score_stride(F::FOOTPRINT, self.keys.end);
         let scores = RowsMut { ptr: areas.scores, stride };
         let words = F::words(head);
         // SAFETY: passed on from the caller; scratch holds what the areas say.

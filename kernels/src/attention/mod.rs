@@ -36,6 +36,7 @@ mod sums;
 
 use crate::dropout::Dropout;
 use crate::elements::Floats;
+use crate::footprint::{Footprint, least, some};
 use crate::gemm::LINE;
 use crate::gemm::format::Format;
 use crate::gemm::micro::Tile;
@@ -187,8 +188,8 @@ fn fetch_next<S: Simd, const N: usize>(s: S, from: [Rows; N], head: usize, row: 
 
 /// Queries or keys that parts of a head start at multiples of: whole strips, however high
 /// those are on the instruction set at hand.
-pub(crate) const fn part<S: Simd, F: Format<S>>() -> usize {
-    if F::TILES { F::MR } else { 24 }
+pub(crate) const fn part(f: Footprint) -> usize {
+    if f.tiles { f.mr } else { 24 }
 }
 
 /// Keys of a block: a multiple of every `NR` and `MR`, and of the keys in a line of words.
@@ -201,8 +202,8 @@ pub(crate) const KEY_BLOCK: usize = 384;
 /// Queries of a block: a multiple of `MR`. Blocks of the backward pass start at multiples of it,
 /// but for a part's first, which starts with a strip: they decide in what order the gradients of
 /// keys and values are summed.
-pub(crate) const fn query_block<S: Simd, F: Format<S>>() -> usize {
-    if F::TILES { 128 } else { 48 }
+pub(crate) const fn query_block(f: Footprint) -> usize {
+    if f.tiles { 128 } else { 48 }
 }
 
 /// Queries of the largest block.
@@ -212,8 +213,8 @@ const MOST_ROWS: usize = 32;
 
 /// Floats between two rows of scores of up to so many keys: whole panels, and a line more, for
 /// rows a multiple of 4 KiB apart would all lie in the same few places of the L1 cache.
-pub(crate) fn score_stride<S: Simd>(keys: usize) -> usize {
-    keys.min(KEY_BLOCK).next_multiple_of(S::NR) + LINE
+pub(crate) const fn score_stride(f: Footprint, keys: usize) -> usize {
+    least(keys, KEY_BLOCK).next_multiple_of(f.nr) + LINE
 }
 
 /// A product of up to `MR` rows with panels: what its A and C are.
@@ -272,8 +273,8 @@ impl Strip {
 /// Rows of a matrix are often a multiple of 2 KiB apart, which puts all of them into the same few
 /// places of the caches. Those of more than one block of keys are gone over often, and tiles want
 /// whole lines: there they are kept side by side in scratch.
-const fn in_place<S: Simd, F: Format<S>>(keys: usize) -> bool {
-    !F::TILES && keys <= KEY_BLOCK
+const fn in_place(f: Footprint, keys: usize) -> bool {
+    !f.tiles && keys <= KEY_BLOCK
 }
 
 /// The words of some rows of `head` floats: side by side in `room`, or where they are floats that
@@ -305,24 +306,24 @@ unsafe fn words_of<S: Simd, F: Format<S>>(
 }
 
 /// Floats of room that [`words_of`] wants for `block` queries of a head of `keys` keys.
-fn room_for_words<S: Simd, F: Format<S>>(keys: usize, block: usize, head: usize) -> Option<usize> {
-    let stay = F::IS_PLAIN && in_place::<S, F>(keys);
-    if stay { Some(0) } else { F::words(head).checked_mul(block) }
+const fn room_for_words(f: Footprint, keys: usize, block: usize, head: usize) -> Option<usize> {
+    let stay = f.plain && in_place(f, keys);
+    if stay { Some(0) } else { f.words(head).checked_mul(block) }
 }
 
 /// Queries of the largest block of up to so many: whole strips.
-fn most_of_block<S: Simd, F: Format<S>>(queries: usize) -> usize {
-    query_block::<S, F>().min(queries.div_ceil(F::MR).saturating_mul(F::MR))
+const fn most_of_block(f: Footprint, queries: usize) -> usize {
+    least(query_block(f), queries.div_ceil(f.mr).saturating_mul(f.mr))
 }
 
 /// Floats between two rows of what is summed of a head: whole tiles where there are any.
-fn sum_stride<S: Simd, F: Format<S>>(head: usize) -> Option<usize> {
-    head.checked_next_multiple_of(if F::TILES { S::NR } else { LINE })
+const fn sum_stride(f: Footprint, head: usize) -> Option<usize> {
+    head.checked_next_multiple_of(if f.tiles { f.nr } else { LINE })
 }
 
 /// Floats of scratch for so many rows of sums in a head of `keys` keys.
-fn room_for_sums<S: Simd, F: Format<S>>(keys: usize, rows: usize, head: usize) -> Option<usize> {
-    if in_place::<S, F>(keys) { Some(0) } else { sum_stride::<S, F>(head)?.checked_mul(rows) }
+const fn room_for_sums(f: Footprint, keys: usize, rows: usize, head: usize) -> Option<usize> {
+    if in_place(f, keys) { Some(0) } else { some!(sum_stride(f, head)).checked_mul(rows) }
 }
 
 /// Hands out pieces of scratch, or only counts them.
@@ -332,25 +333,39 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn of(scratch: *mut f32) -> Self {
+    const fn of(scratch: *mut f32) -> Self {
         Self { next: scratch, len: Some(0) }
     }
 
     /// The next `len` floats, and what is left of their last line; of no use once a length has
     /// overflowed.
     #[inline(always)]
-    fn take(&mut self, len: Option<usize>) -> *mut f32 {
+    const fn take(&mut self, len: Option<usize>) -> *mut f32 {
         let piece = self.next;
-        let len = len.and_then(|len| len.checked_next_multiple_of(LINE));
-        self.next = piece.wrapping_add(len.unwrap_or(0));
-        self.len = self.len.zip(len).and_then(|(all, len)| all.checked_add(len));
+        let len = match len {
+            Some(len) => len.checked_next_multiple_of(LINE),
+            None => None,
+        };
+        self.len = match (self.len, len) {
+            (Some(all), Some(len)) => {
+                self.next = piece.wrapping_add(len);
+                all.checked_add(len)
+            }
+            _ => None,
+        };
         piece
+    }
+
+    /// [`Pieces::take`] if the floats are wanted, or else none.
+    #[inline(always)]
+    const fn take_if(&mut self, wanted: bool, len: Option<usize>) -> *mut f32 {
+        self.take(if wanted { len } else { Some(0) })
     }
 }
 
 /// Floats of scratch for the forward pass over up to `keys` keys, `None` on overflow.
-pub(crate) fn forward_scratch<S: Simd, F: Format<S>>(keys: usize, head: usize) -> Option<usize> {
-    forward::Areas::new::<S, F>(core::ptr::null_mut(), keys, head).1
+pub(crate) const fn forward_scratch(f: Footprint, keys: usize, head: usize) -> Option<usize> {
+    forward::Areas::new(f, core::ptr::null_mut(), keys, head).1
 }
 
 /// What of a head the backward pass is for.
@@ -365,13 +380,14 @@ pub(crate) enum Wanted {
 
 /// Floats of scratch for the backward pass of a head of `queries` queries over `span` of its keys,
 /// `None` on overflow.
-pub(crate) fn backward_scratch<S: Simd, F: Format<S>>(
+pub(crate) const fn backward_scratch(
+    f: Footprint,
     queries: usize,
     span: usize,
     head: usize,
     wanted: Wanted,
 ) -> Option<usize> {
-    backward::Areas::new::<S, F>(core::ptr::null_mut(), queries, span, head, wanted).1
+    backward::Areas::new(f, core::ptr::null_mut(), queries, span, head, wanted).1
 }
 
 /// Dot product of two rows of `n` floats, each in the precision of a format.

@@ -3,6 +3,7 @@
 
 use super::{RawAttention, Rows, RowsMut, Span, in_place, room_for_sums, sum_stride};
 use crate::elementwise::copy_rows;
+use crate::footprint::{Footprint, some};
 use crate::gemm::LINE;
 use crate::gemm::format::Format;
 use crate::simd::{MOST_LANES, Simd, store_up_to};
@@ -21,17 +22,18 @@ pub(super) struct Sums {
 impl Sums {
     /// Floats of scratch for dQ of a block of `block` queries, and for dK or dV of `span` keys.
     #[inline(always)]
-    pub(super) fn room<S: Simd, F: Format<S>>(
+    pub(super) const fn room(
+        f: Footprint,
         span: usize,
         block: usize,
         head: usize,
     ) -> (Option<usize>, Option<usize>) {
-        let of_keys = if F::TILES {
-            turned_stride::<S>(span).and_then(|row| row.checked_mul(head))
-        } else {
-            room_for_sums::<S, F>(span, span, head)
+        let of_keys = match turned_stride(f, span) {
+            _ if !f.tiles => room_for_sums(f, span, span, head),
+            Some(row) => row.checked_mul(head),
+            None => None,
         };
-        (room_for_sums::<S, F>(span, block, head), of_keys)
+        (room_for_sums(f, span, block, head), of_keys)
     }
 
     /// In the room at `dq`, `dk` and `dv`, if they want any.
@@ -43,12 +45,12 @@ impl Sums {
         dv: *mut f32,
     ) -> Self {
         let n = a.cols.end - a.cols.start;
-        if in_place::<S, F>(n) {
+        if in_place(F::FOOTPRINT, n) {
             let (dk, dv) = a.dkv.unwrap_or((RowsMut::NONE, RowsMut::NONE));
             return Self { direct: true, dq: a.dq.unwrap_or(RowsMut::NONE), dk, dv };
         }
-        let stride = sum_stride::<S, F>(a.head).unwrap_or(0);
-        let turned = if F::TILES { turned_stride::<S>(n).unwrap_or(0) } else { stride };
+        let stride = sum_stride(F::FOOTPRINT, a.head).unwrap_or(0);
+        let turned = if F::TILES { turned_stride(F::FOOTPRINT, n).unwrap_or(0) } else { stride };
         let [dk, dv] = [dk, dv].map(|ptr| RowsMut { ptr, stride: turned });
         Self { direct: false, dq: RowsMut { ptr: dq, stride }, dk, dv }
     }
@@ -96,8 +98,8 @@ impl Sums {
 }
 
 /// Floats between two rows of transposed sums: whole panels, and a line more, as of scores.
-fn turned_stride<S: Simd>(keys: usize) -> Option<usize> {
-    keys.checked_next_multiple_of(S::NR)?.checked_add(LINE)
+const fn turned_stride(f: Footprint, keys: usize) -> Option<usize> {
+    some!(keys.checked_next_multiple_of(f.nr)).checked_add(LINE)
 }
 
 /// Writes the `rows x cols` transpose of `from`.

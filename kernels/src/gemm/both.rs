@@ -10,12 +10,13 @@ use super::format::Format;
 use super::pack::{pack_a, packed_a_len, packed_b_len};
 use super::{KC, RawGemm, is_lines, micro};
 use crate::elements::RawOperand;
+use crate::footprint::{Footprint, least, some};
 use crate::simd::Simd;
 
 /// Floats of scratch for an `m x n` result of `k` products each: one block of either.
-pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, n: usize, k: usize) -> Option<usize> {
-    let words = F::words(KC.min(k));
-    packed_a_len(m, words, F::MR)?.checked_add(packed_b_len(words, n, S::NR)?)
+pub(crate) const fn scratch_len(f: Footprint, m: usize, n: usize, k: usize) -> Option<usize> {
+    let words = f.words(least(KC, k));
+    some!(packed_a_len(m, words, f.mr)).checked_add(some!(packed_b_len(words, n, f.nr)))
 }
 
 /// `C (+)= A B` with `a` an `m x k` and `b` a `k x n` matrix (those of `g` are ignored).

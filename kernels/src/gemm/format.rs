@@ -21,6 +21,7 @@ use super::fetch::Fetch;
 use super::micro::{self, Tile, TileFn};
 use super::pack::PackFn;
 use crate::elements::{Elements, Floats};
+use crate::footprint::Footprint;
 use crate::simd::{MOST_LANES, Simd};
 
 /// A way to hold operands, on one instruction set. A value is a token, as of [`Simd`].
@@ -36,6 +37,15 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// Whether words are read in tiles: a row of A in one piece, in packed A too, that has whole
     /// lines of words, zeros at the end. Scratch that begins where a cache line does is faster.
     const TILES: bool = false;
+
+    /// These, as sizes are computed from.
+    const FOOTPRINT: Footprint = Footprint {
+        nr: S::NR,
+        mr: Self::MR,
+        depth: Self::DEPTH,
+        plain: Self::IS_PLAIN,
+        tiles: Self::TILES,
+    };
 
     /// What a thread sets up to multiply, from the first product of a call to the last.
     type Unit;
@@ -106,8 +116,7 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// Words that `k` elements take: some formats have whole groups of them, and zeros at the end.
     #[inline(always)]
     fn words(k: usize) -> usize {
-        let words = k.div_ceil(Self::DEPTH);
-        if Self::TILES { words.next_multiple_of(LINE) } else { words }
+        Self::FOOTPRINT.words(k)
     }
 
     /// The words of elements `low` and, where a word has two, `high`, which come one

@@ -13,6 +13,7 @@ use super::fetch::{Ahead, Near, Run};
 use super::format::Format;
 use super::{KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
 use crate::elements::{Elements, Floats};
+use crate::footprint::{Footprint, least};
 use crate::simd::Simd;
 
 /// Which matrices of a product are of bf16; `a` and `c` of [`RawGemm`] point to them then.
@@ -23,11 +24,11 @@ pub(crate) struct Halved {
 }
 
 /// Floats of scratch that [`gemm`] wants for `m` rows of `k` elements.
-pub(crate) fn scratch_len<S: Simd, F: Format<S>>(halves: Halved, m: usize, k: usize) -> usize {
+pub(crate) const fn scratch_len(f: Footprint, halves: Halved, m: usize, k: usize) -> usize {
     match halves {
-        Halved { a: true, .. } if !F::TILES => 0,
-        Halved { c: true, .. } => m.min(ROWS) * F::words(k),
-        _ => super::scratch_len::<S, F>(m, k),
+        Halved { a: true, .. } if !f.tiles => 0,
+        Halved { c: true, .. } => least(m, ROWS) * f.words(k),
+        _ => super::scratch_len(f, m, k),
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) mod pack;
 pub(crate) mod tiled;
 
 use crate::elements::{Bf16, Elements, Floats, RawOperand};
+use crate::footprint::{Footprint, least, most};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
 pub(crate) use epilogue::RawEpilogue;
@@ -120,11 +121,11 @@ impl ColumnSums {
 const ROWS: usize = 128;
 
 /// Floats of scratch that [`converted`] and [`tiles`] want for up to `m` rows of up to `k` elements.
-pub(crate) fn scratch_len<S: Simd, F: Format<S>>(m: usize, k: usize) -> usize {
-    let block = m.min(ROWS) * F::words(k.min(KC));
+pub(crate) const fn scratch_len(f: Footprint, m: usize, k: usize) -> usize {
+    let block = least(m, ROWS) * f.words(least(k, KC));
     // Not by `few_rows`: more rows of fewer elements may go through it.
-    let few = if F::TILES { 0 } else { m.min(few::ROWS) * F::words(k) };
-    block.max(few.min(ROWS * F::words(KC)))
+    let few = if f.tiles { 0 } else { least(m, few::ROWS) * f.words(k) };
+    most(block, least(few, ROWS * f.words(KC)))
 }
 
 /// Most rows of `k` elements that go through [`few`]: all their words take no more scratch

@@ -1,0 +1,220 @@
+//! How much memory kernels want, as arithmetic on a few numbers: at run time, or in a `const`.
+//!
+//! A [`Footprint`] is all that sizes depend on. The kernels of a format have theirs as a constant, which
+//! they lay out their scratch by; a table gives it out ([`Kernels::footprint`]), and so does the name of
+//! a table, without the CPU that runs it ([`KernelSet::footprint`]).
+
+use crate::attention::{self, Wanted};
+use crate::elements::RawOperand;
+use crate::fresh;
+use crate::gemm::kept::{self, Halved};
+use crate::gemm::pack::packed_b_len;
+use crate::gemm::{self, LINE};
+use crate::product::row_stride;
+
+#[expect(unused_imports, reason = "docs name them")]
+use crate::{KernelSet, Kernels};
+
+/// What the memory that kernels want depends on. Lengths are in floats, `None` on overflow.
+///
+/// ```
+/// use cllm_kernels::{Footprint, KernelSet, Kernels};
+///
+/// const SCALAR: Footprint = match KernelSet::SCALAR.footprint() {
+///     Some(footprint) => footprint,
+///     None => panic!("scalar kernels are there on every target"),
+/// };
+/// // Memory for a packed matrix of 10 x 30, as a static.
+/// const LEN: usize = match SCALAR.packed_len(10, 30) {
+///     Some(len) => len,
+///     None => panic!("too large"),
+/// };
+/// static PACKED: [f32; LEN] = [0.0; LEN];
+/// assert_eq!(Some(PACKED.len()), Kernels::scalar().packed_len(10, 30));
+/// assert_eq!(Kernels::scalar().footprint(), SCALAR);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Columns and rows of a register block.
+    pub(crate) nr: usize,
+    pub(crate) mr: usize,
+    /// Elements of the inner dimension in a word of a packed operand. Formats of two keep operands that
+    /// lie in memory as bf16.
+    pub(crate) depth: usize,
+    /// Floats are words as they lie.
+    pub(crate) plain: bool,
+    /// Words are read in tiles: rows have whole lines of them.
+    pub(crate) tiles: bool,
+}
+
+/// `?` of an `Option` in a `const fn`.
+macro_rules! some {
+    ($option:expr) => {
+        match $option {
+            Some(value) => value,
+            None => return None,
+        }
+    };
+}
+pub(crate) use some;
+
+/// The lesser and the greater of two lengths, in a `const fn`.
+pub(crate) const fn least(a: usize, b: usize) -> usize {
+    if a < b { a } else { b }
+}
+
+pub(crate) const fn most(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
+}
+
+impl Footprint {
+    /// Words of a packed operand that `k` elements take: some formats have whole groups of them.
+    #[inline(always)]
+    pub(crate) const fn words(self, k: usize) -> usize {
+        let words = k.div_ceil(self.depth);
+        if self.tiles { words.next_multiple_of(LINE) } else { words }
+    }
+
+    /// As [`Kernels::keeps_halves`].
+    #[must_use]
+    pub const fn keeps_halves(self) -> bool {
+        self.depth == 2
+    }
+
+    /// As [`Kernels::keeps_halves_of`].
+    #[must_use]
+    pub const fn keeps_halves_of(self, cols: usize) -> bool {
+        self.keeps_halves() && cols.is_multiple_of(2)
+    }
+
+    /// As [`Kernels::operand_stride`].
+    #[must_use]
+    pub const fn operand_stride(self, cols: usize) -> Option<usize> {
+        row_stride(cols, RawOperand::bytes_of(self.keeps_halves_of(cols)))
+    }
+
+    /// As [`Kernels::operand_len`].
+    #[must_use]
+    pub const fn operand_len(self, rows: usize, cols: usize) -> Option<usize> {
+        let elements = some!(rows.checked_mul(some!(self.operand_stride(cols))));
+        Some(if self.keeps_halves_of(cols) { elements / 2 } else { elements })
+    }
+
+    /// As [`Kernels::packed_len`].
+    #[must_use]
+    pub const fn packed_len(self, k: usize, n: usize) -> Option<usize> {
+        packed_b_len(self.words(k), n, self.nr)
+    }
+
+    /// As [`Kernels::panel`].
+    #[must_use]
+    pub const fn panel(self) -> usize {
+        self.nr
+    }
+
+    /// As [`Kernels::gemm_scratch_len`].
+    #[must_use]
+    pub const fn gemm_scratch_len(self, m: usize, k: usize) -> usize {
+        if self.plain { 0 } else { gemm::scratch_len(self, m, k) }
+    }
+
+    /// As [`Kernels::gemm_into_halves_scratch_len`].
+    #[must_use]
+    pub const fn gemm_into_halves_scratch_len(self, m: usize, k: usize) -> usize {
+        let halves = Halved { a: false, c: true };
+        if self.keeps_halves() { kept::scratch_len(self, halves, m, k) } else { 0 }
+    }
+
+    /// As [`Kernels::unpacked_scratch_len`].
+    #[must_use]
+    pub const fn unpacked_scratch_len(self, m: usize, n: usize, k: usize) -> Option<usize> {
+        gemm::both::scratch_len(self, m, n, k)
+    }
+
+    /// As [`Kernels::fresh_scratch_len`].
+    #[must_use]
+    pub const fn fresh_scratch_len(
+        self,
+        m: usize,
+        k: usize,
+        n: usize,
+        into_halves: bool,
+    ) -> Option<usize> {
+        let slab = some!(fresh::slab_len(self, k, n, into_halves));
+        let product = if into_halves {
+            self.gemm_into_halves_scratch_len(m, k)
+        } else {
+            self.gemm_scratch_len(m, k)
+        };
+        slab.checked_add(product)
+    }
+
+    /// As [`Kernels::attention_block`].
+    #[must_use]
+    pub const fn attention_block(self) -> usize {
+        attention::part(self)
+    }
+
+    /// As [`Kernels::attention_scratch_len`].
+    #[must_use]
+    pub const fn attention_scratch_len(self, keys: usize, head: usize) -> Option<usize> {
+        attention::forward_scratch(self, keys, head)
+    }
+
+    /// As [`Kernels::attention_backward_scratch_len`].
+    #[must_use]
+    pub const fn attention_backward_scratch_len(self, keys: usize, head: usize) -> Option<usize> {
+        attention::backward_scratch(self, keys, keys, head, Wanted::All)
+    }
+
+    /// As [`Kernels::attention_backward_queries_scratch_len`].
+    #[must_use]
+    pub const fn attention_backward_queries_scratch_len(
+        self,
+        keys: usize,
+        head: usize,
+    ) -> Option<usize> {
+        attention::backward_scratch(self, keys, keys, head, Wanted::Queries)
+    }
+
+    /// As [`Kernels::attention_backward_keys_scratch_len`].
+    #[must_use]
+    pub const fn attention_backward_keys_scratch_len(
+        self,
+        keys: usize,
+        part: usize,
+        head: usize,
+    ) -> Option<usize> {
+        attention::backward_scratch(self, keys, least(part, keys), head, Wanted::Keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Dtype, Isa, KernelSet, Kernels};
+
+    #[test]
+    fn names_have_the_footprints_of_their_kernels() {
+        let mut known = 0;
+        for set in KernelSet::ALL {
+            let Some(kernels) = set.table() else { continue };
+            known += 1;
+            assert_eq!(kernels.set(), set);
+            assert_eq!(set.footprint(), Some(kernels.footprint()));
+            assert_eq!(kernels.products.keeps.is_some(), kernels.keeps_halves(), "{set}");
+            assert!(kernels.panel().is_multiple_of(kernels.lanes()), "{set}");
+        }
+        assert_eq!(known, if cfg!(target_arch = "x86_64") { 10 } else { 2 });
+        // And whatever is handed out has a name.
+        for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
+            let others = [kernels, kernels.converting(), kernels.with_dtype(Dtype::Bf16)];
+            for kernels in others {
+                assert!(KernelSet::ALL.contains(&kernels.set()));
+                assert_eq!(kernels.set().footprint(), Some(kernels.footprint()));
+            }
+        }
+        // There is no such thing as native products of bf16 in scalar kernels.
+        let nonsense = KernelSet { dtype: Dtype::Bf16, ..KernelSet::SCALAR };
+        assert_eq!(nonsense.footprint(), None);
+    }
+}
