@@ -15,99 +15,20 @@
 //! The arena of all adapters, block by block, lies behind that of the model's parameters; gradients
 //! and moments are of adapters alone.
 
+mod site;
+
+pub use site::{AdapterSite, AdapterSites};
+
+use crate::arithmetic::{ok, some};
 use crate::config::{MAX_DIMENSION, ModelConfig};
-use crate::line::LANES;
+use crate::message::Argument::{Float, Number, Word};
+use crate::message::Message;
 use crate::params::{ParamSpec, ParamTable};
+use crate::plan::Bump;
 use crate::program::Matrix;
+use AdapterSite::{Fc, Gate, Keys, Qkv, Queries, Up, Values};
 use core::fmt;
 use core::ops::Range;
-
-/// Which matrix of every block has an adapter, or which part of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum AdapterSite {
-    /// Queries, keys and values together.
-    Qkv,
-    /// Queries alone.
-    Queries,
-    /// Keys alone.
-    Keys,
-    /// Values alone.
-    Values,
-    /// Output projection of attention.
-    AttnOut,
-    /// First matrix of the feed-forward layer, all of it.
-    Fc,
-    /// Its gate alone.
-    Gate,
-    /// What that lets through alone.
-    Up,
-    /// Second matrix of the feed-forward layer.
-    MlpOut,
-}
-
-use AdapterSite::{AttnOut, Fc, Gate, Keys, MlpOut, Qkv, Queries, Up, Values};
-
-impl AdapterSite {
-    /// All, in the order of matrices and of columns.
-    pub const ALL: [Self; 9] = [Qkv, Queries, Keys, Values, AttnOut, Fc, Gate, Up, MlpOut];
-
-    pub(crate) fn matrix(self) -> Matrix {
-        match self {
-            Qkv | Queries | Keys | Values => Matrix::Qkv,
-            AttnOut => Matrix::AttnOut,
-            Fc | Gate | Up => Matrix::Fc,
-            MlpOut => Matrix::MlpOut,
-        }
-    }
-
-    /// First column in the matrix, and columns.
-    fn columns(self, c: &ModelConfig) -> (usize, usize) {
-        let (queries, keys) = (c.query_width(), c.kv_width());
-        match self {
-            Queries => (0, queries),
-            Keys => (queries, keys),
-            Values => (queries + keys, keys),
-            Gate => (0, c.d_ff),
-            Up => (c.d_ff, c.d_ff),
-            Qkv | AttnOut | Fc | MlpOut => (0, c.matrices()[self.matrix() as usize].1),
-        }
-    }
-}
-
-/// A set of [`AdapterSite`]s.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AdapterSites(u16);
-
-impl AdapterSites {
-    /// Those of a list.
-    #[must_use]
-    pub fn of(sites: &[AdapterSite]) -> Self {
-        Self(sites.iter().fold(0, |set, site| set | 1 << *site as u16))
-    }
-
-    /// The set as bits, to be written.
-    pub(crate) fn bits(self) -> u64 {
-        self.0.into()
-    }
-
-    /// The set of bits that were written; `None` if one is of no site.
-    pub(crate) fn from_bits(bits: u64) -> Option<Self> {
-        let set = Self(u16::try_from(bits).ok()?);
-        (set.0 < 1 << AdapterSite::ALL.len()).then_some(set)
-    }
-
-    /// Whether one is in it.
-    #[must_use]
-    pub fn has(self, site: AdapterSite) -> bool {
-        self.0 & 1 << site as u16 != 0
-    }
-
-    /// Its sites in the order of [`AdapterSite::ALL`].
-    pub fn iter(self) -> impl Iterator<Item = AdapterSite> {
-        AdapterSite::ALL.into_iter().filter(move |site| self.has(*site))
-    }
-}
 
 /// The adapters of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -137,22 +58,37 @@ pub enum AdapterError {
     Overflow,
 }
 
+impl AdapterError {
+    /// What is said of it.
+    pub(crate) const fn message(&self) -> Message {
+        match *self {
+            Self::Rank(rank) => Message::two(
+                "adapters have rank ",
+                Number(rank),
+                ": it must be from 1 to ",
+                Number(MAX_DIMENSION),
+                "",
+            ),
+            Self::Scale(scale) => Message::one(
+                "the scale of adapters is ",
+                Float(scale),
+                ": it must be a positive number",
+            ),
+            Self::NoSite => Message::plain("no matrix has an adapter: at least one must"),
+            Self::Twice(site) => Message::one(
+                "",
+                Word(site.name()),
+                " has an adapter as part of its matrix and with all of it",
+            ),
+            Self::NoGate => Message::plain("the feed-forward layer has no gate to have an adapter"),
+            Self::Overflow => Message::plain("the adapters are too large for the address space"),
+        }
+    }
+}
+
 impl fmt::Display for AdapterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Rank(rank) => {
-                write!(f, "adapters have rank {rank}: it must be from 1 to {MAX_DIMENSION}")
-            }
-            Self::Scale(scale) => {
-                write!(f, "the scale of adapters is {scale}: it must be a positive number")
-            }
-            Self::NoSite => f.write_str("no matrix has an adapter: at least one must"),
-            Self::Twice(site) => {
-                write!(f, "{site:?} has an adapter as part of its matrix and with all of it")
-            }
-            Self::NoGate => f.write_str("the feed-forward layer has no gate to have an adapter"),
-            Self::Overflow => f.write_str("the adapters are too large for the address space"),
-        }
+        self.message().fmt(f)
     }
 }
 
@@ -163,21 +99,24 @@ impl Adapters {
     ///
     /// # Errors
     /// The first thing found wrong.
-    pub fn validate(&self, config: &ModelConfig) -> Result<(), AdapterError> {
+    pub const fn validate(&self, config: &ModelConfig) -> Result<(), AdapterError> {
         if self.rank == 0 || self.rank > MAX_DIMENSION {
             return Err(AdapterError::Rank(self.rank));
         }
         if !(self.scale > 0.0 && self.scale.is_finite()) {
             return Err(AdapterError::Scale(self.scale));
         }
-        if self.sites == AdapterSites::default() {
+        if self.sites.0 == 0 {
             return Err(AdapterError::NoSite);
         }
-        for (whole, parts) in [(Qkv, &[Queries, Keys, Values][..]), (Fc, &[Gate, Up])] {
-            let part = parts.iter().find(|part| self.sites.has(**part));
-            if let Some(part) = part.filter(|_| self.sites.has(whole)) {
-                return Err(AdapterError::Twice(*part));
+        let parts = [(Queries, Qkv), (Keys, Qkv), (Values, Qkv), (Gate, Fc), (Up, Fc)];
+        let mut i = 0;
+        while i < parts.len() {
+            let (part, whole) = parts[i];
+            if self.sites.has(part) && self.sites.has(whole) {
+                return Err(AdapterError::Twice(part));
             }
+            i += 1;
         }
         let gated = self.sites.has(Gate) || self.sites.has(Up);
         if gated && !config.arch.is_gated() { Err(AdapterError::NoGate) } else { Ok(()) }
@@ -194,7 +133,7 @@ pub(crate) struct Factor {
 }
 
 impl Factor {
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.rows * self.cols
     }
 }
@@ -243,7 +182,7 @@ pub struct AdapterSpec {
 /// assert_eq!(table.spec(1, AdapterSite::Keys), None);
 /// # Ok::<(), cllm_core::AdapterError>(())
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdapterTable {
     config: ModelConfig,
     adapters: Adapters,
@@ -260,40 +199,50 @@ impl AdapterTable {
     ///
     /// # Errors
     /// What [`Adapters::validate`] finds, or [`AdapterError::Overflow`].
-    pub fn new(config: &ModelConfig, adapters: &Adapters) -> Result<Self, AdapterError> {
-        adapters.validate(config)?;
-        Self::laid_out(config, adapters).ok_or(AdapterError::Overflow)
+    pub const fn new(config: &ModelConfig, adapters: &Adapters) -> Result<Self, AdapterError> {
+        ok!(adapters.validate(config));
+        match Self::laid_out(config, adapters) {
+            Some(table) => Ok(table),
+            None => Err(AdapterError::Overflow),
+        }
     }
 
-    fn laid_out(config: &ModelConfig, adapters: &Adapters) -> Option<Self> {
-        let mut parts = [0_usize; 4];
-        for site in adapters.sites.iter() {
-            parts[site.matrix() as usize] += 1;
+    const fn laid_out(config: &ModelConfig, adapters: &Adapters) -> Option<Self> {
+        let (mut parts, mut i) = ([0_usize; 4], 0);
+        while i < AdapterSite::ALL.len() {
+            let site = AdapterSite::ALL[i];
+            parts[site.matrix() as usize] += adapters.sites.has(site) as usize;
+            i += 1;
         }
-        let (mut in_block, mut block_len) = ([[0; 2]; 4], 0_usize);
-        for (matrix, (inputs, outputs)) in config.matrices().into_iter().enumerate() {
-            let ranks = parts[matrix].checked_mul(adapters.rank)?;
-            let b = if ranks > 0 { adapters.rank.checked_mul(outputs)? } else { 0 };
-            for (to, floats) in in_block[matrix].iter_mut().zip([inputs.checked_mul(ranks)?, b]) {
-                *to = block_len;
-                block_len = block_len.checked_add(floats.checked_next_multiple_of(LANES)?)?;
-            }
+        let (mut in_block, mut bump) = ([[0; 2]; 4], Bump(0));
+        let matrices = config.matrices();
+        let mut matrix = 0;
+        while matrix < matrices.len() {
+            let (inputs, outputs) = matrices[matrix];
+            let ranks = some!(parts[matrix].checked_mul(adapters.rank));
+            let b = if ranks > 0 { some!(adapters.rank.checked_mul(outputs)) } else { 0 };
+            in_block[matrix] =
+                [some!(bump.take(some!(inputs.checked_mul(ranks)))), some!(bump.take(b))];
+            matrix += 1;
         }
-        let len = block_len.checked_mul(config.n_layer)?;
-        let fits = len <= isize::MAX as usize / 16;
+        let block_len = bump.0;
+        let len = some!(block_len.checked_mul(config.n_layer));
+        if len > isize::MAX as usize / 16 {
+            return None;
+        }
         let (config, adapters) = (*config, *adapters);
-        fits.then_some(Self { config, adapters, parts, in_block, block_len, len })
+        Some(Self { config, adapters, parts, in_block, block_len, len })
     }
 
     /// What they are.
     #[must_use]
-    pub fn adapters(&self) -> &Adapters {
+    pub const fn adapters(&self) -> &Adapters {
         &self.adapters
     }
 
     /// Floats of the arena, padding included: a whole number of lines.
     #[must_use]
-    pub fn arena_len(&self) -> usize {
+    pub const fn arena_len(&self) -> usize {
         self.len
     }
 
@@ -343,18 +292,19 @@ impl AdapterTable {
     }
 
     /// A and B of a block's matrix; `None` if it has no adapter.
-    pub(crate) fn factors(&self, matrix: Matrix, block: usize) -> Option<[Factor; 2]> {
+    pub(crate) const fn factors(&self, matrix: Matrix, block: usize) -> Option<[Factor; 2]> {
         let number = matrix as usize;
-        let parts = *self.parts.get(number)?;
-        if parts == 0 || block >= self.config.n_layer {
+        // The output projection, which is in no block, has none.
+        if number >= self.parts.len() || self.parts[number] == 0 || block >= self.config.n_layer {
             return None;
         }
         let (inputs, outputs) = self.config.matrices()[number];
-        let [a, b] = self.in_block[number].map(|at| block * self.block_len + at);
-        let rank = self.adapters.rank;
+        let start = block * self.block_len;
+        let [a, b] = self.in_block[number];
+        let (parts, rank) = (self.parts[number], self.adapters.rank);
         Some([
-            Factor { offset: a, rows: inputs, cols: parts * rank },
-            Factor { offset: b, rows: rank, cols: outputs },
+            Factor { offset: start + a, rows: inputs, cols: parts * rank },
+            Factor { offset: start + b, rows: rank, cols: outputs },
         ])
     }
 
@@ -371,17 +321,36 @@ impl AdapterTable {
     }
 
     /// Factors of the arena: number `index` in the order of blocks and matrices, A before B.
-    pub(crate) fn get(&self, index: usize) -> Option<Factor> {
-        let adapted = self.parts.iter().filter(|parts| **parts > 0).count();
-        let (block, within) = (index / (2 * adapted), index % (2 * adapted));
-        let mut matrices = Matrix::OF_BLOCK.into_iter().filter(|m| self.parts[*m as usize] > 0);
-        let factors = self.factors(matrices.nth(within / 2)?, block)?;
-        Some(factors[within % 2])
+    pub(crate) const fn get(&self, index: usize) -> Option<Factor> {
+        let of_block = 2 * self.adapted();
+        let (block, within) = (index / of_block, index % of_block);
+        // Matrices in front of the wanted one.
+        let (mut left, mut i) = (within / 2, 0);
+        while i < Matrix::OF_BLOCK.len() {
+            if self.parts[i] > 0 {
+                if left == 0 {
+                    return Some(some!(self.factors(Matrix::OF_BLOCK[i], block))[within % 2]);
+                }
+                left -= 1;
+            }
+            i += 1;
+        }
+        None
     }
 
     /// How many [`AdapterTable::get`] knows.
-    pub(crate) fn count(&self) -> usize {
-        2 * self.parts.iter().filter(|parts| **parts > 0).count() * self.config.n_layer
+    pub(crate) const fn count(&self) -> usize {
+        2 * self.adapted() * self.config.n_layer
+    }
+
+    /// Matrices of a block that have an adapter.
+    const fn adapted(&self) -> usize {
+        let (mut adapted, mut i) = (0, 0);
+        while i < self.parts.len() {
+            adapted += (self.parts[i] > 0) as usize;
+            i += 1;
+        }
+        adapted
     }
 
     /// Adds what the adapters compute to the matrices they stand beside: `W += scale A B`, summed in
@@ -433,8 +402,10 @@ impl AdapterTable {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::AdapterSite::{AttnOut, MlpOut};
     use super::*;
     use crate::architecture::Architecture;
+    use crate::line::LANES;
     use crate::params::ParamTable;
     extern crate std;
     use std::vec;

@@ -170,13 +170,18 @@ impl Architecture {
 
     /// # Errors
     /// A cap or an angle of no use.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        if let Some(cap) = self.logit_softcap.filter(|cap| !(CAPS[0]..=CAPS[1]).contains(cap)) {
-            return Err(ConfigError::LogitSoftcap(cap));
+    pub(crate) const fn check(&self) -> Result<(), ConfigError> {
+        /// NaN is no larger than anything.
+        const fn above(x: f32, least: f32) -> bool {
+            x > least && x.is_finite()
+        }
+        match self.logit_softcap {
+            Some(cap) if !(cap >= CAPS[0] && cap <= CAPS[1]) => {
+                return Err(ConfigError::LogitSoftcap(cap));
+            }
+            _ => {}
         }
         let Some(Rotary { theta, scaling }) = self.rotary() else { return Ok(()) };
-        // NaN is no larger than anything.
-        let above = |x: f32, least: f32| x > least && x.is_finite();
         if !above(theta, 1.0) {
             return Err(ConfigError::Theta(theta));
         }

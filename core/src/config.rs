@@ -1,6 +1,9 @@
 //! The shape of a model, and the checks that make every later size computation safe.
 
 use crate::architecture::{Architecture, NormKind};
+use crate::arithmetic::ok;
+use crate::message::Argument::{Float, Number, Word};
+use crate::message::Message;
 use core::fmt;
 
 /// Architecture of a decoder with norms before its layers: GPT-2's parts or Llama's.
@@ -100,44 +103,69 @@ pub enum ConfigError {
     Overflow,
 }
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl ConfigError {
+    /// What is said of it.
+    pub(crate) const fn message(&self) -> Message {
         match *self {
-            Self::Zero(field) => write!(f, "{field} is 0: it must be at least 1"),
-            Self::TooLarge(field, value) => {
-                write!(f, "{field} is {value}: the largest accepted value is {MAX_DIMENSION}")
-            }
-            Self::Heads { d_model, n_head } => write!(
-                f,
-                "d_model {d_model} is not a multiple of n_head {n_head}: every head needs as many columns"
+            Self::Zero(field) => Message::one("", Word(field), " is 0: it must be at least 1"),
+            Self::TooLarge(field, value) => Message::three(
+                Word(field),
+                " is ",
+                Number(value),
+                ": the largest accepted value is ",
+                Number(MAX_DIMENSION),
             ),
-            Self::Dropout(p) => write!(f, "dropout is {p}: it must be at least 0 and below 1"),
-            Self::NormEps(eps) => write!(f, "norm_eps is {eps}: it must be positive"),
-            Self::KvHeads { n_head, n_kv_head } => write!(
-                f,
-                "n_head {n_head} is not a multiple of n_kv_head {n_kv_head}: every head of keys and values serves as many of queries"
+            Self::Heads { d_model, n_head } => Message::two(
+                "d_model ",
+                Number(d_model),
+                " is not a multiple of n_head ",
+                Number(n_head),
+                ": every head needs as many columns",
             ),
-            Self::OddHead(size) => write!(
-                f,
-                "heads have {size} columns: rotary positions turn pairs, so it must be an even number"
+            Self::Dropout(p) => {
+                Message::one("dropout is ", Float(p), ": it must be at least 0 and below 1")
+            }
+            Self::NormEps(eps) => Message::one("norm_eps is ", Float(eps), ": it must be positive"),
+            Self::KvHeads { n_head, n_kv_head } => Message::two(
+                "n_head ",
+                Number(n_head),
+                " is not a multiple of n_kv_head ",
+                Number(n_kv_head),
+                ": every head of keys and values serves as many of queries",
             ),
-            Self::Theta(theta) => {
-                write!(f, "the theta of rotary positions is {theta}: it must be above 1")
-            }
-            Self::ScalingFactor(factor) => {
-                write!(f, "the factor of rotary scaling is {factor}: it must be at least 1")
-            }
-            Self::Scaling => f.write_str(
+            Self::OddHead(size) => Message::one(
+                "heads have ",
+                Number(size),
+                " columns: rotary positions turn pairs, so it must be an even number",
+            ),
+            Self::Theta(theta) => Message::one(
+                "the theta of rotary positions is ",
+                Float(theta),
+                ": it must be above 1",
+            ),
+            Self::ScalingFactor(factor) => Message::one(
+                "the factor of rotary scaling is ",
+                Float(factor),
+                ": it must be at least 1",
+            ),
+            Self::Scaling => Message::plain(
                 "rotary scaling needs 0 < low < high frequency factors, and an original length of at least 1",
             ),
-            Self::LogitSoftcap(cap) => write!(
-                f,
-                "logit_softcap is {cap}: it must be at least 0.001 and at most 1000000; models without have none"
+            Self::LogitSoftcap(cap) => Message::one(
+                "logit_softcap is ",
+                Float(cap),
+                ": it must be at least 0.001 and at most 1000000; models without have none",
             ),
             Self::Overflow => {
-                f.write_str("the model is too large: its size overflows the address space")
+                Message::plain("the model is too large: its size overflows the address space")
             }
         }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.message().fmt(f)
     }
 }
 
@@ -148,8 +176,14 @@ impl ModelConfig {
     ///
     /// # Errors
     /// The first field found wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        for (field, value) in [
+    pub const fn validate(&self) -> Result<(), ConfigError> {
+        const fn or_one(value: Option<usize>) -> usize {
+            match value {
+                Some(value) => value,
+                None => 1,
+            }
+        }
+        let fields = [
             ("vocab_size", self.vocab_size),
             ("block_size", self.block_size),
             ("n_layer", self.n_layer),
@@ -157,15 +191,19 @@ impl ModelConfig {
             ("d_model", self.d_model),
             ("d_ff", self.d_ff),
             ("n_kv_head", self.kv_heads()),
-            ("head_size", self.arch.head_size.unwrap_or(1)),
-            ("window", self.arch.window.unwrap_or(1)),
-        ] {
+            ("head_size", or_one(self.arch.head_size)),
+            ("window", or_one(self.arch.window)),
+        ];
+        let mut i = 0;
+        while i < fields.len() {
+            let (field, value) = fields[i];
             if value == 0 {
                 return Err(ConfigError::Zero(field));
             }
             if value > MAX_DIMENSION {
                 return Err(ConfigError::TooLarge(field, value));
             }
+            i += 1;
         }
         if self.arch.head_size.is_none() && !self.d_model.is_multiple_of(self.n_head) {
             return Err(ConfigError::Heads { d_model: self.d_model, n_head: self.n_head });
@@ -181,8 +219,8 @@ impl ModelConfig {
         if self.arch.rotary().is_some() && !self.head_size().is_multiple_of(2) {
             return Err(ConfigError::OddHead(self.head_size()));
         }
-        self.arch.check()?;
-        if !(0.0..1.0).contains(&self.dropout) {
+        ok!(self.arch.check());
+        if !(self.dropout >= 0.0 && self.dropout < 1.0) {
             return Err(ConfigError::Dropout(self.dropout));
         }
         if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
@@ -206,55 +244,61 @@ impl ModelConfig {
 
     /// Columns of a head.
     #[must_use]
-    pub fn head_size(&self) -> usize {
-        self.arch.head_size.unwrap_or(self.d_model / self.n_head)
+    pub const fn head_size(&self) -> usize {
+        match self.arch.head_size {
+            Some(size) => size,
+            None => self.d_model / self.n_head,
+        }
     }
 
     /// Heads of keys and values.
     #[must_use]
-    pub fn kv_heads(&self) -> usize {
-        self.arch.n_kv_head.unwrap_or(self.n_head)
+    pub const fn kv_heads(&self) -> usize {
+        match self.arch.n_kv_head {
+            Some(heads) => heads,
+            None => self.n_head,
+        }
     }
 
     /// Columns of all heads of queries, and of the output of attention.
     #[must_use]
-    pub fn query_width(&self) -> usize {
+    pub const fn query_width(&self) -> usize {
         self.n_head * self.head_size()
     }
 
     /// Columns of all keys, and as many of all values.
     #[must_use]
-    pub fn kv_width(&self) -> usize {
+    pub const fn kv_width(&self) -> usize {
         self.kv_heads() * self.head_size()
     }
 
     /// Columns of queries, keys and values side by side.
     #[must_use]
-    pub fn qkv_width(&self) -> usize {
+    pub const fn qkv_width(&self) -> usize {
         self.query_width() + 2 * self.kv_width()
     }
 
     /// Columns of the first matrix of the feed-forward layer: with a gate twice `d_ff`.
     #[must_use]
-    pub fn fc_width(&self) -> usize {
+    pub const fn fc_width(&self) -> usize {
         if self.arch.is_gated() { 2 * self.d_ff } else { self.d_ff }
     }
 
     /// Inputs and outputs of the four matrices of a block: queries, keys and values; output of
     /// attention; the two of the feed-forward layer.
-    pub(crate) fn matrices(&self) -> [(usize, usize); 4] {
+    pub(crate) const fn matrices(&self) -> [(usize, usize); 4] {
         let d = self.d_model;
         [(d, self.qkv_width()), (self.query_width(), d), (d, self.fc_width()), (self.d_ff, d)]
     }
 
     /// Whether norms have biases.
-    pub(crate) fn has_norm_bias(&self) -> bool {
-        self.bias && self.arch.norm == NormKind::Layer
+    pub(crate) const fn has_norm_bias(&self) -> bool {
+        self.bias && matches!(self.arch.norm, NormKind::Layer)
     }
 
     /// Vectors of a norm: the gain, and the bias if there is one.
-    pub(crate) fn norm_vectors(&self) -> usize {
-        1 + usize::from(self.has_norm_bias())
+    pub(crate) const fn norm_vectors(&self) -> usize {
+        1 + self.has_norm_bias() as usize
     }
 
     /// Floating-point operations of one training step of `sequences` sequences of

@@ -11,6 +11,10 @@
 //!    ([`Slices`]) in a loop that must be back in time,
 //! 6. [`checkpoint`]s on byte slices, and text from a [`generate::Generator`].
 //!
+//! Plans may be made while a program is compiled ([`Plan::fixed`]): then memory is a static of just the sizes
+//! that the model needs ([`Memory`]), and a budget that it exceeds is an error of the compiler's
+//! ([`Plan::assert_fits`]).
+//!
 //! A step is a list of operations over tiles (`program`); what a tile computes is in
 //! `step`; who runs it and when is up to `engine`.
 //!
@@ -73,6 +77,7 @@
 
 mod adapter;
 mod architecture;
+mod arithmetic;
 mod batch;
 pub mod checkpoint;
 mod config;
@@ -80,6 +85,9 @@ mod engine;
 pub mod generate;
 mod init;
 mod line;
+#[cfg(not(loom))]
+mod memory;
+mod message;
 mod optimizer;
 mod params;
 mod plan;
@@ -96,17 +104,20 @@ mod trainer;
 pub use adapter::{AdapterError, AdapterSite, AdapterSites, AdapterSpec, AdapterTable, Adapters};
 pub use architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 pub use batch::{Batch, Loss, StepError};
-pub use cllm_kernels::{Caches, Dtype, IGNORE, Isa, KernelSet, Kernels};
+pub use cllm_kernels::{Caches, Dtype, Footprint, IGNORE, Isa, KernelSet, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
     ActedTile, Activity, Actor, DrillSeat, Drilled, Engine, EngineError, Idle, Observer, Queue,
     Rehearsal, SeatError, Slot, Spin, StageView, Unobserved, Worker,
 };
 pub use line::{LANES, Line, floats, floats_mut};
+#[cfg(not(loom))]
+pub use memory::Memory;
 pub use optimizer::{Optimizer, OptimizerError, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
 pub use plan::{
-    BatchShape, Blocking, BlockingError, Mode, Packing, Plan, PlanError, Pool, ROW_BLOCK, Tiling,
+    BatchShape, Blocking, BlockingError, Mode, Packing, Plan, PlanError, Pool, ROW_BLOCK, Sizes,
+    Tiling,
 };
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};

@@ -8,6 +8,7 @@
 //! architecture and its `bias` ask for; what lies side by side is one tensor, as in GPT-2.
 
 use crate::architecture::Positions;
+use crate::arithmetic::{ok, some};
 use crate::config::{ConfigError, ModelConfig};
 use crate::line::LANES;
 use core::fmt::Write as _;
@@ -86,7 +87,7 @@ const BLOCK: [BlockParam; 14] = [
 
 impl BlockParam {
     /// Whether a model has it.
-    fn is_of(self, c: &ModelConfig) -> bool {
+    const fn is_of(self, c: &ModelConfig) -> bool {
         match self {
             Norm1Bias | Norm2Bias => c.has_norm_bias(),
             QkvBias => c.bias || c.arch.qkv_bias,
@@ -117,7 +118,7 @@ impl BlockParam {
     }
 
     /// Shape; vectors have one row.
-    fn shape(self, c: &ModelConfig) -> (usize, usize) {
+    const fn shape(self, c: &ModelConfig) -> (usize, usize) {
         let [qkv, attn_out, fc, mlp_out] = c.matrices();
         match self {
             Norm1Gain | Norm1Bias | Norm2Gain | Norm2Bias | AttnOutBias | MlpOutBias => {
@@ -134,7 +135,7 @@ impl BlockParam {
     }
 
     /// A gain or a bias.
-    pub(crate) fn is_vector(self) -> bool {
+    pub(crate) const fn is_vector(self) -> bool {
         !matches!(self, Qkv | AttnOut | Fc | MlpOut)
     }
 }
@@ -217,6 +218,16 @@ impl ParamSpec {
     }
 }
 
+/// Where a tensor lies in the arenas, and its shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) offset: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// A gain or a bias: weight decay does not apply.
+    pub(crate) vector: bool,
+}
+
 /// Offsets of all tensors of one config, computed without a list.
 ///
 /// ```
@@ -233,7 +244,7 @@ impl ParamSpec {
 /// assert_eq!(table.spec(Param::PositionTable), None);
 /// # Ok::<(), cllm_core::ConfigError>(())
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ParamTable {
     config: ModelConfig,
     /// The token table, matrices of blocks and an output projection of its own are elsewhere.
@@ -259,7 +270,7 @@ impl ParamTable {
     ///
     /// # Errors
     /// What [`ModelConfig::validate`] finds, or [`ConfigError::Overflow`].
-    pub fn new(config: &ModelConfig) -> Result<Self, ConfigError> {
+    pub const fn new(config: &ModelConfig) -> Result<Self, ConfigError> {
         Self::of(config, false)
     }
 
@@ -268,58 +279,66 @@ impl ParamTable {
     ///
     /// # Errors
     /// As for [`ParamTable::new`].
-    pub(crate) fn without_matrices(config: &ModelConfig) -> Result<Self, ConfigError> {
+    pub(crate) const fn without_matrices(config: &ModelConfig) -> Result<Self, ConfigError> {
         Self::of(config, true)
     }
 
-    fn of(config: &ModelConfig, without_matrices: bool) -> Result<Self, ConfigError> {
-        config.validate()?;
+    const fn of(config: &ModelConfig, without_matrices: bool) -> Result<Self, ConfigError> {
+        ok!(config.validate());
+        match Self::laid_out(config, without_matrices) {
+            Some(table) => Ok(table),
+            None => Err(ConfigError::Overflow),
+        }
+    }
+
+    /// Of a valid config; `None` if a size overflows.
+    const fn laid_out(config: &ModelConfig, without_matrices: bool) -> Option<Self> {
+        const fn padded((rows, cols): (usize, usize)) -> Option<usize> {
+            match some!(rows.checked_mul(cols)).checked_next_multiple_of(LANES) {
+                Some(n) if n <= isize::MAX as usize / 64 => Some(n),
+                _ => None,
+            }
+        }
         let has_head = !config.tied && !without_matrices;
         let has_tokens = !without_matrices;
-        let overflow = ConfigError::Overflow;
-        let padded = |(rows, cols): (usize, usize)| {
-            rows.checked_mul(cols)
-                .and_then(|n| n.checked_next_multiple_of(LANES))
-                .filter(|n| *n <= isize::MAX as usize / 64)
-                .ok_or(overflow)
-        };
-        let sum = |a: usize, b: usize| a.checked_add(b).ok_or(overflow);
-        let learned = config.arch.positions == Positions::Learned;
+        let learned = matches!(config.arch.positions, Positions::Learned);
         let positions = (if learned { config.block_size } else { 0 }, config.d_model);
-        let token_table = padded((config.vocab_size, config.d_model))?;
+        let token_table = some!(padded((config.vocab_size, config.d_model)));
         let positions_start = if has_tokens { token_table } else { 0 };
-        let block_start = sum(positions_start, padded(positions)?)?;
+        let block_start = some!(positions_start.checked_add(some!(padded(positions))));
         let (mut of_block, mut in_block) = (BLOCK, [0; BLOCK.len()]);
-        let (mut per_block, mut block_len) = (0, 0);
-        for param in BLOCK {
+        let (mut per_block, mut block_len) = (0, 0_usize);
+        // In closed form: a hostile header may claim any number of blocks. No product
+        // overflows where the padded lengths did not.
+        let mut block_values = 0;
+        let mut i = 0;
+        while i < BLOCK.len() {
+            let param = BLOCK[i];
             in_block[param as usize] = block_len;
             if param.is_of(config) && (param.is_vector() || !without_matrices) {
-                block_len = sum(block_len, padded(param.shape(config))?)?;
+                let (rows, cols) = param.shape(config);
+                block_len = some!(block_len.checked_add(some!(padded((rows, cols)))));
+                block_values += rows * cols;
                 of_block[per_block] = param;
                 per_block += 1;
             }
+            i += 1;
         }
-        let blocks = block_len.checked_mul(config.n_layer).ok_or(overflow)?;
-        let final_start = sum(block_start, blocks)?;
+        let blocks = some!(block_len.checked_mul(config.n_layer));
+        let final_start = some!(block_start.checked_add(blocks));
         let norm_vectors = config.norm_vectors();
-        let head_start = sum(final_start, padded((1, config.d_model))? * norm_vectors)?;
-        let head = if has_head { token_table } else { 0 };
-        let len = sum(head_start, head)?;
+        let norms = some!(padded((1, config.d_model))) * norm_vectors;
+        let head_start = some!(final_start.checked_add(norms));
+        let len = some!(head_start.checked_add(if has_head { token_table } else { 0 }));
         if len > isize::MAX as usize / 16 {
-            return Err(overflow);
+            return None;
         }
-        // In closed form: a hostile header may claim any number of blocks. No product
-        // overflows where the padded lengths did not.
-        let values = |(rows, cols): (usize, usize)| rows * cols;
-        let block_values: usize =
-            of_block[..per_block].iter().map(|param| values(param.shape(config))).sum();
-        let tables = values((config.vocab_size, config.d_model))
-            * (usize::from(has_tokens) + usize::from(has_head))
-            + values(positions);
+        let tables = config.vocab_size * config.d_model * (has_tokens as usize + has_head as usize)
+            + positions.0 * positions.1;
         let parameters = tables + block_values * config.n_layer + config.d_model * norm_vectors;
-        let tables = usize::from(has_tokens) + usize::from(learned) + usize::from(has_head);
+        let tables = has_tokens as usize + learned as usize + has_head as usize;
         let count = tables + per_block * config.n_layer + norm_vectors;
-        Ok(Self {
+        Some(Self {
             config: *config,
             without_matrices,
             of_block,
@@ -338,19 +357,19 @@ impl ParamTable {
 
     /// Floats of each arena, padding included: a whole number of lines.
     #[must_use]
-    pub fn arena_len(&self) -> usize {
+    pub const fn arena_len(&self) -> usize {
         self.len
     }
 
     /// Number of tensors.
     #[must_use]
-    pub fn count(&self) -> usize {
+    pub const fn count(&self) -> usize {
         self.count
     }
 
     /// Number of trained values, padding excluded.
     #[must_use]
-    pub fn parameters(&self) -> usize {
+    pub const fn parameters(&self) -> usize {
         self.parameters
     }
 
@@ -362,12 +381,17 @@ impl ParamTable {
     /// The `index`-th tensor.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<ParamSpec> {
+        self.spec(self.param(index)?)
+    }
+
+    /// Which the `index`-th tensor is.
+    pub(crate) const fn param(&self, index: usize) -> Option<Param> {
         let blocks = self.per_block * self.config.n_layer;
         // In front of the blocks are at most two tables.
         let has_tokens = !self.without_matrices;
-        let learned = self.config.arch.positions == Positions::Learned;
-        let tables = usize::from(has_tokens) + usize::from(learned);
-        let param = match index {
+        let learned = matches!(self.config.arch.positions, Positions::Learned);
+        let tables = has_tokens as usize + learned as usize;
+        Some(match index {
             0 if has_tokens => Param::TokenTable,
             i if i < tables => Param::PositionTable,
             i if i < tables + blocks => {
@@ -381,62 +405,65 @@ impl ParamTable {
                 _ => Param::Head,
             },
             _ => return None,
-        };
-        self.spec(param)
+        })
     }
 
     /// The row of one tensor; `None` if this config does not have it.
     #[must_use]
     pub fn spec(&self, param: Param) -> Option<ParamSpec> {
-        let c = &self.config;
         // GPT-2: 0.02, and less for projections into the residual stream, whose
         // variance grows with the number of branches (Radford et al. 2019, section 2.3).
         const STD: f32 = 0.02;
-        let residual = STD / libm::sqrtf(2.0 * c.n_layer as f32);
-        let (offset, (rows, cols), init) = match param {
-            Param::TokenTable if !self.without_matrices => {
-                (0, (c.vocab_size, c.d_model), Init::Normal(STD))
-            }
-            Param::PositionTable if c.arch.positions == Positions::Learned => {
-                (self.positions_start, (c.block_size, c.d_model), Init::Normal(STD))
+        let Place { offset, rows, cols, vector } = self.place(param)?;
+        let init = match param {
+            Param::TokenTable | Param::PositionTable | Param::Head => Init::Normal(STD),
+            Param::FinalGain => Init::Ones,
+            Param::FinalBias => Init::Zeros,
+            Param::Block(_, param) => match param {
+                Norm1Gain | Norm2Gain | QueryNormGain | KeyNormGain => Init::Ones,
+                Qkv | Fc => Init::Normal(STD),
+                AttnOut | MlpOut => {
+                    Init::Normal(STD / libm::sqrtf(2.0 * self.config.n_layer as f32))
+                }
+                _ => Init::Zeros,
+            },
+        };
+        Some(ParamSpec { param, rows, cols, offset, decay: !vector, vector, init })
+    }
+
+    /// Where a tensor lies; `None` if this config does not have it.
+    pub(crate) const fn place(&self, param: Param) -> Option<Place> {
+        let c = &self.config;
+        let (offset, (rows, cols), vector) = match param {
+            Param::TokenTable if !self.without_matrices => (0, (c.vocab_size, c.d_model), false),
+            Param::PositionTable if matches!(c.arch.positions, Positions::Learned) => {
+                (self.positions_start, (c.block_size, c.d_model), false)
             }
             Param::Block(block, param) => {
                 let elsewhere = self.without_matrices && !param.is_vector();
                 if block >= c.n_layer || !param.is_of(c) || elsewhere {
                     return None;
                 }
-                let init = match param {
-                    Norm1Gain | Norm2Gain | QueryNormGain | KeyNormGain => Init::Ones,
-                    Qkv | Fc => Init::Normal(STD),
-                    AttnOut | MlpOut => Init::Normal(residual),
-                    _ => Init::Zeros,
-                };
                 let start = self.block_start + block * self.block_len;
-                (start + self.in_block[param as usize], param.shape(c), init)
+                (start + self.in_block[param as usize], param.shape(c), param.is_vector())
             }
-            Param::FinalGain => (self.final_start, (1, c.d_model), Init::Ones),
+            Param::FinalGain => (self.final_start, (1, c.d_model), true),
             Param::FinalBias if c.has_norm_bias() => {
-                let start = self.final_start + c.d_model.next_multiple_of(LANES);
-                (start, (1, c.d_model), Init::Zeros)
+                (self.final_start + c.d_model.next_multiple_of(LANES), (1, c.d_model), true)
             }
             Param::Head if !c.tied && !self.without_matrices => {
-                (self.head_start, (c.vocab_size, c.d_model), Init::Normal(STD))
+                (self.head_start, (c.vocab_size, c.d_model), false)
             }
             Param::TokenTable | Param::PositionTable | Param::FinalBias | Param::Head => {
                 return None;
             }
         };
-        let vector = match param {
-            Param::Block(_, p) => p.is_vector(),
-            Param::FinalGain | Param::FinalBias => true,
-            _ => false,
-        };
-        Some(ParamSpec { param, rows, cols, offset, decay: !vector, vector, init })
+        Some(Place { offset, rows, cols, vector })
     }
 
     /// The matrix that the output projection uses: its own or the token table.
     #[must_use]
-    pub fn head(&self) -> Param {
+    pub const fn head(&self) -> Param {
         if self.config.tied { Param::TokenTable } else { Param::Head }
     }
 }

@@ -131,6 +131,7 @@ pub fn plan_error(error: PlanError) -> Error {
         | PlanError::Adapters(_)
         | PlanError::TooLong { .. }
         | PlanError::TooSmall { .. }
+        | PlanError::NoKernels(_)
         | PlanError::WrongKernels { .. }
         | PlanError::WrongMode
         | PlanError::WrongEngine => Error::failure(error.to_string()),

@@ -62,9 +62,10 @@ pub(crate) use stage::{Cut, NONE, Needs, Reads, Shape, Stage};
 use worker::Sitter;
 pub use worker::{SeatError, Worker};
 
+use crate::arithmetic::some;
 use crate::plan::{Plan, PlanError, Pool};
 use crate::primitive::{AtomicBool, AtomicU32, AtomicU64, Ordering, UnsafeCell, spin_loop};
-use crate::program::{self, Emitted, Op, Section};
+use crate::program::{self, Op, Section, To};
 use core::fmt;
 use crossbeam_utils::CachePadded;
 use fault::{Access, fence, happens, order};
@@ -176,13 +177,13 @@ unsafe impl Sync for Engine<'_> {}
 unsafe impl Send for Engine<'_> {}
 
 /// Words of shares of a seat.
-fn share_stride(stages: usize) -> usize {
+const fn share_stride(stages: usize) -> usize {
     stages.next_multiple_of(LINE)
 }
 
 /// Words that `seats` workers need for `stages` stages; `None` on overflow.
-pub(crate) fn words(seats: usize, stages: usize, cut: &Cut) -> Option<usize> {
-    seats.checked_mul(LINE + share_stride(stages))?.checked_add(cut.counters())
+pub(crate) const fn words(seats: usize, stages: usize, cut: &Cut) -> Option<usize> {
+    some!(seats.checked_mul(LINE + share_stride(stages))).checked_add(cut.counters())
 }
 
 impl<'a> Engine<'a> {
@@ -194,27 +195,12 @@ impl<'a> Engine<'a> {
         plan.check(Pool::Operations, size_of_val(queue.ops))?;
         plan.check(Pool::Slots, size_of_val(queue.slots))?;
         plan.check(Pool::Words, size_of_val(queue.words))?;
-        let (mut ops, mut stages) = (0, 0);
-        let mut sections = [const { 0..0 }; Section::COUNT];
-        program::build(plan, &mut |emitted| match emitted {
-            Emitted::Op(op) => {
-                // `Plan::new` has seen every operation and stage fit.
-                if let (Some(op), Some(slot)) = (op, queue.ops.get_mut(ops)) {
-                    *slot = op;
-                    ops += 1;
-                }
-            }
-            Emitted::Stage(section, stage) => {
-                if let Some(slot) = queue.slots.get_mut(stages) {
-                    slot.stage = stage;
-                    let of = &mut sections[section as usize];
-                    *of = if of.end == 0 { stages..stages + 1 } else { of.start..stages + 1 };
-                    stages += 1;
-                }
-            }
-        });
-        let (slots, words) = (&mut queue.slots[..stages], &mut queue.words[..plan.words()]);
-        Ok(Self::over(&queue.ops[..ops], slots, words, plan.workers(), plan.cut(), sections))
+        // `Plan::new` has seen every operation and stage fit.
+        let Queue { ops, slots, words } = queue;
+        let program = program::build(plan, To::Queue(ops, slots));
+        let (slots, words) = (&mut slots[..program.stages], &mut words[..plan.words()]);
+        let (workers, sections) = (plan.workers(), program.sections);
+        Ok(Self::over(&ops[..program.ops], slots, words, workers, plan.cut(), sections))
     }
 
     /// Over stages that lie in their slots.
@@ -261,18 +247,8 @@ impl<'a> Engine<'a> {
 
     /// Whether it was made for this plan, or one with the same stages.
     pub(crate) fn is_for(&self, plan: &Plan) -> bool {
-        let (mut ops, mut stages) = (0, 0);
-        let mut same = self.seats == plan.workers() && self.slots.len() == plan.slots();
-        program::build(plan, &mut |emitted| match emitted {
-            Emitted::Op(op) => {
-                same &= op.is_some() && self.ops.get(ops) == op.as_ref();
-                ops += 1;
-            }
-            Emitted::Stage(_, stage) => {
-                same &= self.slots.get(stages).is_some_and(|slot| slot.stage == stage);
-                stages += 1;
-            }
-        });
+        let same = self.seats == plan.workers() && self.slots.len() == plan.slots();
+        let same = same && program::build(plan, To::Same(self.ops, self.slots)).fits;
         same && *self.board.cut() == plan.cut()
     }
 

@@ -77,11 +77,16 @@ struct Program<'p> {
 
 impl<'p> Program<'p> {
     fn new(plan: &'p Plan, kernels: &'static Kernels) -> Self {
-        let (mut ops, mut stages) = (Vec::new(), Vec::new());
-        program::build(plan, &mut |emitted| match emitted {
-            Emitted::Op(op) => ops.push(op.unwrap()),
-            Emitted::Stage(section, stage) => stages.push((section, stage)),
-        });
+        let mut ops = vec![Op::EMPTY; plan.ops()];
+        let mut slots: Vec<_> = (0..plan.slots()).map(|_| Slot::new()).collect();
+        let program = program::build(plan, To::Queue(&mut ops, &mut slots));
+        assert!(program.fits && program.ops == ops.len() && program.stages == slots.len());
+        let of = |section: Section| program.sections[section as usize].clone();
+        let stages = Section::ALL
+            .into_iter()
+            .flat_map(|section| slots[of(section)].iter().map(move |slot| (section, slot.stage)));
+        let stages: Vec<_> = stages.collect();
+        assert_eq!(stages.len(), slots.len());
         let pools = [
             Pool::Parameters,
             Pool::Gradients,

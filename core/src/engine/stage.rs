@@ -76,6 +76,35 @@ pub(crate) struct Stage {
     pub(crate) needs: Needs,
 }
 
+impl Stage {
+    /// Whether they are equal.
+    pub(crate) const fn is(self, other: Self) -> bool {
+        let Self { first_op, ops, tiles, shape, needs } = self;
+        let same_shape = match (shape, other.shape) {
+            (
+                Shape::Rows { first_block, level },
+                Shape::Rows { first_block: other_block, level: other_level },
+            ) => first_block == other_block && level == other_level,
+            (
+                Shape::Attention { parts, reads },
+                Shape::Attention { parts: other_parts, reads: other_reads },
+            ) => parts == other_parts && reads as u8 == other_reads as u8,
+            (Shape::List, Shape::List) => true,
+            _ => false,
+        };
+        let Needs { level, spans, stages: [a, b, c] } = needs;
+        let [other_a, other_b, other_c] = other.needs.stages;
+        let same_needs = level == other.needs.level && spans == other.needs.spans;
+        let same_stages = a == other_a && b == other_b && c == other_c;
+        first_op == other.first_op
+            && ops == other.ops
+            && tiles == other.tiles
+            && same_shape
+            && same_needs
+            && same_stages
+    }
+}
+
 /// A counter in a line of its own.
 #[derive(Debug)]
 #[repr(align(64))]
@@ -86,7 +115,7 @@ struct Alone(AtomicU32);
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Slot {
-    pub(super) stage: Stage,
+    pub(crate) stage: Stage,
     done: Alone,
 }
 
@@ -148,20 +177,20 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    pub(crate) fn blocks(&self) -> usize {
+    pub(crate) const fn blocks(&self) -> usize {
         self.rows.div_ceil(self.row_block)
     }
 
-    fn spans_per_sequence(&self) -> usize {
+    const fn spans_per_sequence(&self) -> usize {
         self.sequence.div_ceil(self.span)
     }
 
-    pub(crate) fn spans(&self) -> usize {
+    pub(crate) const fn spans(&self) -> usize {
         self.rows / self.sequence * self.spans_per_sequence()
     }
 
     /// Counters of a [`Board`].
-    pub(crate) fn counters(&self) -> usize {
+    pub(crate) const fn counters(&self) -> usize {
         self.blocks() + self.spans() + self.levels + 1
     }
 

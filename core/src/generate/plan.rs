@@ -15,16 +15,17 @@
 //! tile that multiplies a norm makes the norm for itself: it is a row, and cheaper than to wait
 //! for another thread.
 
+use crate::arithmetic::{least, most, ok, some};
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Needs, Shape, Stage};
-use crate::line::LANES;
+use crate::line::{LANES, Line};
 use crate::params::ParamTable;
-use crate::plan::{Bump, PlanError, ROW_BLOCK, to_lines};
-use cllm_kernels::{KernelSet, Kernels};
+use crate::plan::{Bump, Panels, PlanError, ROW_BLOCK, excess, to_lines};
+use cllm_kernels::{Footprint, KernelSet, Kernels};
 use core::ops::Range;
 
 /// Exact sizes of the memory that generation needs besides the weights.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GeneratePlan {
     pub(super) config: ModelConfig,
     pub(super) table: ParamTable,
@@ -42,7 +43,7 @@ pub struct GeneratePlan {
 }
 
 /// Where packed weights lie: a block's from its start, `stride` floats from one to the next.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PackedPlaces {
     pub(super) qkv: usize,
     pub(super) att: usize,
@@ -56,7 +57,7 @@ pub(super) struct PackedPlaces {
 }
 
 /// Where the buffers of the activations pool begin, in floats. Rows are of a token each.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Places {
     /// The residual stream before and behind a block, and in its middle.
     pub(super) x: usize,
@@ -108,7 +109,7 @@ impl GeneratePlan {
     ///
     /// # Errors
     /// What is wrong with the config.
-    pub fn new(config: &ModelConfig, kernels: &Kernels) -> Result<Self, PlanError> {
+    pub const fn new(config: &ModelConfig, kernels: &Kernels) -> Result<Self, PlanError> {
         Self::with_workers(config, 1, kernels)
     }
 
@@ -116,68 +117,152 @@ impl GeneratePlan {
     ///
     /// # Errors
     /// What is wrong with the config; no worker; more stages or tiles than the engine can count.
-    pub fn with_workers(
+    pub const fn with_workers(
         config: &ModelConfig,
         workers: usize,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
+        Self::of_set(config, workers, kernels.set())
+    }
+
+    /// As [`GeneratePlan::with_workers`], for the kernels of a name, which need not be there: for other
+    /// machines, and in a `const`, where [`GeneratePlan::fixed`] is more handy.
+    ///
+    /// # Errors
+    /// As for [`GeneratePlan::with_workers`], and if there are no kernels of this name on this target.
+    pub const fn of_set(
+        config: &ModelConfig,
+        workers: usize,
+        set: KernelSet,
+    ) -> Result<Self, PlanError> {
+        let Some(kernels) = set.footprint() else { return Err(PlanError::NoKernels(set)) };
         if workers == 0 {
             return Err(PlanError::NoWorker);
         }
-        let table = ParamTable::new(config)?;
+        let table = ok!(ParamTable::new(config), PlanError::Config);
         let overflow = PlanError::Config(ConfigError::Overflow);
-        let plan = Self::sizes(config, table, workers, kernels).ok_or(overflow)?;
-        let fits = plan.slots() < usize::from(NONE)
-            && (0..plan.slots()).all(|id| plan.tiles(id) <= MAX_TILES);
+        let Some(plan) = Self::sizes(config, table, workers, set, kernels) else {
+            return Err(overflow);
+        };
         // Without an engine nothing is counted.
-        if fits || workers == 1 { Ok(plan) } else { Err(overflow) }
+        if workers == 1 {
+            return Ok(plan);
+        }
+        if plan.slots() >= NONE as usize {
+            return Err(overflow);
+        }
+        let mut id = 0;
+        while id < plan.slots() {
+            if plan.tiles(id) > MAX_TILES {
+                return Err(overflow);
+            }
+            id += 1;
+        }
+        Ok(plan)
     }
 
-    fn sizes(
+    /// [`GeneratePlan::with_workers`] for a `const`, for the kernels of a name: what is wrong stops the
+    /// compilation. As [`Plan::fixed`](crate::Plan::fixed), it is the plan that those kernels have at run time.
+    ///
+    /// ```
+    /// use cllm_core::generate::GeneratePlan;
+    /// use cllm_core::*;
+    ///
+    /// # const CONFIG: ModelConfig = ModelConfig { vocab_size: 32, block_size: 8, n_layer: 1, n_head: 2,
+    /// #     d_model: 16, d_ff: 64, bias: true, tied: true, dropout: 0.0, norm_eps: 1e-5,
+    /// #     arch: Architecture::GPT2 };
+    /// const PLAN: GeneratePlan = GeneratePlan::fixed(&CONFIG, 1, KernelSet::SCALAR);
+    /// const _: () = PLAN.assert_fits(64 * 1024);
+    /// static CACHE: [Line; PLAN.cache_lines()] = [Line::ZERO; _];
+    /// assert_eq!(GeneratePlan::new(&CONFIG, Kernels::scalar()), Ok(PLAN));
+    /// ```
+    ///
+    /// # Panics
+    /// With the message of the error that [`GeneratePlan::of_set`] has; in a `const` that is an error of the
+    /// compiler's.
+    #[must_use]
+    #[track_caller]
+    pub const fn fixed(config: &ModelConfig, workers: usize, set: KernelSet) -> Self {
+        match Self::of_set(config, workers, set) {
+            Ok(plan) => plan,
+            Err(error) => error.stop(),
+        }
+    }
+
+    /// Checks that packed weights, cache and activations fit into so many bytes: for a
+    /// `const _: () = PLAN.assert_fits(BYTES);`.
+    ///
+    /// # Panics
+    /// If they do not: with what is needed, by how much it is too much, and the bytes of each; in a `const`
+    /// that is an error of the compiler's.
+    #[track_caller]
+    pub const fn assert_fits(&self, bytes: usize) {
+        let line = size_of::<Line>();
+        // Each is at most a quarter of what can be addressed.
+        let pools = [
+            (": packed ", self.packed_lines() * line),
+            (", cache ", self.cache_lines() * line),
+            (", activations ", self.activation_lines() * line),
+        ];
+        let need = pools[0].1.saturating_add(pools[1].1).saturating_add(pools[2].1);
+        if need <= bytes {
+            return;
+        }
+        let (mut text, mut i) = (excess("the plan", need, bytes), 0);
+        while i < pools.len() {
+            text.push(pools[i].0);
+            text.push_number(pools[i].1);
+            i += 1;
+        }
+        text.panic()
+    }
+
+    const fn sizes(
         c: &ModelConfig,
         table: ParamTable,
         workers: usize,
-        kernels: &Kernels,
+        set: KernelSet,
+        kernels: Footprint,
     ) -> Option<Self> {
         let (d, f, t) = (c.d_model, c.d_ff, c.block_size);
-        let chunk = ROW_BLOCK.min(t);
-        let mut bump = Bump(0);
-        let mut panels = |(k, n): (usize, usize)| bump.take(kernels.packed_len(k, n)?);
+        let chunk = least(ROW_BLOCK, t);
+        let mut panels = Panels { bump: Bump(0), are_kept: true, kernels };
         let [of_qkv, of_att, _, of_mlp] = c.matrices();
-        let (qkv, att, fc) = (panels(of_qkv)?, panels(of_att)?, panels((d, f))?);
-        let up = if c.arch.is_gated() { panels((d, f))? } else { fc };
-        let mlp = panels(of_mlp)?;
-        let stride = bump.0;
-        bump.take(stride.checked_mul(c.n_layer - 1)?)?;
-        let head = bump.take(kernels.packed_len(d, c.vocab_size)?)?;
+        let qkv = some!(panels.take(of_qkv.0, of_qkv.1));
+        let att = some!(panels.take(of_att.0, of_att.1));
+        let fc = some!(panels.take(d, f));
+        let up = if c.arch.is_gated() { some!(panels.take(d, f)) } else { fc };
+        let mlp = some!(panels.take(of_mlp.0, of_mlp.1));
+        let stride = panels.bump.0;
+        some!(panels.bump.take(some!(stride.checked_mul(c.n_layer - 1))));
+        let head = some!(panels.take(d, c.vocab_size));
         let packed = PackedPlaces { qkv, att, fc, up, mlp, stride, head };
-        let packed_len = bump.0;
+        let packed_len = panels.bump.0;
 
-        let cache_len = to_lines(t.checked_mul(c.kv_width())?)?;
-        let cache_len = cache_len.checked_mul(2)?.checked_mul(c.n_layer)?;
+        let cache_len = some!(to_lines(some!(t.checked_mul(c.kv_width()))));
+        let cache_len = some!(some!(cache_len.checked_mul(2)).checked_mul(c.n_layer));
 
-        let scratch_len = kernels
-            .attention_scratch_len(t, c.head_size())?
-            .max(kernels.gemm_scratch_len(chunk, d.max(f).max(c.query_width())));
-        let (wide, rows) = (chunk.checked_mul(d)?, |cols: usize| chunk.checked_mul(cols));
+        let deepest = most(most(d, f), c.query_width());
+        let scratch_len = most(
+            some!(kernels.attention_scratch_len(t, c.head_size())),
+            kernels.gemm_scratch_len(chunk, deepest),
+        );
         let half = c.head_size() / 2;
         let mut own = Bump(0);
-        let (norm, stats) = (own.take(wide)?, own.take(2 * chunk)?);
-        let queries = if c.arch.qk_norm { own.take(rows(c.head_size())?)? } else { 0 };
-        let scratch = own.take(scratch_len)?;
+        let (norm, stats) = (some!(own.matrix(chunk, d)), some!(own.take(2 * chunk)));
+        let queries = if c.arch.qk_norm { some!(own.matrix(chunk, c.head_size())) } else { 0 };
+        let scratch = some!(own.take(scratch_len));
         let mut bump = Bump(0);
         let places = Places {
-            x: bump.take(wide)?,
-            y: bump.take(wide)?,
-            qkv: bump.take(rows(c.qkv_width())?)?,
-            att: bump.take(rows(c.query_width())?)?,
-            fc_pre: bump.take(rows(c.fc_width())?)?,
-            fc: bump.take(rows(f)?)?,
-            logits: bump.take(c.vocab_size)?,
+            x: some!(bump.matrix(chunk, d)),
+            y: some!(bump.matrix(chunk, d)),
+            qkv: some!(bump.matrix(chunk, c.qkv_width())),
+            att: some!(bump.matrix(chunk, c.query_width())),
+            fc_pre: some!(bump.matrix(chunk, c.fc_width())),
+            fc: some!(bump.matrix(chunk, f)),
+            logits: some!(bump.take(c.vocab_size)),
             angles: match c.arch.rotary() {
-                Some(_) => {
-                    Some([bump.take(t.checked_mul(half)?)?, bump.take(t.checked_mul(half)?)?])
-                }
+                Some(_) => Some([some!(bump.matrix(t, half)), some!(bump.matrix(t, half))]),
                 None => None,
             },
             seats: bump.0,
@@ -187,10 +272,9 @@ impl GeneratePlan {
             stats,
             scratch,
         };
-        bump.take(own.0.checked_mul(workers)?)?;
+        some!(bump.take(some!(own.0.checked_mul(workers))));
         let activations_len = bump.0;
-        let bytes = [packed_len, cache_len, activations_len];
-        if bytes.iter().any(|n| *n > isize::MAX as usize / 4) {
+        if most(most(packed_len, cache_len), activations_len) > isize::MAX as usize / 4 {
             return None;
         }
         Some(Self {
@@ -203,7 +287,7 @@ impl GeneratePlan {
             activations_len,
             chunk,
             scratch_len,
-            set: kernels.set(),
+            set,
             panel: kernels.panel(),
             workers,
         })
@@ -211,48 +295,51 @@ impl GeneratePlan {
 
     /// The model.
     #[must_use]
-    pub fn config(&self) -> &ModelConfig {
+    pub const fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     /// Threads that can work at one time, the calling one among them.
     #[must_use]
-    pub fn workers(&self) -> usize {
+    pub const fn workers(&self) -> usize {
         self.workers
     }
 
     /// Lines for the weights as panels.
     #[must_use]
-    pub fn packed_lines(&self) -> usize {
+    pub const fn packed_lines(&self) -> usize {
         self.packed_len / LANES
     }
 
     /// Lines for keys and values of a whole context.
     #[must_use]
-    pub fn cache_lines(&self) -> usize {
+    pub const fn cache_lines(&self) -> usize {
         self.cache_len / LANES
     }
 
     /// Lines for the activations of a chunk, logits and scratch.
     #[must_use]
-    pub fn activation_lines(&self) -> usize {
+    pub const fn activation_lines(&self) -> usize {
         self.activations_len / LANES
     }
 
     /// Slots of the queue of an [`crate::Engine`] for several threads.
     #[must_use]
-    pub fn slots(&self) -> usize {
+    pub const fn slots(&self) -> usize {
         OF_BLOCK.len().saturating_mul(self.config.n_layer).saturating_add(1)
     }
 
     /// Words of the queue.
     #[must_use]
-    pub fn words(&self) -> usize {
-        engine::words(self.workers, self.slots(), &CUT).unwrap_or(usize::MAX)
+    pub const fn words(&self) -> usize {
+        match engine::words(self.workers, self.slots(), &CUT) {
+            Some(words) => words,
+            None => usize::MAX,
+        }
     }
 
     /// What stage `id` does, and in which block.
-    pub(super) fn stage_kind(&self, id: usize) -> (Kind, usize) {
+    pub(super) const fn stage_kind(&self, id: usize) -> (Kind, usize) {
         let block = id / OF_BLOCK.len();
         if block < self.config.n_layer {
             (OF_BLOCK[id % OF_BLOCK.len()], block)
@@ -262,7 +349,7 @@ impl GeneratePlan {
     }
 
     /// The inner size and the columns of the result of a stage's product; none for attention.
-    pub(super) fn product(&self, kind: Kind) -> Option<(usize, usize)> {
+    pub(super) const fn product(&self, kind: Kind) -> Option<(usize, usize)> {
         let c = &self.config;
         let [qkv, attn_out, _, mlp_out] = c.matrices();
         Some(match kind {
@@ -276,7 +363,7 @@ impl GeneratePlan {
     }
 
     /// Tiles of stage `id`.
-    pub(super) fn tiles(&self, id: usize) -> usize {
+    pub(super) const fn tiles(&self, id: usize) -> usize {
         let Some((k, n)) = self.product(self.stage_kind(id).0) else {
             return self.config.kv_heads();
         };
@@ -284,7 +371,7 @@ impl GeneratePlan {
             return 1;
         }
         let by_size = k.saturating_mul(n) / TILE;
-        by_size.max(TILES_PER_WORKER * self.workers).min(n.div_ceil(self.panel))
+        least(most(by_size, TILES_PER_WORKER * self.workers), n.div_ceil(self.panel))
     }
 
     /// The columns of tile `tile` of stage `id`, a product of `n`.

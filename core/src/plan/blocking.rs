@@ -6,7 +6,10 @@
 //! multiple of 384, by the vocabulary), and the floats whose squares are added up together. So
 //! blocks of rows are multiples of the one and divide the other, and the rest is free.
 
+use crate::arithmetic::{least, most};
 use crate::line::LANES;
+use crate::message::Argument::{Number, Word};
+use crate::message::Message;
 use cllm_kernels::Caches;
 use core::fmt;
 
@@ -76,9 +79,22 @@ pub struct BlockingError {
     pub accepts: &'static str,
 }
 
+impl BlockingError {
+    /// What is said of it.
+    pub(super) const fn message(&self) -> Message {
+        Message::three(
+            Word(self.field),
+            " ",
+            Number(self.value),
+            ": it must be ",
+            Word(self.accepts),
+        )
+    }
+}
+
 impl fmt::Display for BlockingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: it must be {}", self.field, self.value, self.accepts)
+        self.message().fmt(f)
     }
 }
 
@@ -86,12 +102,60 @@ impl core::error::Error for BlockingError {}
 
 impl Default for Blocking {
     /// For [`Caches::FALLBACK`].
+    /// [`Blocking::DEFAULT`].
     fn default() -> Self {
-        Self::for_caches(&Caches::FALLBACK)
+        Self::DEFAULT
     }
 }
 
+/// What is accepted of a field.
+#[derive(Clone, Copy)]
+enum Accepts {
+    RowBlocks,
+    MultiplesOf(usize),
+    AtLeastOne,
+    All,
+}
+
+impl Accepts {
+    const fn takes(self, value: usize) -> bool {
+        match self {
+            Self::RowBlocks => row_block_up_to(value) == value,
+            Self::MultiplesOf(of) => value > 0 && value.is_multiple_of(of),
+            Self::AtLeastOne => value > 0,
+            Self::All => true,
+        }
+    }
+
+    const fn words(self) -> &'static str {
+        match self {
+            Self::RowBlocks => "32, 64, 96, 128, 192 or 384",
+            Self::MultiplesOf(SIDE) => "a multiple of 32",
+            Self::MultiplesOf(_) => "a multiple of 16",
+            Self::AtLeastOne => "at least 1",
+            Self::All => "any number",
+        }
+    }
+}
+
+/// The largest of [`ROW_BLOCKS`] of no more than so many rows, or the smallest.
+const fn row_block_up_to(rows: usize) -> usize {
+    let mut i = 0;
+    while i + 1 < ROW_BLOCKS.len() && ROW_BLOCKS[i] > rows {
+        i += 1;
+    }
+    ROW_BLOCKS[i]
+}
+
+/// `usize::clamp`.
+const fn within(value: usize, low: usize, high: usize) -> usize {
+    least(most(value, low), high)
+}
+
 impl Blocking {
+    /// For [`Caches::FALLBACK`]: what plans have that are made before there is a CPU to be asked.
+    pub const DEFAULT: Self = Self::for_caches(&Caches::FALLBACK);
+
     /// Sizes for a CPU with these caches; those of level 2 decide.
     ///
     /// - `row_block`: the most rows of a 1,024-wide activation that leave a quarter of level 2 to
@@ -109,19 +173,19 @@ impl Blocking {
     ///   256 MiB, more than few caches hold, for up to 384 rows: GPT-2 124M took 0.77 of the time
     ///   for 256 rows, 1.04 of it for 2,048 (AVX-512, two workers, in turns).
     #[must_use]
-    pub fn for_caches(caches: &Caches) -> Self {
+    pub const fn for_caches(caches: &Caches) -> Self {
         const FLOAT: usize = size_of::<f32>();
         let l2 = caches.l2;
         let rows = l2 / 4 * 3 / (1024 * FLOAT);
-        let side = (l2 / 2 / FLOAT).isqrt().max(1);
-        let side = (1 << side.ilog2()).clamp(128, 512);
+        let side = most((l2 / 2 / FLOAT).isqrt(), 1);
+        let side = within(1 << side.ilog2(), 128, 512);
         Self {
-            row_block: ROW_BLOCKS.into_iter().find(|block| *block <= rows.min(96)).unwrap_or(32),
+            row_block: row_block_up_to(least(rows, 96)),
             weight_rows: side,
             weight_cols: side,
             tiles_per_worker: 4,
             logits_blocks: 2,
-            update_floats: (l2 / 4 / FLOAT).next_multiple_of(LANES).clamp(8 * 1024, 32 * 1024),
+            update_floats: within((l2 / 4 / FLOAT).next_multiple_of(LANES), 8 * 1024, 32 * 1024),
             fresh_floats: 32 << 20,
             fresh_rows: 384,
         }
@@ -129,27 +193,33 @@ impl Blocking {
 
     /// The fields by name, in their order.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, usize); 8] {
+    pub const fn fields(&self) -> [(&'static str, usize); 8] {
         let mut copy = *self;
-        copy.places().map(|(name, value)| (name, *value))
+        let places = copy.places();
+        let (mut fields, mut i) = ([("", 0); 8], 0);
+        while i < fields.len() {
+            fields[i] = (places[i].0, *places[i].1);
+            i += 1;
+        }
+        fields
     }
 
     /// Sets a field by name; false if there is none of that name.
     pub fn set(&mut self, field: &str, value: usize) -> bool {
-        let place = self.places().into_iter().find(|(name, _)| *name == field);
-        place.map(|(_, place)| *place = value).is_some()
+        let place = self.places().into_iter().find(|(name, ..)| *name == field);
+        place.map(|(_, place, _)| *place = value).is_some()
     }
 
-    fn places(&mut self) -> [(&'static str, &mut usize); 8] {
+    const fn places(&mut self) -> [(&'static str, &mut usize, Accepts); 8] {
         [
-            ("row_block", &mut self.row_block),
-            ("weight_rows", &mut self.weight_rows),
-            ("weight_cols", &mut self.weight_cols),
-            ("tiles_per_worker", &mut self.tiles_per_worker),
-            ("logits_blocks", &mut self.logits_blocks),
-            ("update_floats", &mut self.update_floats),
-            ("fresh_floats", &mut self.fresh_floats),
-            ("fresh_rows", &mut self.fresh_rows),
+            ("row_block", &mut self.row_block, Accepts::RowBlocks),
+            ("weight_rows", &mut self.weight_rows, Accepts::MultiplesOf(SIDE)),
+            ("weight_cols", &mut self.weight_cols, Accepts::MultiplesOf(SIDE)),
+            ("tiles_per_worker", &mut self.tiles_per_worker, Accepts::AtLeastOne),
+            ("logits_blocks", &mut self.logits_blocks, Accepts::AtLeastOne),
+            ("update_floats", &mut self.update_floats, Accepts::MultiplesOf(LANES)),
+            ("fresh_floats", &mut self.fresh_floats, Accepts::All),
+            ("fresh_rows", &mut self.fresh_rows, Accepts::All),
         ]
     }
 
@@ -157,27 +227,26 @@ impl Blocking {
     ///
     /// # Errors
     /// The first field that it cannot take.
-    pub fn check(&self) -> Result<(), BlockingError> {
-        let multiple = |value: usize, of: usize| value > 0 && value.is_multiple_of(of);
-        for (field, value) in self.fields() {
-            let (fits, accepts) = match field {
-                "row_block" => (ROW_BLOCKS.contains(&value), "32, 64, 96, 128, 192 or 384"),
-                "weight_rows" | "weight_cols" => (multiple(value, SIDE), "a multiple of 32"),
-                "tiles_per_worker" | "logits_blocks" => (value > 0, "at least 1"),
-                "update_floats" => (multiple(value, LANES), "a multiple of 16"),
-                _ => (true, ""),
-            };
-            if !fits {
-                return Err(BlockingError { field, value, accepts });
+    pub const fn check(&self) -> Result<(), BlockingError> {
+        let mut copy = *self;
+        let places = copy.places();
+        let mut i = 0;
+        while i < places.len() {
+            let (field, value, accepts) = (places[i].0, *places[i].1, places[i].2);
+            if !accepts.takes(value) {
+                return Err(BlockingError { field, value, accepts: accepts.words() });
             }
+            i += 1;
         }
         Ok(())
     }
 
     /// Rows and columns of tiles of weights' gradients, largest first.
-    pub(super) fn weight_tiles(&self) -> [(usize, usize); 4] {
+    pub(super) const fn weight_tiles(&self) -> [(usize, usize); 4] {
+        const fn part(side: usize, of: usize) -> usize {
+            (side / of).next_multiple_of(SIDE)
+        }
         let (rows, cols) = (self.weight_rows, self.weight_cols);
-        let part = |side: usize, of: usize| (side / of).next_multiple_of(SIDE);
         [
             (rows, cols),
             (rows, part(cols, 2)),

@@ -39,9 +39,10 @@
 use super::{Grain, Mode, PARTIAL_ROWS, to_lines};
 use crate::adapter::AdapterTable;
 use crate::architecture::NormKind;
+use crate::arithmetic::some;
 use crate::config::ModelConfig;
 use crate::program::Matrix;
-use cllm_kernels::{Bf16, Kernels, row_stride};
+use cllm_kernels::{Bf16, Footprint, row_stride};
 
 /// A matrix of activations or of their gradients, a row for each token.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +55,7 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    pub(crate) fn floats(at: usize, width: usize) -> Self {
+    pub(crate) const fn floats(at: usize, width: usize) -> Self {
         Self { at, width, halves: false }
     }
 }
@@ -74,7 +75,7 @@ impl Columns {
 }
 
 /// A buffer that some layers have each a copy of, and the others by turns.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Place {
     pub(super) at: usize,
     pub(super) stride: usize,
@@ -85,7 +86,7 @@ impl Place {
     /// Of no size.
     pub(super) const NOWHERE: Self = Self { at: 0, stride: 0, copies: 1 };
 
-    pub(super) fn of(self, layer: usize) -> usize {
+    pub(super) const fn of(self, layer: usize) -> usize {
         self.at + layer % self.copies * self.stride
     }
 }
@@ -95,56 +96,61 @@ pub(crate) struct Bump(pub(crate) usize);
 
 impl Bump {
     /// Where so many floats begin, `None` on overflow.
-    pub(crate) fn take(&mut self, floats: usize) -> Option<usize> {
+    pub(crate) const fn take(&mut self, floats: usize) -> Option<usize> {
         let at = self.0;
-        self.0 = at.checked_add(to_lines(floats)?)?;
+        self.0 = some!(at.checked_add(some!(to_lines(floats))));
         Some(at)
     }
 
-    pub(super) fn matrix(&mut self, rows: usize, cols: usize) -> Option<usize> {
-        self.take(rows.checked_mul(cols)?)
+    pub(crate) const fn matrix(&mut self, rows: usize, cols: usize) -> Option<usize> {
+        self.take(some!(rows.checked_mul(cols)))
     }
 
     /// `copies` of a matrix.
-    pub(super) fn copies(&mut self, copies: usize, rows: usize, cols: usize) -> Option<Place> {
-        self.copies_of(copies, rows.checked_mul(cols)?)
+    pub(super) const fn copies(
+        &mut self,
+        copies: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Option<Place> {
+        self.copies_of(copies, some!(rows.checked_mul(cols)))
     }
 
     /// `copies` of some floats.
-    pub(super) fn copies_of(&mut self, copies: usize, floats: usize) -> Option<Place> {
-        let stride = to_lines(floats)?;
-        Some(Place { at: self.take(stride.checked_mul(copies)?)?, stride, copies })
+    pub(super) const fn copies_of(&mut self, copies: usize, floats: usize) -> Option<Place> {
+        let stride = some!(to_lines(floats));
+        Some(Place { at: some!(self.take(some!(stride.checked_mul(copies)))), stride, copies })
     }
 }
 
 /// What a norm leaves for its backward pass.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Moments<T = usize> {
     pub(crate) mean: T,
     pub(crate) rstd: T,
 }
 
 impl Moments<Place> {
-    pub(super) fn take(
+    pub(super) const fn take(
         bump: &mut Bump,
         kind: NormKind,
         copies: usize,
         rows: usize,
     ) -> Option<Self> {
         let mean = match kind {
-            NormKind::Layer => bump.copies(copies, rows, 1)?,
+            NormKind::Layer => some!(bump.copies(copies, rows, 1)),
             NormKind::Rms => Place::NOWHERE,
         };
-        Some(Self { mean, rstd: bump.copies(copies, rows, 1)? })
+        Some(Self { mean, rstd: some!(bump.copies(copies, rows, 1)) })
     }
 
-    pub(super) fn of(self, layer: usize) -> Moments {
+    pub(super) const fn of(self, layer: usize) -> Moments {
         Moments { mean: self.mean.of(layer), rstd: self.rstd.of(layer) }
     }
 }
 
 /// Rows of `fc_width` elements that only products read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Wider {
     /// Elements from a row to the next.
     pub(super) stride: usize,
@@ -153,21 +159,21 @@ pub(super) struct Wider {
 }
 
 impl Wider {
-    pub(super) fn new(c: &ModelConfig, kernels: &Kernels) -> Option<Self> {
+    pub(super) const fn new(c: &ModelConfig, kernels: Footprint) -> Option<Self> {
         let halves = kernels.keeps_halves_of(c.d_ff);
         let bytes = if halves { size_of::<Bf16>() } else { size_of::<f32>() };
-        Some(Self { stride: row_stride(c.fc_width(), bytes)?, halves })
+        Some(Self { stride: some!(row_stride(c.fc_width(), bytes)), halves })
     }
 
     /// Floats of so many rows: the stride of halves is a whole number of lines.
-    fn floats(self, rows: usize) -> Option<usize> {
-        let elements = rows.checked_mul(self.stride)?;
+    const fn floats(self, rows: usize) -> Option<usize> {
+        let elements = some!(rows.checked_mul(self.stride));
         Some(if self.halves { elements / 2 } else { elements })
     }
 }
 
 /// Offsets of one block's activations.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct BlockBuffers<T = usize> {
     pub(crate) x: T,
     pub(crate) att: T,
@@ -192,45 +198,55 @@ pub(crate) struct BlockBuffers<T = usize> {
 impl BlockBuffers<Place> {
     /// `kept` and `inner` copies; with a buffer for the first norm's output or without, and with one
     /// of so many floats for sums of norms of heads or without.
-    pub(super) fn take(
+    pub(super) const fn take(
         bump: &mut Bump,
         n: usize,
         c: &ModelConfig,
         (kept, inner): (usize, usize),
         keeps_norm1: bool,
         head_sums: Option<usize>,
-        kernels: &Kernels,
+        kernels: Footprint,
     ) -> Option<Self> {
+        /// Copies of what only norms of heads have.
+        const fn normed(
+            bump: &mut Bump,
+            c: &ModelConfig,
+            copies: usize,
+            floats: usize,
+        ) -> Option<Place> {
+            match c.arch.qk_norm {
+                true if copies > 0 => bump.copies_of(copies, floats),
+                _ => Some(Place::NOWHERE),
+            }
+        }
         let d = c.d_model;
-        let x = bump.copies(kept, n, d)?;
-        let normed = |bump: &mut Bump, copies: usize, floats: usize| match c.arch.qk_norm {
-            true if copies > 0 => bump.copies_of(copies, floats),
-            _ => Some(Place::NOWHERE),
-        };
+        let x = some!(bump.copies(kept, n, d));
+        let normed_heads = some!(n.checked_mul(c.query_width() + c.kv_width()));
+        let statistics = some!(n.checked_mul(c.n_head + c.kv_heads()));
         Some(Self {
             x,
-            att: bump.copies(kept, n, c.query_width())?,
-            lse: bump.copies(kept, n, c.n_head)?,
-            qkv: bump.copies(inner, n, c.qkv_width())?,
-            heads: normed(bump, inner, n.checked_mul(c.query_width() + c.kv_width())?)?,
-            head_rstd: normed(bump, inner, n.checked_mul(c.n_head + c.kv_heads())?)?,
+            att: some!(bump.copies(kept, n, c.query_width())),
+            lse: some!(bump.copies(kept, n, c.n_head)),
+            qkv: some!(bump.copies(inner, n, c.qkv_width())),
+            heads: some!(normed(bump, c, inner, normed_heads)),
+            head_rstd: some!(normed(bump, c, inner, statistics)),
             head_sums: match head_sums {
-                Some(floats) => normed(bump, c.n_layer, floats)?,
+                Some(floats) => some!(normed(bump, c, c.n_layer, floats)),
                 None => Place::NOWHERE,
             },
-            mid: bump.copies(inner, n, d)?,
-            fc_pre: bump.copies_of(inner, Wider::new(c, kernels)?.floats(n)?)?,
-            norm1: Moments::take(bump, c.arch.norm, inner, n)?,
-            norm2: Moments::take(bump, c.arch.norm, inner, n)?,
+            mid: some!(bump.copies(inner, n, d)),
+            fc_pre: some!(bump.copies_of(inner, some!(some!(Wider::new(c, kernels)).floats(n)))),
+            norm1: some!(Moments::take(bump, c.arch.norm, inner, n)),
+            norm2: some!(Moments::take(bump, c.arch.norm, inner, n)),
             norm1_out: if keeps_norm1 {
-                bump.copies_of(inner, kernels.operand_len(n, d)?)?
+                some!(bump.copies_of(inner, some!(kernels.operand_len(n, d))))
             } else {
                 x
             },
         })
     }
 
-    pub(super) fn of(self, layer: usize) -> BlockBuffers {
+    pub(super) const fn of(self, layer: usize) -> BlockBuffers {
         BlockBuffers {
             x: self.x.of(layer),
             att: self.att.of(layer),
@@ -249,7 +265,7 @@ impl BlockBuffers<Place> {
 }
 
 /// Offsets of the gradients of one block's activations.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct GradBuffers<T = usize> {
     /// Gradient of a block's output, (N, C).
     pub(crate) dx: T,
@@ -292,29 +308,33 @@ impl GradBuffers<Place> {
     };
 
     /// `in_place`: a row block waits for the attention of its whole sequences.
-    pub(super) fn take(
+    pub(super) const fn take(
         bump: &mut Bump,
         n: usize,
         c: &ModelConfig,
         grain: &Grain,
         in_place: bool,
-        kernels: &Kernels,
+        kernels: Footprint,
     ) -> Option<Self> {
         let (d, sets) = (c.d_model, grain.gradient_sets);
         let pieces = n.div_ceil(PARTIAL_ROWS);
-        let dnorm = bump.copies(1, n, d)?;
-        let (first, second) = (bump.copies(sets, n, d)?, bump.copies(sets, n, d)?);
+        let dnorm = some!(bump.copies(1, n, d));
+        let (first, second) = (some!(bump.copies(sets, n, d)), some!(bump.copies(sets, n, d)));
         let (dx, dmid) = if c.dropout > 0.0 {
-            let stream = bump.copies(1, n, d)?;
+            let stream = some!(bump.copies(1, n, d));
             (stream, stream)
         } else {
             (first, second)
         };
         let width = c.query_width();
         let datt = match grain.parted && !in_place {
-            true => bump.copies(sets, n, width)?,
-            false if width != d => bump.copies(1, n, width)?,
+            true => some!(bump.copies(sets, n, width)),
+            false if width != d => some!(bump.copies(1, n, width)),
             false => dnorm,
+        };
+        let dqkv = match grain.parted {
+            true => some!(bump.copies(sets, n, c.qkv_width())),
+            false => Place::NOWHERE,
         };
         Some(Self {
             dx,
@@ -323,14 +343,14 @@ impl GradBuffers<Place> {
             masked_att: second,
             dnorm,
             datt,
-            dqkv: if grain.parted { bump.copies(sets, n, c.qkv_width())? } else { Place::NOWHERE },
-            dfc: bump.copies_of(sets, Wider::new(c, kernels)?.floats(n)?)?,
-            partial1: bump.copies(sets, pieces, c.norm_vectors() * d)?,
-            partial2: bump.copies(sets, pieces, c.norm_vectors() * d)?,
+            dqkv,
+            dfc: some!(bump.copies_of(sets, some!(some!(Wider::new(c, kernels)).floats(n)))),
+            partial1: some!(bump.copies(sets, pieces, c.norm_vectors() * d)),
+            partial2: some!(bump.copies(sets, pieces, c.norm_vectors() * d)),
         })
     }
 
-    pub(super) fn of(self, layer: usize) -> GradBuffers {
+    pub(super) const fn of(self, layer: usize) -> GradBuffers {
         GradBuffers {
             dx: self.dx.of(layer),
             dmid: self.dmid.of(layer),
@@ -348,7 +368,7 @@ impl GradBuffers<Place> {
 
 /// Rows between the factors A and B of adapters, (N, columns of A): of each matrix of a block, or of
 /// one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Between<T = usize> {
     /// `scale x A`, which the gradient of B wants.
     pub(crate) down: T,
@@ -360,7 +380,7 @@ impl Between<[Place; 4]> {
     const NONE: Self = Self { down: [Place::NOWHERE; 4], back: [Place::NOWHERE; 4] };
 
     /// For `n` rows.
-    pub(super) fn take(
+    pub(super) const fn take(
         bump: &mut Bump,
         n: usize,
         layers: usize,
@@ -368,15 +388,18 @@ impl Between<[Place; 4]> {
         mode: Mode,
     ) -> Option<Self> {
         let mut all = Self::NONE;
+        let Some(table) = adapters else { return Some(all) };
         let copies = if mode.trains() { layers } else { 1 };
-        for matrix in Matrix::OF_BLOCK {
-            let Some([a, _]) = adapters.and_then(|table| table.factors(matrix, 0)) else {
-                continue;
-            };
-            all.down[matrix as usize] = bump.copies(copies, n, a.cols)?;
-            if mode.trains() {
-                all.back[matrix as usize] = bump.copies(copies, n, a.cols)?;
+        let mut i = 0;
+        while i < Matrix::OF_BLOCK.len() {
+            let matrix = Matrix::OF_BLOCK[i];
+            if let Some([a, _]) = table.factors(matrix, 0) {
+                all.down[matrix as usize] = some!(bump.copies(copies, n, a.cols));
+                if mode.trains() {
+                    all.back[matrix as usize] = some!(bump.copies(copies, n, a.cols));
+                }
             }
+            i += 1;
         }
         Some(all)
     }

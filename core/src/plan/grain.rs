@@ -7,8 +7,9 @@
 
 use super::blocking::ROW_BLOCKS;
 use super::{BatchShape, Blocking, Mode, PARTIAL_ROWS, Packing, Tiling, least_block, to_lines};
+use crate::arithmetic::{least, most, some};
 use crate::config::ModelConfig;
-use cllm_kernels::{KC, Kernels, Write};
+use cllm_kernels::{Footprint, KC, Write};
 
 /// Most rows (tokens) of a tile of the forward and backward pass, unless [`Blocking`] says
 /// otherwise.
@@ -68,17 +69,21 @@ pub(crate) struct Grain {
 impl Grain {
     /// `workers` is the number that tiles are for, where `tiling` does not say one; `adapted` is whether
     /// adapters are trained.
-    pub(crate) fn new(
+    pub(crate) const fn new(
         c: &ModelConfig,
         adapted: bool,
         batch: BatchShape,
         mode: Mode,
         workers: usize,
         tiling: &Tiling,
-        kernels: &Kernels,
+        kernels: Footprint,
     ) -> Self {
         let rows = batch.sequences * batch.tokens;
-        let (workers, blocking) = (tiling.workers.unwrap_or(workers), &tiling.blocking);
+        let blocking = &tiling.blocking;
+        let workers = match tiling.workers {
+            Some(workers) => workers,
+            None => workers,
+        };
         // Tiles that an operation should have.
         let wanted =
             if workers == 1 { 1 } else { workers.saturating_mul(blocking.tiles_per_worker) };
@@ -95,24 +100,18 @@ impl Grain {
             }
             None => Packing::Once,
         };
-        let row_block = if packing == Packing::Once || packing == Packing::Kept && !large {
-            let fits =
-                |block: &usize| *block <= blocking.row_block && rows.div_ceil(*block) >= wanted;
-            ROW_BLOCKS.into_iter().find(fits).unwrap_or(PARTIAL_ROWS)
+        let from_cache =
+            matches!(packing, Packing::Once) || matches!(packing, Packing::Kept) && !large;
+        let row_block = if from_cache {
+            row_block(rows, wanted, blocking.row_block)
         } else {
             fresh_block(rows, workers, sizes)
         };
-        let tiles = |(height, width): (usize, usize)| {
-            let of = |(m, n): (usize, usize)| m.div_ceil(height) * n.div_ceil(width);
-            c.matrices().into_iter().map(of).sum::<usize>()
-        };
-        let sizes = blocking.weight_tiles();
-        let (weight_rows, weight_cols) =
-            sizes.into_iter().find(|tile| tiles(*tile) >= wanted).unwrap_or(sizes[3]);
+        let (weight_rows, weight_cols) = weight_tile(c, blocking.weight_tiles(), wanted);
         let spans = wanted.div_ceil(batch.sequences.saturating_mul(c.kv_heads()));
         let piece = SPAN_BLOCKS * kernels.attention_block();
-        let span = batch.tokens.div_ceil(spans).next_multiple_of(piece);
-        let span = span.min(batch.tokens);
+        let span = least(batch.tokens.div_ceil(spans).next_multiple_of(piece), batch.tokens);
+        let parts = wanted.div_ceil(batch.sequences);
         Self {
             row_block,
             packing,
@@ -122,11 +121,11 @@ impl Grain {
                 true => Write::Stream,
                 false => Write::Overwrite,
             },
-            head_parts: wanted.div_ceil(batch.sequences).clamp(1, c.kv_heads()),
+            head_parts: least(most(parts, 1), c.kv_heads()),
             span,
             piece,
             parted: span < batch.tokens,
-            gradient_sets: if workers == 1 || mode == Mode::Evaluate { 1 } else { 2 },
+            gradient_sets: if workers == 1 || !mode.trains() { 1 } else { 2 },
             logits_rows: match workers {
                 1 => 1,
                 _ => workers.saturating_mul(blocking.logits_blocks).saturating_mul(row_block),
@@ -136,41 +135,41 @@ impl Grain {
     }
 
     /// Products read panels from the pool of packed weights.
-    pub(crate) fn has_panels(&self) -> bool {
-        self.packing != Packing::Fresh
+    pub(crate) const fn has_panels(&self) -> bool {
+        !matches!(self.packing, Packing::Fresh)
     }
 
     /// Floats of a tile of the update of an arena of so many.
-    pub(crate) fn update_block(&self, arena: usize) -> usize {
-        least_block(arena).max(self.update_floats)
+    pub(crate) const fn update_block(&self, arena: usize) -> usize {
+        most(least_block(arena), self.update_floats)
     }
 
     /// Tiles of forward attention over a span.
-    pub(crate) fn forward_parts(&self) -> usize {
+    pub(crate) const fn forward_parts(&self) -> usize {
         self.head_parts
     }
 
     /// Tiles of backward attention over a span: those of queries, then those of keys and
     /// values, if they are made apart.
-    pub(crate) fn backward_parts(&self) -> usize {
+    pub(crate) const fn backward_parts(&self) -> usize {
         if self.parted { 2 * self.head_parts } else { self.head_parts }
     }
 
     /// Pieces of a sequence of `tokens`.
-    pub(crate) fn pieces(&self, tokens: usize) -> usize {
+    pub(crate) const fn pieces(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.piece)
     }
 
     /// Floats of scratch that the backward pass of heads that share keys and values wants besides that
     /// of the kernels: those keys and values, of a sequence of `tokens`, and a head's own gradients;
     /// of spans the gradients alone. 0 if no heads share any; `None` on overflow.
-    pub(crate) fn group_len(&self, c: &ModelConfig, tokens: usize) -> Option<usize> {
+    pub(crate) const fn group_len(&self, c: &ModelConfig, tokens: usize) -> Option<usize> {
         let size = match c.kv_heads() == c.n_head {
             true => 0,
             false => c.head_size(),
         };
         let (matrices, rows) = if self.parted { (2, self.span) } else { (4, tokens) };
-        to_lines(rows.checked_mul(size)?)?.checked_mul(matrices)
+        some!(to_lines(some!(rows.checked_mul(size)))).checked_mul(matrices)
     }
 
     /// Heads of keys and values of part `part` of `heads`, counted over.
@@ -183,39 +182,93 @@ impl Grain {
 /// Rows of a block, one of `sizes`, if weights are packed or come from memory for each: the worker
 /// with the most blocks has the least to do. The smallest has 32, so of very few rows some workers
 /// have none.
-fn fresh_block(rows: usize, workers: usize, sizes: &[usize]) -> usize {
-    let time = |block: usize| {
+const fn fresh_block(rows: usize, workers: usize, sizes: &[usize]) -> usize {
+    let (mut best, mut least_time) = (ROW_BLOCK, usize::MAX);
+    let mut i = 0;
+    while i < sizes.len() {
+        let block = sizes[i];
         let blocks = rows.div_ceil(block).div_ceil(workers);
-        blocks.saturating_mul(block.min(rows) + PACKING_ROWS)
-    };
-    sizes.iter().copied().min_by_key(|block| time(*block)).unwrap_or(ROW_BLOCK)
+        let time = blocks.saturating_mul(least(block, rows) + PACKING_ROWS);
+        if i == 0 || time < least_time {
+            (best, least_time) = (block, time);
+        }
+        i += 1;
+    }
+    best
+}
+
+/// The largest of [`ROW_BLOCKS`], up to `most`, of which `rows` make the wanted number; or the smallest.
+const fn row_block(rows: usize, wanted: usize, most: usize) -> usize {
+    let mut i = 0;
+    while i < ROW_BLOCKS.len() {
+        let block = ROW_BLOCKS[i];
+        if block <= most && rows.div_ceil(block) >= wanted {
+            return block;
+        }
+        i += 1;
+    }
+    PARTIAL_ROWS
+}
+
+/// The first of some tiles of weights' gradients of which a block's matrices have the wanted number, or the
+/// last.
+const fn weight_tile(c: &ModelConfig, sizes: [(usize, usize); 4], wanted: usize) -> (usize, usize) {
+    let matrices = c.matrices();
+    let mut size = 0;
+    while size + 1 < sizes.len() {
+        let (height, width) = sizes[size];
+        let (mut tiles, mut i) = (0, 0);
+        while i < matrices.len() {
+            let (m, n) = matrices[i];
+            tiles += m.div_ceil(height) * n.div_ceil(width);
+            i += 1;
+        }
+        if tiles >= wanted {
+            break;
+        }
+        size += 1;
+    }
+    sizes[size]
 }
 
 /// Floats of all matrices.
-fn matrix_floats(c: &ModelConfig) -> usize {
-    let floats = c.matrices().map(|(k, n)| k.saturating_mul(n));
-    let block = floats.into_iter().fold(0_usize, usize::saturating_add);
+const fn matrix_floats(c: &ModelConfig) -> usize {
+    let matrices = c.matrices();
+    let (mut block, mut i) = (0_usize, 0);
+    while i < matrices.len() {
+        let (k, n) = matrices[i];
+        block = block.saturating_add(k.saturating_mul(n));
+        i += 1;
+    }
     let head = c.d_model.saturating_mul(c.vocab_size);
     block.saturating_mul(c.n_layer).saturating_add(head)
 }
 
 /// Whether panels of all matrices of blocks, both ways round, take no more memory than their floats, but
 /// for some padding: so it is where they are of bf16.
-fn panels_are_no_larger(c: &ModelConfig, kernels: &Kernels) -> bool {
-    let lens = c.matrices().into_iter().map(|(k, n)| {
-        let (there, back) = (kernels.packed_len(k, n), kernels.packed_len(n, k));
-        (there.zip(back).and_then(|(there, back)| there.checked_add(back)), k.checked_mul(n))
-    });
-    let sums = lens.fold((Some(0_usize), Some(0_usize)), |sums, lens| {
-        let add = |sum: Option<usize>, len: Option<usize>| sum?.checked_add(len?);
-        (add(sums.0, lens.0), add(sums.1, lens.1))
-    });
-    sums.0.zip(sums.1).is_some_and(|(panels, floats)| panels <= floats.saturating_add(floats / 4))
+const fn panels_are_no_larger(c: &ModelConfig, kernels: Footprint) -> bool {
+    /// Floats of panels, and of the matrices.
+    const fn sums(c: &ModelConfig, kernels: Footprint) -> Option<(usize, usize)> {
+        let matrices = c.matrices();
+        let (mut panels, mut floats, mut i) = (0_usize, 0_usize, 0);
+        while i < matrices.len() {
+            let (k, n) = matrices[i];
+            panels = some!(panels.checked_add(some!(kernels.packed_len(k, n))));
+            panels = some!(panels.checked_add(some!(kernels.packed_len(n, k))));
+            floats = some!(floats.checked_add(some!(k.checked_mul(n))));
+            i += 1;
+        }
+        Some((panels, floats))
+    }
+    match sums(c, kernels) {
+        Some((panels, floats)) => panels <= floats.saturating_add(floats / 4),
+        None => false,
+    }
 }
 
 /// Whether a large model's weights had better be packed for each block of rows than once for all: if
 /// there are few blocks and every worker has one that is large enough.
-fn fresh_is_better(rows: usize, workers: usize, blocking: &Blocking) -> bool {
+const fn fresh_is_better(rows: usize, workers: usize, blocking: &Blocking) -> bool {
     rows <= blocking.fresh_rows
         && rows.div_ceil(fresh_block(rows, workers, &FRESH_BLOCKS)) >= workers
 }
@@ -224,7 +277,7 @@ fn fresh_is_better(rows: usize, workers: usize, blocking: &Blocking) -> bool {
 mod tests {
     use super::*;
     use crate::Architecture;
-    use cllm_kernels::Dtype;
+    use cllm_kernels::{Dtype, Kernels};
 
     #[test]
     fn adapters_of_a_large_model_have_blocks_for_every_worker() {
@@ -247,6 +300,7 @@ mod tests {
                 [(1, 64, 2, 32), (4, 64, 2, 128), (4, 64, 8, 32), (1, 33, 2, 32)]
             {
                 let (batch, tiling) = (BatchShape { sequences, tokens }, Tiling::default());
+                let kernels = kernels.footprint();
                 let grain = Grain::new(&c, true, batch, Mode::Train, workers, &tiling, kernels);
                 assert_eq!(grain.row_block, rows, "{dtype:?} {batch:?} {workers}");
                 assert!((sequences * tokens).div_ceil(rows) >= workers);

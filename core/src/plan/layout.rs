@@ -9,12 +9,13 @@ use super::{
     ADAPTER_BLOCK, BatchShape, DROPPED_ROWS, Grain, Mode, head_rows, squares_block, to_lines,
 };
 use crate::adapter::AdapterTable;
+use crate::arithmetic::{least, most, some};
 use crate::config::ModelConfig;
 use crate::program::Matrix;
-use cllm_kernels::{Kernels, row_stride};
+use cllm_kernels::{Footprint, row_stride};
 
 /// Offsets of one block's packed weights, both ways round.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct PackedBlock {
     pub(crate) qkv: usize,
     pub(crate) att: usize,
@@ -27,7 +28,7 @@ pub(crate) struct PackedBlock {
 }
 
 /// All offsets of a plan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Layout {
     /// What takes the place of floats that only products read is of bf16.
     halves: bool,
@@ -81,129 +82,82 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// For `trained` floats of what is trained; `None` if a size overflows.
-    pub(super) fn new(
+    pub(super) const fn new(
         c: &ModelConfig,
         adapters: Option<&AdapterTable>,
         trained: usize,
         batch: BatchShape,
         mode: Mode,
         grain: &Grain,
-        kernels: &Kernels,
+        kernels: Footprint,
     ) -> Option<Self> {
-        let n = batch.sequences.checked_mul(batch.tokens)?;
-        let (d, f, fc) = (c.d_model, c.d_ff, c.fc_width());
-        let matrices = c.matrices();
+        let n = some!(batch.sequences.checked_mul(batch.tokens));
+        let (d, f) = (c.d_model, c.d_ff);
         let train = mode.trains();
         let mut bump = Bump(0);
         let copies = match mode {
             Mode::Train => (c.n_layer, c.n_layer),
-            Mode::Recompute => (c.n_layer, grain.gradient_sets.min(c.n_layer)),
+            Mode::Recompute => (c.n_layer, least(grain.gradient_sets, c.n_layer)),
             Mode::Evaluate => (1, 1),
         };
         // If no block is made again, nobody wants the first one's input a second time.
-        let remakes = mode == Mode::Recompute && copies.1 < c.n_layer;
-        let sums = batch.sequences.checked_mul(grain.pieces(batch.tokens))?;
-        let sums = sums.checked_mul(c.query_width() + c.kv_width())?;
-        let sums = train.then_some(sums);
-        let blocks = BlockBuffers::take(&mut bump, n, c, copies, remakes, sums, kernels)?;
-        let x_last = bump.matrix(n, d)?;
-        let final_norm = Moments::take(&mut bump, c.arch.norm, 1, n)?.of(0);
-        let losses = bump.take(n)?;
+        let remakes = matches!(mode, Mode::Recompute) && copies.1 < c.n_layer;
+        let sums = some!(batch.sequences.checked_mul(grain.pieces(batch.tokens)));
+        let sums = some!(sums.checked_mul(c.query_width() + c.kv_width()));
+        let sums = if train { Some(sums) } else { None };
+        let blocks = some!(BlockBuffers::take(&mut bump, n, c, copies, remakes, sums, kernels));
+        let x_last = some!(bump.matrix(n, d));
+        let final_norm = some!(Moments::take(&mut bump, c.arch.norm, 1, n)).of(0);
+        let losses = some!(bump.take(n));
         let group = head_rows(n, c.vocab_size);
-        let logits_buffers = grain.logits_rows.div_ceil(group).min(n.div_ceil(group));
-        let logits =
-            bump.copies(logits_buffers, group, row_stride(c.vocab_size, size_of::<f32>())?)?;
+        let logits_buffers = least(grain.logits_rows.div_ceil(group), n.div_ceil(group));
+        let vocab = some!(row_stride(c.vocab_size, size_of::<f32>()));
+        let logits = some!(bump.copies(logits_buffers, group, vocab));
         let mut grads = GradBuffers::NONE;
         let mut squares = 0;
         if train {
-            grads = GradBuffers::take(&mut bump, n, c, grain, mode.shares_layers(), kernels)?;
-            squares = bump.take(trained.div_ceil(squares_block(trained)))?;
+            let in_place = mode.shares_layers();
+            grads = some!(GradBuffers::take(&mut bump, n, c, grain, in_place, kernels));
+            squares = some!(bump.take(trained.div_ceil(squares_block(trained))));
         }
-        let between = Between::take(&mut bump, n, c.n_layer, adapters, mode)?;
-        let (t, head_size) = (batch.tokens, c.head_size());
+        let between = some!(Between::take(&mut bump, n, c.n_layer, adapters, mode));
+        let (t, half) = (batch.tokens, c.head_size() / 2);
         let angles = match c.arch.rotary() {
-            Some(_) => Some([bump.matrix(t, head_size / 2)?, bump.matrix(t, head_size / 2)?]),
+            Some(_) => Some([some!(bump.matrix(t, half)), some!(bump.matrix(t, half))]),
             None => None,
         };
         let activations_len = bump.0;
 
-        let mut bump = Bump(0);
-        let mut take = |floats| if grain.has_panels() { bump.take(floats) } else { Some(0) };
-        let first_packed = packed_block(c, kernels, train, &mut take)?;
-        let packed_stride = bump.0;
-        bump.take(packed_stride.checked_mul(c.n_layer - 1)?)?;
-        let mut take = |floats| if grain.has_panels() { bump.take(floats) } else { Some(0) };
-        let head = take(kernels.packed_len(d, c.vocab_size)?)?;
-        let head_t = if train { take(kernels.packed_len(c.vocab_size, d)?)? } else { 0 };
-        let packed_len = bump.0;
+        let mut panels = Panels { bump: Bump(0), are_kept: grain.has_panels(), kernels };
+        let first_packed = some!(packed_block(c, train, &mut panels));
+        let packed_stride = panels.bump.0;
+        some!(panels.bump.take(some!(packed_stride.checked_mul(c.n_layer - 1))));
+        let head = some!(panels.take(d, c.vocab_size));
+        let head_t = if train { some!(panels.take(c.vocab_size, d)) } else { 0 };
+        let packed_len = panels.bump.0;
 
-        let mut scratch_len = kernels.attention_scratch_len(t, head_size)?;
-        // The deepest product of a row block: backward they are as deep as forward they are wide.
-        let deep = matrices.into_iter().chain([(d, c.vocab_size)]);
-        let deepest = deep.map(|(k, n)| if train { k.max(n) } else { k }).max()?;
-        let rows = grain.row_block.min(n);
-        if grain.has_panels() {
-            scratch_len = scratch_len.max(kernels.gemm_scratch_len(rows, deepest));
-            // Into fc, and back into its gradient.
-            scratch_len = scratch_len.max(kernels.gemm_into_halves_scratch_len(rows, d));
-        } else {
-            let shapes = matrices.into_iter().chain([(d, c.vocab_size)]);
-            let both = shapes.flat_map(|(k, n)| [Some((k, n)), train.then_some((n, k))]);
-            for (k, n) in both.flatten() {
-                // Into fc, and back into its gradient.
-                let halves = kernels.keeps_halves_of(f) && [f, fc].contains(&n);
-                scratch_len = scratch_len.max(kernels.fresh_scratch_len(rows, k, n, false)?);
-                scratch_len = scratch_len.max(kernels.fresh_scratch_len(rows, k, n, halves)?);
-            }
-        }
-        if train {
-            // The largest tile of any weight's gradient, as it is stored.
-            for (rows, cols) in matrices.into_iter().chain([(c.vocab_size, d)]) {
-                let (rows, cols) = (grain.weight_rows.min(rows), grain.weight_cols.min(cols));
-                scratch_len = scratch_len.max(kernels.unpacked_scratch_len(rows, cols, n)?);
-            }
-            let back = kernels.attention_backward_scratch_len(t, head_size)?;
-            scratch_len = scratch_len.max(back.checked_add(grain.group_len(c, t)?)?);
-            if c.arch.qk_norm {
-                scratch_len = scratch_len.max(grain.piece.min(t).checked_mul(head_size)?);
-            }
-        }
-        let mut held_addend = 0;
-        for (matrix, (k, n_cols)) in Matrix::OF_BLOCK.into_iter().zip(matrices) {
-            let Some([a, _]) = adapters.and_then(|table| table.factors(matrix, 0)) else {
-                continue;
-            };
-            let (ranks, rank) = (a.cols, adapters.map_or(0, |table| table.adapters().rank));
-            held_addend = held_addend.max(if train { k.max(n_cols) } else { n_cols });
-            let mut there = [Some((k, ranks)), Some((rank, n_cols)), None, None];
-            if train {
-                (there[2], there[3]) = (Some((n_cols, rank)), Some((ranks, k)));
-                let tile = ADAPTER_BLOCK.min(k.max(n_cols));
-                for (rows, cols) in [(tile, ranks), (rank, tile)] {
-                    scratch_len = scratch_len.max(kernels.unpacked_scratch_len(rows, cols, n)?);
-                }
-                // With dropout, some of what the adapter reads behind its mask.
-                let some = kernels.unpacked_scratch_len(tile, ranks, DROPPED_ROWS)?;
-                scratch_len = scratch_len.max(some.checked_add(DROPPED_ROWS * tile)?);
-            }
-            for (depth, cols) in there.into_iter().flatten() {
-                let len = kernels.fresh_scratch_len(rows, depth, cols, false)?;
-                scratch_len = scratch_len.max(len);
-            }
-        }
-        let held_addend = to_lines(rows.checked_mul(held_addend)?)?;
-        let held_norm = to_lines(kernels.operand_len(rows, d)?)?;
-        let held_fc_stride = row_stride(f, size_of::<f32>())?;
+        let rows = least(grain.row_block, n);
+        let held_fc_stride = some!(row_stride(f, size_of::<f32>()));
         let gradient = if train && c.arch.is_gated() { held_fc_stride } else { 0 };
-        let held_fc = kernels.operand_len(rows, f)?.max(rows.checked_mul(gradient)?);
-        let held_fc = to_lines(held_fc)?;
-        let held = held_norm.checked_add(held_fc)?.checked_add(held_addend)?;
+        let held_fc = most(some!(kernels.operand_len(rows, f)), some!(rows.checked_mul(gradient)));
+        let held_fc = some!(to_lines(held_fc));
+        let held_norm = some!(to_lines(some!(kernels.operand_len(rows, d))));
+        let held_addend = held_addend_len(c, adapters, train);
+        let held_addend = some!(to_lines(some!(rows.checked_mul(held_addend))));
+        let held = some!(some!(held_norm.checked_add(held_fc)).checked_add(held_addend));
+        let scratch_len = some!(scratch_len(c, batch, train, grain, kernels));
+        let scratch_len = match adapters {
+            Some(table) => {
+                most(scratch_len, some!(adapter_scratch_len(c, table, n, rows, train, kernels)))
+            }
+            None => scratch_len,
+        };
         Some(Self {
             halves: kernels.keeps_halves(),
             width: d,
-            wide: (kernels.operand_stride(d)?, kernels.keeps_halves_of(d)),
-            wider: Wider::new(c, kernels)?,
-            vocab: row_stride(c.vocab_size, size_of::<f32>())?,
+            wide: (some!(kernels.operand_stride(d)), kernels.keeps_halves_of(d)),
+            wider: some!(Wider::new(c, kernels)),
+            vocab,
             blocks,
             n_layer: c.n_layer,
             x_last,
@@ -224,7 +178,7 @@ impl Layout {
             head_t,
             packed_len,
             angles,
-            scratch_len: to_lines(scratch_len)?.checked_add(held)?,
+            scratch_len: some!(some!(to_lines(scratch_len)).checked_add(held)),
             held_norm,
             held_fc,
             held_addend,
@@ -234,7 +188,7 @@ impl Layout {
     }
 
     /// Activations of a block.
-    pub(crate) fn block(&self, layer: usize) -> BlockBuffers {
+    pub(crate) const fn block(&self, layer: usize) -> BlockBuffers {
         self.blocks.of(layer)
     }
 
@@ -272,12 +226,12 @@ impl Layout {
 
     /// Whether the inner activations of a block are overwritten in the forward pass, so that
     /// the backward pass has to make them again.
-    pub(crate) fn is_remade(&self, layer: usize) -> bool {
+    pub(crate) const fn is_remade(&self, layer: usize) -> bool {
         layer + self.blocks.mid.copies < self.n_layer
     }
 
     /// The first norm's output lies in `x`, once the backward pass has been there.
-    pub(crate) fn norm1_in_place(&self) -> bool {
+    pub(crate) const fn norm1_in_place(&self) -> bool {
         self.blocks.norm1_out.at == self.blocks.x.at
     }
 
@@ -287,13 +241,13 @@ impl Layout {
     }
 
     /// Gradients of the activations of a block.
-    pub(crate) fn grads(&self, layer: usize) -> GradBuffers {
+    pub(crate) const fn grads(&self, layer: usize) -> GradBuffers {
         self.grads_into(layer + 1)
     }
 
     /// Gradients of what enters a block: those of the block before it, and in the first
     /// block those of the embedding.
-    pub(crate) fn grads_into(&self, layer: usize) -> GradBuffers {
+    pub(crate) const fn grads_into(&self, layer: usize) -> GradBuffers {
         self.grads.of(layer)
     }
 
@@ -320,7 +274,7 @@ impl Layout {
 
     /// Gradients of queries, keys and values of a block, and whether they have a buffer of
     /// their own rather than take the place of those.
-    pub(crate) fn dqkv(&self, layer: usize) -> (usize, bool) {
+    pub(crate) const fn dqkv(&self, layer: usize) -> (usize, bool) {
         let at = if self.own_dqkv { self.grads(layer).dqkv } else { self.block(layer).qkv };
         (at, self.own_dqkv)
     }
@@ -349,22 +303,154 @@ impl Layout {
     }
 }
 
-/// Lays out one block's packed weights with `take`; the transposes only for training.
-fn packed_block(
+/// Hands out places for packed matrices, if panels are kept.
+pub(crate) struct Panels {
+    pub(crate) bump: Bump,
+    pub(crate) are_kept: bool,
+    pub(crate) kernels: Footprint,
+}
+
+impl Panels {
+    /// Where a packed `k x n` matrix begins, `None` on overflow.
+    pub(crate) const fn take(&mut self, k: usize, n: usize) -> Option<usize> {
+        let floats = some!(self.kernels.packed_len(k, n));
+        if self.are_kept { self.bump.take(floats) } else { Some(0) }
+    }
+}
+
+/// Lays out one block's packed weights; the transposes only for training.
+const fn packed_block(
     c: &ModelConfig,
-    kernels: &Kernels,
     transposes: bool,
-    take: &mut dyn FnMut(usize) -> Option<usize>,
+    panels: &mut Panels,
 ) -> Option<PackedBlock> {
     let matrices = c.matrices();
-    let mut there = [0; 4];
-    for (to, (k, n)) in there.iter_mut().zip(matrices) {
-        *to = take(kernels.packed_len(k, n)?)?;
+    let (mut there, mut back) = ([0; 4], [0; 4]);
+    let mut i = 0;
+    while i < matrices.len() {
+        let (k, n) = matrices[i];
+        there[i] = some!(panels.take(k, n));
+        i += 1;
     }
-    let mut back = [0; 4];
-    for (to, (k, n)) in back.iter_mut().zip(matrices).filter(|_| transposes) {
-        *to = take(kernels.packed_len(n, k)?)?;
+    i = 0;
+    while i < matrices.len() && transposes {
+        let (k, n) = matrices[i];
+        back[i] = some!(panels.take(n, k));
+        i += 1;
     }
     let ([qkv, att, fc, mlp], [qkv_t, att_t, fc_t, mlp_t]) = (there, back);
     Some(PackedBlock { qkv, att, fc, mlp, qkv_t, att_t, fc_t, mlp_t })
+}
+
+/// Floats of scratch that the kernels want of one worker, adapters aside; `None` on overflow.
+const fn scratch_len(
+    c: &ModelConfig,
+    batch: BatchShape,
+    train: bool,
+    grain: &Grain,
+    kernels: Footprint,
+) -> Option<usize> {
+    let (n, t, head_size) = (batch.sequences * batch.tokens, batch.tokens, c.head_size());
+    let (d, f, fc) = (c.d_model, c.d_ff, c.fc_width());
+    let [qkv, att, into_fc, mlp] = c.matrices();
+    let matrices = [qkv, att, into_fc, mlp, (d, c.vocab_size)];
+    let rows = least(grain.row_block, n);
+    let mut len = some!(kernels.attention_scratch_len(t, head_size));
+    // The deepest product of a row block: backward they are as deep as forward they are wide.
+    let (mut deepest, mut i) = (0, 0);
+    while i < matrices.len() {
+        let (k, n) = matrices[i];
+        deepest = most(deepest, if train { most(k, n) } else { k });
+        i += 1;
+    }
+    if grain.has_panels() {
+        len = most(len, kernels.gemm_scratch_len(rows, deepest));
+        // Into fc, and back into its gradient.
+        len = most(len, kernels.gemm_into_halves_scratch_len(rows, d));
+    }
+    i = 0;
+    while i < matrices.len() && !grain.has_panels() {
+        let (k, n) = matrices[i];
+        let ways = [(k, n), (n, k)];
+        let mut way = 0;
+        while way < if train { 2 } else { 1 } {
+            let (k, n) = ways[way];
+            // Into fc, and back into its gradient.
+            let halves = kernels.keeps_halves_of(f) && (n == f || n == fc);
+            len = most(len, some!(kernels.fresh_scratch_len(rows, k, n, false)));
+            len = most(len, some!(kernels.fresh_scratch_len(rows, k, n, halves)));
+            way += 1;
+        }
+        i += 1;
+    }
+    if !train {
+        return Some(len);
+    }
+    // The largest tile of any weight's gradient, as it is stored.
+    let stored = [qkv, att, into_fc, mlp, (c.vocab_size, d)];
+    i = 0;
+    while i < stored.len() {
+        let (rows, cols) = stored[i];
+        let (rows, cols) = (least(grain.weight_rows, rows), least(grain.weight_cols, cols));
+        len = most(len, some!(kernels.unpacked_scratch_len(rows, cols, n)));
+        i += 1;
+    }
+    let back = some!(kernels.attention_backward_scratch_len(t, head_size));
+    len = most(len, some!(back.checked_add(some!(grain.group_len(c, t)))));
+    if c.arch.qk_norm {
+        len = most(len, some!(least(grain.piece, t).checked_mul(head_size)));
+    }
+    Some(len)
+}
+
+/// Columns of what adapters add to a product of a row block; 0 without adapters.
+const fn held_addend_len(c: &ModelConfig, adapters: Option<&AdapterTable>, train: bool) -> usize {
+    let Some(table) = adapters else { return 0 };
+    let matrices = c.matrices();
+    let (mut len, mut i) = (0, 0);
+    while i < matrices.len() {
+        let (k, n) = matrices[i];
+        if table.factors(Matrix::OF_BLOCK[i], 0).is_some() {
+            len = most(len, if train { most(k, n) } else { n });
+        }
+        i += 1;
+    }
+    len
+}
+
+/// Floats of scratch that products of adapters want of one worker, for blocks of so many of `n` rows; `None`
+/// on overflow.
+const fn adapter_scratch_len(
+    c: &ModelConfig,
+    table: &AdapterTable,
+    n: usize,
+    rows: usize,
+    train: bool,
+    kernels: Footprint,
+) -> Option<usize> {
+    let (matrices, rank) = (c.matrices(), table.adapters().rank);
+    let (mut len, mut i) = (0, 0);
+    while i < matrices.len() {
+        let (k, n_cols) = matrices[i];
+        let factors = table.factors(Matrix::OF_BLOCK[i], 0);
+        i += 1;
+        let Some([a, _]) = factors else { continue };
+        let ranks = a.cols;
+        let products = [(k, ranks), (rank, n_cols), (n_cols, rank), (ranks, k)];
+        let mut product = 0;
+        while product < if train { 4 } else { 2 } {
+            let (depth, cols) = products[product];
+            len = most(len, some!(kernels.fresh_scratch_len(rows, depth, cols, false)));
+            product += 1;
+        }
+        if train {
+            let tile = least(ADAPTER_BLOCK, most(k, n_cols));
+            len = most(len, some!(kernels.unpacked_scratch_len(tile, ranks, n)));
+            len = most(len, some!(kernels.unpacked_scratch_len(rank, tile, n)));
+            // With dropout, some of what the adapter reads behind its mask.
+            let dropped = some!(kernels.unpacked_scratch_len(tile, ranks, DROPPED_ROWS));
+            len = most(len, some!(dropped.checked_add(DROPPED_ROWS * tile)));
+        }
+    }
+    Some(len)
 }

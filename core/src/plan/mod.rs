@@ -5,26 +5,31 @@
 
 mod blocking;
 mod buffers;
+mod error;
+mod fixed;
 mod grain;
 mod layout;
 mod trained;
 
 pub use blocking::{Blocking, BlockingError};
 pub(crate) use buffers::{Between, Buffer, Bump, Columns};
+pub use error::PlanError;
+pub use fixed::Sizes;
+pub(crate) use fixed::excess;
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
-pub(crate) use layout::Layout;
+pub(crate) use layout::{Layout, Panels};
 pub(crate) use trained::LOADED_ROWS;
 
-use crate::adapter::{AdapterError, AdapterTable, Adapters};
+use crate::adapter::{AdapterTable, Adapters};
+use crate::arithmetic::{least, most, ok, some};
 use crate::config::{ConfigError, ModelConfig};
-use crate::engine::{self, Cut, MAX_TILES, NONE, Slot};
+use crate::engine::{self, Cut, NONE, Slot};
 use crate::line::{LANES, Line};
 use crate::params::ParamTable;
 use crate::primitive::AtomicU64;
-use crate::program::{self, Emitted, Op};
+use crate::program::{self, Op, To};
 use cllm_kernels::{KernelSet, Kernels};
-use core::fmt;
 
 /// Rows whose norm gradients are summed up together, before these sums are: part of the
 /// promise that bits do not depend on tiles.
@@ -89,10 +94,13 @@ pub struct Tiling {
 }
 
 impl Tiling {
+    /// As many workers as the plan has, packing as suits, and [`Blocking::DEFAULT`].
+    pub const DEFAULT: Self = Self { workers: None, packing: None, blocking: Blocking::DEFAULT };
+
     /// For so many workers, else as by default.
     #[must_use]
-    pub fn for_workers(workers: usize) -> Self {
-        Self { workers: Some(workers), ..Self::default() }
+    pub const fn for_workers(workers: usize) -> Self {
+        Self { workers: Some(workers), ..Self::DEFAULT }
     }
 }
 
@@ -181,82 +189,9 @@ impl Pool {
     }
 }
 
-/// Why there is no plan, or why memory does not fit one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum PlanError {
-    /// The model's config is wrong.
-    Config(ConfigError),
-    /// A batch needs at least one sequence of one token.
-    EmptyBatch,
-    /// Sequences are longer than the position table.
-    TooLong {
-        /// Tokens asked for.
-        tokens: usize,
-        /// The model's `block_size`.
-        block_size: usize,
-    },
-    /// At least one worker is needed.
-    NoWorker,
-    /// Blocks of a size that the core cannot take.
-    Blocking(BlockingError),
-    /// Adapters that the model cannot have.
-    Adapters(AdapterError),
-    /// The plan was made for other kernels, whose packed weights differ.
-    WrongKernels {
-        /// The plan's.
-        plan: KernelSet,
-        /// That of the kernels handed over.
-        kernels: KernelSet,
-    },
-    /// Training needs a plan for [`Mode::Train`] or [`Mode::Recompute`].
-    WrongMode,
-    /// The engine was made for a plan with other stages.
-    WrongEngine,
-    /// A pool handed over is smaller than planned. Sizes in bytes.
-    TooSmall {
-        /// Which one.
-        pool: Pool,
-        /// Bytes planned.
-        need: usize,
-        /// Bytes given.
-        got: usize,
-    },
-}
-
-impl From<ConfigError> for PlanError {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error)
-    }
-}
-
-impl fmt::Display for PlanError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Config(error) => error.fmt(f),
-            Self::EmptyBatch => f.write_str("the batch is empty: it needs a sequence of a token"),
-            Self::TooLong { tokens, block_size } => {
-                write!(f, "sequences of {tokens} tokens exceed the model's block_size {block_size}")
-            }
-            Self::NoWorker => f.write_str("no worker: at least one is needed"),
-            Self::Blocking(error) => error.fmt(f),
-            Self::Adapters(error) => error.fmt(f),
-            Self::WrongKernels { plan, kernels } => {
-                write!(f, "the plan is for other kernels ({plan}) than were given ({kernels})")
-            }
-            Self::WrongMode => f.write_str("the plan is for evaluation: it has no gradients"),
-            Self::WrongEngine => f.write_str("the engine was made for another plan"),
-            Self::TooSmall { pool, need, got } => {
-                write!(f, "the {} pool has {got} bytes but the plan needs {need}", pool.name())
-            }
-        }
-    }
-}
-
-impl core::error::Error for PlanError {}
-
 /// Exact sizes of all memory that a model needs for one batch shape on one
 /// instruction set, and where everything lies in it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     pub(crate) config: ModelConfig,
     pub(crate) batch: BatchShape,
@@ -284,14 +219,14 @@ impl Plan {
     ///
     /// # Errors
     /// What is wrong with the config, the batch or the number of workers.
-    pub fn new(
+    pub const fn new(
         config: &ModelConfig,
         batch: BatchShape,
         workers: usize,
         mode: Mode,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
-        Self::with_tiling(config, batch, workers, &Tiling::default(), mode, kernels)
+        Self::with_tiling(config, batch, workers, &Tiling::DEFAULT, mode, kernels)
     }
 
     /// As [`Plan::new`], cut into tiles as told. For blocks that suit the machine hand over
@@ -299,7 +234,7 @@ impl Plan {
     ///
     /// # Errors
     /// As for [`Plan::new`], and of a [`Blocking`] that it cannot take.
-    pub fn with_tiling(
+    pub const fn with_tiling(
         config: &ModelConfig,
         batch: BatchShape,
         workers: usize,
@@ -315,7 +250,7 @@ impl Plan {
     ///
     /// # Errors
     /// As for [`Plan::with_tiling`], and of [`Adapters`] that the model cannot have.
-    pub fn with_adapters(
+    pub const fn with_adapters(
         config: &ModelConfig,
         adapters: Option<&Adapters>,
         batch: BatchShape,
@@ -324,7 +259,25 @@ impl Plan {
         mode: Mode,
         kernels: &Kernels,
     ) -> Result<Self, PlanError> {
-        let table = ParamTable::new(config)?;
+        Self::of_set(config, adapters, batch, workers, tiling, mode, kernels.set())
+    }
+
+    /// As [`Plan::with_adapters`], for the kernels of a name, which need not be there: for other machines,
+    /// and in a `const`, where [`Plan::fixed`] is more handy.
+    ///
+    /// # Errors
+    /// As for [`Plan::with_adapters`], and if there are no kernels of this name on this target.
+    pub const fn of_set(
+        config: &ModelConfig,
+        adapters: Option<&Adapters>,
+        batch: BatchShape,
+        workers: usize,
+        tiling: &Tiling,
+        mode: Mode,
+        set: KernelSet,
+    ) -> Result<Self, PlanError> {
+        let Some(kernels) = set.footprint() else { return Err(PlanError::NoKernels(set)) };
+        let table = ok!(ParamTable::new(config), PlanError::Config);
         if batch.sequences == 0 || batch.tokens == 0 {
             return Err(PlanError::EmptyBatch);
         }
@@ -332,21 +285,28 @@ impl Plan {
             let (tokens, block_size) = (batch.tokens, config.block_size);
             return Err(PlanError::TooLong { tokens, block_size });
         }
-        if workers == 0 || tiling.workers == Some(0) {
+        if workers == 0 || matches!(tiling.workers, Some(0)) {
             return Err(PlanError::NoWorker);
         }
-        tiling.blocking.check().map_err(PlanError::Blocking)?;
+        ok!(tiling.blocking.check(), PlanError::Blocking);
         let overflow = PlanError::Config(ConfigError::Overflow);
-        batch.sequences.checked_mul(batch.tokens).ok_or(overflow)?;
-        let adapters = adapters.map(|adapters| AdapterTable::new(config, adapters)).transpose();
-        let adapters = adapters.map_err(PlanError::Adapters)?;
-        let trained = adapters.as_ref().map_or(table.arena_len(), AdapterTable::arena_len);
+        if batch.sequences.checked_mul(batch.tokens).is_none() {
+            return Err(overflow);
+        }
+        let (adapters, trained) = match adapters {
+            Some(adapters) => {
+                let table = ok!(AdapterTable::new(config, adapters), PlanError::Adapters);
+                (Some(table), table.arena_len())
+            }
+            None => (None, table.arena_len()),
+        };
         let grain = Grain::new(config, adapters.is_some(), batch, mode, workers, tiling, kernels);
         let resident = match grain.packing {
-            Packing::Kept => ParamTable::without_matrices(config)?,
+            Packing::Kept => ok!(ParamTable::without_matrices(config), PlanError::Config),
             _ => table,
         };
         let layout = Layout::new(config, adapters.as_ref(), trained, batch, mode, &grain, kernels);
+        let Some(layout) = layout else { return Err(overflow) };
         let mut plan = Self {
             config: *config,
             batch,
@@ -354,73 +314,80 @@ impl Plan {
             table,
             resident,
             adapters,
-            layout: layout.ok_or(overflow)?,
+            layout,
             grain,
             blocking: tiling.blocking,
-            set: kernels.set(),
+            set,
             workers,
             ops: 0,
             slots: 0,
         };
         // Every pool must be addressable before tiles are counted in 32 bits.
-        for pool in Pool::ALL {
-            plan.checked_bytes(pool).ok_or(overflow)?;
+        if !plan.is_addressable() {
+            return Err(overflow);
         }
-        let mut fits = true;
-        let (mut ops, mut slots) = (0, 0);
-        program::build(&plan, &mut |emitted| match emitted {
-            Emitted::Op(op) => {
-                fits &= op.is_some();
-                ops += 1;
-            }
-            Emitted::Stage(_, stage) => {
-                fits &= stage.tiles as usize <= MAX_TILES;
-                slots += 1;
-            }
-        });
-        (plan.ops, plan.slots) = (ops, slots);
+        let program = program::build(&plan, To::Nowhere);
+        (plan.ops, plan.slots) = (program.ops, program.stages);
         // Stages are numbered in 16 bits.
-        fits &= slots < usize::from(NONE);
-        for pool in [Pool::Operations, Pool::Slots, Pool::Words] {
-            plan.checked_bytes(pool).ok_or(overflow)?;
+        let fits = program.fits && plan.slots < NONE as usize;
+        if fits && plan.is_addressable() { Ok(plan) } else { Err(overflow) }
+    }
+
+    /// The kernels that it is for.
+    #[must_use]
+    pub const fn set(&self) -> KernelSet {
+        self.set
+    }
+
+    /// Whether the size of no pool overflows.
+    const fn is_addressable(&self) -> bool {
+        let mut i = 0;
+        while i < Pool::ALL.len() {
+            if self.checked_bytes(Pool::ALL[i]).is_none() {
+                return false;
+            }
+            i += 1;
         }
-        if fits { Ok(plan) } else { Err(overflow) }
+        true
     }
 
     /// The model.
     #[must_use]
-    pub fn config(&self) -> &ModelConfig {
+    pub const fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     /// The batch.
     #[must_use]
-    pub fn batch(&self) -> BatchShape {
+    pub const fn batch(&self) -> BatchShape {
         self.batch
     }
 
     /// The table of parameters.
     #[must_use]
-    pub fn table(&self) -> &ParamTable {
+    pub const fn table(&self) -> &ParamTable {
         &self.table
     }
 
     /// Workers that have scratch.
     #[must_use]
-    pub fn workers(&self) -> usize {
+    pub const fn workers(&self) -> usize {
         self.workers
     }
 
     /// Bytes of a pool, to the byte.
     #[must_use]
-    pub fn bytes(&self, pool: Pool) -> usize {
-        // `new` has checked that none overflows.
-        self.checked_bytes(pool).unwrap_or(usize::MAX)
+    pub const fn bytes(&self, pool: Pool) -> usize {
+        match self.checked_bytes(pool) {
+            Some(bytes) => bytes,
+            // `new` has checked that none overflows.
+            None => usize::MAX,
+        }
     }
 
     /// Lines of a pool of floats; 0 for those of the engine and [`Pool::Batch`].
     #[must_use]
-    pub fn lines(&self, pool: Pool) -> usize {
+    pub const fn lines(&self, pool: Pool) -> usize {
         match pool {
             Pool::Operations | Pool::Slots | Pool::Words | Pool::Batch => 0,
             _ => self.bytes(pool) / size_of::<Line>(),
@@ -429,24 +396,27 @@ impl Plan {
 
     /// Operations of [`Pool::Operations`].
     #[must_use]
-    pub fn ops(&self) -> usize {
+    pub const fn ops(&self) -> usize {
         self.ops
     }
 
     /// Slots of [`Pool::Slots`].
     #[must_use]
-    pub fn slots(&self) -> usize {
+    pub const fn slots(&self) -> usize {
         self.slots
     }
 
     /// Words of [`Pool::Words`].
     #[must_use]
-    pub fn words(&self) -> usize {
-        engine::words(self.workers, self.slots, &self.cut()).unwrap_or(usize::MAX)
+    pub const fn words(&self) -> usize {
+        match engine::words(self.workers, self.slots, &self.cut()) {
+            Some(words) => words,
+            None => usize::MAX,
+        }
     }
 
     /// How the engine sees the batch.
-    pub(crate) fn cut(&self) -> Cut {
+    pub(crate) const fn cut(&self) -> Cut {
         Cut {
             rows: self.tokens(),
             row_block: self.grain.row_block,
@@ -459,7 +429,7 @@ impl Plan {
 
     /// Tokens of one batch, each with a target: [`Pool::Batch`] holds twice as many `u32`.
     #[must_use]
-    pub fn tokens(&self) -> usize {
+    pub const fn tokens(&self) -> usize {
         self.batch.sequences * self.batch.tokens
     }
 
@@ -480,7 +450,7 @@ impl Plan {
     /// Sizes of blocks that the caller handed over. The plan's own may be smaller, and its row blocks
     /// are larger where weights are packed on the way.
     #[must_use]
-    pub fn blocking(&self) -> &Blocking {
+    pub const fn blocking(&self) -> &Blocking {
         &self.blocking
     }
 
@@ -492,26 +462,31 @@ impl Plan {
     }
 
     /// Floats of a tile of the update.
-    pub(crate) fn update_block(&self) -> usize {
+    pub(crate) const fn update_block(&self) -> usize {
         self.grain.update_block(self.trained_len())
     }
 
     /// When weights are packed.
     #[must_use]
-    pub fn packing(&self) -> Packing {
+    pub const fn packing(&self) -> Packing {
         self.grain.packing
     }
 
     /// What the memory is for.
     #[must_use]
-    pub fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> Mode {
         self.mode
     }
 
     /// Bytes of all pools; `None` if the sum overflows.
     #[must_use]
-    pub fn total_bytes(&self) -> Option<usize> {
-        Pool::ALL.iter().try_fold(0_usize, |sum, pool| sum.checked_add(self.bytes(*pool)))
+    pub const fn total_bytes(&self) -> Option<usize> {
+        let (mut sum, mut i) = (0_usize, 0);
+        while i < Pool::ALL.len() {
+            sum = some!(sum.checked_add(self.bytes(Pool::ALL[i])));
+            i += 1;
+        }
+        Some(sum)
     }
 
     /// Makes the tables of rotary angles in the pool of activations, if the model has any.
@@ -532,26 +507,31 @@ impl Plan {
         if got < need { Err(PlanError::TooSmall { pool, need, got }) } else { Ok(()) }
     }
 
-    fn checked_bytes(&self, pool: Pool) -> Option<usize> {
-        let train = self.mode.trains();
+    const fn checked_bytes(&self, pool: Pool) -> Option<usize> {
+        let train = self.mode.trains() as usize;
         let arena = self.trained_len();
         let floats = match pool {
-            Pool::Parameters => self.trained_at().checked_add(arena)?,
-            Pool::Gradients => arena * usize::from(train),
-            Pool::Moments => arena.checked_mul(2 * usize::from(train))?,
+            Pool::Parameters => some!(self.trained_at().checked_add(arena)),
+            Pool::Gradients => arena * train,
+            Pool::Moments => some!(arena.checked_mul(2 * train)),
             Pool::Packed => self.layout.packed_len,
             Pool::Activations => self.layout.activations_len,
-            Pool::Scratch => self.layout.scratch_len.checked_mul(self.workers)?,
+            Pool::Scratch => some!(self.layout.scratch_len.checked_mul(self.workers)),
             Pool::Operations => return self.ops.checked_mul(size_of::<Op>()),
             Pool::Slots => return self.slots.checked_mul(size_of::<Slot>()),
             Pool::Words => {
-                let words = engine::words(self.workers, self.slots, &self.cut())?;
+                let words = some!(engine::words(self.workers, self.slots, &self.cut()));
                 return words.checked_mul(size_of::<AtomicU64>());
             }
-            Pool::Batch => self.batch.sequences.checked_mul(self.batch.tokens)?.checked_mul(2)?,
+            Pool::Batch => {
+                let tokens = some!(self.batch.sequences.checked_mul(self.batch.tokens));
+                some!(tokens.checked_mul(2))
+            }
         };
-        let bytes = floats.checked_mul(size_of::<f32>())?;
-        (bytes <= isize::MAX as usize).then_some(bytes)
+        match floats.checked_mul(size_of::<f32>()) {
+            Some(bytes) if bytes <= isize::MAX as usize => Some(bytes),
+            _ => None,
+        }
     }
 }
 
@@ -562,12 +542,12 @@ pub(crate) fn check_kernels(plan: KernelSet, kernels: &Kernels) -> Result<(), Pl
 }
 
 /// Rounds floats up to whole lines.
-pub(crate) fn to_lines(floats: usize) -> Option<usize> {
+pub(crate) const fn to_lines(floats: usize) -> Option<usize> {
     floats.checked_next_multiple_of(LANES)
 }
 
 /// Floats of a tile of an arena, if there are as many tiles as an operation can well have.
-fn least_block(arena: usize) -> usize {
+const fn least_block(arena: usize) -> usize {
     arena.div_ceil(ARENA_TILES).next_multiple_of(LANES)
 }
 
@@ -575,14 +555,14 @@ fn least_block(arena: usize) -> usize {
 ///
 /// The sums are added up tile by tile, so it depends on the model alone: bits must not depend
 /// on the number of workers, nor on [`Blocking`].
-pub(crate) fn squares_block(arena: usize) -> usize {
-    least_block(arena).max(SQUARES_BLOCK)
+pub(crate) const fn squares_block(arena: usize) -> usize {
+    most(least_block(arena), SQUARES_BLOCK)
 }
 
 /// Rows of a group of the output projection.
 ///
 /// The gradient of its weights is summed up group by group, so the size depends on the
 /// vocabulary alone: bits must not depend on the number of workers.
-pub(crate) fn head_rows(rows: usize, vocab: usize) -> usize {
-    (LOGITS / vocab / GROUP_ROWS).max(1).saturating_mul(GROUP_ROWS).min(rows)
+pub(crate) const fn head_rows(rows: usize, vocab: usize) -> usize {
+    least(most(LOGITS / vocab / GROUP_ROWS, 1).saturating_mul(GROUP_ROWS), rows)
 }

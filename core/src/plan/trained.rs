@@ -2,6 +2,7 @@
 
 use super::{BatchShape, COLUMN_BLOCK, Plan};
 use crate::adapter::AdapterTable;
+use crate::arithmetic::{least, most, some};
 use crate::params::ParamTable;
 use crate::program::Matrix;
 
@@ -21,19 +22,22 @@ pub(crate) struct Trained {
 impl Plan {
     /// The adapters, if they are trained in the place of the parameters.
     #[must_use]
-    pub fn adapters(&self) -> Option<&AdapterTable> {
+    pub const fn adapters(&self) -> Option<&AdapterTable> {
         self.adapters.as_ref()
     }
 
     /// Whether a matrix of each block has an adapter.
-    pub(crate) fn is_adapted(&self, matrix: Matrix) -> bool {
-        self.adapters.as_ref().is_some_and(|table| table.factors(matrix, 0).is_some())
+    pub(crate) const fn is_adapted(&self, matrix: Matrix) -> bool {
+        match &self.adapters {
+            Some(table) => table.factors(matrix, 0).is_some(),
+            None => false,
+        }
     }
 
     /// The table of what of the model lies in the arena of parameters: all of it, but not the token table and
     /// matrices if those are kept as panels ([`Packing::Kept`](super::Packing::Kept)).
     #[must_use]
-    pub fn resident(&self) -> &ParamTable {
+    pub const fn resident(&self) -> &ParamTable {
         &self.resident
     }
 
@@ -42,40 +46,51 @@ impl Plan {
     ///
     /// [`Trainer::load`]: crate::Trainer::load
     #[must_use]
-    pub fn staging_len(&self) -> usize {
-        let elsewhere = self.table.iter().filter(|spec| self.resident.spec(spec.param).is_none());
-        elsewhere.map(|spec| spec.rows.min(LOADED_ROWS) * spec.cols).max().unwrap_or(0)
+    pub const fn staging_len(&self) -> usize {
+        let (mut len, mut i) = (0, 0);
+        while let Some(param) = self.table.param(i) {
+            if let (Some(place), None) = (self.table.place(param), self.resident.place(param)) {
+                len = most(len, least(place.rows, LOADED_ROWS) * place.cols);
+            }
+            i += 1;
+        }
+        len
     }
 
     /// Floats of the arena that is trained.
-    pub(crate) fn trained_len(&self) -> usize {
-        self.adapters.as_ref().map_or(self.table.arena_len(), AdapterTable::arena_len)
+    pub(crate) const fn trained_len(&self) -> usize {
+        match &self.adapters {
+            Some(table) => table.arena_len(),
+            None => self.table.arena_len(),
+        }
     }
 
     /// Where that begins in the arena of parameters.
-    pub(crate) fn trained_at(&self) -> usize {
+    pub(crate) const fn trained_at(&self) -> usize {
         if self.adapters.is_some() { self.resident.arena_len() } else { 0 }
     }
 
     /// Tensors of the arena that is trained.
-    pub(crate) fn trained_count(&self) -> usize {
-        self.adapters.as_ref().map_or(self.table.count(), AdapterTable::count)
+    pub(crate) const fn trained_count(&self) -> usize {
+        match &self.adapters {
+            Some(table) => table.count(),
+            None => self.table.count(),
+        }
     }
 
     /// One of them.
-    pub(crate) fn trained(&self, index: usize) -> Option<Trained> {
-        match &self.adapters {
-            Some(table) => table.get(index).map(|factor| Trained {
-                offset: factor.offset,
-                len: factor.len(),
-                decay: true,
-            }),
-            None => self.table.get(index).map(|spec| Trained {
-                offset: spec.offset,
-                len: spec.len(),
-                decay: spec.decay,
-            }),
-        }
+    pub(crate) const fn trained(&self, index: usize) -> Option<Trained> {
+        let (offset, len, decay) = match &self.adapters {
+            Some(table) => {
+                let factor = some!(table.get(index));
+                (factor.offset, factor.len(), true)
+            }
+            None => {
+                let place = some!(self.table.place(some!(self.table.param(index))));
+                (place.offset, place.rows * place.cols, !place.vector)
+            }
+        };
+        Some(Trained { offset, len, decay })
     }
 
     /// Floating-point operations of a step of one batch, counted as by [`ModelConfig::step_flops`]. Where

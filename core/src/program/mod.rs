@@ -38,12 +38,16 @@
 //! B(L-1) of group g waits for H of the group whose logits it overwrites.
 
 mod op;
+mod sink;
 mod traffic;
 
 pub use op::Op;
 pub(crate) use op::{Kind, Matrix, Norm};
+use sink::{Few, NewOp};
+pub(crate) use sink::{Program, To};
 
 use crate::architecture::Positions;
+use crate::arithmetic::least;
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
 use crate::plan::{
     ADAPTER_BLOCK, COLUMN_BLOCK, Mode, Packing, Plan, TABLE_ROWS, head_rows, squares_block,
@@ -112,25 +116,23 @@ impl Run {
     }
 }
 
-/// What [`build`] gives out: the operations of a stage, then the stage.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Emitted {
-    /// `None` where a count exceeds 32 bits.
-    Op(Option<Op>),
-    Stage(Section, Stage),
-}
-
 /// Rows of group `group` of the output projection.
 pub(crate) fn head_group(plan: &Plan, group: usize) -> Range<usize> {
-    let rows = head_rows(plan.tokens(), plan.config.vocab_size);
-    let first = group * rows;
-    first..(first + rows).min(plan.tokens())
+    let (start, end) = group_rows(plan, group);
+    start..end
 }
 
-/// Emits every operation and stage of `plan` in order.
-pub(crate) fn build(plan: &Plan, emit: &mut dyn FnMut(Emitted)) {
-    let mut builder =
-        Builder { plan, emit, section: Section::Pack, ops: 0, stages: 0, adapter_back: NONE };
+/// The same as its first row and the one behind its last.
+const fn group_rows(plan: &Plan, group: usize) -> (usize, usize) {
+    let rows = head_rows(plan.tokens(), plan.config.vocab_size);
+    let first = group * rows;
+    (first, least(first + rows, plan.tokens()))
+}
+
+/// Makes every operation and stage of `plan` in order.
+pub(crate) const fn build(plan: &Plan, to: To<'_>) -> Program {
+    let program = Program::EMPTY;
+    let mut builder = Builder { plan, to, section: Section::Pack, program, adapter_back: NONE };
     let train = plan.mode.trains();
     builder.pack(train);
     builder.forward();
@@ -139,21 +141,18 @@ pub(crate) fn build(plan: &Plan, emit: &mut dyn FnMut(Emitted)) {
         builder.backward();
         builder.update();
     }
+    builder.program
 }
 
 struct Builder<'p, 'e> {
     plan: &'p Plan,
-    emit: &'e mut dyn FnMut(Emitted),
+    to: To<'e>,
     section: Section,
-    ops: usize,
-    stages: u16,
+    program: Program,
     /// What the adapter of queries, keys and values of the block above has made for the next rows, if
     /// it is not made by those.
     adapter_back: u16,
 }
-
-/// An operation to emit: kind, index, tiles.
-type NewOp = (Kind, usize, usize);
 
 /// Gradient stages of a block.
 #[derive(Clone, Copy)]
@@ -163,111 +162,126 @@ struct WeightStages {
 }
 
 impl Builder<'_, '_> {
-    fn op(&mut self, (kind, index, tiles): NewOp) {
-        let op = u32::try_from(index).ok().zip(u32::try_from(tiles).ok());
-        (self.emit)(Emitted::Op(op.map(|(index, tiles)| Op { kind, index, tiles })));
-        self.ops += 1;
+    const fn op(&mut self, (kind, index, tiles): NewOp) {
+        self.program.op(&mut self.to, kind, index, tiles);
     }
 
     /// Emits a stage over the operations since `first_op` and gives its number.
-    fn stage(&mut self, shape: Shape, tiles: usize, needs: Needs, first_op: usize) -> u16 {
-        let tiles = u32::try_from(tiles).unwrap_or(u32::MAX);
-        let (first_op, ops) = (first_op as u32, (self.ops - first_op) as u32);
+    const fn stage(&mut self, shape: Shape, tiles: usize, needs: Needs, first_op: usize) -> u16 {
+        let tiles = if tiles > u32::MAX as usize { u32::MAX } else { tiles as u32 };
+        let (first_op, ops) = (first_op as u32, (self.program.ops - first_op) as u32);
         let stage = Stage { first_op, ops, tiles, shape, needs };
-        (self.emit)(Emitted::Stage(self.section, stage));
         // `Plan::new` refuses a plan of more stages than there are numbers.
-        self.stages = self.stages.wrapping_add(1);
-        self.stages.wrapping_sub(1)
+        let number = self.program.stages as u16;
+        self.program.stage(&mut self.to, self.section, stage);
+        number
     }
 
-    fn list(&mut self, needs: Needs, ops: impl IntoIterator<Item = NewOp>) -> u16 {
-        let first_op = self.ops;
-        let mut tiles = 0_usize;
-        for op in ops {
-            tiles = tiles.saturating_add(op.2);
-            self.op(op);
+    /// The number of the next stage.
+    const fn next_stage(&self) -> u16 {
+        self.program.stages as u16
+    }
+
+    const fn list(&mut self, needs: Needs, ops: &Few) -> u16 {
+        let first_op = self.program.ops;
+        let (mut tiles, mut i) = (0_usize, 0);
+        while i < ops.len {
+            tiles = tiles.saturating_add(ops.ops[i].2);
+            self.op(ops.ops[i]);
+            i += 1;
         }
         self.stage(Shape::List, tiles, needs, first_op)
     }
 
-    /// A chain of operations (kind, index) over the row blocks of `rows`.
-    fn rows(&mut self, rows: &Range<usize>, level: usize, needs: Needs, chain: &Chain) -> u16 {
+    /// A chain of operations over the row blocks of some rows, from `start` to `end`.
+    const fn rows(
+        &mut self,
+        (start, end): (usize, usize),
+        level: usize,
+        needs: Needs,
+        chain: &Few,
+    ) -> u16 {
         let block = self.plan.grain.row_block;
-        let tiles = rows.len().div_ceil(block);
-        let first_block = (rows.start / block) as u32;
+        let tiles = (end - start).div_ceil(block);
+        let first_block = (start / block) as u32;
         let shape = Shape::Rows { first_block, level: level as u32 };
-        let first_op = self.ops;
-        for &(kind, index) in chain {
+        let first_op = self.program.ops;
+        let mut i = 0;
+        while i < chain.len {
+            let (kind, index, _) = chain.ops[i];
             self.op((kind, index, tiles));
+            i += 1;
         }
         self.stage(shape, tiles, needs, first_op)
     }
 
-    fn pack(&mut self, train: bool) {
+    const fn pack(&mut self, train: bool) {
         self.section = Section::Pack;
         let plan = self.plan;
-        if plan.grain.packing != Packing::Once {
+        if !matches!(plan.grain.packing, Packing::Once) {
             return;
         }
-        for layer in 0..plan.config.n_layer {
-            let ops = Matrix::OF_BLOCK.iter().flat_map(|m| Self::pack_ops(plan, *m, layer, train));
-            self.list(Needs::NOTHING, ops);
+        let mut layer = 0;
+        while layer < plan.config.n_layer {
+            let (mut ops, mut i) = (Few::NONE, 0);
+            while i < Matrix::OF_BLOCK.len() {
+                Self::pack_ops(&mut ops, plan, Matrix::OF_BLOCK[i], layer, train);
+                i += 1;
+            }
+            self.list(Needs::NOTHING, &ops);
+            layer += 1;
         }
-        self.list(Needs::NOTHING, Self::pack_ops(plan, Matrix::Head, 0, train));
+        let mut ops = Few::NONE;
+        Self::pack_ops(&mut ops, plan, Matrix::Head, 0, train);
+        self.list(Needs::NOTHING, &ops);
     }
 
-    fn pack_ops(
-        plan: &Plan,
-        m: Matrix,
-        layer: usize,
-        train: bool,
-    ) -> impl Iterator<Item = NewOp> + use<> {
+    const fn pack_ops(ops: &mut Few, plan: &Plan, m: Matrix, layer: usize, train: bool) {
         let (inputs, outputs) = m.shape(plan);
-        let there = (Kind::Pack(m), layer, column_tiles(outputs));
-        let back = (Kind::PackTransposed(m), layer, column_tiles(inputs));
-        [Some(there), train.then_some(back)].into_iter().flatten()
+        ops.push((Kind::Pack(m), layer, column_tiles(outputs)));
+        if train {
+            ops.push((Kind::PackTransposed(m), layer, column_tiles(inputs)));
+        }
     }
 
     /// The stage that packs a layer's weights; that of the output projection is the last.
-    fn packed(&self, layer: usize) -> u16 {
-        if self.plan.grain.packing == Packing::Once { layer as u16 } else { NONE }
+    const fn packed(&self, layer: usize) -> u16 {
+        if matches!(self.plan.grain.packing, Packing::Once) { layer as u16 } else { NONE }
     }
 
-    fn forward(&mut self) {
+    const fn forward(&mut self) {
         self.section = Section::Forward;
         let layers = self.plan.config.n_layer;
-        let all = 0..self.plan.tokens();
+        let all = (0, self.plan.tokens());
         let parts = self.plan.grain.forward_parts();
-        for layer in 0..=layers {
-            let mut chain = Chain::new();
-            let mut then = |kind, index| {
-                let _ = chain.push((kind, index));
-            };
-            match layer.checked_sub(1) {
-                None => then(Kind::Embed, 0),
-                Some(before) => {
-                    then(Kind::AttnOut, before);
-                    then(Kind::Norm(Norm::Second), before);
-                    then(Kind::Fc, before);
-                    then(Kind::MlpOut, before);
-                }
+        let mut layer = 0;
+        while layer <= layers {
+            let mut chain = Few::NONE;
+            if layer == 0 {
+                chain.then(Kind::Embed, 0);
+            } else {
+                chain.then(Kind::AttnOut, layer - 1);
+                chain.then(Kind::Norm(Norm::Second), layer - 1);
+                chain.then(Kind::Fc, layer - 1);
+                chain.then(Kind::MlpOut, layer - 1);
             }
             if layer < layers {
-                then(Kind::Norm(Norm::First), layer);
-                then(Kind::Qkv, layer);
+                chain.then(Kind::Norm(Norm::First), layer);
+                chain.then(Kind::Qkv, layer);
             }
             // The last stage uses the weights of the block before it, which are packed.
             let packed = if layer < layers { self.packed(layer) } else { NONE };
             let spans = (layer * parts) as u32;
             let needs = Needs { level: layer as u32, spans, stages: [packed, NONE, NONE] };
-            self.rows(&all, layer + 1, needs, &chain);
+            self.rows(all, layer + 1, needs, &chain);
             if layer < layers {
                 self.attention(Kind::Attention, layer, layer + 1, parts, Reads::UpToSpan);
             }
+            layer += 1;
         }
     }
 
-    fn attention(
+    const fn attention(
         &mut self,
         kind: Kind,
         layer: usize,
@@ -278,34 +292,39 @@ impl Builder<'_, '_> {
         let tiles = self.plan.cut().spans() * parts;
         let shape = Shape::Attention { parts: parts as u32, reads };
         let needs = Needs { level: level as u32, ..Needs::NOTHING };
-        let first_op = self.ops;
+        let first_op = self.program.ops;
         self.op((kind, layer, tiles));
         self.stage(shape, tiles, needs, first_op)
     }
 
-    fn groups(&self) -> usize {
+    const fn groups(&self) -> usize {
         self.plan.tokens().div_ceil(head_rows(self.plan.tokens(), self.plan.config.vocab_size))
     }
 
-    fn loss(&mut self) {
+    const fn loss(&mut self) {
         self.section = Section::Loss;
         let layers = self.plan.config.n_layer;
-        let (first, buffers) = (self.stages, self.plan.layout.logits_buffers);
-        for group in 0..self.groups() {
+        let (first, buffers) = (self.next_stage(), self.plan.layout.logits_buffers);
+        let mut group = 0;
+        while group < self.groups() {
             // The group before that has its logits in the same place.
-            let before = group.checked_sub(buffers).map_or(NONE, |g| first.wrapping_add(g as u16));
+            let before = match group.checked_sub(buffers) {
+                Some(before) => first.wrapping_add(before as u16),
+                None => NONE,
+            };
             let stages = [self.packed(layers), before, NONE];
             let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
-            let mut chain = Chain::new();
-            let _ = chain.push((Kind::Norm(Norm::Final), 0));
-            let _ = chain.push((Kind::HeadLoss, group));
-            self.rows(&head_group(self.plan, group), layers + 2, needs, &chain);
+            let mut chain = Few::NONE;
+            chain.then(Kind::Norm(Norm::Final), 0);
+            chain.then(Kind::HeadLoss, group);
+            self.rows(group_rows(self.plan, group), layers + 2, needs, &chain);
+            group += 1;
         }
         let needs = Needs { level: layers as u32 + 2, ..Needs::NOTHING };
-        self.list(needs, [(Kind::LossSum, 0, 1)]);
+        self.list(needs, &Few::one((Kind::LossSum, 0, 1)));
     }
 
-    fn backward(&mut self) {
+    const fn backward(&mut self) {
         self.section = Section::Backward;
         let layers = self.plan.config.n_layer;
         let adapted = self.plan.adapters.is_some();
@@ -316,7 +335,9 @@ impl Builder<'_, '_> {
         let norm1_in_place = self.plan.layout.norm1_in_place();
         // The latest first.
         let mut done = [WeightStages { rows: NONE, qkv: NONE }; 2];
-        for layer in (0..layers).rev() {
+        let mut layer = layers;
+        while layer > 0 {
+            layer -= 1;
             let level = layers + 2 + (layers - 1 - layer);
             if layer + 1 < layers {
                 self.block_rows(Some(layer), level, parts, done[overwritten]);
@@ -337,79 +358,78 @@ impl Builder<'_, '_> {
             self.qkv_weights(0, Self::at_level(2 * layers + 2));
         }
         if adapted {
-            self.list(Self::at_level(layers + 2), [(Kind::LossSum, 0, 1)]);
+            self.list(Self::at_level(layers + 2), &Few::one((Kind::LossSum, 0, 1)));
             return;
         }
         let c = &self.plan.config;
         let needs =
             Needs { level: 2 * layers as u32 + 2, spans: 0, stages: [last_head, NONE, NONE] };
-        let learned = c.arch.positions == Positions::Learned;
-        let positions = (Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS));
-        let ops = [
-            Some((Kind::TokenTableGrad, 0, c.vocab_size.div_ceil(TABLE_ROWS))),
-            learned.then_some(positions),
-            Some((Kind::NormGrad(Norm::First), 0, column_tiles(c.d_model))),
-            Some((Kind::LossSum, 0, 1)),
-        ];
-        self.list(needs, ops.into_iter().flatten());
+        let mut ops = Few::one((Kind::TokenTableGrad, 0, c.vocab_size.div_ceil(TABLE_ROWS)));
+        if matches!(c.arch.positions, Positions::Learned) {
+            ops.push((Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS)));
+        }
+        ops.push((Kind::NormGrad(Norm::First), 0, column_tiles(c.d_model)));
+        ops.push((Kind::LossSum, 0, 1));
+        self.list(needs, &ops);
     }
 
     /// Output projection and loss by groups of rows, the rows going on into the last block.
     /// Gives the last stage of the projection's gradient.
-    fn heads(&mut self) -> u16 {
+    const fn heads(&mut self) -> u16 {
         let layers = self.plan.config.n_layer;
-        let (first, buffers) = (self.stages, self.plan.layout.logits_buffers);
+        let (first, buffers) = (self.next_stage(), self.plan.layout.logits_buffers);
         let adapted = self.plan.adapters.is_some();
-        // Stages alternate: rows of a group, gradient of the weights from it; that is not made where
-        // adapters are trained.
-        let done = |group: usize| {
-            let stage = if adapted { group } else { 2 * group + 1 };
-            first.wrapping_add(stage as u16)
-        };
-        let mut last = NONE;
-        for group in 0..self.groups() {
-            let overwrites = group.checked_sub(buffers).map_or(NONE, done);
+        let (mut last, mut group) = (NONE, 0);
+        while group < self.groups() {
+            // Stages alternate: rows of a group, gradient of the weights from it; that is not made where
+            // adapters are trained.
+            let overwrites = match group.checked_sub(buffers) {
+                Some(group) => {
+                    let stage = if adapted { group } else { 2 * group + 1 };
+                    first.wrapping_add(stage as u16)
+                }
+                None => NONE,
+            };
             let stages = [self.packed(layers), overwrites, NONE];
             let needs = Needs { level: layers as u32 + 1, spans: 0, stages };
-            let mut chain = Chain::new();
-            let _ = chain.push((Kind::Norm(Norm::Final), 0));
-            let _ = chain.push((Kind::HeadLossGrad, group));
-            let _ = chain.push((Kind::NormBack(Norm::Final), 0));
+            let mut chain = Few::NONE;
+            chain.then(Kind::Norm(Norm::Final), 0);
+            chain.then(Kind::HeadLossGrad, group);
+            chain.then(Kind::NormBack(Norm::Final), 0);
             self.half_block(layers - 1, &mut chain);
-            let rows = self.rows(&head_group(self.plan, group), layers + 2, needs, &chain);
-            if adapted {
-                continue;
+            let rows = self.rows(group_rows(self.plan, group), layers + 2, needs, &chain);
+            if !adapted {
+                // Groups are added up in their order.
+                let needs = Needs { stages: [rows, last, NONE], ..Needs::NOTHING };
+                let tiles = weight_tiles(self.plan, Matrix::Head);
+                last = self.list(needs, &Few::one((Kind::HeadWeightGrad, group, tiles)));
             }
-            // Groups are added up in their order.
-            let needs = Needs { stages: [rows, last, NONE], ..Needs::NOTHING };
-            let tiles = weight_tiles(self.plan, Matrix::Head);
-            last = self.list(needs, [(Kind::HeadWeightGrad, group, tiles)]);
+            group += 1;
         }
         last
     }
 
     /// From a block's output to the output of its attention.
-    fn half_block(&self, layer: usize, chain: &mut Chain) {
+    const fn half_block(&self, layer: usize, chain: &mut Few) {
         let masked = self.plan.config.dropout > 0.0;
-        let remade = self.plan.mode == Mode::Recompute && self.plan.layout.is_remade(layer);
-        for (kind, wanted) in [
-            (Kind::Remake, remade),
-            (Kind::MaskMlp, masked),
-            (Kind::MlpInput, true),
-            (Kind::FcInput, true),
-            (Kind::NormBack(Norm::Second), true),
-            (Kind::MaskAttn, masked),
-            (Kind::AttnInput, true),
-        ] {
-            if wanted {
-                let _ = chain.push((kind, layer));
-            }
+        if matches!(self.plan.mode, Mode::Recompute) && self.plan.layout.is_remade(layer) {
+            chain.then(Kind::Remake, layer);
         }
+        if masked {
+            chain.then(Kind::MaskMlp, layer);
+        }
+        chain.then(Kind::MlpInput, layer);
+        chain.then(Kind::FcInput, layer);
+        chain.then(Kind::NormBack(Norm::Second), layer);
+        if masked {
+            chain.then(Kind::MaskAttn, layer);
+        }
+        chain.then(Kind::AttnInput, layer);
     }
 
     /// From the attention of the block above through the half block of `layer`, or to the
     /// embedding.
-    fn block_rows(
+    const fn block_rows(
         &mut self,
         layer: Option<usize>,
         level: usize,
@@ -417,61 +437,64 @@ impl Builder<'_, '_> {
         overwrites: WeightStages,
     ) {
         let layers = self.plan.config.n_layer;
-        let above = layer.map_or(0, |layer| layer + 1);
-        let mut chain = Chain::new();
-        let _ = chain.push((Kind::QkvInput, above));
-        let _ = chain.push((Kind::NormBack(Norm::First), above));
+        let above = match layer {
+            Some(layer) => layer + 1,
+            None => 0,
+        };
+        let mut chain = Few::NONE;
+        chain.then(Kind::QkvInput, above);
+        chain.then(Kind::NormBack(Norm::First), above);
         match layer {
             Some(layer) => self.half_block(layer, &mut chain),
-            None if self.plan.config.dropout > 0.0 => {
-                let _ = chain.push((Kind::MaskEmbed, 0));
-            }
+            None if self.plan.config.dropout > 0.0 => chain.then(Kind::MaskEmbed, 0),
             None => {}
         }
         let spans = layers * parts.0 + (layers - above) * parts.1;
         // Gradients of queries, keys and values in a layer's own buffer are overwritten by
         // nobody.
         let (_, in_sets) = self.plan.layout.dqkv(0);
-        let reads_set = in_sets || self.plan.mode == Mode::Recompute;
+        let reads_set = in_sets || matches!(self.plan.mode, Mode::Recompute);
         let adapter_back = self.adapter_back;
         let stages = [overwrites.rows, if reads_set { overwrites.qkv } else { NONE }, adapter_back];
         let needs = Needs { level: level as u32 - 1, spans: spans as u32, stages };
-        self.rows(&(0..self.plan.tokens()), level, needs, &chain);
+        self.rows((0, self.plan.tokens()), level, needs, &chain);
     }
 
     /// For a list: all rows have gone through so many row stages.
-    fn at_level(level: usize) -> Needs {
+    const fn at_level(level: usize) -> Needs {
         Needs { level: level as u32, ..Needs::NOTHING }
     }
 
     /// Gradients of a block's parameters but those of queries, keys and values, and of the
     /// norm above it, whose sums lie in the same set of buffers.
-    fn weights(&mut self, layer: usize) -> u16 {
-        let c = self.plan.config;
+    const fn weights(&mut self, layer: usize) -> u16 {
+        let (plan, c) = (self.plan, &self.plan.config);
         let level = c.n_layer + 2 + (c.n_layer - 1 - layer);
-        if self.plan.adapters.is_some() {
-            let adapted = [Matrix::MlpOut, Matrix::Fc, Matrix::AttnOut]
-                .map(|m| self.plan.is_adapted(m).then(|| adapter_grad(self.plan, m, layer)));
-            if adapted.iter().all(Option::is_none) {
-                return NONE;
-            }
-            return self.list(Self::at_level(level), adapted.into_iter().flatten());
-        }
-        let columns = column_tiles(c.d_model);
-        let plan = self.plan;
-        let above = if layer + 1 == c.n_layer {
-            (Kind::NormGrad(Norm::Final), 0, columns)
-        } else {
-            (Kind::NormGrad(Norm::First), layer + 1, columns)
-        };
+        let adapted = plan.adapters.is_some();
         let matrices = [Matrix::MlpOut, Matrix::Fc, Matrix::AttnOut];
-        let norms = [(Kind::NormGrad(Norm::Second), layer, columns), above];
-        let weights = matrices.into_iter().map(|m| weight_grad(plan, m, layer));
-        self.list(Self::at_level(level), weights.chain(norms))
+        let (mut ops, mut i) = (Few::NONE, 0);
+        while i < matrices.len() {
+            if !adapted {
+                ops.push(weight_grad(plan, matrices[i], layer));
+            } else if plan.is_adapted(matrices[i]) {
+                ops.push(adapter_grad(plan, matrices[i], layer));
+            }
+            i += 1;
+        }
+        if !adapted {
+            let columns = column_tiles(c.d_model);
+            ops.push((Kind::NormGrad(Norm::Second), layer, columns));
+            ops.push(if layer + 1 == c.n_layer {
+                (Kind::NormGrad(Norm::Final), 0, columns)
+            } else {
+                (Kind::NormGrad(Norm::First), layer + 1, columns)
+            });
+        }
+        if ops.len == 0 { NONE } else { self.list(Self::at_level(level), &ops) }
     }
 
     /// Gradients of a block's weights of queries, keys and values, and of the norms of heads.
-    fn qkv_weights(&mut self, layer: usize, needs: Needs) -> u16 {
+    const fn qkv_weights(&mut self, layer: usize, needs: Needs) -> u16 {
         let plan = self.plan;
         if plan.adapters.is_some() {
             if !plan.is_adapted(Matrix::Qkv) {
@@ -480,29 +503,38 @@ impl Builder<'_, '_> {
             let mut needs = needs;
             if !plan.layout.norm1_in_place() {
                 let blocks = plan.tokens().div_ceil(plan.grain.row_block);
-                self.adapter_back = self.list(needs, [(Kind::AdapterBack, layer, blocks)]);
+                let back = Few::one((Kind::AdapterBack, layer, blocks));
+                self.adapter_back = self.list(needs, &back);
                 needs = after(self.adapter_back);
             }
-            return self.list(needs, [adapter_grad(plan, Matrix::Qkv, layer)]);
+            return self.list(needs, &Few::one(adapter_grad(plan, Matrix::Qkv, layer)));
         }
-        let weight = weight_grad(self.plan, Matrix::Qkv, layer);
-        let normed = self.plan.config.arch.qk_norm;
-        let gains = normed.then_some((Kind::HeadNormGrad, layer, 1));
-        self.list(needs, [Some(weight), gains].into_iter().flatten())
+        let mut ops = Few::one(weight_grad(plan, Matrix::Qkv, layer));
+        if plan.config.arch.qk_norm {
+            ops.push((Kind::HeadNormGrad, layer, 1));
+        }
+        self.list(needs, &ops)
     }
 
-    fn update(&mut self) {
+    const fn update(&mut self) {
         self.section = Section::Measure;
         let arena = self.plan.trained_len();
         let tiles = arena.div_ceil(squares_block(arena));
-        let squares = self.list(Needs::NOTHING, [(Kind::Squares, 0, tiles)]);
-        let clip = self.list(after(squares), [(Kind::Clip, 0, 1)]);
+        let squares = self.list(Needs::NOTHING, &Few::one((Kind::Squares, 0, tiles)));
+        let clip = self.list(after(squares), &Few::one((Kind::Clip, 0, 1)));
         self.section = Section::Update;
-        let block = self.plan.update_block();
-        let plan = self.plan;
-        let tensors = (0..plan.trained_count()).filter_map(|i| Some((i, plan.trained(i)?)));
-        let ops = tensors.map(|(i, tensor)| (Kind::Update, i, tensor.len.div_ceil(block)));
-        self.list(after(clip), ops);
+        let (plan, block) = (self.plan, self.plan.update_block());
+        let first_op = self.program.ops;
+        let (mut tiles, mut index) = (0_usize, 0);
+        while index < plan.trained_count() {
+            if let Some(tensor) = plan.trained(index) {
+                let of_tensor = tensor.len.div_ceil(block);
+                tiles = tiles.saturating_add(of_tensor);
+                self.op((Kind::Update, index, of_tensor));
+            }
+            index += 1;
+        }
+        self.stage(Shape::List, tiles, after(clip), first_op);
     }
 }
 
@@ -518,37 +550,34 @@ pub(crate) fn op_of(ops: &[Op], tile: u32) -> Option<(Op, u32)> {
     None
 }
 
-/// Kinds and indices of a chain: the longest has nine operations.
-type Chain = heapless::Vec<(Kind, usize), 9>;
-
 /// When a stage is done.
-fn after(stage: u16) -> Needs {
+const fn after(stage: u16) -> Needs {
     Needs { stages: [stage, NONE, NONE], ..Needs::NOTHING }
 }
 
-fn weight_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
+const fn weight_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
     (Kind::WeightGrad(matrix), layer, weight_tiles(plan, matrix))
 }
 
 /// Tiles of A, of its rows, then of B, of its columns.
-fn adapter_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
+const fn adapter_grad(plan: &Plan, matrix: Matrix, layer: usize) -> NewOp {
     let (inputs, outputs) = matrix.shape(plan);
     let tiles = inputs.div_ceil(ADAPTER_BLOCK) + outputs.div_ceil(ADAPTER_BLOCK);
     (Kind::AdapterGrad(matrix), layer, tiles)
 }
 
-fn column_tiles(columns: usize) -> usize {
+const fn column_tiles(columns: usize) -> usize {
     columns.div_ceil(COLUMN_BLOCK)
 }
 
 /// Rows and columns of a weight's gradient as it is stored: the output projection
 /// is stored `outputs x inputs`.
-pub(crate) fn stored_shape(plan: &Plan, matrix: Matrix) -> (usize, usize) {
+pub(crate) const fn stored_shape(plan: &Plan, matrix: Matrix) -> (usize, usize) {
     let (inputs, outputs) = matrix.shape(plan);
-    if matrix == Matrix::Head { (outputs, inputs) } else { (inputs, outputs) }
+    if matches!(matrix, Matrix::Head) { (outputs, inputs) } else { (inputs, outputs) }
 }
 
-fn weight_tiles(plan: &Plan, matrix: Matrix) -> usize {
+const fn weight_tiles(plan: &Plan, matrix: Matrix) -> usize {
     let (rows, cols) = stored_shape(plan, matrix);
     rows.div_ceil(plan.grain.weight_rows) * cols.div_ceil(plan.grain.weight_cols)
 }

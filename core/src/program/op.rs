@@ -62,7 +62,7 @@ impl Matrix {
     }
 
     /// Inputs and outputs: `y = x W`.
-    pub(crate) fn shape(self, plan: &Plan) -> (usize, usize) {
+    pub(crate) const fn shape(self, plan: &Plan) -> (usize, usize) {
         let c = &plan.config;
         match self {
             Self::Head => (c.d_model, c.vocab_size),
@@ -243,6 +243,17 @@ impl Op {
         }
     }
 
+    /// Whether they are equal.
+    pub(crate) const fn is(self, other: Self) -> bool {
+        let Self { kind, index, tiles } = self;
+        // Norms, whose gradients have one name, have operations of their own.
+        let same_kind = match (kind, other.kind) {
+            (Kind::NormGrad(norm), Kind::NormGrad(other)) => norm as usize == other as usize,
+            _ => self.kind() == other.kind(),
+        };
+        same_kind && index == other.index && tiles == other.tiles
+    }
+
     /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -320,9 +331,14 @@ mod tests {
             let op = Op { kind, index: 3, tiles: 1 };
             assert!(!seen[op.kind()], "{}", op.name());
             seen[op.kind()] = true;
+            // And is itself alone.
+            for other in [op, Op { index: 2, ..op }, Op { tiles: 2, ..op }, Op::EMPTY] {
+                assert_eq!(op.is(other), op == other, "{op:?} {other:?}");
+            }
         }
         assert!(seen.iter().all(|seen| *seen));
         let op = |kind| Op { kind, index: 3, tiles: 1 };
+        assert!(!op(Kind::NormGrad(Norm::First)).is(op(Kind::NormGrad(Norm::Final))));
         assert_eq!(op(Kind::AttnInput).name(), "attn_out dX");
         assert_eq!(op(Kind::NormBack(Norm::Final)).name(), "final norm backward");
         assert_eq!(op(Kind::Pack(Matrix::Head)).name(), "pack head");
