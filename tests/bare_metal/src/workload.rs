@@ -7,24 +7,24 @@ mod small;
 use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
 use cllm_core::sample::{Candidate, Sampler, SamplerConfig};
 use cllm_core::{
-    Batch, Engine, Idle, Kernels, Line, Mode, Optimizer, Plan, Run, StageView, Trainer, floats,
+    Batch, Engine, Idle, KernelSet, Kernels, Line, Mode, Optimizer, Plan, Run, StageView, Trainer,
+    floats,
 };
 use core::fmt::Write;
 use sha2::{Digest as _, Sha256};
+pub(crate) use small::WORKERS;
 use small::{CONFIG, SHAPE};
 
 /// Tokens of a step.
 const TOKENS: usize = SHAPE.sequences * SHAPE.tokens;
 const STEPS: usize = 200;
 const TEXT: &[u8] = include_bytes!("text.txt");
-/// Cores that work on a step.
-pub(crate) const WORKERS: usize = 2;
 /// What the model is to go on from, and bytes of what it then says.
 const PROMPT: &[u8] = b"And God ";
 const SPOKEN: usize = 64;
 
-/// Lines of keys and values while it speaks.
-const CACHE: usize = 512;
+/// Lines of keys and values while it speaks, which are the same on any kernels.
+const CACHE: usize = GeneratePlan::fixed(&CONFIG, 1, KernelSet::SCALAR).cache_lines();
 
 /// All memory that the training touches, besides stacks.
 pub(crate) struct Memory {
@@ -61,7 +61,7 @@ pub(crate) fn train(
     beside: impl for<'e> FnOnce(&'e Engine<'e>, &mut dyn FnMut()),
 ) -> Result<Trained, Failure> {
     let plan = Plan::new(&CONFIG, SHAPE, WORKERS, Mode::Train, kernels)?;
-    let (pools, queue) = memory.training.parts();
+    let (pools, queue) = memory.training.parts(&plan)?;
     let engine = Engine::new(&plan, queue)?;
     let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 42)?.wait_with(idle);
     trainer.initialise();
@@ -81,7 +81,7 @@ pub(crate) fn train(
         }
     }
     let hash = hash.finalize().into();
-    say(kernels, memory, tell)?;
+    say(&plan, kernels, memory, tell)?;
     Ok(Trained { hash, operations })
 }
 
@@ -105,18 +105,20 @@ fn steps(trainer: &mut Trainer<'_>, tell: &mut dyn Write) -> Result<(), Failure>
     Ok(())
 }
 
-/// What the model has learnt to say.
+/// What the model has learnt to say, in the memory of its training: `trained` knows where the weights are.
 fn say(
+    trained: &Plan,
     kernels: &'static Kernels,
     memory: &mut Memory,
     tell: &mut dyn Write,
 ) -> Result<(), Failure> {
     let plan = GeneratePlan::new(&CONFIG, kernels)?;
+    let (pools, _) = memory.training.parts(trained)?;
     let pools = GeneratePools {
-        parameters: floats(&memory.training.parameters),
-        packed: &mut memory.training.packed,
+        parameters: floats(pools.parameters),
+        packed: pools.packed,
         cache: &mut memory.cache,
-        activations: &mut memory.training.activations,
+        activations: pools.activations,
     };
     let mut generator = Generator::new(&plan, kernels, pools)?;
     let config = SamplerConfig { temperature: 0.5, seed: 1, ..SamplerConfig::default() };

@@ -23,7 +23,7 @@ pub(crate) enum Failure {
 /// Trains from scratch and returns the first and the last step's mean loss.
 pub(crate) fn train(kernels: &'static Kernels, memory: &mut Memory) -> Result<(f64, f64), Failure> {
     let plan = Plan::new(&CONFIG, SHAPE, 1, Mode::Train, kernels).map_err(Failure::Plan)?;
-    let (pools, queue) = memory.parts();
+    let (pools, queue) = memory.parts(&plan).map_err(Failure::Plan)?;
     let engine = Engine::new(&plan, queue).map_err(Failure::Plan)?;
     let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 42).map_err(Failure::Plan)?;
     trainer.initialise();
