@@ -65,14 +65,14 @@ struct Words<const N: usize>([AtomicU64; N]);
 impl<const LINES: usize, const OPS: usize, const SLOTS: usize, const WORDS: usize>
     Memory<LINES, OPS, SLOTS, WORDS>
 {
-    /// Zeros, which take no room in a program's file.
+    /// Zeros: a static of them takes no room in a program's file, nor in flash.
     #[must_use]
     pub const fn new() -> Self {
         Self {
             lines: [Line::ZERO; LINES],
             slots: [const { Slot::new() }; SLOTS],
             words: Words([const { AtomicU64::new(0) }; WORDS]),
-            ops: [Op::EMPTY; OPS],
+            ops: [Op::ZERO; OPS],
         }
     }
 

@@ -120,8 +120,14 @@ pub struct Slot {
 }
 
 impl Slot {
-    const UNUSED: Stage =
-        Stage { first_op: 0, ops: 0, tiles: 0, shape: Shape::List, needs: Needs::NOTHING };
+    /// A stage of zeros: a static of unused slots then takes no room in a program's file.
+    const UNUSED: Stage = Stage {
+        first_op: 0,
+        ops: 0,
+        tiles: 0,
+        shape: Shape::Rows { first_block: 0, level: 0 },
+        needs: Needs { level: 0, spans: 0, stages: [0; 3] },
+    };
 
     /// A free slot: `static SLOTS: [Slot; N] = [const { Slot::new() }; N]`.
     #[cfg(not(loom))]
@@ -321,6 +327,9 @@ impl<'a> Board<'a> {
 mod tests {
     use super::*;
 
+    /// A list of nothing that waits for nothing.
+    const EMPTY: Stage =
+        Stage { first_op: 0, ops: 0, tiles: 0, shape: Shape::List, needs: Needs::NOTHING };
     const CUT: Cut =
         Cut { rows: 30, row_block: 4, sequence: 10, span: 6, levels: 2, in_place: false };
 
@@ -357,12 +366,12 @@ mod tests {
         let rows = |level, spans| Stage {
             shape: Shape::Rows { first_block: 0, level },
             needs: Needs { level: level - 1, spans, ..Needs::NOTHING },
-            ..Slot::UNUSED
+            ..EMPTY
         };
         let attention = Stage {
             shape: Shape::Attention { parts: 2, reads: Reads::UpToSpan },
             needs: Needs { level: 1, ..Needs::NOTHING },
-            ..Slot::UNUSED
+            ..EMPTY
         };
         // The second span of the first sequence reads its blocks 0, 1 and 2.
         assert!(board.tile_ready(&rows(1, 0), 0) && !board.tile_ready(&attention, 2));
@@ -379,7 +388,7 @@ mod tests {
         assert!(board.tile_ready(&rows(2, 2), 0));
         board.tile_done(&attention, 3);
         assert!(board.tile_ready(&rows(2, 2), 1) && !board.tile_ready(&rows(2, 2), 2));
-        let list = Stage { needs: Needs { level: 1, ..Needs::NOTHING }, ..Slot::UNUSED };
+        let list = Stage { needs: Needs { level: 1, ..Needs::NOTHING }, ..EMPTY };
         board.count(&rows(1, 0), 3);
         assert!(!board.stage_ready(&list, &[]));
         for block in 3..8 {
@@ -397,7 +406,7 @@ mod tests {
         let mut slots = [const { Slot::new() }; 2];
         slots[1].stage.tiles = 2;
         let stages = [0, 1, NONE];
-        let stage = Stage { needs: Needs { stages, ..Needs::NOTHING }, ..Slot::UNUSED };
+        let stage = Stage { needs: Needs { stages, ..Needs::NOTHING }, ..EMPTY };
         slots[1].done().store(1, Ordering::Relaxed);
         assert!(!board.stage_ready(&stage, &slots));
         slots[1].done().store(2, Ordering::Relaxed);

@@ -148,6 +148,10 @@ impl Op {
     /// An operation of no tiles, to fill slots with.
     pub const EMPTY: Self = Self { kind: Kind::Embed, index: 0, tiles: 0 };
 
+    /// One of zeros, for statics that are to take no room in a program's file.
+    #[cfg(not(loom))]
+    pub(crate) const ZERO: Self = Self { kind: Kind::Pack(Matrix::Qkv), index: 0, tiles: 0 };
+
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
     pub const KINDS: [&str; 51] = [
         "pack qkv",
