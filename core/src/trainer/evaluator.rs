@@ -59,7 +59,7 @@ impl<'a> Evaluator<'a> {
         Ok(Self { machine: Machine::new(plan, kernels, pools, engine)? })
     }
 
-    /// As [`Trainer::wait_with`].
+    /// As [`Trainer::wait_with`](crate::Trainer::wait_with).
     #[must_use]
     pub fn wait_with(mut self, idle: &'a (dyn Idle + Sync)) -> Self {
         self.machine.idle = idle;
