@@ -54,6 +54,7 @@ mod peak;
 mod product;
 mod rotary;
 mod rows;
+mod shells;
 mod simd;
 mod softmax;
 mod table;

@@ -10,10 +10,11 @@ use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
 use crate::footprint::Footprint;
 use crate::gated::{RawGated, RawGatedBackward};
-use crate::isa::{self, Isa};
+use crate::isa::Isa;
 use crate::norm::RawNorm;
 use crate::product::{Dtype, Products};
 use crate::rotary::RawRotary;
+use crate::shells;
 use crate::softmax::RawCrossEntropy;
 
 /// The kernels of one instruction set. Get one from [`Kernels::detect`],
@@ -122,24 +123,24 @@ impl KernelSet {
     /// The kernels: not to be handed out, for the CPU was not asked.
     pub(crate) const fn table(self) -> Option<&'static Kernels> {
         Some(match (self.isa, self.dtype, self.is_native) {
-            (Isa::Scalar, Dtype::F32, true) => &isa::scalar::F32,
-            (Isa::Scalar, Dtype::Bf16, false) => &isa::scalar::BF16,
+            (Isa::Scalar, Dtype::F32, true) => &shells::scalar::F32,
+            (Isa::Scalar, Dtype::Bf16, false) => &shells::scalar::BF16,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx, Dtype::F32, true) => &isa::avx::F32,
+            (Isa::Avx, Dtype::F32, true) => &shells::avx::F32,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx, Dtype::Bf16, false) => &isa::avx::BF16,
+            (Isa::Avx, Dtype::Bf16, false) => &shells::avx::BF16,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::F32, true) => &isa::avx2::F32,
+            (Isa::Avx2, Dtype::F32, true) => &shells::avx2::F32,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::Bf16, false) => &isa::avx2::BF16,
+            (Isa::Avx2, Dtype::Bf16, false) => &shells::avx2::BF16,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Dtype::F32, true) => &isa::avx512::F32,
+            (Isa::Avx512, Dtype::F32, true) => &shells::avx512::F32,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Dtype::Bf16, false) => &isa::avx512::BF16,
+            (Isa::Avx512, Dtype::Bf16, false) => &shells::avx512::BF16,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Dtype::Bf16, true) => &isa::avx512bf16::BF16,
+            (Isa::Avx512, Dtype::Bf16, true) => &shells::avx512bf16::BF16,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Amx, Dtype::Bf16, true) => &isa::amx_bf16::BF16,
+            (Isa::Amx, Dtype::Bf16, true) => &shells::amx_bf16::BF16,
             _ => return None,
         })
     }
@@ -166,7 +167,7 @@ impl Kernels {
     /// The scalar kernels: the oracle, on every target.
     #[must_use]
     pub const fn scalar() -> &'static Self {
-        &isa::scalar::F32
+        &shells::scalar::F32
     }
 
     /// The strongest kernels that this CPU runs.
@@ -209,9 +210,9 @@ impl Kernels {
         match dtype {
             Dtype::F32 => Self::tables(self.isa)[0],
             #[cfg(target_arch = "x86_64")]
-            Dtype::Bf16 if self.isa == Isa::Amx => &isa::amx_bf16::BF16,
+            Dtype::Bf16 if self.isa == Isa::Amx => &shells::amx_bf16::BF16,
             #[cfg(target_arch = "x86_64")]
-            Dtype::Bf16 if self.keeps_halves() || self.isa.has_bf16() => &isa::avx512bf16::BF16,
+            Dtype::Bf16 if self.keeps_halves() || self.isa.has_bf16() => &shells::avx512bf16::BF16,
             Dtype::Bf16 => self.converting(),
         }
     }
@@ -226,17 +227,17 @@ impl Kernels {
     /// With products of `f32`, and of bf16 by conversion.
     fn tables(isa: Isa) -> [&'static Self; 2] {
         match isa {
-            Isa::Scalar => [&isa::scalar::F32, &isa::scalar::BF16],
+            Isa::Scalar => [&shells::scalar::F32, &shells::scalar::BF16],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx => [&isa::avx::F32, &isa::avx::BF16],
+            Isa::Avx => [&shells::avx::F32, &shells::avx::BF16],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => [&isa::avx2::F32, &isa::avx2::BF16],
+            Isa::Avx2 => [&shells::avx2::F32, &shells::avx2::BF16],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => [&isa::avx512::F32, &isa::avx512::BF16],
+            Isa::Avx512 => [&shells::avx512::F32, &shells::avx512::BF16],
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => [&isa::amx_bf16::F32, &isa::amx_bf16::CONVERTING],
+            Isa::Amx => [&shells::amx_bf16::F32, &shells::amx_bf16::CONVERTING],
             #[cfg(not(target_arch = "x86_64"))]
-            _ => [&isa::scalar::F32, &isa::scalar::BF16],
+            _ => [&shells::scalar::F32, &shells::scalar::BF16],
         }
     }
 
@@ -248,7 +249,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_avx() -> &'static Self {
-        &isa::avx::F32
+        &shells::avx::F32
     }
 
     /// The AVX2 kernels, on the caller's word.
@@ -258,7 +259,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_avx2() -> &'static Self {
-        &isa::avx2::F32
+        &shells::avx2::F32
     }
 
     /// The AVX-512 kernels, on the caller's word.
@@ -269,7 +270,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_avx512() -> &'static Self {
-        &isa::avx512::F32
+        &shells::avx512::F32
     }
 
     /// The AVX-512 kernels with products of bf16, on the caller's word.
@@ -279,7 +280,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_avx512bf16() -> &'static Self {
-        &isa::avx512bf16::BF16
+        &shells::avx512bf16::BF16
     }
 
     /// The AVX-512 kernels with products of bf16 in the tiles of AMX, on the caller's word.
@@ -291,7 +292,7 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub unsafe fn assume_amx() -> &'static Self {
-        &isa::amx_bf16::BF16
+        &shells::amx_bf16::BF16
     }
 
     /// The instruction set of this table.

@@ -352,7 +352,7 @@ mod paired {
 
     impl Format<Avx512> for Paired {
         const DEPTH: usize = 2;
-        const PACK_B: PackFn = crate::isa::avx512bf16::PACK_B;
+        const PACK_B: PackFn = crate::shells::avx512bf16::PACK_B;
         type Kept = Halves;
 
         in_vectors!(Avx512);
@@ -394,7 +394,7 @@ mod paired {
     }
 
     impl Dot<Avx512> for Paired {
-        const TILE: TileFn = crate::isa::avx512bf16::TILE;
+        const TILE: TileFn = crate::shells::avx512bf16::TILE;
 
         #[inline(always)]
         fn dot(self, _: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {

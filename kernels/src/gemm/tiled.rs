@@ -68,7 +68,7 @@ impl Format<Avx512> for Tiled {
     const DEPTH: usize = 2;
     const MR: usize = 2 * HIGH;
     const TILES: bool = true;
-    const PACK_B: PackFn = crate::isa::amx_bf16::PACK_B;
+    const PACK_B: PackFn = crate::shells::amx_bf16::PACK_B;
     type Kept = Halves;
     type Unit = Tiles;
 

@@ -1,7 +1,7 @@
 //! The vector abstraction that every kernel is written against once.
 //!
 //! A kernel is a generic `#[inline(always)]` function over [`Simd`]; the shells
-//! in `crate::isa` carry `#[target_feature]` and instantiate it. A value of a
+//! in `crate::shells` carry `#[target_feature]` and instantiate it. A value of a
 //! type that implements [`Simd`] is a *token*: it exists only where the
 //! instruction set does, so its arithmetic is safe to call and only memory
 //! access through pointers stays `unsafe`.

@@ -21,7 +21,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 /// Where the shells of all tables are.
-const SHELLS: &str = "cllm_kernels::isa::";
+const SHELLS: &str = "cllm_kernels::shells::";
 
 static KERNELS: LazyLock<Vec<Function>> = LazyLock::new(|| {
     let file = env::var_os("CENSUS_FILE").map_or_else(build, PathBuf::from);

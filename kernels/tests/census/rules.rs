@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 /// A table of kernels, and what is asked of its code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
-    /// The module in `isa` that holds its shells.
+    /// The module in `shells` that holds its shells.
     pub(crate) module: &'static str,
     /// Features beyond plain x86-64, in the names of the disassembler.
     pub(crate) features: &'static [CpuidFeature],

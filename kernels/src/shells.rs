@@ -1,0 +1,387 @@
+//! The shells that carry the instruction sets, and the tables of kernels that are made of them.
+//!
+//! A shell is a function with `#[target_feature]` around a generic kernel. Only
+//! shells and what they inline use vector registers, so a binary built for plain
+//! x86-64 runs everywhere and picks its table at run time.
+
+use crate::adamw::{self, AdamW};
+use crate::attention::{self, RawAttention};
+use crate::dropout::Dropout;
+use crate::elements::RawOperand;
+use crate::elementwise;
+use crate::embedding::{self, RawEmbedding};
+use crate::gated::{self, RawGated, RawGatedBackward};
+use crate::gemm::format::{Format, Rounded, Single};
+use crate::gemm::micro::{self, Tile};
+use crate::gemm::pack;
+use crate::gemm::{self, RawGemm};
+use crate::isa::Isa;
+use crate::norm::{self, RawNorm};
+use crate::peak;
+use crate::product::{Dtype, Heads, Products};
+use crate::rotary::{self, RawRotary};
+use crate::simd::Simd;
+use crate::simd::scalar::Scalar;
+use crate::softmax::{self, RawCrossEntropy};
+use crate::table::Kernels;
+
+/// Builds the kernels of products of one format.
+macro_rules! products {
+    ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
+        $driver:ident, $peak:ident, $heads:expr, $keeps:expr
+        $(, $feature:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $feature)])?
+            pub(super) unsafe fn product(g: &RawGemm) {
+                // SAFETY: passed on from the caller.
+                unsafe { gemm::$driver($token, $format, g) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn product_of_both(g: &RawGemm, a: RawOperand, b: RawOperand) {
+                // SAFETY: passed on from the caller.
+                unsafe { gemm::both::gemm($token, $format, g, a, b) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            pub(super) unsafe fn pack_b(src: RawOperand, k: usize, n: usize, dst: *mut f32) {
+                // SAFETY: passed on from the caller.
+                unsafe { pack::pack_b($token, $format, src, k, n, dst) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn peak(iterations: u64) -> (u64, f32) {
+                // SAFETY: passed on from the caller.
+                unsafe { peak::$peak($token, $format, iterations) }
+            }
+
+            pub(crate) const PRODUCTS: Products = Products {
+                dtype: $dtype,
+                footprint: <$Format as Format<$lanes>>::FOOTPRINT,
+                gemm: product,
+                gemm_both: product_of_both,
+                pack_b,
+                peak,
+                heads: $heads,
+                keeps: $keeps,
+            };
+        }
+    };
+}
+
+/// Builds the function that all kernels of a format in vectors have their tiles from.
+macro_rules! tile {
+    ($name:ident, $token:expr, $format:expr $(, $feature:literal)?) => {
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn $name(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
+            // SAFETY: passed on from the caller.
+            unsafe { micro::any($token, $format, t, rows, cols, accumulate) }
+        }
+    };
+}
+
+/// Builds the kernels of attention whose products are of one format.
+macro_rules! heads {
+    ($module:ident, $token:expr, $format:expr $(, $feature:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn attention_forward<const STARTS: bool>(a: &RawAttention) {
+                // SAFETY: passed on from the caller.
+                unsafe { attention::forward::forward::<_, _, STARTS>($token, $format, a) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn attention_backward<const STARTS: bool>(a: &RawAttention) {
+                // SAFETY: passed on from the caller.
+                unsafe { attention::backward::backward::<_, _, STARTS>($token, $format, a) }
+            }
+
+            pub(crate) const HEADS: Heads = Heads {
+                forward: [attention_forward::<false>, attention_forward::<true>],
+                backward: [attention_backward::<false>, attention_backward::<true>],
+            };
+        }
+    };
+}
+
+/// Builds one table: a shell for each kernel, all with the same features.
+macro_rules! kernel_table {
+    ($module:ident, $isa:expr, $token:expr, $lanes:ty $(, $feature:literal)?) => {
+        pub(crate) mod $module {
+            use super::*;
+
+            /// # Safety
+            /// The CPU has this module's instruction set.
+            #[inline(always)]
+            unsafe fn token() -> $lanes {
+                // SAFETY: passed on from the caller: the table is handed out only where
+                // its instruction set was detected or vouched for.
+                #[allow(unused_unsafe, reason = "the scalar token needs no proof")]
+                unsafe { $token }
+            }
+
+            kernel_table!(@shells $($feature)?;
+                fn norm_forward(a: &RawNorm) = norm::forward;
+                fn norm_backward(a: &RawNorm) = norm::backward;
+                fn cross_entropy(a: &RawCrossEntropy) = softmax::cross_entropy;
+                fn embedding_gather(a: &RawEmbedding) = embedding::gather;
+                fn embedding_scatter(
+                    tokens: *const u32, rows: usize, grad: *const f32, grad_row: usize,
+                    cols: usize, table: *mut f32, first_id: usize, ids: usize
+                ) = embedding::scatter_add;
+                fn accumulate(dst: *mut f32, src: *const f32, n: usize) = elementwise::accumulate;
+                fn scale(dst: *mut f32, factor: f32, n: usize) = elementwise::scale;
+                fn soft_cap(dst: *mut f32, cap: f32, n: usize) = elementwise::soft_cap;
+                fn gelu(dst: *mut f32, src: *const f32, n: usize) = elementwise::gelu;
+                fn gelu_backward(grad: *mut f32, pre: *const f32, n: usize) =
+                    elementwise::gelu_backward;
+                fn swiglu(a: &RawGated) = gated::swiglu;
+                fn swiglu_backward(a: &RawGatedBackward) = gated::swiglu_backward;
+                fn rotate(a: &RawRotary) = rotary::rotate;
+                fn dropout_row(
+                    dst: *mut f32, src: *const f32, n: usize, dropout: &Dropout, row: u32
+                ) = elementwise::dropout_row;
+                fn column_sum(
+                    src: *const f32, stride: usize, rows: usize, cols: usize,
+                    dst: *mut f32, accumulate: bool
+                ) = elementwise::column_sum;
+                fn adamw(
+                    h: &AdamW, p: *mut f32, g: *const f32, m: *mut f32, v: *mut f32, n: usize
+                ) = adamw::adamw;
+            );
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn sum_squares(src: *const f32, n: usize) -> f32 {
+                // SAFETY: passed on from the caller.
+                unsafe { elementwise::sum_squares(token(), src, n) }
+            }
+
+            tile!(tile, token(), Single $(, $feature)?);
+            heads!(single_heads, token(), Single $(, $feature)?);
+            products!(single, Dtype::F32, $lanes, token(), Single, Single,
+                in_place, pass, single_heads::HEADS, None $(, $feature)?);
+            heads!(rounded_heads, token(), Rounded $(, $feature)?);
+            products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
+                converted, pass, rounded_heads::HEADS, None
+                $(, $feature)?);
+            impl micro::Shared for $lanes {
+                const TILE: micro::TileFn = tile;
+                const PACK_SINGLE: pack::PackFn = single::pack_b;
+                const PACK_ROUNDED: pack::PackFn = rounded::pack_b;
+            }
+
+            pub(crate) const TABLE: Kernels = Kernels {
+                isa: $isa,
+                lanes: <$lanes as Simd>::LANES,
+                products: single::PRODUCTS,
+                norm_forward,
+                norm_backward,
+                cross_entropy,
+                embedding_gather,
+                embedding_scatter,
+                accumulate,
+                scale,
+                soft_cap,
+                gelu,
+                gelu_backward,
+                swiglu,
+                swiglu_backward,
+                rotate,
+                dropout_row,
+                column_sum,
+                sum_squares,
+                adamw,
+            };
+            pub(crate) const ROUNDED: Products = rounded::PRODUCTS;
+            pub(crate) static F32: Kernels = TABLE;
+            pub(crate) static BF16: Kernels = Kernels { products: ROUNDED, ..TABLE };
+        }
+    };
+    (@shells $($feature:literal)?;
+        $(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:path;)*) => {
+        kernel_table!(@each [$($feature)?] $(fn $name($($arg: $ty),*) = $kernel;)*);
+    };
+    (@each $features:tt $(fn $name:ident($($arg:ident: $ty:ty),*) = $kernel:path;)*) => {
+        $(kernel_table!(@shell $features fn $name($($arg: $ty),*) = $kernel;);)*
+    };
+    (@shell [$($feature:literal)?] fn $name:ident($($arg:ident: $ty:ty),*) = $kernel:path;) => {
+        $(#[target_feature(enable = $feature)])?
+        #[allow(clippy::too_many_arguments, reason = "the raw form of a safe method")]
+        unsafe fn $name($($arg: $ty),*) {
+            // SAFETY: passed on from the caller.
+            unsafe { $kernel(token(), $($arg),*) }
+        }
+    };
+}
+
+kernel_table!(scalar, Isa::Scalar, Scalar, Scalar);
+#[cfg(target_arch = "x86_64")]
+kernel_table!(avx, Isa::Avx, crate::simd::avx::Avx::assume(), crate::simd::avx::Avx, "avx");
+#[cfg(target_arch = "x86_64")]
+kernel_table!(
+    avx2,
+    Isa::Avx2,
+    crate::simd::avx2::Avx2::assume(),
+    crate::simd::avx2::Avx2,
+    "avx2,fma"
+);
+#[cfg(target_arch = "x86_64")]
+kernel_table!(
+    avx512,
+    Isa::Avx512,
+    crate::simd::avx512::Avx512::assume(),
+    crate::simd::avx512::Avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+);
+
+/// The kernels of AVX-512 with products of pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512bf16 {
+    use super::*;
+    use crate::elements::{Bf16, Halves};
+    use crate::gemm::format::Paired;
+    use crate::gemm::kept::{self, Halved};
+    use crate::product::Keeps;
+    use crate::simd::avx512::Avx512;
+
+    tile!(
+        tile,
+        Avx512::assume(),
+        Paired::assume(),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
+    heads!(
+        paired_heads,
+        Avx512::assume(),
+        Paired::assume(),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
+    products!(
+        paired,
+        Dtype::Bf16,
+        Avx512,
+        Avx512::assume(),
+        Paired,
+        Paired::assume(),
+        converted,
+        dot_pass,
+        paired_heads::HEADS,
+        Some(KEEPS),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
+    /// # Safety
+    /// The CPU has this module's instruction set.
+    #[inline(always)]
+    unsafe fn tokens() -> (Avx512, Halves) {
+        // SAFETY: passed on from the caller: see `kernel_table`.
+        unsafe { (Avx512::assume(), Halves(Paired::assume())) }
+    }
+
+    /// Shells around kernels that read or write bf16.
+    macro_rules! shells {
+        ($(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:path;)*) => {
+            $(
+                #[target_feature(
+                    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+                )]
+                unsafe fn $name($($arg: $ty),*) {
+                    // SAFETY: passed on from the caller.
+                    unsafe {
+                        let (s, m) = tokens();
+                        $kernel(s, m, $($arg),*)
+                    }
+                }
+            )*
+        };
+    }
+
+    shells!(
+        fn product(g: &RawGemm, halves: Halved) = kept_product;
+        fn norm_forward(a: &RawNorm) = norm::forward_into::<_, Paired, _>;
+        fn norm_backward(a: &RawNorm) = norm::backward_into::<_, Paired, _>;
+        fn cross_entropy(a: &RawCrossEntropy) = softmax::cross_entropy_into::<_, Paired, _>;
+        fn column_sum(
+            src: *const Bf16, stride: usize, rows: usize, cols: usize,
+            dst: *mut f32, accumulate: bool,
+        ) = elementwise::column_sum_of::<_, Paired, _>;
+        fn swiglu(a: &RawGated) = gated::swiglu_of::<_, Paired, _>;
+        fn swiglu_backward(a: &RawGatedBackward) = gated::swiglu_backward_of::<_, Paired, _>;
+    );
+
+    /// # Safety
+    /// As for [`kept::gemm`].
+    #[inline(always)]
+    unsafe fn kept_product(s: Avx512, m: Halves, g: &RawGemm, halves: Halved) {
+        // SAFETY: passed on from the caller.
+        unsafe { kept::gemm(s, m.0, g, halves) }
+    }
+
+    pub(crate) const TILE: micro::TileFn = tile;
+    pub(crate) const PACK_B: pack::PackFn = paired::pack_b;
+
+    pub(crate) const KEEPS: Keeps = Keeps {
+        product,
+        norm_forward,
+        norm_backward,
+        cross_entropy,
+        column_sum,
+        swiglu,
+        swiglu_backward,
+    };
+
+    pub(crate) static BF16: Kernels = Kernels { products: paired::PRODUCTS, ..avx512::TABLE };
+}
+
+/// The kernels of AVX-512 with products of bf16 in tiles. What reads and writes bf16 without
+/// multiplying is that of [`avx512bf16`].
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_bf16 {
+    use super::*;
+    use crate::gemm::kept::{self, Halved};
+    use crate::gemm::tiled::Tiled;
+    use crate::product::Keeps;
+    use crate::simd::avx512::Avx512;
+
+    heads!(
+        tiled_heads,
+        Avx512::assume(),
+        Tiled::assume(),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
+    products!(
+        tiled,
+        Dtype::Bf16,
+        Avx512,
+        Avx512::assume(),
+        Tiled,
+        Tiled::assume(),
+        tiles,
+        tile_pass,
+        tiled_heads::HEADS,
+        Some(KEEPS),
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
+    );
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn product(g: &RawGemm, halves: Halved) {
+        // SAFETY: passed on from the caller.
+        unsafe { kept::gemm(Avx512::assume(), Tiled::assume(), g, halves) }
+    }
+
+    pub(crate) const PACK_B: pack::PackFn = tiled::pack_b;
+
+    const KEEPS: Keeps = Keeps { product, ..avx512bf16::KEEPS };
+
+    const TABLE: Kernels = Kernels { isa: Isa::Amx, ..avx512::TABLE };
+    pub(crate) static F32: Kernels = TABLE;
+    pub(crate) static CONVERTING: Kernels = Kernels { products: avx512::ROUNDED, ..TABLE };
+    pub(crate) static BF16: Kernels = Kernels { products: tiled::PRODUCTS, ..TABLE };
+}
