@@ -53,6 +53,7 @@ pub(crate) unsafe fn copy_rows<S: Simd>(
 /// # Safety
 /// As for [`copy_rows`]; `cols` and `to_row` are multiples of `LANES`, `to` is aligned to the size of a
 /// vector, and [`Simd::fence`] is called before anybody reads or writes there.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) unsafe fn stream_rows<S: Simd>(
     s: S,

@@ -64,6 +64,7 @@ pub(crate) unsafe fn swiglu<S: Simd>(s: S, a: &RawGated) {
 /// # Safety
 /// Both operands are valid for their shapes, and elements of `m` where they are halves; y overlaps
 /// nothing else.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) unsafe fn swiglu_of<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, m: M, a: &RawGated) {
     // SAFETY: passed on from the caller; each branch takes the elements that are there.

@@ -33,6 +33,10 @@ pub(crate) mod epilogue;
 pub(crate) mod fetch;
 mod few;
 pub(crate) mod format;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "kernels for other CPUs have no format that keeps bf16")
+)]
 pub(crate) mod kept;
 pub(crate) mod micro;
 pub(crate) mod pack;
