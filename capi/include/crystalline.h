@@ -72,6 +72,8 @@ typedef enum CllmIsa {
   CLLM_ISA_AVX512 = 4,
   // AVX-512, with AMX for products of bf16.
   CLLM_ISA_AMX = 5,
+  // NEON of 64-bit ARM.
+  CLLM_ISA_NEON = 6,
 } CllmIsa;
 
 // What products are made of; sums, weights and moments are `f32` either way.

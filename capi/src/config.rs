@@ -24,6 +24,8 @@ pub enum CllmIsa {
     Avx512 = 4,
     /// AVX-512, with AMX for products of bf16.
     Amx = 5,
+    /// NEON of 64-bit ARM.
+    Neon = 6,
 }
 
 /// What products are made of; sums, weights and moments are `f32` either way.
@@ -201,12 +203,13 @@ impl CllmModel {
 /// The kernels of an instruction set and a type, by their numbers.
 pub(crate) fn kernels(isa: u32, dtype: u32) -> Result<&'static Kernels> {
     const BEST: u32 = CllmIsa::Best as u32;
-    const NAMED: [(CllmIsa, Isa); 5] = [
+    const NAMED: [(CllmIsa, Isa); 6] = [
         (CllmIsa::Scalar, Isa::Scalar),
         (CllmIsa::Avx, Isa::Avx),
         (CllmIsa::Avx2, Isa::Avx2),
         (CllmIsa::Avx512, Isa::Avx512),
         (CllmIsa::Amx, Isa::Amx),
+        (CllmIsa::Neon, Isa::Neon),
     ];
     let kernels = match NAMED.into_iter().find(|(number, _)| *number as u32 == isa) {
         None if isa == BEST => Kernels::detect(),

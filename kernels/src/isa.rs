@@ -5,11 +5,13 @@ use crate::amx;
 use core::fmt;
 use core::str::FromStr;
 
-/// An instruction set that kernels exist for, weakest first.
+/// An instruction set that kernels exist for, of each kind of CPU the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust: the oracle, on every target.
     Scalar,
+    /// 64-bit ARM's NEON, with fused multiply-add.
+    Neon,
     /// x86-64 AVX without fused multiply-add.
     Avx,
     /// x86-64 AVX2 with FMA.
@@ -21,14 +23,16 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, weakest first.
-    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx, Self::Avx2, Self::Avx512, Self::Amx];
+    /// All of them, of each kind of CPU the weakest first.
+    pub const ALL: [Self; 6] =
+        [Self::Scalar, Self::Neon, Self::Avx, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The name that `--isa` takes.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Neon => "neon",
             Self::Avx => "avx",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
@@ -36,8 +40,23 @@ impl Isa {
         }
     }
 
-    /// Whether this CPU and its system run it. False on `target_os = "none"`, where
-    /// nobody can be asked: use `Kernels::assume_*` there.
+    /// Whether this is compiled for CPUs of the kind that has it. Elsewhere it is never supported.
+    #[must_use]
+    pub const fn is_compiled(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            Self::Neon => cfg!(all(
+                target_arch = "aarch64",
+                target_feature = "neon",
+                target_endian = "little"
+            )),
+            Self::Avx | Self::Avx2 | Self::Avx512 | Self::Amx => cfg!(target_arch = "x86_64"),
+        }
+    }
+
+    /// Whether this CPU and its system run it. Of those of x86-64 false on `target_os = "none"`,
+    /// where nobody can be asked: use `Kernels::assume_*` there. [`Isa::Neon`] is a matter of the
+    /// target, whose code uses those registers wherever it likes.
     ///
     /// Of [`Isa::Amx`], Linux has to be asked by each program: this does so, by a system call
     /// on CPUs that have it, and so makes the stack frames of signals 8 KiB larger in threads
@@ -45,7 +64,8 @@ impl Isa {
     #[must_use]
     pub fn is_supported(self) -> bool {
         match self {
-            Self::Scalar => true,
+            // Of the latter every CPU has it that runs what is compiled for such targets.
+            Self::Scalar | Self::Neon => self.is_compiled(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx => detect::avx(),
             #[cfg(target_arch = "x86_64")]
@@ -92,7 +112,7 @@ pub struct UnknownIsa;
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an instruction set: use scalar, avx, avx2, avx512 or amx")
+        f.write_str("not an instruction set: use scalar, neon, avx, avx2, avx512 or amx")
     }
 }
 
@@ -143,6 +163,19 @@ mod tests {
             assert_eq!(isa.name().parse(), Ok(isa));
         }
         assert!("sse9".parse::<Isa>().is_err());
+    }
+
+    #[test]
+    fn sets_of_other_kinds_of_cpu_are_not_supported() {
+        for isa in Isa::ALL {
+            assert!(isa.is_compiled() || !isa.is_supported(), "{isa}");
+        }
+        assert!(!(Isa::Neon.is_compiled() && Isa::Avx.is_compiled()));
+        // 64-bit ARM has no other one, and no program for Linux lacks it there.
+        assert_eq!(
+            Isa::best() == Isa::Neon,
+            cfg!(all(target_arch = "aarch64", target_os = "linux"))
+        );
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -110,7 +110,7 @@ macro_rules! heads {
 
 /// Builds one table: a shell for each kernel, all with the same features.
 macro_rules! kernel_table {
-    ($module:ident, $isa:expr, $token:expr, $lanes:ty $(, $feature:literal)?) => {
+    ($module:ident, $isa:expr, $token:expr, $lanes:ty, $peak:ident $(, $feature:literal)?) => {
         pub(crate) mod $module {
             use super::*;
 
@@ -163,10 +163,10 @@ macro_rules! kernel_table {
             tile!(tile, token(), Single $(, $feature)?);
             heads!(single_heads, token(), Single $(, $feature)?);
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
-                in_place, pass, single_heads::HEADS, None $(, $feature)?);
+                in_place, $peak, single_heads::HEADS, None $(, $feature)?);
             heads!(rounded_heads, token(), Rounded $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
-                converted, pass, rounded_heads::HEADS, None
+                converted, $peak, rounded_heads::HEADS, None
                 $(, $feature)?);
             impl micro::Shared for $lanes {
                 const TILE: micro::TileFn = tile;
@@ -218,15 +218,26 @@ macro_rules! kernel_table {
     };
 }
 
-kernel_table!(scalar, Isa::Scalar, Scalar, Scalar);
+kernel_table!(scalar, Isa::Scalar, Scalar, Scalar, pass);
+// Its multiply-adds overwrite what they add to: chains are sums.
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+kernel_table!(
+    neon,
+    Isa::Neon,
+    crate::simd::neon::Neon::assume(),
+    crate::simd::neon::Neon,
+    dot_pass,
+    "neon"
+);
 #[cfg(target_arch = "x86_64")]
-kernel_table!(avx, Isa::Avx, crate::simd::avx::Avx::assume(), crate::simd::avx::Avx, "avx");
+kernel_table!(avx, Isa::Avx, crate::simd::avx::Avx::assume(), crate::simd::avx::Avx, pass, "avx");
 #[cfg(target_arch = "x86_64")]
 kernel_table!(
     avx2,
     Isa::Avx2,
     crate::simd::avx2::Avx2::assume(),
     crate::simd::avx2::Avx2,
+    pass,
     "avx2,fma"
 );
 #[cfg(target_arch = "x86_64")]
@@ -235,6 +246,7 @@ kernel_table!(
     Isa::Avx512,
     crate::simd::avx512::Avx512::assume(),
     crate::simd::avx512::Avx512,
+    pass,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 );
 

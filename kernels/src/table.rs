@@ -75,6 +75,8 @@ pub struct KernelSet {
 impl KernelSet {
     /// Of the scalar kernels, on every target.
     pub const SCALAR: Self = Self::of(Isa::Scalar);
+    /// Of NEON.
+    pub const NEON: Self = Self::of(Isa::Neon);
     /// Of AVX.
     pub const AVX: Self = Self::of(Isa::Avx);
     /// Of AVX2 with FMA.
@@ -87,9 +89,11 @@ impl KernelSet {
     pub const AMX: Self = Self { isa: Isa::Amx, ..Self::AVX512_BF16 };
 
     /// All that there are kernels for on any target.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::SCALAR,
         Self::SCALAR.converting(),
+        Self::NEON,
+        Self::NEON.converting(),
         Self::AVX,
         Self::AVX.converting(),
         Self::AVX2,
@@ -125,6 +129,10 @@ impl KernelSet {
         Some(match (self.isa, self.dtype, self.is_native) {
             (Isa::Scalar, Dtype::F32, true) => &shells::scalar::F32,
             (Isa::Scalar, Dtype::Bf16, false) => &shells::scalar::BF16,
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+            (Isa::Neon, Dtype::F32, true) => &shells::neon::F32,
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+            (Isa::Neon, Dtype::Bf16, false) => &shells::neon::BF16,
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx, Dtype::F32, true) => &shells::avx::F32,
             #[cfg(target_arch = "x86_64")]
@@ -228,6 +236,8 @@ impl Kernels {
     fn tables(isa: Isa) -> [&'static Self; 2] {
         match isa {
             Isa::Scalar => [&shells::scalar::F32, &shells::scalar::BF16],
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+            Isa::Neon => [&shells::neon::F32, &shells::neon::BF16],
             #[cfg(target_arch = "x86_64")]
             Isa::Avx => [&shells::avx::F32, &shells::avx::BF16],
             #[cfg(target_arch = "x86_64")]
@@ -236,7 +246,7 @@ impl Kernels {
             Isa::Avx512 => [&shells::avx512::F32, &shells::avx512::BF16],
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => [&shells::amx_bf16::F32, &shells::amx_bf16::CONVERTING],
-            #[cfg(not(target_arch = "x86_64"))]
+            // Of other CPUs, so nobody gets here with it.
             _ => [&shells::scalar::F32, &shells::scalar::BF16],
         }
     }

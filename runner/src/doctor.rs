@@ -52,7 +52,7 @@ pub struct Report {
     pub version: &'static str,
     /// The CPU's own name and signature.
     pub cpu: String,
-    /// Weakest first.
+    /// Those of this kind of CPU, weakest first.
     pub sets: Vec<Set>,
     /// The set that is chosen, by `asked` if that is there.
     pub isa: &'static str,
@@ -94,7 +94,7 @@ impl Report {
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             cpu: tune::cpu_name(),
-            sets: Isa::ALL.into_iter().map(set).collect(),
+            sets: Isa::ALL.into_iter().filter(|isa| isa.is_compiled()).map(set).collect(),
             isa: isa.name(),
             asked: asked.map(Isa::name),
             native_bf16: bf16.is_some_and(Kernels::is_native),

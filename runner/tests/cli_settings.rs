@@ -72,7 +72,8 @@ fn the_environment_chooses_the_instruction_set_unless_a_flag_does() {
     assert_eq!(isa("", &[]).json()["isa"], best);
     assert_eq!(isa("scalar", &["--isa", best.as_str().unwrap()]).json()["isa"], best);
     assert_eq!(isa("sse9", &["--isa", "scalar"]).json()["isa"], "scalar");
-    isa("sse9", &[]).refused(2, &["CLLM_ISA=sse9: expected scalar, avx, avx2, avx512 or amx"]);
+    isa("sse9", &[])
+        .refused(2, &["CLLM_ISA=sse9: expected scalar, neon, avx, avx2, avx512 or amx"]);
 }
 
 #[test]
@@ -106,7 +107,10 @@ fn mistakes_in_the_file_are_named_with_line_and_nearest_key() {
         ("n_embd = 128\nn_head = 3", &["run.toml:2: n_head = 3: it must divide", "128"]),
         ("dropout = 1.0", &["run.toml:1: dropout = 1: it must be at least 0 and below 1"]),
         ("learning_rate = nan", &["run.toml:1: learning_rate = nan: expected a number"]),
-        ("isa = 'sse9'", &["run.toml:1: isa = 'sse9': expected scalar, avx, avx2, avx512 or amx"]),
+        (
+            "isa = 'sse9'",
+            &["run.toml:1: isa = 'sse9': expected scalar, neon, avx, avx2, avx512 or amx"],
+        ),
         ("dtype = 'f16'", &["run.toml:1: dtype = 'f16': expected f32 or bf16"]),
         ("n_layer = ", &["run.toml:1: "]),
     ] {

@@ -44,11 +44,14 @@ pub(super) unsafe fn gemm<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows)
     let m = a.rows.len();
     // Groups of one size, or one less: a thin last one would wait for its own few sums.
     let most = m.div_ceil(m.div_ceil(S::MR));
+    // Of panels of four vectors two are 24 sums for three rows, more than registers are left for.
+    let is_wide = S::LANES > 1 && S::NR > 2 * S::LANES;
     let mut j = 0;
     while j < g.n {
         let whole = (g.n - j) / S::NR;
         let panels = match most {
             1 if whole >= 4 => 4,
+            3 if is_wide => 1,
             1..=3 if whole >= 2 => 2,
             _ => 1,
         };

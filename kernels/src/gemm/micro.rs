@@ -92,10 +92,12 @@ pub(crate) unsafe fn any<S: Simd, F: Dot<S>>(
         if S::LANES == 1 {
             turned::<S, F, 4>(s, f, t, rows, cols, accumulate);
         } else if cols <= S::LANES {
-            // The last columns of a matrix: the other half of the panel is of zeros.
+            // The last columns of a matrix: the rest of the panel is of zeros.
             turned::<S, F, 1>(s, f, t, rows, cols, accumulate);
-        } else {
+        } else if S::NR == 2 * S::LANES || cols <= 2 * S::LANES {
             turned::<S, F, 2>(s, f, t, rows, cols, accumulate);
+        } else {
+            turned::<S, F, 4>(s, f, t, rows, cols, accumulate);
         }
     }
 }
@@ -405,39 +407,49 @@ pub(super) unsafe fn side_by_side<S: Simd, F: Dot<S>>(
     (rows, panels): (usize, usize),
     accumulate: bool,
 ) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        if S::NR == 2 * S::LANES {
+            beside::<S, F, 2>(s, f, t, p, (rows, panels), accumulate);
+        } else {
+            beside::<S, F, 4>(s, f, t, p, (rows, panels), accumulate);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`side_by_side`], `NR == V * LANES`.
+#[inline(always)]
+unsafe fn beside<S: Simd, F: Dot<S>, const V: usize>(
+    s: S,
+    f: F,
+    t: &Tile,
+    p: &Panels,
+    (rows, panels): (usize, usize),
+    accumulate: bool,
+) {
     // SAFETY: passed on from the caller; each arm is given exactly its rows and panels.
     unsafe {
-        if S::LANES == 1 {
-            match (rows, panels) {
-                (1, 4) => stream::<S, F, 1, 4, 4>(s, f, t, p, accumulate),
-                (1, 2) => stream::<S, F, 1, 2, 4>(s, f, t, p, accumulate),
-                (1, _) => stream::<S, F, 1, 1, 4>(s, f, t, p, accumulate),
-                (2, 2) => stream::<S, F, 2, 2, 4>(s, f, t, p, accumulate),
-                (2, _) => stream::<S, F, 2, 1, 4>(s, f, t, p, accumulate),
-                (3, 2) => stream::<S, F, 3, 2, 4>(s, f, t, p, accumulate),
-                (3, _) => stream::<S, F, 3, 1, 4>(s, f, t, p, accumulate),
-                _ => stream::<S, F, 4, 1, 4>(s, f, t, p, accumulate),
-            }
-            return;
-        }
         match (rows, panels) {
-            (1, 4) => stream::<S, F, 1, 4, 2>(s, f, t, p, accumulate),
-            (1, 2) => stream::<S, F, 1, 2, 2>(s, f, t, p, accumulate),
-            (1, _) => stream::<S, F, 1, 1, 2>(s, f, t, p, accumulate),
-            (2, 2) => stream::<S, F, 2, 2, 2>(s, f, t, p, accumulate),
-            (2, _) => stream::<S, F, 2, 1, 2>(s, f, t, p, accumulate),
-            (3, 2) => stream::<S, F, 3, 2, 2>(s, f, t, p, accumulate),
-            (3, _) => stream::<S, F, 3, 1, 2>(s, f, t, p, accumulate),
-            (4, _) => stream::<S, F, 4, 1, 2>(s, f, t, p, accumulate),
-            (5, _) => stream::<S, F, 5, 1, 2>(s, f, t, p, accumulate),
-            (6, _) => stream::<S, F, 6, 1, 2>(s, f, t, p, accumulate),
+            (1, 4) => stream::<S, F, 1, 4, V>(s, f, t, p, accumulate),
+            (1, 2) => stream::<S, F, 1, 2, V>(s, f, t, p, accumulate),
+            (1, _) => stream::<S, F, 1, 1, V>(s, f, t, p, accumulate),
+            (2, 2) => stream::<S, F, 2, 2, V>(s, f, t, p, accumulate),
+            (2, _) => stream::<S, F, 2, 1, V>(s, f, t, p, accumulate),
+            // Of vectors of several lanes these would be 24 sums: `few` asks for one panel then.
+            (3, 2) if V == 2 || S::LANES == 1 => stream::<S, F, 3, 2, V>(s, f, t, p, accumulate),
+            (3, _) => stream::<S, F, 3, 1, V>(s, f, t, p, accumulate),
+            (4, _) => stream::<S, F, 4, 1, V>(s, f, t, p, accumulate),
+            _ if S::MR == 4 => {}
+            (5, _) => stream::<S, F, 5, 1, V>(s, f, t, p, accumulate),
+            (6, _) => stream::<S, F, 6, 1, V>(s, f, t, p, accumulate),
             _ if S::MR == 6 => {}
-            (7, _) => stream::<S, F, 7, 1, 2>(s, f, t, p, accumulate),
-            (8, _) => stream::<S, F, 8, 1, 2>(s, f, t, p, accumulate),
-            (9, _) => stream::<S, F, 9, 1, 2>(s, f, t, p, accumulate),
-            (10, _) => stream::<S, F, 10, 1, 2>(s, f, t, p, accumulate),
-            (11, _) => stream::<S, F, 11, 1, 2>(s, f, t, p, accumulate),
-            _ => stream::<S, F, 12, 1, 2>(s, f, t, p, accumulate),
+            (7, _) => stream::<S, F, 7, 1, V>(s, f, t, p, accumulate),
+            (8, _) => stream::<S, F, 8, 1, V>(s, f, t, p, accumulate),
+            (9, _) => stream::<S, F, 9, 1, V>(s, f, t, p, accumulate),
+            (10, _) => stream::<S, F, 10, 1, V>(s, f, t, p, accumulate),
+            (11, _) => stream::<S, F, 11, 1, V>(s, f, t, p, accumulate),
+            _ => stream::<S, F, 12, 1, V>(s, f, t, p, accumulate),
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use super::format::Format;
 use crate::elements::{Elements, Floats, RawOperand};
-use crate::simd::{MOST_LANES, Simd};
+use crate::simd::{MOST_LANES, Simd, store_up_to};
 use core::ops::Range;
 
 /// Words that packed B takes, `k` of them along the inner dimension; `None` on overflow.
@@ -369,15 +369,24 @@ unsafe fn pack_a_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
                 let panel = dst.add(i * words);
                 let from = src.ptr.cast::<M::Element>().add(i * src.row);
                 let row = |q: usize| Line { ptr: from.wrapping_add(q * src.row), step: src.col, k };
-                // One vector covers a panel's column when the source's rows are adjacent. What
-                // it has too many is overwritten by the next column, or not written.
-                if src.row == 1 && S::LANES > F::MR {
-                    let wide = S::LANES.min(m - i);
+                // A panel's column by vectors, mostly one, when the source's rows are adjacent. What
+                // the last has too many is overwritten by the next column, or not written.
+                if src.row == 1 && S::LANES > 1 {
                     for w in some.clone() {
                         fetch::<S, F, M>(s, from, src.col, w);
-                        let x = row(0).vector(s, f, e, w, wide);
-                        let to = panel.add(w * F::MR);
-                        if w + 1 < words { s.store(to, x) } else { s.store_first(to, x, F::MR) }
+                        for q in (0..F::MR).step_by(S::LANES) {
+                            if q > 0 && q >= rows {
+                                break;
+                            }
+                            let wide = S::LANES.min(m - i - q);
+                            let x = row(q).vector(s, f, e, w, wide);
+                            let to = panel.add(w * F::MR + q);
+                            if w + 1 < words {
+                                s.store(to, x);
+                            } else {
+                                store_up_to(s, to, x, F::MR - q);
+                            }
+                        }
                     }
                 } else {
                     for w in some.clone() {

@@ -12,6 +12,8 @@ pub(crate) mod avx;
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+pub(crate) mod neon;
 pub(crate) mod scalar;
 
 use crate::gemm::micro::Shared;

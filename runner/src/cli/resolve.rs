@@ -300,7 +300,10 @@ mod tests {
         assert_eq!(isa_from(Some(OsStr::new(""))), Ok(None));
         assert_eq!(isa_from(Some(OsStr::new("AVX"))), Ok(Some(Isa::Avx)));
         let error = isa_from(Some(OsStr::new("sse9"))).unwrap_err();
-        assert_eq!(error.to_string(), "CLLM_ISA=sse9: expected scalar, avx, avx2, avx512 or amx");
+        assert_eq!(
+            error.to_string(),
+            "CLLM_ISA=sse9: expected scalar, neon, avx, avx2, avx512 or amx"
+        );
         assert_eq!(error.exit_code(), 2);
     }
 

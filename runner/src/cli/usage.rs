@@ -197,7 +197,10 @@ mod tests {
                 &["train", "--preset", "big"],
                 "--preset big: expected tiny, reference, gpt2 or smollm2",
             ),
-            (&["train", "--isa", "sse9"], "--isa sse9: expected scalar, avx, avx2, avx512 or amx"),
+            (
+                &["train", "--isa", "sse9"],
+                "--isa sse9: expected scalar, neon, avx, avx2, avx512 or amx",
+            ),
             (&["train", "--threads", "0"], "--threads 0: expected auto or a number from 1 to 1024"),
             (&["train", "--bias", "maybe"], "--bias maybe: expected true or false"),
             (&["train", "--learning-rate", "nan"], "--learning-rate nan: expected a number"),
