@@ -7,11 +7,11 @@
 #[path = "bare_metal/src/workload.rs"]
 mod workload;
 
+use core::sync::atomic::AtomicU32;
 use std::env;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU32;
 use std::thread;
 
 use cllm_core::{Engine, Idle, Isa, Kernels, Worker};
