@@ -15,7 +15,7 @@ use crate::simd::{Simd, load_up_to, store_up_to};
 /// 2^-80. Added to a moment and taken off again it leaves a multiple of 2^-104 (5e-32),
 /// nothing beside `eps` and a normal number. Without it moments whose gradient stays zero
 /// (tokens that no longer occur) would sink to denormals and stay there, which is slow.
-const QUANTUM: f32 = 8.271_806e-25;
+pub(crate) const QUANTUM: f32 = 8.271_806e-25;
 
 /// The numbers of one AdamW update, the same for every element of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,6 +38,70 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+/// The same numbers in vectors.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers<S: Simd> {
+    keep: S::V,
+    step: S::V,
+    root: S::V,
+    beta1: S::V,
+    rest1: S::V,
+    beta2: S::V,
+    rest2: S::V,
+    quantum: S::V,
+    eps: S::V,
+    scale: S::V,
+}
+
+/// Some elements behind their update.
+pub(crate) struct Updated<S: Simd> {
+    pub(crate) weight: S::V,
+    pub(crate) first: S::V,
+    pub(crate) second: S::V,
+    /// Root of the second moment.
+    pub(crate) root: S::V,
+}
+
+impl<S: Simd> Numbers<S> {
+    #[inline(always)]
+    pub(crate) fn new(s: S, h: &AdamW) -> Self {
+        Self {
+            keep: s.splat(1.0 - h.lr * h.decay),
+            step: s.splat(-h.lr / h.correction1),
+            root: s.splat(1.0 / libm::sqrtf(h.correction2)),
+            beta1: s.splat(h.beta1),
+            rest1: s.splat(1.0 - h.beta1),
+            beta2: s.splat(h.beta2),
+            rest2: s.splat(1.0 - h.beta2),
+            quantum: s.splat(QUANTUM),
+            eps: s.splat(h.eps),
+            scale: s.splat(h.grad_scale),
+        }
+    }
+
+    /// Updates a vector of weights whose gradient, not yet scaled, and moments are these.
+    #[inline(always)]
+    pub(crate) fn update(
+        &self,
+        s: S,
+        weight: S::V,
+        grad: S::V,
+        first: S::V,
+        second: S::V,
+    ) -> Updated<S> {
+        let grad = s.mul(grad, self.scale);
+        let m1 = s.mul_add(self.beta1, first, s.mul(self.rest1, grad));
+        let m2 = s.mul(s.mul(self.rest2, grad), grad);
+        let m2 = s.mul_add(self.beta2, second, m2);
+        let m1 = s.sub(s.add(m1, self.quantum), self.quantum);
+        let m2 = s.sub(s.add(m2, self.quantum), self.quantum);
+        let root = s.sqrt(m2);
+        let update = s.div(m1, s.mul_add(root, self.root, self.eps));
+        let weight = s.mul_add(self.step, update, s.mul(weight, self.keep));
+        Updated { weight, first: m1, second: m2, root }
+    }
+}
+
 /// Updates parameters and moments in place; the gradient is only read.
 ///
 /// # Safety
@@ -52,29 +116,18 @@ pub(crate) unsafe fn adamw<S: Simd>(
     v: *mut f32,
     n: usize,
 ) {
-    let keep = s.splat(1.0 - h.lr * h.decay);
-    let step = s.splat(-h.lr / h.correction1);
-    let root = s.splat(1.0 / libm::sqrtf(h.correction2));
-    let (beta1, rest1) = (s.splat(h.beta1), s.splat(1.0 - h.beta1));
-    let (beta2, rest2) = (s.splat(h.beta2), s.splat(1.0 - h.beta2));
-    let quantum = s.splat(QUANTUM);
-    let (eps, scale) = (s.splat(h.eps), s.splat(h.grad_scale));
+    let numbers = Numbers::new(s, h);
     let mut i = 0;
     while i < n {
         let left = (n - i).min(S::LANES);
         // SAFETY: elements i .. i + left of arrays of n.
         unsafe {
-            let grad = s.mul(load_up_to(s, g.add(i), left), scale);
-            let m1 = s.mul_add(beta1, load_up_to(s, m.add(i), left), s.mul(rest1, grad));
-            let m2 = s.mul(s.mul(rest2, grad), grad);
-            let m2 = s.mul_add(beta2, load_up_to(s, v.add(i), left), m2);
-            let m1 = s.sub(s.add(m1, quantum), quantum);
-            let m2 = s.sub(s.add(m2, quantum), quantum);
-            let update = s.div(m1, s.mul_add(s.sqrt(m2), root, eps));
-            let weight = s.mul(load_up_to(s, p.add(i), left), keep);
-            store_up_to(s, p.add(i), s.mul_add(step, update, weight), left);
-            store_up_to(s, m.add(i), m1, left);
-            store_up_to(s, v.add(i), m2, left);
+            let (first, second) = (load_up_to(s, m.add(i), left), load_up_to(s, v.add(i), left));
+            let (weight, grad) = (load_up_to(s, p.add(i), left), load_up_to(s, g.add(i), left));
+            let updated = numbers.update(s, weight, grad, first, second);
+            store_up_to(s, p.add(i), updated.weight, left);
+            store_up_to(s, m.add(i), updated.first, left);
+            store_up_to(s, v.add(i), updated.second, left);
         }
         i += left;
     }

@@ -33,6 +33,7 @@
 #![expect(unsafe_code, reason = "kernels read and write through pointers and use CPU intrinsics")]
 
 mod adamw;
+mod adamw8;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
@@ -54,12 +55,14 @@ mod peak;
 mod product;
 mod rotary;
 mod rows;
+mod sgd;
 mod shells;
 mod simd;
 mod softmax;
 mod table;
 
 pub use adamw::AdamW;
+pub use adamw8::{Dither, MOMENTS_BLOCK, Moments8};
 pub use caches::Caches;
 pub use dropout::Dropout;
 pub use elements::{Bf16, Operand, OperandMut};
@@ -72,5 +75,6 @@ pub use mat::{MatMut, MatRef};
 pub use product::{Dtype, Packed, UnknownDtype, Write, row_stride};
 pub use rotary::Angles;
 pub use rows::{NormInPlace, NormSaved};
+pub use sgd::Sgd;
 pub use softmax::IGNORE;
 pub use table::{KernelSet, Kernels};

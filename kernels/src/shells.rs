@@ -5,6 +5,7 @@
 //! x86-64 runs everywhere and picks its table at run time.
 
 use crate::adamw::{self, AdamW};
+use crate::adamw8::{self, Dither, RawMoments8};
 use crate::attention::{self, RawAttention};
 use crate::dropout::Dropout;
 use crate::elements::RawOperand;
@@ -20,6 +21,7 @@ use crate::norm::{self, RawNorm};
 use crate::peak;
 use crate::product::{Dtype, Heads, Products};
 use crate::rotary::{self, RawRotary};
+use crate::sgd::{self, Sgd};
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 use crate::softmax::{self, RawCrossEntropy};
@@ -152,6 +154,14 @@ macro_rules! kernel_table {
                 fn adamw(
                     h: &AdamW, p: *mut f32, g: *const f32, m: *mut f32, v: *mut f32, n: usize
                 ) = adamw::adamw;
+                fn adamw8(
+                    h: &AdamW, dither: Dither, p: *mut f32, g: *const f32, moments: RawMoments8,
+                    n: usize
+                ) = adamw8::adamw8;
+                fn sgd(h: &Sgd, p: *mut f32, g: *const f32, n: usize) = sgd::sgd;
+                fn momentum(
+                    h: &Sgd, momentum: f32, p: *mut f32, g: *const f32, m: *mut f32, n: usize
+                ) = sgd::momentum;
             );
 
             $(#[target_feature(enable = $feature)])?
@@ -195,6 +205,9 @@ macro_rules! kernel_table {
                 column_sum,
                 sum_squares,
                 adamw,
+                adamw8,
+                sgd,
+                momentum,
             };
             pub(crate) const ROUNDED: Products = rounded::PRODUCTS;
             pub(crate) static F32: Kernels = TABLE;

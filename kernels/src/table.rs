@@ -6,6 +6,7 @@
 //! `product`, everything that works on a row in `rows`, on a head in `heads`.
 
 use crate::adamw::AdamW;
+use crate::adamw8::{Dither, MOMENTS_BLOCK, Moments8, RawMoments8};
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
 use crate::footprint::Footprint;
@@ -14,6 +15,7 @@ use crate::isa::Isa;
 use crate::norm::RawNorm;
 use crate::product::{Dtype, Products};
 use crate::rotary::RawRotary;
+use crate::sgd::Sgd;
 use crate::shells;
 use crate::softmax::RawCrossEntropy;
 
@@ -59,6 +61,9 @@ pub struct Kernels {
     pub(crate) column_sum: unsafe fn(*const f32, usize, usize, usize, *mut f32, bool),
     pub(crate) sum_squares: unsafe fn(*const f32, usize) -> f32,
     pub(crate) adamw: unsafe fn(&AdamW, *mut f32, *const f32, *mut f32, *mut f32, usize),
+    pub(crate) adamw8: unsafe fn(&AdamW, Dither, *mut f32, *const f32, RawMoments8, usize),
+    pub(crate) sgd: unsafe fn(&Sgd, *mut f32, *const f32, usize),
+    pub(crate) momentum: unsafe fn(&Sgd, f32, *mut f32, *const f32, *mut f32, usize),
 }
 
 /// What names a table: two of one name give the same bits.
@@ -424,5 +429,83 @@ impl Kernels {
         unsafe {
             (self.adamw)(h, p.as_mut_ptr(), g.as_ptr(), m.as_mut_ptr(), v.as_mut_ptr(), n);
         }
+    }
+
+    /// One AdamW update of parameters `p`, in place, with moments of 8 bits: in blocks of
+    /// [`MOMENTS_BLOCK`], counted from the first element, which all have two scales. A piece of an array
+    /// that starts at a multiple of that, with its dither, has the bits that it has within the whole.
+    ///
+    /// Moments are kept to the nearest codes, the dither deciding between two; the update is by the moments before that.
+    ///
+    /// ```
+    /// use cllm_kernels::{AdamW, Dither, Kernels, MOMENTS_BLOCK, Moments8};
+    ///
+    /// let mut h = AdamW {
+    ///     lr: 0.1,
+    ///     beta1: 0.9,
+    ///     beta2: 0.95,
+    ///     eps: 1e-8,
+    ///     decay: 0.0,
+    ///     correction1: 1.0,
+    ///     correction2: 1.0,
+    ///     grad_scale: 1.0,
+    /// };
+    /// // Downhill on p^2 / 2, whose gradient is p.
+    /// let mut p = [1.0; 100];
+    /// let (mut first, mut second, mut scales) = ([0; 100], [0; 100], [0.0; 4]);
+    /// assert_eq!(scales.len(), 2 * p.len().div_ceil(MOMENTS_BLOCK));
+    /// for step in 1..=100 {
+    ///     h.correction1 = 1.0 - 0.9_f32.powi(step);
+    ///     h.correction2 = 1.0 - 0.95_f32.powi(step);
+    ///     let (g, dither) = (p, Dither::new(step as u64, 0));
+    ///     let moments =
+    ///         Moments8 { first: &mut first, second: &mut second, scales: &mut scales };
+    ///     Kernels::detect().adamw8(&h, dither, &mut p, &g, moments);
+    /// }
+    /// assert!(p.iter().all(|p| p.abs() < 0.1));
+    /// ```
+    ///
+    /// # Panics
+    /// If lengths do not go together.
+    pub fn adamw8(
+        &self,
+        h: &AdamW,
+        dither: Dither,
+        p: &mut [f32],
+        g: &[f32],
+        moments: Moments8<'_>,
+    ) {
+        let n = p.len();
+        let Moments8 { first, second, scales } = moments;
+        assert!(g.len() == n && first.len() == n && second.len() == n, "adamw8: lengths differ");
+        assert_eq!(scales.len(), 2 * n.div_ceil(MOMENTS_BLOCK), "adamw8: two scales a block");
+        let raw = RawMoments8 {
+            first: first.as_mut_ptr(),
+            second: second.as_mut_ptr(),
+            scales: scales.as_mut_ptr(),
+        };
+        // SAFETY: lengths as asked for, and `&mut` keeps them apart.
+        unsafe { (self.adamw8)(h, dither, p.as_mut_ptr(), g.as_ptr(), raw, n) }
+    }
+
+    /// One step of gradient descent of parameters `p`, in place: `p -= lr (decay p + scale g)`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn sgd(&self, h: &Sgd, p: &mut [f32], g: &[f32]) {
+        assert_eq!(p.len(), g.len(), "sgd: lengths differ");
+        // SAFETY: equal lengths, and `&mut` keeps them apart.
+        unsafe { (self.sgd)(h, p.as_mut_ptr(), g.as_ptr(), p.len()) }
+    }
+
+    /// As [`Kernels::sgd`] with momentum: `m = momentum m + scale g`, `p -= lr (decay p + m)`, in place.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn momentum(&self, h: &Sgd, momentum: f32, p: &mut [f32], g: &[f32], m: &mut [f32]) {
+        let n = p.len();
+        assert!(g.len() == n && m.len() == n, "momentum: lengths differ");
+        // SAFETY: equal lengths, and `&mut` keeps them apart.
+        unsafe { (self.momentum)(h, momentum, p.as_mut_ptr(), g.as_ptr(), m.as_mut_ptr(), n) }
     }
 }

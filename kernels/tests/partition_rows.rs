@@ -6,7 +6,7 @@
 
 mod common;
 
-use cllm_kernels::{AdamW, Dropout, IGNORE, Kernels, NormSaved};
+use cllm_kernels::{AdamW, Dropout, IGNORE, Kernels, NormSaved, Sgd};
 use common::{Grid, Rng, each_isa};
 use core::ops::Range;
 
@@ -206,12 +206,14 @@ fn sums_of_some_columns_have_the_bits_of_all() {
     });
 }
 
+const DESCENT: Sgd = Sgd { lr: 1e-3, decay: 0.1, grad_scale: 0.3 };
+
 /// A pass over flat arrays and what it makes of one of them.
 type Pass = fn(&Kernels, &mut [f32], [&[f32]; 3]);
 
 #[test]
 fn flat_passes_over_some_elements_have_the_bits_of_all() {
-    let passes: [Pass; 6] = [
+    let passes: [Pass; 8] = [
         |kernels, x, [y, ..]| kernels.accumulate(x, y),
         |kernels, x, _| kernels.scale(x, 0.7),
         |kernels, x, _| kernels.soft_cap(x, 0.7),
@@ -231,6 +233,8 @@ fn flat_passes_over_some_elements_have_the_bits_of_all() {
             let v: Vec<f32> = v.iter().map(|v| v.abs()).collect();
             kernels.adamw(&rule, x, g, &mut m.to_vec(), &mut v.clone());
         },
+        |kernels, x, [g, ..]| kernels.sgd(&DESCENT, x, g),
+        |kernels, x, [g, m, _]| kernels.momentum(&DESCENT, 0.9, x, g, &mut m.to_vec()),
     ];
     each_isa(|kernels| {
         let mut rng = Rng::new(75);

@@ -4,8 +4,8 @@
 mod common;
 
 use cllm_kernels::{
-    AdamW, Angles, Attention, AttentionGrads, AttentionInPlace, Dropout, Dtype, Epilogue, KC,
-    Kernels, MatMut, MatRef, NormInPlace, NormSaved, Packed,
+    AdamW, Angles, Attention, AttentionGrads, AttentionInPlace, Dither, Dropout, Dtype, Epilogue,
+    KC, Kernels, MatMut, MatRef, Moments8, NormInPlace, NormSaved, Packed, Sgd,
 };
 use common::{each_dtype, each_isa, panics, room};
 
@@ -147,19 +147,33 @@ fn products_check_every_operand() {
     });
 }
 
+const RULE: AdamW = AdamW {
+    lr: 0.1,
+    beta1: 0.9,
+    beta2: 0.9,
+    eps: 1e-8,
+    decay: 0.0,
+    correction1: 1.0,
+    correction2: 1.0,
+    grad_scale: 1.0,
+};
+const DESCENT: Sgd = Sgd { lr: 0.1, decay: 0.0, grad_scale: 1.0 };
+
+/// AdamW on moments of 8 bits, with lengths of the gradient, of codes and of scales.
+fn adamw8(kernels: &Kernels, n: usize, lengths: [usize; 4]) {
+    let [g, first, second, scales] = lengths;
+    let (mut first, mut second) = (vec![0; first], vec![0; second]);
+    let mut scales = vec![0.0; scales];
+    let moments = Moments8 { first: &mut first, second: &mut second, scales: &mut scales };
+    kernels.adamw8(&RULE, Dither::default(), &mut vec![0.0; n], &ZEROS[..g], moments);
+}
+
 #[test]
 fn flat_passes_check_their_lengths() {
     each_isa(|kernels| {
-        let h = AdamW {
-            lr: 0.1,
-            beta1: 0.9,
-            beta2: 0.9,
-            eps: 1e-8,
-            decay: 0.0,
-            correction1: 1.0,
-            correction2: 1.0,
-            grad_scale: 1.0,
-        };
+        let h = RULE;
+        // Lengths that go together are taken.
+        adamw8(kernels, 65, [65, 65, 65, 4]);
         let dropout = Dropout::new(0.5, 1, 2, 3).unwrap();
         let x = &ZEROS[..8];
         refused! {
@@ -173,6 +187,14 @@ fn flat_passes_check_their_lengths() {
                 kernels.adamw(&h, &mut [0.0; 9], x, &mut [0.0; 9], &mut [0.0; 9]);
             "adamw, m" => kernels.adamw(&h, &mut [0.0; 8], x, &mut [0.0; 7], &mut [0.0; 8]);
             "adamw, v" => kernels.adamw(&h, &mut [0.0; 8], x, &mut [0.0; 8], &mut [0.0; 7]);
+            "adamw8, gradient" => adamw8(kernels, 64, [65, 64, 64, 2]);
+            "adamw8, first moments" => adamw8(kernels, 64, [64, 63, 64, 2]);
+            "adamw8, second moments" => adamw8(kernels, 64, [64, 64, 65, 2]);
+            "adamw8, no scales of a second block" => adamw8(kernels, 65, [65, 65, 65, 2]);
+            "adamw8, scales of a second block" => adamw8(kernels, 64, [64, 64, 64, 4]);
+            "sgd" => kernels.sgd(&DESCENT, &mut [0.0; 9], x);
+            "momentum, gradient" => kernels.momentum(&DESCENT, 0.9, &mut [0.0; 9], x, &mut [0.0; 9]);
+            "momentum, m" => kernels.momentum(&DESCENT, 0.9, &mut [0.0; 8], x, &mut [0.0; 9]);
             "column_sum" => kernels.column_sum(mat(&ZEROS, 3, 4), &mut [0.0; 5], false);
             "column_sum of a transpose" =>
                 kernels.column_sum(mat(&ZEROS, 3, 4).t(), &mut [0.0; 3], false);

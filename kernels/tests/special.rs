@@ -3,7 +3,9 @@
 
 mod common;
 
-use cllm_kernels::{AdamW, Attention, AttentionGrads, Epilogue, Kernels, NormSaved, Packed};
+use cllm_kernels::{
+    AdamW, Attention, AttentionGrads, Dither, Epilogue, Kernels, Moments8, NormSaved, Packed, Sgd,
+};
 use common::{Grid, Rng, each_dtype, each_isa, reference, room, tolerance};
 
 /// One unit in the last place of the `f32` nearest to `x`.
@@ -291,8 +293,20 @@ fn a_nan_gradient_reaches_norm_and_weights() {
                     correction2: 0.001,
                     grad_scale: 1.0,
                 };
+                let (mut plain, mut heavy, mut eight) = (p.clone(), p.clone(), p.clone());
                 kernels.adamw(&h, &mut p, &g, &mut m, &mut v);
+                let descent = Sgd { lr: 0.1, decay: 0.0, grad_scale: 1.0 };
+                let mut moment = vec![0.0; n];
+                kernels.sgd(&descent, &mut plain, &g);
+                kernels.momentum(&descent, 0.9, &mut heavy, &g, &mut moment);
+                let (mut first, mut second, mut scales) = (vec![0; n], vec![0; n], [0.0; 2]);
+                let moments =
+                    Moments8 { first: &mut first, second: &mut second, scales: &mut scales };
+                kernels.adamw8(&h, Dither::default(), &mut eight, &g, moments);
                 for j in 0..n {
+                    for p in [&plain, &heavy, &eight] {
+                        assert_eq!(p[j].is_nan(), j == at);
+                    }
                     assert_eq!(p[j].is_nan(), j == at);
                     assert_eq!(m[j].is_nan() && v[j].is_nan(), j == at);
                 }

@@ -26,6 +26,41 @@ pub(in crate::simd) fn lane_mask(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()) }
 }
 
+/// The first `n <= 8` bytes at `p`, zeros behind them.
+///
+/// # Safety
+/// The CPU has AVX; `p` is valid for reading `n` bytes.
+#[inline(always)]
+pub(in crate::simd) unsafe fn bytes(p: *const u8, n: usize) -> __m128i {
+    let mut eight = [0; 8];
+    // SAFETY: passed on from the caller; the shorter copy fits in what it is copied to.
+    unsafe {
+        if n >= 8 {
+            eight = p.cast::<[u8; 8]>().read();
+        } else {
+            core::ptr::copy_nonoverlapping(p, eight.as_mut_ptr(), n);
+        }
+        _mm_cvtsi64_si128(i64::from_le_bytes(eight))
+    }
+}
+
+/// Stores the first `n <= 8` bytes.
+///
+/// # Safety
+/// The CPU has AVX; `p` is valid for writing `n` bytes.
+#[inline(always)]
+pub(in crate::simd) unsafe fn store_bytes(p: *mut u8, bytes: __m128i, n: usize) {
+    // SAFETY: passed on from the caller; the shorter copy is of a part of what is there.
+    unsafe {
+        let eight = _mm_cvtsi128_si64(bytes).to_le_bytes();
+        if n >= 8 {
+            p.cast::<[u8; 8]>().write(eight);
+        } else {
+            core::ptr::copy_nonoverlapping(eight.as_ptr(), p, n);
+        }
+    }
+}
+
 /// The operations that AVX and AVX2 share, for a token type.
 macro_rules! shared_avx_operations {
     () => {
@@ -75,6 +110,36 @@ macro_rules! shared_avx_operations {
             unsafe { _mm256_maskstore_ps(p, $crate::simd::avx::lane_mask(n), v) }
         }
         #[inline(always)]
+        unsafe fn load_bytes(self, p: *const u8, n: usize) -> __m256 {
+            // SAFETY: the caller's promise; the token stands for AVX, which has SSE 4.1.
+            unsafe {
+                let bytes = $crate::simd::avx::bytes(p, n);
+                let (low, high) = (_mm_cvtepu8_epi32(bytes), _mm_srli_si128::<4>(bytes));
+                _mm256_cvtepi32_ps(_mm256_set_m128i(_mm_cvtepu8_epi32(high), low))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_signed_bytes(self, p: *const u8, n: usize) -> __m256 {
+            // SAFETY: as above.
+            unsafe {
+                let bytes = $crate::simd::avx::bytes(p, n);
+                let (low, high) = (_mm_cvtepi8_epi32(bytes), _mm_srli_si128::<4>(bytes));
+                _mm256_cvtepi32_ps(_mm256_set_m128i(_mm_cvtepi8_epi32(high), low))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_bytes(self, p: *mut u8, v: __m256, n: usize) {
+            // SAFETY: as above.
+            unsafe {
+                let whole = _mm256_cvttps_epi32(v);
+                let (low, high) =
+                    (_mm256_castsi256_si128(whole), _mm256_extractf128_si256::<1>(whole));
+                let byte = _mm_set1_epi32(0xff);
+                let words = _mm_packus_epi32(_mm_and_si128(low, byte), _mm_and_si128(high, byte));
+                $crate::simd::avx::store_bytes(p, _mm_packus_epi16(words, words), n);
+            }
+        }
+        #[inline(always)]
         fn prefetch(self, p: *const f32) {
             // SAFETY: a hint that touches no memory, whatever the address; x86-64 has SSE.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
@@ -108,6 +173,14 @@ macro_rules! shared_avx_operations {
                     lines[c] = _mm256_permute2f128_ps::<0x20>(a, b);
                     lines[4 + c] = _mm256_permute2f128_ps::<0x31>(a, b);
                 }
+            }
+        }
+        #[inline(always)]
+        fn with_sign_of(self, a: __m256, sign: __m256) -> __m256 {
+            // SAFETY: register arithmetic; the token stands for AVX.
+            unsafe {
+                let bit = _mm256_set1_ps(-0.0);
+                _mm256_or_ps(_mm256_andnot_ps(bit, a), _mm256_and_ps(bit, sign))
             }
         }
         #[inline(always)]

@@ -85,6 +85,30 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
     }
     #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8, n: usize) -> __m512 {
+        // SAFETY: masked lanes are not read; the token stands for AVX-512 with BW and VL.
+        unsafe {
+            let bytes = _mm_maskz_loadu_epi8(first(n), p.cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_signed_bytes(self, p: *const u8, n: usize) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let bytes = _mm_maskz_loadu_epi8(first(n), p.cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, v: __m512, n: usize) {
+        // SAFETY: as above, for writing.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(v));
+            _mm_mask_storeu_epi8(p.cast(), first(n), bytes);
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // SAFETY: a hint that touches no memory, whatever the address; x86-64 has SSE.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
@@ -97,6 +121,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch_to_write(self, p: *const f32) {
         super::prefetch_to_write(p);
+    }
+    #[inline(always)]
+    fn with_sign_of(self, a: __m512, sign: __m512) -> __m512 {
+        // SAFETY: register arithmetic; the token stands for AVX-512 with DQ.
+        unsafe {
+            let bit = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(bit, a), _mm512_and_ps(bit, sign))
+        }
     }
     #[inline(always)]
     fn first(self, a: __m512, n: usize, other: __m512) -> __m512 {

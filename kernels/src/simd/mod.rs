@@ -62,6 +62,33 @@ pub(crate) trait Simd: Copy + Shared {
     /// # Safety
     /// `p` is valid for writing `n` floats.
     unsafe fn store_first(self, p: *mut f32, v: Self::V, n: usize);
+    /// The first `n <= LANES` bytes as floats: 0 to 255. Zero in the other lanes.
+    /// # Safety
+    /// `p` is valid for reading `n` bytes.
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8, n: usize) -> Self::V {
+        // SAFETY: passed on from the caller.
+        unsafe { load_lanes(self, n, |i| f32::from(*p.add(i))) }
+    }
+    /// As [`Simd::load_bytes`], of bytes with a sign: -128 to 127.
+    /// # Safety
+    /// `p` is valid for reading `n` bytes.
+    #[inline(always)]
+    unsafe fn load_signed_bytes(self, p: *const u8, n: usize) -> Self::V {
+        // SAFETY: passed on from the caller.
+        unsafe { load_lanes(self, n, |i| f32::from((*p.add(i)).cast_signed())) }
+    }
+    /// Stores the first `n <= LANES` lanes, cut off towards zero, as bytes: of whole numbers from -128 to
+    /// 255 those that the loads above give back.
+    /// # Safety
+    /// `p` is valid for writing `n` bytes.
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, v: Self::V, n: usize) {
+        for (i, lane) in lanes(self, v).into_iter().enumerate().take(n) {
+            // SAFETY: passed on from the caller: i is below n.
+            unsafe { *p.add(i) = lane as i32 as u8 }
+        }
+    }
 
     /// Asks for the cache line at `p` ahead of its use. Any address will do.
     fn prefetch(self, p: *const f32);
@@ -82,6 +109,12 @@ pub(crate) trait Simd: Copy + Shared {
     fn sqrt(self, a: Self::V) -> Self::V;
     /// `a * b + c`: fused where the instruction set fuses, two roundings elsewhere.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a` with the sign of `sign`.
+    #[inline(always)]
+    fn with_sign_of(self, a: Self::V, sign: Self::V) -> Self::V {
+        let (a, sign) = (lanes(self, a), lanes(self, sign));
+        load_lanes(self, Self::LANES, |i| libm::copysignf(a[i], sign[i]))
+    }
     /// The first `n < LANES` lanes of `a`, those of `other` beyond.
     fn first(self, a: Self::V, n: usize, other: Self::V) -> Self::V;
     /// The low nine bits of each lane, moved to where a float has its sign and exponent: `2^n`
@@ -91,6 +124,26 @@ pub(crate) trait Simd: Copy + Shared {
     fn sum(self, a: Self::V) -> f32;
     /// Largest lane, NaN ignored or not as the order falls.
     fn max_lane(self, a: Self::V) -> f32;
+}
+
+/// The lanes of a vector, and zeros behind them.
+#[inline(always)]
+fn lanes<S: Simd>(s: S, v: S::V) -> [f32; MOST_LANES] {
+    let mut lanes = [0.0; MOST_LANES];
+    // SAFETY: there is room for the most that a vector has.
+    unsafe { s.store(lanes.as_mut_ptr(), v) };
+    lanes
+}
+
+/// A vector whose first `n` lanes are as said, and the others zero.
+#[inline(always)]
+pub(crate) fn load_lanes<S: Simd>(s: S, n: usize, lane: impl Fn(usize) -> f32) -> S::V {
+    let mut lanes = [0.0; MOST_LANES];
+    for (i, to) in lanes[..S::LANES].iter_mut().enumerate().take(n) {
+        *to = lane(i);
+    }
+    // SAFETY: there are at least as many as a vector has.
+    unsafe { s.load(lanes.as_ptr()) }
 }
 
 /// [`Simd::prefetch_to_write`] by PREFETCHW, which those x86-64 CPUs that lack it take for nothing. Rust

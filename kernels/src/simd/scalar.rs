@@ -39,6 +39,21 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn store_first(self, _: *mut f32, _: f32, _: usize) {}
     #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8, _: usize) -> f32 {
+        // SAFETY: the caller's promise, of one byte.
+        f32::from(unsafe { *p })
+    }
+    #[inline(always)]
+    unsafe fn load_signed_bytes(self, p: *const u8, _: usize) -> f32 {
+        // SAFETY: the caller's promise, of one byte.
+        f32::from(unsafe { *p }.cast_signed())
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, v: f32, _: usize) {
+        // SAFETY: the caller's promise, of one byte.
+        unsafe { *p = v as i32 as u8 }
+    }
+    #[inline(always)]
     fn prefetch(self, _: *const f32) {}
     #[inline(always)]
     fn prefetch_near(self, _: *const f32) {}
@@ -77,6 +92,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
         a * b + c
+    }
+    #[inline(always)]
+    fn with_sign_of(self, a: f32, sign: f32) -> f32 {
+        libm::copysignf(a, sign)
     }
     #[inline(always)]
     fn first(self, _: f32, _: usize, other: f32) -> f32 {

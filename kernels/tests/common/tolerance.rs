@@ -22,6 +22,7 @@
 //! | attention in bf16 | `2^-8` of the magnitudes more for each rounding on the way |
 //! | sums (column_sum, sum_squares) | `n U` of the magnitudes |
 //! | adamw | 16 U a step, relative to the update's parts |
+//! | sgd, momentum | 8 U a step, relative to the same |
 //! | embedding, accumulate, scale, dropout | correctly rounded: exact |
 
 use super::reference;
@@ -137,6 +138,11 @@ pub(crate) fn sum(n: usize, magnitude: f64) -> f64 {
 /// Ten operations on positive parts, and the moments' errors of all steps so far.
 pub(crate) fn adamw(steps: usize, magnitude: f64) -> f64 {
     16.0 * steps as f64 * U * magnitude + TINY
+}
+
+/// Five operations, and the moment's errors of all steps so far.
+pub(crate) fn descent(steps: usize, magnitude: f64) -> f64 {
+    8.0 * steps as f64 * U * magnitude + TINY
 }
 
 /// Central differences of an `f64` reference with a step of [`reference::STEP`] are
