@@ -110,7 +110,7 @@ fn documents_side_by_side_are_as_sequences_of_their_own() {
                     .collect();
                 let batches: Vec<Batch<'_>> = own.iter().map(|(x, y)| Batch::new(x, y)).collect();
                 let kept = trainer.parameters().to_vec();
-                let again: Result<(), ()> = trainer.restore(0, |p, _, _| {
+                let again: Result<(), ()> = trainer.restore(0, |p, _| {
                     p.copy_from_slice(&kept);
                     Ok(())
                 });

@@ -103,6 +103,7 @@ fn ten_adamw_steps_are_pytorchs() {
             eps: c.eps as f32,
             weight_decay: c.weight_decay as f32,
             grad_clip: Some(c.clip as f32),
+            ..Optimizer::default()
         };
         for step in 0..c.steps {
             let loss = accumulate(golden, trainer, step);

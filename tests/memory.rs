@@ -7,8 +7,8 @@ use cllm::data::prefetch::{ReadyBatch, with_loader};
 use cllm::data::stream::TokenStream;
 use cllm_core::{
     Architecture, Batch, BatchShape, Blocking, BlockingError, Dtype, Engine, Evaluator, Isa,
-    Kernels, LANES, Line, Mode, ModelConfig, Op, Optimizer, Packing, Plan, PlanError, Pool, Pools,
-    Queue, Slot, Tiling, Trainer,
+    Kernels, LANES, Line, Mode, ModelConfig, Op, Optimizer, OptimizerKind, Packing, Plan,
+    PlanError, Pool, Pools, Queue, Slot, Tiling, Trainer,
 };
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
@@ -44,7 +44,8 @@ fn step(trainer: &mut Trainer<'_>, tokens: &[u32], targets: &[u32]) {
     for _ in 0..2 {
         trainer.accumulate(&batch, 2 * targets.len()).unwrap();
     }
-    trainer.update(&Optimizer::default(), 1e-3).unwrap();
+    let kind = trainer.plan().optimizer();
+    trainer.update(&Optimizer { kind, ..Optimizer::default() }, 1e-3).unwrap();
     trainer.evaluate(&batch).unwrap();
 }
 
@@ -187,6 +188,41 @@ fn every_planned_line_is_used_and_no_other() {
             assert_eq!(plan.bytes(Pool::Packed) == 0, packing == Packing::Fresh);
             every_other_line_is_used(&plan, kernels, |_| 0);
         }
+    }
+}
+
+/// Of every optimizer, as of AdamW above: what it remembers has its pool, to the line.
+#[test]
+fn every_optimizer_has_the_memory_of_its_moments_and_no_more() {
+    // Of blocks of moments some tensors have a part, or some and a part.
+    let odd = ModelConfig { d_model: 50, d_ff: 170, vocab_size: 255, ..config() };
+    let arch = Architecture { n_kv_head: Some(1), ..Architecture::LLAMA };
+    let llama = ModelConfig { bias: false, tied: true, arch, ..config() };
+    for (config, kernels) in [config(), odd, llama]
+        .into_iter()
+        .flat_map(|config| [(config, Kernels::scalar()), (config, Kernels::detect())])
+    {
+        let plan = Plan::new(&config, SHAPE, 1, Mode::Train, kernels).unwrap();
+        let arena = plan.table().arena_len();
+        // Two codes of a byte, in lines; two scales a block of 64, of which there are as many as the tensors'
+        // own and perhaps one between two of them.
+        let blocks: usize = plan.table().iter().map(|spec| spec.len().div_ceil(64)).sum();
+        let codes = 2 * arena.next_multiple_of(64);
+        let least = codes + 8 * blocks;
+        let most = codes + (8 * (blocks + plan.table().count())).next_multiple_of(64);
+        for kind in OptimizerKind::ALL {
+            let plan = plan.with_optimizer(kind);
+            let bytes = plan.bytes(Pool::Moments);
+            match kind {
+                OptimizerKind::AdamW => assert_eq!(bytes, 8 * arena),
+                OptimizerKind::AdamW8 => assert!((least..=most).contains(&bytes), "{bytes}"),
+                OptimizerKind::Momentum => assert_eq!(bytes, 4 * arena),
+                OptimizerKind::Sgd => assert_eq!(bytes, 0),
+            }
+            every_other_line_is_used(&plan, kernels, |_| 0);
+        }
+        let evaluate = Plan::new(&config, SHAPE, 1, Mode::Evaluate, kernels).unwrap();
+        assert_eq!(evaluate.with_optimizer(OptimizerKind::AdamW8).bytes(Pool::Moments), 0);
     }
 }
 

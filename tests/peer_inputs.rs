@@ -96,6 +96,7 @@ fn the_file_alone_gives_the_losses_of_the_run() {
         eps: number(&config["eps"]),
         weight_decay: number(&config["weight_decay"]),
         grad_clip: Some(number(&config["clip"])),
+        ..Optimizer::default()
     };
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (shape, tokens) = read(&file, "tokens", u32::from_le_bytes);

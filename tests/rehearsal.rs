@@ -97,7 +97,7 @@ fn stages_say_what_their_tiles_go_through() {
     let mut floats = 0;
     for tile in 0..last.tiles() {
         let ops: Vec<_> = last.ops_of(tile).collect();
-        assert_eq!((ops.len(), ops[0].0.name()), (1, "AdamW"));
+        assert_eq!((ops.len(), ops[0].0.name()), (1, "optimizer"));
         floats += plan.streamed_bytes(ops[0].0, ops[0].1) / 28;
     }
     assert_eq!(floats, plan.table().parameters() as u64);

@@ -59,7 +59,7 @@ fn gradients_beyond_the_first_tile_are_slopes() {
         trainer.accumulate(&batch, n).unwrap();
         let gradient = trainer.gradients().to_vec();
         let mut loss = |weights: &[f32]| {
-            let copied: Result<(), ()> = trainer.restore(0, |p, _, _| {
+            let copied: Result<(), ()> = trainer.restore(0, |p, _| {
                 p.copy_from_slice(weights);
                 Ok(())
             });

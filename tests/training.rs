@@ -95,7 +95,7 @@ fn gradients_are_slopes_with_and_without_dropout() {
                 // The step's loss over two micro-batches at weights `w`, from step 0's masks.
                 let mut loss = |w: &[f32]| {
                     trainer
-                        .restore(0, |p, _, _| {
+                        .restore(0, |p, _| {
                             p.copy_from_slice(w);
                             Ok::<(), ()>(())
                         })

@@ -49,10 +49,10 @@ pub unsafe extern "C" fn cllm_trainer_load(
             match call.work() {
                 Work::Train(trainer) => {
                     check_model(&header.config, trainer.plan().config())?;
-                    trainer.restore(header.updates, |weights, first, second| {
+                    trainer.restore(header.updates, |weights, own| {
                         checkpoint.read_parameters(weights);
                         if checkpoint.has_moments() {
-                            checkpoint.read_moments(first, second)
+                            checkpoint.read_moments(own)
                         } else {
                             Ok(())
                         }
@@ -84,12 +84,10 @@ pub unsafe extern "C" fn cllm_trainer_saved_bytes(
     unsafe {
         told(error, || {
             let mut call = Call::begin(trainer)?;
-            let header = header_of(call.trainer()?);
-            write(
-                bytes,
-                "bytes",
-                checkpoint::encoded_len(&header, META.len(), moments).map_err(bad_checkpoint)?,
-            )
+            let trainer = call.trainer()?;
+            let optimizer = moments.then(|| trainer.plan().optimizer());
+            let need = checkpoint::encoded_len(&header_of(trainer), META.len(), optimizer);
+            write(bytes, "bytes", need.map_err(bad_checkpoint)?)
         })
     }
 }
@@ -122,8 +120,10 @@ pub unsafe extern "C" fn cllm_trainer_save(
             let mut call = Call::begin(trainer)?;
             let trainer = call.trainer()?;
             let header = header_of(trainer);
+            let moments = moments.then(|| trainer.moments());
+            let optimizer = moments.map(|moments| moments.kind());
             let need =
-                checkpoint::encoded_len(&header, META.len(), moments).map_err(bad_checkpoint)?;
+                checkpoint::encoded_len(&header, META.len(), optimizer).map_err(bad_checkpoint)?;
             let to = checked(checkpoint, "checkpoint")?;
             if bytes < need {
                 return Err(Failed::new(
@@ -133,9 +133,8 @@ pub unsafe extern "C" fn cllm_trainer_save(
             }
             core::ptr::write_bytes(to.as_ptr(), 0, need);
             let mut sink = SliceSink::new(core::slice::from_raw_parts_mut(to.as_ptr(), need));
-            let both = moments.then(|| trainer.moments());
             // There is room.
-            let _ = checkpoint::encode(&header, META, trainer.parameters(), both, &mut sink);
+            let _ = checkpoint::encode(&header, META, trainer.parameters(), moments, &mut sink);
             if written.is_null() { Ok(()) } else { write(written, "written", need) }
         })
     }

@@ -101,7 +101,7 @@ pub struct CllmUpdate {
 /// nanoGPT's settings.
 #[unsafe(no_mangle)]
 pub extern "C" fn cllm_optimizer_default() -> CllmOptimizer {
-    let Optimizer { beta1, beta2, eps, weight_decay, grad_clip } = Optimizer::default();
+    let Optimizer { beta1, beta2, eps, weight_decay, grad_clip, .. } = Optimizer::default();
     CllmOptimizer { beta1, beta2, eps, weight_decay, grad_clip: grad_clip.unwrap_or(0.0) }
 }
 
@@ -279,7 +279,9 @@ impl From<StepError> for Failed {
             | StepError::NothingCounts => CllmStatus::BadBatch,
             StepError::NonFiniteLoss(_) | StepError::NonFiniteGradient(_) => CllmStatus::NotFinite,
             StepError::Optimizer(_) => CllmStatus::BadSetting,
-            StepError::NoGradients | StepError::NotLoaded => CllmStatus::WrongMode,
+            StepError::NoGradients | StepError::NotLoaded | StepError::WrongOptimizer { .. } => {
+                CllmStatus::WrongMode
+            }
             StepError::Engine(EngineError::Busy | EngineError::Attended) => CllmStatus::Busy,
             StepError::HalfUpdated | StepError::Engine(EngineError::Panicked) => CllmStatus::Broken,
         };
@@ -374,7 +376,8 @@ pub unsafe extern "C" fn cllm_trainer_update(
                     read(optimizer, "optimizer")?
                 };
             let grad_clip = (grad_clip != 0.0).then_some(grad_clip);
-            let settings = Optimizer { beta1, beta2, eps, weight_decay, grad_clip };
+            let adamw = Optimizer::default();
+            let settings = Optimizer { beta1, beta2, eps, weight_decay, grad_clip, ..adamw };
             let trainer = call.trainer()?;
             let report = trainer.update(&settings, learning_rate)?;
             let (grad_norm, scale, updates) = (report.grad_norm, report.scale, trainer.updates());

@@ -18,7 +18,8 @@ use cllm_core::{
     Plan, Spin, Trainer,
 };
 use cllm_kernels::{
-    AdamW, Attention, AttentionGrads, Dropout, Epilogue, MatMut, MatRef, NormSaved, Packed,
+    AdamW, Attention, AttentionGrads, Dither, Dropout, Epilogue, MatMut, MatRef, Moments8,
+    NormSaved, Packed, Sgd,
 };
 use core::hint::black_box;
 use memory::Memory;
@@ -183,6 +184,14 @@ fn arrays(kernels: &'static Kernels) {
         grad_scale: 1.0,
     };
     case(&format!("{isa}/adamw"), || kernels.adamw(&rule, &mut p, &a, &mut m, &mut v));
+    let (mut first, mut second, mut scales) = (vec![0; n], vec![0; n], zeros(2 * n.div_ceil(64)));
+    case(&format!("{isa}/adamw, moments of 8 bits"), || {
+        let moments = Moments8 { first: &mut first, second: &mut second, scales: &mut scales };
+        kernels.adamw8(&rule, Dither::new(3, 0), &mut p, &a, moments);
+    });
+    let rule = Sgd { lr: 1e-3, decay: 0.1, grad_scale: 1.0 };
+    case(&format!("{isa}/sgd"), || kernels.sgd(&rule, &mut p, &a));
+    case(&format!("{isa}/momentum"), || kernels.momentum(&rule, 0.9, &mut p, &a, &mut m));
 }
 
 /// A training step of a small model by one worker, with and without its arithmetic.

@@ -1,7 +1,7 @@
 //! What goes into a step, and what comes of it: batches, losses, and why one was not taken.
 
 use crate::engine::EngineError;
-use crate::optimizer::OptimizerError;
+use crate::optimizer::{OptimizerError, OptimizerKind};
 use cllm_kernels::IGNORE;
 use core::fmt;
 
@@ -105,6 +105,13 @@ pub enum StepError {
     HalfUpdated,
     /// A setting of the update makes no sense.
     Optimizer(OptimizerError),
+    /// The update is by another optimizer than the plan has moments of.
+    WrongOptimizer {
+        /// The plan's.
+        plan: OptimizerKind,
+        /// That of the update.
+        update: OptimizerKind,
+    },
     /// The step was not run to its end.
     Engine(EngineError),
 }
@@ -141,6 +148,10 @@ impl fmt::Display for StepError {
                 "an update was not run to its end, so that some weights are updated and others not: restore a checkpoint",
             ),
             Self::Optimizer(error) => error.fmt(f),
+            Self::WrongOptimizer { plan, update } => write!(
+                f,
+                "the update is by {update} but the plan has the moments of {plan}: make it with Plan::with_optimizer"
+            ),
             Self::Engine(error) => error.fmt(f),
         }
     }

@@ -88,6 +88,7 @@ mod line;
 #[cfg(not(loom))]
 mod memory;
 mod message;
+mod moments;
 mod optimizer;
 mod params;
 mod plan;
@@ -113,7 +114,8 @@ pub use engine::{
 pub use line::{LANES, Line, floats, floats_mut};
 #[cfg(not(loom))]
 pub use memory::Memory;
-pub use optimizer::{Optimizer, OptimizerError, UpdateReport};
+pub use moments::{Moments, MomentsMut};
+pub use optimizer::{Optimizer, OptimizerError, OptimizerKind, UnknownOptimizer, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
 pub use plan::{
     BatchShape, Blocking, BlockingError, Mode, Packing, Plan, PlanError, Pool, ROW_BLOCK, Sizes,

@@ -40,3 +40,15 @@ pub fn floats_mut(lines: &mut [Line]) -> &mut [f32] {
     // SAFETY: as in `floats`; the exclusive borrow is passed on.
     unsafe { core::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
+
+/// The bytes of some floats.
+pub(crate) fn bytes(floats: &[f32]) -> &[u8] {
+    // SAFETY: every byte of a float is one, and the memory is borrowed for as long.
+    unsafe { core::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) }
+}
+
+/// The bytes of some floats, for writing.
+pub(crate) fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as in `bytes`; any bytes are a float, and the exclusive borrow is passed on.
+    unsafe { core::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(floats)) }
+}

@@ -1,17 +1,79 @@
-//! The numbers of an update: AdamW's settings and the clip by global norm.
+//! The numbers of an update: the optimizer's settings and the clip by global norm.
 
-use cllm_kernels::AdamW;
+use cllm_kernels::{AdamW, Sgd};
 use core::fmt;
+use core::str::FromStr;
 
-/// Settings of AdamW and of the clip. The learning rate comes with each step.
+/// How weights follow from gradients, and so what is remembered for them from step to step. All decay weights
+/// apart from the gradient (Loshchilov and Hutter, 2019).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OptimizerKind {
+    /// AdamW: two moments, 8 bytes for each value that is trained.
+    #[default]
+    AdamW,
+    /// AdamW with moments of 8 bits by blocks ([`cllm_kernels::Kernels::adamw8`]): 2.125 bytes.
+    AdamW8,
+    /// Gradient descent with momentum: a sum of gradients, 4 bytes.
+    Momentum,
+    /// Gradient descent: nothing.
+    Sgd,
+}
+
+impl OptimizerKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::AdamW, Self::AdamW8, Self::Momentum, Self::Sgd];
+
+    /// The name that `--optimizer` takes.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AdamW => "adamw",
+            Self::AdamW8 => "adamw8",
+            Self::Momentum => "momentum",
+            Self::Sgd => "sgd",
+        }
+    }
+}
+
+impl fmt::Display for OptimizerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text is not the name of an optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownOptimizer;
+
+impl fmt::Display for UnknownOptimizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not an optimizer: use adamw, adamw8, momentum or sgd")
+    }
+}
+
+impl core::error::Error for UnknownOptimizer {}
+
+impl FromStr for OptimizerKind {
+    type Err = UnknownOptimizer;
+
+    fn from_str(text: &str) -> Result<Self, UnknownOptimizer> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or(UnknownOptimizer)
+    }
+}
+
+/// Settings of an optimizer and of the clip. The learning rate comes with each step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Optimizer {
-    /// Decay of the first moment.
+    /// Which one: that of the plan ([`Plan::with_optimizer`](crate::Plan::with_optimizer)).
+    pub kind: OptimizerKind,
+    /// Decay of the first moment of AdamW.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// Decay of its second moment.
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
+    /// What is left of the sum of gradients in a step of [`OptimizerKind::Momentum`].
+    pub momentum: f32,
     /// Decoupled decay of matrices; norms and biases never decay.
     pub weight_decay: f32,
     /// Largest global norm of the gradient; `None` does not clip.
@@ -19,9 +81,17 @@ pub struct Optimizer {
 }
 
 impl Default for Optimizer {
-    /// nanoGPT's settings.
+    /// nanoGPT's settings of AdamW, and a momentum of 0.9.
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: Some(1.0) }
+        Self {
+            kind: OptimizerKind::AdamW,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            momentum: 0.9,
+            weight_decay: 0.1,
+            grad_clip: Some(1.0),
+        }
     }
 }
 
@@ -56,6 +126,7 @@ impl Optimizer {
             ("beta1", self.beta1, below_one(self.beta1)),
             ("beta2", self.beta2, below_one(self.beta2)),
             ("eps", self.eps, natural(self.eps)),
+            ("momentum", self.momentum, below_one(self.momentum)),
             ("weight_decay", self.weight_decay, natural(self.weight_decay)),
             ("grad_clip", clip, natural(clip) && clip > 0.0),
         ] {
@@ -66,8 +137,18 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The update of one step; `updates` counts from 1.
-    pub(crate) fn adamw(&self, lr: f32, updates: u64, grad_scale: f32) -> AdamW {
+    /// The update of one step; `updates` counts from 1. Decay and scale are those of no tensor and no clip.
+    pub(crate) fn rule(&self, lr: f32, updates: u64) -> Rule {
+        let sgd = Sgd { lr, decay: 0.0, grad_scale: 1.0 };
+        match self.kind {
+            OptimizerKind::AdamW => Rule::AdamW(self.adamw(lr, updates)),
+            OptimizerKind::AdamW8 => Rule::AdamW8(self.adamw(lr, updates), updates),
+            OptimizerKind::Momentum => Rule::Momentum(sgd, self.momentum),
+            OptimizerKind::Sgd => Rule::Sgd(sgd),
+        }
+    }
+
+    fn adamw(&self, lr: f32, updates: u64) -> AdamW {
         let correction = |beta: f32| (1.0 - libm::pow(f64::from(beta), updates as f64)) as f32;
         AdamW {
             lr,
@@ -77,9 +158,24 @@ impl Optimizer {
             decay: 0.0,
             correction1: correction(self.beta1),
             correction2: correction(self.beta2),
-            grad_scale,
+            grad_scale: 1.0,
         }
     }
+}
+
+/// What an update does to a tensor, but for its decay and scale, which are the tensor's and the clip's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rule {
+    AdamW(AdamW),
+    /// And the number of the update, for the dither.
+    AdamW8(AdamW, u64),
+    Momentum(Sgd, f32),
+    Sgd(Sgd),
+}
+
+impl Rule {
+    /// For runs without an update.
+    pub(crate) const NONE: Self = Self::Sgd(Sgd { lr: 0.0, decay: 0.0, grad_scale: 0.0 });
 }
 
 /// What an update did.
@@ -99,5 +195,23 @@ impl UpdateReport {
             None => 1.0,
         };
         Self { grad_norm, scale }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::string::ToString;
+
+    #[test]
+    fn names_round_trip_and_others_are_told() {
+        let told = UnknownOptimizer.to_string();
+        for kind in OptimizerKind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+            assert!(told.contains(kind.name()), "{told}");
+        }
+        assert_eq!("adam".parse::<OptimizerKind>(), Err(UnknownOptimizer));
+        assert_eq!(OptimizerKind::default(), Optimizer::default().kind);
     }
 }

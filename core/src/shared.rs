@@ -109,6 +109,18 @@ impl<'a> Shared<'a> {
         unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at), len) }
     }
 
+    /// Bytes from number `first` on of those that lie from float `at` on.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these bytes while the slice lives.
+    #[track_caller]
+    pub(crate) unsafe fn bytes_mut(&self, at: usize, first: usize, len: usize) -> &'a mut [u8] {
+        self.check(at, first.saturating_add(len).div_ceil(size_of::<f32>()));
+        self.note::<u8>(size_of::<f32>() * at + first, (1, len), 0, true);
+        // SAFETY: inside the pool, as checked; the caller keeps everybody away.
+        unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at).cast::<u8>().add(first), len) }
+    }
+
     /// Rows of `cols` floats, `stride` apart.
     ///
     /// # Safety

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accumulate(batch) ... accumulate(batch)     gradients of a step's micro-batches
-//! update(rule)                                clip, AdamW, next step
+//! update(rule)                                clip, optimizer, next step
 //! ```
 //! Each of them can also be begun, and then run a few tiles at a time ([`Slices`]).
 //!
@@ -20,12 +20,13 @@ use crate::batch::{Batch, Loss, StepError, misplaced};
 use crate::engine::{Engine, EngineError, Idle, Spin};
 use crate::init;
 use crate::line::{Line, floats, floats_mut};
-use crate::optimizer::{Optimizer, OptimizerError, UpdateReport};
+use crate::moments::{Moments, MomentsMut};
+use crate::optimizer::{Optimizer, OptimizerError, Rule, UpdateReport};
 use crate::plan::{Packing, Plan, PlanError, Pool};
 use crate::program::Run;
 use crate::shared::Shared;
 use crate::step::{DropoutKey, Outcome, Step};
-use cllm_kernels::{AdamW, IGNORE, Kernels};
+use cllm_kernels::{IGNORE, Kernels};
 use core::fmt;
 
 /// The memory that a [`Trainer`] or an [`Evaluator`] works in: see [`Plan::bytes`].
@@ -84,7 +85,7 @@ struct Inputs<'b> {
     loss_scale: f32,
     dropout: Option<DropoutKey>,
     adapter_dropout: Option<DropoutKey>,
-    adamw: Option<AdamW>,
+    rule: Option<Rule>,
     weight_decay: f32,
     grad_clip: Option<f32>,
 }
@@ -165,16 +166,6 @@ impl<'a> Machine<'a> {
 
     /// What the tiles of a run do.
     fn step<'s>(&'s mut self, inputs: &'s Inputs<'_>) -> Step<'s> {
-        let no_update = AdamW {
-            lr: 0.0,
-            beta1: 0.0,
-            beta2: 0.0,
-            eps: 1.0,
-            decay: 0.0,
-            correction1: 1.0,
-            correction2: 1.0,
-            grad_scale: 0.0,
-        };
         Step {
             plan: &self.plan,
             kernels: self.kernels,
@@ -192,7 +183,7 @@ impl<'a> Machine<'a> {
             loss_scale: inputs.loss_scale,
             dropout: inputs.dropout,
             adapter_dropout: inputs.adapter_dropout,
-            adamw: inputs.adamw.unwrap_or(no_update),
+            rule: inputs.rule.unwrap_or(Rule::NONE),
             weight_decay: inputs.weight_decay,
             grad_clip: inputs.grad_clip,
             outcome: &self.outcome,
@@ -402,10 +393,11 @@ impl<'a> Trainer<'a> {
         if self.half_updated { Err(StepError::HalfUpdated) } else { Ok(()) }
     }
 
-    /// Ends a step: clips the gradient by its global norm and applies AdamW.
+    /// Ends a step: clips the gradient by its global norm and applies the optimizer, which is the plan's.
     ///
     /// # Errors
-    /// There are no gradients, their norm is not finite, or a setting makes no sense: the
+    /// There are no gradients, their norm is not finite, the plan is for another kind of optimizer, or a
+    /// setting makes no sense: the
     /// weights are as before and the step's gradients are discarded. After a worker's panic
     /// some weights are updated and others not: restore a checkpoint, or [initialise] anew; until then
     /// every step is [refused](StepError::HalfUpdated).
@@ -429,6 +421,10 @@ impl<'a> Trainer<'a> {
             return Err(StepError::NoGradients);
         }
         self.micro = 0;
+        let (plan, update) = (self.machine.plan.optimizer(), optimizer.kind);
+        if plan != update {
+            return Err(StepError::WrongOptimizer { plan, update });
+        }
         optimizer.validate().map_err(StepError::Optimizer)?;
         if !(lr >= 0.0 && lr.is_finite()) {
             return Err(StepError::Optimizer(OptimizerError {
@@ -439,7 +435,7 @@ impl<'a> Trainer<'a> {
         // Adapters are not packed.
         self.machine.packed_is_current &= self.machine.plan.adapters.is_some();
         Ok(Inputs {
-            adamw: Some(optimizer.adamw(lr, self.updates + 1, 1.0)),
+            rule: Some(optimizer.rule(lr, self.updates + 1)),
             weight_decay: optimizer.weight_decay,
             grad_clip: optimizer.grad_clip,
             ..Inputs::default()
@@ -500,24 +496,23 @@ impl<'a> Trainer<'a> {
         floats(self.machine.gradients)
     }
 
-    /// First and second moments of what is trained, one arena each.
+    /// What the optimizer remembers of what is trained.
     #[must_use]
-    pub fn moments(&self) -> (&[f32], &[f32]) {
-        let all = floats(self.machine.moments);
-        all.split_at(self.machine.plan.trained_len())
+    pub fn moments(&self) -> Moments<'_> {
+        self.machine.plan.moments_in(floats(self.machine.moments))
     }
 
     /// Sets what is trained, moments and the number of updates done: the state of a checkpoint.
     ///
-    /// `fill` gets three arenas (weights, or adapters, whose base is [loaded](Trainer::load) apart; first
-    /// moments; second moments), zeroed.
+    /// `fill` gets the arena of weights, or of adapters, whose base is [loaded](Trainer::load) apart, and
+    /// the moments of the plan's optimizer, all zeroed.
     ///
     /// # Errors
     /// Those of `fill`. What is trained is then what it left: restore or initialise again.
     pub fn restore<E>(
         &mut self,
         updates: u64,
-        fill: impl FnOnce(&mut [f32], &mut [f32], &mut [f32]) -> Result<(), E>,
+        fill: impl FnOnce(&mut [f32], MomentsMut<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.micro = 0;
         let machine = &mut self.machine;
@@ -525,8 +520,7 @@ impl<'a> Trainer<'a> {
         machine.moments.fill(Line::ZERO);
         let trained = &mut floats_mut(machine.parameters)[machine.plan.trained_at()..];
         trained.fill(0.0);
-        let (first, second) = floats_mut(machine.moments).split_at_mut(machine.plan.trained_len());
-        fill(trained, first, second)?;
+        fill(trained, machine.plan.moments_in_mut(floats_mut(machine.moments)))?;
         self.updates = updates;
         self.half_updated = false;
         Ok(())

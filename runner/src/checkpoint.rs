@@ -10,7 +10,7 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::{self, Checkpoint, CheckpointError, Header, Sink};
-use cllm_core::{ParamTable, Trainer};
+use cllm_core::{Moments, ParamTable, Trainer};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -298,7 +298,7 @@ fn write(
     header: &Header,
     meta: &Meta,
     parameters: &[f32],
-    moments: Option<(&[f32], &[f32])>,
+    moments: Option<Moments<'_>>,
 ) -> Result<()> {
     let mut sink = FileSink::create(path)?;
     checkpoint::encode(header, &meta_bytes(path, meta)?, parameters, moments, &mut sink)?;

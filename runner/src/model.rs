@@ -272,5 +272,6 @@ pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
         return Err(Error::usage(format!("--adam-eps {adam_eps}: it must be above 0")));
     }
     let grad_clip = (grad_clip > 0.0).then_some(grad_clip);
-    Ok(Optimizer { beta1, beta2, eps: adam_eps, weight_decay, grad_clip })
+    let adamw = Optimizer::default();
+    Ok(Optimizer { beta1, beta2, eps: adam_eps, weight_decay, grad_clip, ..adamw })
 }

@@ -96,7 +96,7 @@ fn every_tile_of_every_recorded_step_is_there_once_and_named() {
         }
         // All steps have the same tiles.
         assert_eq!(counts.values().copied().collect::<Vec<_>>(), [3]);
-        for wanted in [("fc", Some(1)), ("attention backward", Some(0)), ("AdamW", None)] {
+        for wanted in [("fc", Some(1)), ("attention backward", Some(0)), ("optimizer", None)] {
             assert!(layers.contains(&wanted), "{wanted:?}");
         }
         for name in ["data wait", "forward and backward"] {

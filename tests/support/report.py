@@ -56,7 +56,7 @@ def long_run():
                  config=dict(learning_rate=6e-4, n_layer=12, max_steps=30000, sample_prompt=HOSTILE))
     lines = [start]
     workers = [dict(busy=0.0, queue=0.0, steal=0.0, wait=0.0, data=0.0, rest=0.0) for _ in range(16)]
-    operations = {"fc dX": 0.0, "attention backward": 0.0, "logits, loss and dlogits": 0.0, "AdamW": 0.0}
+    operations = {"fc dX": 0.0, "attention backward": 0.0, "logits, loss and dlogits": 0.0, "optimizer": 0.0}
     for step in range(1, 20001):
         spike = 3.0 if step == 12345 else 0.0
         loss = 3 + 7 * math.exp(-step / 1500) + 0.1 * math.sin(step * 12.9898) + spike

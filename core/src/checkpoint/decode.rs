@@ -1,13 +1,12 @@
 //! Reading a checkpoint from a slice, with every byte checked.
 
 use super::encode::header_bytes;
-use super::{
-    END, Header, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS, Tensors, VERSION, header_len,
-    version_of,
-};
+use super::{END, Header, MAGIC, META, PARAMETERS, Tensors, VERSION, header_len, version_of};
 use crate::adapter::{AdapterError, AdapterSites, Adapters};
 use crate::architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 use crate::config::{ConfigError, ModelConfig};
+use crate::moments::{MomentsMut, blocks, first_block};
+use crate::optimizer::OptimizerKind;
 use core::fmt;
 
 /// Why bytes are not a usable checkpoint.
@@ -32,6 +31,13 @@ pub enum CheckpointError {
     Adapters(AdapterError),
     /// The checkpoint has no optimizer state: it can be run but not trained on.
     NoMoments,
+    /// The optimizer's state is that of another one than is wanted.
+    OtherOptimizer {
+        /// The checkpoint's.
+        checkpoint: OptimizerKind,
+        /// Whose is wanted.
+        wanted: OptimizerKind,
+    },
 }
 
 impl fmt::Display for CheckpointError {
@@ -48,6 +54,9 @@ impl fmt::Display for CheckpointError {
             Self::Config(error) => write!(f, "unusable checkpoint: {error}"),
             Self::Adapters(error) => write!(f, "unusable checkpoint: {error}"),
             Self::NoMoments => f.write_str("the checkpoint has no optimizer state to resume from"),
+            Self::OtherOptimizer { checkpoint, wanted } => {
+                write!(f, "the checkpoint has the optimizer state of {checkpoint}, not of {wanted}")
+            }
         }
     }
 }
@@ -61,7 +70,10 @@ pub struct Checkpoint<'a> {
     table: Tensors,
     meta: &'a [u8],
     parameters: &'a [u8],
-    moments: Option<(&'a [u8], &'a [u8])>,
+    /// Whose moments there are.
+    optimizer: Option<OptimizerKind>,
+    /// The payloads of their sections, in the order of those.
+    moments: [&'a [u8]; 3],
 }
 
 /// Takes fixed-size pieces off the front of a slice.
@@ -173,10 +185,10 @@ impl<'a> Checkpoint<'a> {
         if r.u32()? != crc32fast::hash(fields) {
             return Err(CheckpointError::Altered("header"));
         }
-        let (header, has_moments) = read_header(fields, version)?;
+        let (header, optimizer) = read_header(fields, version)?;
         // One model is one sequence of bytes.
-        let written = header_bytes(&header, has_moments);
-        if version_of(&header) != version || !written.starts_with(fields) {
+        let written = header_bytes(&header, optimizer);
+        if version_of(&header, optimizer) != version || !written.starts_with(fields) {
             return Err(CheckpointError::Altered("header"));
         }
         let table = Tensors::of(&header)?;
@@ -184,25 +196,22 @@ impl<'a> Checkpoint<'a> {
         let len = table.values().checked_mul(4).ok_or(overflow)?;
         let meta = r.section(META, "metadata", None)?;
         let parameters = r.section(PARAMETERS, "weights", Some(len))?;
-        let [first, second] = [(MOMENTS1, "first moments"), (MOMENTS2, "second moments")];
-        let moments = match (has_moments, moments) {
-            (true, true) => {
-                let first = r.section(first.0, first.1, Some(len))?;
-                Some((first, r.section(second.0, second.1, Some(len))?))
+        let mut payloads: [&[u8]; 3] = [&[]; 3];
+        let sections = optimizer.map_or_else(Default::default, |kind| table.moments(kind));
+        for (payload, (tag, name, len)) in payloads.iter_mut().zip(sections) {
+            if moments {
+                *payload = r.section(tag, name, Some(len))?;
+            } else {
+                // Passed over without a look at its payload.
+                r.frame(tag, name, Some(len))?;
             }
-            (true, false) => {
-                // Passed over without a look at their payloads.
-                r.frame(first.0, first.1, Some(len))?;
-                r.frame(second.0, second.1, Some(len))?;
-                None
-            }
-            (false, _) => None,
-        };
+        }
         r.section(END, "end", Some(0))?;
         if !r.0.is_empty() {
             return Err(CheckpointError::Trailing);
         }
-        Ok(Self { header, table, meta, parameters, moments })
+        let optimizer = optimizer.filter(|_| moments);
+        Ok(Self { header, table, meta, parameters, optimizer, moments: payloads })
     }
 
     /// The model and the run's counters.
@@ -220,7 +229,13 @@ impl<'a> Checkpoint<'a> {
     /// Whether the optimizer's state is there.
     #[must_use]
     pub fn has_moments(&self) -> bool {
-        self.moments.is_some()
+        self.optimizer.is_some()
+    }
+
+    /// Whose state that is.
+    #[must_use]
+    pub fn optimizer(&self) -> Option<OptimizerKind> {
+        self.optimizer
     }
 
     /// The weights' bytes in table order: what `weights_sha256` is taken over.
@@ -238,36 +253,70 @@ impl<'a> Checkpoint<'a> {
         self.read(self.parameters, arena);
     }
 
-    /// Copies both moments into arenas of the header's config.
+    /// Copies the optimizer's state into that of a trainer of the header's config.
     ///
     /// # Errors
-    /// [`CheckpointError::NoMoments`].
+    /// [`CheckpointError::NoMoments`], or [`CheckpointError::OtherOptimizer`].
     ///
     /// # Panics
     /// If an arena is shorter than the config's table.
-    pub fn read_moments(
-        &self,
-        first: &mut [f32],
-        second: &mut [f32],
-    ) -> Result<(), CheckpointError> {
-        let (a, b) = self.moments.ok_or(CheckpointError::NoMoments)?;
-        self.read(a, first);
-        self.read(b, second);
+    pub fn read_moments(&self, moments: MomentsMut<'_>) -> Result<(), CheckpointError> {
+        let (wanted, [a, b, c]) = (moments.kind(), self.moments);
+        match self.optimizer {
+            None => return Err(CheckpointError::NoMoments),
+            Some(checkpoint) if checkpoint != wanted => {
+                return Err(CheckpointError::OtherOptimizer { checkpoint, wanted });
+            }
+            Some(_) => {}
+        }
+        match moments {
+            MomentsMut::AdamW { first, second } => {
+                self.read(a, first);
+                self.read(b, second);
+            }
+            MomentsMut::AdamW8 { first, second, scales } => {
+                self.read_codes(a, first);
+                self.read_codes(b, second);
+                let mut values = values(c);
+                for (index, range) in self.table.ranges().enumerate() {
+                    let at = 2 * first_block(index, range.start);
+                    let of_tensor = &mut scales[at..at + 2 * blocks(range.len())];
+                    of_tensor.iter_mut().zip(&mut values).for_each(|(to, value)| *to = value);
+                }
+            }
+            MomentsMut::Momentum(moments) => self.read(a, moments),
+            MomentsMut::Sgd => {}
+        }
         Ok(())
     }
 
     fn read(&self, bytes: &[u8], arena: &mut [f32]) {
-        let mut values =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let mut values = values(bytes);
         for range in self.table.ranges() {
             for (to, value) in arena[range].iter_mut().zip(&mut values) {
                 *to = value;
             }
         }
     }
+
+    fn read_codes(&self, mut bytes: &[u8], arena: &mut [u8]) {
+        for range in self.table.ranges() {
+            let (of_tensor, rest) = bytes.split_at(range.len());
+            arena[range].copy_from_slice(of_tensor);
+            bytes = rest;
+        }
+    }
 }
 
-fn read_header(fields: &[u8], version: u32) -> Result<(Header, bool), CheckpointError> {
+/// The floats of a section.
+fn values(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn read_header(
+    fields: &[u8],
+    version: u32,
+) -> Result<(Header, Option<OptimizerKind>), CheckpointError> {
     let mut r = Reader(fields);
     let mut sizes = [0; 6];
     for size in &mut sizes {
@@ -295,7 +344,12 @@ fn read_header(fields: &[u8], version: u32) -> Result<(Header, bool), Checkpoint
         norm_eps,
         arch,
     };
-    Ok((Header { config, adapters, seed, updates }, has_moments))
+    let mut optimizer = OptimizerKind::AdamW;
+    if version > 4 {
+        let kind = usize::try_from(r.u64()?).ok().and_then(|kind| OptimizerKind::ALL.get(kind));
+        optimizer = *kind.ok_or(CheckpointError::Altered("header"))?;
+    }
+    Ok((Header { config, adapters, seed, updates }, has_moments.then_some(optimizer)))
 }
 
 /// The adapters of a header of version 3, or of version 4 if it has any.

@@ -2,11 +2,13 @@
 
 use super::{
     CheckpointError, END, FRAME, Header, LONGEST, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS,
-    PREAMBLE, Tensors, header_len, version_of,
+    PREAMBLE, SCALES, Tensors, header_len, version_of,
 };
 use crate::adapter::Adapters;
 use crate::architecture::{Activation, Architecture, NormKind, Scaling};
 use crate::config::ConfigError;
+use crate::moments::{Moments, blocks, first_block};
+use crate::optimizer::OptimizerKind;
 use core::fmt;
 use crc32fast::Hasher;
 
@@ -66,20 +68,25 @@ impl Sink for SliceSink<'_> {
     }
 }
 
-/// Bytes of a checkpoint, exactly.
+/// Bytes of a checkpoint, exactly: with the moments of an optimizer, or without any.
 ///
 /// # Errors
 /// What is wrong with the config or with the adapters.
-pub fn encoded_len(header: &Header, meta: usize, moments: bool) -> Result<usize, CheckpointError> {
+pub fn encoded_len(
+    header: &Header,
+    meta: usize,
+    moments: Option<OptimizerKind>,
+) -> Result<usize, CheckpointError> {
     let overflow = CheckpointError::Config(ConfigError::Overflow);
-    let tensors = Tensors::of(header)?
-        .values()
-        .checked_mul(4)
-        .and_then(|bytes| bytes.checked_mul(if moments { 3 } else { 1 }))
-        .ok_or(overflow)?;
-    let frames = FRAME * if moments { 5 } else { 3 };
-    tensors
-        .checked_add(PREAMBLE + header_len(version_of(header)) + frames)
+    let table = Tensors::of(header)?;
+    // Weights and the most moments that there can be.
+    table.values().checked_mul(12).ok_or(overflow)?;
+    let sections = moments.map_or_else(Default::default, |optimizer| table.moments(optimizer));
+    let payloads: usize = sections.iter().map(|(_, _, bytes)| bytes).sum();
+    let frames = FRAME * (3 + sections.len());
+    (4 * table.values())
+        .checked_add(payloads)
+        .and_then(|n| n.checked_add(PREAMBLE + header_len(version_of(header, moments)) + frames))
         .and_then(|n| n.checked_add(meta))
         .ok_or(overflow)
 }
@@ -98,7 +105,7 @@ pub fn encode_weights<S: Sink, E: From<S::Error>>(
     sink: &mut S,
     give: impl FnOnce(&mut dyn FnMut(&[f32]) -> Result<(), S::Error>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let table = begin(header, meta, false, sink)?;
+    let table = begin(header, meta, None, sink)?;
     let mut section = Section::start(sink, PARAMETERS, table.values() * 4)?;
     let mut left = table.values();
     give(&mut |values| {
@@ -110,24 +117,25 @@ pub fn encode_weights<S: Sink, E: From<S::Error>>(
     Ok(Section::start(sink, END, 0)?.end()?)
 }
 
-/// Writes a checkpoint. `parameters` and the two moments are whole arenas of the
+/// Writes a checkpoint. `parameters` and the moments are whole arenas of the
 /// config's table, or of that of the adapters; leave the moments out for a model that is only run.
 ///
 /// ```
 /// use cllm_core::checkpoint::{Checkpoint, CheckpointError, Header, SliceSink, encode, encoded_len};
-/// use cllm_core::{Architecture, ModelConfig, ParamTable};
+/// use cllm_core::{Architecture, ModelConfig, Moments, MomentsMut, OptimizerKind, ParamTable};
 ///
 /// # let config = ModelConfig { vocab_size: 40, block_size: 16, n_layer: 1, n_head: 2, d_model: 16,
 /// #     d_ff: 48, bias: false, tied: true, dropout: 0.0, norm_eps: 1e-5, arch: Architecture::GPT2 };
 /// let header = Header { config, adapters: None, seed: 1337, updates: 200 };
 /// let table = ParamTable::new(&config)?;
 /// // Of a trainer they would be `trainer.parameters()` and `trainer.moments()`.
-/// let (weights, moments) = (vec![0.5; table.arena_len()], vec![0.25; table.arena_len()]);
+/// let (weights, values) = (vec![0.5; table.arena_len()], vec![0.25; table.arena_len()]);
+/// let moments = Moments::AdamW { first: &values, second: &values };
 ///
 /// let meta = b"what else there is to say";
-/// let mut bytes = vec![0; encoded_len(&header, meta.len(), true)?];
+/// let mut bytes = vec![0; encoded_len(&header, meta.len(), Some(moments.kind()))?];
 /// let mut sink = SliceSink::new(&mut bytes);
-/// encode(&header, meta, &weights, Some((&moments, &moments)), &mut sink)?;
+/// encode(&header, meta, &weights, Some(moments), &mut sink)?;
 /// assert_eq!(sink.written(), bytes.len());
 ///
 /// let checkpoint = Checkpoint::parse(&bytes)?;
@@ -136,6 +144,9 @@ pub fn encode_weights<S: Sink, E: From<S::Error>>(
 /// checkpoint.read_parameters(&mut back);
 /// let last = table.iter().last().expect("there are tensors").range();
 /// assert_eq!(back[last.clone()], weights[last]);
+/// // Of no other optimizer.
+/// assert_eq!(checkpoint.optimizer(), Some(OptimizerKind::AdamW));
+/// assert!(checkpoint.read_moments(MomentsMut::Momentum(&mut back)).is_err());
 ///
 /// // Not a bit may differ.
 /// bytes[300] ^= 1;
@@ -152,14 +163,23 @@ pub fn encode<S: Sink>(
     header: &Header,
     meta: &[u8],
     parameters: &[f32],
-    moments: Option<(&[f32], &[f32])>,
+    moments: Option<Moments<'_>>,
     sink: &mut S,
 ) -> Result<(), S::Error> {
-    let table = begin(header, meta, moments.is_some(), sink)?;
+    let table = begin(header, meta, moments.map(|moments| moments.kind()), sink)?;
     tensors(sink, PARAMETERS, &table, parameters)?;
-    if let Some((first, second)) = moments {
-        tensors(sink, MOMENTS1, &table, first)?;
-        tensors(sink, MOMENTS2, &table, second)?;
+    match moments {
+        Some(Moments::AdamW { first, second }) => {
+            tensors(sink, MOMENTS1, &table, first)?;
+            tensors(sink, MOMENTS2, &table, second)?;
+        }
+        Some(Moments::AdamW8 { first, second, scales: all }) => {
+            codes(sink, MOMENTS1, &table, first)?;
+            codes(sink, MOMENTS2, &table, second)?;
+            scales(sink, &table, all)?;
+        }
+        Some(Moments::Momentum(moments)) => tensors(sink, MOMENTS1, &table, moments)?,
+        Some(Moments::Sgd) | None => {}
     }
     Section::start(sink, END, 0)?.end()
 }
@@ -168,7 +188,7 @@ pub fn encode<S: Sink>(
 fn begin<S: Sink>(
     header: &Header,
     meta: &[u8],
-    moments: bool,
+    optimizer: Option<OptimizerKind>,
     sink: &mut S,
 ) -> Result<Tensors, S::Error> {
     let table = match Tensors::of(header) {
@@ -176,10 +196,10 @@ fn begin<S: Sink>(
         Err(error) => panic!("cannot encode a checkpoint: {error}"),
     };
     sink.write(&MAGIC)?;
-    let version = version_of(header);
+    let version = version_of(header, optimizer);
     sink.write(&version.to_le_bytes())?;
     sink.write(&(header_len(version) as u32).to_le_bytes())?;
-    let fields = header_bytes(header, moments);
+    let fields = header_bytes(header, optimizer);
     let fields = &fields[..header_len(version)];
     sink.write(fields)?;
     sink.write(&crc32fast::hash(fields).to_le_bytes())?;
@@ -191,14 +211,14 @@ fn begin<S: Sink>(
 
 /// The fields of the header, behind all others those of the architecture, of the adapters and of later
 /// versions.
-pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; LONGEST] {
+pub(super) fn header_bytes(header: &Header, optimizer: Option<OptimizerKind>) -> [u8; LONGEST] {
     let c = &header.config;
     let mut out = [0; LONGEST];
     let mut sink = SliceSink::new(&mut out);
     let sizes =
         [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.d_model, c.d_ff].map(|x| x as u64);
     let flags = [u64::from(c.bias), u64::from(c.tied)];
-    let counters = [header.seed, header.updates, u64::from(moments)];
+    let counters = [header.seed, header.updates, u64::from(optimizer.is_some())];
     let mut write = |bytes: &[u8]| {
         // The array has exactly the fields' bytes.
         let _ = sink.write(bytes);
@@ -223,6 +243,8 @@ pub(super) fn header_bytes(header: &Header, moments: bool) -> [u8; LONGEST] {
     }
     write(&scale.to_le_bytes());
     write(&c.arch.logit_softcap.unwrap_or(0.0).to_le_bytes());
+    let kind = optimizer.and_then(|kind| OptimizerKind::ALL.iter().position(|k| *k == kind));
+    write(&(kind.unwrap_or(0) as u64).to_le_bytes());
     out
 }
 
@@ -303,6 +325,30 @@ fn tensors<S: Sink>(
     let mut section = Section::start(sink, tag, table.values() * 4)?;
     for range in table.ranges() {
         section.values(&arena[range])?;
+    }
+    section.end()
+}
+
+/// A section of the bytes of all tensors of an arena that has a byte for each element.
+fn codes<S: Sink>(
+    sink: &mut S,
+    tag: [u8; 4],
+    table: &Tensors,
+    arena: &[u8],
+) -> Result<(), S::Error> {
+    let mut section = Section::start(sink, tag, table.values())?;
+    for range in table.ranges() {
+        section.bytes(&arena[range])?;
+    }
+    section.end()
+}
+
+/// The section of the scales of 8-bit moments.
+fn scales<S: Sink>(sink: &mut S, table: &Tensors, all: &[f32]) -> Result<(), S::Error> {
+    let mut section = Section::start(sink, SCALES, 4 * table.scales())?;
+    for (index, range) in table.ranges().enumerate() {
+        let first = 2 * first_block(index, range.start);
+        section.values(&all[first..first + 2 * blocks(range.len())])?;
     }
     section.end()
 }

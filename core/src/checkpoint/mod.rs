@@ -6,13 +6,17 @@
 //! ```text
 //! magic    8  "CLLMCKPT"
 //! version  4  1 for GPT-2's architecture, 2 for any other, 3 for adapters of any; 4 for what has a part
-//!             that programs before it do not know, and for its adapters
+//!             that programs before it do not know, and for its adapters; 5 with the moments of another
+//!             optimizer than AdamW
 //! length   4  bytes of the header that follows
 //! header      the config and counters (see `HEADER_LEN`), from version 2 on the architecture
 //!             (`ARCH_LEN`), from version 3 on the adapters (`ADAPTERS_LEN`; of zeros in a model of
-//!             version 4), in version 4 `LATER_LEN`, then its CRC-32
+//!             later versions), from version 4 on `LATER_LEN`, in version 5 `OPTIMIZER_LEN`, then its
+//!             CRC-32
 //! section*    tag 4, zero 4, length 8, payload, CRC-32 of tag..payload
-//!             "meta" the caller's bytes; "parm" weights; "mom1", "mom2" moments
+//!             "meta" the caller's bytes; "parm" weights; "mom1", "mom2" moments, of which momentum has
+//!             the first alone and plain descent none; of moments in 8 bits codes of a byte, and "scal"
+//!             two scales for each 64 elements of a tensor
 //! section     "end " of length 0
 //! ```
 //! A checkpoint of adapters has no weights of the model that they stand beside: weights and moments are
@@ -31,6 +35,8 @@ pub use encode::{Sink, SliceFull, SliceSink, encode, encode_weights, encoded_len
 use crate::adapter::{AdapterTable, Adapters};
 use crate::architecture::{Activation, Architecture};
 use crate::config::ModelConfig;
+use crate::moments::blocks;
+use crate::optimizer::OptimizerKind;
 use crate::params::ParamTable;
 use core::ops::Range;
 
@@ -38,7 +44,7 @@ use core::ops::Range;
 pub const MAGIC: [u8; 8] = *b"CLLMCKPT";
 /// The newest version that is written and read. A model of GPT-2's architecture is written as
 /// version 1, which older programs read too.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Bytes of the header's fields: six sizes, two flags, three counters (64 bits each),
 /// two `f32`.
@@ -51,21 +57,25 @@ const ARCH_LEN: usize = (4 + 2 + 2 + 2) * 8 + 4 * 4;
 const ADAPTERS_LEN: usize = 2 * 8 + 4;
 /// Bytes of what version 4 has behind those: the cap of logits (`f32`; 0: none).
 const LATER_LEN: usize = 4;
+/// Bytes of what version 5 has behind that: the optimizer whose moments follow (64 bits).
+const OPTIMIZER_LEN: usize = 8;
 /// Bytes of the longest header.
-const LONGEST: usize = HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN;
+const LONGEST: usize = header_len(VERSION);
 /// Bytes of the header of a version.
 const fn header_len(version: u32) -> usize {
     match version {
         1 => HEADER_LEN,
         2 => HEADER_LEN + ARCH_LEN,
         3 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN,
-        _ => LONGEST,
+        4 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN,
+        _ => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN + OPTIMIZER_LEN,
     }
 }
-/// The version that a model, or its adapters, are written as.
-fn version_of(header: &Header) -> u32 {
+/// The version that a model, or its adapters, are written as, with the moments of `optimizer` or none.
+fn version_of(header: &Header, optimizer: Option<OptimizerKind>) -> u32 {
     let arch = &header.config.arch;
     match header.adapters {
+        _ if !matches!(optimizer, None | Some(OptimizerKind::AdamW)) => 5,
         _ if arch.activation == Activation::Relu2 || arch.logit_softcap.is_some() => 4,
         Some(_) => 3,
         None if *arch == Architecture::GPT2 => 1,
@@ -81,6 +91,7 @@ const META: [u8; 4] = *b"meta";
 const PARAMETERS: [u8; 4] = *b"parm";
 const MOMENTS1: [u8; 4] = *b"mom1";
 const MOMENTS2: [u8; 4] = *b"mom2";
+const SCALES: [u8; 4] = *b"scal";
 const END: [u8; 4] = *b"end ";
 
 /// What a checkpoint says about itself.
@@ -121,6 +132,32 @@ impl Tensors {
             Self::Model(table) => table.parameters(),
             Self::Adapters(table) => table.stored(),
         }
+    }
+
+    /// How many scales 8-bit moments have: by a look at each tensor, so only once the bytes of their values
+    /// are there.
+    fn scales(&self) -> usize {
+        self.ranges().map(|range| 2 * blocks(range.len())).sum()
+    }
+
+    /// The sections of an optimizer's moments: tags, what errors call them, and bytes.
+    fn moments(
+        &self,
+        optimizer: OptimizerKind,
+    ) -> heapless::Vec<([u8; 4], &'static str, usize), 3> {
+        let of = |bytes: usize| {
+            [(MOMENTS1, "first moments", bytes), (MOMENTS2, "second moments", bytes)]
+        };
+        let values = self.values();
+        let sections = match optimizer {
+            OptimizerKind::AdamW => of(4 * values).map(Some),
+            OptimizerKind::AdamW8 => of(values).map(Some),
+            OptimizerKind::Momentum => [Some((MOMENTS1, "momentum", 4 * values)), None],
+            OptimizerKind::Sgd => [None; 2],
+        };
+        let has_scales = optimizer == OptimizerKind::AdamW8;
+        let scales = has_scales.then(|| (SCALES, "scales of moments", 4 * self.scales()));
+        sections.into_iter().chain([scales]).flatten().collect()
     }
 
     /// Where each lies in the arena.

@@ -4,6 +4,8 @@ use super::*;
 use crate::adapter::{AdapterError, AdapterSites};
 extern crate std;
 use crate::config::ConfigError;
+use crate::moments::{Moments, MomentsMut, first_block};
+use crate::optimizer::OptimizerKind;
 use crate::params::ParamTable;
 use std::vec;
 use std::vec::Vec;
@@ -31,10 +33,10 @@ fn arena(start: f32) -> Vec<f32> {
 
 fn encoded(moments: bool) -> Vec<u8> {
     let (p, m, v) = (arena(1.0), arena(2000.5), arena(-9000.25));
-    let len = encoded_len(&HEADER, 5, moments).unwrap();
+    let moments = moments.then_some(Moments::AdamW { first: &m, second: &v });
+    let len = encoded_len(&HEADER, 5, moments.map(|moments| moments.kind())).unwrap();
     let mut out = vec![0; len];
     let mut sink = SliceSink::new(&mut out);
-    let moments = moments.then_some((&m[..], &v[..]));
     encode(&HEADER, b"hello", &p, moments, &mut sink).unwrap();
     assert_eq!(sink.written(), len, "encoded_len is exact");
     out
@@ -49,7 +51,7 @@ fn round_trip_brings_everything_back() {
     let table = ParamTable::new(&CONFIG).unwrap();
     let (mut p, mut m, mut v) = (vec![0.0; table.arena_len()], arena(0.0), arena(0.0));
     checkpoint.read_parameters(&mut p);
-    checkpoint.read_moments(&mut m, &mut v).unwrap();
+    checkpoint.read_moments(MomentsMut::AdamW { first: &mut m, second: &mut v }).unwrap();
     for spec in table.iter() {
         assert_eq!(p[spec.range()], arena(1.0)[spec.range()]);
         assert_eq!(m[spec.range()], arena(2000.5)[spec.range()]);
@@ -65,8 +67,11 @@ fn a_model_without_moments_cannot_be_resumed() {
     let bytes = encoded(false);
     let checkpoint = Checkpoint::parse(&bytes).unwrap();
     assert!(!checkpoint.has_moments());
+    assert_eq!(checkpoint.optimizer(), None);
     let (mut m, mut v) = (arena(0.0), arena(0.0));
-    assert_eq!(checkpoint.read_moments(&mut m, &mut v), Err(CheckpointError::NoMoments));
+    for moments in [MomentsMut::AdamW { first: &mut m, second: &mut v }, MomentsMut::Sgd] {
+        assert_eq!(checkpoint.read_moments(moments), Err(CheckpointError::NoMoments));
+    }
 }
 
 #[test]
@@ -167,10 +172,11 @@ fn llama() -> (Header, Vec<u8>) {
         Header { config: ModelConfig { n_head: 2, bias: false, arch, ..CONFIG }, ..HEADER };
     let len = ParamTable::new(&header.config).unwrap().arena_len();
     let arena: Vec<f32> = (0..len).map(|i| i as f32).collect();
-    let mut out = vec![0; encoded_len(&header, 5, true).unwrap()];
+    let moments = Moments::AdamW { first: &arena, second: &arena };
+    let mut out = vec![0; encoded_len(&header, 5, Some(OptimizerKind::AdamW)).unwrap()];
     let mut sink = SliceSink::new(&mut out);
-    encode(&header, b"hello", &arena, Some((&arena, &arena)), &mut sink).unwrap();
-    assert_eq!(sink.written(), encoded_len(&header, 5, true).unwrap());
+    encode(&header, b"hello", &arena, Some(moments), &mut sink).unwrap();
+    assert_eq!(sink.written(), out.len());
     (header, out)
 }
 
@@ -219,10 +225,11 @@ fn adapted() -> (Header, AdapterTable, Vec<u8>) {
     let header = adapted_header();
     let table = AdapterTable::new(&header.config, &header.adapters.unwrap()).unwrap();
     let arena: Vec<f32> = (0..table.arena_len()).map(|i| i as f32).collect();
-    let mut out = vec![0; encoded_len(&header, 5, true).unwrap()];
+    let moments = Moments::AdamW { first: &arena, second: &arena };
+    let mut out = vec![0; encoded_len(&header, 5, Some(OptimizerKind::AdamW)).unwrap()];
     let mut sink = SliceSink::new(&mut out);
-    encode(&header, b"hello", &arena, Some((&arena, &arena)), &mut sink).unwrap();
-    assert_eq!(sink.written(), encoded_len(&header, 5, true).unwrap());
+    encode(&header, b"hello", &arena, Some(moments), &mut sink).unwrap();
+    assert_eq!(sink.written(), out.len());
     (header, table, out)
 }
 
@@ -234,7 +241,7 @@ fn adapters_come_back_without_the_model() {
     let mut arenas = [(); 3].map(|()| vec![-1.0; table.arena_len()]);
     let [values, first, second] = &mut arenas;
     checkpoint.read_parameters(values);
-    checkpoint.read_moments(first, second).unwrap();
+    checkpoint.read_moments(MomentsMut::AdamW { first, second }).unwrap();
     let mut written = 0;
     for index in 0..table.count() {
         let factor = table.get(index).unwrap();
@@ -276,7 +283,7 @@ fn later_parts_are_of_a_version_that_older_programs_refuse() {
     for (arch, adapted) in later.into_iter().flat_map(|arch| [(arch, false), (arch, true)]) {
         let header = if adapted { adapted_header() } else { llama().0 };
         let header = Header { config: ModelConfig { arch, d_model: 4, ..header.config }, ..header };
-        let mut good = vec![0; encoded_len(&header, 5, false).unwrap()];
+        let mut good = vec![0; encoded_len(&header, 5, None).unwrap()];
         let arena = vec![0.5; 1000];
         encode(&header, b"hello", &arena, None, &mut SliceSink::new(&mut good)).unwrap();
         // A program that knows 3 versions says that it is too old: `Newer`.
@@ -286,11 +293,11 @@ fn later_parts_are_of_a_version_that_older_programs_refuse() {
         let with = |at: usize, bytes: &[u8]| {
             let mut bad = good.clone();
             bad[16 + at..][..bytes.len()].copy_from_slice(bytes);
-            let sum = crc32fast::hash(&bad[16..16 + LONGEST]);
-            bad[16 + LONGEST..][..4].copy_from_slice(&sum.to_le_bytes());
+            let sum = crc32fast::hash(&bad[16..16 + header_len(4)]);
+            bad[16 + header_len(4)..][..4].copy_from_slice(&sum.to_le_bytes());
             Checkpoint::parse(&bad).map(|_| ())
         };
-        let cap = |cap: f32| with(LONGEST - LATER_LEN, &cap.to_le_bytes());
+        let cap = |cap: f32| with(header_len(4) - LATER_LEN, &cap.to_le_bytes());
         assert_eq!(cap(20.0), Ok(()));
         for bad in [-15.0, 1e-4, 1e7, f32::INFINITY] {
             let error = Err(CheckpointError::Config(ConfigError::LogitSoftcap(bad)));
@@ -300,10 +307,120 @@ fn later_parts_are_of_a_version_that_older_programs_refuse() {
         assert_eq!(cap(-0.0), Err(CheckpointError::Altered("header")));
         if !adapted {
             // Adapters of no rank have nothing else.
-            let scale = with(LONGEST - LATER_LEN - 4, &1.0_f32.to_le_bytes());
+            let scale = with(header_len(4) - LATER_LEN - 4, &1.0_f32.to_le_bytes());
             assert_eq!(scale, Err(CheckpointError::Altered("header")));
         }
     }
+}
+
+/// The state of each optimizer, of a model and of adapters, comes back and goes to no other.
+#[test]
+fn moments_of_every_optimizer_come_back_and_every_flipped_bit_of_them_is_found() {
+    // Tensors of more than a block, of a part of one, and of an odd number of values.
+    let wide = ModelConfig { vocab_size: 7, d_model: 12, d_ff: 15, ..CONFIG };
+    let of_model = Header { config: wide, ..HEADER };
+    for (header, optimizer) in [of_model, adapted_header()]
+        .into_iter()
+        .flat_map(|header| OptimizerKind::ALL.map(|optimizer| (header, optimizer)))
+    {
+        let table = Tensors::of(&header).unwrap();
+        let ranges: Vec<_> = table.ranges().collect();
+        let (len, last) = (ranges.last().unwrap().end, ranges.len() - 1);
+        let blocks = first_block(last, ranges[last].start) + blocks(ranges[last].len());
+        let floats =
+            |start: f32, len: usize| -> Vec<f32> { (0..len).map(|i| start + i as f32).collect() };
+        let bytes =
+            |factor: usize| -> Vec<u8> { (0..len).map(|i| (factor * i + 1) as u8).collect() };
+        let (p, m, v, scales) =
+            (floats(1.0, len), floats(0.5, len), floats(0.25, len), floats(3.0, 2 * blocks));
+        let (q, r) = (bytes(3), bytes(5));
+        let moments = match optimizer {
+            OptimizerKind::AdamW => Moments::AdamW { first: &m, second: &v },
+            OptimizerKind::AdamW8 => Moments::AdamW8 { first: &q, second: &r, scales: &scales },
+            OptimizerKind::Momentum => Moments::Momentum(&m),
+            OptimizerKind::Sgd => Moments::Sgd,
+        };
+        assert_eq!(moments.kind(), optimizer);
+        let mut good = vec![0; encoded_len(&header, 5, Some(optimizer)).unwrap()];
+        let mut sink = SliceSink::new(&mut good);
+        encode(&header, b"hello", &p, Some(moments), &mut sink).unwrap();
+        assert_eq!(sink.written(), good.len(), "encoded_len is exact");
+        let before = if header.adapters.is_some() { 3 } else { 1 };
+        assert_eq!(good[8], if optimizer == OptimizerKind::AdamW { before } else { 5 });
+        let checkpoint = Checkpoint::parse(&good).unwrap();
+        assert_eq!((*checkpoint.header(), checkpoint.meta()), (header, &b"hello"[..]));
+        assert_eq!(checkpoint.optimizer(), Some(optimizer));
+        let model = Checkpoint::parse_model(&good).unwrap();
+        assert_eq!(
+            (model.optimizer(), model.parameter_bytes()),
+            (None, checkpoint.parameter_bytes())
+        );
+
+        let (mut a, mut b, mut c) = (vec![-1.0; len], vec![-1.0; len], vec![-1.0; 2 * blocks]);
+        let (mut d, mut e) = (vec![0; len], vec![0; len]);
+        for wanted in OptimizerKind::ALL {
+            let into = match wanted {
+                OptimizerKind::AdamW => MomentsMut::AdamW { first: &mut a, second: &mut b },
+                OptimizerKind::AdamW8 => {
+                    MomentsMut::AdamW8 { first: &mut d, second: &mut e, scales: &mut c }
+                }
+                OptimizerKind::Momentum => MomentsMut::Momentum(&mut a),
+                OptimizerKind::Sgd => MomentsMut::Sgd,
+            };
+            assert_eq!(into.kind(), wanted);
+            let other = CheckpointError::OtherOptimizer { checkpoint: optimizer, wanted };
+            let expected = if wanted == optimizer { Ok(()) } else { Err(other) };
+            assert_eq!(checkpoint.read_moments(into), expected);
+        }
+        for (index, range) in ranges.into_iter().enumerate() {
+            let first = 2 * first_block(index, range.start);
+            let of_tensor = first..first + 2 * super::blocks(range.len());
+            match optimizer {
+                OptimizerKind::AdamW => {
+                    assert_eq!(
+                        (&a[range.clone()], &b[range.clone()]),
+                        (&m[range.clone()], &v[range])
+                    );
+                }
+                OptimizerKind::AdamW8 => {
+                    assert_eq!(
+                        (&d[range.clone()], &e[range.clone()]),
+                        (&q[range.clone()], &r[range])
+                    );
+                    assert_eq!(c[of_tensor.clone()], scales[of_tensor]);
+                }
+                OptimizerKind::Momentum => assert_eq!(a[range.clone()], m[range]),
+                OptimizerKind::Sgd => {}
+            }
+        }
+        assert_every_flip_is_found(&good);
+        for cut in 1..good.len() {
+            assert_eq!(Checkpoint::parse(&good[..cut]).unwrap_err(), CheckpointError::Truncated);
+        }
+    }
+}
+
+#[test]
+fn optimizers_that_do_not_exist_and_adamw_as_a_later_version_are_refused() {
+    let mut good = vec![0; encoded_len(&HEADER, 5, Some(OptimizerKind::Sgd)).unwrap()];
+    let mut sink = SliceSink::new(&mut good);
+    encode(&HEADER, b"hello", &arena(1.0), Some(Moments::Sgd), &mut sink).unwrap();
+    let with = |at: usize, value: u64| {
+        let mut bad = good.clone();
+        bad[16 + at..][..8].copy_from_slice(&value.to_le_bytes());
+        let sum = crc32fast::hash(&bad[16..16 + LONGEST]);
+        bad[16 + LONGEST..][..4].copy_from_slice(&sum.to_le_bytes());
+        Checkpoint::parse(&bad).map(|_| ())
+    };
+    let kind = LONGEST - OPTIMIZER_LEN;
+    assert_eq!(with(kind, 3), Ok(()));
+    for bad in [0, 4, 1 << 32] {
+        assert_eq!(with(kind, bad), Err(CheckpointError::Altered("header")), "{bad}");
+    }
+    // Of momentum there is a section more.
+    assert_eq!(with(kind, 2), Err(CheckpointError::Altered("momentum")));
+    // The last of the counters: whether there are moments.
+    assert_eq!(with(10 * 8, 0), Err(CheckpointError::Altered("header")));
 }
 
 #[test]
@@ -322,7 +439,7 @@ fn gpt2_is_written_as_before_and_as_nothing_else() {
 
 #[test]
 fn a_short_slice_is_an_error() {
-    let mut out = vec![0; encoded_len(&HEADER, 5, false).unwrap() - 1];
+    let mut out = vec![0; encoded_len(&HEADER, 5, None).unwrap() - 1];
     let p = arena(0.0);
     let mut sink = SliceSink::new(&mut out);
     assert_eq!(encode(&HEADER, b"hello", &p, None, &mut sink), Err(SliceFull));

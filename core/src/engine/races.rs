@@ -21,6 +21,7 @@ use crate::shared::{Shared, record};
 use crate::step::{DropoutKey, Outcome, Step};
 use crate::{
     AdapterSite, AdapterSites, Adapters, Architecture, Dtype, Kernels, ModelConfig, Optimizer,
+    OptimizerKind,
 };
 use core::ops::Range as Bytes;
 use std::vec;
@@ -158,7 +159,7 @@ impl<'p> Program<'p> {
             dropout,
             // Where there is no training there is no room for what it leaves.
             adapter_dropout: dropout.filter(|_| self.plan.mode.trains()),
-            adamw: Optimizer::default().adamw(1e-3, 1, 1.0),
+            rule: Optimizer { kind: self.plan.optimizer(), ..Optimizer::default() }.rule(1e-3, 1),
             weight_decay: 0.1,
             grad_clip: Some(1.0),
             outcome: &outcome,
@@ -324,7 +325,8 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
         row_block: 384,
         logits_blocks: 1,
         tiles_per_worker: 1,
-        update_floats: 64,
+        // Of whole lines, but not of whole blocks of moments.
+        update_floats: 48,
         ..usual
     };
     let blockings = [usual, usual, small, large];
@@ -347,8 +349,12 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
             let tiling = Tiling { workers: Some(tiles_for), packing: Some(packing), blocking };
             let plan =
                 Plan::with_adapters(&config, adapters, batch, 2, &tiling, mode, kernels).unwrap();
+            // Moments of 8 bits in two cases of five, each other kind in one.
+            let kinds = [[OptimizerKind::AdamW8].as_slice(), &OptimizerKind::ALL].concat();
+            let plan = plan.with_optimizer(kinds[number % kinds.len()]);
             let what = std::format!(
-                "{config:?} {adapters:?} {batch:?} {tiles_for} {mode:?} {packing:?} {kernels:?}"
+                "{config:?} {adapters:?} {batch:?} {tiles_for} {mode:?} {packing:?} {kernels:?} {}",
+                plan.optimizer()
             );
             let mut program = Program::new(&plan, kernels);
             free += program.check(Run::Losses { pack: true }, &what);

@@ -9,6 +9,7 @@ mod error;
 mod fixed;
 mod grain;
 mod layout;
+mod moments;
 mod trained;
 
 pub use blocking::{Blocking, BlockingError};
@@ -26,6 +27,7 @@ use crate::arithmetic::{least, most, ok, some};
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, NONE, Slot};
 use crate::line::{LANES, Line};
+use crate::optimizer::OptimizerKind;
 use crate::params::ParamTable;
 use crate::primitive::AtomicU64;
 use crate::program::{self, Op, To};
@@ -137,7 +139,7 @@ pub enum Pool {
     Parameters,
     /// Gradients of what is trained: the weights, or adapters.
     Gradients,
-    /// First and second moments of AdamW, one arena after the other.
+    /// What the optimizer remembers: of AdamW first and second moments, one arena after the other.
     Moments,
     /// Weights laid out as panels for the products, both ways round: [`Packing::Once`] and
     /// [`Packing::Kept`].
@@ -204,6 +206,7 @@ pub struct Plan {
     pub(crate) layout: Layout,
     pub(crate) grain: Grain,
     blocking: Blocking,
+    optimizer: OptimizerKind,
     set: KernelSet,
     workers: usize,
     ops: usize,
@@ -317,6 +320,7 @@ impl Plan {
             layout,
             grain,
             blocking: tiling.blocking,
+            optimizer: OptimizerKind::AdamW,
             set,
             workers,
             ops: 0,
@@ -461,11 +465,6 @@ impl Plan {
         self.grain == other.grain
     }
 
-    /// Floats of a tile of the update.
-    pub(crate) const fn update_block(&self) -> usize {
-        self.grain.update_block(self.trained_len())
-    }
-
     /// When weights are packed.
     #[must_use]
     pub const fn packing(&self) -> Packing {
@@ -513,7 +512,7 @@ impl Plan {
         let floats = match pool {
             Pool::Parameters => some!(self.trained_at().checked_add(arena)),
             Pool::Gradients => arena * train,
-            Pool::Moments => some!(arena.checked_mul(2 * train)),
+            Pool::Moments => some!(self.moments_len()),
             Pool::Packed => self.layout.packed_len,
             Pool::Activations => self.layout.activations_len,
             Pool::Scratch => some!(self.layout.scratch_len.checked_mul(self.workers)),

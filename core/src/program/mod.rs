@@ -23,7 +23,7 @@
 //!             W2(l):  gradients of qkv (reads A'(l), and norm1 as B(l-1) has made it again)
 //!           T: gradients of the tables and the last norm, sum of the losses
 //! Measure   sum of squares of the gradient by tiles; their sum and the clip
-//! Update    AdamW, by tiles of each tensor
+//! Update    the optimizer, by tiles of each tensor
 //! ```
 //! Where adapters are trained, W1 and W2 are their gradients alone, H is not, and T is the sum of the
 //! losses; the last rows go back to the first block's queries, keys and values if those have one.

@@ -197,7 +197,7 @@ impl Op {
         "loss sum",
         "gradient norm",
         "clip",
-        "AdamW",
+        "optimizer",
         "recompute",
         "head norm gain gradient",
         "qkv adapter backward",

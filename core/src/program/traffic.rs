@@ -6,11 +6,23 @@
 //! they compute for long enough to hide the rest.
 
 use super::{Kind, Op};
+use crate::moments::blocks;
+use crate::optimizer::OptimizerKind;
 use crate::plan::{COLUMN_BLOCK, PARTIAL_ROWS, Plan, TABLE_ROWS, squares_block};
 
 const FLOAT: usize = size_of::<f32>();
-/// AdamW reads weight, gradient and both moments, and writes all but the gradient.
-const UPDATE_ARRAYS: usize = 7;
+
+/// Bytes of the update of so many values: all kinds read weight and gradient and write the weight, and they
+/// read and write what they remember.
+fn update_bytes(optimizer: OptimizerKind, len: usize) -> usize {
+    let moments = match optimizer {
+        OptimizerKind::AdamW => 2 * FLOAT * len,
+        OptimizerKind::AdamW8 => 2 * len + 2 * FLOAT * blocks(len),
+        OptimizerKind::Momentum => FLOAT * len,
+        OptimizerKind::Sgd => 0,
+    };
+    3 * FLOAT * len + 2 * moments
+}
 
 /// Size of piece `tile` of `len` things cut into pieces of `block`.
 fn piece(len: usize, block: usize, tile: usize) -> usize {
@@ -49,7 +61,8 @@ impl Plan {
             Kind::Squares => piece(arena, squares_block(arena), tile),
             Kind::Update => {
                 let len = self.trained(index).map_or(0, |tensor| tensor.len);
-                UPDATE_ARRAYS * piece(len, self.update_block(), tile)
+                let len = piece(len, self.update_block(), tile);
+                return update_bytes(self.optimizer(), len) as u64;
             }
             _ => 0,
         };
@@ -79,12 +92,21 @@ mod tests {
         };
         let batch = BatchShape { sequences: 4, tokens: 64 };
         let plan = Plan::new(&config, batch, 2, Mode::Train, Kernels::scalar()).unwrap();
-        let total = |kind: Kind, index: usize, tiles: u32| -> u64 {
+        let total_of = |plan: &Plan, kind: Kind, index: usize, tiles: u32| -> u64 {
             let op = Op { kind, index: index as u32, tiles };
             (0..tiles).map(|tile| plan.streamed_bytes(op, tile)).sum()
         };
-        let updated: u64 = (0..plan.table().count()).map(|i| total(Kind::Update, i, 1000)).sum();
-        assert_eq!(updated, (7 * 4 * plan.table().parameters()) as u64);
+        let updated = |optimizer: OptimizerKind| -> u64 {
+            let plan = plan.with_optimizer(optimizer);
+            (0..plan.table().count()).map(|i| total_of(&plan, Kind::Update, i, 1000)).sum()
+        };
+        let parameters = plan.table().parameters() as u64;
+        assert_eq!(updated(OptimizerKind::AdamW), 7 * 4 * parameters);
+        assert_eq!(updated(OptimizerKind::Momentum), 5 * 4 * parameters);
+        assert_eq!(updated(OptimizerKind::Sgd), 3 * 4 * parameters);
+        // Every tensor is whole blocks of moments.
+        assert_eq!(updated(OptimizerKind::AdamW8), (3 * 4 + 2 * 2) * parameters + parameters / 4);
+        let total = |kind: Kind, index: usize, tiles: u32| total_of(&plan, kind, index, tiles);
         let arena = 4 * plan.table().arena_len() as u64;
         assert_eq!(total(Kind::Squares, 0, 1000), arena);
         assert_eq!(total(Kind::Pack(super::super::Matrix::Fc), 0, 2), 2 * 4 * 128 * 512);

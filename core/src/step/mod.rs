@@ -17,13 +17,13 @@ mod weights;
 
 use crate::architecture::NormKind;
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
-use crate::optimizer::UpdateReport;
+use crate::optimizer::{Rule, UpdateReport};
 use crate::params::{Param, ParamSpec};
 use crate::plan::{Buffer, Plan};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::program::{self, Kind, Matrix, Norm, Op};
 use crate::shared::Shared;
-use cllm_kernels::{AdamW, Dropout, Kernels, Operand, OperandMut};
+use cllm_kernels::{Dropout, Kernels, Operand, OperandMut};
 
 /// Where dropout masks come from in this micro-batch.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,7 @@ pub(crate) struct Step<'a> {
     /// Those of what adapters read.
     pub(crate) adapter_dropout: Option<DropoutKey>,
     /// The update, but for its decay and scale, which are the tensor's and the clip's.
-    pub(crate) adamw: AdamW,
+    pub(crate) rule: Rule,
     pub(crate) weight_decay: f32,
     pub(crate) grad_clip: Option<f32>,
     pub(crate) outcome: &'a Outcome,

@@ -1,10 +1,10 @@
-//! Gradient norm and AdamW, tile by tile over the flat arenas.
+//! Gradient norm and the optimizer, tile by tile over the flat arenas.
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::Step;
-use crate::optimizer::UpdateReport;
-use crate::plan::squares_block;
-use cllm_kernels::AdamW;
+use crate::optimizer::{Rule, UpdateReport};
+use crate::plan::{Plan, squares_block};
+use cllm_kernels::{AdamW, Dither, Moments8, Sgd};
 
 /// Sum in `f64` over a tree whose shape depends on the length alone.
 fn tree_sum(values: &[f32]) -> f64 {
@@ -56,7 +56,7 @@ impl Step<'_> {
         self.outcome.set_update(UpdateReport::new(norm, self.grad_clip));
     }
 
-    /// AdamW on one tile of tensor number `index`; nothing if the gradient is not finite.
+    /// The optimizer on one tile of tensor number `index`; nothing if the gradient is not finite.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -72,15 +72,36 @@ impl Step<'_> {
         let len = block.min(tensor.len - start);
         let at = tensor.offset + start;
         let decay = if tensor.decay { self.weight_decay } else { 0.0 };
-        // SAFETY: the tile owns its piece of weights and moments; gradients are done.
+        // SAFETY: the tile owns its piece of weights and moments, of those of 8 bits whole blocks with their
+        // scales; gradients are done.
         unsafe {
-            self.kernels.adamw(
-                &AdamW { decay, grad_scale: scale, ..self.adamw },
-                self.params.slice_mut(self.plan.trained_at() + at, len),
-                self.grads.slice(at, len),
-                self.moments.slice_mut(at, len),
-                self.moments.slice_mut(arena + at, len),
-            );
+            let weights = self.params.slice_mut(self.plan.trained_at() + at, len);
+            let grads = self.grads.slice(at, len);
+            let floats = |at: usize| self.moments.slice_mut(at, len);
+            match self.rule {
+                Rule::AdamW(adamw) => {
+                    let adamw = AdamW { decay, grad_scale: scale, ..adamw };
+                    self.kernels.adamw(&adamw, weights, grads, floats(at), floats(arena + at));
+                }
+                Rule::AdamW8(adamw, update) => {
+                    let adamw = AdamW { decay, grad_scale: scale, ..adamw };
+                    let layout = self.plan.moments8();
+                    let scales = Plan::scales((index, tensor.offset), start, len);
+                    let moments = Moments8 {
+                        first: self.moments.bytes_mut(0, at, len),
+                        second: self.moments.bytes_mut(layout.second, at, len),
+                        scales: self.moments.slice_mut(layout.scales + scales.start, scales.len()),
+                    };
+                    self.kernels.adamw8(&adamw, Dither::new(update, at), weights, grads, moments);
+                }
+                Rule::Momentum(sgd, momentum) => {
+                    let sgd = Sgd { decay, grad_scale: scale, ..sgd };
+                    self.kernels.momentum(&sgd, momentum, weights, grads, floats(at));
+                }
+                Rule::Sgd(sgd) => {
+                    self.kernels.sgd(&Sgd { decay, grad_scale: scale, ..sgd }, weights, grads);
+                }
+            }
         }
     }
 }

@@ -400,9 +400,9 @@ fn restore(
             meta.isa
         );
     }
-    trainer.restore(checkpoint.header().updates, |trained, first, second| {
+    trainer.restore(checkpoint.header().updates, |trained, moments| {
         checkpoint.read_parameters(trained);
-        checkpoint.read_moments(first, second).map_err(|e| file.error(e))
+        checkpoint.read_moments(moments).map_err(|e| file.error(e))
     })?;
     let data_sha256 = meta.data_sha256.clone().or_else(|| inputs.data_sha256());
     Ok(Meta { isa, data_sha256, ..meta })
