@@ -213,6 +213,7 @@ pub fn plan_with(
     let mode = if settings.recompute { Mode::Recompute } else { Mode::Train };
     let (adapters, batch) = (lora::adapters(settings, config)?, batch_shape(settings));
     Plan::with_adapters(config, adapters.as_ref(), batch, workers, &tiling, mode, kernels)
+        .map(|plan| plan.with_optimizer(settings.optimizer))
         .map_err(plan_error)
 }
 
@@ -252,13 +253,15 @@ pub fn schedule(settings: &TrainSettings) -> Result<Schedule> {
     Ok(schedule)
 }
 
-/// AdamW and the clip.
+/// The optimizer and the clip.
 ///
 /// # Errors
 /// Names the flag that makes no sense.
 pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
     let TrainSettings { beta1, beta2, adam_eps, weight_decay, grad_clip, .. } = *settings;
-    for (flag, beta) in [("--beta1", beta1), ("--beta2", beta2)] {
+    let kind = settings.optimizer;
+    let momentum = settings.momentum.unwrap_or(Optimizer::default().momentum);
+    for (flag, beta) in [("--beta1", beta1), ("--beta2", beta2), ("--momentum", momentum)] {
         if !(0.0..1.0).contains(&beta) {
             return Err(Error::usage(format!("{flag} {beta}: it must be at least 0 and below 1")));
         }
@@ -272,6 +275,5 @@ pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
         return Err(Error::usage(format!("--adam-eps {adam_eps}: it must be above 0")));
     }
     let grad_clip = (grad_clip > 0.0).then_some(grad_clip);
-    let adamw = Optimizer::default();
-    Ok(Optimizer { beta1, beta2, eps: adam_eps, weight_decay, grad_clip, ..adamw })
+    Ok(Optimizer { kind, beta1, beta2, eps: adam_eps, momentum, weight_decay, grad_clip })
 }

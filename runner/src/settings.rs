@@ -4,7 +4,7 @@
 //! the business of `crate::cli`.
 
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
-use cllm_core::{Dtype, Isa};
+use cllm_core::{Dtype, Isa, OptimizerKind};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -184,6 +184,13 @@ pub struct TrainSettings {
     pub lr_decay_steps: Option<u64>,
     /// Decoupled weight decay of matrices.
     pub weight_decay: f32,
+    /// How weights follow from gradients, and what is remembered for it.
+    #[serde(default, with = "optimizer_name")]
+    pub optimizer: OptimizerKind,
+    /// What is left of the sum of gradients in a step of [`OptimizerKind::Momentum`], which alone has one;
+    /// `None` is 0.9.
+    #[serde(default)]
+    pub momentum: Option<f32>,
     /// AdamW's decay of the first moment.
     pub beta1: f32,
     /// AdamW's decay of the second moment.
@@ -305,6 +312,21 @@ mod dtype_name {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Dtype, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// And optimizers.
+mod optimizer_name {
+    use cllm_core::OptimizerKind;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(kind: &OptimizerKind, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(kind.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<OptimizerKind, D::Error> {
         String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }

@@ -78,6 +78,7 @@ fn sizes_and_rates_that_make_no_sense_are_usage_errors() {
         ("--learning-rate", "-1"),
         ("--min-lr", "1"),
         ("--beta2", "1"),
+        ("--momentum", "0.9"),
         ("--adam-eps", "0"),
         ("--grad-clip", "-1"),
         ("--weight-decay", "-1"),

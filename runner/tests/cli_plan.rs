@@ -40,6 +40,15 @@ fn parameters_bytes_and_flops_are_those_worked_out_by_hand() {
     assert_eq!(pools["parameters"], json!(4 * parameters));
     assert_eq!(pools["gradients"], json!(4 * parameters));
     assert_eq!(pools["moments"], json!(8 * parameters));
+    let moments = |optimizer| {
+        let planned = plan(&[&SMALL[..], &["--optimizer", optimizer]].concat());
+        assert_eq!(planned["pools"]["gradients"], json!(4 * parameters), "{optimizer}");
+        planned["pools"]["moments"].as_u64().unwrap()
+    };
+    assert_eq!(["adamw", "momentum", "sgd"].map(moments), [8, 4, 0].map(|of| of * parameters));
+    // Two codes of a byte, and two scales a block of 64 parameters of a tensor or a part of one.
+    let eight_bits = moments("adamw8");
+    assert!((2 * parameters..5 * parameters / 2).contains(&eight_bits), "{eight_bits}");
     // 16 ids and 16 targets of 4 bytes: the four made ready by default, and one for validation.
     assert_eq!(pools["batch"], json!(5 * 128));
     let total: u64 = pools.as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();

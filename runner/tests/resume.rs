@@ -10,6 +10,7 @@ use cllm::data::stream::TokenStream;
 use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use cllm::settings::TrainSettings;
 use cllm::train::{Outcome, stored_settings};
+use cllm_core::OptimizerKind;
 use support::{
     checkpoints, course, events, names, settings, sha, step_file, train, train_to, undisturbed,
 };
@@ -239,6 +240,8 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
         "window",
         "logit_softcap",
         "lora_dropout",
+        "optimizer",
+        "momentum",
     ];
     let is_new = |line: &&str| parts.iter().any(|part| line.contains(&format!("\"{part}\":")));
     let old: Vec<&str> = old.lines().filter(|line| !is_new(line)).collect();
@@ -249,6 +252,26 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
     let other = TrainSettings { prefetch: 2, ..resumed(&settings) };
     assert_eq!(train(&other), Ok(Outcome::Finished));
     assert_eq!(sha(&other), expected);
+}
+
+#[test]
+fn every_optimizer_goes_on_with_its_own_moments_and_no_others() {
+    for optimizer in OptimizerKind::ALL {
+        let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let of = |dir: &Path| TrainSettings { optimizer, ..settings(dir) };
+        let whole = of(a.path());
+        assert_eq!(train(&whole), Ok(Outcome::Finished));
+        let first = of(b.path());
+        assert_eq!(train_to(&first, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
+        for other in OptimizerKind::ALL.into_iter().filter(|other| *other != optimizer) {
+            let other = TrainSettings { optimizer: other, ..resumed(&first) };
+            let message = train(&other).unwrap_err().to_string();
+            assert!(message.starts_with("--optimizer: the run in "), "{message}");
+            assert!(message.contains(&format!("began with \"{optimizer}\"")), "{message}");
+        }
+        assert_eq!(train(&resumed(&first)), Ok(Outcome::Finished));
+        assert_eq!(sha(&first), sha(&whole), "{optimizer}");
+    }
 }
 
 /// A checkpoint knows nothing of how its activations were kept.

@@ -10,7 +10,7 @@ use crate::settings::{
     LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
 };
 use clap::Args;
-use cllm_core::{Dtype, Isa};
+use cllm_core::{Dtype, Isa, OptimizerKind};
 use std::path::PathBuf;
 use toml::de::DeValue;
 
@@ -257,6 +257,13 @@ train_flags! {
         /// Decoupled weight decay of matrices.
         #[arg(value_name = "X")]
         weight_decay: f32,
+        /// adamw; adamw8, the same with moments in 8 bits; momentum; or sgd. Beside its weights and gradient
+        /// a parameter takes 8, 2.1, 4 or 0 bytes of memory, and so much more of a checkpoint.
+        #[arg(value_name = "NAME", alias = "optim")]
+        optimizer: OptimizerKind,
+        /// What is left of the sum of gradients in a step of --optimizer momentum [default: 0.9].
+        #[arg(value_name = "X")]
+        momentum: f32,
         /// AdamW's decay of the first moment.
         #[arg(value_name = "X", alias = "adam-beta1")]
         beta1: f32,

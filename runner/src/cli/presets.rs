@@ -7,7 +7,7 @@ use crate::settings::{
     LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
     default_prefetch, default_trace_steps,
 };
-use cllm_core::Dtype;
+use cllm_core::{Dtype, OptimizerKind};
 
 /// A named set of settings that everything else overrides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +109,8 @@ fn tiny() -> TrainSettings {
         lr_schedule: ScheduleChoice::Cosine,
         lr_decay_steps: None,
         weight_decay: 0.1,
+        optimizer: OptimizerKind::AdamW,
+        momentum: None,
         beta1: 0.9,
         beta2: 0.95,
         adam_eps: 1e-8,

@@ -4,7 +4,7 @@ use crate::data::prefetch::MAX_DEPTH;
 use crate::error::{Error, Result};
 use crate::parts::PositionsChoice;
 use crate::settings::{TokenizerChoice, TrainSettings};
-use cllm_core::{Isa, MAX_DIMENSION};
+use cllm_core::{Isa, MAX_DIMENSION, OptimizerKind};
 use core::fmt::Display;
 
 /// A setting that makes no sense.
@@ -161,6 +161,16 @@ impl TrainSettings {
         if let Some(min) = self.min_lr.filter(|min| *min > self.learning_rate) {
             let problem = format!("it must not exceed --learning-rate {}", self.learning_rate);
             return Err(Invalid::new("min_lr", min, problem));
+        }
+        if let Some(momentum) = self.momentum {
+            share("momentum", f64::from(momentum), momentum)?;
+            if self.optimizer != OptimizerKind::Momentum {
+                let problem = format!(
+                    "--optimizer {} has none: give --optimizer momentum, or leave it out",
+                    self.optimizer
+                );
+                return Err(Invalid::new("momentum", momentum, problem));
+            }
         }
         share("beta1", f64::from(self.beta1), self.beta1)?;
         share("beta2", f64::from(self.beta2), self.beta2)?;
@@ -347,6 +357,7 @@ mod tests {
                 (refused(|s| s.weight_decay = bad), "--weight-decay"),
                 (refused(|s| s.grad_clip = bad), "--grad-clip"),
                 (refused(|s| s.dropout = bad), "--dropout"),
+                (refused(|s| s.momentum = Some(bad)), "--momentum"),
                 (refused(|s| s.beta1 = bad), "--beta1"),
                 (refused(|s| s.beta2 = bad), "--beta2"),
                 (refused(|s| s.adam_eps = bad), "--adam-eps"),
@@ -359,6 +370,12 @@ mod tests {
         assert!(refused(|s| s.dropout = 1.0).starts_with("--dropout 1: "));
         assert!(refused(|s| s.beta2 = 1.0).starts_with("--beta2 1: "));
         assert!(refused(|s| s.adam_eps = 0.0).starts_with("--adam-eps 0: "));
+        for kind in [OptimizerKind::AdamW, OptimizerKind::AdamW8, OptimizerKind::Sgd] {
+            let unused = refused(|s| (s.optimizer, s.momentum) = (kind, Some(0.8)));
+            let told =
+                format!("--momentum 0.8: --optimizer {kind} has none: give --optimizer momentum");
+            assert!(unused.starts_with(&told), "{unused}");
+        }
         let above = refused(|s| s.min_lr = Some(0.5));
         assert_eq!(above, "--min-lr 0.5: it must not exceed --learning-rate 0.002");
     }

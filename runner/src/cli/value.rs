@@ -4,7 +4,7 @@
 
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use crate::settings::{LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TuningChoice};
-use cllm_core::{Dtype, Isa};
+use cllm_core::{Dtype, Isa, OptimizerKind};
 use core::str::FromStr;
 use std::path::PathBuf;
 use toml::de::DeValue;
@@ -162,6 +162,14 @@ impl Setting for LossOn {
 
 impl Setting for Dtype {
     const ACCEPTS: &'static str = "f32 or bf16";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.to_ascii_lowercase().parse().ok()
+    }
+}
+
+impl Setting for OptimizerKind {
+    const ACCEPTS: &'static str = "adamw, adamw8, momentum or sgd";
 
     fn from_text(text: &str) -> Option<Self> {
         text.to_ascii_lowercase().parse().ok()

@@ -84,6 +84,9 @@ fn checkpoint(path: &Path) -> Result<Report> {
     report.fact("seed", header.seed);
     shape(&mut report, &header.config)?;
     report.fact("optimizer state", parsed.has_moments());
+    if let Some(optimizer) = parsed.optimizer() {
+        report.fact("optimizer", optimizer.name());
+    }
     if let Ok(meta) = file.meta(&parsed) {
         for (name, validated) in [("last validation", meta.last), ("best validation", meta.best)] {
             if let Some(at) = validated {

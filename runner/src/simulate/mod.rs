@@ -24,7 +24,7 @@ use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use std::path::PathBuf;
 
-use cllm_core::{Actor, Engine, Kernels, Op, Plan, Queue, Run, Slot, Tiling};
+use cllm_core::{Actor, Engine, Kernels, Op, OptimizerKind, Plan, Queue, Run, Slot, Tiling};
 
 use crate::error::{Error, Result};
 use crate::trace::about::{About, Costs};
@@ -144,8 +144,13 @@ fn predict(
     let refused = |e| Error::failure(format!("its step cannot be planned: {e}"));
     let (config, batch, kernels) = (about.model.config(), about.batch(), kernels(about)?);
     let tiling = Tiling { blocking: about.blocking.0, ..Tiling::for_workers(about.tiles_for) };
+    let optimizer: OptimizerKind = about
+        .optimizer
+        .parse()
+        .map_err(|e| Error::failure(format!("its optimizer is {}: {e}", about.optimizer)))?;
     let plan = Plan::with_tiling(&config, batch, workers, &tiling, about.mode(), kernels)
-        .map_err(refused)?;
+        .map_err(refused)?
+        .with_optimizer(optimizer);
     // A queue without pools: nothing is computed.
     if plan.ops().max(plan.slots()).max(plan.words()) > MOST_OPS {
         return Err(Error::failure("its step has more operations than any that was recorded"));

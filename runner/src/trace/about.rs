@@ -2,7 +2,7 @@
 
 use crate::train::event::Model;
 use crate::tune::Sizes;
-use cllm_core::{BatchShape, Dtype, KernelSet, Kernels, Mode};
+use cllm_core::{BatchShape, Dtype, KernelSet, Kernels, Mode, OptimizerKind};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that this program writes and reads.
@@ -42,6 +42,9 @@ pub struct About {
     /// Whether the backward pass made activations again.
     #[serde(default)]
     pub recompute: bool,
+    /// The optimizer; by default that from before there was a choice.
+    #[serde(default = "adamw_name")]
+    pub optimizer: String,
     /// CPUs that the process could use.
     pub cpus: usize,
     /// Steps that the run had done before the first one recorded.
@@ -122,6 +125,11 @@ impl About {
 /// For traces from before there was a choice.
 const fn yes() -> bool {
     true
+}
+
+/// As [`yes`].
+fn adamw_name() -> String {
+    OptimizerKind::AdamW.name().to_owned()
 }
 
 /// As [`yes`].

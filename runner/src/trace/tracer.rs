@@ -135,6 +135,7 @@ impl<'a> Tracer<'a> {
             tiles_for: wanted.tiles_for,
             blocking: Sizes(*plan.blocking()),
             recompute: plan.mode() == Mode::Recompute,
+            optimizer: plan.optimizer().name().to_owned(),
             cpus,
             steps_before: steps_before + warm_up,
             steps: 0,

@@ -11,7 +11,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 31] = [
+const FIXED: [&str; 32] = [
     "base",
     "val_fraction",
     "text_field",
@@ -42,6 +42,7 @@ const FIXED: [&str; 31] = [
     "lora_targets",
     "batch_size",
     "gradient_accumulation_steps",
+    "optimizer",
     "seed",
 ];
 

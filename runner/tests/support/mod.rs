@@ -11,7 +11,7 @@ use cllm::settings::{
 };
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
-use cllm_core::Dtype;
+use cllm_core::{Dtype, OptimizerKind};
 use serde_json::Value;
 
 /// A text with something to learn in it.
@@ -73,6 +73,8 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         lr_schedule: ScheduleChoice::Cosine,
         lr_decay_steps: None,
         weight_decay: 0.1,
+        optimizer: OptimizerKind::AdamW,
+        momentum: None,
         beta1: 0.9,
         beta2: 0.95,
         adam_eps: 1e-8,

@@ -3,7 +3,7 @@
 use super::super::lines::Lines;
 use super::{Case, ROWS, SEQUENCE, VOCAB, WIDTH, Work, floats, mat, out};
 use cllm_core::Kernels;
-use cllm_kernels::{AdamW, Dropout, NormSaved};
+use cllm_kernels::{AdamW, Dither, Dropout, MOMENTS_BLOCK, Moments8, NormSaved, Sgd};
 use core::hint::black_box;
 
 /// Floats of an array in a core's own cache: four of them are 256 KiB.
@@ -143,4 +143,21 @@ fn arrays(
         grad_scale: 1.0,
     };
     case("adamw", 7, Box::new(move || kernels.adamw(&rule, &mut p, &g, &mut m, &mut v)));
+    let (g, mut p) = (floats(n, range), floats(n, range));
+    // Two bytes of codes are read and written for each value; its scales are next to nothing.
+    let (mut first, mut second) = (vec![0; n], vec![0; n]);
+    let mut scales = vec![0.0; 2 * n.div_ceil(MOMENTS_BLOCK)];
+    case(
+        "adamw, 8-bit moments",
+        4,
+        Box::new(move || {
+            let moments = Moments8 { first: &mut first, second: &mut second, scales: &mut scales };
+            kernels.adamw8(&rule, Dither::new(3, 0), &mut p, &g, moments);
+        }),
+    );
+    let rule = Sgd { lr: 1e-3, decay: 0.1, grad_scale: 1.0 };
+    let (g, mut p) = (floats(n, range), floats(n, range));
+    case("sgd", 3, Box::new(move || kernels.sgd(&rule, &mut p, &g)));
+    let (g, mut p, mut m) = (floats(n, range), floats(n, range), Lines::zeros(n));
+    case("momentum", 5, Box::new(move || kernels.momentum(&rule, 0.9, &mut p, &g, &mut m)));
 }
