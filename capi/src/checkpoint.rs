@@ -51,11 +51,7 @@ pub unsafe extern "C" fn cllm_trainer_load(
                     check_model(&header.config, trainer.plan().config())?;
                     trainer.restore(header.updates, |weights, own| {
                         checkpoint.read_parameters(weights);
-                        if checkpoint.has_moments() {
-                            checkpoint.read_moments(own)
-                        } else {
-                            Ok(())
-                        }
+                        if checkpoint.has_moments() { checkpoint.read_moments(own) } else { Ok(()) }
                     })
                 }
                 Work::Evaluate(evaluator) => {
