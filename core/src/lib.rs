@@ -109,7 +109,7 @@ pub use cllm_kernels::{Caches, Dtype, Footprint, IGNORE, Isa, KernelSet, Kernels
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
     ActedTile, Activity, Actor, DrillSeat, Drilled, Engine, EngineError, Idle, Observer, Queue,
-    Rehearsal, SeatError, Slot, Spin, StageView, Unobserved, Worker,
+    Rehearsal, SeatError, Slot, Spin, StageView, Unobserved, Word, Worker,
 };
 pub use line::{LANES, Line, floats, floats_mut};
 #[cfg(not(loom))]

@@ -1,11 +1,10 @@
 //! Memory of a trainer and its engine as one value, of sizes that are known when it is compiled.
 
-use crate::engine::{Queue, Slot};
+use crate::engine::{Queue, Slot, Word};
 use crate::line::Line;
 use crate::plan::{Plan, PlanError, Pool};
 use crate::program::Op;
 use crate::trainer::Pools;
-use core::sync::atomic::AtomicU64;
 
 /// All memory that training, or evaluation, takes, beside the stack: for a static.
 ///
@@ -60,7 +59,7 @@ pub struct Memory<const LINES: usize, const OPS: usize, const SLOTS: usize, cons
 /// Words that begin on a cache line.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Words<const N: usize>([AtomicU64; N]);
+struct Words<const N: usize>([Word; N]);
 
 impl<const LINES: usize, const OPS: usize, const SLOTS: usize, const WORDS: usize>
     Memory<LINES, OPS, SLOTS, WORDS>
@@ -71,7 +70,7 @@ impl<const LINES: usize, const OPS: usize, const SLOTS: usize, const WORDS: usiz
         Self {
             lines: [Line::ZERO; LINES],
             slots: [const { Slot::new() }; SLOTS],
-            words: Words([const { AtomicU64::new(0) }; WORDS]),
+            words: Words([const { Word::new(0) }; WORDS]),
             ops: [Op::ZERO; OPS],
         }
     }

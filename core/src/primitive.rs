@@ -9,16 +9,33 @@
 #![allow(unused_imports, dead_code, reason = "one list for every user, in either build")]
 
 #[cfg(not(loom))]
-pub(crate) use core::{
-    hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
-};
+use core::sync::atomic as atomics;
 #[cfg(loom)]
-pub(crate) use loom::{
-    cell::UnsafeCell,
-    hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
-};
+use loom::sync::atomic as atomics;
+
+pub(crate) use atomics::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+#[cfg(not(loom))]
+pub(crate) use core::hint::spin_loop;
+#[cfg(loom)]
+pub(crate) use loom::{cell::UnsafeCell, hint::spin_loop};
+
+/// The widest atomic that a machine has, up to 64 bits, and what it holds. With `--cfg word32` it is that of
+/// machines without 64-bit atomics (Cortex-M, many RISC-V of 32 bits): so their engine is tested on others.
+#[cfg(all(target_has_atomic = "64", not(word32)))]
+pub(crate) use atomics::AtomicU64 as AtomicWord;
+#[cfg(all(target_has_atomic = "64", not(word32)))]
+pub(crate) type Bits = u64;
+#[cfg(not(all(target_has_atomic = "64", not(word32))))]
+pub(crate) use atomics::AtomicU32 as AtomicWord;
+#[cfg(not(all(target_has_atomic = "64", not(word32))))]
+pub(crate) type Bits = u32;
+
+/// Bits as they are in the widest word.
+#[inline(always)]
+#[allow(clippy::unnecessary_cast, reason = "they are narrower on some machines")]
+pub(crate) const fn wide(bits: Bits) -> u64 {
+    bits as u64
+}
 
 /// [`core::cell::UnsafeCell`] with the interface of loom's, which sees every access.
 ///

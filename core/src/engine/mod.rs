@@ -64,7 +64,7 @@ pub use worker::{SeatError, Worker};
 
 use crate::arithmetic::some;
 use crate::plan::{Plan, PlanError, Pool};
-use crate::primitive::{AtomicBool, AtomicU32, AtomicU64, Ordering, UnsafeCell, spin_loop};
+use crate::primitive::{AtomicBool, AtomicU32, AtomicWord, Bits, Ordering, UnsafeCell, spin_loop};
 use crate::program::{self, Op, Section, To};
 use core::fmt;
 use crossbeam_utils::CachePadded;
@@ -75,6 +75,11 @@ use stage::Board;
 
 /// Words of a cache line.
 const LINE: usize = 8;
+
+/// What [`Pool::Words`] is made of: the widest atomic that the machine has, up to 64 bits. That is
+/// `AtomicU64`, or `AtomicU32` where there is none (Cortex-M among others), where a stage has at most
+/// 4,095 tiles ([`PlanError::TooManyTiles`]).
+pub type Word = AtomicWord;
 
 /// The memory of an [`Engine`]: see [`Plan::ops`], [`Plan::slots`], [`Plan::words`].
 ///
@@ -87,7 +92,7 @@ pub struct Queue<'a> {
     /// [`Pool::Slots`].
     pub slots: &'a mut [Slot],
     /// [`Pool::Words`].
-    pub words: &'a mut [AtomicU64],
+    pub words: &'a mut [Word],
 }
 
 /// Why a run did not end well.
@@ -144,12 +149,12 @@ pub struct Engine<'a> {
     slots: &'a [Slot],
     sections: [core::ops::Range<usize>; Section::COUNT],
     /// Per seat a line: taken, inside a tile.
-    seat_words: &'a [AtomicU64],
+    seat_words: &'a [Word],
     /// Per seat the shares of all stages, in lines of their own.
-    shares: &'a [AtomicU64],
+    shares: &'a [Word],
     board: Board<'a>,
     /// The run and its stages, as a share.
-    published: CachePadded<AtomicU64>,
+    published: CachePadded<Word>,
     /// Seats that have shares of the run.
     members: AtomicU32,
     /// Stages of the run that are not done.
@@ -207,13 +212,13 @@ impl<'a> Engine<'a> {
     pub(crate) fn over(
         ops: &'a [Op],
         slots: &'a mut [Slot],
-        words: &'a mut [AtomicU64],
+        words: &'a mut [Word],
         seats: usize,
         cut: Cut,
         sections: [core::ops::Range<usize>; Section::COUNT],
     ) -> Self {
         for word in &mut *words {
-            *word = AtomicU64::new(0);
+            *word = Word::new(0);
         }
         for slot in &mut *slots {
             *slot = Slot::of(slot.stage);
@@ -229,7 +234,7 @@ impl<'a> Engine<'a> {
             seat_words,
             shares,
             board: Board::new(cut, rest),
-            published: CachePadded::new(AtomicU64::new(0)),
+            published: CachePadded::new(Word::new(0)),
             members: AtomicU32::new(0),
             remaining: CachePadded::new(AtomicU32::new(0)),
             work: CachePadded::new(Event::new()),
@@ -262,7 +267,7 @@ impl<'a> Engine<'a> {
     #[must_use]
     pub fn workers(&self) -> usize {
         let word = |seat: usize| self.seat_words[seat * LINE].load(Ordering::Acquire);
-        (0..self.seats).filter(|seat| word(*seat) == Sitter::Worker as u64).count()
+        (0..self.seats).filter(|seat| word(*seat) == Sitter::Worker as Bits).count()
     }
 
     /// Lets at most `workers` (at least one) take part from the next run on; the others
@@ -301,7 +306,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The word that says whether a seat is inside a tile.
-    fn inside(&self, seat: usize) -> &AtomicU64 {
+    fn inside(&self, seat: usize) -> &Word {
         &self.seat_words[seat * LINE + 1]
     }
 

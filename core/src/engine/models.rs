@@ -109,7 +109,7 @@ fn leak<T>(value: T) -> &'static T {
 /// it opened the share is there for both, and each tile has one taker.
 fn claim_and_steal() {
     loom::model(|| {
-        let words = leak([AtomicU64::new(0), AtomicU64::new(0)]);
+        let words = leak([AtomicWord::new(0), AtomicWord::new(0)]);
         let job = leak(Plain::new(0));
         let tiles: &'static [Plain<bool>; 3] = leak(core::array::from_fn(|_| Plain::new(false)));
         let thief = thread::spawn(move || {
@@ -176,7 +176,7 @@ fn a_share_needs_an_acquiring_load() {
 /// A thief that slept since run 1 finds the same tiles in a share of run `next`.
 fn late_thief(next: u32) {
     loom::model(move || {
-        let word = leak(AtomicU64::new(0));
+        let word = leak(AtomicWord::new(0));
         Range(word).open(Share { run: 1, start: 0, end: 2 });
         let late = Range(word).load();
         let thief = thread::spawn(move || Range(word).take_back(late, 1));
@@ -217,8 +217,8 @@ fn stage(shape: Shape, tiles: u32, level: u32, spans: u32) -> Stage {
 /// What two threads wrote for a tile is there for who finds it ready.
 fn dependencies() {
     loom::model(|| {
-        let counters: &'static Vec<AtomicU64> =
-            leak((0..CUT.counters()).map(|_| AtomicU64::new(0)).collect());
+        let counters: &'static Vec<AtomicWord> =
+            leak((0..CUT.counters()).map(|_| AtomicWord::new(0)).collect());
         let rows = leak([Plain::new(0), Plain::new(0)]);
         let first = stage(Shape::Rows { first_block: 0, level: 1 }, 2, 0, 0);
         let other = thread::spawn(move || {

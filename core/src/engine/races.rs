@@ -114,8 +114,8 @@ impl<'p> Program<'p> {
 
     /// Runs all tiles in the order of the program.
     fn tiles(&mut self, run: Run) -> Vec<Tile> {
-        let counters: Vec<AtomicU64> =
-            (0..self.plan.cut().counters()).map(|_| AtomicU64::new(0)).collect();
+        let counters: Vec<AtomicWord> =
+            (0..self.plan.cut().counters()).map(|_| AtomicWord::new(0)).collect();
         let board = Board::new(self.plan.cut(), &counters);
         let slots = self.slots(run);
         let n = self.plan.tokens();
@@ -220,8 +220,8 @@ impl<'p> Program<'p> {
     fn check(&mut self, run: Run, what: &str) -> usize {
         let tiles = self.tiles(run);
         let slots = self.slots(run);
-        let counters: Vec<AtomicU64> =
-            (0..self.plan.cut().counters()).map(|_| AtomicU64::new(0)).collect();
+        let counters: Vec<AtomicWord> =
+            (0..self.plan.cut().counters()).map(|_| AtomicWord::new(0)).collect();
         let board = Board::new(self.plan.cut(), &counters);
         let mut free = 0;
         for (x, withheld) in tiles.iter().enumerate() {

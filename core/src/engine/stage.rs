@@ -23,7 +23,7 @@
 //! A ready tile stays ready until the run ends.
 
 use super::fault::{Access, order};
-use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::primitive::{AtomicU32, AtomicWord, Bits, Ordering};
 use core::ops::Range;
 
 /// No stage.
@@ -237,15 +237,15 @@ impl Cut {
 /// The counters of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Board<'a> {
-    rows: &'a [AtomicU64],
-    spans: &'a [AtomicU64],
-    levels: &'a [AtomicU64],
+    rows: &'a [AtomicWord],
+    spans: &'a [AtomicWord],
+    levels: &'a [AtomicWord],
     cut: Cut,
 }
 
 impl<'a> Board<'a> {
     /// Over `cut.counters()` counters.
-    pub(super) fn new(cut: Cut, counters: &'a [AtomicU64]) -> Self {
+    pub(super) fn new(cut: Cut, counters: &'a [AtomicWord]) -> Self {
         let (rows, rest) = counters.split_at(cut.blocks());
         let (spans, levels) = rest.split_at(cut.spans());
         Self { rows, spans, levels, cut }
@@ -262,9 +262,9 @@ impl<'a> Board<'a> {
         }
     }
 
-    fn reached(counters: &[AtomicU64], needed: u32) -> bool {
+    fn reached(counters: &[AtomicWord], needed: u32) -> bool {
         let read = order(Access::ReadCount, Ordering::Acquire);
-        counters.iter().all(|counter| counter.load(read) >= u64::from(needed))
+        counters.iter().all(|counter| counter.load(read) >= needed as Bits)
     }
 
     /// Whether what all tiles of a stage wait for is there.
@@ -275,7 +275,7 @@ impl<'a> Board<'a> {
                 Shape::List if stage.needs.level > 0 => {
                     let level = &self.levels[stage.needs.level as usize];
                     let read = order(Access::ReadCount, Ordering::Acquire);
-                    level.load(read) == self.rows.len() as u64
+                    level.load(read) == self.rows.len() as Bits
                 }
                 _ => true,
             }
@@ -305,7 +305,7 @@ impl<'a> Board<'a> {
         match stage.shape {
             Shape::Rows { first_block, level } => {
                 let row = &self.rows[(first_block + tile) as usize];
-                row.store(u64::from(level), counted);
+                row.store(level as Bits, counted);
             }
             Shape::Attention { parts, .. } => {
                 self.spans[(tile / parts) as usize].fetch_add(1, counted);
@@ -318,7 +318,7 @@ impl<'a> Board<'a> {
     pub(super) fn count(&self, stage: &Stage, tiles: u32) {
         if let Shape::Rows { level, .. } = stage.shape {
             let counted = order(Access::CountDone, Ordering::Release);
-            self.levels[level as usize].fetch_add(u64::from(tiles), counted);
+            self.levels[level as usize].fetch_add(tiles as Bits, counted);
         }
     }
 }
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_tile_is_ready_when_what_it_reads_is_done() {
-        let counters: [AtomicU64; 17] = core::array::from_fn(|_| AtomicU64::new(9));
+        let counters: [AtomicWord; 17] = core::array::from_fn(|_| AtomicWord::new(9));
         assert_eq!(CUT.counters(), counters.len());
         let board = Board::new(CUT, &counters);
         board.reset();
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_stage_waits_for_other_stages_to_be_done() {
-        let counters: [AtomicU64; 17] = core::array::from_fn(|_| AtomicU64::new(0));
+        let counters: [AtomicWord; 17] = core::array::from_fn(|_| AtomicWord::new(0));
         let board = Board::new(CUT, &counters);
         let mut slots = [const { Slot::new() }; 2];
         slots[1].stage.tiles = 2;

@@ -105,7 +105,7 @@ fn engine_of<const N: usize>(
     });
     let slots = Box::leak(Box::new(slots));
     let count = words(seats, slots.len(), &CUT).unwrap();
-    let words: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
+    let words: Vec<AtomicWord> = (0..count).map(|_| AtomicWord::new(0)).collect();
     let words = Box::leak(words.into_boxed_slice());
     let mut sections = [const { 0..0 }; Section::COUNT];
     sections[Section::Forward as usize] = 0..N;

@@ -31,7 +31,7 @@ use super::idle::{Idle, Lookout};
 use super::observe::{Activity, Observer, Unobserved};
 use super::range::Share;
 use super::{Engine, LINE, Taken};
-use crate::primitive::Ordering;
+use crate::primitive::{Bits, Ordering};
 use core::fmt;
 
 /// Why a thread cannot serve.
@@ -69,7 +69,7 @@ pub(super) enum Sitter {
 
 /// A seat that the caller has left to a worker who waits for it: not the caller's again,
 /// who would be back for the next run before the worker is awake.
-const KEPT: u64 = 3;
+const KEPT: Bits = 3;
 
 /// A worker in the queue for the caller's seat.
 struct Queueing<'e, I: Idle + ?Sized> {
@@ -230,8 +230,8 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
         let mut sitter = None;
         for seat in 0..engine.seats {
             let word = &engine.seat_words[seat * LINE];
-            let take = |from: u64| {
-                word.compare_exchange(from, who as u64, Ordering::AcqRel, Ordering::Relaxed)
+            let take = |from: Bits| {
+                word.compare_exchange(from, who as Bits, Ordering::AcqRel, Ordering::Relaxed)
             };
             let taken = match take(0) {
                 Err(KEPT) if who == Sitter::Worker => take(KEPT),
@@ -245,7 +245,7 @@ impl<'e, I: Idle + ?Sized> Worker<'e, I> {
                     let dice = dice | 1;
                     return Ok(Self { engine, idle, seat, who, run, first, uncounted, dice });
                 }
-                Err(taken) if taken == Sitter::Caller as u64 => sitter = Some(Sitter::Caller),
+                Err(taken) if taken == Sitter::Caller as Bits => sitter = Some(Sitter::Caller),
                 Err(_) => {}
             }
         }

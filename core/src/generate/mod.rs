@@ -15,7 +15,7 @@ mod plan;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-use crate::engine::{Engine, EngineError, Idle, Queue, Slot};
+use crate::engine::{Engine, EngineError, Idle, Queue, Slot, Word};
 use crate::line::{LANES, Line, floats_mut};
 use crate::params::{BlockParam, Param};
 use crate::plan::{PlanError, Pool, check_kernels};
@@ -51,7 +51,7 @@ impl<'a> Engine<'a> {
     pub fn for_generation(plan: &GeneratePlan, queue: Queue<'a>) -> Result<Self, PlanError> {
         let (slots, words) = (plan.slots(), plan.words());
         enough(Pool::Slots, slots * size_of::<Slot>(), size_of_val(queue.slots))?;
-        enough(Pool::Words, words * size_of::<u64>(), size_of_val(queue.words))?;
+        enough(Pool::Words, words * size_of::<Word>(), size_of_val(queue.words))?;
         let (stages, words) = (&mut queue.slots[..slots], &mut queue.words[..words]);
         for (id, slot) in stages.iter_mut().enumerate() {
             *slot = Slot::of(plan.stage(id));

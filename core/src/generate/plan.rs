@@ -153,8 +153,9 @@ impl GeneratePlan {
         }
         let mut id = 0;
         while id < plan.slots() {
-            if plan.tiles(id) > MAX_TILES {
-                return Err(overflow);
+            let tiles = plan.tiles(id);
+            if tiles > MAX_TILES {
+                return Err(PlanError::TooManyTiles { tiles, most: MAX_TILES });
             }
             id += 1;
         }

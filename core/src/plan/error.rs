@@ -37,6 +37,14 @@ pub enum PlanError {
         /// That of the kernels handed over.
         kernels: KernelSet,
     },
+    /// A stage of the step has more tiles than a word of this machine ([`Word`](crate::Word)) can number: a smaller
+    /// batch or model has fewer, and so have larger blocks and fewer workers.
+    TooManyTiles {
+        /// Tiles of the largest stage, or `u32::MAX` for any more.
+        tiles: usize,
+        /// Most that are possible here.
+        most: usize,
+    },
     /// Training needs a plan for [`Mode::Train`](super::Mode::Train) or [`Mode::Recompute`](super::Mode::Recompute).
     WrongMode,
     /// The engine was made for a plan with other stages.
@@ -116,6 +124,13 @@ impl PlanError {
             Self::WrongKernels { .. } => {
                 Message::plain("the plan is for other kernels than were given")
             }
+            Self::TooManyTiles { tiles, most } => Message::two(
+                "a stage of the step has ",
+                Number(tiles),
+                " tiles, more than the ",
+                Number(most),
+                " that this machine can number: use a smaller batch, larger blocks or fewer workers",
+            ),
             Self::WrongMode => Message::plain("the plan is for evaluation: it has no gradients"),
             Self::WrongEngine => Message::plain("the engine was made for another plan"),
             Self::TooSmall { need, got, .. } => Message::two(

@@ -3,10 +3,9 @@
 use super::{BatchShape, Mode, Plan, Pool, Tiling};
 use crate::arithmetic::most;
 use crate::config::ModelConfig;
-use crate::engine::Slot;
+use crate::engine::{Slot, Word};
 use crate::line::Line;
 use crate::message::Text;
-use crate::primitive::AtomicU64;
 use crate::program::Op;
 use cllm_kernels::KernelSet;
 
@@ -206,7 +205,7 @@ impl Sizes {
         let of_lines = lines.saturating_mul(size_of::<Line>());
         let of_ops = ops.saturating_mul(size_of::<Op>());
         let of_slots = slots.saturating_mul(size_of::<Slot>());
-        let of_words = words.saturating_mul(size_of::<AtomicU64>());
+        let of_words = words.saturating_mul(size_of::<Word>());
         of_lines.saturating_add(of_ops).saturating_add(of_slots).saturating_add(of_words)
     }
 

@@ -25,11 +25,10 @@ pub(crate) use trained::LOADED_ROWS;
 use crate::adapter::{AdapterTable, Adapters};
 use crate::arithmetic::{least, most, ok, some};
 use crate::config::{ConfigError, ModelConfig};
-use crate::engine::{self, Cut, NONE, Slot};
+use crate::engine::{self, Cut, MAX_TILES, NONE, Slot, Word};
 use crate::line::{LANES, Line};
 use crate::optimizer::OptimizerKind;
 use crate::params::ParamTable;
-use crate::primitive::AtomicU64;
 use crate::program::{self, Op, To};
 use cllm_kernels::{KernelSet, Kernels};
 
@@ -48,8 +47,10 @@ pub(crate) const DROPPED_ROWS: usize = cllm_kernels::KC;
 pub(crate) const TABLE_ROWS: usize = 256;
 /// Floats of the gradient whose squares are summed up together, at least: part of the promise.
 const SQUARES_BLOCK: usize = 32 * 1024;
-/// Most tiles of an arena: well below what an operation can have.
-const ARENA_TILES: usize = 1 << 18;
+/// Most tiles of an arena whose squares are summed up: part of the promise too.
+const SQUARES_TILES: usize = 1 << 18;
+/// Most tiles of an arena, but for one more of each tensor: well below what an operation can have.
+const ARENA_TILES: usize = (MAX_TILES + 1) / 4;
 /// Floats of logits of a group of rows, if that allows for [`GROUP_ROWS`]: 8 MiB.
 const LOGITS: usize = 2 * 1024 * 1024;
 /// Rows of a group of logits come in multiples of this: whole row blocks of every size.
@@ -333,8 +334,14 @@ impl Plan {
         let program = program::build(&plan, To::Nowhere);
         (plan.ops, plan.slots) = (program.ops, program.stages);
         // Stages are numbered in 16 bits.
-        let fits = program.fits && plan.slots < NONE as usize;
-        if fits && plan.is_addressable() { Ok(plan) } else { Err(overflow) }
+        if !(program.fits && plan.slots < NONE as usize && plan.is_addressable()) {
+            return Err(overflow);
+        }
+        let tiles = program.tiles;
+        if tiles > MAX_TILES {
+            return Err(PlanError::TooManyTiles { tiles, most: MAX_TILES });
+        }
+        Ok(plan)
     }
 
     /// The kernels that it is for.
@@ -520,7 +527,7 @@ impl Plan {
             Pool::Slots => return self.slots.checked_mul(size_of::<Slot>()),
             Pool::Words => {
                 let words = some!(engine::words(self.workers, self.slots, &self.cut()));
-                return words.checked_mul(size_of::<AtomicU64>());
+                return words.checked_mul(size_of::<Word>());
             }
             Pool::Batch => {
                 let tokens = some!(self.batch.sequences.checked_mul(self.batch.tokens));
@@ -547,7 +554,12 @@ pub(crate) const fn to_lines(floats: usize) -> Option<usize> {
 
 /// Floats of a tile of an arena, if there are as many tiles as an operation can well have.
 const fn least_block(arena: usize) -> usize {
-    arena.div_ceil(ARENA_TILES).next_multiple_of(LANES)
+    tile_of(arena, ARENA_TILES)
+}
+
+/// Floats of whole lines that so many tiles of an arena have at most.
+const fn tile_of(arena: usize, tiles: usize) -> usize {
+    arena.div_ceil(tiles).next_multiple_of(LANES)
 }
 
 /// Floats of the gradient arena whose squares are summed up together.
@@ -555,7 +567,7 @@ const fn least_block(arena: usize) -> usize {
 /// The sums are added up tile by tile, so it depends on the model alone: bits must not depend
 /// on the number of workers, nor on [`Blocking`].
 pub(crate) const fn squares_block(arena: usize) -> usize {
-    most(least_block(arena), SQUARES_BLOCK)
+    most(tile_of(arena, SQUARES_TILES), SQUARES_BLOCK)
 }
 
 /// Rows of a group of the output projection.

@@ -3,7 +3,8 @@
 //! What makes them is a `const fn`, which can call no closure: so what may become of them is listed here.
 
 use super::{Kind, Op, Section};
-use crate::engine::{MAX_TILES, Slot, Stage};
+use crate::arithmetic::most;
+use crate::engine::{Slot, Stage};
 use core::ops::Range;
 
 /// Where operations and stages go.
@@ -21,6 +22,8 @@ pub(crate) enum To<'a> {
 pub(crate) struct Program {
     pub(crate) ops: usize,
     pub(crate) stages: usize,
+    /// Tiles of the stage that has most.
+    pub(crate) tiles: usize,
     /// No number is too large, and all are the same if they were to be.
     pub(crate) fits: bool,
     /// The stages of each section.
@@ -28,8 +31,13 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(super) const EMPTY: Self =
-        Self { ops: 0, stages: 0, fits: true, sections: [const { 0..0 }; Section::COUNT] };
+    pub(super) const EMPTY: Self = Self {
+        ops: 0,
+        stages: 0,
+        tiles: 0,
+        fits: true,
+        sections: [const { 0..0 }; Section::COUNT],
+    };
 
     pub(super) const fn op(&mut self, to: &mut To<'_>, kind: Kind, index: usize, tiles: usize) {
         self.fits &= index <= u32::MAX as usize && tiles <= u32::MAX as usize;
@@ -48,7 +56,7 @@ impl Program {
 
     pub(super) const fn stage(&mut self, to: &mut To<'_>, section: Section, stage: Stage) {
         let number = self.stages;
-        self.fits &= stage.tiles as usize <= MAX_TILES;
+        self.tiles = most(self.tiles, stage.tiles as usize);
         match to {
             To::Nowhere => {}
             To::Queue(_, slots) => {

@@ -20,7 +20,7 @@ use crate::engine::{Activity, Job, Observer, Shape, Taken};
 use crate::optimizer::{Rule, UpdateReport};
 use crate::params::{Param, ParamSpec};
 use crate::plan::{Buffer, Plan};
-use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::primitive::{AtomicU32, AtomicWord, Bits, Ordering, wide};
 use crate::program::{self, Kind, Matrix, Norm, Op};
 use crate::shared::Shared;
 use cllm_kernels::{Dropout, Kernels, Operand, OperandMut};
@@ -53,41 +53,65 @@ enum Site {
     MlpOut = 3,
 }
 
+/// An `f64` in as many words as it takes: who reads it does not meet who writes it.
+#[derive(Debug)]
+struct Number([AtomicWord; 64 / Bits::BITS as usize]);
+
+impl Number {
+    fn new(value: f64) -> Self {
+        let number = Self(core::array::from_fn(|_| AtomicWord::new(0)));
+        number.set(value);
+        number
+    }
+
+    // Relaxed throughout: the engine orders tiles that wait for one another.
+
+    fn set(&self, value: f64) {
+        for (word, at) in self.0.iter().zip((0..).step_by(Bits::BITS as usize)) {
+            word.store((value.to_bits() >> at) as Bits, Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> f64 {
+        let words = self.0.iter().zip((0..).step_by(Bits::BITS as usize));
+        let part = |(word, at): (&AtomicWord, u32)| wide(word.load(Ordering::Relaxed)) << at;
+        f64::from_bits(words.map(part).sum())
+    }
+}
+
 /// What a run finds out as a whole: written by one tile each, read after the run or by
 /// tiles that wait for that one.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    loss: AtomicU64,
-    grad_norm: AtomicU64,
+    loss: Number,
+    grad_norm: Number,
     scale: AtomicU32,
 }
 
 impl Outcome {
     pub(crate) fn new() -> Self {
-        let nan = f64::NAN.to_bits();
-        Self { loss: AtomicU64::new(nan), grad_norm: AtomicU64::new(nan), scale: AtomicU32::new(0) }
+        let [loss, grad_norm] = [Number::new(f64::NAN), Number::new(f64::NAN)];
+        Self { loss, grad_norm, scale: AtomicU32::new(0) }
     }
 
-    // Relaxed throughout: the engine orders tiles that wait for one another.
-
     fn set_loss(&self, sum: f64) {
-        self.loss.store(sum.to_bits(), Ordering::Relaxed);
+        self.loss.set(sum);
     }
 
     /// Sum of the losses of all targets that count.
     pub(crate) fn loss(&self) -> f64 {
-        f64::from_bits(self.loss.load(Ordering::Relaxed))
+        self.loss.get()
     }
 
     fn set_update(&self, report: UpdateReport) {
-        self.grad_norm.store(report.grad_norm.to_bits(), Ordering::Relaxed);
+        self.grad_norm.set(report.grad_norm);
         self.scale.store(report.scale.to_bits(), Ordering::Relaxed);
     }
 
     /// Norm of the gradient, and the clip's factor.
     pub(crate) fn update(&self) -> UpdateReport {
         UpdateReport {
-            grad_norm: f64::from_bits(self.grad_norm.load(Ordering::Relaxed)),
+            grad_norm: self.grad_norm.get(),
             scale: f32::from_bits(self.scale.load(Ordering::Relaxed)),
         }
     }

@@ -43,7 +43,7 @@ fn engine_for(seats: usize, blocks: usize) -> &'static Engine<'static> {
         [stage(rows, blocks as u32, 0, 0), stage(Shape::List, 1, 1, 0)].map(Slot::of).into();
     let slots = Box::leak(slots.into_boxed_slice());
     let count = words(seats, slots.len(), &cut).unwrap();
-    let words: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
+    let words: Vec<AtomicWord> = (0..count).map(|_| AtomicWord::new(0)).collect();
     let words = Box::leak(words.into_boxed_slice());
     let mut sections = [const { 0..0 }; Section::COUNT];
     sections[Section::Forward as usize] = 0..2;
