@@ -5,8 +5,8 @@ mod support;
 
 use cllm_core::{
     AdapterSite, AdapterSites, Adapters, Architecture, Batch, BatchShape, Blocking, Dtype, Engine,
-    Isa, Kernels, Mode, ModelConfig, Optimizer, Packing, Param, Plan, PlanError, Pool, StepError,
-    Tiling, Trainer,
+    Isa, Kernels, Line, Mode, ModelConfig, Optimizer, Packing, Param, Plan, PlanError, Pool, Pools,
+    StepError, Tiling, Trainer,
 };
 use support::config::{CAPPED, LLAMA, SMALL};
 use support::memory::{self, Memory};
@@ -362,6 +362,57 @@ fn matrices_beside_adapters_are_kept_as_panels() {
         }
         let end = trainer.evaluate(&batch).unwrap();
         assert!(end.mean() < start.mean() - 0.1, "{start:?} {end:?}");
+    }
+}
+
+/// Panels that are there already may lie where nobody writes: the same bits, in less memory.
+#[test]
+fn panels_may_be_where_they_are_only_read() {
+    let (tokens, targets) = (ids(5), ids(6));
+    let batch = Batch::new(&tokens, &targets);
+    let tiling = Tiling { packing: Some(Packing::Kept), ..Tiling::default() };
+    for (config, adapters) in cases() {
+        for kernels in [Kernels::scalar(), Kernels::detect().with_dtype(Dtype::Bf16)] {
+            let kept = plan((&config, Some(&adapters)), &tiling, Mode::Train, kernels);
+            let weights = weights(&config, kernels);
+            let table = token_table(&kept, &weights);
+            let steps = |trainer: &mut Trainer<'_>| {
+                load(trainer, &weights);
+                for _ in 0..2 {
+                    trainer.accumulate(&batch, tokens.len()).unwrap();
+                    trainer.update(&Optimizer::default(), 1e-2).unwrap();
+                }
+                let loss = trainer.evaluate(&batch).unwrap().sum.to_bits();
+                (loss, trainer.parameters().iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+            };
+            let mut panels = Vec::new();
+            let own = memory::with_adapter_dropout(&kept, kernels, SEED, &table, 0.0, |trainer| {
+                let own = steps(trainer);
+                panels = trainer.panels().to_vec();
+                own
+            });
+            let before = panels.clone();
+            let mut memory = Memory::new(&kept);
+            let of = |memory: &mut Memory, plan: &Plan, panels: &[Line]| {
+                let (pools, queue) = memory.parts();
+                let pools = Pools { packed: &mut [], ..pools };
+                let engine = Engine::new(plan, queue).unwrap();
+                let trainer = Trainer::over_panels(plan, kernels, pools, panels, &engine, SEED)?;
+                let mut trainer = trainer.look_up_in(&table)?;
+                trainer.initialise();
+                Ok::<_, PlanError>(steps(&mut trainer))
+            };
+            let lent = of(&mut memory, &kept, &panels);
+            assert!(lent == Ok(own), "{:?} {kernels:?}", adapters.sites);
+            assert!(panels == before, "panels that are only read have changed");
+            let (need, got) = (kept.bytes(Pool::Packed), kept.bytes(Pool::Packed) - 64);
+            let short = of(&mut memory, &kept, &panels[1..]).unwrap_err();
+            assert_eq!(short, PlanError::TooSmall { pool: Pool::Packed, need, got });
+            let fresh = Tiling { packing: Some(Packing::Fresh), ..Tiling::default() };
+            let fresh = plan((&config, Some(&adapters)), &fresh, Mode::Train, kernels);
+            let refused = of(&mut Memory::new(&fresh), &fresh, &panels).unwrap_err();
+            assert_eq!(refused, PlanError::NothingKept);
+        }
     }
 }
 

@@ -71,6 +71,15 @@ impl<'a> Shared<'a> {
         Self { ptr: lines.as_mut_ptr().cast(), len, memory: PhantomData }
     }
 
+    /// Lines that are only read: they may lie where nobody can write.
+    ///
+    /// # Safety
+    /// Nobody asks for a part of it to write to.
+    pub(crate) unsafe fn read_only(lines: &'a [Line]) -> Self {
+        let len = lines.len() * LANES;
+        Self { ptr: lines.as_ptr().cast_mut().cast(), len, memory: PhantomData }
+    }
+
     #[track_caller]
     fn check(&self, at: usize, extent: usize) {
         let fits = at.checked_add(extent).is_some_and(|end| end <= self.len);

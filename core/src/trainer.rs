@@ -28,6 +28,7 @@ use crate::shared::Shared;
 use crate::step::{DropoutKey, Outcome, Step};
 use cllm_kernels::{IGNORE, Kernels};
 use core::fmt;
+use load::Panels;
 
 /// The memory that a [`Trainer`] or an [`Evaluator`] works in: see [`Plan::bytes`].
 ///
@@ -60,7 +61,7 @@ struct Machine<'a> {
     parameters: &'a mut [Line],
     gradients: &'a mut [Line],
     moments: &'a mut [Line],
-    packed: &'a mut [Line],
+    packed: Panels<'a>,
     activations: &'a mut [Line],
     scratch: &'a mut [Line],
     /// The packed weights are those of `parameters`, or have been loaded.
@@ -121,6 +122,7 @@ impl<'a> Machine<'a> {
         plan: &Plan,
         kernels: &'static Kernels,
         pools: Pools<'a>,
+        panels: Option<&'a [Line]>,
         engine: &'a Engine<'a>,
     ) -> Result<Self, PlanError> {
         /// The planned part of a pool.
@@ -139,7 +141,10 @@ impl<'a> Machine<'a> {
         let parameters = take(plan, Pool::Parameters, pools.parameters)?;
         let gradients = take(plan, Pool::Gradients, pools.gradients)?;
         let moments = take(plan, Pool::Moments, pools.moments)?;
-        let packed = take(plan, Pool::Packed, pools.packed)?;
+        let packed = match panels {
+            Some(panels) => Panels::lent(plan, panels)?,
+            None => Panels::Own(take(plan, Pool::Packed, pools.packed)?),
+        };
         let activations = take(plan, Pool::Activations, pools.activations)?;
         let scratch = take(plan, Pool::Scratch, pools.scratch)?;
         // The gaps between tensors must be zero; everything else is written before it is read.
@@ -159,7 +164,7 @@ impl<'a> Machine<'a> {
             packed,
             activations,
             scratch,
-            packed_is_current: false,
+            packed_is_current: panels.is_some(),
             token_table: None,
         })
     }
@@ -172,7 +177,7 @@ impl<'a> Machine<'a> {
             params: Shared::new(self.parameters),
             grads: Shared::new(self.gradients),
             moments: Shared::new(self.moments),
-            packed: Shared::new(self.packed),
+            packed: self.packed.shared(),
             act: Shared::new(self.activations),
             scratch: Shared::new(self.scratch),
             tokens: inputs.tokens,
@@ -273,11 +278,23 @@ impl<'a> Trainer<'a> {
         engine: &'a Engine<'a>,
         seed: u64,
     ) -> Result<Self, PlanError> {
+        Self::over(plan, kernels, pools, None, engine, seed)
+    }
+
+    /// With panels that are only read, or [`Pools::packed`].
+    fn over(
+        plan: &Plan,
+        kernels: &'static Kernels,
+        pools: Pools<'a>,
+        panels: Option<&'a [Line]>,
+        engine: &'a Engine<'a>,
+        seed: u64,
+    ) -> Result<Self, PlanError> {
         if !plan.mode.trains() {
             return Err(PlanError::WrongMode);
         }
         Ok(Self {
-            machine: Machine::new(plan, kernels, pools, engine)?,
+            machine: Machine::new(plan, kernels, pools, panels, engine)?,
             seed,
             updates: 0,
             micro: 0,

@@ -130,6 +130,7 @@ pub fn plan_error(error: PlanError) -> Error {
         PlanError::Blocking(_)
         | PlanError::Adapters(_)
         | PlanError::TooLong { .. }
+        | PlanError::NothingKept
         | PlanError::TooManyTiles { .. }
         | PlanError::TooSmall { .. }
         | PlanError::NoKernels(_)

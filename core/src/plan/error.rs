@@ -45,6 +45,8 @@ pub enum PlanError {
         /// Most that are possible here.
         most: usize,
     },
+    /// Panels that are only read are for a plan that keeps them ([`Packing::Kept`](super::Packing::Kept)).
+    NothingKept,
     /// Training needs a plan for [`Mode::Train`](super::Mode::Train) or [`Mode::Recompute`](super::Mode::Recompute).
     WrongMode,
     /// The engine was made for a plan with other stages.
@@ -130,6 +132,9 @@ impl PlanError {
                 " tiles, more than the ",
                 Number(most),
                 " that this machine can number: use a smaller batch, larger blocks or fewer workers",
+            ),
+            Self::NothingKept => Message::plain(
+                "the plan keeps no panels that could be read from elsewhere: it wants adapters and Packing::Kept",
             ),
             Self::WrongMode => Message::plain("the plan is for evaluation: it has no gradients"),
             Self::WrongEngine => Message::plain("the engine was made for another plan"),

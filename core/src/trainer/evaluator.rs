@@ -56,7 +56,7 @@ impl<'a> Evaluator<'a> {
         pools: Pools<'a>,
         engine: &'a Engine<'a>,
     ) -> Result<Self, PlanError> {
-        Ok(Self { machine: Machine::new(plan, kernels, pools, engine)? })
+        Ok(Self { machine: Machine::new(plan, kernels, pools, None, engine)? })
     }
 
     /// As [`Trainer::wait_with`](crate::Trainer::wait_with).

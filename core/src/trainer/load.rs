@@ -1,14 +1,79 @@
 //! Weights that come from elsewhere, piece by piece: those of which only panels are kept are in memory as
-//! floats a piece at a time, and the token table that goes with them stays elsewhere.
+//! floats a piece at a time, and the token table that goes with them stays elsewhere. So may the panels.
+#![expect(unsafe_code, reason = "lends panels that are only read: see `shared`")]
 
-use super::Trainer;
-use crate::line::floats_mut;
+use super::{Pools, Trainer};
+use crate::engine::Engine;
+use crate::line::{Line, floats_mut};
 use crate::params::{Param, ParamSpec};
 use crate::plan::{LOADED_ROWS, Packing, Plan, PlanError, Pool};
 use crate::program::Matrix;
+use crate::shared::Shared;
 use cllm_kernels::{Kernels, MatRef};
 
+/// Where the panels of weights lie.
+pub(super) enum Panels<'a> {
+    /// In [`Pools::packed`].
+    Own(&'a mut [Line]),
+    /// Where they are only read, of a plan that keeps them.
+    Lent(&'a [Line]),
+}
+
+impl<'a> Panels<'a> {
+    /// # Errors
+    /// The plan does not keep panels, or there are too few.
+    pub(super) fn lent(plan: &Plan, panels: &'a [Line]) -> Result<Self, PlanError> {
+        if plan.packing() != Packing::Kept {
+            return Err(PlanError::NothingKept);
+        }
+        plan.check(Pool::Packed, size_of_val(panels))?;
+        Ok(Self::Lent(&panels[..plan.lines(Pool::Packed)]))
+    }
+
+    pub(super) fn shared(&mut self) -> Shared<'_> {
+        match self {
+            Self::Own(lines) => Shared::new(lines),
+            // SAFETY: a program packs no weights that are kept, and nothing else writes here.
+            Self::Lent(lines) => unsafe { Shared::read_only(lines) },
+        }
+    }
+
+    fn lines(&self) -> &[Line] {
+        match self {
+            Self::Own(lines) => lines,
+            Self::Lent(lines) => lines,
+        }
+    }
+}
+
 impl<'a> Trainer<'a> {
+    /// As [`Trainer::new`], of a plan that keeps matrices as panels ([`Packing::Kept`]), over panels that are there
+    /// and are only read: a mapped file, or flash memory. They are what [`Trainer::panels`] of a trainer with such a
+    /// plan and the same kernels gives once it has loaded. [`Pools::packed`] may be empty.
+    ///
+    /// What is still to come are the other tensors ([`Trainer::load`], which then reads no matrix, or
+    /// [`Trainer::parameters_mut`]) and the token table ([`Trainer::look_up_in`]).
+    ///
+    /// # Errors
+    /// As for [`Trainer::new`]; the plan keeps no panels, or there are too few.
+    pub fn over_panels(
+        plan: &Plan,
+        kernels: &'static Kernels,
+        pools: Pools<'a>,
+        panels: &'a [Line],
+        engine: &'a Engine<'a>,
+        seed: u64,
+    ) -> Result<Self, PlanError> {
+        Self::over(plan, kernels, pools, Some(panels), engine, seed)
+    }
+
+    /// The panels of all matrices that are kept as such ([`Packing::Kept`]), for [`Trainer::over_panels`]: what
+    /// [`Trainer::load`] has made of them for these kernels. Of other plans they are of the last step's weights.
+    #[must_use]
+    pub fn panels(&self) -> &[Line] {
+        self.machine.packed.lines()
+    }
+
     /// Where tokens are looked up if matrices are kept as panels ([`Packing::Kept`]): the bytes of the token
     /// table, of `f32` with the lowest byte first, row after row. Only rows of tokens in batches are read.
     /// Other plans have the table among the parameters and look at it there.
@@ -28,7 +93,7 @@ impl<'a> Trainer<'a> {
     /// Sets the weights of the model, adapters apart. `read` is asked for the values of each tensor of
     /// [`Plan::table`], in its order, and writes all of them: of those in [`Plan::resident`] at once; of
     /// others 256 rows at a time, the number of the first of which it is told, in `staging`, of which
-    /// panels are made ([`Packing::Kept`]).
+    /// panels are made ([`Packing::Kept`]), unless they are there ([`Trainer::over_panels`]).
     ///
     /// # Errors
     /// Those of `read`. The weights are then in part what they were: load again.
@@ -42,6 +107,10 @@ impl<'a> Trainer<'a> {
     ) -> Result<(), E> {
         let machine = &mut self.machine;
         let plan = &machine.plan;
+        let mut packed = match &mut machine.packed {
+            Panels::Own(lines) => Some(floats_mut(lines)),
+            Panels::Lent(_) => None,
+        };
         machine.packed_is_current = false;
         self.micro = 0;
         for spec in plan.table.iter() {
@@ -49,6 +118,7 @@ impl<'a> Trainer<'a> {
                 read(&spec, 0, &mut floats_mut(machine.parameters)[resident.range()])?;
                 continue;
             }
+            let Some(packed) = &mut packed else { continue };
             for first in (0..spec.rows).step_by(LOADED_ROWS) {
                 let rows = LOADED_ROWS.min(spec.rows - first);
                 let values = &mut staging[..rows * spec.cols];
@@ -59,7 +129,7 @@ impl<'a> Trainer<'a> {
                     param => Matrix::of(param),
                 };
                 if let Some(matrix) = matrix {
-                    keep(plan, machine.kernels, matrix, (first, piece), floats_mut(machine.packed));
+                    keep(plan, machine.kernels, matrix, (first, piece), packed);
                 }
             }
         }
