@@ -448,8 +448,9 @@ const fn adapter_scratch_len(
             len = most(len, some!(kernels.unpacked_scratch_len(tile, ranks, n)));
             len = most(len, some!(kernels.unpacked_scratch_len(rank, tile, n)));
             // With dropout, some of what the adapter reads behind its mask.
-            let dropped = some!(kernels.unpacked_scratch_len(tile, ranks, DROPPED_ROWS));
-            len = most(len, some!(dropped.checked_add(DROPPED_ROWS * tile)));
+            let dropped = least(DROPPED_ROWS, n);
+            let product = some!(kernels.unpacked_scratch_len(tile, ranks, dropped));
+            len = most(len, some!(product.checked_add(dropped * tile)));
         }
     }
     Some(len)

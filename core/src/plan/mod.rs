@@ -40,7 +40,7 @@ pub(crate) const COLUMN_BLOCK: usize = 256;
 /// Rows of A, or columns of B, in a tile of an adapter's gradient: each goes through all tokens for few
 /// products.
 pub(crate) const ADAPTER_BLOCK: usize = 256;
-/// Rows of what an adapter reads that are behind its mask at a time, for the gradient of A: a block of the inner
+/// Most rows of what an adapter reads that are behind its mask at a time, for the gradient of A: a block of the inner
 /// dimension of products.
 pub(crate) const DROPPED_ROWS: usize = cllm_kernels::KC;
 /// Rows of the token or position table in a tile of their gradient.

@@ -222,9 +222,10 @@ impl<'s> Step<'s> {
                     return;
                 };
                 let mask = mask.from_column(some.start);
-                let (kept, scratch) = scratch.split_at_mut(DROPPED_ROWS * some.len());
+                let most = DROPPED_ROWS.min(tokens);
+                let (kept, scratch) = scratch.split_at_mut(most * some.len());
                 for first in (0..tokens).step_by(DROPPED_ROWS) {
-                    let rows = DROPPED_ROWS.min(tokens - first);
+                    let rows = most.min(tokens - first);
                     let x = self.operand(x, (first, rows), (some.start, some.len()));
                     let to = MatMut::new(kept, rows, some.len(), some.len());
                     self.kernels.dropout(x, to, &mask, row.wrapping_add(first as u32));
