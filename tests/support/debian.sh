@@ -1,14 +1,15 @@
 # For the scripts that want a program of Debian's or Ubuntu's packages: source it.
 #
-# unpack_package WORK PACKAGE: unpacks the package, and of those that it depends on what the system lacks, into
+# unpack_package WORK PACKAGE...: unpacks the packages, and of those that they depend on what the system lacks, into
 # WORK/root without installing them, and leaves in LIBRARIES the folders of their libraries. Needs no root. An
 # error where there is no apt-get.
 unpack_package() {
-    local work package=$2 missing one
+    local work missing one
     local -a apt
     work=$(realpath -m "$1")
+    shift
     if ! command -v apt-get > /dev/null || ! command -v dpkg > /dev/null; then
-        echo "there is no apt-get here to get $package with" >&2
+        echo "there is no apt-get here to get $* with" >&2
         return 1
     fi
     rm -rf "$work"
@@ -18,9 +19,9 @@ unpack_package() {
         -o APT::Sandbox::User= -o APT::Install-Recommends=0)
     # Whoever calls this asks whether it went well, which switches `set -e` off in here.
     "${apt[@]}" update || return 1
-    missing=$("${apt[@]}" -s install "$package" | sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+    missing=$("${apt[@]}" -s install "$@" | sed -n 's/^Inst \([^ ]*\) .*/\1/p')
     if [ -z "$missing" ]; then
-        echo "apt-get knows no package $package that could be installed" >&2
+        echo "apt-get knows no package $* that could be installed" >&2
         return 1
     fi
     # shellcheck disable=SC2086 # several words

@@ -4,21 +4,35 @@
 # want_qemu WORK: leaves in QEMU an emulator of x86-64 machines: the one that QEMU names already, the system's, or
 # one of Debian's or Ubuntu's packages in WORK/qemu.
 want_qemu() {
-    local work
-    work=$(realpath -m "$1/qemu")
-    QEMU=${QEMU:-$(command -v qemu-system-x86_64 || true)}
-    if [ -n "$QEMU" ]; then
-        return
-    fi
-    QEMU=$work/run
-    if [ -x "$QEMU" ]; then
-        return
-    fi
-    if ! unpack_package "$work" qemu-system-x86; then
-        echo "no QEMU: QEMU is to name a qemu-system-x86_64" >&2
-        return 1
-    fi
     # Firmware of several packages, which are looked for in the folders of an installed one.
-    start_unpacked "$QEMU" "$work/root/usr/bin/qemu-system-x86_64" -L "$work/root/usr/share/seabios" \
-        -L "$work/root/usr/share/qemu" -L "$work/root/usr/lib/ipxe/qemu"
+    want_emulator QEMU "$1" qemu-system-x86_64 qemu-system-x86 usr/share/seabios usr/share/qemu usr/lib/ipxe/qemu
+}
+
+# want_qemu_arm WORK: the same in QEMU_ARM, of Arm's machines. Microcontrollers have no firmware.
+want_qemu_arm() {
+    want_emulator QEMU_ARM "$1" qemu-system-arm qemu-system-arm
+}
+
+# want_emulator VARIABLE WORK PROGRAM PACKAGE [FOLDER...]: leaves in the variable the program that it names already,
+# the system's, or the package's in WORK/qemu, which looks for firmware in these folders of it.
+want_emulator() {
+    local variable=$1 work program=$3 package=$4 found folder
+    local -a folders=()
+    work=$(realpath -m "$2/qemu")
+    shift 4
+    found=${!variable:-$(command -v "$program" || true)}
+    if [ -z "$found" ]; then
+        found=$work/run
+        if [ ! -x "$found" ]; then
+            if ! unpack_package "$work" "$package"; then
+                echo "no QEMU: $variable is to name a $program" >&2
+                return 1
+            fi
+            for folder; do
+                folders+=(-L "$work/root/$folder")
+            done
+            start_unpacked "$found" "$work/root/usr/bin/$program" "${folders[@]}" || return 1
+        fi
+    fi
+    printf -v "$variable" %s "$found"
 }

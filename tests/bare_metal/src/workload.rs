@@ -1,6 +1,8 @@
 //! What the machine trains, and what the hosted test trains beside it: a model of bytes on the first day of the
 //! world, its losses, a sample of what it says then, and the hash of its weights.
 
+#[path = "common.rs"]
+mod common;
 #[path = "../../freestanding/src/small.rs"]
 mod small;
 
@@ -10,8 +12,8 @@ use cllm_core::{
     Batch, Engine, Idle, KernelSet, Kernels, Line, Mode, Optimizer, Plan, Run, StageView, Trainer,
     floats,
 };
+use common::{Failure, weights_sha256};
 use core::fmt::Write;
-use sha2::{Digest as _, Sha256};
 pub(crate) use small::WORKERS;
 use small::{CONFIG, SHAPE};
 
@@ -74,13 +76,7 @@ pub(crate) fn train(
     beside(&engine, &mut || done = steps(&mut trainer, tell));
     done?;
 
-    let mut hash = Sha256::new();
-    for spec in plan.table().iter() {
-        for value in &trainer.parameters()[spec.range()] {
-            hash.update(value.to_le_bytes());
-        }
-    }
-    let hash = hash.finalize().into();
+    let hash = weights_sha256(plan.table(), trainer.parameters());
     say(&plan, kernels, memory, tell)?;
     Ok(Trained { hash, operations })
 }
@@ -139,25 +135,4 @@ fn say(
     }
     writeln!(tell)?;
     Ok(())
-}
-
-/// Why there is no hash.
-#[derive(Debug)]
-pub(crate) struct Failure(pub(crate) &'static str);
-
-macro_rules! failures {
-    ($($error:ty: $words:literal,)*) => {
-        $(impl From<$error> for Failure {
-            fn from(_: $error) -> Self {
-                Self($words)
-            }
-        })*
-    };
-}
-
-failures! {
-    cllm_core::PlanError: "the memory is not that of the plan",
-    cllm_core::StepError: "a step failed",
-    cllm_core::generate::GenerateError: "the sample failed",
-    core::fmt::Error: "nobody listens",
 }
