@@ -351,12 +351,13 @@ fn all_of_them_learn_and_eight_bits_as_well_as_thirty_two() {
     let kernels = Kernels::detect();
     let loss_of = |kind: OptimizerKind, beta2: f32| {
         let plan = Plan::new(&config, shape, 1, Mode::Train, kernels).unwrap().with_optimizer(kind);
-        let settings = Optimizer { beta2, ..of(kind) };
-        let highest = match kind {
-            OptimizerKind::AdamW | OptimizerKind::AdamW8 => 3e-3,
-            OptimizerKind::Momentum => 0.1,
-            OptimizerKind::Sgd => 1.0,
+        // Decay goes by the rate, and the rates of gradient descent are hundreds of times higher.
+        let (highest, weight_decay) = match kind {
+            OptimizerKind::AdamW | OptimizerKind::AdamW8 => (3e-3, 0.1),
+            OptimizerKind::Momentum => (0.1, 1e-3),
+            OptimizerKind::Sgd => (1.0, 1e-3),
         };
+        let settings = Optimizer { beta2, weight_decay, ..of(kind) };
         let bytes = plan.bytes(Pool::Moments) as f64 / plan.table().parameters() as f64;
         with_trainer(&plan, kernels, 9, |trainer| {
             let n = plan.tokens();
