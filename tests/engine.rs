@@ -110,11 +110,11 @@ fn ids(n: usize, mut x: u32, vocab: usize) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// These models, and for both ends of the instruction sets one of the Llama family and one of later
-/// parts: their tiles are the same on all of them.
+/// These models, and for the best instruction set one of the Llama family and one of later parts: their
+/// tiles are the same on all of them.
 fn with_llama(kernels: &Kernels, models: &[ModelConfig]) -> Vec<ModelConfig> {
-    let is_end = [Isa::Scalar, Isa::best()].contains(&kernels.isa());
-    models.iter().copied().chain(is_end.then_some([LLAMA, CAPPED]).into_iter().flatten()).collect()
+    let is_best = kernels.isa() == Isa::best();
+    models.iter().copied().chain(is_best.then_some([LLAMA, CAPPED]).into_iter().flatten()).collect()
 }
 
 /// Weights and losses after some steps, as bits.
