@@ -81,13 +81,12 @@ fn the_characters_are_those_of_the_text() {
 #[test]
 fn the_memory_is_what_the_plan_asks_for() {
     let (mut memory, mut lists) = (Box::new(Memory::new()), Lists::new());
-    check(&workload::plan(Kernels::scalar()), memory.parts(), &lists.queue());
+    check(&workload::PLAN, memory.parts(), &lists.queue());
     let (mut memory, mut lists) = (Box::new(adapt::Memory::new()), adapt::Lists::new());
-    check(&adapt::plan(Kernels::scalar()), memory.parts(), &lists.queue());
+    check(&adapt::PLAN, memory.parts(), &lists.queue());
 }
 
-fn check(plan: &Result<Plan, Failure>, parts: (Pools<'_>, [&mut [u32]; 2]), queue: &Queue<'_>) {
-    let plan = plan.as_ref().unwrap_or_else(|failure| panic!("{}", failure.0));
+fn check(plan: &Plan, parts: (Pools<'_>, [&mut [u32]; 2]), queue: &Queue<'_>) {
     let (pools, [tokens, targets]) = parts;
     let have = [pools.parameters, pools.gradients, pools.moments, pools.activations, pools.scratch];
     let asked =
@@ -125,7 +124,7 @@ fn base(learnt: &[u8]) -> (Vec<Line>, Vec<f32>, Vec<u8>) {
         }
         trainer.parameters().to_vec()
     });
-    let kept = adapt::plan(Kernels::scalar()).unwrap_or_else(|failure| panic!("{}", failure.0));
+    let kept = adapt::PLAN;
     let table = kept.table().spec(Param::TokenTable).unwrap();
     let table = weights[table.range()].iter().flat_map(|x| x.to_le_bytes()).collect();
     with_trainer(&kept, Kernels::scalar(), |trainer| {
@@ -185,8 +184,7 @@ fn adapters_beside_a_model_that_is_only_read_learn() {
     let losses = losses(&told);
     assert!(losses[losses.len() - 1] < losses[0] - 1.0, "{told}");
     // The model does not fit into the machine's RAM, by far.
-    let parameters = adapt::plan(Kernels::scalar()).map(|plan| plan.table().parameters());
-    assert!(4 * parameters.unwrap_or(0) > 256 << 10);
+    assert!(4 * adapt::PLAN.table().parameters() > 256 << 10);
 }
 
 /// The emulator and the cargo that builds for it.

@@ -38,6 +38,10 @@ pub(crate) fn pass<S: Simd, F: Format<S>>(s: S, _: F, iterations: u64) -> (u64, 
 
 /// As [`pass`], for the products of a format: `x = x + a b` with a `b` of either sign in turns, so
 /// that after an even number of iterations each chain is where it began, at 1.
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "for instruction sets of those")
+)]
 #[inline(always)]
 pub(crate) fn dot_pass<S: Simd, F: Dot<S>>(s: S, f: F, iterations: u64) -> (u64, f32) {
     let word = |x: f32| s.splat(F::join_one(black_box(x), black_box(x)));

@@ -3,10 +3,10 @@
 
 use super::workload::common::Failure;
 use super::workload::run::Run;
-use super::workload::{small, text};
+use super::workload::{memory, small, text};
 use cllm_core::{
-    AdapterSite, AdapterSites, Adapters, Architecture, BatchShape, Decay, Engine, Kernels, Line,
-    Mode, ModelConfig, Optimizer, Packing, Plan, Schedule, Trainer,
+    AdapterSite, AdapterSites, Adapters, Architecture, BatchShape, Decay, Engine, KernelSet,
+    Kernels, Line, Mode, ModelConfig, Optimizer, Packing, Plan, Pool, Schedule, Trainer,
 };
 use core::fmt::Write;
 use sha2::{Digest as _, Sha256};
@@ -33,11 +33,28 @@ const STEPS: u64 = 100;
 const SCHEDULE: Schedule =
     Schedule { peak: 1e-2, min: 0.0, warmup_steps: 10, max_steps: STEPS, decay: Decay::Linear };
 
-/// What the plan asks for, exactly, as that of `workload`: lines.
-pub(crate) type Memory =
-    super::workload::memory::Memory<180, 160, 320, 1493, 904, { SHAPE.tokens }>;
-/// Operations, slots and words.
-pub(crate) type Lists = super::workload::memory::Lists<45, 19, 41>;
+/// The plan: matrices are kept as panels, which nothing writes, and a block's activations are made again.
+pub(crate) const PLAN: Plan = {
+    let sites = AdapterSites::of(&[AdapterSite::Queries, AdapterSite::Values]);
+    let adapters = Adapters { rank: 4, scale: 2.0, sites };
+    let tiling = small(Packing::Kept);
+    let (mode, set) = (Mode::Recompute, KernelSet::SCALAR);
+    match Plan::of_set(&CONFIG, Some(&adapters), SHAPE, 1, &tiling, mode, set) {
+        Ok(plan) => plan,
+        Err(error) => error.stop(),
+    }
+};
+
+/// What the plan asks for, exactly, but for panels, which lie in flash memory.
+pub(crate) type Memory = memory::Memory<
+    { PLAN.lines(Pool::Parameters) },
+    { PLAN.lines(Pool::Gradients) },
+    { PLAN.lines(Pool::Moments) },
+    { PLAN.lines(Pool::Activations) },
+    { PLAN.lines(Pool::Scratch) },
+    { SHAPE.tokens },
+>;
+pub(crate) type Lists = memory::Lists<{ PLAN.ops() }, { PLAN.slots() }, { PLAN.words() }>;
 
 /// The model in flash memory.
 #[derive(Clone, Copy)]
@@ -48,17 +65,6 @@ pub(crate) struct Base<'a> {
     pub(crate) resident: &'a [f32],
     /// The token table, as `f32` with the lowest byte first.
     pub(crate) table: &'a [u8],
-}
-
-/// The plan: matrices are kept as panels, which nothing writes, and a block's activations are made again.
-///
-/// # Errors
-/// What the core says against it.
-pub(crate) fn plan(kernels: &Kernels) -> Result<Plan, Failure> {
-    let sites = [AdapterSite::Queries, AdapterSite::Values];
-    let adapters = Adapters { rank: 4, scale: 2.0, sites: AdapterSites::of(&sites) };
-    let tiling = small(Packing::Kept);
-    Ok(Plan::with_adapters(&CONFIG, Some(&adapters), SHAPE, 1, &tiling, Mode::Recompute, kernels)?)
 }
 
 /// Trains adapters on a text, tells losses, and gives the SHA-256 of their values.
@@ -72,10 +78,9 @@ pub(crate) fn train(
     text: &[u8],
     tell: &mut dyn Write,
 ) -> Result<[u8; 32], Failure> {
-    let plan = plan(kernels)?;
     let (pools, batch) = memory.parts();
-    let engine = Engine::new(&plan, lists.queue())?;
-    let trainer = Trainer::over_panels(&plan, kernels, pools, base.panels, &engine, 42)?;
+    let engine = Engine::new(&PLAN, lists.queue())?;
+    let trainer = Trainer::over_panels(&PLAN, kernels, pools, base.panels, &engine, 42)?;
     let mut trainer = trainer.look_up_in(base.table)?;
     trainer.initialise();
     trainer.parameters_mut()[..base.resident.len()].copy_from_slice(base.resident);

@@ -8,8 +8,8 @@ mod machine;
 mod report;
 mod workload;
 
-use adapt::{Base, Lists, Memory};
-use cllm_core::{Kernels, LANES, Plan, Pool};
+use adapt::{Base, Lists, Memory, PLAN};
+use cllm_core::{Kernels, LANES, Pool};
 use machine::{Debugger, Static};
 use workload::common::Failure;
 
@@ -28,25 +28,23 @@ static LISTS: Static<Lists> = Static::new(Lists::new());
 /// Where the machine comes to from its reset.
 extern "C" fn main() -> ! {
     machine::protect();
-    report::end(train())
+    report::end(train(), &PLAN)
 }
 
-fn train() -> Result<([u8; 32], Plan), Failure> {
+fn train() -> Result<[u8; 32], Failure> {
     let kernels = Kernels::scalar();
-    let plan = adapt::plan(kernels)?;
-    let base = base(&plan).ok_or(Failure("there is no model in flash memory"))?;
+    let base = base().ok_or(Failure("there is no model in flash memory"))?;
     // SAFETY: `main` calls this once.
     let memory = unsafe { (MEMORY.take(), LISTS.take()) };
-    let hash = adapt::train(kernels, memory, base, TEXT, &mut Debugger)?;
-    Ok((hash, plan))
+    adapt::train(kernels, memory, base, TEXT, &mut Debugger)
 }
 
 /// The model, if what is in flash memory has the size of one.
-fn base(plan: &Plan) -> Option<Base<'static>> {
-    let (panels, rest) = BASE.0.split_at_checked(plan.bytes(Pool::Packed))?;
-    let (resident, table) = rest.split_at_checked(4 * plan.resident().arena_len())?;
+fn base() -> Option<Base<'static>> {
+    let (panels, rest) = BASE.0.split_at_checked(PLAN.bytes(Pool::Packed))?;
+    let (resident, table) = rest.split_at_checked(4 * PLAN.resident().arena_len())?;
     // SAFETY: any bytes are lines, and floats.
     let ((_, panels, _), (_, resident, _)) = unsafe { (panels.align_to(), resident.align_to()) };
-    let is_whole = panels.len() == plan.lines(Pool::Packed) && resident.len().is_multiple_of(LANES);
+    let is_whole = panels.len() == PLAN.lines(Pool::Packed) && resident.len().is_multiple_of(LANES);
     is_whole.then_some(Base { panels, resident, table })
 }

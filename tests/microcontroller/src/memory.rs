@@ -1,4 +1,5 @@
 //! Memory of a training that is known when the program is built: in lines and elements, what a plan asks for.
+//! [`cllm_core::Memory`] would have room for panels as well, which lie in flash memory here, and none for a batch.
 
 use cllm_core::{Line, Op, Pools, Queue, Slot, Word};
 

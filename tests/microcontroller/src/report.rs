@@ -6,8 +6,8 @@ use cllm_core::{Plan, Pool};
 use core::fmt::{self, Write as _};
 
 /// Ends the machine with what came of a training.
-pub(crate) fn end(training: Result<([u8; 32], Plan), Failure>) -> ! {
-    let told = training.and_then(|(hash, plan)| Ok(tell(hash, &plan)?));
+pub(crate) fn end(training: Result<[u8; 32], Failure>, plan: &Plan) -> ! {
+    let told = training.and_then(|hash| Ok(tell(hash, plan)?));
     match told {
         Ok(()) => machine::exit(machine::SUCCESS),
         Err(failure) => {

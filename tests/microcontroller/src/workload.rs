@@ -13,8 +13,8 @@ pub(crate) mod run;
 pub(crate) mod text;
 
 use cllm_core::{
-    Activation, Architecture, BatchShape, Blocking, Decay, Engine, Kernels, Mode, ModelConfig,
-    Optimizer, OptimizerKind, Packing, Plan, Schedule, Tiling, Trainer,
+    Activation, Architecture, BatchShape, Blocking, Decay, Engine, KernelSet, Kernels, Mode,
+    ModelConfig, Optimizer, OptimizerKind, Packing, Plan, Pool, Schedule, Tiling, Trainer,
 };
 use common::{Failure, weights_sha256};
 use core::fmt::Write;
@@ -51,32 +51,40 @@ const SCHEDULE: Schedule = Schedule {
     decay: Decay::WarmupStableDecay { decay_steps: ALL_STEPS / 2 },
 };
 
-/// What the plan asks for, exactly: lines of parameters, gradients, moments, activations and scratch.
-pub(crate) type Memory = memory::Memory<728, 728, 388, 1169, 576, { SHAPE.tokens }>;
-/// Operations, slots and words.
-pub(crate) type Lists = memory::Lists<41, 15, 31>;
-
 /// The plan: weights are packed on the way, and tiles are small, for each packed copy would take RAM; moments have
 /// 8 bits.
-///
-/// # Errors
-/// What the core says against it.
-pub(crate) fn plan(kernels: &Kernels) -> Result<Plan, Failure> {
+pub(crate) const PLAN: Plan = {
     let tiling = small(Packing::Fresh);
-    let plan = Plan::with_tiling(&CONFIG, SHAPE, 1, &tiling, Mode::Train, kernels)?;
-    Ok(plan.with_optimizer(OptimizerKind::AdamW8))
-}
+    let set = KernelSet::SCALAR;
+    match Plan::of_set(&CONFIG, None, SHAPE, 1, &tiling, Mode::Train, set) {
+        Ok(plan) => plan.with_optimizer(OptimizerKind::AdamW8),
+        Err(error) => error.stop(),
+    }
+};
+// Not all of it is for these: there are a stack and other statics.
+const _: () = PLAN.assert_fits(256 << 10);
+
+/// What the plan asks for, exactly.
+pub(crate) type Memory = memory::Memory<
+    { PLAN.lines(Pool::Parameters) },
+    { PLAN.lines(Pool::Gradients) },
+    { PLAN.lines(Pool::Moments) },
+    { PLAN.lines(Pool::Activations) },
+    { PLAN.lines(Pool::Scratch) },
+    { SHAPE.tokens },
+>;
+pub(crate) type Lists = memory::Lists<{ PLAN.ops() }, { PLAN.slots() }, { PLAN.words() }>;
 
 /// Tiles of little scratch.
-pub(crate) fn small(packing: Packing) -> Tiling {
+pub(crate) const fn small(packing: Packing) -> Tiling {
     let blocking = Blocking {
         row_block: 32,
         weight_rows: 32,
         weight_cols: 32,
         update_floats: 1024,
-        ..Blocking::default()
+        ..Blocking::DEFAULT
     };
-    Tiling { packing: Some(packing), blocking, ..Tiling::default() }
+    Tiling { packing: Some(packing), blocking, ..Tiling::DEFAULT }
 }
 
 /// Trains from scratch on a text, tells losses, and gives the SHA-256 of the weights after [`STEPS`] steps, as the
@@ -91,15 +99,14 @@ pub(crate) fn train(
     tell: &mut dyn Write,
     then: impl FnOnce(&mut Run<'_, '_>) -> Result<(), Failure>,
 ) -> Result<[u8; 32], Failure> {
-    let plan = plan(kernels)?;
     let (pools, batch) = memory.parts();
-    let engine = Engine::new(&plan, lists.queue())?;
-    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 42)?;
+    let engine = Engine::new(&PLAN, lists.queue())?;
+    let mut trainer = Trainer::new(&PLAN, kernels, pools, &engine, 42)?;
     trainer.initialise();
-    let optimizer = Optimizer { kind: plan.optimizer(), ..Optimizer::default() };
+    let optimizer = Optimizer { kind: PLAN.optimizer(), ..Optimizer::default() };
     let mut run = Run { trainer, batch, text, micro: MICRO, schedule: SCHEDULE, optimizer };
     run.steps(0..STEPS, 40, tell)?;
-    let hash = weights_sha256(plan.table(), run.trainer.parameters());
+    let hash = weights_sha256(PLAN.table(), run.trainer.parameters());
     then(&mut run)?;
     Ok(hash)
 }
