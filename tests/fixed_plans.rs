@@ -4,6 +4,9 @@
 #[path = "support/config.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod config;
+#[path = "freestanding/src/small.rs"]
+#[allow(dead_code, reason = "its memory is for programs")]
+mod small;
 
 use cllm_core::generate::GeneratePlan;
 use cllm_core::{
@@ -208,30 +211,18 @@ fn what_does_not_fit_is_not_compiled_and_says_its_numbers() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "it is compiled: {said}");
 
-    // The same as `tests/over_budget/src/lib.rs` has.
-    const BYTES: ModelConfig = ModelConfig {
-        vocab_size: 256,
-        block_size: 32,
-        n_layer: 2,
-        n_head: 2,
-        d_model: 32,
-        d_ff: 64,
-        dropout: 0.0,
-        ..SMALL
-    };
-    let batch = BatchShape { sequences: 4, tokens: 32 };
-    let plan = Plan::fixed(&BYTES, batch, 1, Mode::Train, KernelSet::SCALAR);
+    let plan = Plan::fixed(&small::CONFIG, small::SHAPE, 1, Mode::Train, KernelSet::SCALAR);
     let need = plan.total_bytes().expect("it is small");
     let pools = Pool::ALL.map(|pool| format!("{} {}", pool.name(), plan.bytes(pool))).join(", ");
     let over = |by: usize| {
         let bytes = need - by;
         format!("the plan needs {need} bytes, {by} more than the {bytes} there are: {pools}")
     };
-    let speech = GeneratePlan::fixed(&BYTES, 1, KernelSet::SCALAR);
+    let speech = GeneratePlan::fixed(&small::CONFIG, 1, KernelSet::SCALAR);
     let [packed, cache, activations] =
         [speech.packed_lines(), speech.cache_lines(), speech.activation_lines()].map(|n| 64 * n);
     let all = packed + cache + activations;
-    let evaluation = Sizes::on_any(&BYTES, batch, 1, Mode::Evaluate).bytes();
+    let evaluation = Sizes::on_any(&small::CONFIG, small::SHAPE, 1, Mode::Evaluate).bytes();
     let expected = [
         over(1),
         over(need - 256 * 1024),

@@ -258,7 +258,8 @@ train_flags! {
         #[arg(value_name = "X")]
         weight_decay: f32,
         /// adamw; adamw8, the same with moments in 8 bits; momentum; or sgd. Beside its weights and gradient
-        /// a parameter takes 8, 2.1, 4 or 0 bytes of memory, and so much more of a checkpoint.
+        /// a parameter takes 8, 2.1, 4 or 0 bytes of memory, and so much more of a checkpoint. The last two
+        /// want rates some hundred times higher, and a lower --weight-decay, which goes by the rate.
         #[arg(value_name = "NAME", alias = "optim")]
         optimizer: OptimizerKind,
         /// What is left of the sum of gradients in a step of --optimizer momentum [default: 0.9].

@@ -1,23 +1,14 @@
 //! Plans that stop the compilation, each with a message of its own, and two that do not.
 #![no_std]
 
-use cllm_core::generate::GeneratePlan;
-use cllm_core::{Architecture, BatchShape, KernelSet, Mode, ModelConfig, Plan, Sizes};
+#[path = "../../freestanding/src/small.rs"]
+#[allow(dead_code, reason = "its memory is for programs")]
+mod small;
 
-const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 256,
-    block_size: 32,
-    n_layer: 2,
-    n_head: 2,
-    d_model: 32,
-    d_ff: 64,
-    bias: true,
-    tied: true,
-    dropout: 0.0,
-    norm_eps: 1e-5,
-    arch: Architecture::GPT2,
-};
-const SHAPE: BatchShape = BatchShape { sequences: 4, tokens: 32 };
+use cllm_core::generate::GeneratePlan;
+use cllm_core::{BatchShape, KernelSet, Mode, ModelConfig, Plan, Sizes};
+use small::{CONFIG, SHAPE};
+
 const PLAN: Plan = Plan::fixed(&CONFIG, SHAPE, 1, Mode::Train, KernelSet::SCALAR);
 const SPEECH: GeneratePlan = GeneratePlan::fixed(&CONFIG, 1, KernelSet::SCALAR);
 
