@@ -46,6 +46,9 @@ def make_good(at: Path) -> None:
     lora = ["--base", at / "llama", "--max-steps", 2, "--lora-rank", 2]
     run("train", *usual, *lora, "--out-dir", at / "lora")
     run("train", *usual, *model, "--tokenizer", "chars", "--out-dir", at / "chars")
+    run("train", *usual, *model, "--tokenizer", "bytes", "--logit-softcap", 15, "--out-dir", at / "capped")
+    for optimizer in ("adamw8", "momentum"):
+        run("train", *usual, *model, "--tokenizer", "bytes", "--optimizer", optimizer, "--out-dir", at / optimizer)
     for name in ("gpt2", "llama"):
         run("export", "--checkpoint", at / name, "--out", at / f"hf-{name}")
         run("export", "--checkpoint", at / name, "--format", "gguf", "--out", at / f"{name}.gguf")
@@ -121,11 +124,12 @@ HERE, OUT = "HERE", "OUT"
 
 
 class Reader:
-    """A file that is damaged, and the commands that read it. `sealed`: every change must be an error."""
+    """A file that is damaged, and the commands that read it. `sealed`: every change but those `allowed` must be an
+    error."""
 
-    def __init__(self, name, file, *args, sealed=False, kind="text", share=1.0):
+    def __init__(self, name, file, *args, sealed=False, kind="text", share=1.0, allowed=()):
         self.name, self.file, self.args = name, file, args
-        self.sealed, self.kind, self.share = sealed, kind, share
+        self.sealed, self.kind, self.share, self.allowed = sealed, kind, share, allowed
 
 
 def readers() -> list:
@@ -144,6 +148,10 @@ def readers() -> list:
         Reader("checkpoint v1", "gpt2/step-3.cllm", *inspect, f"{HERE}/gpt2/step-3.cllm", sealed=True, **binary),
         Reader("checkpoint v2", "llama/step-3.cllm", *inspect, f"{HERE}/llama/step-3.cllm", sealed=True, **binary),
         Reader("checkpoint v3", "lora/step-2.cllm", *inspect, f"{HERE}/lora/step-2.cllm", sealed=True, **binary),
+        *(Reader(f"checkpoint {name}", f"{run}/step-3.cllm", *inspect, f"{HERE}/{run}/step-3.cllm", sealed=True, **binary)
+          for name, run in (("v4", "capped"), ("v5 adamw8", "adamw8"), ("v5 momentum", "momentum"))),
+        Reader("resumed moments", "adamw8/step-3.cllm", "train", "--resume", "--out-dir", f"{HERE}/adamw8", "--max-steps",
+               "3", sealed=True, share=0.2, allowed=("nothing there",), **binary),
         Reader("its base", "lora/base.cllm", "generate", "--checkpoint", f"{HERE}/lora", "--tokens", "1",
                "--threads", "1", sealed=True, share=0.2, **binary),
         Reader("run's checkpoint", "gpt2/step-3.cllm", *talk, share=0.2, **binary),
@@ -396,7 +404,6 @@ def check(job: tuple) -> dict:
     """Reads all damaged copies of one share of one reader's."""
     begin, (number, part, parts) = time.monotonic(), job
     reader = readers()[number]
-    reader.allowed = ()
     resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     here = WORK / f"at-{number}-{part}"
@@ -419,8 +426,9 @@ def check(job: tuple) -> dict:
             continue
         shutil.rmtree(out, ignore_errors=True)
         if "--resume" in args:
-            shutil.rmtree(here / "chars")
-            shutil.copytree(WORK / "good/chars", here / "chars")
+            run_folder = reader.file.split("/")[0]
+            shutil.rmtree(here / run_folder)
+            shutil.copytree(WORK / "good" / run_folder, here / run_folder)
             file.parent.mkdir(exist_ok=True)
         size = lay(file, content)
         code, seconds, memory, said = spawn(args, log)
