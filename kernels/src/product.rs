@@ -5,7 +5,9 @@ use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
 use crate::footprint::{Footprint, some};
 use crate::gated::{RawGated, RawGatedBackward};
 use crate::gemm::kept::{self, Halved};
+use crate::gemm::micro::TileFn;
 use crate::gemm::pack::PackFn;
+use crate::gemm::small::Small;
 use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
 use crate::mat::{MatMut, MatRef};
 use crate::norm::RawNorm;
@@ -97,6 +99,8 @@ pub(crate) struct Products {
     pub(crate) footprint: Footprint,
     pub(crate) gemm: unsafe fn(&RawGemm),
     pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
+    /// What products of one panel are made of, if their A are words as it lies.
+    pub(crate) tile: Option<TileFn>,
     pub(crate) pack_b: PackFn,
     pub(crate) peak: unsafe fn(u64) -> (u64, f32),
     pub(crate) heads: Heads,
@@ -344,8 +348,42 @@ impl Kernels {
         let columns = if matches!(a, Operand::Half(_)) { k.next_multiple_of(2) } else { k };
         assert!(a.shape() == (m, columns) && b.n == n, "gemm: shapes differ");
         assert_eq!(Some(b.data.len()), self.packed_len(k, n), "gemm: B is not packed so");
-        let (a, c) = (a.raw(), c.raw());
+        let (a, c, finish) = (a.raw(), c.raw(), finish.into());
         let halves = Halved { a: a.half, c: c.half };
+        let keeps = (halves.a || halves.c).then(|| self.keeps());
+        if keeps.is_none() {
+            assert!(self.gemm_scratch_len(m, k) <= scratch.len(), "gemm: scratch is too short");
+        } else {
+            let need = kept::scratch_len(self.footprint(), halves, m, k);
+            assert!(need <= scratch.len(), "gemm: scratch is too short");
+            assert!(!(halves.c && accumulate), "gemm: a C of bf16 is overwritten");
+            // An empty A may lie anywhere.
+            let aligned = m == 0 || k == 0 || a.ptr.is_aligned();
+            let words = a.col == 1 && a.row.is_multiple_of(2) && aligned;
+            assert!(!halves.a || words, "gemm: rows of an A of bf16 are not whole words of memory");
+        }
+        let f = self.footprint();
+        let as_words = a.col == 1 && (halves.a || f.plain);
+        if let Some(tile) = self.products.tile
+            && Small::suits(f, m, n, k)
+            && as_words
+            && !halves.c
+            && finish.is_none()
+        {
+            let small = Small {
+                m,
+                n,
+                words: f.words(k),
+                a: a.ptr,
+                a_row: a.row / f.depth,
+                b: b.data.as_ptr(),
+                c: c.ptr.cast_mut(),
+                c_row: c.row,
+                accumulate,
+            };
+            // SAFETY: as below.
+            return unsafe { small.multiply(tile, f.mr) };
+        }
         let g = RawGemm {
             m,
             n,
@@ -359,26 +397,19 @@ impl Kernels {
             c_row: c.row,
             accumulate,
             stream: false,
-            epilogue: RawEpilogue::new(&finish.into(), m, n, c.half),
+            epilogue: RawEpilogue::new(&finish, m, n, c.half),
             sums: None,
             scratch: scratch.as_mut_ptr(),
         };
-        if !(halves.a || halves.c) {
-            assert!(self.gemm_scratch_len(m, k) <= scratch.len(), "gemm: scratch is too short");
-            // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
-            // exclusive, and scratch is long enough.
-            return unsafe { (self.products.gemm)(&g) };
+        // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
+        // exclusive, and scratch is long enough. If something is of halves the table keeps
+        // bf16, and A's rows are words as they lie.
+        unsafe {
+            match keeps {
+                Some(keeps) => (keeps.product)(&g, halves),
+                None => (self.products.gemm)(&g),
+            }
         }
-        let keeps = self.keeps();
-        let need = kept::scratch_len(self.footprint(), halves, m, k);
-        assert!(need <= scratch.len(), "gemm: scratch is too short");
-        assert!(!(halves.c && accumulate), "gemm: a C of bf16 is overwritten");
-        // An empty A may lie anywhere.
-        let aligned = m == 0 || k == 0 || a.ptr.is_aligned();
-        let words = a.col == 1 && a.row.is_multiple_of(2) && aligned;
-        assert!(!halves.a || words, "gemm: rows of an A of bf16 are not whole words of memory");
-        // SAFETY: as above; the table keeps bf16, and A's rows are words as they lie.
-        unsafe { (keeps.product)(&g, halves) }
     }
 
     /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result of

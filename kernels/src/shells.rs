@@ -30,7 +30,7 @@ use crate::table::Kernels;
 /// Builds the kernels of products of one format.
 macro_rules! products {
     ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
-        $driver:ident, $peak:ident, $heads:expr, $keeps:expr
+        $driver:ident, $peak:ident, $heads:expr, $keeps:expr, $tile:expr
         $(, $feature:literal)?) => {
         mod $module {
             use super::*;
@@ -64,6 +64,7 @@ macro_rules! products {
                 footprint: <$Format as Format<$lanes>>::FOOTPRINT,
                 gemm: product,
                 gemm_both: product_of_both,
+                tile: $tile,
                 pack_b,
                 peak,
                 heads: $heads,
@@ -173,10 +174,10 @@ macro_rules! kernel_table {
             tile!(tile, token(), Single $(, $feature)?);
             heads!(single_heads, token(), Single $(, $feature)?);
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
-                in_place, $peak, single_heads::HEADS, None $(, $feature)?);
+                in_place, $peak, single_heads::HEADS, None, Some(tile) $(, $feature)?);
             heads!(rounded_heads, token(), Rounded $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
-                converted, $peak, rounded_heads::HEADS, None
+                converted, $peak, rounded_heads::HEADS, None, None
                 $(, $feature)?);
             impl micro::Shared for $lanes {
                 const TILE: micro::TileFn = tile;
@@ -298,6 +299,7 @@ pub(crate) mod avx512bf16 {
         dot_pass,
         paired_heads::HEADS,
         Some(KEEPS),
+        Some(tile),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );
 
@@ -392,6 +394,7 @@ pub(crate) mod amx_bf16 {
         tile_pass,
         tiled_heads::HEADS,
         Some(KEEPS),
+        None,
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );
 

@@ -88,6 +88,14 @@ pub struct Finish<'a> {
     pub epilogue: Epilogue<'a>,
 }
 
+impl Finish<'_> {
+    /// Whether C is the product.
+    #[inline(always)]
+    pub(crate) const fn is_none(&self) -> bool {
+        self.addend.is_none() && matches!(self.epilogue, Epilogue::None)
+    }
+}
+
 impl<'a> From<Epilogue<'a>> for Finish<'a> {
     fn from(epilogue: Epilogue<'a>) -> Self {
         Self { addend: None, epilogue }

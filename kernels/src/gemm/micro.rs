@@ -218,23 +218,40 @@ unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: 
                 }
             }
         } else {
-            // A copy: an array that this loop indexes lives in memory, and the sums must not.
-            let sums = sums;
-            for (i, sum) in sums.iter().enumerate() {
-                for (v, &lanes) in sum.iter().enumerate() {
-                    let left = cols.saturating_sub(v * S::LANES).min(S::LANES);
-                    if left > 0 {
-                        let c = t.c.add(i * t.c_row + v * S::LANES);
-                        let start = t.start.wrapping_add(i * t.start_row + v * S::LANES);
-                        let x = if accumulate {
-                            s.add(lanes, load_up_to(s, start, left))
-                        } else {
-                            lanes
-                        };
-                        store_up_to(s, c, x, left);
-                    }
-                }
-            }
+            // One column of vectors after the other, by its number: what is indexed lives in memory.
+            edge::<S, M, V, 0>(s, t, &sums, cols, accumulate);
+            edge::<S, M, V, 1>(s, t, &sums, cols, accumulate);
+            edge::<S, M, V, 2>(s, t, &sums, cols, accumulate);
+            edge::<S, M, V, 3>(s, t, &sums, cols, accumulate);
+        }
+    }
+}
+
+/// Stores vector `AT` of each row of a tile at the edge of C, which has `cols` columns; nothing if there is
+/// none, or none of it is inside C.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn edge<S: Simd, const M: usize, const V: usize, const AT: usize>(
+    s: S,
+    t: &Tile,
+    sums: &[[S::V; V]; M],
+    cols: usize,
+    accumulate: bool,
+) {
+    if AT >= V || cols <= AT * S::LANES {
+        return;
+    }
+    let left = (cols - AT * S::LANES).min(S::LANES);
+    for (i, sum) in sums.iter().enumerate() {
+        // SAFETY: `left` floats of a row of C are inside it.
+        unsafe {
+            let c = t.c.add(i * t.c_row + AT * S::LANES);
+            let start = t.start.wrapping_add(i * t.start_row + AT * S::LANES);
+            let lanes = sum[AT];
+            let x = if accumulate { s.add(lanes, load_up_to(s, start, left)) } else { lanes };
+            store_up_to(s, c, x, left);
         }
     }
 }

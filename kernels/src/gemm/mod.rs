@@ -22,7 +22,8 @@
 //! of depth at a time, in scratch of the caller's.
 //!
 //! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]), but
-//! for tiles ([`tiled`]).
+//! for tiles ([`tiled`]). A panel and a few groups of rows are multiplied without any loops but
+//! those of the micro-kernel ([`small`]).
 //!
 //! The structure is that of Goto and van de Geijn, "Anatomy of High-Performance
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
@@ -40,6 +41,7 @@ pub(crate) mod format;
 pub(crate) mod kept;
 pub(crate) mod micro;
 pub(crate) mod pack;
+pub(crate) mod small;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
 

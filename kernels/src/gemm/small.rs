@@ -1,0 +1,75 @@
+//! Products so small that the way to them takes as long as they do.
+//!
+//! A product of 16 x 16 x 16 is 256 multiply-adds of 16 lanes. The other drivers split all three
+//! dimensions and keep much in registers and on the stack for it; here there is one panel of B
+//! with one block of depth, and nothing behind the sums, so each group of rows is one call of the
+//! micro-kernel, which writes C. The additions are those of the other drivers, in their order.
+//!
+//! ```text
+//! for each group of M <= MR rows of A      (groups of one size, or one less)
+//!   M x n sums in registers over k products, stored to C
+//! ```
+
+use super::KC;
+use super::micro::{Tile, TileFn};
+use crate::footprint::Footprint;
+
+/// Most rows that are taken so: with more of them the lines of C had better be asked for ahead.
+const ROWS: usize = 32;
+
+/// A product of one panel: `C = A B`.
+pub(crate) struct Small {
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    /// Words of the inner dimension.
+    pub(crate) words: usize,
+    /// Words of A, contiguous in rows that are `a_row` apart.
+    pub(crate) a: *const f32,
+    pub(crate) a_row: usize,
+    /// The packed panel.
+    pub(crate) b: *const f32,
+    pub(crate) c: *mut f32,
+    pub(crate) c_row: usize,
+    pub(crate) accumulate: bool,
+}
+
+impl Small {
+    /// Whether a product of this shape is one of these.
+    #[inline(always)]
+    pub(crate) const fn suits(f: Footprint, m: usize, n: usize, k: usize) -> bool {
+        m <= ROWS && 0 < n && n <= f.nr && k <= KC
+    }
+
+    /// Overwrites C, or adds to it, by the tiles of a format with register blocks of `most` rows.
+    ///
+    /// # Safety
+    /// A, the panel and C are valid memory of the format's words and of this shape, which
+    /// [`Small::suits`]; C overlaps none of the others, and the CPU has the tile's instructions.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply(&self, tile: TileFn, most: usize) {
+        let mut groups = self.m.div_ceil(most);
+        let mut i = 0;
+        while groups > 0 {
+            // As many rows as a group needs if all that are left are to be of one size.
+            let rows = (self.m - i).div_ceil(groups);
+            let c = self.c.wrapping_add(i * self.c_row);
+            let of = Tile {
+                kc: self.words,
+                a: self.a.wrapping_add(i * self.a_row),
+                a_row: self.a_row,
+                a_col: 1,
+                b: self.b,
+                c,
+                c_row: self.c_row,
+                start: c,
+                start_row: self.c_row,
+                stream: false,
+            };
+            // SAFETY: rows inside of A and C, at most those of a register block, of all columns
+            // of the panel that C has.
+            unsafe { tile(&of, rows, self.n, self.accumulate) };
+            i += rows;
+            groups -= 1;
+        }
+    }
+}
