@@ -11,7 +11,7 @@ mod shapes;
 mod timing;
 mod torch;
 
-use aligned::Aligned;
+use aligned::{Aligned, Role};
 use clap::Parser;
 use cllm_kernels::{Dtype, Isa, Kernels};
 use core::time::Duration;
@@ -154,7 +154,7 @@ fn measure(
     options: &Options,
 ) -> Result<Entry, String> {
     let threads = usize::from(options.threads);
-    let mut c = Aligned::zeros(problem.expected.len());
+    let mut c = Aligned::zeros(Role::C, problem.expected.len());
     for contender in &mut list {
         c.fill(f32::NAN);
         contender.sampler.sample(&mut c, contender.calls)?;

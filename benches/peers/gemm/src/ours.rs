@@ -5,7 +5,7 @@
 //! threads get a half each. Where a step keeps in memory as bf16 what only products read, operands that
 //! are not packed lie so; they are brought there before the timing, as PyTorch's are.
 
-use crate::aligned::Aligned;
+use crate::aligned::{Aligned, Role};
 use crate::problem::Problem;
 use crate::shapes::Layout;
 use crate::timing::{Calls, Sampler, together};
@@ -75,16 +75,16 @@ impl<'a> Ours<'a> {
         threads: usize,
     ) -> Self {
         let (k, n) = (problem.product.k, problem.product.n);
-        let mut packed = Aligned::zeros(0);
+        let mut packed = Aligned::zeros(Role::B, 0);
         if packing == Packing::Before && !problem.product.is_weight_gradient() {
-            packed = Aligned::zeros(kernels.packed_len(k, n).unwrap());
+            packed = Aligned::zeros(Role::B, kernels.packed_len(k, n).unwrap());
             kernels.pack(right(problem), &mut packed);
         }
         let product = &problem.product;
         let gradient = product.is_weight_gradient();
-        let of_a = || halves(kernels, &problem.a, if gradient { product.m } else { k });
+        let of_a = || halves(kernels, Role::A, &problem.a, if gradient { product.m } else { k });
         let a = kernels.keeps_halves().then(of_a);
-        let of_b = || halves(kernels, &problem.b, n);
+        let of_b = || halves(kernels, Role::B, &problem.b, n);
         let b = (kernels.keeps_halves() && gradient).then(of_b);
         let parts = parts(problem, packing, kernels, threads);
         Self { kernels, problem, packing, packed, halves: [a, b], parts }
@@ -93,15 +93,15 @@ impl<'a> Ours<'a> {
     fn share<'c>(&self, tiles: Vec<(Tile, MatMut<'c>)>, packs: Range<usize>) -> Share<'c> {
         let (kernels, k) = (self.kernels, self.problem.product.k);
         let packed = match self.packing {
-            Packing::Within => Aligned::zeros(kernels.packed_len(k, packs.len()).unwrap()),
-            Packing::Before => Aligned::zeros(0),
+            Packing::Within => Aligned::zeros(Role::B, kernels.packed_len(k, packs.len()).unwrap()),
+            Packing::Before => Aligned::zeros(Role::B, 0),
         };
         let scratch = if self.problem.product.is_weight_gradient() {
             kernels.unpacked_scratch_len(WEIGHT_TILE, WEIGHT_TILE, k).unwrap()
         } else {
             kernels.gemm_scratch_len(ROW_BLOCK, k)
         };
-        Share { tiles, packs, packed, scratch: Aligned::zeros(scratch) }
+        Share { tiles, packs, packed, scratch: Aligned::zeros(Role::Scratch, scratch) }
     }
 
     /// One thread's part of the product.
@@ -173,9 +173,9 @@ fn right(problem: &Problem) -> MatRef<'_> {
 }
 
 /// Rows of `cols` elements as the kernels keep them.
-fn halves(kernels: &Kernels, data: &[f32], cols: usize) -> Aligned {
+fn halves(kernels: &Kernels, role: Role, data: &[f32], cols: usize) -> Aligned {
     let rows = data.len() / cols;
-    let mut memory = Aligned::zeros(kernels.operand_len(rows, cols).unwrap());
+    let mut memory = Aligned::zeros(role, kernels.operand_len(rows, cols).unwrap());
     match kernels.operand_mut(&mut memory, rows, cols) {
         OperandMut::Float(mut to) => {
             for (row, from) in data.chunks_exact(cols).enumerate() {

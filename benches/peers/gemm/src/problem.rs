@@ -4,7 +4,7 @@
 //! up to 2^16 of their products is a multiple of 1/256 below 2^16, which `f32` holds exactly: in
 //! whatever order a library adds, it has to find the very same numbers.
 
-use crate::aligned::Aligned;
+use crate::aligned::{Aligned, Role};
 use crate::shapes::{Layout, Product};
 
 /// Operands and result of a [`Product`].
@@ -28,7 +28,7 @@ impl Problem {
     pub fn new(product: Product) -> Self {
         let Product { m, n, k, .. } = product;
         assert!(k <= 1 << 16, "sums of {k} products may round");
-        let (a, b) = (elements(m * k, 1), elements(k * n, 2));
+        let (a, b) = (elements(Role::A, m * k, 1), elements(Role::B, k * n, 2));
         let mut expected = vec![0.0; m * n];
         let rows = |layout, data: &[f32], rows: usize, cols: usize| match layout {
             Layout::Plain => data.to_vec(),
@@ -74,8 +74,8 @@ fn strides(layout: Layout, rows: usize, cols: usize) -> (isize, isize) {
 }
 
 /// Reproducible multiples of 1/16.
-fn elements(len: usize, mut state: u64) -> Aligned {
-    let mut elements = Aligned::zeros(len);
+fn elements(role: Role, len: usize, mut state: u64) -> Aligned {
+    let mut elements = Aligned::zeros(role, len);
     for x in elements.iter_mut() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
         *x = ((state >> 33) % 33) as f32 / 16.0 - 1.0;
