@@ -22,7 +22,8 @@ fn check_model(found: &ModelConfig, own: &ModelConfig) -> Result {
 }
 
 /// Takes weights, and what a trainer has beside them (moments, updates done), from the bytes of a checkpoint, as
-/// `cllm` writes them too. Without moments they are zeros.
+/// `cllm` writes them too. Without moments they are zeros. Moments of another optimizer than AdamW are refused,
+/// as is what is damaged or of another model, and the trainer stays as it was.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
@@ -49,6 +50,12 @@ pub unsafe extern "C" fn cllm_trainer_load(
             match call.work() {
                 Work::Train(trainer) => {
                     check_model(&header.config, trainer.plan().config())?;
+                    // Before anything is overwritten: what is refused leaves the trainer as it was.
+                    let wanted = trainer.plan().optimizer();
+                    if let Some(found) = checkpoint.optimizer().filter(|found| *found != wanted) {
+                        let other = CheckpointError::OtherOptimizer { checkpoint: found, wanted };
+                        return Err(bad_checkpoint(other));
+                    }
                     trainer.restore(header.updates, |weights, own| {
                         checkpoint.read_parameters(weights);
                         if checkpoint.has_moments() { checkpoint.read_moments(own) } else { Ok(()) }

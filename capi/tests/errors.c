@@ -38,6 +38,19 @@ static void *block(size_t bytes) {
     return aligned_alloc(CLLM_ALIGNMENT, (bytes + 2 * CLLM_ALIGNMENT - 1) / CLLM_ALIGNMENT * CLLM_ALIGNMENT);
 }
 
+/* All of a file, which capi/test.sh has beside it. */
+static uint8_t *file(const char *path, size_t *size) {
+    FILE *from = fopen(path, "rb");
+    uint8_t *bytes = malloc(1 << 16);
+    *size = from ? fread(bytes, 1, 1 << 16, from) : 0;
+    if (*size == 0) {
+        fprintf(stderr, "%s: cannot be read: run capi/test.sh\n", path);
+        exit(1);
+    }
+    fclose(from);
+    return bytes;
+}
+
 static bool leaves(void *context) {
     (void)context;
     return false;
@@ -176,6 +189,31 @@ int main(void) {
     REFUSED(cllm_checkpoint_model(checkpoint, size, NULL, &error), NULL, "model is null");
     DONE(cllm_checkpoint_model(checkpoint, size, &found, &error));
     if (found.vocab_size != 40 || found.d_model != 16 || !found.tied || found.rotary) failures++;
+
+    /* A checkpoint of another optimizer leaves the trainer as it was. */
+    size_t theirs_size = 0;
+    uint8_t *theirs = file("tests/momentum.cllm", &theirs_size);
+    CllmModel of_theirs;
+    DONE(cllm_checkpoint_model(theirs, theirs_size, &of_theirs, &error));
+    size_t own_bytes, own_size;
+    DONE(cllm_trainer_bytes(&of_theirs, &plan, &own_bytes, &error));
+    void *own_memory = block(own_bytes);
+    CllmTrainer *own;
+    DONE(cllm_trainer_create(&of_theirs, &plan, 1, NULL, own_memory, own_bytes, &own, &error));
+    DONE(cllm_trainer_initialise(own, &error));
+    DONE(cllm_trainer_accumulate(own, &batch, 0, NULL, &error));
+    DONE(cllm_trainer_update(own, NULL, 1e-3f, NULL, &error));
+    DONE(cllm_trainer_saved_bytes(own, true, &own_size, &error));
+    uint8_t *before = malloc(own_size), *after = malloc(own_size);
+    DONE(cllm_trainer_save(own, true, before, own_size, NULL, &error));
+    REFUSED(cllm_trainer_load(own, theirs, theirs_size, &error), BAD_CHECKPOINT, "optimizer state of momentum");
+    DONE(cllm_trainer_save(own, true, after, own_size, NULL, &error));
+    if (memcmp(before, after, own_size) != 0) failures++;
+    DONE(cllm_trainer_destroy(own, &error));
+    free(own_memory);
+    free(before);
+    free(after);
+    free(theirs);
 
     /* Evaluation alone, and another model's checkpoint. */
     CllmPlan measure = plan;

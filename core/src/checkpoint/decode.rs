@@ -158,8 +158,8 @@ impl<'a> Checkpoint<'a> {
         Self::parse_with(bytes, true)
     }
 
-    /// As [`Checkpoint::parse`], for a model that is only run: the optimizer's state, two thirds of the
-    /// bytes, is neither read nor verified, and counts as not there.
+    /// As [`Checkpoint::parse`], for a model that is only run: the optimizer's state, of AdamW two thirds of
+    /// the bytes, is neither read nor verified, and counts as not there.
     ///
     /// # Errors
     /// As [`Checkpoint::parse`], but for what is wrong within that state.
