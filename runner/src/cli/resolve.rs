@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::lora;
 use crate::settings::TrainSettings;
 use crate::train::{self, stored_settings};
-use cllm_core::Isa;
+use cllm_core::{Isa, OptimizerKind};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -111,6 +111,13 @@ impl TrainArgs {
         // A run that goes on has its model already.
         if let Some(path) = settings.base.clone().filter(|_| !settings.resume) {
             train::base::settle(&mut settings, &path, |field| origins.contains_key(field))?;
+        }
+        // That of the run to resume goes with its optimizer: it is the change of that which is refused.
+        if base.preset.is_none()
+            && settings.optimizer != OptimizerKind::Momentum
+            && !origins.contains_key("momentum")
+        {
+            settings.momentum = None;
         }
         settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
         Ok(Resolved { settings, preset: base.preset, origins })
@@ -305,6 +312,35 @@ mod tests {
             "CLLM_ISA=sse9: expected scalar, neon, avx, avx2, avx512 or amx"
         );
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn the_momentum_of_a_run_is_not_blamed_for_another_optimizer() {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = TrainSettings {
+            optimizer: OptimizerKind::Momentum,
+            momentum: Some(0.8),
+            ..Preset::Tiny.settings()
+        };
+        let text = serde_json::to_string(&stored).unwrap();
+        std::fs::write(dir.path().join("settings.json"), text).unwrap();
+        let resume = |optimizer, momentum| {
+            let flags = TrainFlags {
+                resume: Some(true),
+                out_dir: Some(dir.path().into()),
+                optimizer,
+                momentum,
+                ..TrainFlags::default()
+            };
+            TrainArgs { flags, ..TrainArgs::default() }.resolve_with(None)
+        };
+        let momentum = |resolved: Result<Resolved>| resolved.unwrap().settings.momentum;
+        assert_eq!(momentum(resume(None, None)), Some(0.8));
+        // The run refuses another optimizer, by name.
+        assert_eq!(momentum(resume(Some(OptimizerKind::Sgd), None)), None);
+        // Who asks for both is told.
+        let told = resume(Some(OptimizerKind::Sgd), Some(0.7)).unwrap_err().to_string();
+        assert!(told.starts_with("--momentum 0.7: --optimizer sgd has none"), "{told}");
     }
 
     #[test]

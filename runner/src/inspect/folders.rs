@@ -92,6 +92,7 @@ fn run_folder(path: &Path, run: &RunFolder) -> Result<Report> {
         let settings = run.settings()?;
         report.fact("steps wanted", settings.max_steps);
         report.fact("batch size", settings.batch_size);
+        report.fact("optimizer", settings.optimizer.name());
         report.fact("learning rate", as_written(&settings.learning_rate));
     }
     tokenizer(&mut report, path)?;

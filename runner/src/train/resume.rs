@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cllm_core::{Optimizer, OptimizerKind};
 use serde_json::{Map, Value};
 
 use super::base;
@@ -105,6 +106,15 @@ pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
     settings
 }
 
+/// The same settings with the momentum that is meant where none is given: naming it changes nothing.
+fn with_momentum(settings: &TrainSettings) -> TrainSettings {
+    let mut settings = settings.clone();
+    if settings.optimizer == OptimizerKind::Momentum {
+        settings.momentum.get_or_insert(Optimizer::default().momentum);
+    }
+    settings
+}
+
 /// Whether a session names other data than the run did.
 pub(super) fn is_moved(stored: &TrainSettings, given: &TrainSettings) -> bool {
     stored.data != given.data || stored.val_data != given.val_data
@@ -120,7 +130,7 @@ pub(super) fn check(
     given: &TrainSettings,
     dir: &Path,
 ) -> Result<Vec<String>> {
-    let (stored, given) = (object(stored)?, object(given)?);
+    let (stored, given) = (object(&with_momentum(stored))?, object(&with_momentum(given))?);
     let differs = |key: &str| stored.get(key) != given.get(key);
     let show = |values: &Map<String, Value>, key: &str| {
         values.get(key).map_or_else(|| "nothing".to_owned(), ToString::to_string)
@@ -160,5 +170,26 @@ fn object(settings: &TrainSettings) -> Result<Map<String, Value>> {
     match crate::json::as_written(settings) {
         Value::Object(map) => Ok(map),
         _ => Err(Error::failure("cannot compare settings")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::presets::Preset;
+
+    #[test]
+    fn the_momentum_that_a_run_had_unnamed_may_be_named() {
+        let of =
+            |optimizer, momentum| TrainSettings { optimizer, momentum, ..Preset::Tiny.settings() };
+        let told = |stored, given| check(&stored, &given, Path::new("out")).unwrap();
+        let unnamed = of(OptimizerKind::Momentum, None);
+        let named = |momentum| of(OptimizerKind::Momentum, Some(momentum));
+        assert!(told(unnamed.clone(), named(0.9)).is_empty());
+        assert!(told(named(0.9), unnamed.clone()).is_empty());
+        let other = ["going on with another momentum: 0.8, not 0.9"];
+        assert_eq!(told(unnamed, named(0.8)), other);
+        let adamw = of(OptimizerKind::AdamW, None);
+        assert!(told(adamw.clone(), adamw).is_empty());
     }
 }
