@@ -15,7 +15,8 @@ use criterion::{Criterion, Throughput};
 fn kernels() -> &'static Kernels {
     match std::env::var("CLLM_ISA") {
         Ok(name) => {
-            let isa: Isa = name.parse().expect("CLLM_ISA: scalar, neon, avx, avx2, avx512 or amx");
+            let isa: Isa =
+                name.parse().expect("CLLM_ISA: scalar, neon, simd128, avx, avx2, avx512 or amx");
             Kernels::for_isa(isa).expect("CLLM_ISA: this CPU does not have it")
         }
         Err(_) => Kernels::detect(),

@@ -205,7 +205,7 @@ mod tests {
             assert!(kernels.panel().is_multiple_of(kernels.lanes()), "{set}");
         }
         // Of each kind of CPU the scalar ones besides.
-        let own = [(Isa::Avx, 8), (Isa::Neon, 2)];
+        let own = [(Isa::Avx, 8), (Isa::Neon, 2), (Isa::Simd128, 2)];
         let own = own.into_iter().filter(|(isa, _)| isa.is_compiled());
         assert_eq!(known, 2 + own.map(|(_, sets)| sets).sum::<usize>());
         // And whatever is handed out has a name.

@@ -12,6 +12,8 @@ pub enum Isa {
     Scalar,
     /// 64-bit ARM's NEON, with fused multiply-add.
     Neon,
+    /// WebAssembly's fixed-width SIMD of 128 bits, without fused multiply-add.
+    Simd128,
     /// x86-64 AVX without fused multiply-add.
     Avx,
     /// x86-64 AVX2 with FMA.
@@ -24,8 +26,8 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, of each kind of CPU the weakest first.
-    pub const ALL: [Self; 6] =
-        [Self::Scalar, Self::Neon, Self::Avx, Self::Avx2, Self::Avx512, Self::Amx];
+    pub const ALL: [Self; 7] =
+        [Self::Scalar, Self::Neon, Self::Simd128, Self::Avx, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The name that `--isa` takes.
     #[must_use]
@@ -33,6 +35,7 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Neon => "neon",
+            Self::Simd128 => "simd128",
             Self::Avx => "avx",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
@@ -50,13 +53,14 @@ impl Isa {
                 target_feature = "neon",
                 target_endian = "little"
             )),
+            Self::Simd128 => cfg!(all(target_arch = "wasm32", target_feature = "simd128")),
             Self::Avx | Self::Avx2 | Self::Avx512 | Self::Amx => cfg!(target_arch = "x86_64"),
         }
     }
 
     /// Whether this CPU and its system run it. Of those of x86-64 false on `target_os = "none"`,
-    /// where nobody can be asked: use `Kernels::assume_*` there. [`Isa::Neon`] is a matter of the
-    /// target, whose code uses those registers wherever it likes.
+    /// where nobody can be asked: use `Kernels::assume_*` there. [`Isa::Neon`] and [`Isa::Simd128`] are a
+    /// matter of the target, whose code uses those registers wherever it likes.
     ///
     /// Of [`Isa::Amx`], Linux has to be asked by each program: this does so, by a system call
     /// on CPUs that have it, and so makes the stack frames of signals 8 KiB larger in threads
@@ -64,8 +68,8 @@ impl Isa {
     #[must_use]
     pub fn is_supported(self) -> bool {
         match self {
-            // Of the latter every CPU has it that runs what is compiled for such targets.
-            Self::Scalar | Self::Neon => self.is_compiled(),
+            // Of the latter two every machine has it that runs what is compiled for such targets.
+            Self::Scalar | Self::Neon | Self::Simd128 => self.is_compiled(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx => detect::avx(),
             #[cfg(target_arch = "x86_64")]
@@ -112,7 +116,7 @@ pub struct UnknownIsa;
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an instruction set: use scalar, neon, avx, avx2, avx512 or amx")
+        f.write_str("not an instruction set: use scalar, neon, simd128, avx, avx2, avx512 or amx")
     }
 }
 
@@ -170,11 +174,17 @@ mod tests {
         for isa in Isa::ALL {
             assert!(isa.is_compiled() || !isa.is_supported(), "{isa}");
         }
-        assert!(!(Isa::Neon.is_compiled() && Isa::Avx.is_compiled()));
+        let kinds = [Isa::Neon, Isa::Simd128, Isa::Avx];
+        assert!(kinds.into_iter().filter(|isa| isa.is_compiled()).count() <= 1);
         // 64-bit ARM has no other one, and no program for Linux lacks it there.
         assert_eq!(
             Isa::best() == Isa::Neon,
             cfg!(all(target_arch = "aarch64", target_os = "linux"))
+        );
+        // And WebAssembly, if it is compiled with SIMD, cannot be run without.
+        assert_eq!(
+            Isa::best() == Isa::Simd128,
+            cfg!(all(target_family = "wasm", target_feature = "simd128"))
         );
     }
 

@@ -243,6 +243,15 @@ kernel_table!(
     dot_pass,
     "neon"
 );
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+kernel_table!(
+    simd128,
+    Isa::Simd128,
+    crate::simd::simd128::Simd128::assume(),
+    crate::simd::simd128::Simd128,
+    pass,
+    "simd128"
+);
 #[cfg(target_arch = "x86_64")]
 kernel_table!(avx, Isa::Avx, crate::simd::avx::Avx::assume(), crate::simd::avx::Avx, pass, "avx");
 #[cfg(target_arch = "x86_64")]

@@ -82,6 +82,8 @@ impl KernelSet {
     pub const SCALAR: Self = Self::of(Isa::Scalar);
     /// Of NEON.
     pub const NEON: Self = Self::of(Isa::Neon);
+    /// Of WebAssembly's SIMD.
+    pub const SIMD128: Self = Self::of(Isa::Simd128);
     /// Of AVX.
     pub const AVX: Self = Self::of(Isa::Avx);
     /// Of AVX2 with FMA.
@@ -94,11 +96,13 @@ impl KernelSet {
     pub const AMX: Self = Self { isa: Isa::Amx, ..Self::AVX512_BF16 };
 
     /// All that there are kernels for on any target.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::SCALAR,
         Self::SCALAR.converting(),
         Self::NEON,
         Self::NEON.converting(),
+        Self::SIMD128,
+        Self::SIMD128.converting(),
         Self::AVX,
         Self::AVX.converting(),
         Self::AVX2,
@@ -138,6 +142,10 @@ impl KernelSet {
             (Isa::Neon, Dtype::F32, true) => &shells::neon::F32,
             #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
             (Isa::Neon, Dtype::Bf16, false) => &shells::neon::BF16,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            (Isa::Simd128, Dtype::F32, true) => &shells::simd128::F32,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            (Isa::Simd128, Dtype::Bf16, false) => &shells::simd128::BF16,
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx, Dtype::F32, true) => &shells::avx::F32,
             #[cfg(target_arch = "x86_64")]
@@ -243,6 +251,8 @@ impl Kernels {
             Isa::Scalar => [&shells::scalar::F32, &shells::scalar::BF16],
             #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
             Isa::Neon => [&shells::neon::F32, &shells::neon::BF16],
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => [&shells::simd128::F32, &shells::simd128::BF16],
             #[cfg(target_arch = "x86_64")]
             Isa::Avx => [&shells::avx::F32, &shells::avx::BF16],
             #[cfg(target_arch = "x86_64")]

@@ -59,10 +59,26 @@ pub(crate) unsafe fn run<S: Simd, F: Dot<S>>(
     accumulate: bool,
     fetch: &mut impl Fetch,
 ) {
+    // The blocks that there are arms for: any other one would be read and written beyond its columns.
+    const {
+        assert!(match (S::MR, S::NR / S::LANES) {
+            (4, 4) | (6 | 12, 2) => true,
+            (4, 2) => cfg!(target_arch = "wasm32"),
+            _ => false,
+        });
+    }
     // SAFETY: passed on from the caller.
     unsafe {
         match (S::MR, t.a_col) {
             _ if rows < S::MR || cols < S::NR => (F::TILE)(t, rows, cols, accumulate),
+            #[cfg(target_arch = "wasm32")]
+            (4, 1) if S::NR == 2 * S::LANES => {
+                tile::<S, F, 4, 2, true>(s, f, t, cols, accumulate, fetch)
+            }
+            #[cfg(target_arch = "wasm32")]
+            (4, _) if S::NR == 2 * S::LANES => {
+                tile::<S, F, 4, 2, false>(s, f, t, cols, accumulate, fetch)
+            }
             (4, 1) => tile::<S, F, 4, 4, true>(s, f, t, cols, accumulate, fetch),
             (4, _) => tile::<S, F, 4, 4, false>(s, f, t, cols, accumulate, fetch),
             (6, 1) => tile::<S, F, 6, 2, true>(s, f, t, cols, accumulate, fetch),
