@@ -38,7 +38,7 @@ say "kernels"
 "$CARGO" test "${build[@]}" --package cllm-kernels --lib --tests
 
 say "whole steps"
-"$CARGO" test "${build[@]}" --manifest-path tests/elsewhere/Cargo.toml
+"$CARGO" test "${build[@]}" --manifest-path tests/elsewhere/Cargo.toml --test elsewhere
 
 say "the machine code of the micro-kernel"
 "$CARGO" build "${build[@]}" --package cllm-kernels

@@ -1,7 +1,7 @@
 //! The scalar kernels compute the same bits on every machine: the same losses, the same weights.
 //!
-//! The hashes were made on x86-64. `tests/aarch64.sh` has this test on 64-bit ARM, with a compiler of another
-//! version. Who changes what scalar kernels compute, or in which order, changes them; nobody else does.
+//! The hashes were made on x86-64. `tests/aarch64.sh` has this test on 64-bit ARM, and `tests/wasm.sh` in WebAssembly, with a
+//! compiler of another version. Who changes what scalar kernels compute, or in which order, changes them; nobody else does.
 
 #[allow(dead_code, reason = "not all models")]
 #[path = "support/config.rs"]
