@@ -1,5 +1,6 @@
 //! What the blocks of a model are made of: GPT-2's parts, or those of the Llama family.
 
+use crate::built::{LLAMA, LeftOut};
 use crate::config::ConfigError;
 
 /// The parts of a model, its sizes aside. Start from [`Architecture::GPT2`] or
@@ -157,23 +158,59 @@ impl Architecture {
     #[must_use]
     pub const fn rotary(&self) -> Option<Rotary> {
         match self.positions {
-            Positions::Learned => None,
-            Positions::Rotary(rotary) => Some(rotary),
+            Positions::Rotary(rotary) if LLAMA => Some(rotary),
+            _ => None,
         }
     }
 
     /// Whether the first matrix of the feed-forward layer has a gate beside what it lets through.
     #[must_use]
     pub const fn is_gated(&self) -> bool {
-        matches!(self.activation, Activation::SwiGlu)
+        LLAMA && matches!(self.activation, Activation::SwiGlu)
+    }
+
+    /// Whether norms take means off, and may have biases.
+    pub(crate) const fn has_means(&self) -> bool {
+        !LLAMA || matches!(self.norm, NormKind::Layer)
+    }
+
+    /// Whether there is a table of positions.
+    pub(crate) const fn has_table(&self) -> bool {
+        !LLAMA || matches!(self.positions, Positions::Learned)
+    }
+
+    /// Whether heads of queries and keys are normalised.
+    pub(crate) const fn norms_heads(&self) -> bool {
+        LLAMA && self.qk_norm
+    }
+
+    /// The cap of logits.
+    pub(crate) const fn cap(&self) -> Option<f32> {
+        if LLAMA { self.logit_softcap } else { None }
+    }
+
+    /// What of it GPT-2 has not.
+    const fn part_of_llama(&self) -> Option<&'static str> {
+        Some(match self {
+            Self { norm: NormKind::Rms, .. } => "RMS norms",
+            Self { positions: Positions::Rotary(_), .. } => "rotary positions",
+            Self { activation: Activation::SwiGlu, .. } => "SwiGLU",
+            Self { n_kv_head: Some(_), .. } => "heads that share keys and values",
+            Self { qk_norm: true, .. } => "norms of heads",
+            Self { logit_softcap: Some(_), .. } => "capped logits",
+            _ => return None,
+        })
     }
 
     /// # Errors
-    /// A cap or an angle of no use.
+    /// A part that is not built; a cap or an angle of no use.
     pub(crate) const fn check(&self) -> Result<(), ConfigError> {
         /// NaN is no larger than anything.
         const fn above(x: f32, least: f32) -> bool {
             x > least && x.is_finite()
+        }
+        if !LLAMA && let Some(part) = self.part_of_llama() {
+            return Err(ConfigError::LeftOut(LeftOut { part, feature: "llama" }));
         }
         match self.logit_softcap {
             Some(cap) if !(cap >= CAPS[0] && cap <= CAPS[1]) => {

@@ -1,7 +1,8 @@
 //! The shape of a model, and the checks that make every later size computation safe.
 
-use crate::architecture::{Architecture, NormKind};
+use crate::architecture::Architecture;
 use crate::arithmetic::ok;
+use crate::built::{DROPOUT, LLAMA, LeftOut};
 use crate::message::Argument::{Float, Number, Word};
 use crate::message::Message;
 use core::fmt;
@@ -99,6 +100,8 @@ pub enum ConfigError {
     Scaling,
     /// The cap of logits is not at least 0.001 and at most a million.
     LogitSoftcap(f32),
+    /// A part of the model is not built into this program.
+    LeftOut(LeftOut),
     /// Some size overflows this machine's address space.
     Overflow,
 }
@@ -156,6 +159,7 @@ impl ConfigError {
                 Float(cap),
                 ": it must be at least 0.001 and at most 1000000; models without have none",
             ),
+            Self::LeftOut(missing) => missing.message(),
             Self::Overflow => {
                 Message::plain("the model is too large: its size overflows the address space")
             }
@@ -223,6 +227,9 @@ impl ModelConfig {
         if !(self.dropout >= 0.0 && self.dropout < 1.0) {
             return Err(ConfigError::Dropout(self.dropout));
         }
+        if !DROPOUT && self.dropout > 0.0 {
+            return Err(ConfigError::LeftOut(LeftOut { part: "dropout", feature: "dropout" }));
+        }
         if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
             return Err(ConfigError::NormEps(self.norm_eps));
         }
@@ -244,6 +251,7 @@ impl ModelConfig {
 
     /// Columns of a head.
     #[must_use]
+    #[cfg_attr(feature = "compact", inline(never))]
     pub const fn head_size(&self) -> usize {
         match self.arch.head_size {
             Some(size) => size,
@@ -255,13 +263,14 @@ impl ModelConfig {
     #[must_use]
     pub const fn kv_heads(&self) -> usize {
         match self.arch.n_kv_head {
-            Some(heads) => heads,
-            None => self.n_head,
+            Some(heads) if LLAMA => heads,
+            _ => self.n_head,
         }
     }
 
     /// Columns of all heads of queries, and of the output of attention.
     #[must_use]
+    #[cfg_attr(feature = "compact", inline(never))]
     pub const fn query_width(&self) -> usize {
         self.n_head * self.head_size()
     }
@@ -293,7 +302,7 @@ impl ModelConfig {
 
     /// Whether norms have biases.
     pub(crate) const fn has_norm_bias(&self) -> bool {
-        self.bias && matches!(self.arch.norm, NormKind::Layer)
+        self.bias && self.arch.has_means()
     }
 
     /// Vectors of a norm: the gain, and the bias if there is one.

@@ -74,11 +74,17 @@
 //! # Ok::<(), Box<dyn core::error::Error>>(())
 //! ```
 #![no_std]
+#![cfg_attr(feature = "compact", allow(unused_variables, reason = "what only messages said"))]
+
+#[cfg(feature = "compact")]
+#[macro_use]
+mod terse;
 
 mod adapter;
 mod architecture;
 mod arithmetic;
 mod batch;
+mod built;
 pub mod checkpoint;
 mod config;
 mod engine;
@@ -105,6 +111,7 @@ mod trainer;
 pub use adapter::{AdapterError, AdapterSite, AdapterSites, AdapterSpec, AdapterTable, Adapters};
 pub use architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 pub use batch::{Batch, Loss, StepError};
+pub use built::LeftOut;
 pub use cllm_kernels::{Caches, Dtype, Footprint, IGNORE, Isa, KernelSet, Kernels};
 pub use config::{ConfigError, MAX_DIMENSION, ModelConfig};
 pub use engine::{
@@ -124,3 +131,11 @@ pub use plan::{
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
 pub use trainer::{Evaluator, Pools, Slices, Trainer};
+
+/// Ends a check of a compact build, at one place for all of them.
+#[cfg(feature = "compact")]
+#[cold]
+#[inline(never)]
+const fn failed() -> ! {
+    core::panic!()
+}

@@ -153,7 +153,8 @@ impl Text {
     /// Stops the compilation, or the program, with this text.
     #[track_caller]
     pub(crate) const fn panic(&self) -> ! {
-        panic!("{}", self.as_str())
+        // Compact code has no other messages, but a compiler tells of this one.
+        core::panic!("{}", self.as_str())
     }
 }
 

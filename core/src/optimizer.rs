@@ -1,5 +1,6 @@
 //! The numbers of an update: the optimizer's settings and the clip by global norm.
 
+use crate::built::OPTIMIZERS;
 use cllm_kernels::{AdamW, Sgd};
 use core::fmt;
 use core::str::FromStr;
@@ -139,6 +140,9 @@ impl Optimizer {
 
     /// The update of one step; `updates` counts from 1. Decay and scale are those of no tensor and no clip.
     pub(crate) fn rule(&self, lr: f32, updates: u64) -> Rule {
+        if !OPTIMIZERS {
+            return Rule::AdamW(self.adamw(lr, updates));
+        }
         let sgd = Sgd { lr, decay: 0.0, grad_scale: 1.0 };
         match self.kind {
             OptimizerKind::AdamW => Rule::AdamW(self.adamw(lr, updates)),

@@ -7,7 +7,6 @@
 //! output projection `vocab_size x d_model`. A model has those of the tensors that its
 //! architecture and its `bias` ask for; what lies side by side is one tensor, as in GPT-2.
 
-use crate::architecture::Positions;
 use crate::arithmetic::{ok, some};
 use crate::config::{ConfigError, ModelConfig};
 use crate::line::LANES;
@@ -92,7 +91,7 @@ impl BlockParam {
             Norm1Bias | Norm2Bias => c.has_norm_bias(),
             QkvBias => c.bias || c.arch.qkv_bias,
             AttnOutBias | FcBias | MlpOutBias => c.bias,
-            QueryNormGain | KeyNormGain => c.arch.qk_norm,
+            QueryNormGain | KeyNormGain => c.arch.norms_heads(),
             _ => true,
         }
     }
@@ -301,7 +300,7 @@ impl ParamTable {
         }
         let has_head = !config.tied && !without_matrices;
         let has_tokens = !without_matrices;
-        let learned = matches!(config.arch.positions, Positions::Learned);
+        let learned = config.arch.has_table();
         let positions = (if learned { config.block_size } else { 0 }, config.d_model);
         let token_table = some!(padded((config.vocab_size, config.d_model)));
         let positions_start = if has_tokens { token_table } else { 0 };
@@ -389,7 +388,7 @@ impl ParamTable {
         let blocks = self.per_block * self.config.n_layer;
         // In front of the blocks are at most two tables.
         let has_tokens = !self.without_matrices;
-        let learned = matches!(self.config.arch.positions, Positions::Learned);
+        let learned = self.config.arch.has_table();
         let tables = has_tokens as usize + learned as usize;
         Some(match index {
             0 if has_tokens => Param::TokenTable,
@@ -436,7 +435,7 @@ impl ParamTable {
         let c = &self.config;
         let (offset, (rows, cols), vector) = match param {
             Param::TokenTable if !self.without_matrices => (0, (c.vocab_size, c.d_model), false),
-            Param::PositionTable if matches!(c.arch.positions, Positions::Learned) => {
+            Param::PositionTable if c.arch.has_table() => {
                 (self.positions_start, (c.block_size, c.d_model), false)
             }
             Param::Block(block, param) => {

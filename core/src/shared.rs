@@ -80,7 +80,7 @@ impl<'a> Shared<'a> {
         Self { ptr: lines.as_ptr().cast_mut().cast(), len, memory: PhantomData }
     }
 
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
     fn check(&self, at: usize, extent: usize) {
         let fits = at.checked_add(extent).is_some_and(|end| end <= self.len);
         assert!(fits, "a buffer lies outside its pool: the plan is wrong");
@@ -100,7 +100,8 @@ impl<'a> Shared<'a> {
 
     /// # Safety
     /// Nobody writes these floats while the slice lives.
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
+    #[cfg_attr(feature = "compact", inline(never))]
     pub(crate) unsafe fn slice(&self, at: usize, len: usize) -> &'a [f32] {
         self.check(at, len);
         self.note::<f32>(at, (1, len), 0, false);
@@ -110,7 +111,8 @@ impl<'a> Shared<'a> {
 
     /// # Safety
     /// Nobody else reads or writes these floats while the slice lives.
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
+    #[cfg_attr(feature = "compact", inline(never))]
     pub(crate) unsafe fn slice_mut(&self, at: usize, len: usize) -> &'a mut [f32] {
         self.check(at, len);
         self.note::<f32>(at, (1, len), 0, true);
@@ -134,7 +136,8 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// Nobody writes the matrix's elements while it lives.
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
+    #[cfg_attr(feature = "compact", inline(never))]
     pub(crate) unsafe fn mat(
         &self,
         at: usize,
@@ -149,7 +152,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// The others are not read, and nobody writes the elements of those while it lives.
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
     pub(crate) unsafe fn mat_in_part(
         &self,
         at: usize,
@@ -168,7 +171,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// Nobody writes the matrix's elements while it lives.
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
     pub(crate) unsafe fn halves(
         &self,
         at: usize,
@@ -186,7 +189,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// Nobody else reads or writes the matrix's elements while it lives.
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
     pub(crate) unsafe fn halves_mut(
         &self,
         at: usize,
@@ -204,7 +207,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// Nobody else reads or writes the matrix's elements while it lives.
-    #[track_caller]
+    #[cfg_attr(not(feature = "compact"), track_caller)]
     pub(crate) unsafe fn mat_mut(
         &self,
         at: usize,

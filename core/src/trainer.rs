@@ -17,6 +17,7 @@ pub use evaluator::Evaluator;
 pub use slices::Slices;
 
 use crate::batch::{Batch, Loss, StepError, misplaced};
+use crate::built::DROPOUT;
 use crate::engine::{Engine, EngineError, Idle, Spin};
 use crate::init;
 use crate::line::{Line, floats, floats_mut};
@@ -342,7 +343,7 @@ impl<'a> Trainer<'a> {
     /// nothing, and zeroes the moments: for a model whose weights come from elsewhere.
     pub fn initialise_adapters(&mut self) {
         self.machine.moments.fill(Line::ZERO);
-        if let Some(table) = &self.machine.plan.adapters {
+        if let Some(table) = self.machine.plan.adapters() {
             let at = self.machine.plan.trained_at();
             let arena = &mut floats_mut(self.machine.parameters)[at..];
             init::initialise_adapters(table, self.seed, arena);
@@ -387,7 +388,7 @@ impl<'a> Trainer<'a> {
             return Err(StepError::NothingCounts);
         }
         let key = |probability: f32| {
-            (probability > 0.0).then_some(DropoutKey {
+            (DROPOUT && probability > 0.0).then_some(DropoutKey {
                 probability,
                 seed: self.seed,
                 step: self.updates as u32,
@@ -450,7 +451,7 @@ impl<'a> Trainer<'a> {
             }));
         }
         // Adapters are not packed.
-        self.machine.packed_is_current &= self.machine.plan.adapters.is_some();
+        self.machine.packed_is_current &= self.machine.plan.adapters().is_some();
         Ok(Inputs {
             rule: Some(optimizer.rule(lr, self.updates + 1)),
             weight_decay: optimizer.weight_decay,
@@ -501,7 +502,7 @@ impl<'a> Trainer<'a> {
     /// The arena of adapters: they lie where their table says. Empty if the plan has none.
     #[must_use]
     pub fn adapters(&self) -> &[f32] {
-        match self.machine.plan.adapters {
+        match self.machine.plan.adapters() {
             Some(_) => &self.parameters()[self.machine.plan.trained_at()..],
             None => &[],
         }
@@ -533,7 +534,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<(), E> {
         self.micro = 0;
         let machine = &mut self.machine;
-        machine.packed_is_current &= machine.plan.adapters.is_some();
+        machine.packed_is_current &= machine.plan.adapters().is_some();
         machine.moments.fill(Line::ZERO);
         let trained = &mut floats_mut(machine.parameters)[machine.plan.trained_at()..];
         trained.fill(0.0);

@@ -2,6 +2,7 @@
 //!
 //! Each is one read (and one write) of memory; there is nothing to win but bandwidth.
 
+use crate::built::COMPACT;
 use crate::dropout::Dropout;
 use crate::elements::{Elements, Floats};
 use crate::gemm::format::{Format, Single};
@@ -220,11 +221,11 @@ pub(crate) unsafe fn column_sum_of<S: Simd, F: Format<S>, M: Elements<S, F>>(
     let mut j = 0;
     // SAFETY: columns j .. j + V * LANES, then j .. j + left, all below `cols`.
     unsafe {
-        while j + WIDE * S::LANES <= cols {
+        while !COMPACT && j + WIDE * S::LANES <= cols {
             columns.sum::<S, F, M, WIDE>(s, m, j, S::LANES);
             j += WIDE * S::LANES;
         }
-        while j + 2 * S::LANES <= cols {
+        while !COMPACT && j + 2 * S::LANES <= cols {
             columns.sum::<S, F, M, 2>(s, m, j, S::LANES);
             j += 2 * S::LANES;
         }

@@ -5,6 +5,7 @@
 //! a table, without the CPU that runs it ([`KernelSet::footprint`]).
 
 use crate::attention::{self, Wanted};
+use crate::built::HALVES;
 use crate::elements::RawOperand;
 use crate::fresh;
 use crate::gemm::kept::{self, Halved};
@@ -78,7 +79,7 @@ impl Footprint {
     /// As [`Kernels::keeps_halves`].
     #[must_use]
     pub const fn keeps_halves(self) -> bool {
-        self.depth == 2
+        HALVES && self.depth == 2
     }
 
     /// As [`Kernels::keeps_halves_of`].

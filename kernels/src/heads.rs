@@ -3,6 +3,7 @@
 
 use crate::Kernels;
 use crate::attention::{KEY_BLOCK, RawAttention, Rows, RowsMut, Span};
+use crate::built::DROPOUT;
 use crate::dropout::Dropout;
 use crate::mat::{MatMut, MatRef};
 use crate::rows::rows_of;
@@ -449,6 +450,7 @@ fn raw_backward(a: &Attention<'_>, out: MatRef<'_>, lse: &[f32], dout: MatRef<'_
     assert_shape(out, n, head);
     assert_shape(dout, n, head);
     let out = rows_of(out);
+    assert!(DROPOUT || a.dropout.is_none(), "attention: dropout is not built (feature `dropout`)");
     RawAttention {
         out: RowsMut { ptr: out.ptr.cast_mut(), stride: out.stride },
         lse: Some(lse.as_ptr().cast_mut()),
@@ -495,6 +497,7 @@ fn raw_attention(a: &Attention<'_>) -> RawAttention {
     if let Some(starts) = a.starts {
         check_starts(starts, queries, a.first);
     }
+    assert!(DROPOUT || a.dropout.is_none(), "attention: dropout is not built (feature `dropout`)");
     RawAttention {
         queries,
         keys,
@@ -513,7 +516,7 @@ fn raw_attention(a: &Attention<'_>) -> RawAttention {
         dout: Rows::NONE,
         dq: None,
         dkv: None,
-        dropout: a.dropout,
+        dropout: a.dropout.filter(|_| DROPOUT),
         scratch: core::ptr::null_mut(),
     }
 }

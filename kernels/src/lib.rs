@@ -30,13 +30,19 @@
 //! assert_eq!(c, [19.0, 22.0, 43.0, 50.0]);
 //! ```
 #![no_std]
+#![cfg_attr(feature = "compact", allow(unused_variables, reason = "what only messages said"))]
 #![expect(unsafe_code, reason = "kernels read and write through pointers and use CPU intrinsics")]
+
+#[cfg(feature = "compact")]
+#[macro_use]
+mod terse;
 
 mod adamw;
 mod adamw8;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod built;
 mod caches;
 mod dropout;
 mod elements;
@@ -78,3 +84,11 @@ pub use rows::{NormInPlace, NormSaved};
 pub use sgd::Sgd;
 pub use softmax::IGNORE;
 pub use table::{KernelSet, Kernels};
+
+/// Ends a check of a compact build, at one place for all of them.
+#[cfg(feature = "compact")]
+#[cold]
+#[inline(never)]
+const fn failed() -> ! {
+    core::panic!()
+}

@@ -1,6 +1,7 @@
 //! Matrix products of the table: packing, packed products, weight gradients.
 
 use crate::attention::RawAttention;
+use crate::built::{COMPACT, HALVES};
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
 use crate::footprint::{Footprint, some};
 use crate::gated::{RawGated, RawGatedBackward};
@@ -225,7 +226,10 @@ impl Kernels {
     /// # Panics
     /// If the table has none.
     pub(crate) fn keeps(&self) -> &Keeps {
-        self.products.keeps.as_ref().expect("these kernels keep no operands as bf16")
+        match &self.products.keeps {
+            Some(keeps) if HALVES => keeps,
+            _ => panic!("these kernels keep no operands as bf16"),
+        }
     }
 
     /// Words of `k` elements.
@@ -364,7 +368,8 @@ impl Kernels {
         }
         let f = self.footprint();
         let as_words = a.col == 1 && (halves.a || f.plain);
-        if let Some(tile) = self.products.tile
+        if !COMPACT
+            && let Some(tile) = self.products.tile
             && Small::suits(f, m, n, k)
             && as_words
             && !halves.c
@@ -497,7 +502,7 @@ impl Kernels {
         let sums = sums.map(|sums| {
             assert!(sums.len() == n, "gemm_unpacked: B has {n} columns, not {}", sums.len());
             assert!(b.col == 1, "gemm_unpacked: rows of B must be contiguous");
-            let kernel = if b.half {
+            let kernel = if HALVES && b.half {
                 SumKernel::Halves(self.keeps().column_sum)
             } else {
                 SumKernel::Floats(self.column_sum)

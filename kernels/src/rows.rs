@@ -2,6 +2,7 @@
 
 use crate::Kernels;
 use crate::attention::Rows;
+use crate::built::LLAMA;
 use crate::dropout::Dropout;
 use crate::elements::{Bf16, Operand, OperandMut};
 use crate::embedding::RawEmbedding;
@@ -106,6 +107,7 @@ fn raw_cross_entropy(
     let known = |t: &u32| *t == IGNORE || (*t as usize) < cols;
     assert!(targets.iter().all(known), "cross_entropy: a target is not below {cols}");
     let is_cap = |cap: f32| cap > 0.0 && cap.is_finite();
+    assert!(LLAMA || cap.is_none(), "cross_entropy: caps are not built (feature `llama`)");
     assert!(cap.is_none_or(is_cap), "cross_entropy: a cap of {cap:?}");
     RawCrossEntropy {
         rows,

@@ -7,6 +7,7 @@
 use crate::adamw::{self, AdamW};
 use crate::adamw8::{self, Dither, RawMoments8};
 use crate::attention::{self, RawAttention};
+use crate::built::{COMPACT, DROPOUT, LLAMA, OPTIMIZERS, left_out};
 use crate::dropout::Dropout;
 use crate::elements::RawOperand;
 use crate::elementwise;
@@ -26,6 +27,31 @@ use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 use crate::softmax::{self, RawCrossEntropy};
 use crate::table::Kernels;
+
+/// In the place of a soft cap that is left out.
+unsafe fn no_cap(_: *mut f32, _: f32, _: usize) {
+    panic!("capped logits are not built: cllm-kernels has them by its feature `llama`");
+}
+
+/// In the place of dropout that is left out.
+unsafe fn no_dropout(_: *mut f32, _: *const f32, _: usize, _: &Dropout, _: u32) {
+    panic!("dropout is not built: cllm-kernels has it by its feature `dropout`");
+}
+
+/// In the place of AdamW with moments of 8 bits that is left out.
+unsafe fn no_adamw8(_: &AdamW, _: Dither, _: *mut f32, _: *const f32, _: RawMoments8, _: usize) {
+    panic!("this optimizer is not built: cllm-kernels has it by its feature `optimizers`");
+}
+
+/// In the place of gradient descent that is left out.
+unsafe fn no_sgd(_: &Sgd, _: *mut f32, _: *const f32, _: usize) {
+    panic!("this optimizer is not built: cllm-kernels has it by its feature `optimizers`");
+}
+
+/// In the place of momentum that is left out.
+unsafe fn no_momentum(_: &Sgd, _: f32, _: *mut f32, _: *const f32, _: *mut f32, _: usize) {
+    panic!("this optimizer is not built: cllm-kernels has it by its feature `optimizers`");
+}
 
 /// Builds the kernels of products of one format.
 macro_rules! products {
@@ -104,8 +130,9 @@ macro_rules! heads {
             }
 
             pub(crate) const HEADS: Heads = Heads {
-                forward: [attention_forward::<false>, attention_forward::<true>],
-                backward: [attention_backward::<false>, attention_backward::<true>],
+                // The code with first keys does for those without.
+                forward: [attention_forward::<COMPACT>, attention_forward::<true>],
+                backward: [attention_backward::<COMPACT>, attention_backward::<true>],
             };
         }
     };
@@ -196,19 +223,19 @@ macro_rules! kernel_table {
                 embedding_scatter,
                 accumulate,
                 scale,
-                soft_cap,
+                soft_cap: if LLAMA { soft_cap } else { no_cap },
                 gelu,
                 gelu_backward,
-                swiglu,
-                swiglu_backward,
-                rotate,
-                dropout_row,
+                swiglu: if LLAMA { swiglu } else { left_out },
+                swiglu_backward: if LLAMA { swiglu_backward } else { left_out },
+                rotate: if LLAMA { rotate } else { left_out },
+                dropout_row: if DROPOUT { dropout_row } else { no_dropout },
                 column_sum,
                 sum_squares,
                 adamw,
-                adamw8,
-                sgd,
-                momentum,
+                adamw8: if OPTIMIZERS { adamw8 } else { no_adamw8 },
+                sgd: if OPTIMIZERS { sgd } else { no_sgd },
+                momentum: if OPTIMIZERS { momentum } else { no_momentum },
             };
             pub(crate) const ROUNDED: Products = rounded::PRODUCTS;
             pub(crate) static F32: Kernels = TABLE;

@@ -9,6 +9,7 @@
 //! With a cap, x is `cap tanh(logit / cap)`, and dx, which is the logit's then, has the factor
 //! `1 - (x / cap)^2`.
 
+use crate::built::LLAMA;
 use crate::elements::{Elements, Floats};
 use crate::elementwise::soft_cap;
 use crate::gemm::format::{Format, Single};
@@ -214,6 +215,7 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
 ) {
     let n = a.cols;
     let padded = n + n % (size_of::<f32>() / size_of::<M::Element>());
+    let cap = a.cap.filter(|_| LLAMA);
     for r in 0..a.rows {
         // SAFETY: row r of the operands, columns below n.
         unsafe {
@@ -229,7 +231,7 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
                 continue;
             }
             let target = target as usize;
-            if let Some(cap) = a.cap {
+            if let Some(cap) = cap {
                 soft_cap(s, x, cap, n);
             }
             let most = max_of(s, x, n);
@@ -237,14 +239,14 @@ pub(crate) unsafe fn cross_entropy_into<S: Simd, F: Format<S>, M: Elements<S, F>
             let sum = match a.grad_scale {
                 Some(scale) => {
                     // Slopes want what is capped: its exponentials do not take its place.
-                    let sum = match a.cap {
+                    let sum = match cap {
                         Some(_) => sum_of_exp(s, x, n, most),
                         None => exp_in_place(s, x, n, most, 1.0),
                     };
-                    let by = a.cap.map_or(0.0, |cap| 1.0 / cap);
+                    let by = cap.map_or(0.0, |cap| 1.0 / cap);
                     let grad = Gradient { most, factor: scale / sum, by };
                     let target = (target, scale);
-                    match a.cap {
+                    match cap {
                         Some(_) => grad.row::<S, F, M, true>(s, m, x, n, target),
                         None => grad.row::<S, F, M, false>(s, m, x, n, target),
                     }

@@ -111,7 +111,9 @@ pub fn config_error(error: ConfigError) -> Error {
         ConfigError::LogitSoftcap(cap) => format!(
             "--logit-softcap {cap}: it must be at least 0.001 and at most 1000000, or 0 for none"
         ),
-        ConfigError::ScalingFactor(_) | ConfigError::Scaling => error.to_string(),
+        ConfigError::ScalingFactor(_) | ConfigError::Scaling | ConfigError::LeftOut(_) => {
+            error.to_string()
+        }
         ConfigError::NormEps(_) | ConfigError::Overflow => {
             format!("{error}; lower --n-layer, --n-embd, --block-size or --batch-size")
         }
@@ -128,6 +130,7 @@ pub fn plan_error(error: PlanError) -> Error {
         }
         PlanError::NoWorker => Error::usage("--threads 0: at least one is needed"),
         PlanError::Blocking(_)
+        | PlanError::LeftOut(_)
         | PlanError::Adapters(_)
         | PlanError::TooLong { .. }
         | PlanError::NothingKept

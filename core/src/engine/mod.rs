@@ -34,6 +34,7 @@
 //! The thread unwinds out of [`Worker::run`] and its seat is free.
 #![expect(unsafe_code, reason = "lends a borrowed job to other threads")]
 
+mod alone;
 mod along;
 mod drill;
 mod fault;
@@ -63,6 +64,7 @@ use worker::Sitter;
 pub use worker::{SeatError, Worker};
 
 use crate::arithmetic::some;
+use crate::built::WORKERS;
 use crate::plan::{Plan, PlanError, Pool};
 use crate::primitive::{AtomicBool, AtomicU32, AtomicWord, Bits, Ordering, UnsafeCell, spin_loop};
 use crate::program::{self, Op, Section, To};
@@ -331,6 +333,9 @@ impl<'a> Engine<'a> {
         sections: &[Section],
         idle: &dyn Idle,
     ) -> Result<(), EngineError> {
+        if !WORKERS {
+            return self.run_alone(job, sections);
+        }
         if idle.works() {
             return self.run_along(job, sections, idle);
         }

@@ -40,6 +40,7 @@ use super::{Grain, Mode, PARTIAL_ROWS, to_lines};
 use crate::adapter::AdapterTable;
 use crate::architecture::NormKind;
 use crate::arithmetic::some;
+use crate::built::DROPOUT;
 use crate::config::ModelConfig;
 use crate::program::Matrix;
 use cllm_kernels::{Bf16, Footprint, row_stride};
@@ -86,6 +87,7 @@ impl Place {
     /// Of no size.
     pub(super) const NOWHERE: Self = Self { at: 0, stride: 0, copies: 1 };
 
+    #[cfg_attr(feature = "compact", inline(never))]
     pub(super) const fn of(self, layer: usize) -> usize {
         self.at + layer % self.copies * self.stride
     }
@@ -214,7 +216,7 @@ impl BlockBuffers<Place> {
             copies: usize,
             floats: usize,
         ) -> Option<Place> {
-            match c.arch.qk_norm {
+            match c.arch.norms_heads() {
                 true if copies > 0 => bump.copies_of(copies, floats),
                 _ => Some(Place::NOWHERE),
             }
@@ -320,19 +322,19 @@ impl GradBuffers<Place> {
         let pieces = n.div_ceil(PARTIAL_ROWS);
         let dnorm = some!(bump.copies(1, n, d));
         let (first, second) = (some!(bump.copies(sets, n, d)), some!(bump.copies(sets, n, d)));
-        let (dx, dmid) = if c.dropout > 0.0 {
+        let (dx, dmid) = if DROPOUT && c.dropout > 0.0 {
             let stream = some!(bump.copies(1, n, d));
             (stream, stream)
         } else {
             (first, second)
         };
         let width = c.query_width();
-        let datt = match grain.parted && !in_place {
+        let datt = match grain.is_parted() && !in_place {
             true => some!(bump.copies(sets, n, width)),
             false if width != d => some!(bump.copies(1, n, width)),
             false => dnorm,
         };
-        let dqkv = match grain.parted {
+        let dqkv = match grain.is_parted() {
             true => some!(bump.copies(sets, n, c.qkv_width())),
             false => Place::NOWHERE,
         };

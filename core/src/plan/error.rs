@@ -2,6 +2,7 @@
 
 use super::{BlockingError, Pool};
 use crate::adapter::AdapterError;
+use crate::built::LeftOut;
 use crate::config::ConfigError;
 use crate::message::Argument::{Number, Word};
 use crate::message::Message;
@@ -26,6 +27,8 @@ pub enum PlanError {
     NoWorker,
     /// Blocks of a size that the core cannot take.
     Blocking(BlockingError),
+    /// What is asked for is not built into this program.
+    LeftOut(LeftOut),
     /// Adapters that the model cannot have.
     Adapters(AdapterError),
     /// There are no kernels of this name on this target.
@@ -115,6 +118,7 @@ impl PlanError {
             ),
             Self::NoWorker => Message::plain("no worker: at least one is needed"),
             Self::Blocking(error) => error.message(),
+            Self::LeftOut(missing) => missing.message(),
             Self::Adapters(error) => error.message(),
             Self::NoKernels(KernelSet { isa, dtype, is_native }) => Message::two(
                 "there are no kernels of ",

@@ -8,6 +8,7 @@
 use super::blocking::ROW_BLOCKS;
 use super::{BatchShape, Blocking, Mode, PARTIAL_ROWS, Packing, Tiling, least_block, to_lines};
 use crate::arithmetic::{least, most, some};
+use crate::built::{FRESH, WORKERS};
 use crate::config::ModelConfig;
 use cllm_kernels::{Footprint, KC, Write};
 
@@ -81,6 +82,7 @@ impl Grain {
         let rows = batch.sequences * batch.tokens;
         let blocking = &tiling.blocking;
         let workers = match tiling.workers {
+            _ if !WORKERS => 1,
             Some(workers) => workers,
             None => workers,
         };
@@ -92,6 +94,7 @@ impl Grain {
         let large = matrix_floats(c) >= blocking.fresh_floats;
         let sizes: &[usize] = if adapted { &ROW_BLOCKS } else { &FRESH_BLOCKS };
         let packing = match tiling.packing {
+            _ if !FRESH => Packing::Once,
             Some(Packing::Kept) if !may_keep => Packing::Once,
             Some(packing) => packing,
             None if may_keep && panels_are_no_larger(c, kernels) => Packing::Kept,
@@ -124,7 +127,7 @@ impl Grain {
             head_parts: least(most(parts, 1), c.kv_heads()),
             span,
             piece,
-            parted: span < batch.tokens,
+            parted: WORKERS && span < batch.tokens,
             gradient_sets: if workers == 1 || !mode.trains() { 1 } else { 2 },
             logits_rows: match workers {
                 1 => 1,
@@ -136,7 +139,7 @@ impl Grain {
 
     /// Products read panels from the pool of packed weights.
     pub(crate) const fn has_panels(&self) -> bool {
-        !matches!(self.packing, Packing::Fresh)
+        !FRESH || !matches!(self.packing, Packing::Fresh)
     }
 
     /// Floats of a tile of the update of an arena of so many.
@@ -146,13 +149,18 @@ impl Grain {
 
     /// Tiles of forward attention over a span.
     pub(crate) const fn forward_parts(&self) -> usize {
-        self.head_parts
+        if WORKERS { self.head_parts } else { 1 }
     }
 
     /// Tiles of backward attention over a span: those of queries, then those of keys and
     /// values, if they are made apart.
     pub(crate) const fn backward_parts(&self) -> usize {
-        if self.parted { 2 * self.head_parts } else { self.head_parts }
+        if self.is_parted() { 2 * self.head_parts } else { self.forward_parts() }
+    }
+
+    /// Whether spans are parts of sequences.
+    pub(crate) const fn is_parted(&self) -> bool {
+        WORKERS && self.parted
     }
 
     /// Pieces of a sequence of `tokens`.
@@ -168,7 +176,7 @@ impl Grain {
             true => 0,
             false => c.head_size(),
         };
-        let (matrices, rows) = if self.parted { (2, self.span) } else { (4, tokens) };
+        let (matrices, rows) = if self.is_parted() { (2, self.span) } else { (4, tokens) };
         some!(to_lines(some!(rows.checked_mul(size)))).checked_mul(matrices)
     }
 

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::adapter::AdapterTable;
 use crate::arithmetic::{least, most, some};
+use crate::built::{RECOMPUTE, WORKERS};
 use crate::config::ModelConfig;
 use crate::program::Matrix;
 use cllm_kernels::{Footprint, row_stride};
@@ -166,10 +167,10 @@ impl Layout {
             logits,
             logits_buffers,
             grads,
-            own_dqkv: train && grain.parted,
+            own_dqkv: train && grain.is_parted(),
             head_columns: [0, c.query_width(), c.query_width() + c.kv_width()],
             qkv_width: c.qkv_width(),
-            normed_heads: c.arch.qk_norm,
+            normed_heads: c.arch.norms_heads(),
             squares,
             activations_len,
             first_packed,
@@ -227,12 +228,12 @@ impl Layout {
     /// Whether the inner activations of a block are overwritten in the forward pass, so that
     /// the backward pass has to make them again.
     pub(crate) const fn is_remade(&self, layer: usize) -> bool {
-        layer + self.blocks.mid.copies < self.n_layer
+        RECOMPUTE && layer + self.blocks.mid.copies < self.n_layer
     }
 
     /// The first norm's output lies in `x`, once the backward pass has been there.
     pub(crate) const fn norm1_in_place(&self) -> bool {
-        self.blocks.norm1_out.at == self.blocks.x.at
+        !RECOMPUTE || self.blocks.norm1_out.at == self.blocks.x.at
     }
 
     /// Residual stream that leaves a block.
@@ -265,7 +266,7 @@ impl Layout {
 
     /// Gradients of those, before they go back through norms of heads.
     pub(crate) fn dheads(&self, layer: usize) -> [Columns; 3] {
-        if !self.own_dqkv {
+        if !WORKERS || !self.own_dqkv {
             return self.heads(layer);
         }
         let at = self.grads(layer).dqkv;
@@ -275,8 +276,9 @@ impl Layout {
     /// Gradients of queries, keys and values of a block, and whether they have a buffer of
     /// their own rather than take the place of those.
     pub(crate) const fn dqkv(&self, layer: usize) -> (usize, bool) {
-        let at = if self.own_dqkv { self.grads(layer).dqkv } else { self.block(layer).qkv };
-        (at, self.own_dqkv)
+        let own = WORKERS && self.own_dqkv;
+        let at = if own { self.grads(layer).dqkv } else { self.block(layer).qkv };
+        (at, own)
     }
 
     /// Rows between the factors of a matrix's adapter.
@@ -397,7 +399,7 @@ const fn scratch_len(
     }
     let back = some!(kernels.attention_backward_scratch_len(t, head_size));
     len = most(len, some!(back.checked_add(some!(grain.group_len(c, t)))));
-    if c.arch.qk_norm {
+    if c.arch.norms_heads() {
         len = most(len, some!(least(grain.piece, t).checked_mul(head_size)));
     }
     Some(len)

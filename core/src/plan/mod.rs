@@ -24,6 +24,7 @@ pub(crate) use trained::LOADED_ROWS;
 
 use crate::adapter::{AdapterTable, Adapters};
 use crate::arithmetic::{least, most, ok, some};
+use crate::built::{self, ADAPTERS};
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{self, Cut, MAX_TILES, NONE, Slot, Word};
 use crate::line::{LANES, Line};
@@ -281,6 +282,13 @@ impl Plan {
         set: KernelSet,
     ) -> Result<Self, PlanError> {
         let Some(kernels) = set.footprint() else { return Err(PlanError::NoKernels(set)) };
+        let asked = built::Asked {
+            adapters: adapters.is_some(),
+            fresh: matches!(tiling.packing, Some(Packing::Fresh)),
+            recompute: matches!(mode, Mode::Recompute),
+            workers: workers > 1 || matches!(tiling.workers, Some(workers) if workers > 1),
+        };
+        ok!(asked.check(), PlanError::LeftOut);
         let table = ok!(ParamTable::new(config), PlanError::Config);
         if batch.sequences == 0 || batch.tokens == 0 {
             return Err(PlanError::EmptyBatch);
@@ -298,15 +306,17 @@ impl Plan {
             return Err(overflow);
         }
         let (adapters, trained) = match adapters {
-            Some(adapters) => {
+            Some(adapters) if ADAPTERS => {
                 let table = ok!(AdapterTable::new(config, adapters), PlanError::Adapters);
                 (Some(table), table.arena_len())
             }
-            None => (None, table.arena_len()),
+            _ => (None, table.arena_len()),
         };
         let grain = Grain::new(config, adapters.is_some(), batch, mode, workers, tiling, kernels);
         let resident = match grain.packing {
-            Packing::Kept => ok!(ParamTable::without_matrices(config), PlanError::Config),
+            Packing::Kept if ADAPTERS => {
+                ok!(ParamTable::without_matrices(config), PlanError::Config)
+            }
             _ => table,
         };
         let layout = Layout::new(config, adapters.as_ref(), trained, batch, mode, &grain, kernels);

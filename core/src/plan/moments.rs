@@ -1,6 +1,7 @@
 //! The pool of moments: how large it is for each kind of optimizer, and what lies where in it.
 
 use super::Plan;
+use crate::built::{LeftOut, OPTIMIZERS};
 use crate::line::{LANES, bytes, bytes_mut};
 use crate::moments::{Moments, MomentsMut, blocks, first_block};
 use crate::optimizer::OptimizerKind;
@@ -36,8 +37,16 @@ impl Plan {
     /// assert!(moments(OptimizerKind::AdamW8) < 9 * parameters / 4);
     /// # Ok::<(), cllm_core::PlanError>(())
     /// ```
+    ///
+    /// # Panics
+    /// If it is another than AdamW and those are not built: without this crate's feature `optimizers`.
     #[must_use]
+    #[track_caller]
     pub const fn with_optimizer(mut self, optimizer: OptimizerKind) -> Self {
+        if !OPTIMIZERS && !matches!(optimizer, OptimizerKind::AdamW) {
+            let missing = LeftOut { part: "this optimizer", feature: "optimizers" };
+            missing.message().panic();
+        }
         // No other kind remembers more than AdamW, for which the plan was found to fit.
         self.optimizer = optimizer;
         self
@@ -46,13 +55,13 @@ impl Plan {
     /// Whose moments there is memory for.
     #[must_use]
     pub const fn optimizer(&self) -> OptimizerKind {
-        self.optimizer
+        if OPTIMIZERS { self.optimizer } else { OptimizerKind::AdamW }
     }
 
     /// Floats of a tile of the update: of whole blocks, where moments have any.
     pub(crate) const fn update_block(&self) -> usize {
         let block = self.grain.update_block(self.trained_len());
-        match self.optimizer {
+        match self.optimizer() {
             OptimizerKind::AdamW8 => block.next_multiple_of(MOMENTS_BLOCK),
             _ => block,
         }
@@ -61,7 +70,7 @@ impl Plan {
     /// Floats of the pool; `None` on overflow.
     pub(super) const fn moments_len(&self) -> Option<usize> {
         let arena = self.trained_len();
-        match self.optimizer {
+        match self.optimizer() {
             _ if !self.mode.trains() => Some(0),
             OptimizerKind::AdamW => arena.checked_mul(2),
             OptimizerKind::AdamW8 => Some(self.moments8().len),
@@ -97,7 +106,7 @@ impl Plan {
     /// The moments in a pool of this plan's.
     pub(crate) fn moments_in<'p>(&self, pool: &'p [f32]) -> Moments<'p> {
         let arena = self.trained_len();
-        match self.optimizer {
+        match self.optimizer() {
             OptimizerKind::AdamW => {
                 let (first, second) = pool.split_at(arena);
                 Moments::AdamW { first, second }
@@ -117,7 +126,7 @@ impl Plan {
     /// As [`Plan::moments_in`], to write.
     pub(crate) fn moments_in_mut<'p>(&self, pool: &'p mut [f32]) -> MomentsMut<'p> {
         let arena = self.trained_len();
-        match self.optimizer {
+        match self.optimizer() {
             OptimizerKind::AdamW => {
                 let (first, second) = pool.split_at_mut(arena);
                 MomentsMut::AdamW { first, second }

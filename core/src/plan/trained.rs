@@ -3,6 +3,7 @@
 use super::{BatchShape, COLUMN_BLOCK, Plan};
 use crate::adapter::AdapterTable;
 use crate::arithmetic::{least, most, some};
+use crate::built::ADAPTERS;
 use crate::params::ParamTable;
 use crate::program::Matrix;
 
@@ -23,12 +24,15 @@ impl Plan {
     /// The adapters, if they are trained in the place of the parameters.
     #[must_use]
     pub const fn adapters(&self) -> Option<&AdapterTable> {
-        self.adapters.as_ref()
+        match &self.adapters {
+            Some(table) if ADAPTERS => Some(table),
+            _ => None,
+        }
     }
 
     /// Whether a matrix of each block has an adapter.
     pub(crate) const fn is_adapted(&self, matrix: Matrix) -> bool {
-        match &self.adapters {
+        match self.adapters() {
             Some(table) => table.factors(matrix, 0).is_some(),
             None => false,
         }
@@ -59,7 +63,7 @@ impl Plan {
 
     /// Floats of the arena that is trained.
     pub(crate) const fn trained_len(&self) -> usize {
-        match &self.adapters {
+        match self.adapters() {
             Some(table) => table.arena_len(),
             None => self.table.arena_len(),
         }
@@ -67,12 +71,12 @@ impl Plan {
 
     /// Where that begins in the arena of parameters.
     pub(crate) const fn trained_at(&self) -> usize {
-        if self.adapters.is_some() { self.resident.arena_len() } else { 0 }
+        if self.adapters().is_some() { self.resident.arena_len() } else { 0 }
     }
 
     /// Tensors of the arena that is trained.
     pub(crate) const fn trained_count(&self) -> usize {
-        match &self.adapters {
+        match self.adapters() {
             Some(table) => table.count(),
             None => self.table.count(),
         }
@@ -80,7 +84,7 @@ impl Plan {
 
     /// One of them.
     pub(crate) const fn trained(&self, index: usize) -> Option<Trained> {
-        let (offset, len, decay) = match &self.adapters {
+        let (offset, len, decay) = match self.adapters() {
             Some(table) => {
                 let factor = some!(table.get(index));
                 (factor.offset, factor.len(), true)
@@ -101,7 +105,7 @@ impl Plan {
     #[must_use]
     pub fn step_flops(&self) -> f64 {
         let BatchShape { sequences, tokens } = self.batch;
-        let Some(table) = &self.adapters else { return self.config.step_flops(sequences, tokens) };
+        let Some(table) = self.adapters() else { return self.config.step_flops(sequences, tokens) };
         let products = 4.0 * self.config.matrix_values() + 6.0 * table.parameters() as f64;
         (products + self.config.attention_flops(tokens)) * self.tokens() as f64
     }

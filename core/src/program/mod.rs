@@ -46,8 +46,8 @@ pub(crate) use op::{Kind, Matrix, Norm};
 use sink::{Few, NewOp};
 pub(crate) use sink::{Program, To};
 
-use crate::architecture::Positions;
 use crate::arithmetic::least;
+use crate::built::WORKERS;
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
 use crate::plan::{
     ADAPTER_BLOCK, COLUMN_BLOCK, Mode, Packing, Plan, TABLE_ROWS, head_rows, squares_block,
@@ -162,14 +162,18 @@ struct WeightStages {
 }
 
 impl Builder<'_, '_> {
+    #[cfg_attr(feature = "compact", inline(never))]
     const fn op(&mut self, (kind, index, tiles): NewOp) {
         self.program.op(&mut self.to, kind, index, tiles);
     }
 
     /// Emits a stage over the operations since `first_op` and gives its number.
+    #[cfg_attr(feature = "compact", inline(never))]
     const fn stage(&mut self, shape: Shape, tiles: usize, needs: Needs, first_op: usize) -> u16 {
         let tiles = if tiles > u32::MAX as usize { u32::MAX } else { tiles as u32 };
         let (first_op, ops) = (first_op as u32, (self.program.ops - first_op) as u32);
+        // Whoever runs the list in its order waits for nothing.
+        let needs = if WORKERS { needs } else { Needs::NOTHING };
         let stage = Stage { first_op, ops, tiles, shape, needs };
         // `Plan::new` refuses a plan of more stages than there are numbers.
         let number = self.program.stages as u16;
@@ -204,7 +208,8 @@ impl Builder<'_, '_> {
         let block = self.plan.grain.row_block;
         let tiles = (end - start).div_ceil(block);
         let first_block = (start / block) as u32;
-        let shape = Shape::Rows { first_block, level: level as u32 };
+        let level = if WORKERS { level as u32 } else { 0 };
+        let shape = Shape::Rows { first_block, level };
         let first_op = self.program.ops;
         let mut i = 0;
         while i < chain.len {
@@ -327,7 +332,7 @@ impl Builder<'_, '_> {
     const fn backward(&mut self) {
         self.section = Section::Backward;
         let layers = self.plan.config.n_layer;
-        let adapted = self.plan.adapters.is_some();
+        let adapted = self.plan.adapters().is_some();
         let last_head = self.heads();
         let parts = (self.plan.grain.forward_parts(), self.plan.grain.backward_parts());
         // Of the gradients emitted those that read the buffers to be written next.
@@ -365,7 +370,7 @@ impl Builder<'_, '_> {
         let needs =
             Needs { level: 2 * layers as u32 + 2, spans: 0, stages: [last_head, NONE, NONE] };
         let mut ops = Few::one((Kind::TokenTableGrad, 0, c.vocab_size.div_ceil(TABLE_ROWS)));
-        if matches!(c.arch.positions, Positions::Learned) {
+        if c.arch.has_table() {
             ops.push((Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS)));
         }
         ops.push((Kind::NormGrad(Norm::First), 0, column_tiles(c.d_model)));
@@ -378,7 +383,7 @@ impl Builder<'_, '_> {
     const fn heads(&mut self) -> u16 {
         let layers = self.plan.config.n_layer;
         let (first, buffers) = (self.next_stage(), self.plan.layout.logits_buffers);
-        let adapted = self.plan.adapters.is_some();
+        let adapted = self.plan.adapters().is_some();
         let (mut last, mut group) = (NONE, 0);
         while group < self.groups() {
             // Stages alternate: rows of a group, gradient of the weights from it; that is not made where
@@ -470,7 +475,7 @@ impl Builder<'_, '_> {
     const fn weights(&mut self, layer: usize) -> u16 {
         let (plan, c) = (self.plan, &self.plan.config);
         let level = c.n_layer + 2 + (c.n_layer - 1 - layer);
-        let adapted = plan.adapters.is_some();
+        let adapted = plan.adapters().is_some();
         let matrices = [Matrix::MlpOut, Matrix::Fc, Matrix::AttnOut];
         let (mut ops, mut i) = (Few::NONE, 0);
         while i < matrices.len() {
@@ -496,7 +501,7 @@ impl Builder<'_, '_> {
     /// Gradients of a block's weights of queries, keys and values, and of the norms of heads.
     const fn qkv_weights(&mut self, layer: usize, needs: Needs) -> u16 {
         let plan = self.plan;
-        if plan.adapters.is_some() {
+        if plan.adapters().is_some() {
             if !plan.is_adapted(Matrix::Qkv) {
                 return NONE;
             }
@@ -510,7 +515,7 @@ impl Builder<'_, '_> {
             return self.list(needs, &Few::one(adapter_grad(plan, Matrix::Qkv, layer)));
         }
         let mut ops = Few::one(weight_grad(plan, Matrix::Qkv, layer));
-        if plan.config.arch.qk_norm {
+        if plan.config.arch.norms_heads() {
             ops.push((Kind::HeadNormGrad, layer, 1));
         }
         self.list(needs, &ops)

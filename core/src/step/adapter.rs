@@ -41,7 +41,7 @@ impl Adapter<'_> {
 
 impl<'s> Step<'s> {
     fn adapter(&self, matrix: Matrix, block: usize) -> Option<Adapter<'s>> {
-        let table = self.plan.adapters.as_ref()?;
+        let table = self.plan.adapters()?;
         let [a, b] = table.factors(matrix, block)?;
         let between = self.plan.layout.between(matrix, block);
         Some(Adapter { table, matrix, a, b, between })

@@ -18,6 +18,7 @@
 use super::Step;
 use super::forward::Head;
 use super::head_norm::{Kind, copy_rows};
+use crate::built::LLAMA;
 use crate::line::LANES;
 use crate::plan::Columns;
 use cllm_kernels::{AttentionInPlace, MatMut, MatRef};
@@ -43,7 +44,7 @@ impl Step<'_> {
         let (span, part) = (tile / grain.backward_parts(), tile % grain.backward_parts());
         let (first, rows) = self.span(span);
         let heads = grain.heads(part, c.kv_heads());
-        let whole = !grain.parted;
+        let whole = !grain.is_parted();
         let is_queries = part < grain.forward_parts();
         // SAFETY: the tile owns its heads' columns of the span's rows of dq, or of dk
         // and dv, or, in the place of queries, keys and values, of all three; what it
@@ -91,7 +92,7 @@ impl Step<'_> {
         // SAFETY: passed on from the caller.
         unsafe {
             self.turn(grads.from(first_row, heads.start * size), shape, first_row, true);
-            if self.plan.config.arch.qk_norm {
+            if self.plan.config.arch.norms_heads() {
                 for head in heads {
                     self.head_norm_back(block, (kind, head), first, rows.clone(), scratch);
                 }
@@ -131,7 +132,7 @@ impl Step<'_> {
     ) {
         let (t, size) = (self.plan.batch.tokens, self.plan.config.head_size());
         let heads = self.plan.layout.heads(block);
-        let shared = if served.len() > 1 { t * size } else { 0 };
+        let shared = if LLAMA && served.len() > 1 { t * size } else { 0 };
         let [kept_k, kept_v, own_k, own_v, scratch] = &mut pieces(shared, scratch);
         for h in served.clone() {
             let head = self.head(block, first / t, h);
@@ -143,8 +144,8 @@ impl Step<'_> {
                 };
                 let Output { out, lse, dout } = self.output(block, first, &head);
                 let Head { starts, window, scale, dropout, .. } = head;
-                let is_first = h == served.start;
-                if is_first && shared > 0 {
+                let is_first = !LLAMA || h == served.start;
+                if LLAMA && is_first && shared > 0 {
                     copy_rows(place(1).as_ref(), kept_k);
                     copy_rows(place(2).as_ref(), kept_v);
                 }

@@ -3,6 +3,7 @@
 
 use super::{Desk, Site, Step};
 use crate::architecture::Activation;
+use crate::built::{ADAPTERS, LLAMA};
 use crate::params::Param;
 use crate::plan::Columns;
 use crate::program::{Matrix, Norm};
@@ -49,7 +50,7 @@ impl Step<'_> {
                 if let Some(table) = self.vector(Param::TokenTable) {
                     let out = self.act.mat_mut(to, (end - row, d), d);
                     self.kernels.embedding(tokens, table, places, place, period, 0, out);
-                } else {
+                } else if ADAPTERS {
                     let out = self.act.slice_mut(to, (end - row) * d);
                     self.look_up(tokens, places, place, out);
                 }
@@ -144,7 +145,7 @@ impl Step<'_> {
             let addend = self.adapted(Matrix::Qkv, block, first, x, desk.addend, desk.scratch);
             let finish = Finish { addend, epilogue };
             self.product(x, self.weight(Matrix::Qkv, block), out, finish, desk.scratch);
-            if self.plan.config.arch.qk_norm {
+            if self.plan.config.arch.norms_heads() {
                 self.norm_heads(block, first, rows);
             }
             // Keys lie behind queries.
@@ -161,7 +162,7 @@ impl Step<'_> {
     /// # Safety
     /// The caller's tile owns those columns of the rows.
     pub(super) unsafe fn turn(&self, x: Columns, shape: (usize, usize), first: usize, back: bool) {
-        let Some([cos, sin]) = self.plan.layout.angles else { return };
+        let Some([cos, sin]) = self.plan.layout.angles.filter(|_| LLAMA) else { return };
         let (t, c) = (self.plan.batch.tokens, &self.plan.config);
         let (head, half) = (c.head_size(), c.head_size() / 2);
         // SAFETY: angles are not written after the machine is made; the rest as the caller promised.
@@ -219,7 +220,7 @@ impl Step<'_> {
 
     /// Heads of queries for each of keys and values.
     pub(super) fn group(&self) -> usize {
-        self.plan.config.n_head / self.plan.config.kv_heads()
+        if LLAMA { self.plan.config.n_head / self.plan.config.kv_heads() } else { 1 }
     }
 
     /// The heads of queries that some heads of keys and values serve.

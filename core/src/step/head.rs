@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::{Desk, Step};
+use crate::built::HALVES;
 use crate::plan::Buffer;
 use crate::program::{Matrix, head_group, stored_shape};
 use cllm_kernels::{Epilogue, Operand};
@@ -27,7 +28,7 @@ impl Step<'_> {
     ) {
         let (first, rows) = self.rows(tile);
         let (d, v) = (self.plan.config.d_model, self.plan.config.vocab_size);
-        let (layout, cap) = (&self.plan.layout, self.plan.config.arch.logit_softcap);
+        let (layout, cap) = (&self.plan.layout, self.plan.config.arch.cap());
         // Groups are whole row blocks.
         let in_group = first - head_group(self.plan, group).start;
         let dnorm = layout.grads(self.plan.config.n_layer - 1).dnorm;
@@ -46,7 +47,7 @@ impl Step<'_> {
                 return;
             }
             let scale = self.loss_scale;
-            let dlogits: Operand<'_> = if layout.dlogits(group).halves {
+            let dlogits: Operand<'_> = if HALVES && layout.dlogits(group).halves {
                 let halves =
                     self.kernels.cross_entropy_in_halves(logits, targets, losses, scale, cap);
                 Operand::Half(halves.into_ref())

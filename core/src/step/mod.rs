@@ -15,7 +15,7 @@ mod product;
 mod update;
 mod weights;
 
-use crate::architecture::NormKind;
+use crate::built::{DROPOUT, HALVES, LLAMA, RECOMPUTE};
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
 use crate::optimizer::{Rule, UpdateReport};
 use crate::params::{Param, ParamSpec};
@@ -227,7 +227,8 @@ impl Step<'_> {
                 Kind::HeadLoss => self.head_loss(index, tile, false, desk),
                 Kind::HeadLossGrad => self.head_loss(index, tile, true, desk),
                 Kind::HeadWeightGrad => self.head_weight_grad(index, tile, desk.scratch),
-                Kind::Remake => self.remake(index, tile, desk),
+                Kind::Remake if RECOMPUTE => self.remake(index, tile, desk),
+                Kind::Remake => {}
                 Kind::NormBack(norm) => self.norm_back(norm, index, tile),
                 Kind::MaskMlp => self.mask_mlp(index, tile),
                 Kind::MlpInput => self.mlp_input(index, tile, desk),
@@ -239,7 +240,8 @@ impl Step<'_> {
                 Kind::AttentionBack => self.attention_back(index, tile, desk.scratch),
                 Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, desk.scratch),
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
-                Kind::HeadNormGrad => self.head_norm_grad(index),
+                Kind::HeadNormGrad if LLAMA => self.head_norm_grad(index),
+                Kind::HeadNormGrad => {}
                 Kind::AdapterBack => self.adapter_back(index, tile, desk.scratch),
                 Kind::AdapterGrad(matrix) => self.adapter_grad(matrix, index, tile, desk.scratch),
                 Kind::TokenTableGrad => self.token_table_grad(tile),
@@ -253,6 +255,7 @@ impl Step<'_> {
     }
 
     /// First row and number of rows of a row block.
+    #[cfg_attr(feature = "compact", inline(never))]
     fn rows(&self, tile: usize) -> (usize, usize) {
         let first = tile * self.plan.grain.row_block;
         (first, self.plan.grain.row_block.min(self.plan.tokens() - first))
@@ -285,6 +288,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// Nobody writes them while the view lives.
+    #[cfg_attr(feature = "compact", inline(never))]
     unsafe fn operand(
         &self,
         buffer: Buffer,
@@ -295,7 +299,7 @@ impl Step<'_> {
         let first = row * width + col;
         // SAFETY: passed on from the caller.
         unsafe {
-            if halves {
+            if HALVES && halves {
                 Operand::Half(self.act.halves(at, first, (rows, cols), width))
             } else {
                 Operand::Float(self.act.mat(at + first, (rows, cols), width))
@@ -307,6 +311,7 @@ impl Step<'_> {
     ///
     /// # Safety
     /// Nobody else reads or writes them while the view lives.
+    #[cfg_attr(feature = "compact", inline(never))]
     unsafe fn operand_mut(
         &self,
         buffer: Buffer,
@@ -317,7 +322,7 @@ impl Step<'_> {
         let first = row * width;
         // SAFETY: passed on from the caller.
         unsafe {
-            if halves {
+            if HALVES && halves {
                 OperandMut::Half(self.act.halves_mut(at, first, (rows, cols), width))
             } else {
                 OperandMut::Float(self.act.mat_mut(at + first, (rows, cols), width))
@@ -332,17 +337,17 @@ impl Step<'_> {
             Site::Attention => self.plan.tokens() * self.plan.config.n_head,
             Site::AttnOut | Site::MlpOut => self.plan.tokens(),
         };
-        self.dropout?.mask(stream, per_batch, first)
+        self.dropout.filter(|_| DROPOUT)?.mask(stream, per_batch, first)
     }
 
     /// The mask of the embedding.
     fn embed_dropout(&self, first: usize) -> Option<(Dropout, u32)> {
-        self.dropout?.mask(0, self.plan.tokens(), first)
+        self.dropout.filter(|_| DROPOUT)?.mask(0, self.plan.tokens(), first)
     }
 
     /// Whether norms keep the means of their rows.
     fn has_means(&self) -> bool {
-        self.plan.config.arch.norm == NormKind::Layer
+        self.plan.config.arch.has_means()
     }
 
     /// The norm's gain and bias tensors.

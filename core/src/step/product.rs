@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::Step;
+use crate::built::{COMPACT, FRESH};
 use crate::plan::COLUMN_BLOCK;
 use crate::program::Matrix;
 use cllm_kernels::{Finish, MatRef, Operand, OperandMut, Packed};
@@ -91,9 +92,29 @@ impl Step<'_> {
         finish: impl Into<Finish<'f>>,
         scratch: &mut [f32],
     ) {
+        if COMPACT {
+            return self.any_product(from.into(), weight, to.into(), finish.into(), scratch);
+        }
         match weight {
             Weight::Packed(b) => self.kernels.gemm(from, b, to, false, finish, scratch),
             Weight::Stored(b) => self.kernels.gemm_fresh(from, b, to, finish, scratch),
+        }
+    }
+
+    /// [`Step::product`] of operands of any kind: once for all of them.
+    #[inline(never)]
+    fn any_product(
+        &self,
+        from: Operand<'_>,
+        weight: Weight<'_>,
+        to: OperandMut<'_>,
+        finish: Finish<'_>,
+        scratch: &mut [f32],
+    ) {
+        match weight {
+            Weight::Packed(b) => self.kernels.gemm(from, b, to, false, finish, scratch),
+            Weight::Stored(b) if FRESH => self.kernels.gemm_fresh(from, b, to, finish, scratch),
+            Weight::Stored(_) => debug_assert!(false, "has_panels"),
         }
     }
 }

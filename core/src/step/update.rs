@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "tiles of a step share memory: see `shared`")]
 
 use super::Step;
+use crate::built::OPTIMIZERS;
 use crate::optimizer::{Rule, UpdateReport};
 use crate::plan::{Plan, squares_block};
 use cllm_kernels::{AdamW, Dither, Moments8, Sgd};
@@ -83,6 +84,8 @@ impl Step<'_> {
                     let adamw = AdamW { decay, grad_scale: scale, ..adamw };
                     self.kernels.adamw(&adamw, weights, grads, floats(at), floats(arena + at));
                 }
+                // No plan is for these: see `Plan::with_optimizer`.
+                _ if !OPTIMIZERS => {}
                 Rule::AdamW8(adamw, update) => {
                     let adamw = AdamW { decay, grad_scale: scale, ..adamw };
                     let layout = self.plan.moments8();

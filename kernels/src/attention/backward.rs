@@ -41,6 +41,7 @@ use super::{
     KEY_BLOCK, MOST_QUERIES, Pieces, RawAttention, Rows, RowsMut, Span, Strip, Wanted, dot,
     fetch_next, most_of_block, query_block, room_for_words, score_stride, words_of,
 };
+use crate::built::steps;
 use crate::elements::RawOperand;
 use crate::footprint::Footprint;
 use crate::gemm::format::{Format, Single};
@@ -74,7 +75,8 @@ pub(super) struct Areas {
 
 impl Areas {
     /// For `queries` queries and `span` of a head's keys, and the floats that they take.
-    #[inline(always)]
+    #[cfg_attr(not(feature = "compact"), inline(always))]
+    #[cfg_attr(feature = "compact", inline(never))]
     pub(super) const fn new(
         f: Footprint,
         scratch: *mut f32,
@@ -157,9 +159,9 @@ pub(crate) unsafe fn backward<S: Simd, F: Format<S>, const STARTS: bool>(
             // keys that has the first of the first query's.
             let seen = end.saturating_sub(low).min(n);
             let unseen = a.start::<STARTS>(start).saturating_sub(low) / KEY_BLOCK * KEY_BLOCK;
-            for first in (unseen..seen).step_by(KEY_BLOCK) {
+            for first in steps(unseen, seen, KEY_BLOCK) {
                 let keys = Span { start: first, end: n.min(first + KEY_BLOCK) };
-                for at in (start..end).step_by(F::MR) {
+                for at in steps(start, end, F::MR) {
                     block.strip::<S, F, STARTS>(
                         s,
                         f,
@@ -335,7 +337,7 @@ impl<'a> Block<'a> {
 
             // Products with strips or panels of keys read so far.
             let padded = if F::TILES { seen.next_multiple_of(S::NR) } else { seen + F::MR };
-            for r in (0..rows).step_by(F::DEPTH) {
+            for r in steps(0, rows, F::DEPTH) {
                 let skip = r * stride;
                 let word = r / F::DEPTH * word_row;
                 let group = Scores {

@@ -24,6 +24,7 @@ use super::{
     fetch_next, in_place, most_of_block, query_block, room_for_sums, room_for_words, score_stride,
     sum_stride, words_of,
 };
+use crate::built::{COMPACT, DROPOUT, steps};
 use crate::elements::RawOperand;
 use crate::footprint::{Footprint, most};
 use crate::gemm::LINE;
@@ -48,7 +49,8 @@ pub(super) struct Areas {
 
 impl Areas {
     /// For `keys` keys, and the floats that they take.
-    #[inline(always)]
+    #[cfg_attr(not(feature = "compact"), inline(always))]
+    #[cfg_attr(feature = "compact", inline(never))]
     pub(super) const fn new(
         f: Footprint,
         scratch: *mut f32,
@@ -82,7 +84,7 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>, const STARTS: bool>(
 ) {
     let (keys, head) = (a.first + a.rows.end, a.head);
     // Packing the keys pays from a few rows on; one new token reads them in place.
-    if a.queries < S::MR && a.dropout.is_none() {
+    if !COMPACT && a.queries < S::MR && a.dropout.is_none() {
         let Areas { scores, q, .. } = Areas::new(F::FOOTPRINT, a.scratch, a.keys, head).0;
         // SAFETY: passed on from the caller.
         return unsafe { few_queries::<S, F, STARTS>(s, f, a, scores, q) };
@@ -118,8 +120,8 @@ pub(crate) unsafe fn forward<S: Simd, F: Format<S>, const STARTS: bool>(
                 sums: [0.0; MOST_QUERIES + MOST_LANES],
             };
             let low = a.start::<STARTS>(start) / KEY_BLOCK * KEY_BLOCK;
-            for low in (low..a.first + end).step_by(KEY_BLOCK) {
-                for at in (start..end).step_by(F::MR) {
+            for low in steps(low, a.first + end, KEY_BLOCK) {
+                for at in steps(start, end, F::MR) {
                     let rows = F::MR.min(end - at);
                     block.strip::<S, F, STARTS>(
                         s,
@@ -212,19 +214,19 @@ impl Block<'_> {
             for (r, (most, before)) in most[..rows].iter_mut().zip(&mut before).enumerate() {
                 *before = *most;
                 *most = row(r).largest(s, *most);
-                if !again {
+                if !again && !COMPACT {
                     fetch_next(s, [a.q, a.k], head, queries.start + r);
                 }
             }
             let out = self.out.from(first);
             for r in 0..rows {
                 let sum = row(r).softmax(s, f, a, most[r]);
-                if !again {
+                if !again && !COMPACT {
                     fetch_next(s, [a.v], head, queries.start + r);
                 }
-                if is_last {
+                if is_last && !COMPACT {
                     let out = a.out.from(queries.start - a.rows.start + r);
-                    for c in (0..head).step_by(LINE) {
+                    for c in steps(0, head, LINE) {
                         s.prefetch_to_write(out.ptr.wrapping_add(c));
                     }
                 }
@@ -262,7 +264,7 @@ impl Block<'_> {
     unsafe fn store_lse(&self, queries: Span) {
         let a = self.a;
         let Some(lse) = a.lse else { return };
-        for at in (queries.start..queries.end).step_by(MOST_LANES) {
+        for at in steps(queries.start, queries.end, MOST_LANES) {
             let first = at - self.start;
             let some = MOST_LANES.min(queries.end - at);
             // The sums of queries that are not there are at hand too.
@@ -287,7 +289,7 @@ impl Block<'_> {
         for at in queries.start..queries.end {
             let (from, to) = (self.out.from(at - self.start), a.out.from(at - a.rows.start));
             let factor = s.splat(1.0 / self.sums[at - self.start]);
-            for c in (0..a.head).step_by(S::LANES) {
+            for c in steps(0, a.head, S::LANES) {
                 let left = S::LANES.min(a.head - c);
                 // SAFETY: a row of the queries.
                 unsafe {
@@ -337,7 +339,8 @@ impl Row {
         // SAFETY: vectors that hold scores below `valid`; words lie before the scores that are
         // not yet read.
         unsafe {
-            if a.dropout.is_none() {
+            // The loop below does what this one does, and more.
+            if !COMPACT && a.dropout.is_none() {
                 while i + step <= valid {
                     let first = terms.exp(s, self.ptr.add(i));
                     sum = s.add(sum, first);
@@ -362,7 +365,7 @@ impl Row {
                         *p = s.first(*p, valid - at, zero);
                     }
                     sum = s.add(sum, *p);
-                    if let Some((dropout, first_row)) = &a.dropout {
+                    if DROPOUT && let Some((dropout, first_row)) = &a.dropout {
                         let mut mask = [0.0_f32; MOST_LANES];
                         let row = first_row.wrapping_add(self.query as u32);
                         dropout.fill_mask(row, self.low + at, &mut mask[..S::LANES]);

@@ -34,6 +34,7 @@ pub(crate) mod forward;
 mod scores;
 mod sums;
 
+use crate::built::{COMPACT, steps};
 use crate::dropout::Dropout;
 use crate::elements::Floats;
 use crate::footprint::{Footprint, least, some};
@@ -179,8 +180,11 @@ impl RowsMut {
 /// misses wait, and the products behind a burst of them wait as well.
 #[inline(always)]
 fn fetch_next<S: Simd, const N: usize>(s: S, from: [Rows; N], head: usize, row: usize) {
+    if COMPACT {
+        return;
+    }
     for matrix in from {
-        for c in (0..head).step_by(LINE) {
+        for c in steps(0, head, LINE) {
             s.prefetch(matrix.ptr.wrapping_add(row * matrix.stride + head + c));
         }
     }
@@ -237,6 +241,43 @@ impl Strip {
     /// As for [`Format::apart`], for all of the panels.
     #[inline(always)]
     pub(crate) unsafe fn times<S: Simd, F: Format<S>>(
+        &self,
+        (s, f): (S, F),
+        unit: &mut F::Unit,
+        b: *const f32,
+        panel: usize,
+        cols: usize,
+    ) {
+        if COMPACT && !F::TILES {
+            // SAFETY: passed on from the caller.
+            return unsafe { self.times_apart::<S, F>(f, s, unit, b, panel, cols) };
+        }
+        // SAFETY: passed on from the caller.
+        unsafe { self.times_here((s, f), unit, b, panel, cols) }
+    }
+
+    /// [`Strip::times`] in a function of its own, which has no vectors.
+    ///
+    /// # Safety
+    /// As for [`Strip::times`].
+    #[inline(never)]
+    unsafe fn times_apart<S: Simd, F: Format<S>>(
+        &self,
+        f: F,
+        s: S,
+        unit: &mut F::Unit,
+        b: *const f32,
+        panel: usize,
+        cols: usize,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.times_here((s, f), unit, b, panel, cols) }
+    }
+
+    /// # Safety
+    /// As for [`Strip::times`].
+    #[inline(always)]
+    unsafe fn times_here<S: Simd, F: Format<S>>(
         &self,
         (s, f): (S, F),
         unit: &mut F::Unit,

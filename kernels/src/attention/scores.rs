@@ -1,6 +1,7 @@
 //! What becomes of the scores of some queries in the backward pass.
 
 use super::RawAttention;
+use crate::built::{COMPACT, DROPOUT};
 use crate::gemm::format::Format;
 use crate::math;
 use crate::simd::{MOST_LANES, Simd};
@@ -49,7 +50,8 @@ impl Scores {
         // Of the first query, which sees least; and of the last.
         let valid = (self.query + 1).saturating_sub(self.key).min(self.end);
         let most = (self.query + self.rows).saturating_sub(self.key).min(self.end);
-        let whole = if a.dropout.is_none() && self.rows == F::DEPTH { valid } else { 0 };
+        let is_whole = !COMPACT && a.dropout.is_none() && self.rows == F::DEPTH;
+        let whole = if is_whole { valid } else { 0 };
         let mut i = 0;
         // SAFETY: vectors that hold elements that the strip sees, and room for words up to `end`,
         // which lie before what is not yet read.
@@ -158,7 +160,7 @@ fn gradient<S: Simd>(
     let exponent = s.min(s.splat(0.0), exponent);
     let p = math::exp2(s, exponent, s.splat(1.0), s.splat(-127.0));
     let mut kept = p;
-    if let Some((dropout, first_row)) = &a.dropout {
+    if DROPOUT && let Some((dropout, first_row)) = &a.dropout {
         let mut mask = [0.0_f32; MOST_LANES];
         dropout.fill_mask(first_row.wrapping_add(query as u32), column, &mut mask[..S::LANES]);
         // SAFETY: the array has room for a vector of any instruction set.

@@ -9,6 +9,7 @@ use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
 use super::pack::{pack_a, packed_a_len, packed_b_len};
 use super::{KC, RawGemm, is_lines, micro};
+use crate::built::COMPACT;
 use crate::elements::RawOperand;
 use crate::footprint::{Footprint, least, some};
 use crate::simd::Simd;
@@ -76,10 +77,12 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                         let c = (c.cast_const(), g.c_row);
                         fetch.near = Near::new(c, None, (rows, cols));
                     }
-                    fetch.far = next
-                        .piece(turns)
-                        .or_else(|| later.piece(turns))
-                        .unwrap_or(Run::none(packed_b));
+                    if !COMPACT {
+                        fetch.far = next
+                            .piece(turns)
+                            .or_else(|| later.piece(turns))
+                            .unwrap_or(Run::none(packed_b));
+                    }
                     let tile = micro::Tile {
                         kc: words,
                         a: packed_a.add(i * words),

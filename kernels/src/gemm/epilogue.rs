@@ -3,6 +3,7 @@
 use super::Place;
 use super::fetch::Near;
 use super::format::Format;
+use crate::built::{COMPACT, DROPOUT};
 use crate::dropout::Dropout;
 use crate::elements::{Elements, OperandMut, RawOperand};
 use crate::mat::MatRef;
@@ -190,12 +191,13 @@ impl RawEpilogue {
                 check((residual.rows(), residual.cols()));
                 kind(false);
                 assert!(residual.col_stride == 1, "residual rows must be contiguous");
+                assert!(DROPOUT || dropout.is_none(), "dropout is not built (feature `dropout`)");
                 Self {
                     kind: Kind::Residual,
                     bias: bias(b),
                     other: residual.ptr.cast_mut(),
                     other_row: residual.row_stride,
-                    dropout: *dropout,
+                    dropout: dropout.filter(|_| DROPOUT),
                     ..Self::NONE
                 }
             }
@@ -234,6 +236,10 @@ pub(super) unsafe fn apply<S: Simd, F: Format<S>, M: Elements<S, F>>(
             add(sums, S::NR, addend, at);
         }
         let tile = Tile { sums: sums.cast_const(), c, c_row, at };
+        if COMPACT {
+            tile.through_any::<S, F, M>(s, m, e);
+            return;
+        }
         match e.kind {
             Kind::None | Kind::Bias => tile.through::<S, F, M, { Kind::Bias as u8 }>(s, m, e),
             Kind::Gelu => tile.through::<S, F, M, { Kind::Gelu as u8 }>(s, m, e),
@@ -271,6 +277,66 @@ struct Tile<'a, E> {
 }
 
 impl<E: Copy> Tile<'_, E> {
+    /// [`Tile::through`] of whatever kind `e` is, which is asked at each vector: for compact code.
+    ///
+    /// # Safety
+    /// As for [`apply`].
+    #[inline(always)]
+    unsafe fn through_any<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>>(
+        &self,
+        s: S,
+        m: M,
+        e: &RawEpilogue,
+    ) {
+        let &Place { i, j, rows, cols } = self.at;
+        let mut mask = [1.0_f32; super::MAX_COLS];
+        for r in 0..rows {
+            if DROPOUT && let Some((dropout, first_row)) = &e.dropout {
+                let row = first_row.wrapping_add((i + r) as u32);
+                dropout.fill_mask(row, j, &mut mask[..cols]);
+            }
+            for q in (0..cols).step_by(S::LANES) {
+                let n = S::LANES.min(cols - q);
+                // SAFETY: elements (r, q .. q + n) of the buffer and of the tile of C, and
+                // (i + r, j + q .. j + q + n) of the operands; kinds of slopes have no bias.
+                unsafe {
+                    let mut x = load_up_to(s, self.sums.add(r * S::NR + q), n);
+                    if let Some(bias) = e.bias {
+                        x = s.add(x, load_up_to(s, bias.add(j + q), n));
+                    }
+                    let other = e.other.cast::<E>().wrapping_add((i + r) * e.other_row + j + q);
+                    match e.kind {
+                        Kind::None | Kind::Bias => {}
+                        Kind::Residual => {
+                            if DROPOUT && e.dropout.is_some() {
+                                x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
+                            }
+                            x = s.add(x, m.load(s, other, n));
+                        }
+                        Kind::Gelu | Kind::Relu2 | Kind::GeluGrad | Kind::Relu2Grad => {
+                            let back = matches!(e.kind, Kind::GeluGrad | Kind::Relu2Grad);
+                            let of = if back {
+                                m.load(s, other, n)
+                            } else {
+                                m.store(s, other, x, n);
+                                m.rounded(s, x)
+                            };
+                            let (value, slope) = match e.kind {
+                                Kind::Gelu | Kind::GeluGrad => math::gelu_and_slope(s, of),
+                                _ => math::relu2_and_slope(s, of),
+                            };
+                            if back {
+                                m.store(s, other, value, n);
+                            }
+                            x = if back { s.mul(x, slope) } else { value };
+                        }
+                    }
+                    m.store(s, self.c.add(r * self.c_row + q), x, n);
+                }
+            }
+        }
+    }
+
     /// All of the tile, through an epilogue of one `KIND`: what is asked of each vector is
     /// then known beforehand, but for the edges of C.
     ///

@@ -7,9 +7,11 @@
 //!
 //! Elements of A and B are words of a [`Format`]; `kc` counts words.
 
+use super::compact;
 use super::fetch::Fetch;
 use super::format::Dot;
 use super::pack::PackFn;
+use crate::built::COMPACT;
 use crate::simd::{Simd, load_up_to, store_up_to};
 use core::hint::black_box;
 
@@ -67,6 +69,10 @@ pub(crate) unsafe fn run<S: Simd, F: Dot<S>>(
             _ => false,
         });
     }
+    if COMPACT {
+        // SAFETY: passed on from the caller.
+        return unsafe { (F::TILE)(t, rows, cols, accumulate) };
+    }
     // SAFETY: passed on from the caller.
     unsafe {
         match (S::MR, t.a_col) {
@@ -103,6 +109,16 @@ pub(crate) unsafe fn any<S: Simd, F: Dot<S>>(
     cols: usize,
     accumulate: bool,
 ) {
+    if COMPACT {
+        // SAFETY: passed on from the caller.
+        return unsafe {
+            // Scalars and NEON have four vectors in `NR`, the others two.
+            match S::NR / S::LANES {
+                4 => compact::by_rows::<S, F, 4>(s, f, t, rows, cols, accumulate),
+                _ => compact::by_rows::<S, F, 2>(s, f, t, rows, cols, accumulate),
+            }
+        };
+    }
     // SAFETY: passed on from the caller.
     unsafe {
         if S::LANES == 1 {
@@ -555,7 +571,7 @@ unsafe fn stream<S: Simd, F: Dot<S>, const M: usize, const P: usize, const V: us
 /// # Safety
 /// `rows` point to rows of A of which element `at` is valid, `b` to `NR` floats.
 #[inline(always)]
-unsafe fn step<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
+pub(super) unsafe fn step<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
     s: S,
     f: F,
     sums: &mut [[S::V; V]; M],

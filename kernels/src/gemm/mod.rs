@@ -30,6 +30,7 @@
 //! caller's tiles.
 
 pub(crate) mod both;
+mod compact;
 pub(crate) mod epilogue;
 pub(crate) mod fetch;
 mod few;
@@ -45,6 +46,7 @@ pub(crate) mod small;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
 
+use crate::built::COMPACT;
 use crate::elements::{Bf16, Elements, Floats, RawOperand};
 use crate::footprint::{Footprint, least, most};
 use crate::simd::Simd;
@@ -151,7 +153,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
     if g.m == 0 || g.n == 0 {
         return;
     }
-    if g.m <= few::ROWS && g.a_col == 1 {
+    if !COMPACT && g.m <= few::ROWS && g.a_col == 1 {
         let a = Rows { ptr: g.a, row: g.a_row, col: 1, rows: 0..g.m };
         // SAFETY: passed on from the caller.
         return unsafe { few::gemm(s, f, g, &a) };
@@ -183,7 +185,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
 /// floats.
 #[inline(always)]
 pub(crate) unsafe fn converted<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
-    if g.m > few_rows::<S, F>(g.k) {
+    if COMPACT || g.m > few_rows::<S, F>(g.k) {
         // SAFETY: passed on from the caller.
         return unsafe { in_blocks(s, f, Floats, g) };
     }
@@ -301,7 +303,7 @@ unsafe fn block<S: Simd, F: Format<S>>(
             let accumulate = g.accumulate || depth > 0;
             let last = depth + kc == g.k;
             let at = Place { i, j, rows, cols };
-            fetch.near = if last {
+            fetch.near = if last && !COMPACT {
                 let soon = at.soon::<S, F>(&a.rows, g.n);
                 epilogue::ahead(&g.epilogue, g.c.cast_const(), g.c_row, &soon)
             } else {

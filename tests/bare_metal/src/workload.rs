@@ -9,13 +9,18 @@ mod small;
 use cllm_core::generate::{GeneratePlan, GeneratePools, Generator};
 use cllm_core::sample::{Candidate, Sampler, SamplerConfig};
 use cllm_core::{
-    Batch, Engine, Idle, KernelSet, Kernels, Line, Mode, Optimizer, Plan, Run, StageView, Trainer,
-    floats,
+    Batch, Engine, Idle, KernelSet, Kernels, Line, Mode, Optimizer, Plan, Run, Sizes, StageView,
+    Trainer, floats,
 };
 use common::{Failure, weights_sha256};
 use core::fmt::Write;
-pub(crate) use small::WORKERS;
 use small::{CONFIG, SHAPE};
+
+/// Workers of a step, at most.
+pub(crate) const WORKERS: usize = 2;
+
+const SIZES: Sizes = small::sizes(WORKERS);
+type Training = cllm_core::Memory<{ SIZES.lines }, { SIZES.ops }, { SIZES.slots }, { SIZES.words }>;
 
 /// Tokens of a step.
 const TOKENS: usize = SHAPE.sequences * SHAPE.tokens;
@@ -30,13 +35,13 @@ const CACHE: usize = GeneratePlan::fixed(&CONFIG, 1, KernelSet::SCALAR).cache_li
 
 /// All memory that the training touches, besides stacks.
 pub(crate) struct Memory {
-    training: small::Memory,
+    training: Training,
     cache: [Line; CACHE],
 }
 
 impl Memory {
     pub(crate) const fn new() -> Self {
-        Self { training: small::Memory::new(), cache: [Line::ZERO; CACHE] }
+        Self { training: Training::new(), cache: [Line::ZERO; CACHE] }
     }
 }
 

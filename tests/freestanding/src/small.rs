@@ -17,15 +17,11 @@ pub(crate) const CONFIG: ModelConfig = ModelConfig {
 };
 pub(crate) const SHAPE: BatchShape = BatchShape { sequences: 4, tokens: 32 };
 
-/// Workers of a step, at most.
-pub(crate) const WORKERS: usize = 2;
-
-/// Lengths of what such training wants on the most demanding instruction set: which one there is, the program
-/// finds out when it runs.
-const SIZES: Sizes = Sizes::on_any(&CONFIG, SHAPE, WORKERS, Mode::Train);
-/// Two MiB for the image's static memory: a model that takes more is not compiled.
-const _: () = SIZES.assert_fits(2 << 20);
-
-/// All memory that the training touches, besides the stack.
-pub(crate) type Memory =
-    cllm_core::Memory<{ SIZES.lines }, { SIZES.ops }, { SIZES.slots }, { SIZES.words }>;
+/// Lengths of what such training wants on the most demanding instruction set, with up to so many workers: which
+/// instruction set there is, the program finds out when it runs.
+pub(crate) const fn sizes(workers: usize) -> Sizes {
+    let sizes = Sizes::on_any(&CONFIG, SHAPE, workers, Mode::Train);
+    // Two MiB for the image's static memory: a model that takes more is not compiled.
+    sizes.assert_fits(2 << 20);
+    sizes
+}

@@ -3,9 +3,13 @@
 #[path = "small.rs"]
 mod small;
 
-use cllm_core::{Batch, Engine, Kernels, Mode, Optimizer, Plan, PlanError, StepError, Trainer};
-pub(crate) use small::Memory;
-use small::{CONFIG, SHAPE};
+use cllm_core::{Batch, Engine, Kernels, Optimizer, Plan, PlanError, Sizes, StepError, Trainer};
+pub(crate) use small::{CONFIG, SHAPE};
+
+const SIZES: Sizes = small::sizes(1);
+/// All memory that the training touches, besides the stack.
+pub(crate) type Memory =
+    cllm_core::Memory<{ SIZES.lines }, { SIZES.ops }, { SIZES.slots }, { SIZES.words }>;
 
 const STEPS: usize = 60;
 /// Text that repeats enough to be learnt in a minute of nothing.
@@ -20,12 +24,15 @@ pub(crate) enum Failure {
     Step(#[allow(dead_code, reason = "shown by Debug where there is a std")] StepError),
 }
 
-/// Trains from scratch and returns the first and the last step's mean loss.
-pub(crate) fn train(kernels: &'static Kernels, memory: &mut Memory) -> Result<(f64, f64), Failure> {
-    let plan = Plan::new(&CONFIG, SHAPE, 1, Mode::Train, kernels).map_err(Failure::Plan)?;
-    let (pools, queue) = memory.parts(&plan).map_err(Failure::Plan)?;
-    let engine = Engine::new(&plan, queue).map_err(Failure::Plan)?;
-    let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 42).map_err(Failure::Plan)?;
+/// Trains from scratch by a plan for one worker, and returns the first and the last step's mean loss.
+pub(crate) fn train(
+    plan: &Plan,
+    kernels: &'static Kernels,
+    memory: &mut Memory,
+) -> Result<(f64, f64), Failure> {
+    let (pools, queue) = memory.parts(plan).map_err(Failure::Plan)?;
+    let engine = Engine::new(plan, queue).map_err(Failure::Plan)?;
+    let mut trainer = Trainer::new(plan, kernels, pools, &engine, 42).map_err(Failure::Plan)?;
     trainer.initialise();
     let (mut first, mut last) = (f64::NAN, f64::NAN);
     for step in 0..STEPS {
