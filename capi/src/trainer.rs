@@ -276,6 +276,7 @@ impl From<StepError> for Failed {
             StepError::BatchSize { .. }
             | StepError::UnknownToken { .. }
             | StepError::Documents { .. }
+            | StepError::LeftOut(_)
             | StepError::NothingCounts => CllmStatus::BadBatch,
             StepError::NonFiniteLoss(_) | StepError::NonFiniteGradient(_) => CllmStatus::NotFinite,
             StepError::Optimizer(_) => CllmStatus::BadSetting,

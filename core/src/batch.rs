@@ -1,5 +1,6 @@
 //! What goes into a step, and what comes of it: batches, losses, and why one was not taken.
 
+use crate::built::LeftOut;
 use crate::engine::EngineError;
 use crate::optimizer::{OptimizerError, OptimizerKind};
 use cllm_kernels::IGNORE;
@@ -90,6 +91,8 @@ pub enum StepError {
         /// Where in the batch; how many starts there are if those are not as many as tokens.
         position: usize,
     },
+    /// What the batch asks for is not built into this program.
+    LeftOut(LeftOut),
     /// No target counts, so there is no mean loss.
     NothingCounts,
     /// The loss is NaN or infinite.
@@ -137,6 +140,7 @@ impl fmt::Display for StepError {
                 f,
                 "the start of a document at position {position} of the batch is neither the token's own place in its sequence nor the start of the token before it"
             ),
+            Self::LeftOut(missing) => missing.fmt(f),
             Self::NothingCounts => f.write_str("no target of the step counts"),
             Self::NonFiniteLoss(loss) => write!(f, "the loss is {loss}"),
             Self::NonFiniteGradient(norm) => write!(f, "the gradient's norm is {norm}"),

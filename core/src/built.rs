@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `adapters` | adapters trained in the place of the parameters (with `fresh`) |
 //! | `compact` | off unless asked for: less code before speed, panics without messages; the bits of a step are the same, but attention of fewer than a strip of queries (4 to 12) rounds otherwise |
+//! | `documents` | documents in a row that do not see one another ([`Batch::starts`](crate::Batch::starts)), windows of attention |
 //! | `dropout` | masks of dropout |
 //! | `fresh` | weights packed on the way ([`Packing::Fresh`](crate::Packing::Fresh)) |
 //! | `halves` | activations in memory as bf16 where the CPU multiplies it; the same bits without |
@@ -20,6 +21,7 @@ use core::fmt;
 
 pub(crate) const ADAPTERS: bool = cfg!(feature = "adapters");
 pub(crate) const COMPACT: bool = cfg!(feature = "compact");
+pub(crate) const DOCUMENTS: bool = cfg!(feature = "documents");
 pub(crate) const DROPOUT: bool = cfg!(feature = "dropout");
 pub(crate) const FRESH: bool = cfg!(feature = "fresh");
 pub(crate) const HALVES: bool = cfg!(feature = "halves");

@@ -2,7 +2,7 @@
 
 use crate::architecture::Architecture;
 use crate::arithmetic::ok;
-use crate::built::{DROPOUT, LLAMA, LeftOut};
+use crate::built::{DOCUMENTS, DROPOUT, LLAMA, LeftOut};
 use crate::message::Argument::{Float, Number, Word};
 use crate::message::Message;
 use core::fmt;
@@ -229,6 +229,10 @@ impl ModelConfig {
         }
         if !DROPOUT && self.dropout > 0.0 {
             return Err(ConfigError::LeftOut(LeftOut { part: "dropout", feature: "dropout" }));
+        }
+        if !DOCUMENTS && self.arch.window.is_some() {
+            let (part, feature) = ("windows of attention", "documents");
+            return Err(ConfigError::LeftOut(LeftOut { part, feature }));
         }
         if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
             return Err(ConfigError::NormEps(self.norm_eps));

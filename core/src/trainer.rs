@@ -17,7 +17,7 @@ pub use evaluator::Evaluator;
 pub use slices::Slices;
 
 use crate::batch::{Batch, Loss, StepError, misplaced};
-use crate::built::DROPOUT;
+use crate::built::{DOCUMENTS, DROPOUT, LeftOut};
 use crate::engine::{Engine, EngineError, Idle, Spin};
 use crate::init;
 use crate::line::{Line, floats, floats_mut};
@@ -238,6 +238,10 @@ impl<'a> Machine<'a> {
             }
         }
         let tokens = self.plan.batch.tokens;
+        if !DOCUMENTS && batch.starts.is_some() {
+            let missing = LeftOut { part: "documents in a row", feature: "documents" };
+            return Err(StepError::LeftOut(missing));
+        }
         if let Some(position) = batch.starts.and_then(|starts| misplaced(starts, need, tokens)) {
             return Err(StepError::Documents { position });
         }

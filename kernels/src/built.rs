@@ -3,6 +3,7 @@
 //! | feature | |
 //! |---|---|
 //! | `compact` | off unless asked for: one loop where others have one for each case, no lines asked for ahead, one copy of code that is otherwise there for each use; panics without messages |
+//! | `documents` | queries that do not see all keys up to their own |
 //! | `dropout` | masks |
 //! | `halves` | operands that lie in memory as bf16; without it products of bf16 take floats, and give the same bits |
 //! | `optimizers` | updates of AdamW with moments of 8 bits, of momentum and of gradient descent |
@@ -14,6 +15,8 @@
 
 /// Less code before speed.
 pub(crate) const COMPACT: bool = cfg!(feature = "compact");
+/// Attention from a first key on.
+pub(crate) const DOCUMENTS: bool = cfg!(feature = "documents");
 /// Masks of dropout.
 pub(crate) const DROPOUT: bool = cfg!(feature = "dropout");
 /// Operands that lie in memory as bf16.

@@ -7,7 +7,7 @@
 use crate::adamw::{self, AdamW};
 use crate::adamw8::{self, Dither, RawMoments8};
 use crate::attention::{self, RawAttention};
-use crate::built::{COMPACT, DROPOUT, LLAMA, OPTIMIZERS, left_out};
+use crate::built::{COMPACT, DOCUMENTS, DROPOUT, LLAMA, OPTIMIZERS, left_out};
 use crate::dropout::Dropout;
 use crate::elements::RawOperand;
 use crate::elementwise;
@@ -131,8 +131,14 @@ macro_rules! heads {
 
             pub(crate) const HEADS: Heads = Heads {
                 // The code with first keys does for those without.
-                forward: [attention_forward::<COMPACT>, attention_forward::<true>],
-                backward: [attention_backward::<COMPACT>, attention_backward::<true>],
+                forward: [
+                    attention_forward::<{ COMPACT && DOCUMENTS }>,
+                    if DOCUMENTS { attention_forward::<true> } else { left_out },
+                ],
+                backward: [
+                    attention_backward::<{ COMPACT && DOCUMENTS }>,
+                    if DOCUMENTS { attention_backward::<true> } else { left_out },
+                ],
             };
         }
     };

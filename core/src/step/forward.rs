@@ -3,7 +3,7 @@
 
 use super::{Desk, Site, Step};
 use crate::architecture::Activation;
-use crate::built::{ADAPTERS, LLAMA};
+use crate::built::{ADAPTERS, DOCUMENTS, LLAMA};
 use crate::params::Param;
 use crate::plan::Columns;
 use crate::program::{Matrix, Norm};
@@ -41,7 +41,7 @@ impl Step<'_> {
             let mut row = first;
             while row < first + rows {
                 // Up to the next document, if positions are those in a document.
-                let (place, end) = match (places, self.starts) {
+                let (place, end) = match (places, self.starts()) {
                     (Some(_), Some(starts)) => self.document(starts, row, first + rows),
                     _ => (row, first + rows),
                 };
@@ -187,8 +187,8 @@ impl Step<'_> {
         Head {
             columns: [h * head, keys, keys],
             lse,
-            starts: self.starts.map(|starts| &starts[sequence * t..][..t]),
-            window: c.arch.window,
+            starts: self.starts().map(|starts| &starts[sequence * t..][..t]),
+            window: c.arch.window.filter(|_| DOCUMENTS),
             scale,
             dropout: self.dropout(block, Site::Attention, lse),
         }

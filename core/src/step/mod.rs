@@ -15,7 +15,7 @@ mod product;
 mod update;
 mod weights;
 
-use crate::built::{DROPOUT, HALVES, LLAMA, RECOMPUTE};
+use crate::built::{ADAPTERS, DOCUMENTS, DROPOUT, HALVES, LLAMA, RECOMPUTE};
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
 use crate::optimizer::{Rule, UpdateReport};
 use crate::params::{Param, ParamSpec};
@@ -230,6 +230,7 @@ impl Step<'_> {
                 Kind::Remake if RECOMPUTE => self.remake(index, tile, desk),
                 Kind::Remake => {}
                 Kind::NormBack(norm) => self.norm_back(norm, index, tile),
+                Kind::MaskMlp | Kind::MaskAttn | Kind::MaskEmbed if !DROPOUT => {}
                 Kind::MaskMlp => self.mask_mlp(index, tile),
                 Kind::MlpInput => self.mlp_input(index, tile, desk),
                 Kind::FcInput => self.fc_input(index, tile, desk),
@@ -242,6 +243,7 @@ impl Step<'_> {
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),
                 Kind::HeadNormGrad if LLAMA => self.head_norm_grad(index),
                 Kind::HeadNormGrad => {}
+                Kind::AdapterBack | Kind::AdapterGrad(_) if !ADAPTERS => {}
                 Kind::AdapterBack => self.adapter_back(index, tile, desk.scratch),
                 Kind::AdapterGrad(matrix) => self.adapter_grad(matrix, index, tile, desk.scratch),
                 Kind::TokenTableGrad => self.token_table_grad(tile),
@@ -259,6 +261,11 @@ impl Step<'_> {
     fn rows(&self, tile: usize) -> (usize, usize) {
         let first = tile * self.plan.grain.row_block;
         (first, self.plan.grain.row_block.min(self.plan.tokens() - first))
+    }
+
+    /// First tokens of the documents of all tokens, if there are documents.
+    fn starts(&self) -> Option<&[u32]> {
+        self.starts.filter(|_| DOCUMENTS)
     }
 
     fn spec(&self, param: Param) -> Option<ParamSpec> {

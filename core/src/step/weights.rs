@@ -150,7 +150,7 @@ impl Step<'_> {
             if !self.accumulate {
                 out.fill(0.0);
             }
-            if let Some(starts) = self.starts {
+            if let Some(starts) = self.starts() {
                 // Row by row: a position is that in a document, of which a sequence may hold many.
                 for (row, start) in starts.iter().enumerate() {
                     let place = row % t - *start as usize;

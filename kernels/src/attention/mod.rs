@@ -380,7 +380,8 @@ impl Pieces {
 
     /// The next `len` floats, and what is left of their last line; of no use once a length has
     /// overflowed.
-    #[inline(always)]
+    #[cfg_attr(not(feature = "compact"), inline(always))]
+    #[cfg_attr(feature = "compact", inline(never))]
     const fn take(&mut self, len: Option<usize>) -> *mut f32 {
         let piece = self.next;
         let len = match len {
