@@ -3,7 +3,7 @@
 # and with those of AVX2. Runs both, which must reach the hosted run's loss to the bit
 # (tests/freestanding/losses.txt), prints what each crate has of the code, and fails above the goals.
 #
-# Usage: benches/code_size.sh           (a minute the first time; leaves target/code_size)
+# Usage: benches/code_size.sh           (ten seconds the first time; leaves target/code_size)
 #        benches/code_size.sh --each    also what each feature of cllm-core adds to either image (ten minutes)
 #
 # Code is what is in .text. Needs binutils (`size`, `nm`), x86-64 Linux, and for the second image a CPU with AVX2.
