@@ -84,6 +84,18 @@ typedef enum CllmDtype {
   CLLM_DTYPE_BF16 = 1,
 } CllmDtype;
 
+// What weights are updated by, and so what is remembered for them.
+typedef enum CllmUpdater {
+  // AdamW: 8 bytes for each weight.
+  CLLM_UPDATER_ADAM_W = 0,
+  // AdamW with moments of 8 bits: 2.125 bytes.
+  CLLM_UPDATER_ADAM_W8 = 1,
+  // Gradient descent with momentum: 4 bytes.
+  CLLM_UPDATER_MOMENTUM = 2,
+  // Gradient descent: nothing.
+  CLLM_UPDATER_SGD = 3,
+} CllmUpdater;
+
 // A model that continues texts: a handle.
 typedef struct CllmGenerator CllmGenerator;
 
@@ -156,14 +168,16 @@ typedef struct CllmSampler {
   uint64_t seed;
 } CllmSampler;
 
-// Settings of AdamW and of the clip; `cllm_optimizer_default` has nanoGPT's.
+// Settings of the plan's updater and of the clip; `cllm_optimizer_default` has nanoGPT's of AdamW.
 typedef struct CllmOptimizer {
-  // Decay of the first moment.
+  // Decay of the first moment of AdamW.
   float beta1;
-  // Decay of the second moment.
+  // Decay of its second moment.
   float beta2;
   // Added to the root of the second moment.
   float eps;
+  // What is left of the sum of gradients in a step with momentum.
+  float momentum;
   // Decoupled decay of matrices.
   float weight_decay;
   // Largest global norm of the gradient; 0 does not clip.
@@ -184,6 +198,8 @@ typedef struct CllmPlan {
   enum CllmIsa isa;
   // On products of what.
   enum CllmDtype dtype;
+  // Updated by what.
+  enum CllmUpdater updater;
 } CllmPlan;
 
 // How threads wait for work, and for one another. All functions may be called by any thread of the caller's, at
@@ -242,8 +258,8 @@ extern "C" {
 #endif // __cplusplus
 
 // Takes weights, and what a trainer has beside them (moments, updates done), from the bytes of a checkpoint, as
-// `cllm` writes them too. Without moments they are zeros. Moments of another optimizer than AdamW are refused,
-// as is what is damaged or of another model, and the trainer stays as it was.
+// `cllm` writes them too. Without moments they are zeros. Moments of another updater than the plan's are
+// refused, as is what is damaged or of another model, and the trainer stays as it was.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
@@ -374,7 +390,7 @@ enum CllmStatus cllm_generator_reset(struct CllmGenerator *generator, struct Cll
 enum CllmStatus cllm_generator_destroy(struct CllmGenerator *generator,
                                        struct CllmError *error);
 
-// nanoGPT's settings.
+// nanoGPT's settings of AdamW, and a momentum of 0.9.
 struct CllmOptimizer cllm_optimizer_default(void);
 
 // Bytes of memory that a trainer of the plan works in, aligned to `CLLM_ALIGNMENT`: nothing else is touched but
@@ -419,7 +435,7 @@ enum CllmStatus cllm_trainer_accumulate(struct CllmTrainer *trainer,
                                         struct CllmLoss *loss,
                                         struct CllmError *error);
 
-// Ends a step: clips the gradient and updates the weights by AdamW. `optimizer` may be null for the default;
+// Ends a step: clips the gradient and updates the weights by the plan's updater. `optimizer` may be null for the default;
 // `update` may be null.
 //
 // # Safety

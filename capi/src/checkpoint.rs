@@ -22,8 +22,8 @@ fn check_model(found: &ModelConfig, own: &ModelConfig) -> Result {
 }
 
 /// Takes weights, and what a trainer has beside them (moments, updates done), from the bytes of a checkpoint, as
-/// `cllm` writes them too. Without moments they are zeros. Moments of another optimizer than AdamW are refused,
-/// as is what is damaged or of another model, and the trainer stays as it was.
+/// `cllm` writes them too. Without moments they are zeros. Moments of another updater than the plan's are
+/// refused, as is what is damaged or of another model, and the trainer stays as it was.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.

@@ -1,8 +1,8 @@
 //! Models and plans, as C says them.
 
 use cllm_core::{
-    Activation, Architecture, BatchShape, Dtype, Isa, Kernels, Mode, ModelConfig, NormKind, Plan,
-    Positions, Rotary, Scaling,
+    Activation, Architecture, BatchShape, Dtype, Isa, Kernels, Mode, ModelConfig, NormKind,
+    OptimizerKind, Plan, Positions, Rotary, Scaling,
 };
 
 use crate::error::{CllmStatus, Failed, Result};
@@ -96,6 +96,20 @@ pub struct CllmModel {
     pub logit_softcap: f32,
 }
 
+/// What weights are updated by, and so what is remembered for them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CllmUpdater {
+    /// AdamW: 8 bytes for each weight.
+    AdamW = 0,
+    /// AdamW with moments of 8 bits: 2.125 bytes.
+    AdamW8 = 1,
+    /// Gradient descent with momentum: 4 bytes.
+    Momentum = 2,
+    /// Gradient descent: nothing.
+    Sgd = 3,
+}
+
 /// What a trainer is planned for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +126,8 @@ pub struct CllmPlan {
     pub isa: CllmIsa,
     /// On products of what.
     pub dtype: CllmDtype,
+    /// Updated by what.
+    pub updater: CllmUpdater,
 }
 
 /// A model of GPT-2's parts, of the given sizes and `d_ff = 4 d_model`.
@@ -238,6 +254,7 @@ struct RawPlan {
     mode: u32,
     isa: u32,
     dtype: u32,
+    updater: u32,
 }
 
 /// The plan that C describes, and its kernels.
@@ -249,6 +266,11 @@ pub(crate) unsafe fn planned(
     plan: *const CllmPlan,
 ) -> Result<(Plan, &'static Kernels)> {
     const { assert!(size_of::<RawPlan>() == size_of::<CllmPlan>()) };
+    // In the order of C's numbers.
+    const {
+        use OptimizerKind::{AdamW, AdamW8, Momentum, Sgd};
+        assert!(matches!(OptimizerKind::ALL, [AdamW, AdamW8, Momentum, Sgd]));
+    }
     // SAFETY: the caller's promise; of booleans too, which C's own are.
     let config = unsafe { read(model, "model") }?.config();
     // SAFETY: the caller's promise: as many bytes, of which any are numbers.
@@ -259,11 +281,15 @@ pub(crate) unsafe fn planned(
         2 => Mode::Evaluate,
         other => return Err(unknown("mode", other)),
     };
+    let optimizer = *OptimizerKind::ALL
+        .get(raw.updater as usize)
+        .ok_or_else(|| unknown("updater", raw.updater))?;
     let kernels = kernels(raw.isa, raw.dtype)?;
     let [sequences, tokens, workers] = raw.sizes.map(|n| n as usize);
     let shape = BatchShape { sequences, tokens };
     let plan = Plan::new(&config, shape, workers, mode, kernels);
-    Ok((plan.map_err(Failed::of(CllmStatus::BadSetting))?, kernels))
+    let plan = plan.map_err(Failed::of(CllmStatus::BadSetting))?;
+    Ok((plan.with_optimizer(optimizer), kernels))
 }
 
 impl CllmModel {

@@ -36,7 +36,7 @@ mod idle;
 mod memory;
 mod trainer;
 
-pub use config::{CllmDtype, CllmIsa, CllmMode, CllmModel, CllmPlan};
+pub use config::{CllmDtype, CllmIsa, CllmMode, CllmModel, CllmPlan, CllmUpdater};
 pub use error::{CllmError, CllmStatus};
 pub use generator::{CllmGenerator, CllmSampler};
 pub use idle::CllmIdle;

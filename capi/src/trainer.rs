@@ -70,16 +70,18 @@ pub struct CllmLoss {
     pub counted: u64,
 }
 
-/// Settings of AdamW and of the clip; `cllm_optimizer_default` has nanoGPT's.
+/// Settings of the plan's updater and of the clip; `cllm_optimizer_default` has nanoGPT's of AdamW.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CllmOptimizer {
-    /// Decay of the first moment.
+    /// Decay of the first moment of AdamW.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// Decay of its second moment.
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
+    /// What is left of the sum of gradients in a step with momentum.
+    pub momentum: f32,
     /// Decoupled decay of matrices.
     pub weight_decay: f32,
     /// Largest global norm of the gradient; 0 does not clip.
@@ -98,11 +100,13 @@ pub struct CllmUpdate {
     pub updates: u64,
 }
 
-/// nanoGPT's settings.
+/// nanoGPT's settings of AdamW, and a momentum of 0.9.
 #[unsafe(no_mangle)]
 pub extern "C" fn cllm_optimizer_default() -> CllmOptimizer {
-    let Optimizer { beta1, beta2, eps, weight_decay, grad_clip, .. } = Optimizer::default();
-    CllmOptimizer { beta1, beta2, eps, weight_decay, grad_clip: grad_clip.unwrap_or(0.0) }
+    let Optimizer { kind: _, beta1, beta2, eps, momentum, weight_decay, grad_clip } =
+        Optimizer::default();
+    let grad_clip = grad_clip.unwrap_or(0.0);
+    CllmOptimizer { beta1, beta2, eps, momentum, weight_decay, grad_clip }
 }
 
 /// Where the pieces of a plan lie.
@@ -353,7 +357,7 @@ pub unsafe extern "C" fn cllm_trainer_accumulate(
     }
 }
 
-/// Ends a step: clips the gradient and updates the weights by AdamW. `optimizer` may be null for the default;
+/// Ends a step: clips the gradient and updates the weights by the plan's updater. `optimizer` may be null for the default;
 /// `update` may be null.
 ///
 /// # Safety
@@ -370,16 +374,16 @@ pub unsafe extern "C" fn cllm_trainer_update(
     unsafe {
         told(error, || {
             let mut call = Call::begin(trainer)?;
-            let CllmOptimizer { beta1, beta2, eps, weight_decay, grad_clip } =
+            let CllmOptimizer { beta1, beta2, eps, momentum, weight_decay, grad_clip } =
                 if optimizer.is_null() {
                     cllm_optimizer_default()
                 } else {
                     read(optimizer, "optimizer")?
                 };
             let grad_clip = (grad_clip != 0.0).then_some(grad_clip);
-            let adamw = Optimizer::default();
-            let settings = Optimizer { beta1, beta2, eps, weight_decay, grad_clip, ..adamw };
             let trainer = call.trainer()?;
+            let kind = trainer.plan().optimizer();
+            let settings = Optimizer { kind, beta1, beta2, eps, momentum, weight_decay, grad_clip };
             let report = trainer.update(&settings, learning_rate)?;
             let (grad_norm, scale, updates) = (report.grad_norm, report.scale, trainer.updates());
             if update.is_null() {

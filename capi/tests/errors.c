@@ -94,6 +94,9 @@ int main(void) {
     wrong = plan;
     memset(&wrong.dtype, 2, sizeof wrong.dtype);
     REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "dtype");
+    wrong = plan;
+    memset(&wrong.updater, 4, sizeof wrong.updater);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "updater");
     /* Nobody has to listen. */
     if (cllm_trainer_bytes(NULL, &plan, &bytes, NULL) != CLLM_STATUS_NULL) failures++;
     DONE(cllm_trainer_bytes(&model, &plan, &bytes, &error));
@@ -209,6 +212,28 @@ int main(void) {
     REFUSED(cllm_trainer_load(own, theirs, theirs_size, &error), BAD_CHECKPOINT, "optimizer state of momentum");
     DONE(cllm_trainer_save(own, true, after, own_size, NULL, &error));
     if (memcmp(before, after, own_size) != 0) failures++;
+    DONE(cllm_trainer_destroy(own, &error));
+    free(own_memory);
+    /* One of its own takes it, goes on, and gives it back with what it has summed. */
+    CllmPlan theirs_plan = plan;
+    theirs_plan.updater = CLLM_UPDATER_MOMENTUM;
+    size_t less_bytes = 0, same_size = 0;
+    DONE(cllm_trainer_bytes(&of_theirs, &theirs_plan, &less_bytes, &error));
+    if (less_bytes >= own_bytes) failures++;
+    own_memory = block(less_bytes);
+    DONE(cllm_trainer_create(&of_theirs, &theirs_plan, 1, NULL, own_memory, less_bytes, &own, &error));
+    DONE(cllm_trainer_load(own, theirs, theirs_size, &error));
+    REFUSED(cllm_trainer_load(own, before, own_size, &error), BAD_CHECKPOINT, "optimizer state of adamw");
+    DONE(cllm_trainer_accumulate(own, &batch, 0, NULL, &error));
+    CllmOptimizer descent = cllm_optimizer_default();
+    descent.momentum = 1;
+    REFUSED(cllm_trainer_update(own, &descent, 0.1f, NULL, &error), BAD_SETTING, "momentum is 1");
+    descent.momentum = 0.5f;
+    DONE(cllm_trainer_accumulate(own, &batch, 0, NULL, &error));
+    DONE(cllm_trainer_update(own, &descent, 0.1f, &update, &error));
+    if (update.updates != 2) failures++;
+    DONE(cllm_trainer_saved_bytes(own, true, &same_size, &error));
+    if (same_size >= own_size) failures++;
     DONE(cllm_trainer_destroy(own, &error));
     free(own_memory);
     free(before);

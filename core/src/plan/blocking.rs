@@ -101,8 +101,7 @@ impl fmt::Display for BlockingError {
 impl core::error::Error for BlockingError {}
 
 impl Default for Blocking {
-    /// For [`Caches::FALLBACK`].
-    /// [`Blocking::DEFAULT`].
+    /// [`Blocking::DEFAULT`], for [`Caches::FALLBACK`].
     fn default() -> Self {
         Self::DEFAULT
     }
