@@ -6,11 +6,11 @@
 #[path = "../freestanding/src/workload.rs"]
 mod workload;
 
-use cllm_core::Kernels;
+use cllm_core::{Kernels, Mode, Plan};
 use std::env;
 use std::process::Command;
 use std::sync::Mutex;
-use workload::Memory;
+use workload::{CONFIG, Memory, SHAPE};
 
 /// The first and the last loss of a run.
 type Losses = [f64; 2];
@@ -19,7 +19,9 @@ fn hosted() -> Losses {
     // As in the library: too large for a test thread's stack.
     static MEMORY: Mutex<Memory> = Mutex::new(Memory::new());
     let mut memory = MEMORY.lock().expect("nobody panicked with it");
-    workload::train(Kernels::scalar(), &mut memory).expect("the hosted run trains").into()
+    let kernels = Kernels::scalar();
+    let plan = Plan::new(&CONFIG, SHAPE, 1, Mode::Train, kernels).expect("it fits");
+    workload::train(&plan, kernels, &mut memory).expect("the hosted run trains").into()
 }
 
 /// What kernels of this number train to, `None` if the library has none.

@@ -8,10 +8,10 @@
 #[path = "../../freestanding/src/workload.rs"]
 mod workload;
 
-use cllm_core::{Isa, Kernels};
+use cllm_core::{Isa, Kernels, Mode, Plan};
 use core::cell::UnsafeCell;
 use core::panic::PanicInfo;
-use workload::{Failure, Memory};
+use workload::{CONFIG, Failure, Memory, SHAPE};
 
 /// Kernels by number.
 const SETS: [Isa; 2] = [Isa::Scalar, Isa::Simd128];
@@ -38,7 +38,10 @@ extern "C" fn train(isa: u32) -> i32 {
     };
     // SAFETY: on the only thread, which is in no other of these functions: they do not call back.
     let state = unsafe { &mut *STATE.0.get() };
-    match workload::train(kernels, &mut state.memory) {
+    let trained = Plan::new(&CONFIG, SHAPE, 1, Mode::Train, kernels)
+        .map_err(Failure::Plan)
+        .and_then(|plan| workload::train(&plan, kernels, &mut state.memory));
+    match trained {
         Ok(losses) => state.losses = losses,
         Err(Failure::Plan(_)) => return 3,
         Err(Failure::Step(_)) => return 4,
