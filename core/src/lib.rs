@@ -76,9 +76,10 @@
 #![no_std]
 #![cfg_attr(feature = "compact", allow(unused_variables, reason = "what only messages said"))]
 
+// Its checks without messages.
 #[cfg(feature = "compact")]
 #[macro_use]
-mod terse;
+extern crate cllm_kernels;
 
 mod adapter;
 mod architecture;
@@ -131,11 +132,3 @@ pub use plan::{
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
 pub use trainer::{Evaluator, Pools, Slices, Trainer};
-
-/// Ends a check of a compact build, at one place for all of them.
-#[cfg(feature = "compact")]
-#[cold]
-#[inline(never)]
-const fn failed() -> ! {
-    core::panic!()
-}

@@ -88,7 +88,8 @@ pub use table::{KernelSet, Kernels};
 /// Ends a check of a compact build, at one place for all of them.
 #[cfg(feature = "compact")]
 #[cold]
+#[doc(hidden)]
 #[inline(never)]
-const fn failed() -> ! {
+pub const fn failed() -> ! {
     core::panic!()
 }

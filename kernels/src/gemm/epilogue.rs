@@ -237,16 +237,16 @@ pub(super) unsafe fn apply<S: Simd, F: Format<S>, M: Elements<S, F>>(
         }
         let tile = Tile { sums: sums.cast_const(), c, c_row, at };
         if COMPACT {
-            tile.through_any::<S, F, M>(s, m, e);
-            return;
+            return tile.through(s, m, e, e.kind);
         }
+        // Each kind by its name: what is asked of each vector is then known beforehand.
         match e.kind {
-            Kind::None | Kind::Bias => tile.through::<S, F, M, { Kind::Bias as u8 }>(s, m, e),
-            Kind::Gelu => tile.through::<S, F, M, { Kind::Gelu as u8 }>(s, m, e),
-            Kind::Residual => tile.through::<S, F, M, { Kind::Residual as u8 }>(s, m, e),
-            Kind::GeluGrad => tile.through::<S, F, M, { Kind::GeluGrad as u8 }>(s, m, e),
-            Kind::Relu2 => tile.through::<S, F, M, { Kind::Relu2 as u8 }>(s, m, e),
-            Kind::Relu2Grad => tile.through::<S, F, M, { Kind::Relu2Grad as u8 }>(s, m, e),
+            Kind::None | Kind::Bias => tile.through(s, m, e, Kind::Bias),
+            Kind::Gelu => tile.through(s, m, e, Kind::Gelu),
+            Kind::Residual => tile.through(s, m, e, Kind::Residual),
+            Kind::GeluGrad => tile.through(s, m, e, Kind::GeluGrad),
+            Kind::Relu2 => tile.through(s, m, e, Kind::Relu2),
+            Kind::Relu2Grad => tile.through(s, m, e, Kind::Relu2Grad),
         }
     }
 }
@@ -277,82 +277,23 @@ struct Tile<'a, E> {
 }
 
 impl<E: Copy> Tile<'_, E> {
-    /// [`Tile::through`] of whatever kind `e` is, which is asked at each vector: for compact code.
+    /// All of the tile, through an epilogue of one kind.
     ///
     /// # Safety
-    /// As for [`apply`].
+    /// As for [`apply`], with the kind of `e`, or with a bias where that is none.
     #[inline(always)]
-    unsafe fn through_any<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>>(
+    unsafe fn through<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>>(
         &self,
         s: S,
         m: M,
         e: &RawEpilogue,
+        kind: Kind,
     ) {
         let &Place { i, j, rows, cols } = self.at;
         let mut mask = [1.0_f32; super::MAX_COLS];
         for r in 0..rows {
-            if DROPOUT && let Some((dropout, first_row)) = &e.dropout {
-                let row = first_row.wrapping_add((i + r) as u32);
-                dropout.fill_mask(row, j, &mut mask[..cols]);
-            }
-            for q in (0..cols).step_by(S::LANES) {
-                let n = S::LANES.min(cols - q);
-                // SAFETY: elements (r, q .. q + n) of the buffer and of the tile of C, and
-                // (i + r, j + q .. j + q + n) of the operands; kinds of slopes have no bias.
-                unsafe {
-                    let mut x = load_up_to(s, self.sums.add(r * S::NR + q), n);
-                    if let Some(bias) = e.bias {
-                        x = s.add(x, load_up_to(s, bias.add(j + q), n));
-                    }
-                    let other = e.other.cast::<E>().wrapping_add((i + r) * e.other_row + j + q);
-                    match e.kind {
-                        Kind::None | Kind::Bias => {}
-                        Kind::Residual => {
-                            if DROPOUT && e.dropout.is_some() {
-                                x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
-                            }
-                            x = s.add(x, m.load(s, other, n));
-                        }
-                        Kind::Gelu | Kind::Relu2 | Kind::GeluGrad | Kind::Relu2Grad => {
-                            let back = matches!(e.kind, Kind::GeluGrad | Kind::Relu2Grad);
-                            let of = if back {
-                                m.load(s, other, n)
-                            } else {
-                                m.store(s, other, x, n);
-                                m.rounded(s, x)
-                            };
-                            let (value, slope) = match e.kind {
-                                Kind::Gelu | Kind::GeluGrad => math::gelu_and_slope(s, of),
-                                _ => math::relu2_and_slope(s, of),
-                            };
-                            if back {
-                                m.store(s, other, value, n);
-                            }
-                            x = if back { s.mul(x, slope) } else { value };
-                        }
-                    }
-                    m.store(s, self.c.add(r * self.c_row + q), x, n);
-                }
-            }
-        }
-    }
-
-    /// All of the tile, through an epilogue of one `KIND`: what is asked of each vector is
-    /// then known beforehand, but for the edges of C.
-    ///
-    /// # Safety
-    /// As for [`apply`], with `KIND` that of `e`.
-    #[inline(always)]
-    unsafe fn through<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>, const KIND: u8>(
-        &self,
-        s: S,
-        m: M,
-        e: &RawEpilogue,
-    ) {
-        let &Place { i, j, rows, cols } = self.at;
-        let mut mask = [1.0_f32; super::MAX_COLS];
-        for r in 0..rows {
-            if KIND == Kind::Residual as u8
+            if DROPOUT
+                && kind == Kind::Residual
                 && let Some((dropout, first_row)) = &e.dropout
             {
                 let row = first_row.wrapping_add((i + r) as u32);
@@ -361,12 +302,14 @@ impl<E: Copy> Tile<'_, E> {
             let mut q = 0;
             // SAFETY: vectors of row r before `cols`.
             unsafe {
-                while q + S::LANES <= cols {
-                    self.vector::<S, F, M, KIND>(s, m, e, &mask, (r, q), S::LANES);
+                while !COMPACT && q + S::LANES <= cols {
+                    self.vector(s, m, e, kind, &mask, (r, q), S::LANES);
                     q += S::LANES;
                 }
-                if q < cols {
-                    self.vector::<S, F, M, KIND>(s, m, e, &mask, (r, q), cols - q);
+                while q < cols {
+                    let n = S::LANES.min(cols - q);
+                    self.vector(s, m, e, kind, &mask, (r, q), n);
+                    q += n;
                 }
             }
         }
@@ -377,47 +320,53 @@ impl<E: Copy> Tile<'_, E> {
     /// # Safety
     /// As for [`Tile::through`]; they are in the tile.
     #[inline(always)]
-    unsafe fn vector<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>, const KIND: u8>(
+    #[expect(clippy::too_many_arguments, reason = "an epilogue, and a place in a tile")]
+    unsafe fn vector<S: Simd, F: Format<S>, M: Elements<S, F, Element = E>>(
         &self,
         s: S,
         m: M,
         e: &RawEpilogue,
+        kind: Kind,
         mask: &[f32; super::MAX_COLS],
         (r, q): (usize, usize),
         n: usize,
     ) {
         let &Place { i, j, .. } = self.at;
+        let is_slope = matches!(kind, Kind::GeluGrad | Kind::Relu2Grad);
         // SAFETY: elements (r, q .. q + n) of the buffer and of the tile of C, and
         // (i + r, j + q .. j + q + n) of the operands.
         unsafe {
             let mut x = load_up_to(s, self.sums.add(r * S::NR + q), n);
-            if KIND != Kind::GeluGrad as u8
-                && KIND != Kind::Relu2Grad as u8
-                && let Some(bias) = e.bias
-            {
+            if !is_slope && let Some(bias) = e.bias {
                 x = s.add(x, load_up_to(s, bias.add(j + q), n));
             }
             let other = e.other.cast::<E>().wrapping_add((i + r) * e.other_row + j + q);
-            if KIND == Kind::Gelu as u8 {
-                m.store(s, other, x, n);
-                x = math::gelu(s, m.rounded(s, x));
-            } else if KIND == Kind::Relu2 as u8 {
-                m.store(s, other, x, n);
-                x = math::relu2_and_slope(s, m.rounded(s, x)).0;
-            } else if KIND == Kind::Residual as u8 {
-                let residual = m.load(s, other, n);
-                if e.dropout.is_some() {
-                    x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
+            match kind {
+                Kind::None | Kind::Bias => {}
+                Kind::Gelu => {
+                    m.store(s, other, x, n);
+                    x = math::gelu(s, m.rounded(s, x));
                 }
-                x = s.add(x, residual);
-            } else if KIND == Kind::GeluGrad as u8 {
-                let (value, slope) = math::gelu_and_slope(s, m.load(s, other, n));
-                m.store(s, other, value, n);
-                x = s.mul(x, slope);
-            } else if KIND == Kind::Relu2Grad as u8 {
-                let (value, slope) = math::relu2_and_slope(s, m.load(s, other, n));
-                m.store(s, other, value, n);
-                x = s.mul(x, slope);
+                Kind::Relu2 => {
+                    m.store(s, other, x, n);
+                    x = math::relu2_and_slope(s, m.rounded(s, x)).0;
+                }
+                Kind::Residual => {
+                    let residual = m.load(s, other, n);
+                    if DROPOUT && e.dropout.is_some() {
+                        x = s.mul(x, load_up_to(s, mask.as_ptr().add(q), n));
+                    }
+                    x = s.add(x, residual);
+                }
+                Kind::GeluGrad | Kind::Relu2Grad => {
+                    let pre = m.load(s, other, n);
+                    let (value, slope) = match kind {
+                        Kind::GeluGrad => math::gelu_and_slope(s, pre),
+                        _ => math::relu2_and_slope(s, pre),
+                    };
+                    m.store(s, other, value, n);
+                    x = s.mul(x, slope);
+                }
             }
             m.store(s, self.c.add(r * self.c_row + q), x, n);
         }

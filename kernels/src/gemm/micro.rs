@@ -192,7 +192,7 @@ unsafe fn sized<S: Simd, F: Dot<S>, const V: usize, const ALONG: bool>(
 /// # Safety
 /// As for [`sized`], with `rows == M` and `cols <= V * LANES`.
 #[inline(always)]
-unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: bool>(
+pub(super) unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: bool>(
     s: S,
     f: F,
     t: &Tile,
@@ -571,7 +571,7 @@ unsafe fn stream<S: Simd, F: Dot<S>, const M: usize, const P: usize, const V: us
 /// # Safety
 /// `rows` point to rows of A of which element `at` is valid, `b` to `NR` floats.
 #[inline(always)]
-pub(super) unsafe fn step<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
+unsafe fn step<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
     s: S,
     f: F,
     sums: &mut [[S::V; V]; M],
