@@ -27,7 +27,7 @@ fn wrong_flags_are_usage_errors() {
         (&["train", "--lr-schedule", "x"], &["--lr-schedule x: expected constant, linear"]),
         (
             &["train", "--isa", "sse9"],
-            &["--isa sse9: expected scalar, neon, simd128, avx, avx2, avx512 or amx"],
+            &["--isa sse9: expected scalar, neon, avx, avx2, avx512 or amx"],
         ),
         (&["train", "--dtype", "f16"], &["--dtype f16: expected f32 or bf16"]),
         (&["generate", "--checkpoint", "x", "--dtype", "fp8"], &["expected f32 or bf16"]),
@@ -42,7 +42,7 @@ fn wrong_flags_are_usage_errors() {
         (&["eval", "--checkpoint", "x", "--batch-size", "0"], &["--batch-size 0"]),
         (
             &["bench", "--isa", "sse9"],
-            &["--isa sse9: expected all, scalar, neon, simd128, avx, avx2, avx512 or amx"],
+            &["--isa sse9: expected all, scalar, neon, avx, avx2, avx512 or amx"],
         ),
         (&["bench", "--seconds", "0"], &["--seconds 0: it must be above 0"]),
         (&["bench", "engine", "--seconds", "0"], &["--seconds 0: it must be above 0"]),

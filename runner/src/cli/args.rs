@@ -322,7 +322,7 @@ Example:
 /// Flags of all commands that compute with a trained model.
 #[derive(Args, Debug, Clone, Copy)]
 pub struct MachineArgs {
-    /// Instruction set: scalar, neon, simd128, avx, avx2, avx512 or amx [default: CLLM_ISA, or the CPU's best].
+    /// Instruction set: scalar, neon, avx, avx2, avx512 or amx [default: CLLM_ISA, or the CPU's best].
     #[arg(long, value_name = "NAME", value_parser = parse::<Isa>)]
     pub isa: Option<Isa>,
     /// f32, or bf16: operands of the model's products are rounded to it. Whatever the model was
@@ -414,7 +414,7 @@ pub enum IsaChoice {
 }
 
 impl Setting for IsaChoice {
-    const ACCEPTS: &'static str = "all, scalar, neon, simd128, avx, avx2, avx512 or amx";
+    const ACCEPTS: &'static str = "all, scalar, neon, avx, avx2, avx512 or amx";
 
     fn from_text(text: &str) -> Option<Self> {
         if text == "all" { Some(Self::All) } else { Isa::from_text(text).map(Self::One) }

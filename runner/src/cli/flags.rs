@@ -367,7 +367,7 @@ train_flags! {
         /// The weights that come out do not depend on it, to the bit.
         #[arg(value_name = "FILE")]
         tuning: TuningChoice,
-        /// Instruction set: scalar, neon, simd128, avx, avx2, avx512 or amx [default: CLLM_ISA, or the CPU's best].
+        /// Instruction set: scalar, neon, avx, avx2, avx512 or amx [default: CLLM_ISA, or the CPU's best].
         #[arg(value_name = "NAME")]
         isa: Isa,
         /// f32, or bf16: operands of the model's products are rounded to bf16; sums, weights,

@@ -309,7 +309,7 @@ mod tests {
         let error = isa_from(Some(OsStr::new("sse9"))).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "CLLM_ISA=sse9: expected scalar, neon, simd128, avx, avx2, avx512 or amx"
+            "CLLM_ISA=sse9: expected scalar, neon, avx, avx2, avx512 or amx"
         );
         assert_eq!(error.exit_code(), 2);
     }

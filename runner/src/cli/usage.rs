@@ -199,7 +199,7 @@ mod tests {
             ),
             (
                 &["train", "--isa", "sse9"],
-                "--isa sse9: expected scalar, neon, simd128, avx, avx2, avx512 or amx",
+                "--isa sse9: expected scalar, neon, avx, avx2, avx512 or amx",
             ),
             (&["train", "--threads", "0"], "--threads 0: expected auto or a number from 1 to 1024"),
             (&["train", "--bias", "maybe"], "--bias maybe: expected true or false"),

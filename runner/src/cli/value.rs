@@ -129,7 +129,7 @@ impl Setting for PathBuf {
 }
 
 impl Setting for Isa {
-    const ACCEPTS: &'static str = "scalar, neon, simd128, avx, avx2, avx512 or amx";
+    const ACCEPTS: &'static str = "scalar, neon, avx, avx2, avx512 or amx";
 
     fn from_text(text: &str) -> Option<Self> {
         text.to_ascii_lowercase().parse().ok()
