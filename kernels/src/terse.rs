@@ -7,7 +7,7 @@
 #[macro_export]
 macro_rules! assert {
     ($holds:expr $(, $($message:tt)*)?) => {
-        if !$holds {
+        if !($holds) {
             $crate::failed();
         }
     };
@@ -17,7 +17,7 @@ macro_rules! assert {
 #[macro_export]
 macro_rules! assert_eq {
     ($left:expr, $right:expr $(, $($message:tt)*)?) => {
-        if $left != $right {
+        if ($left) != ($right) {
             $crate::failed();
         }
     };
