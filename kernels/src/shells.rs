@@ -53,6 +53,19 @@ unsafe fn no_momentum(_: &Sgd, _: f32, _: *mut f32, _: *const f32, _: *mut f32, 
     panic!("this optimizer is not built: cllm-kernels has it by its feature `optimizers`");
 }
 
+/// What a shell holds. The unit tests of this crate look at parts and call no kernel (`tests/` try those): there shells
+/// are empty, for all of them a second time are a minute of building.
+macro_rules! kernel {
+    ($call:expr) => {
+        if cfg!(test) {
+            panic!("kernels are not built for unit tests")
+        } else {
+            // SAFETY: passed on from the caller.
+            unsafe { $call }
+        }
+    };
+}
+
 /// Builds the kernels of products of one format.
 macro_rules! products {
     ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
@@ -63,26 +76,22 @@ macro_rules! products {
 
             $(#[target_feature(enable = $feature)])?
             pub(super) unsafe fn product(g: &RawGemm) {
-                // SAFETY: passed on from the caller.
-                unsafe { gemm::$driver($token, $format, g) }
+                kernel!(gemm::$driver($token, $format, g))
             }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn product_of_both(g: &RawGemm, a: RawOperand, b: RawOperand) {
-                // SAFETY: passed on from the caller.
-                unsafe { gemm::both::gemm($token, $format, g, a, b) }
+                kernel!(gemm::both::gemm($token, $format, g, a, b))
             }
 
             $(#[target_feature(enable = $feature)])?
             pub(super) unsafe fn pack_b(src: RawOperand, k: usize, n: usize, dst: *mut f32) {
-                // SAFETY: passed on from the caller.
-                unsafe { pack::pack_b($token, $format, src, k, n, dst) }
+                kernel!(pack::pack_b($token, $format, src, k, n, dst))
             }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn peak(iterations: u64) -> (u64, f32) {
-                // SAFETY: passed on from the caller.
-                unsafe { peak::$peak($token, $format, iterations) }
+                kernel!(peak::$peak($token, $format, iterations))
             }
 
             pub(crate) const PRODUCTS: Products = Products {
@@ -105,8 +114,7 @@ macro_rules! tile {
     ($name:ident, $token:expr, $format:expr $(, $feature:literal)?) => {
         $(#[target_feature(enable = $feature)])?
         unsafe fn $name(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
-            // SAFETY: passed on from the caller.
-            unsafe { micro::any($token, $format, t, rows, cols, accumulate) }
+            kernel!(micro::any($token, $format, t, rows, cols, accumulate))
         }
     };
 }
@@ -119,14 +127,12 @@ macro_rules! heads {
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_forward<const STARTS: bool>(a: &RawAttention) {
-                // SAFETY: passed on from the caller.
-                unsafe { attention::forward::forward::<_, _, STARTS>($token, $format, a) }
+                kernel!(attention::forward::forward::<_, _, STARTS>($token, $format, a))
             }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention_backward<const STARTS: bool>(a: &RawAttention) {
-                // SAFETY: passed on from the caller.
-                unsafe { attention::backward::backward::<_, _, STARTS>($token, $format, a) }
+                kernel!(attention::backward::backward::<_, _, STARTS>($token, $format, a))
             }
 
             pub(crate) const HEADS: Heads = Heads {
@@ -200,8 +206,7 @@ macro_rules! kernel_table {
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn sum_squares(src: *const f32, n: usize) -> f32 {
-                // SAFETY: passed on from the caller.
-                unsafe { elementwise::sum_squares(token(), src, n) }
+                kernel!(elementwise::sum_squares(token(), src, n))
             }
 
             tile!(tile, token(), Single $(, $feature)?);
@@ -259,8 +264,7 @@ macro_rules! kernel_table {
         $(#[target_feature(enable = $feature)])?
         #[allow(clippy::too_many_arguments, reason = "the raw form of a safe method")]
         unsafe fn $name($($arg: $ty),*) {
-            // SAFETY: passed on from the caller.
-            unsafe { $kernel(token(), $($arg),*) }
+            kernel!($kernel(token(), $($arg),*))
         }
     };
 }
@@ -388,8 +392,7 @@ pub(crate) mod avx512bf16 {
     /// As for [`kept::gemm`].
     #[inline(always)]
     unsafe fn kept_product(s: Avx512, m: Halves, g: &RawGemm, halves: Halved) {
-        // SAFETY: passed on from the caller.
-        unsafe { kept::gemm(s, m.0, g, halves) }
+        kernel!(kept::gemm(s, m.0, g, halves))
     }
 
     pub(crate) const TILE: micro::TileFn = tile;
@@ -442,8 +445,7 @@ pub(crate) mod amx_bf16 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     unsafe fn product(g: &RawGemm, halves: Halved) {
-        // SAFETY: passed on from the caller.
-        unsafe { kept::gemm(Avx512::assume(), Tiled::assume(), g, halves) }
+        kernel!(kept::gemm(Avx512::assume(), Tiled::assume(), g, halves))
     }
 
     pub(crate) const PACK_B: pack::PackFn = tiled::pack_b;
