@@ -81,6 +81,10 @@ const LINE: usize = 8;
 /// What [`Pool::Words`] is made of: the widest atomic that the machine has, up to 64 bits. That is
 /// `AtomicU64`, or `AtomicU32` where there is none (Cortex-M among others), where a stage has at most
 /// 4,095 tiles ([`PlanError::TooManyTiles`]).
+///
+/// With words of 32 bits there are to be no more workers than cores, where threads can be put aside: the number
+/// of a run has 8 bits there, and one that stood still in the middle of taking a tile for exactly a multiple of 256
+/// runs (some hundred steps) could take a tile of another run for its own.
 pub type Word = AtomicWord;
 
 /// The memory of an [`Engine`]: see [`Plan::ops`], [`Plan::slots`], [`Plan::words`].

@@ -206,7 +206,8 @@ pub(crate) fn exit(status: u32) -> ! {
 /// What the debugger was told to do with the program, if it fits into the bytes: behind the program's name.
 #[allow(dead_code, reason = "a program may take no argument")]
 pub(crate) fn argument(bytes: &mut [u8; 64]) -> &str {
-    let mut block = [bytes.as_mut_ptr().addr() as u32, bytes.len() as u32];
+    // Exposed: the debugger writes there.
+    let mut block = [bytes.as_mut_ptr().expose_provenance() as u32, bytes.len() as u32];
     // SAFETY: SYS_GET_CMDLINE into as many bytes as it is told.
     let failed = unsafe { semihosting(0x15, block.as_mut_ptr()) };
     let len = if failed == 0 { (block[1] as usize).min(bytes.len()) } else { 0 };
