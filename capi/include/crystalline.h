@@ -471,8 +471,8 @@ enum CllmStatus cllm_worker_run(const struct CllmTrainer *trainer,
 enum CllmStatus cllm_trainer_close(struct CllmTrainer *trainer,
                                    struct CllmError *error);
 
-// Ends a handle: its memory is the caller's again. Refused while workers are with it: close it, and join their
-// threads.
+// Ends a handle: its memory is the caller's again. Refused while a thread is in `cllm_worker_run` with it, be it
+// at work, waiting for a seat or on its way out: close the trainer, and join their threads.
 //
 // # Safety
 // Pointers are null or point at what their types say; no other thread is about to call with the handle.

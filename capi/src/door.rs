@@ -1,7 +1,7 @@
 //! What every handle begins with: whether it lives, and whether a call is with it.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::{CllmStatus, Failed, Result};
 use crate::memory::checked;
@@ -48,11 +48,53 @@ pub(crate) unsafe fn living<H: Handle>(handle: *const H) -> Result<NonNull<H>> {
     if unsafe { there.cast::<Door>().as_ref() }.mark.load(Ordering::Acquire) == H::MARK {
         return Ok(there);
     }
+    Err(dead::<H>())
+}
+
+/// Of a pointer at no handle of the kind.
+pub(crate) fn dead<H: Handle>() -> Failed {
     let name = H::NAME;
-    Err(Failed::new(
+    Failed::new(
         CllmStatus::NotAHandle,
         format_args!("{name} is no handle: it was destroyed, or never created"),
-    ))
+    )
+}
+
+/// Threads that are with a handle beside its one call, as many as there are; or that none comes any more. One word
+/// says both, so no thread enters unseen by the one that ends the handle.
+pub(crate) struct Visitors(AtomicUsize);
+
+/// None is there, and none comes any more.
+const ENDED: usize = usize::MAX;
+
+impl Visitors {
+    pub(crate) fn none() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    /// Counts the calling thread until the visit is dropped; `None` if the handle has ended.
+    pub(crate) fn enter(&self) -> Option<Visit<'_>> {
+        let one_more = |there| (there != ENDED).then_some(there + 1);
+        let entered = self.0.fetch_update(Ordering::Acquire, Ordering::Relaxed, one_more);
+        entered.ok().map(|_| Visit(self))
+    }
+
+    /// Lets nobody in any more; gives how many are there if there are any, and changes nothing then. What
+    /// they have done with the handle has happened before.
+    pub(crate) fn end(&self) -> core::result::Result<(), usize> {
+        let ended = self.0.compare_exchange(0, ENDED, Ordering::Acquire, Ordering::Relaxed);
+        ended.map(|_| ())
+    }
+}
+
+/// A thread that is with a handle.
+pub(crate) struct Visit<'a>(&'a Visitors);
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        // The last that this thread does with the handle: its memory may be somebody else's right behind it.
+        self.0.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// A call with a handle, which no other thread's overlaps.

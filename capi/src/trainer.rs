@@ -16,7 +16,7 @@ use cllm_core::{
 };
 
 use crate::config::{CllmModel, CllmPlan, planned};
-use crate::door::{Call, Door, Handle, living};
+use crate::door::{Call, Door, Handle, Visitors, dead, living};
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
 use crate::idle::{CllmIdle, Waiting};
 use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
@@ -25,6 +25,8 @@ use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
 #[repr(C, align(128))]
 pub struct CllmTrainer {
     door: Door,
+    /// Threads within `cllm_worker_run`.
+    visitors: Visitors,
     idle: Waiting,
     engine: MaybeUninit<Engine<'static>>,
     work: Work,
@@ -243,6 +245,7 @@ pub unsafe extern "C" fn cllm_trainer_create(
                 }
             };
             (&raw mut (*this).work).write(work);
+            (&raw mut (*this).visitors).write(Visitors::none());
             (&raw mut (*this).door).write(Door::of::<CllmTrainer>());
             trainer.write(this);
             Ok(())
@@ -436,6 +439,8 @@ pub unsafe extern "C" fn cllm_worker_run(
         told(error, || {
             let handle = living(trainer)?;
             let idle = Waiting(waiting(idle)?);
+            // Also while it queues for a seat or leaves one, when the engine does not count it.
+            let _visit = (*handle.as_ptr()).visitors.enter().ok_or_else(dead::<CllmTrainer>)?;
             let engine: &Engine<'_> = (*handle.as_ptr()).engine.assume_init_ref();
             Worker::run(engine, &idle).map_err(|error| match error {
                 SeatError::Full { .. } => Failed::new(CllmStatus::Full, error),
@@ -466,8 +471,8 @@ pub unsafe extern "C" fn cllm_trainer_close(
     }
 }
 
-/// Ends a handle: its memory is the caller's again. Refused while workers are with it: close it, and join their
-/// threads.
+/// Ends a handle: its memory is the caller's again. Refused while a thread is in `cllm_worker_run` with it, be it
+/// at work, waiting for a seat or on its way out: close the trainer, and join their threads.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say; no other thread is about to call with the handle.
@@ -481,15 +486,14 @@ pub unsafe extern "C" fn cllm_trainer_destroy(
         told(error, || {
             let call = Call::begin(trainer)?;
             let this = call.0.as_ptr();
-            let workers = (*this).engine.assume_init_ref().workers();
-            if workers > 0 {
-                return Err(Failed::new(
+            (*this).visitors.end().map_err(|threads| {
+                Failed::new(
                     CllmStatus::Busy,
                     format_args!(
-                        "{workers} workers are with the trainer: close it, and join their threads"
+                        "threads in cllm_worker_run: {threads}; close the trainer, and join them"
                     ),
-                ));
-            }
+                )
+            })?;
             // Nothing in it wants to be dropped: all memory is the caller's.
             call.door().shut();
             Ok(())

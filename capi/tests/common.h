@@ -1,0 +1,61 @@
+/* What the tests share: calls that must be refused or done, and memory exactly as long as asked, so that valgrind and
+ * sanitizers see a byte too many.
+ */
+#ifndef CRYSTALLINE_TESTS_COMMON_H
+#define CRYSTALLINE_TESTS_COMMON_H
+
+/* For posix_memalign and threads. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../include/crystalline.h"
+
+static int failures;
+static CllmError error;
+
+/* The status is this one, and the words contain a part. */
+static inline void refused(const char *file, int line, CllmStatus found, CllmStatus wanted, CllmError *words,
+                           const char *part) {
+    const char *text = (const char *)words->text;
+    if (found != wanted || strstr(text, part) == NULL || memchr(words->text, 0, CLLM_ERROR_BYTES) == NULL) {
+        fprintf(stderr, "%s:%d: %s: \"%s\", not %s with \"%s\"\n", file, line, cllm_status_text(found), text,
+                cllm_status_text(wanted), part);
+        failures++;
+    }
+    memset(words, 'x', sizeof *words);
+}
+
+#define REFUSED(call, status, part) refused(__FILE__, __LINE__, call, CLLM_STATUS_##status, &error, part)
+#define DONE(call)                                                                             \
+    do {                                                                                       \
+        if ((call) != CLLM_STATUS_OK || error.text[0] != 0) {                                  \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, (const char *)error.text);      \
+            failures++;                                                                        \
+        }                                                                                      \
+    } while (0)
+#define HOLDS(condition)                                                                       \
+    do {                                                                                       \
+        if (!(condition)) {                                                                    \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);            \
+            failures++;                                                                        \
+        }                                                                                      \
+    } while (0)
+
+static inline void *block(size_t bytes) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, CLLM_ALIGNMENT, bytes) != 0) {
+        fprintf(stderr, "no memory of %zu bytes\n", bytes);
+        exit(1);
+    }
+    return memory;
+}
+
+static inline int verdict(void) {
+    if (failures > 0) fprintf(stderr, "%d failures\n", failures);
+    return failures > 0;
+}
+
+#endif
