@@ -3,11 +3,15 @@
 //! `UPDATE_HEADER=1 cargo test --test header` writes it anew.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+fn capi() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("capi")
+}
 
 #[test]
 fn the_header_is_made_of_the_sources() {
-    let capi = Path::new(env!("CARGO_MANIFEST_DIR")).join("capi");
+    let capi = capi();
     let config = cbindgen::Config::from_file(capi.join("cbindgen.toml")).unwrap();
     // Its modules are found from here: a file that is named as well would be in it twice.
     let builder = cbindgen::Builder::new().with_config(config).with_src(capi.join("src/lib.rs"));
@@ -40,4 +44,71 @@ fn the_header_is_made_of_the_sources() {
     }
     let there = fs::read_to_string(&path).unwrap_or_default();
     assert!(there == made, "it is another one: UPDATE_HEADER=1 cargo test --test header");
+}
+
+/// The functions that a header declares, with their parameters.
+fn declared(header: &str) -> Vec<(String, Vec<String>)> {
+    let lines = header.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = lines.collect::<Vec<_>>().join(" ");
+    let mut found = Vec::new();
+    for declaration in code.split(';') {
+        let Some((before, parameters)) = declaration.split_once('(') else { continue };
+        let name = before.rsplit([' ', '*']).next().unwrap_or_default();
+        if let (true, Some(parameters)) = (name.starts_with("cllm_"), parameters.strip_suffix(')'))
+        {
+            let parameters = parameters.split(',').map(|of| of.trim().to_owned()).collect();
+            found.push((name.to_owned(), parameters));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_pointer_of_the_header_is_tried() {
+    let header = fs::read_to_string(capi().join("include/crystalline.h")).unwrap();
+    let table = fs::read_to_string(capi().join("tests/pointers.c")).unwrap();
+    let functions = declared(&header);
+    assert!(functions.len() > 15, "{functions:?}");
+    let mut pointers = 0;
+    for (function, parameters) in functions {
+        for parameter in parameters {
+            let Some((_, name)) = parameter.rsplit_once('*') else { continue };
+            let line = match name {
+                // Every call of the table is tried without it, too.
+                "error" => continue,
+                "trainer" if !parameter.contains("**") => format!("  TRAINER({function}, "),
+                "generator" if !parameter.contains("**") => format!("  GENERATOR({function}, "),
+                name => format!("({function}, {name}, "),
+            };
+            assert!(
+                table.contains(&line),
+                "capi/tests/pointers.c does not try {name} of {function}"
+            );
+            pointers += 1;
+        }
+    }
+    assert!(pointers > 30, "{pointers}");
+}
+
+#[test]
+fn every_status_of_the_header_is_expected_somewhere() {
+    let header = fs::read_to_string(capi().join("include/crystalline.h")).unwrap();
+    let mut tests = String::new();
+    for entry in fs::read_dir(capi().join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|of| of == "c") {
+            tests += &fs::read_to_string(path).unwrap();
+        }
+    }
+    let lines = header.lines().map(str::trim).filter(|line| line.ends_with(','));
+    let statuses = lines.filter_map(|line| line.strip_prefix("CLLM_STATUS_")?.split_once(" = "));
+    let statuses: Vec<_> = statuses.map(|(name, _)| name).collect();
+    assert!(statuses.len() > 10, "{statuses:?}");
+    for status in statuses {
+        // A tile that panics ends the program before anybody is told.
+        let is_told = status != "OK" && status != "BROKEN";
+        let (short, long) = (format!(", {status}, "), format!("CLLM_STATUS_{status}"));
+        let is_tried = tests.contains(&short) || tests.contains(&long);
+        assert!(is_tried || !is_told, "no test of capi/tests expects {status}");
+    }
 }

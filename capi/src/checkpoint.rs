@@ -6,7 +6,7 @@ use cllm_core::{ModelConfig, Trainer};
 use crate::config::CllmModel;
 use crate::door::Call;
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
-use crate::memory::{checked, slice, write};
+use crate::memory::{checked, slice, wanted};
 use crate::trainer::{CllmTrainer, Work};
 
 fn bad_checkpoint(error: CheckpointError) -> Failed {
@@ -87,10 +87,12 @@ pub unsafe extern "C" fn cllm_trainer_saved_bytes(
     unsafe {
         told(error, || {
             let mut call = Call::begin(trainer)?;
+            let bytes = checked(bytes, "bytes")?;
             let trainer = call.trainer()?;
             let optimizer = moments.then(|| trainer.plan().optimizer());
             let need = checkpoint::encoded_len(&header_of(trainer), META.len(), optimizer);
-            write(bytes, "bytes", need.map_err(bad_checkpoint)?)
+            bytes.write(need.map_err(bad_checkpoint)?);
+            Ok(())
         })
     }
 }
@@ -121,6 +123,7 @@ pub unsafe extern "C" fn cllm_trainer_save(
     unsafe {
         told(error, || {
             let mut call = Call::begin(trainer)?;
+            let written = wanted(written, "written")?;
             let trainer = call.trainer()?;
             let header = header_of(trainer);
             let moments = moments.then(|| trainer.moments());
@@ -138,7 +141,10 @@ pub unsafe extern "C" fn cllm_trainer_save(
             let mut sink = SliceSink::new(core::slice::from_raw_parts_mut(to.as_ptr(), need));
             // There is room.
             let _ = checkpoint::encode(&header, META, trainer.parameters(), moments, &mut sink);
-            if written.is_null() { Ok(()) } else { write(written, "written", need) }
+            if let Some(written) = written {
+                written.write(need);
+            }
+            Ok(())
         })
     }
 }
@@ -157,9 +163,11 @@ pub unsafe extern "C" fn cllm_checkpoint_model(
     // SAFETY: the caller's promises.
     unsafe {
         told(error, || {
+            let model = checked(model, "model")?;
             let checkpoint = Checkpoint::parse(slice(checkpoint, bytes, "checkpoint")?)
                 .map_err(bad_checkpoint)?;
-            write(model, "model", CllmModel::of(&checkpoint.header().config)?)
+            model.write(CllmModel::of(&checkpoint.header().config)?);
+            Ok(())
         })
     }
 }

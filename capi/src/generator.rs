@@ -14,7 +14,7 @@ use cllm_core::{Line, ParamTable, PlanError, floats, floats_mut};
 use crate::config::kernels;
 use crate::door::{Call, Door, Handle};
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
-use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
+use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice};
 
 /// A model that continues texts: a handle.
 #[repr(C, align(128))]
@@ -142,8 +142,10 @@ pub unsafe extern "C" fn cllm_generator_bytes(
     // SAFETY: the caller's promises.
     unsafe {
         told(error, || {
+            let bytes = checked(bytes, "bytes")?;
             let (_, plan, _, arena) = opened(checkpoint, checkpoint_bytes, isa, dtype)?;
-            write(bytes, "bytes", Places::of(&plan, arena, longest)?.bytes)
+            bytes.write(Places::of(&plan, arena, longest)?.bytes);
+            Ok(())
         })
     }
 }
@@ -290,7 +292,7 @@ pub unsafe extern "C" fn cllm_generator_next(
     unsafe {
         told(error, || {
             let mut call = Call::begin(generator)?;
-            checked(token, "token")?;
+            let token = checked(token, "token")?;
             let Inner { generator, sampler, candidates, text, len, .. } = call.inner();
             if *len == text.len() {
                 return Err(Failed::new(
@@ -302,7 +304,8 @@ pub unsafe extern "C" fn cllm_generator_next(
             let id = sampler.sample(generator.logits_after(so_far)?, so_far, candidates);
             text[*len] = id;
             *len += 1;
-            write(token, "token", id)
+            token.write(id);
+            Ok(())
         })
     }
 }

@@ -30,14 +30,10 @@ pub(crate) unsafe fn read<T: Copy>(pointer: *const T, name: &str) -> Result<T> {
     Ok(unsafe { checked(pointer, name)?.read() })
 }
 
-/// Writes a result.
-///
-/// # Safety
-/// The pointer is null, misaligned, or points at memory for a `T`.
-pub(crate) unsafe fn write<T>(pointer: *mut T, name: &str, value: T) -> Result {
-    // SAFETY: as for `read`.
-    unsafe { checked(pointer, name)?.write(value) };
-    Ok(())
+/// Where a result goes if it is wanted: null says that it is not. To be asked before anything is done, so that
+/// a call that is refused has changed nothing.
+pub(crate) fn wanted<T>(pointer: *mut T, name: &str) -> Result<Option<NonNull<T>>> {
+    if pointer.is_null() { Ok(None) } else { checked(pointer, name).map(Some) }
 }
 
 /// A slice that C describes; an empty one may be null.

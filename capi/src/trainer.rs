@@ -19,7 +19,7 @@ use crate::config::{CllmModel, CllmPlan, planned};
 use crate::door::{Call, Door, Handle, Visitors, dead, living};
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
 use crate::idle::{CllmIdle, Waiting};
-use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, write};
+use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, wanted};
 
 /// A trainer, or what measures losses alone: a handle.
 #[repr(C, align(128))]
@@ -170,8 +170,10 @@ pub unsafe extern "C" fn cllm_trainer_bytes(
     // SAFETY: the caller's promises.
     unsafe {
         told(error, || {
+            let bytes = checked(bytes, "bytes")?;
             let (plan, _) = planned(model, plan)?;
-            write(bytes, "bytes", Places::of(&plan)?.bytes)
+            bytes.write(Places::of(&plan)?.bytes);
+            Ok(())
         })
     }
 }
@@ -352,10 +354,14 @@ pub unsafe extern "C" fn cllm_trainer_accumulate(
     unsafe {
         told(error, || {
             let mut call = Call::begin(trainer)?;
+            let loss = wanted(loss, "loss")?;
             let batch = batch_of(batch)?;
             let counted = if counted_in_step == 0 { batch.counted() } else { counted_in_step };
             let found = call.trainer()?.accumulate(&batch, counted)?;
-            if loss.is_null() { Ok(()) } else { write(loss, "loss", found.into()) }
+            if let Some(loss) = loss {
+                loss.write(found.into());
+            }
+            Ok(())
         })
     }
 }
@@ -377,6 +383,7 @@ pub unsafe extern "C" fn cllm_trainer_update(
     unsafe {
         told(error, || {
             let mut call = Call::begin(trainer)?;
+            let update = wanted(update, "update")?;
             let CllmOptimizer { beta1, beta2, eps, momentum, weight_decay, grad_clip } =
                 if optimizer.is_null() {
                     cllm_optimizer_default()
@@ -389,11 +396,10 @@ pub unsafe extern "C" fn cllm_trainer_update(
             let settings = Optimizer { kind, beta1, beta2, eps, momentum, weight_decay, grad_clip };
             let report = trainer.update(&settings, learning_rate)?;
             let (grad_norm, scale, updates) = (report.grad_norm, report.scale, trainer.updates());
-            if update.is_null() {
-                Ok(())
-            } else {
-                write(update, "update", CllmUpdate { grad_norm, scale, updates })
+            if let Some(update) = update {
+                update.write(CllmUpdate { grad_norm, scale, updates });
             }
+            Ok(())
         })
     }
 }
@@ -413,12 +419,14 @@ pub unsafe extern "C" fn cllm_trainer_evaluate(
     unsafe {
         told(error, || {
             let mut call = Call::begin(trainer)?;
+            let loss = checked(loss, "loss")?;
             let batch = batch_of(batch)?;
             let found = match call.work() {
                 Work::Train(trainer) => trainer.evaluate(&batch)?,
                 Work::Evaluate(evaluator) => evaluator.evaluate(&batch)?,
             };
-            write(loss, "loss", found.into())
+            loss.write(found.into());
+            Ok(())
         })
     }
 }
