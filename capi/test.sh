@@ -31,7 +31,7 @@ say() {
 if command -v g++ > /dev/null; then
     g++ -Wall -Wextra -Werror -fsyntax-only -x c++ include/crystalline.h
 fi
-for source in examples/pthreads.c examples/scheduler.c tests/errors.c tests/pointers.c tests/threads.c; do
+for source in examples/pthreads.c examples/scheduler.c tests/errors.c tests/pointers.c tests/resume.c tests/threads.c; do
     name=$(basename "$source" .c)
     compile "$source" "$built/libcrystalline.a" -o "$out/$name"
     say "$out/$name"

@@ -13,9 +13,10 @@ fn bad_checkpoint(error: CheckpointError) -> Failed {
     Failed::new(CllmStatus::BadCheckpoint, error)
 }
 
-/// The model of a checkpoint has to be the handle's; dropout and sequence lengths of training aside.
+/// The model of a checkpoint has to compute what the handle's does, however either says it; dropout, which is of
+/// training alone, may be another.
 fn check_model(found: &ModelConfig, own: &ModelConfig) -> Result {
-    if (ModelConfig { dropout: own.dropout, ..*found }) == *own {
+    if (ModelConfig { dropout: own.dropout, ..*found }).normal() == own.normal() {
         return Ok(());
     }
     Err(Failed::new(CllmStatus::BadCheckpoint, "the checkpoint is of another model than the plan"))
@@ -23,7 +24,8 @@ fn check_model(found: &ModelConfig, own: &ModelConfig) -> Result {
 
 /// Takes weights, and what a trainer has beside them (moments, updates done), from the bytes of a checkpoint, as
 /// `cllm` writes them too. Without moments they are zeros. Moments of another updater than the plan's are
-/// refused, as is what is damaged or of another model, and the trainer stays as it was.
+/// refused, as is what is damaged or of another model, and the trainer stays as it was. A model is another if it
+/// has another `block_size`, too; its dropout may be another, and what goes without saying may be said.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.

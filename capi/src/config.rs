@@ -287,7 +287,9 @@ pub(crate) unsafe fn planned(
     let kernels = kernels(raw.isa, raw.dtype)?;
     let [sequences, tokens, workers] = raw.sizes.map(|n| n as usize);
     let shape = BatchShape { sequences, tokens };
-    let plan = Plan::new(&config, shape, workers, mode, kernels);
+    config.validate().map_err(Failed::of(CllmStatus::BadSetting))?;
+    // As `cllm` has it: its checkpoints, and those that it takes for one of its runs, say no more than they must.
+    let plan = Plan::new(&config.normal(), shape, workers, mode, kernels);
     let plan = plan.map_err(Failed::of(CllmStatus::BadSetting))?;
     Ok((plan.with_optimizer(optimizer), kernels))
 }

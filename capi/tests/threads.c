@@ -7,7 +7,8 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-enum { SEQUENCES = 2, TOKENS = 8, ALL = SEQUENCES * TOKENS };
+/* Some milliseconds of work a step, so that threads do meet. */
+enum { SEQUENCES = 4, TOKENS = 32, ALL = SEQUENCES * TOKENS };
 
 static uint32_t tokens[ALL], targets[ALL];
 static const CllmBatch BATCH = {.tokens = tokens, .targets = targets, .len = ALL};
@@ -153,7 +154,7 @@ static void queueing(void) {
 }
 
 int main(void) {
-    const CllmModel own = cllm_model_gpt2(40, TOKENS, 1, 2, 16);
+    const CllmModel own = cllm_model_gpt2(40, TOKENS, 2, 4, 64);
     model = &own;
     for (int i = 0; i < ALL; i++) {
         tokens[i] = (uint32_t)(i * 7 % 40);
