@@ -257,9 +257,11 @@ typedef struct CllmUpdate {
 extern "C" {
 #endif // __cplusplus
 
-// Takes weights, and what a trainer has beside them (moments, updates done), from the bytes of a checkpoint, as
-// `cllm` writes them too. Without moments they are zeros. Moments of another updater than the plan's are
-// refused, as is what is damaged or of another model, and the trainer stays as it was.
+// Takes weights, and what a trainer has beside them (moments, updates done, the seed), from the bytes of a
+// checkpoint, as `cllm` writes them too: on the same batches the run goes on to the same bits, with dropout too.
+// Without moments they are zeros. Moments of another updater than the plan's are
+// refused, as is what is damaged or of another model, and the trainer stays as it was. A model is another if it
+// has another `block_size`, too; its dropout may be another, and what goes without saying may be said.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
@@ -404,7 +406,7 @@ enum CllmStatus cllm_trainer_bytes(const struct CllmModel *model,
                                    struct CllmError *error);
 
 // Makes a trainer in `memory`, whose weights are zeros until they are initialised or loaded. `seed` decides the
-// initial weights and dropout. `idle` says how the calling thread waits for workers; null: awake.
+// initial weights and dropout, until a checkpoint brings its own. `idle` says how the calling thread waits for workers; null: awake.
 //
 // # Safety
 // Pointers are null or point at what their types say; `memory` has as many bytes as `bytes` says, which are the
@@ -418,11 +420,13 @@ enum CllmStatus cllm_trainer_create(const struct CllmModel *model,
                                     struct CllmTrainer **trainer,
                                     struct CllmError *error);
 
-// Gives all weights their seeded starting values, and begins to count updates.
+// Gives all weights the starting values of the seed that the trainer was created with, and begins to count
+// updates.
 //
 // # Safety
 // Pointers are null or point at what their types say.
-enum CllmStatus cllm_trainer_initialise(struct CllmTrainer *trainer, struct CllmError *error);
+enum CllmStatus cllm_trainer_initialise(struct CllmTrainer *trainer,
+                                        struct CllmError *error);
 
 // Computes the gradient of a batch of the planned shape and adds it to the step's. `counted_in_step` are the
 // targets that count in all batches of the step together; 0: those of this one. `loss` may be null.

@@ -22,10 +22,11 @@ fn check_model(found: &ModelConfig, own: &ModelConfig) -> Result {
     Err(Failed::new(CllmStatus::BadCheckpoint, "the checkpoint is of another model than the plan"))
 }
 
-/// Takes weights, and what a trainer has beside them (moments, updates done), from the bytes of a checkpoint, as
-/// `cllm` writes them too. Without moments they are zeros. Moments of another updater than the plan's are
-/// refused, as is what is damaged or of another model, and the trainer stays as it was. A model is another if it
-/// has another `block_size`, too; its dropout may be another, and what goes without saying may be said.
+/// Takes weights, and what a trainer has beside them (moments, updates done, the seed), from the bytes of a
+/// checkpoint, as `cllm` writes them too: on the same batches the run goes on to the same bits, with dropout too.
+/// Without moments they are zeros. Moments of another updater than the plan's are refused, as is what is damaged
+/// or of another model, and the trainer stays as it was. A model is another if it has another `block_size`, too;
+/// its dropout may be another, and what goes without saying may be said.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
@@ -58,18 +59,25 @@ pub unsafe extern "C" fn cllm_trainer_load(
                         let other = CheckpointError::OtherOptimizer { checkpoint: found, wanted };
                         return Err(bad_checkpoint(other));
                     }
-                    trainer.restore(header.updates, |weights, own| {
-                        checkpoint.read_parameters(weights);
-                        if checkpoint.has_moments() { checkpoint.read_moments(own) } else { Ok(()) }
-                    })
+                    trainer
+                        .restore(header.updates, |weights, own| {
+                            checkpoint.read_parameters(weights);
+                            if checkpoint.has_moments() {
+                                checkpoint.read_moments(own)
+                            } else {
+                                Ok(())
+                            }
+                        })
+                        .map_err(bad_checkpoint)?;
+                    // Dropout goes on as it would have.
+                    trainer.set_seed(header.seed);
                 }
                 Work::Evaluate(evaluator) => {
                     check_model(&header.config, evaluator.config())?;
                     checkpoint.read_parameters(evaluator.parameters_mut());
-                    Ok(())
                 }
             }
-            .map_err(bad_checkpoint)
+            Ok(())
         })
     }
 }

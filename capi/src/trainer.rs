@@ -28,6 +28,8 @@ pub struct CllmTrainer {
     /// Threads within `cllm_worker_run`.
     visitors: Visitors,
     idle: Waiting,
+    /// That it was created with: a checkpoint may have brought another.
+    seed: u64,
     engine: MaybeUninit<Engine<'static>>,
     work: Work,
 }
@@ -179,7 +181,8 @@ pub unsafe extern "C" fn cllm_trainer_bytes(
 }
 
 /// Makes a trainer in `memory`, whose weights are zeros until they are initialised or loaded. `seed` decides the
-/// initial weights and dropout. `idle` says how the calling thread waits for workers; null: awake.
+/// initial weights and dropout, until a checkpoint brings its own. `idle` says how the calling thread waits for
+/// workers; null: awake.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say; `memory` has as many bytes as `bytes` says, which are the
@@ -247,6 +250,7 @@ pub unsafe extern "C" fn cllm_trainer_create(
                 }
             };
             (&raw mut (*this).work).write(work);
+            (&raw mut (*this).seed).write(seed);
             (&raw mut (*this).visitors).write(Visitors::none());
             (&raw mut (*this).door).write(Door::of::<CllmTrainer>());
             trainer.write(this);
@@ -319,7 +323,8 @@ impl From<Loss> for CllmLoss {
     }
 }
 
-/// Gives all weights their seeded starting values, and begins to count updates.
+/// Gives all weights the starting values of the seed that the trainer was created with, and begins to count
+/// updates.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say.
@@ -331,7 +336,11 @@ pub unsafe extern "C" fn cllm_trainer_initialise(
     // SAFETY: the caller's promises.
     unsafe {
         told(error, || {
-            Call::begin(trainer)?.trainer()?.initialise();
+            let mut call = Call::begin(trainer)?;
+            let seed = (*call.0.as_ptr()).seed;
+            let trainer = call.trainer()?;
+            trainer.set_seed(seed);
+            trainer.initialise();
             Ok(())
         })
     }

@@ -1,9 +1,12 @@
-/* A checkpoint is taken by every trainer of the same model, however the model is said. Ends with 0 if it is so.
+/* A run that goes on from a checkpoint in another trainer is the same run, with dropout too; and a checkpoint is taken
+ * by every trainer of the same model, however the model is said. Ends with 0 if it is so.
  */
 #include "common.h"
 
-enum { SEQUENCES = 2, TOKENS = 8 };
+enum { SEQUENCES = 2, TOKENS = 8, ALL = SEQUENCES * TOKENS, STEPS = 3 };
 
+static uint32_t tokens[ALL], targets[ALL];
+static const CllmBatch batch = {.tokens = tokens, .targets = targets, .len = ALL};
 static const CllmPlan plan = {.sequences = SEQUENCES, .tokens = TOKENS, .workers = 1};
 
 typedef struct Made {
@@ -29,6 +32,59 @@ static uint8_t *saved(CllmTrainer *trainer, bool moments, size_t *bytes) {
     uint8_t *checkpoint = malloc(*bytes);
     DONE(cllm_trainer_save(trainer, moments, checkpoint, *bytes, NULL, &error));
     return checkpoint;
+}
+
+/* Steps of two batches each; gives the losses of all. */
+static void stepped(CllmTrainer *trainer, double *losses) {
+    for (int at = 0; at < 2 * STEPS; at++) {
+        CllmLoss loss = {.sum = 0};
+        DONE(cllm_trainer_accumulate(trainer, &batch, 2 * ALL, &loss, &error));
+        losses[at] = loss.sum;
+        if (at % 2 == 1) DONE(cllm_trainer_update(trainer, NULL, 1e-2f, NULL, &error));
+    }
+}
+
+static void the_same_run(void) {
+    CllmModel model = cllm_model_gpt2(40, TOKENS, 1, 2, 16);
+    model.dropout = 0.5f;
+    double losses[2 * STEPS], again[2 * STEPS];
+    size_t bytes, same_bytes;
+    Made first = made(&model, 7), second = made(&model, 99);
+    DONE(cllm_trainer_initialise(first.trainer, &error));
+    uint8_t *begun = saved(first.trainer, true, &bytes);
+    stepped(first.trainer, losses);
+    uint8_t *middle = saved(first.trainer, true, &bytes);
+    stepped(first.trainer, losses);
+    uint8_t *end = saved(first.trainer, true, &bytes);
+    /* Of another seed until it loads. */
+    DONE(cllm_trainer_initialise(second.trainer, &error));
+    uint8_t *others = saved(second.trainer, true, &same_bytes);
+    HOLDS(same_bytes == bytes && memcmp(begun, others, bytes) != 0);
+    stepped(second.trainer, again);
+    DONE(cllm_trainer_load(second.trainer, middle, bytes, &error));
+    stepped(second.trainer, again);
+    HOLDS(memcmp(losses, again, sizeof losses) == 0);
+    uint8_t *same = saved(second.trainer, true, &same_bytes);
+    HOLDS(same_bytes == bytes && memcmp(end, same, bytes) == 0);
+    /* Without dropout it would be another run: the losses do depend on the seed. */
+    model.dropout = 0;
+    Made without = made(&model, 7);
+    DONE(cllm_trainer_load(without.trainer, middle, bytes, &error));
+    stepped(without.trainer, again);
+    HOLDS(memcmp(losses, again, sizeof losses) != 0);
+    ended(without);
+    /* Who begins anew begins with the seed of the trainer's own. */
+    DONE(cllm_trainer_initialise(second.trainer, &error));
+    uint8_t *anew = saved(second.trainer, true, &same_bytes);
+    HOLDS(same_bytes == bytes && memcmp(others, anew, bytes) == 0);
+    ended(first);
+    ended(second);
+    free(begun);
+    free(middle);
+    free(end);
+    free(others);
+    free(same);
+    free(anew);
 }
 
 static void the_same_model(void) {
@@ -71,6 +127,11 @@ static void the_same_model(void) {
 }
 
 int main(void) {
+    for (int i = 0; i < ALL; i++) {
+        tokens[i] = (uint32_t)(i * 7 % 40);
+        targets[i] = (uint32_t)((i + 1) * 7 % 40);
+    }
+    the_same_run();
     the_same_model();
     return verdict();
 }

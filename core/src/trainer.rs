@@ -491,6 +491,13 @@ impl<'a> Trainer<'a> {
         self.seed
     }
 
+    /// Has what follows depend on another seed: dropout from the next micro-batch on, and what
+    /// [`Trainer::initialise`] gives. With that of a checkpoint that was [restored](Trainer::restore) a run goes
+    /// on as it would have.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+    }
+
     /// The parameter arena: tensors lie where [`Plan::resident`] says, adapters behind them.
     #[must_use]
     pub fn parameters(&self) -> &[f32] {
