@@ -259,9 +259,9 @@ extern "C" {
 
 // Takes weights, and what a trainer has beside them (moments, updates done, the seed), from the bytes of a
 // checkpoint, as `cllm` writes them too: on the same batches the run goes on to the same bits, with dropout too.
-// Without moments they are zeros. Moments of another updater than the plan's are
-// refused, as is what is damaged or of another model, and the trainer stays as it was. A model is another if it
-// has another `block_size`, too; its dropout may be another, and what goes without saying may be said.
+// Without moments they are zeros. Moments of another updater than the plan's are refused, as is what is damaged
+// or of another model, and the trainer stays as it was. A model is another if it has another `block_size`, too;
+// its dropout may be another, and what goes without saying may be said.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
@@ -406,7 +406,8 @@ enum CllmStatus cllm_trainer_bytes(const struct CllmModel *model,
                                    struct CllmError *error);
 
 // Makes a trainer in `memory`, whose weights are zeros until they are initialised or loaded. `seed` decides the
-// initial weights and dropout, until a checkpoint brings its own. `idle` says how the calling thread waits for workers; null: awake.
+// initial weights and dropout, until a checkpoint brings its own. `idle` says how the calling thread waits for
+// workers; null: awake.
 //
 // # Safety
 // Pointers are null or point at what their types say; `memory` has as many bytes as `bytes` says, which are the
@@ -431,6 +432,9 @@ enum CllmStatus cllm_trainer_initialise(struct CllmTrainer *trainer,
 // Computes the gradient of a batch of the planned shape and adds it to the step's. `counted_in_step` are the
 // targets that count in all batches of the step together; 0: those of this one. `loss` may be null.
 //
+// A batch that is refused changes nothing, and the step's earlier ones still count. After
+// `CLLM_STATUS_NOT_FINITE` the step begins anew: none of its batches counts.
+//
 // # Safety
 // Pointers are null or point at what their types say.
 enum CllmStatus cllm_trainer_accumulate(struct CllmTrainer *trainer,
@@ -439,8 +443,11 @@ enum CllmStatus cllm_trainer_accumulate(struct CllmTrainer *trainer,
                                         struct CllmLoss *loss,
                                         struct CllmError *error);
 
-// Ends a step: clips the gradient and updates the weights by the plan's updater. `optimizer` may be null for the default;
-// `update` may be null.
+// Ends a step: clips the gradient and updates the weights by the plan's updater. `optimizer` may be null for the
+// default; `update` may be null.
+//
+// A setting that is refused changes nothing, and the step can be ended with another. After
+// `CLLM_STATUS_NOT_FINITE` weights are as before, and the step begins anew.
 //
 // # Safety
 // Pointers are null or point at what their types say.

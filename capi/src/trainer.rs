@@ -349,6 +349,9 @@ pub unsafe extern "C" fn cllm_trainer_initialise(
 /// Computes the gradient of a batch of the planned shape and adds it to the step's. `counted_in_step` are the
 /// targets that count in all batches of the step together; 0: those of this one. `loss` may be null.
 ///
+/// A batch that is refused changes nothing, and the step's earlier ones still count. After
+/// `CLLM_STATUS_NOT_FINITE` the step begins anew: none of its batches counts.
+///
 /// # Safety
 /// Pointers are null or point at what their types say.
 #[unsafe(no_mangle)]
@@ -366,7 +369,10 @@ pub unsafe extern "C" fn cllm_trainer_accumulate(
             let loss = wanted(loss, "loss")?;
             let batch = batch_of(batch)?;
             let counted = if counted_in_step == 0 { batch.counted() } else { counted_in_step };
-            let found = call.trainer()?.accumulate(&batch, counted)?;
+            let trainer = call.trainer()?;
+            // What is refused leaves the step as it was.
+            trainer.check_batch(&batch, counted)?;
+            let found = trainer.accumulate(&batch, counted)?;
             if let Some(loss) = loss {
                 loss.write(found.into());
             }
@@ -375,8 +381,11 @@ pub unsafe extern "C" fn cllm_trainer_accumulate(
     }
 }
 
-/// Ends a step: clips the gradient and updates the weights by the plan's updater. `optimizer` may be null for the default;
-/// `update` may be null.
+/// Ends a step: clips the gradient and updates the weights by the plan's updater. `optimizer` may be null for the
+/// default; `update` may be null.
+///
+/// A setting that is refused changes nothing, and the step can be ended with another. After
+/// `CLLM_STATUS_NOT_FINITE` weights are as before, and the step begins anew.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say.
@@ -403,6 +412,14 @@ pub unsafe extern "C" fn cllm_trainer_update(
             let trainer = call.trainer()?;
             let kind = trainer.plan().optimizer();
             let settings = Optimizer { kind, beta1, beta2, eps, momentum, weight_decay, grad_clip };
+            // What is refused leaves the step as it was.
+            settings.validate().map_err(Failed::of(CllmStatus::BadSetting))?;
+            if !(learning_rate >= 0.0 && learning_rate.is_finite()) {
+                return Err(Failed::new(
+                    CllmStatus::BadSetting,
+                    format_args!("the learning rate {learning_rate} is negative or no number"),
+                ));
+            }
             let report = trainer.update(&settings, learning_rate)?;
             let (grad_norm, scale, updates) = (report.grad_norm, report.scale, trainer.updates());
             if let Some(update) = update {

@@ -379,6 +379,15 @@ impl<'a> Trainer<'a> {
         Ok(loss)
     }
 
+    /// Whether [`Trainer::accumulate`] takes the batch, for callers who would keep what the step has summed if
+    /// it does not.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::accumulate`] that it has before it computes anything.
+    pub fn check_batch(&self, batch: &Batch<'_>, counted_in_step: usize) -> Result<(), StepError> {
+        self.gradients_of(batch, counted_in_step, self.micro).map(|_| ())
+    }
+
     /// What the gradients of micro-batch `micro` are made of, and how many of its targets count.
     fn gradients_of<'b>(
         &self,
