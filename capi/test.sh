@@ -51,6 +51,19 @@ for source in examples/pthreads.c examples/scheduler.c tests/errors.c tests/poin
         echo "not run under valgrind, which is not installed"
     fi
 done
+# The program of README.md, by the command that stands there.
+sed -n '/^```c$/,/^```$/p' README.md | grep -v '^```' > "$out/first.c"
+gcc -O2 -Wall -Wextra -Werror -Iinclude "$out/first.c" "$built/libcrystalline.a" -o "$out/first"
+say "$out/first"
+"$out/first" | grep -qF "quick brown" || {
+    echo "README.md: its program has learnt nothing" >&2
+    exit 1
+}
+# As the header asserts.
+if echo '#include "crystalline.h"' | gcc -std=c11 -fshort-enums -fsyntax-only -Iinclude -x c - 2> /dev/null; then
+    echo "the header takes enumerations of one byte" >&2
+    exit 1
+fi
 compile examples/pthreads.c "-L$built" -lcrystalline "-Wl,-rpath,$built" -o "$out/shared"
 say "$out/shared"
 echo "the C interface does what its header says"

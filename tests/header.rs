@@ -9,10 +9,21 @@ fn capi() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("capi")
 }
 
+/// What the library says of itself, for those who have the header alone.
+fn introduction(source: &str) -> String {
+    let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
+    // Fences are of Markdown; bold words are headings without it too.
+    let lines = lines.filter(|line| !line.starts_with(" ```"));
+    let lines = lines.map(|line| format!("//{}", line.replace("**", "")));
+    lines.fold(String::new(), |text, line| text + "\n" + &line)
+}
+
 #[test]
 fn the_header_is_made_of_the_sources() {
     let capi = capi();
-    let config = cbindgen::Config::from_file(capi.join("cbindgen.toml")).unwrap();
+    let mut config = cbindgen::Config::from_file(capi.join("cbindgen.toml")).unwrap();
+    config.after_includes =
+        Some(introduction(&fs::read_to_string(capi.join("src/lib.rs")).unwrap()));
     // Its modules are found from here: a file that is named as well would be in it twice.
     let builder = cbindgen::Builder::new().with_config(config).with_src(capi.join("src/lib.rs"));
     let mut made = Vec::new();

@@ -7,6 +7,53 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// The core of Crystalline for C: models are trained and run in memory that the caller hands over, on threads
+// that the caller owns.
+//
+// cllm_trainer_bytes      how much memory
+// cllm_trainer_create     in that memory: a handle
+// cllm_worker_run         any thread, at any time: works until the trainer is closed     (as many as there are)
+// cllm_trainer_initialise or cllm_trainer_load
+// for each step
+//     cllm_trainer_accumulate     once for each of its batches
+//     cllm_trainer_update
+// cllm_trainer_evaluate, cllm_trainer_save     between steps
+// cllm_trainer_close      workers come back: their threads are joined
+// cllm_trainer_destroy    the memory is the caller's again
+//
+// cllm_generator_bytes, cllm_generator_create     of a checkpoint
+// cllm_generator_add      what the text begins with
+// cllm_generator_next     a token, as often as there is room; or cllm_generator_logits, and a choice of one's own
+// cllm_generator_reset    the next text
+// cllm_generator_destroy
+//
+// No thread has to serve: a step without workers is done by the thread that asks for it.
+//
+// Memory. Nothing is allocated. A handle lies at the beginning of the memory that it was created in. That
+// memory is neither moved, copied elsewhere nor written to until the handle is destroyed: the handle points into
+// itself. What other pointers point at is read or written during the call, and not kept; but for what a
+// `CllmIdle`'s `context` points at, which lives as long as a thread may wait by it.
+//
+// Threads. One thread at a time calls the functions of a handle, whichever it is; a second one is sent away
+// with `CLLM_STATUS_BUSY`, as is a function of a `CllmIdle` that calls into the handle it waits for.
+// `cllm_worker_run` is the exception: any thread calls it at any time between create and destroy. Destroying is
+// refused while a thread is in it; one that is about to call cannot be seen, so join threads first. Different
+// handles know nothing of one another. The bits of results do not depend on who works.
+//
+// Errors. Functions return a `CllmStatus`, and put the words for people into the `CllmError` that they get,
+// unless that is null. A call that is refused has changed nothing (but for memory that a handle was to be created
+// in): batches of the step that were taken before still count, and a better call can follow. After `CLLM_STATUS_NOT_FINITE` weights are as before, and the step
+// begins anew. Pointers are checked for null and for alignment, and lengths against what is wanted; that a pointer
+// points at as much as its length says is the caller's promise.
+//
+// Panics end the program (`abort`): none crosses into C. There is no input that should cause one, and so no
+// call that gives `CLLM_STATUS_BROKEN` where it ends the program.
+//
+// Targets have pointers of 64 bits, and enumerations as large as `int`: do not compile with `-fshort-enums`.
+//
+// The library wants `memcpy`, `memmove`, `memset`, `memcmp` and `bcmp` of whoever links it, as compilers do, and
+// `abort`.
+
 // Bytes of the words for an error, with the zero byte behind them.
 #define CLLM_ERROR_BYTES 240
 
@@ -495,3 +542,12 @@ enum CllmStatus cllm_trainer_destroy(struct CllmTrainer *trainer,
 #endif  // __cplusplus
 
 #endif  /* CRYSTALLINE_H */
+
+// What the library was built for, see above.
+#if defined(__cplusplus) && __cplusplus >= 201103L
+static_assert(sizeof(void *) == 8, "the C interface is for targets with pointers of 64 bits");
+static_assert(sizeof(CllmMode) == 4, "enumerations have to be as large as int: no -fshort-enums");
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+_Static_assert(sizeof(void *) == 8, "the C interface is for targets with pointers of 64 bits");
+_Static_assert(sizeof(CllmMode) == 4, "enumerations have to be as large as int: no -fshort-enums");
+#endif
