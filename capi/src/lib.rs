@@ -48,6 +48,12 @@
 //! `abort`.
 #![no_std]
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!(
+    "the C interface is for targets of 64-bit pointers: structures are laid out for them, and handles are marked by \
+     64-bit atomics; on smaller machines use cllm-core itself, as tests/microcontroller does"
+);
+
 mod checkpoint;
 mod config;
 mod door;
