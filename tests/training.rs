@@ -5,7 +5,7 @@ mod support;
 
 use cllm_core::{
     Activation, Architecture, Batch, BatchShape, BlockParam, IGNORE, Isa, Kernels, Mode,
-    ModelConfig, Optimizer, Param, Plan, StepError, Trainer,
+    ModelConfig, Optimizer, OptimizerKind, Param, Plan, StepError, Trainer,
 };
 use support::memory;
 
@@ -216,6 +216,48 @@ fn bad_steps_are_refused_and_change_nothing() {
         trainer.update(&optimizer, 0.1).unwrap();
         assert_ne!(trainer.parameters(), before);
     });
+}
+
+/// For each optimizer: nothing changes but the number of updates, and the next step is as if the gradient had not
+/// been.
+#[test]
+fn an_update_above_the_most_is_left_out_and_counts() {
+    let n = SHAPE.sequences * SHAPE.tokens;
+    let (tokens, targets) = (ids(n, 1), ids(n, 2));
+    let batch = Batch::new(&tokens, &targets);
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for kind in OptimizerKind::ALL {
+        let config = ModelConfig { dropout: 0.1, ..CONFIG };
+        let plan = Plan::new(&config, SHAPE, 1, Mode::Train, Kernels::detect()).unwrap();
+        let plan = plan.with_optimizer(kind);
+        let optimizer = Optimizer { kind, ..Optimizer::default() };
+        // One step, one that is left out, and one more.
+        let course = |leave_out: fn(&mut Trainer<'_>, &Optimizer)| {
+            memory::with_trainer(&plan, Kernels::detect(), 9, |trainer| {
+                trainer.accumulate(&batch, n).unwrap();
+                let norm = trainer.update(&optimizer, 1e-2).unwrap().grad_norm;
+                let before = bits(trainer.parameters());
+                trainer.accumulate(&batch, n).unwrap();
+                leave_out(trainer, &optimizer);
+                assert_eq!(bits(trainer.parameters()), before);
+                assert_eq!(trainer.updates(), 2);
+                let without = trainer.update(&optimizer, 1e-2);
+                assert_eq!(without, Err(StepError::NoGradients), "they are used up");
+                trainer.accumulate(&batch, n).unwrap();
+                let report = trainer.update_within(&optimizer, 1e-2, 10.0 * norm).unwrap();
+                assert!(report.grad_norm < 10.0 * norm);
+                assert_ne!(bits(trainer.parameters()), before);
+                assert_eq!(trainer.updates(), 3);
+                (bits(trainer.parameters()), report.grad_norm)
+            })
+        };
+        let within = course(|trainer, optimizer| {
+            let report = trainer.update_within(optimizer, 1e-2, 1e-9).unwrap();
+            assert!(report.grad_norm > 1e-9);
+        });
+        let skipped = course(|trainer, _| trainer.skip_update().unwrap());
+        assert_eq!(within, skipped, "{kind}");
+    }
 }
 
 #[test]

@@ -131,4 +131,4 @@ pub use plan::{
 };
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
-pub use trainer::{Evaluator, Pools, Slices, Trainer};
+pub use trainer::{Evaluator, Origin, Pools, Slices, Tensor, Trainer};

@@ -11,9 +11,11 @@
 
 mod evaluator;
 mod load;
+mod origin;
 mod slices;
 
 pub use evaluator::Evaluator;
+pub use origin::{Origin, Tensor};
 pub use slices::Slices;
 
 use crate::batch::{Batch, Loss, StepError, misplaced};
@@ -90,6 +92,8 @@ struct Inputs<'b> {
     rule: Option<Rule>,
     weight_decay: f32,
     grad_clip: Option<f32>,
+    /// The update is left out if the gradient's norm is above.
+    most: f64,
 }
 
 impl<'b> Inputs<'b> {
@@ -192,6 +196,7 @@ impl<'a> Machine<'a> {
             rule: inputs.rule.unwrap_or(Rule::NONE),
             weight_decay: inputs.weight_decay,
             grad_clip: inputs.grad_clip,
+            most: inputs.most,
             outcome: &self.outcome,
         }
     }
@@ -435,7 +440,22 @@ impl<'a> Trainer<'a> {
     ///
     /// [initialise]: Trainer::initialise
     pub fn update(&mut self, optimizer: &Optimizer, lr: f32) -> Result<UpdateReport, StepError> {
-        let inputs = self.update_of(optimizer, lr)?;
+        self.update_within(optimizer, lr, f64::MAX)
+    }
+
+    /// As [`Trainer::update`], but leaves weights and moments as they are if the gradient's norm is above
+    /// `most`, as the report tells. The step counts all the same: [`Trainer::updates`] goes on, and with it
+    /// learning rate and dropout masks.
+    ///
+    /// # Errors
+    /// As [`Trainer::update`].
+    pub fn update_within(
+        &mut self,
+        optimizer: &Optimizer,
+        lr: f32,
+        most: f64,
+    ) -> Result<UpdateReport, StepError> {
+        let inputs = Inputs { most, ..self.update_of(optimizer, lr)? };
         self.half_updated = true;
         let ran = self.machine.run(Run::Update, &inputs);
         self.half_updated = ran == Err(EngineError::Panicked);
@@ -443,6 +463,18 @@ impl<'a> Trainer<'a> {
         let report = self.machine.outcome.finite_update()?;
         self.updates += 1;
         Ok(report)
+    }
+
+    /// Ends a step without an update: its gradients are discarded, weights and moments stay, and it counts
+    /// as in [`Trainer::update_within`]. Also after an error of [`Trainer::accumulate`] or of the update.
+    ///
+    /// # Errors
+    /// An update was not run to its end.
+    pub fn skip_update(&mut self) -> Result<(), StepError> {
+        self.check_updated()?;
+        self.micro = 0;
+        self.updates += 1;
+        Ok(())
     }
 
     /// What an update is made of. The step's gradients are used up by it.
@@ -469,6 +501,7 @@ impl<'a> Trainer<'a> {
             rule: Some(optimizer.rule(lr, self.updates + 1)),
             weight_decay: optimizer.weight_decay,
             grad_clip: optimizer.grad_clip,
+            most: f64::MAX,
             ..Inputs::default()
         })
     }

@@ -34,7 +34,7 @@ impl AdapterSite {
     pub const ALL: [Self; 9] = [Qkv, Queries, Keys, Values, AttnOut, Fc, Gate, Up, MlpOut];
 
     /// For messages.
-    pub(super) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Qkv => "Qkv",
             Queries => "Queries",

@@ -8,7 +8,7 @@ use crate::primitive::{AtomicBool, Ordering};
 use crate::program::Section;
 
 /// Says that no run is under way, also if a tile has unwound.
-struct Busy<'e>(&'e AtomicBool);
+pub(super) struct Busy<'e>(pub(super) &'e AtomicBool);
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {

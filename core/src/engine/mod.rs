@@ -48,6 +48,7 @@ mod range;
 mod rehearsal;
 mod sliced;
 mod stage;
+mod stepwise;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod worker;
@@ -60,6 +61,7 @@ pub use rehearsal::{ActedTile, Actor, Rehearsal, StageView};
 pub(crate) use sliced::Sliced;
 pub use stage::Slot;
 pub(crate) use stage::{Cut, NONE, Needs, Reads, Shape, Stage};
+pub(crate) use stepwise::Watched;
 use worker::Sitter;
 pub use worker::{SeatError, Worker};
 

@@ -162,6 +162,7 @@ impl<'p> Program<'p> {
             rule: Optimizer { kind: self.plan.optimizer(), ..Optimizer::default() }.rule(1e-3, 1),
             weight_decay: 0.1,
             grad_clip: Some(1.0),
+            most: f64::MAX,
             outcome: &outcome,
         };
         let mut tiles = Vec::new();

@@ -147,6 +147,8 @@ pub(crate) struct Step<'a> {
     pub(crate) rule: Rule,
     pub(crate) weight_decay: f32,
     pub(crate) grad_clip: Option<f32>,
+    /// There is no update if the gradient's norm is above.
+    pub(crate) most: f64,
     pub(crate) outcome: &'a Outcome,
 }
 

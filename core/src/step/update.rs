@@ -57,14 +57,15 @@ impl Step<'_> {
         self.outcome.set_update(UpdateReport::new(norm, self.grad_clip));
     }
 
-    /// The optimizer on one tile of tensor number `index`; nothing if the gradient is not finite.
+    /// The optimizer on one tile of tensor number `index`; nothing if the gradient's norm is not finite
+    /// or above the most that is asked for.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn update(&self, index: usize, tile: usize) {
         let Some(tensor) = self.plan.trained(index) else { return };
         let UpdateReport { grad_norm, scale } = self.outcome.update();
-        if !grad_norm.is_finite() {
+        if grad_norm.is_nan() || grad_norm > self.most {
             return;
         }
         let arena = self.plan.trained_len();
