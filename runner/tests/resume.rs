@@ -274,6 +274,22 @@ fn every_optimizer_goes_on_with_its_own_moments_and_no_others() {
     }
 }
 
+#[test]
+fn settings_of_another_run_beside_a_checkpoint_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |optimizer| TrainSettings { optimizer, max_steps: 3, ..settings(dir.path()) };
+    let run = of(OptimizerKind::AdamW8);
+    assert_eq!(train(&run), Ok(Outcome::Finished));
+    let file = run.out_dir.join("settings.json");
+    let text = fs::read_to_string(&file).unwrap().replace("\"adamw8\"", "\"adamw\"");
+    fs::write(&file, text).unwrap();
+    let other = TrainSettings { max_steps: 6, ..resumed(&of(OptimizerKind::AdamW)) };
+    let message = train(&other).unwrap_err().to_string();
+    for part in ["step-3.cllm: ", "state of adamw8, not of adamw: ", "settings.json beside it"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
 /// A checkpoint knows nothing of how its activations were kept.
 #[test]
 fn a_run_goes_on_with_recomputation_and_without() {

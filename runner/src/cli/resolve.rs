@@ -44,6 +44,22 @@ impl Resolved {
     pub fn is_set(&self, field: &str) -> bool {
         self.origins.contains_key(field)
     }
+
+    /// What to say of settings that go together badly, though nobody has asked for just that.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let TrainSettings { optimizer, learning_rate, .. } = self.settings;
+        let preset = self.preset.filter(|_| is_descent(optimizer))?;
+        // Presets' rates are AdamW's, whose steps are as long as the rate, whatever the gradient.
+        let rate = if optimizer == OptimizerKind::Sgd { "0.3" } else { "0.03" };
+        (!self.is_set("learning_rate")).then(|| {
+            format!(
+                "--optimizer {optimizer} with the learning rate of the preset {}, {learning_rate}, which is AdamW's, \
+                 learns very slowly: give --learning-rate, {rate} for one",
+                preset.name()
+            )
+        })
+    }
 }
 
 /// The instruction set that the environment asks for.
@@ -104,6 +120,8 @@ impl TrainArgs {
         });
         settle_length(&mut settings, &origins)?;
         check_adapters(&settings, &origins)?;
+        check_optimizer(&settings, &origins)
+            .map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
         // Who names a preset wants its schedule.
         if preset.or(file.preset).is_none() && !settings.resume {
             settle_warmup(&mut settings, &origins);
@@ -163,6 +181,33 @@ fn check_adapters(
         ))),
         _ => Ok(()),
     }
+}
+
+/// Whoever tells something of AdamW's moments wants them used. (Of `momentum` the settings tell.)
+fn check_optimizer(
+    settings: &TrainSettings,
+    origins: &BTreeMap<&'static str, Origin>,
+) -> core::result::Result<(), Invalid> {
+    let kind = settings.optimizer;
+    if !is_descent(kind) {
+        return Ok(());
+    }
+    for (field, value) in
+        [("beta1", settings.beta1), ("beta2", settings.beta2), ("adam_eps", settings.adam_eps)]
+    {
+        if origins.contains_key(field) {
+            let problem = format!(
+                "it is AdamW's, and --optimizer {kind} has none: leave it out, or give --optimizer adamw"
+            );
+            return Err(Invalid { field, value: value.to_string(), problem });
+        }
+    }
+    Ok(())
+}
+
+/// Its steps are as long as the gradient, with momentum or without.
+fn is_descent(kind: OptimizerKind) -> bool {
+    matches!(kind, OptimizerKind::Momentum | OptimizerKind::Sgd)
 }
 
 /// A short run is not to be all warm-up, unless somebody says so.
@@ -341,6 +386,45 @@ mod tests {
         // Who asks for both is told.
         let told = resume(Some(OptimizerKind::Sgd), Some(0.7)).unwrap_err().to_string();
         assert!(told.starts_with("--momentum 0.7: --optimizer sgd has none"), "{told}");
+    }
+
+    #[test]
+    fn what_is_adamws_alone_is_refused_for_others() {
+        for (told, value) in [("beta1", "0.8"), ("beta2", "0.9"), ("adam_eps", "0.001")] {
+            for kind in OptimizerKind::ALL {
+                let text = format!("optimizer = '{kind}'\n{told} = {value}");
+                let resolved = with_file(&text, TrainArgs::default(), None);
+                if !is_descent(kind) {
+                    assert!(resolved.is_ok(), "{text}");
+                    continue;
+                }
+                let error = resolved.unwrap_err().to_string();
+                let end = format!(
+                    "run.toml:2: {told} = {value}: it is AdamW's, and --optimizer {kind} has"
+                );
+                assert!(error.contains(&end), "{error}");
+            }
+        }
+        let flags = TrainFlags { beta2: Some(0.9), ..TrainFlags::default() };
+        let args = TrainArgs { flags, ..TrainArgs::default() };
+        let error = with_file("optimizer = 'sgd'", args, None).unwrap_err().to_string();
+        assert!(error.starts_with("--beta2 0.9: it is AdamW's"), "{error}");
+    }
+
+    #[test]
+    fn a_rate_that_is_adamws_is_warned_of_unless_somebody_gave_it() {
+        let warning = |text: &str| with_file(text, TrainArgs::default(), None).unwrap().warning();
+        for quiet in ["", "optimizer = 'adamw8'", "optimizer = 'sgd'\nlearning_rate = 0.001"] {
+            assert_eq!(warning(quiet), None, "{quiet}");
+        }
+        for (kind, rate) in [("sgd", "0.3"), ("momentum", "0.03")] {
+            let told = warning(&format!("optimizer = '{kind}'")).unwrap();
+            let rate = format!("give --learning-rate, {rate} for one");
+            assert!(
+                told.contains(&rate) && told.starts_with(&format!("--optimizer {kind}")),
+                "{told}"
+            );
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::io::{IsTerminal as _, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use cllm_core::checkpoint::Checkpoint;
+use cllm_core::checkpoint::{Checkpoint, CheckpointError};
 use cllm_core::{Engine, Kernels, ModelConfig, Trainer};
 
 use crate::bench::machine::fma_peak;
@@ -402,7 +402,14 @@ fn restore(
     }
     trainer.restore(checkpoint.header().updates, |trained, moments| {
         checkpoint.read_parameters(trained);
-        checkpoint.read_moments(moments).map_err(|e| file.error(e))
+        checkpoint.read_moments(moments).map_err(|e| match e {
+            // The flag is compared with the settings, so that those are another run's.
+            CheckpointError::OtherOptimizer { wanted, .. } => file.error(format_args!(
+                "{e}: settings.json beside it says {wanted}; put back the settings.json that the checkpoint \
+                 was written with"
+            )),
+            e => file.error(e),
+        })
     })?;
     let data_sha256 = meta.data_sha256.clone().or_else(|| inputs.data_sha256());
     Ok(Meta { isa, data_sha256, ..meta })
