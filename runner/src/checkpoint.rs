@@ -28,6 +28,25 @@ pub struct Validated {
     pub val_loss: f64,
 }
 
+/// What a run remembers of the losses and gradient norms of its steps: see [`crate::train::watch`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchState {
+    /// Losses of the last steps, the oldest first: the bits of `f32`s, which JSON does not round.
+    pub losses: Vec<u32>,
+    /// The same of the gradient's norm.
+    pub grad_norms: Vec<u32>,
+    /// Steps without an update, one after the other, up to this one.
+    pub skipped_in_row: u32,
+    /// The step whose checkpoint the run goes back to.
+    pub rewind_to: Option<u64>,
+    /// Times that it has gone back there.
+    pub rewinds: u32,
+    /// Steps that the data are ahead of the run, for it has gone back and they have not.
+    pub data_ahead: u64,
+    /// All steps without an update.
+    pub skipped: u64,
+}
+
 /// What a run remembers beside weights and moments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
@@ -55,6 +74,9 @@ pub struct Meta {
     /// Where an imported model has come from: its name on the Hub, or a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// What spikes are told by. Older checkpoints have nothing of it.
+    #[serde(default)]
+    pub watch: WatchState,
     /// The kernels of the session that wrote the checkpoint: its instruction set, and what its
     /// products are made of if not of `f32`.
     pub isa: String,
@@ -75,6 +97,7 @@ impl Meta {
             tokenizer_sha256: None,
             data_sha256: None,
             origin: None,
+            watch: WatchState::default(),
             isa: "none".to_owned(),
         }
     }

@@ -69,6 +69,21 @@ pub enum LossOn {
     All,
 }
 
+/// What is done about a step whose loss is far above those before it, or not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpikeChoice {
+    /// It is reported, and trained on. What is not finite stops the run.
+    #[default]
+    Off,
+    /// The run stops in front of the update.
+    Stop,
+    /// The run goes back to its last regular checkpoint, and on from there with the data behind the step.
+    Rewind,
+    /// The step has no update; nor has one whose gradient's norm is as far above those before it.
+    Skip,
+}
+
 /// What standard output carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -199,6 +214,15 @@ pub struct TrainSettings {
     pub adam_eps: f32,
     /// Largest gradient norm; 0 switches the clip off.
     pub grad_clip: f32,
+    /// What is done about spikes of the loss.
+    #[serde(default)]
+    pub on_spike: SpikeChoice,
+    /// Deviations above the median from which on a loss or a gradient's norm is a spike.
+    #[serde(default = "default_spike_threshold")]
+    pub spike_threshold: f64,
+    /// Steps that median and deviation are of.
+    #[serde(default = "default_spike_window")]
+    pub spike_window: usize,
     /// Steps between validations; the last step is always validated.
     pub eval_interval: u64,
     /// Validation batches; 0 takes all there are.
@@ -275,6 +299,16 @@ fn all_matrices() -> String {
 /// For runs that began before there was a choice.
 pub(crate) const fn default_prefetch() -> usize {
     4
+}
+
+/// So far above nothing is by chance: of numbers that are normally distributed one in 10^11 is.
+pub(crate) const fn default_spike_threshold() -> f64 {
+    7.0
+}
+
+/// Enough for a median that is not moved by what it is to judge, few enough to follow a loss that falls.
+pub(crate) const fn default_spike_window() -> usize {
+    128
 }
 
 /// Enough for medians.

@@ -242,6 +242,9 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
         "lora_dropout",
         "optimizer",
         "momentum",
+        "on_spike",
+        "spike_threshold",
+        "spike_window",
     ];
     let is_new = |line: &&str| parts.iter().any(|part| line.contains(&format!("\"{part}\":")));
     let old: Vec<&str> = old.lines().filter(|line| !is_new(line)).collect();

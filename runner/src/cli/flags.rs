@@ -7,7 +7,8 @@ use super::presets::Preset;
 use super::value::{Setting, parse};
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use crate::settings::{
-    LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
+    LogFormat, LossOn, ScheduleChoice, SpikeChoice, Threads, TokenizerChoice, TrainSettings,
+    TuningChoice,
 };
 use clap::Args;
 use cllm_core::{Dtype, Isa, OptimizerKind};
@@ -277,6 +278,18 @@ train_flags! {
         /// Largest norm of the gradient; 0 does not clip.
         #[arg(value_name = "X", alias = "max-grad-norm")]
         grad_clip: f32,
+        /// What is done about a step whose loss is far above those before it, or not finite: off (it is
+        /// reported; what is not finite stops the run), stop, rewind (go back to the last regular checkpoint,
+        /// and on from there with the data behind the step) or skip (the step has no update; nor has one
+        /// whose gradient's norm is as far above those before it).
+        #[arg(value_name = "WHAT")]
+        on_spike: SpikeChoice,
+        /// How far above is a spike: deviations above the median of the steps before.
+        #[arg(value_name = "X")]
+        spike_threshold: f64,
+        /// How many steps before; half as many have to be there.
+        #[arg(value_name = "N")]
+        spike_window: usize,
         /// Seed of weights, data order, dropout and sampling.
         #[arg(value_name = "N")]
         seed: u64,

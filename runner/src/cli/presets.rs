@@ -4,8 +4,9 @@ use super::value::Setting;
 use crate::lora;
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
 use crate::settings::{
-    LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
-    default_prefetch, default_trace_steps,
+    LogFormat, LossOn, ScheduleChoice, SpikeChoice, Threads, TokenizerChoice, TrainSettings,
+    TuningChoice, default_prefetch, default_spike_threshold, default_spike_window,
+    default_trace_steps,
 };
 use cllm_core::{Dtype, OptimizerKind};
 
@@ -115,6 +116,9 @@ fn tiny() -> TrainSettings {
         beta2: 0.95,
         adam_eps: 1e-8,
         grad_clip: 1.0,
+        on_spike: SpikeChoice::Off,
+        spike_threshold: default_spike_threshold(),
+        spike_window: default_spike_window(),
         eval_interval: 250,
         eval_batches: 50,
         save_interval: 250,

@@ -40,6 +40,8 @@ const MOST_EPOCHS: f64 = 1e6;
 const MOST_TOKENS: u64 = 1 << 40;
 /// Steps of a trace: hundreds of megabytes.
 const MOST_TRACED: u64 = 1000;
+/// Fewer have no deviation; of more a checkpoint would have to keep too many.
+const SPIKE_WINDOWS: [u64; 2] = [4, 10_000];
 /// As for `threads`.
 const MOST_WORKERS: u64 = 1024;
 const MOST: u64 = MAX_DIMENSION as u64;
@@ -185,6 +187,12 @@ impl TrainSettings {
         if let Some(epochs) = self.epochs.filter(|n| !(*n > 0.0 && *n <= MOST_EPOCHS)) {
             let problem = format!("it must be above 0, at most {MOST_EPOCHS}");
             return Err(Invalid::new("epochs", epochs, problem));
+        }
+        let [least, most] = SPIKE_WINDOWS;
+        whole("spike_window", self.spike_window as u64, least, most)?;
+        if !(self.spike_threshold > 0.0 && self.spike_threshold.is_finite()) {
+            let problem = "it must be a positive number";
+            return Err(Invalid::new("spike_threshold", self.spike_threshold, problem));
         }
         whole("warmup_steps", self.warmup_steps, 0, MOST_STEPS)?;
         whole("lr_decay_steps", self.lr_decay_steps.unwrap_or(1), 1, MOST_STEPS)?;
@@ -337,6 +345,9 @@ mod tests {
             (refused(|s| s.save_interval = 0), "--save-interval 0"),
             (refused(|s| s.log_interval = 0), "--log-interval 0"),
             (refused(|s| s.keep_checkpoints = 0), "--keep-checkpoints 0"),
+            (refused(|s| s.spike_window = 3), "--spike-window 3: it must be at least 4"),
+            (refused(|s| s.spike_threshold = 0.0), "--spike-threshold 0: it must be a positive"),
+            (refused(|s| s.spike_threshold = f64::NAN), "--spike-threshold NaN: it must be"),
             (refused(|s| s.prefetch = 0), "--prefetch 0: it must be at least 1"),
             (refused(|s| s.prefetch = 65), "--prefetch 65: the largest accepted value is 64"),
             (refused(|s| s.lr_decay_steps = Some(0)), "--lr-decay-steps 0"),

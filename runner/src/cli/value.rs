@@ -3,7 +3,9 @@
 //! Both ways accept the same values and refuse the rest with the same words.
 
 use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
-use crate::settings::{LogFormat, LossOn, ScheduleChoice, Threads, TokenizerChoice, TuningChoice};
+use crate::settings::{
+    LogFormat, LossOn, ScheduleChoice, SpikeChoice, Threads, TokenizerChoice, TuningChoice,
+};
 use cllm_core::{Dtype, Isa, OptimizerKind};
 use core::str::FromStr;
 use std::path::PathBuf;
@@ -185,6 +187,20 @@ impl Setting for ScheduleChoice {
             "linear" => Some(Self::Linear),
             "cosine" => Some(Self::Cosine),
             "wsd" | "warmup-stable-decay" | "warmup_stable_decay" => Some(Self::Wsd),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for SpikeChoice {
+    const ACCEPTS: &'static str = "off, stop, rewind or skip";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "off" => Some(Self::Off),
+            "stop" => Some(Self::Stop),
+            "rewind" => Some(Self::Rewind),
+            "skip" => Some(Self::Skip),
             _ => None,
         }
     }

@@ -89,6 +89,8 @@ impl Events {
             }
             ("work", Some(step)) => self.work.tell(step, &event),
             ("sample", _) => self.samples.push(event),
+            // Of single steps: no curve.
+            ("spike", _) => self.others.push(event),
             (_, Some(step)) => {
                 self.clock.event(name, step, &event);
                 self.figures(name, step, event);

@@ -27,6 +27,8 @@ pub enum Event {
     Step(Step),
     /// A validation.
     Eval(Eval),
+    /// A step whose loss or gradient's norm stands out from those before it.
+    Spike(Spike),
     /// What the workers have done so far.
     Work(Work),
     /// A session ended on request; the run can go on from here.
@@ -256,11 +258,12 @@ pub struct ThreadsFound {
 pub struct Step {
     /// Steps done, this one among them.
     pub step: u64,
-    /// Mean training loss of the step before its update, in nats a token.
+    /// Mean training loss of the step before its update, in nats a token; not a number if a micro-batch of a
+    /// step without an update had none.
     pub loss: f64,
     /// Learning rate of the update.
     pub lr: f32,
-    /// Global norm of the gradient before the clip.
+    /// Global norm of the gradient before the clip; not a number if the step had no update for its loss.
     pub grad_norm: f64,
     /// Tokens a second since the last reported step; padding behind examples does not count.
     pub tokens_per_s: f64,
@@ -271,6 +274,29 @@ pub struct Step {
     pub data_wait: f64,
     /// Seconds of training, over all sessions.
     pub seconds: f64,
+}
+
+/// A step whose loss or gradient's norm is far above those before it, or not finite: see
+/// [`watch`](super::watch).
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spike {
+    /// Steps done when the run goes on: as `at`, but after a rewind those of the checkpoint gone back to.
+    pub step: u64,
+    /// The step that it is of.
+    pub at: u64,
+    /// `loss` or `grad_norm`.
+    pub what: &'static str,
+    /// The number that stands out.
+    pub value: f64,
+    /// Median of the steps before.
+    pub median: f64,
+    /// What is above is a spike.
+    pub limit: f64,
+    /// What was done: `none`, `stop`, `skip` or `rewind`.
+    pub action: &'static str,
+    /// Of a rewind, which one it is to this checkpoint, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewinds: Option<u32>,
 }
 
 /// One validation.
@@ -334,6 +360,8 @@ pub struct Done {
     pub data_wait_seconds: f64,
     /// Their share of `seconds`.
     pub data_wait_share: f64,
+    /// Steps without an update, for `--on-spike skip`.
+    pub skipped_steps: u64,
     /// Validation loss after the last step, if there is validation data.
     pub val_loss: Option<f64>,
     /// The lowest validation loss and when it was.

@@ -280,17 +280,27 @@ impl RunFolder {
         self.newest_by(CheckpointFile::parse_model)
     }
 
-    /// Removes `step-<n>` checkpoints older than `newest`, but for the last `keep - 1`.
+    /// Removes `step-<n>` checkpoints older than `newest`, but for the last `keep - 1` and for `spared`.
     ///
     /// # Errors
     /// One cannot be removed.
-    pub fn prune(&self, newest: u64, keep: usize) -> Result<()> {
+    pub fn prune(&self, newest: u64, keep: usize, spared: Option<u64>) -> Result<()> {
         let older = self.steps()?.into_iter().filter(|step| *step < newest);
-        for step in older.skip(keep.saturating_sub(1)) {
-            let path = self.step(step);
-            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
-        }
-        Ok(())
+        let mut old = older.skip(keep.saturating_sub(1));
+        old.try_for_each(|step| if spared == Some(step) { Ok(()) } else { self.remove(step) })
+    }
+
+    /// Removes `step-<n>` checkpoints that are newer than `step`.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub(super) fn remove_behind(&self, step: u64) -> Result<()> {
+        self.steps()?.into_iter().filter(|newer| *newer > step).try_for_each(|n| self.remove(n))
+    }
+
+    fn remove(&self, step: u64) -> Result<()> {
+        let path = self.step(step);
+        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))
     }
 
     /// The file and its step if it is good; otherwise the reason joins `skipped`.

@@ -25,27 +25,40 @@ pub struct Metrics {
 struct Line {
     event: String,
     step: Option<u64>,
+    rewinds: Option<u32>,
+}
+
+/// How far a run is that goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Steps done.
+    pub step: u64,
+    /// Times that it has gone back to this step.
+    pub rewinds: u32,
+    /// It goes on in the session that went back.
+    pub within: bool,
 }
 
 impl Line {
-    /// Whether the line belongs to a run that has done `step` steps and goes on.
-    fn is_before(&self, step: u64) -> bool {
+    /// Whether the line belongs to a run that goes on from `place`.
+    fn is_before(&self, place: Place) -> bool {
+        let Place { step, rewinds, within } = place;
         match (self.event.as_str(), self.step) {
             ("step" | "eval" | "work" | "sample" | "threads", Some(at)) => at <= step,
+            ("spike", Some(at)) => at < step || at == step && self.rewinds.unwrap_or(0) <= rewinds,
             // A session that began here is begun again by the one that resumes.
-            ("start", Some(at)) => at < step,
+            ("start", Some(at)) => at < step || at == step && within,
             _ => false,
         }
     }
 }
 
 impl Metrics {
-    /// Opens the file for a run that has done `step` steps: what a killed session wrote
-    /// about later ones is cut off.
+    /// Opens the file for a run that goes on from `place`: what was written about later steps is cut off.
     ///
     /// # Errors
     /// The file cannot be read or written.
-    pub fn open(path: &Path, step: u64) -> Result<Self> {
+    pub fn open(path: &Path, place: Place) -> Result<Self> {
         let io = |e| Error::io("write", path, &e);
         let mut file = OpenOptions::new()
             .read(true)
@@ -54,9 +67,18 @@ impl Metrics {
             .truncate(false)
             .open(path)
             .map_err(io)?;
-        let keep = length_up_to(&file, step).map_err(io)?;
+        let keep = length_up_to(&file, place).map_err(io)?;
         file.set_len(keep).and_then(|()| file.seek(SeekFrom::Start(keep))).map_err(io)?;
         Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Goes back to `place`: what was written about later steps is cut off.
+    ///
+    /// # Errors
+    /// As [`Metrics::open`].
+    pub fn rewind(&mut self, place: Place) -> Result<()> {
+        *self = Self::open(&self.path, place)?;
+        Ok(())
     }
 
     /// Appends a line. It reaches the system at once, the disk with [`Metrics::sync`].
@@ -77,15 +99,15 @@ impl Metrics {
     }
 }
 
-/// Bytes of the lines up to the first that is beyond `step` or torn.
-fn length_up_to(file: &File, step: u64) -> std::io::Result<u64> {
+/// Bytes of the lines up to the first that is beyond `place` or torn.
+fn length_up_to(file: &File, place: Place) -> std::io::Result<u64> {
     let mut reader = BufReader::new(file);
     let (mut length, mut line) = (0, Vec::new());
     loop {
         line.clear();
         let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
         let stays = line.ends_with(b"\n")
-            && serde_json::from_slice::<Line>(&line).is_ok_and(|line| line.is_before(step));
+            && serde_json::from_slice::<Line>(&line).is_ok_and(|line| line.is_before(place));
         if !stays {
             return Ok(length);
         }
@@ -118,7 +140,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         fs::write(&path, text).unwrap();
-        Metrics::open(&path, step).unwrap().write("new").unwrap();
+        let place = Place { step, rewinds: 1, within: false };
+        Metrics::open(&path, place).unwrap().write("new").unwrap();
         fs::read_to_string(&path).unwrap()
     }
 
@@ -157,6 +180,31 @@ mod tests {
         assert_eq!(reopened(&run, 2), first_lines(3) + more + "new\n");
         // Of before samples had a step: it is the finished run's.
         assert_eq!(reopened("{\"event\":\"sample\"}\n", 9), "new\n");
+    }
+
+    /// Which a run that was killed behind it comes to again.
+    #[test]
+    fn a_rewind_stays_if_the_checkpoint_knows_of_it() {
+        let spike = |n: u32| format!("{{\"event\":\"spike\",\"step\":2,\"rewinds\":{n}}}\n");
+        let skipped = "{\"event\":\"spike\",\"step\":2}\n{\"event\":\"step\",\"step\":2}\n";
+        let run = first_lines(2) + skipped + &spike(1) + "{\"event\":\"step\",\"step\":3}\n";
+        assert_eq!(reopened(&run, 3), run.clone() + "new\n");
+        assert_eq!(reopened(&run, 2), first_lines(2) + skipped + &spike(1) + "new\n");
+        assert_eq!(reopened(&run, 1), first_lines(2) + "new\n");
+        let twice = first_lines(2) + skipped + &spike(1) + &spike(2);
+        assert_eq!(reopened(&twice, 2), first_lines(2) + skipped + &spike(1) + "new\n");
+    }
+
+    #[test]
+    fn a_session_that_goes_back_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        fs::write(&path, first_lines(3)).unwrap();
+        let within = Place { within: true, ..Place::default() };
+        let mut metrics = Metrics::open(&path, Place { step: 9, ..within }).unwrap();
+        metrics.rewind(within).unwrap();
+        metrics.write("new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), first_lines(1) + "new\n");
     }
 
     #[test]

@@ -14,8 +14,10 @@ pub mod metrics;
 pub mod report;
 mod resume;
 mod session;
+mod spikes;
 pub mod stop;
 pub mod tuner;
+pub mod watch;
 pub mod work;
 
 use core::time::Duration;
@@ -27,24 +29,25 @@ use cllm_core::checkpoint::{Checkpoint, CheckpointError};
 use cllm_core::{Engine, Kernels, ModelConfig, Trainer};
 
 use crate::bench::machine::fma_peak;
-use crate::checkpoint::{CheckpointFile, Meta};
+use crate::checkpoint::{CheckpointFile, Meta, WatchState};
 use crate::data::prefetch::{self, Prefetch, ReadyBatch};
 use crate::error::{Error, Result};
 use crate::memory::{PoolMemory, check_available};
 use crate::model;
 use crate::pool::{self, Crew, cpus};
-use crate::settings::{Threads, TrainSettings};
+use crate::settings::{SpikeChoice, Threads, TrainSettings};
 use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
 use crate::tune::Sizes;
 use event::{AdaptersInfo, Environment, Event, PlannedBytes, Start};
 use folder::{Begun, RunFolder};
 use inputs::Inputs;
-use metrics::Metrics;
+use metrics::{Metrics, Place};
 use report::Reporter;
 use session::{Rates, Session};
 use stop::Stop;
 use tuner::Tuner;
+use watch::Watch;
 use work::Work;
 
 /// How a session ended.
@@ -198,7 +201,13 @@ fn run(
         }
     };
     let accumulated = settings.gradient_accumulation_steps as u64;
-    let batches = step.saturating_mul(accumulated)..settings.max_steps.saturating_mul(accumulated);
+    let first = step.saturating_add(meta.watch.data_ahead);
+    // Who goes back needs more batches than there are steps: the loader ends with the session.
+    let last = match settings.on_spike {
+        SpikeChoice::Rewind => u64::MAX,
+        _ => settings.max_steps.saturating_add(meta.watch.data_ahead),
+    };
+    let batches = first.saturating_mul(accumulated)..last.saturating_mul(accumulated);
     let fill = |n, batch: &mut ReadyBatch| inputs.fill(n, batch);
     let wanted = settings.trace.as_ref().map(|file| Wanted {
         file: file.clone(),
@@ -222,7 +231,8 @@ fn run(
     let body = |prefetch: Prefetch<'_>| {
         // Only now: what was wrong above has left the settings and what was reported as they were.
         let board = board::begin(settings, step)?;
-        let metrics = Metrics::open(&folder.metrics(), step)?;
+        let place = Place { step, rewinds: meta.watch.rewinds, within: false };
+        let metrics = Metrics::open(&folder.metrics(), place)?;
         let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
         // A session that goes on without a step left does nothing by its settings: the run's own stay.
         if from.is_none() || step < settings.max_steps {
@@ -239,6 +249,7 @@ fn run(
             schedule,
             reporter,
             stop,
+            watch: Watch::new(settings.spike_window, settings.spike_threshold, meta.watch.clone()),
             meta,
             newest: from.map(|file| file.path().to_path_buf()),
             prefetch,
@@ -376,6 +387,7 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
         tokenizer_sha256: inputs.tokenizer_sha256.clone(),
         data_sha256: inputs.data_sha256(),
         origin: None,
+        watch: WatchState::default(),
         isa: kernels.set().to_string(),
     }
 }

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::board::Board;
-use super::event::{Done, Event, Start, Step, ThreadsFound};
-use super::metrics::{self, Metrics};
+use super::board::{self, Board};
+use super::event::{Done, Event, Spike, Start, Step, ThreadsFound};
+use super::metrics::{self, Metrics, Place};
 use super::tuner::Tried;
 use crate::error::{Error, Result};
 use crate::generate::for_terminal;
@@ -43,6 +43,16 @@ struct Text {
     first_step: u64,
     begin: Instant,
     val_loss: Option<f64>,
+    spikes: Told,
+}
+
+/// Spikes that were told, of which there may be many.
+#[derive(Debug, Default)]
+struct Told {
+    /// The last that has a line of its own.
+    last: Option<u64>,
+    /// Those since.
+    untold: u64,
 }
 
 impl<'o> Reporter<'o> {
@@ -66,6 +76,7 @@ impl<'o> Reporter<'o> {
                 first_step: step,
                 begin: Instant::now(),
                 val_loss: None,
+                spikes: Told::default(),
             }),
         };
         Self { metrics, board, out, output, lost: None }
@@ -98,6 +109,17 @@ impl<'o> Reporter<'o> {
     #[must_use]
     pub fn lost(&self) -> Option<&Error> {
         self.lost.as_ref()
+    }
+
+    /// Goes back to step `step`, `rewinds` times by now: the files say no more of the steps behind it.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn rewind(&mut self, settings: &TrainSettings, step: u64, rewinds: u32) -> Result<()> {
+        self.metrics.rewind(Place { step, rewinds, within: true })?;
+        self.board = board::begin(settings, step)?;
+        self.progress(step);
+        Ok(())
     }
 
     /// Shows that a step is done that is not reported.
@@ -146,6 +168,10 @@ impl Text {
                     &format!("step {}: validation loss {:.4}{best}", eval.step, eval.val_loss),
                 )
             }
+            Event::Spike(spike) => match self.spikes.line(spike) {
+                Some(line) => self.lines(out, &line),
+                None => Ok(()),
+            },
             Event::Interrupted(at) => {
                 self.finish();
                 print(
@@ -215,6 +241,40 @@ impl Text {
     }
 }
 
+/// Steps between lines about spikes that nothing much is done about.
+const SPIKES_APART: u64 = 100;
+
+impl Told {
+    /// What is said of a spike, unless there was a line of one not long before.
+    fn line(&mut self, spike: &Spike) -> Option<String> {
+        let Spike { step, at, what, value, median, limit, action, .. } = *spike;
+        let is_near = self.last.is_some_and(|last| at > last && at < last + SPIKES_APART);
+        if is_near && matches!(action, "none" | "skip") {
+            self.untold += 1;
+            return None;
+        }
+        self.last = Some(at);
+        let untold = core::mem::take(&mut self.untold);
+        let before = match untold {
+            0 => String::new(),
+            n => format!(" ({n} spikes since the last line about one: see metrics.jsonl)"),
+        };
+        let what = if what == "loss" { "loss" } else { "grad norm" };
+        let done = match action {
+            "skip" => ": no update".to_owned(),
+            "rewind" => format!(": back to step {step}, and on with the data behind"),
+            "stop" => ": the run stops".to_owned(),
+            _ => String::new(),
+        };
+        Some(match value.is_finite() {
+            true => format!(
+                "step {at}: spike of the {what}, {value:.4} (median {median:.4}, limit {limit:.4}){done}{before}"
+            ),
+            false => format!("step {at}: the {what} is {value}{done}{before}"),
+        })
+    }
+}
+
 fn start_lines(start: &Start, max_steps: u64) -> String {
     let settings = &start.config;
     let going =
@@ -281,12 +341,16 @@ fn summary(done: &Done) -> String {
         }
         _ => String::new(),
     };
+    let skipped = match done.skipped_steps {
+        0 => String::new(),
+        n => format!("\n{n} of the steps had no update (--on-spike skip)"),
+    };
     let work = match done.work.step_seconds > 0.0 {
         true => done.work.text(),
         false => format!("no step was left to do; --max-steps above {} goes on", done.steps),
     };
     format!(
-        "done: {} steps, {} tokens in {}, {:.1} s ({:.1} %) of it waiting for data{loss}\n\
+        "done: {} steps, {} tokens in {}, {:.1} s ({:.1} %) of it waiting for data{loss}{skipped}\n\
          {work}\nweights sha256 {}",
         done.steps,
         thousands(done.tokens),
@@ -320,6 +384,32 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_spikes_are_few_lines() {
+        let spike = |at, action| Spike {
+            step: at,
+            at,
+            what: "loss",
+            value: 9.0,
+            median: 3.0,
+            limit: 4.0,
+            action,
+            rewinds: None,
+        };
+        let mut told = Told::default();
+        let first = told.line(&spike(7, "none")).unwrap();
+        assert_eq!(first, "step 7: spike of the loss, 9.0000 (median 3.0000, limit 4.0000)");
+        assert_eq!((8..107).filter_map(|at| told.line(&spike(at, "skip"))).count(), 0);
+        let next = told.line(&spike(107, "skip")).unwrap();
+        assert!(next.contains(": no update (99 spikes since"), "{next}");
+        // A rewind is always told, and so is what comes behind it.
+        let back = told.line(&Spike { step: 100, ..spike(108, "rewind") }).unwrap();
+        assert!(back.ends_with(": back to step 100, and on with the data behind"), "{back}");
+        assert!(told.line(&spike(103, "none")).is_some());
+        let nan = told.line(&Spike { value: f64::NAN, ..spike(900, "stop") }).unwrap();
+        assert_eq!(nan, "step 900: the loss is NaN: the run stops");
+    }
 
     #[test]
     fn numbers_are_for_people() {

@@ -153,7 +153,11 @@ pub(super) fn check(
             return Err(Error::usage(format!("--{flag} {name}: there is no such file or folder")));
         }
     }
-    let is_told = |key: &str| !FREE.contains(&key) && !MOVED.contains(&key);
+    // Who goes back goes to the checkpoints of this interval.
+    let rewinds = given.get("on_spike").is_some_and(|choice| choice == "rewind");
+    let is_told = |key: &str| {
+        !FREE.contains(&key) && !MOVED.contains(&key) || rewinds && key == "save_interval"
+    };
     let changed = given.keys().filter(|key| is_told(key) && differs(key));
     Ok(changed
         .map(|key| {

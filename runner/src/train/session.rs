@@ -2,20 +2,22 @@
 //!
 //! Everything that a step depends on is a function of the number of updates done
 //! (batches, learning rate, dropout) or lies in a checkpoint (weights, moments, the
-//! best validation so far), so a resumed run gives the same bits.
+//! best validation so far, what spikes are told by), so a resumed run gives the same bits.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cllm_core::{Engine, Kernels, Optimizer, Schedule, StepError, Trainer};
+use cllm_core::{Engine, Kernels, Optimizer, Origin, Schedule, StepError, Trainer};
 
 use super::Outcome;
 use super::event::{Done, Eval, Event, Interrupted, Sample, Step, ThreadsFound};
 use super::folder::RunFolder;
 use super::inputs::Inputs;
 use super::report::Reporter;
+use super::spikes::Ended;
 use super::stop::Stop;
 use super::tuner::Tuner;
+use super::watch::Watch;
 use super::work::Work;
 use crate::checkpoint::{self, Meta, Validated};
 use crate::data::prefetch::{Prefetch, ReadyBatch, StepTokens};
@@ -23,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::generate::{self, Speaker, Until};
 use crate::lora;
 use crate::memory::peak_rss_bytes;
-use crate::settings::TrainSettings;
+use crate::settings::{SpikeChoice, TrainSettings};
 use crate::trace::tracer::{Tracer, What};
 use crate::validation::Rounds;
 
@@ -40,6 +42,8 @@ pub(super) struct Session<'a, 'p> {
     pub(super) stop: &'a Stop,
     /// What checkpoints remember; its seconds are as of the start of the session.
     pub(super) meta: Meta,
+    /// Losses and gradient norms of the steps so far, and what came of spikes: what checkpoints remember of it.
+    pub(super) watch: Watch,
     /// The newest good checkpoint.
     pub(super) newest: Option<PathBuf>,
     /// Where steps get their batches.
@@ -94,6 +98,12 @@ impl Session<'_, '_> {
             }
             self.save()?;
         }
+        if self.settings.on_spike != SpikeChoice::Rewind {
+            self.watch.kept_mut().rewind_to = None;
+        } else if self.is_place_to_rewind_to() {
+            // At the beginning, or killed between a validation and the checkpoint behind it.
+            self.save()?;
+        }
         while self.trainer.updates() < self.settings.max_steps {
             if self.is_to_stop() {
                 return self.interrupt();
@@ -101,9 +111,11 @@ impl Session<'_, '_> {
             self.work.begin_step();
             let threads = self.tuner.threads();
             self.tracer.begin_step();
-            let is_reported = self.step()?;
+            let done = self.step()?;
             self.work.end_step(threads);
             self.tracer.end_step()?;
+            // After a rewind the step before is the checkpoint's, and all that follows it is done.
+            let Some(is_reported) = done else { continue };
             let step = self.trainer.updates();
             let is_last = step == self.settings.max_steps;
             if is_reported && (self.work.is_due() || is_last) {
@@ -131,30 +143,39 @@ impl Session<'_, '_> {
         self.stop.requested() || self.reporter.lost().is_some()
     }
 
-    /// One step, and whether it is reported; nothing here allocates unless it is.
-    fn step(&mut self) -> Result<bool> {
+    /// One step, and whether it is reported; `None` if the run has gone back instead. Nothing here allocates
+    /// unless it is reported.
+    fn step(&mut self) -> Result<Option<bool>> {
         let start = Instant::now();
         let waited = self.prefetch.waited();
         self.engine.limit_workers(self.tuner.threads());
         let done = self.trainer.updates();
         let mut held = StepTokens::default();
-        let mut sum = 0.0;
+        let mut sum: f64 = 0.0;
         for _ in 0..self.settings.gradient_accumulation_steps {
             let begin = self.tracer.now();
             let batch = self.prefetch.take()?;
             self.tracer.span(What::Data, begin);
             let begin = self.tracer.now();
             held = batch.step;
-            let loss = self.trainer.accumulate(&batch.get(), held.counted);
+            // Of a step that has failed already only the batches are taken.
+            let loss = match sum {
+                sum if sum.is_nan() => Ok(None),
+                _ => self.trainer.accumulate(&batch.get(), held.counted).map(Some),
+            };
             self.tracer.span(What::Gradients, begin);
             self.prefetch.recycle(batch);
-            sum += loss.map_err(|e| self.stopped(done + 1, e))?.sum;
+            sum += match loss {
+                Ok(loss) => loss.map_or(0.0, |loss| loss.sum),
+                Err(StepError::NonFiniteLoss(_)) if self.goes_on() => f64::NAN,
+                Err(error) => return Err(self.stopped(done + 1, error)),
+            };
         }
         let lr = self.schedule.rate(done);
         let begin = self.tracer.now();
-        let update = self.trainer.update(&self.optimizer, lr);
+        let loss = sum / held.counted as f64;
+        let Ended::Done(grad_norm) = self.end_step(loss, lr)? else { return Ok(None) };
         self.tracer.span(What::Update, begin);
-        let update = update.map_err(|e| self.stopped(done + 1, e))?;
         self.rates.steps += 1;
         self.rates.tokens += held.places as u64;
         let seconds = start.elapsed().as_secs_f64();
@@ -175,7 +196,6 @@ impl Session<'_, '_> {
             let waited = self.prefetch.waited();
             let data_wait = waited - self.rates.waited;
             self.rates.waited = waited;
-            let (loss, grad_norm) = (sum / held.counted as f64, update.grad_norm);
             self.reporter.event(&Event::Step(Step {
                 step,
                 loss,
@@ -189,7 +209,7 @@ impl Session<'_, '_> {
         } else {
             self.reporter.progress(step);
         }
-        Ok(is_reported)
+        Ok(Some(is_reported))
     }
 
     fn tell_work(&mut self) -> Result<()> {
@@ -212,7 +232,7 @@ impl Session<'_, '_> {
         let Some(loss) = loss else { return Ok(()) };
         let (step, val_loss) = (self.trainer.updates(), loss.mean());
         if !val_loss.is_finite() {
-            return Err(self.stopped(step, StepError::NonFiniteLoss(val_loss)));
+            return Err(self.failed(step, StepError::NonFiniteLoss(val_loss)));
         }
         let now = Validated { step, val_loss };
         let best = self.meta.best.is_none_or(|best| val_loss < best.val_loss);
@@ -227,21 +247,32 @@ impl Session<'_, '_> {
         Ok(())
     }
 
+    /// Whether the run goes back to here from now on, as it would if it were never stopped.
+    fn is_place_to_rewind_to(&self) -> bool {
+        let (step, now) = (self.trainer.updates(), self.watch.kept().rewind_to);
+        self.settings.on_spike == SpikeChoice::Rewind
+            && now != Some(step)
+            && (now.is_none() || is_due(step, self.settings.save_interval))
+    }
+
     /// Saves `step-<n>` and removes the oldest, unless the weights are bad: a bad
     /// checkpoint must not take the place of a good one.
     fn save(&mut self) -> Result<PathBuf> {
         let step = self.trainer.updates();
-        // The first batch of the next step.
-        let batch = step.saturating_mul(self.settings.gradient_accumulation_steps as u64);
-        self.inputs.fill(batch, &mut self.batch)?;
+        if self.is_place_to_rewind_to() {
+            let kept = self.watch.kept_mut();
+            (kept.rewind_to, kept.rewinds) = (Some(step), 0);
+        }
+        self.inputs.fill(self.next_batch(), &mut self.batch)?;
         let loss = self.trainer.evaluate(&self.batch.get());
-        let loss = loss.map_err(|e| self.stopped(step, e))?.mean();
+        let loss = loss.map_err(|e| self.failed(step, e))?.mean();
         if !loss.is_finite() {
-            return Err(self.stopped(step, StepError::NonFiniteLoss(loss)));
+            return Err(self.failed(step, StepError::NonFiniteLoss(loss)));
         }
         let path = self.folder.step(step);
         self.write(path.clone())?;
-        self.folder.prune(step, self.settings.keep_checkpoints)?;
+        let spared = self.watch.kept().rewind_to;
+        self.folder.prune(step, self.settings.keep_checkpoints, spared)?;
         Ok(path)
     }
 
@@ -251,6 +282,7 @@ impl Session<'_, '_> {
         let meta = Meta {
             seconds: self.seconds(),
             data_wait_seconds: self.data_wait_seconds(),
+            watch: self.watch.state(),
             ..self.meta.clone()
         };
         checkpoint::save(&path, &self.trainer, &meta)?;
@@ -268,18 +300,36 @@ impl Session<'_, '_> {
     }
 
     /// The error of a step that went wrong.
-    fn stopped(&self, step: u64, cause: StepError) -> Error {
+    pub(super) fn stopped(&mut self, step: u64, cause: StepError) -> Error {
+        let origin = self.origin(cause, true);
+        self.error(step, cause, origin)
+    }
+
+    /// The error of a loss behind step `step` that went wrong.
+    fn failed(&mut self, step: u64, cause: StepError) -> Error {
+        let origin = self.origin(cause, false);
+        self.error(step, cause, origin)
+    }
+
+    fn error(&self, step: u64, cause: StepError, origin: Option<Origin>) -> Error {
         let advice = match cause {
             StepError::NonFiniteLoss(_) | StepError::NonFiniteGradient(_) => {
                 "; lower --learning-rate or --grad-clip, or warm up longer"
             }
             _ => "",
         };
-        let kept = match &self.newest {
+        let origin = origin
+            .map_or(String::new(), |origin| format!("; the first that is not finite is {origin}"));
+        let kept = self.kept();
+        Error::failure(format!("stopped at step {step}: {cause}{origin}{advice}; {kept}"))
+    }
+
+    /// What there is to go on from.
+    pub(super) fn kept(&self) -> String {
+        match &self.newest {
             Some(path) => format!("the last good checkpoint is {}", path.display()),
             None => "no checkpoint was saved before".to_owned(),
-        };
-        Error::failure(format!("stopped at step {step}: {cause}{advice}; {kept}"))
+        }
     }
 
     /// Saves and ends the session, not the run.
@@ -309,10 +359,12 @@ impl Session<'_, '_> {
         let (seconds, data_wait_seconds) = (self.seconds(), self.data_wait_seconds());
         let done = Done {
             steps,
-            tokens: self.inputs.tokens_of(steps),
+            // Those that the run has gone back before are among them.
+            tokens: self.inputs.tokens_of(steps + self.watch.kept().data_ahead),
             seconds,
             data_wait_seconds,
             data_wait_share: data_wait_seconds / seconds.max(1e-9),
+            skipped_steps: self.watch.kept().skipped,
             val_loss: self.meta.last.map(|last| last.val_loss),
             best_val_loss: self.meta.best.map(|best| best.val_loss),
             best_step: self.meta.best.map(|best| best.step),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice, ROPE_THETA};
 use cllm::settings::{
-    LogFormat, ScheduleChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
+    LogFormat, ScheduleChoice, SpikeChoice, Threads, TokenizerChoice, TrainSettings, TuningChoice,
 };
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
@@ -79,6 +79,9 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         beta2: 0.95,
         adam_eps: 1e-8,
         grad_clip: 1.0,
+        on_spike: SpikeChoice::Off,
+        spike_threshold: 7.0,
+        spike_window: 128,
         eval_interval: 4,
         eval_batches: 3,
         save_interval: 3,
