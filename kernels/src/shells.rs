@@ -29,26 +29,41 @@ use crate::softmax::{self, RawCrossEntropy};
 use crate::table::Kernels;
 
 /// In the place of a soft cap that is left out.
+///
+/// # Safety
+/// Nothing is asked: it panics.
 unsafe fn no_cap(_: *mut f32, _: f32, _: usize) {
     panic!("capped logits are not built: cllm-kernels has them by its feature `llama`");
 }
 
 /// In the place of dropout that is left out.
+///
+/// # Safety
+/// Nothing is asked: it panics.
 unsafe fn no_dropout(_: *mut f32, _: *const f32, _: usize, _: &Dropout, _: u32) {
     panic!("dropout is not built: cllm-kernels has it by its feature `dropout`");
 }
 
 /// In the place of AdamW with moments of 8 bits that is left out.
+///
+/// # Safety
+/// Nothing is asked: it panics.
 unsafe fn no_adamw8(_: &AdamW, _: Dither, _: *mut f32, _: *const f32, _: RawMoments8, _: usize) {
     panic!("this optimizer is not built: cllm-kernels has it by its feature `optimizers`");
 }
 
 /// In the place of gradient descent that is left out.
+///
+/// # Safety
+/// Nothing is asked: it panics.
 unsafe fn no_sgd(_: &Sgd, _: *mut f32, _: *const f32, _: usize) {
     panic!("this optimizer is not built: cllm-kernels has it by its feature `optimizers`");
 }
 
 /// In the place of momentum that is left out.
+///
+/// # Safety
+/// Nothing is asked: it panics.
 unsafe fn no_momentum(_: &Sgd, _: f32, _: *mut f32, _: *const f32, _: *mut f32, _: usize) {
     panic!("this optimizer is not built: cllm-kernels has it by its feature `optimizers`");
 }

@@ -5,6 +5,9 @@ use core::arch::{asm, naked_asm};
 use core::panic::PanicInfo;
 
 /// The process starts here with `argc` at the top of the stack.
+///
+/// # Safety
+/// The system alone calls it.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn _start() -> ! {
