@@ -30,7 +30,7 @@ pub(crate) const HEAD: &str = "\
 
 Made of the sources: `UPDATE_UNSAFE=1 cargo test --test unsafe_table`, and the test fails if a place is missing, has no
 comment, or names a test that is not there. All other code denies it. Each place by its line, with its whole comment:
-`target/tmp/unsafe.tsv` after the test. `tests/unsafe_coverage.sh` shows which of these lines the tests named here run.
+`target/tmp/unsafe.tsv` after the test. `tests/sanitizers.sh` runs most of these tests under sanitizers.
 
 Counted are blocks, functions (`fn`: who calls them promises something), and others (`impl Send`, names for C). *Because*
 says who guarantees what blocks rely on, by their comments, and what most of them say: the **caller** of the function that
@@ -45,11 +45,35 @@ the block is in; a **check** just before; the **order** of tiles and calls, whic
 /// In the order of the crates.
 pub(crate) const ROWS: &[Row] = &[
     Row::new(
-        "kernels/src/{table,product,heads,rows,fresh}.rs",
-        "safe methods that check shapes, and what they call",
+        "kernels/src/table.rs",
+        "methods that check lengths, and their calls",
         &[
+            "kernels/tests/elementwise.rs::accumulate_and_scale_are_exact",
+            "kernels/tests/shapes.rs::flat_passes_check_their_lengths",
+        ],
+    ),
+    Row::new(
+        "kernels/src/{product,fresh}.rs",
+        "the same of products",
+        &[
+            "kernels/tests/fresh.rs::packing_on_the_way_gives_the_bits_of_packing_beforehand",
             "kernels/tests/shapes.rs::products_check_every_operand",
+        ],
+    ),
+    Row::new(
+        "kernels/src/heads.rs",
+        "the same of attention",
+        &[
+            "kernels/tests/attention.rs::gradients_match_formulas_and_differences",
             "kernels/tests/shapes.rs::attention_checks_its_shapes",
+        ],
+    ),
+    Row::new(
+        "kernels/src/rows.rs",
+        "the same of norms, losses and embeddings",
+        &[
+            "kernels/tests/rows.rs::cross_entropy_and_its_gradient_match_the_reference",
+            "kernels/tests/shapes.rs::norms_and_losses_check_their_shapes",
         ],
     ),
     Row::new(
@@ -60,7 +84,10 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "kernels/src/mat.rs",
         "views of matrices that lie between others",
-        &["kernels/tests/shapes.rs::views_must_fit_their_slices"],
+        &[
+            "kernels/tests/partition_products.rs::a_packed_product_in_parts_has_the_bits_of_the_whole",
+            "kernels/tests/shapes.rs::views_must_fit_their_slices",
+        ],
     ),
     Row::new(
         "kernels/src/elements.rs",
@@ -85,9 +112,17 @@ pub(crate) const ROWS: &[Row] = &[
         &["kernels/tests/amx.rs::every_product_has_the_bits_of_the_instruction"],
     ),
     Row::new(
-        "kernels/src/gemm/{mod,both,compact,small}.rs",
+        "kernels/src/gemm/{mod,both,small}.rs",
         "drivers of products: blocks of pointers",
-        &["kernels/tests/gemm.rs::every_stride_accumulation_and_epilogue_matches_the_reference"],
+        &[
+            "kernels/tests/gemm.rs::every_stride_accumulation_and_epilogue_matches_the_reference",
+            "kernels/tests/gemm.rs::products_that_pack_both_operands_match_the_reference",
+        ],
+    ),
+    Row::new(
+        "kernels/src/gemm/compact.rs",
+        "one micro-kernel for all, in small images",
+        &["benches/code_size.sh"],
     ),
     Row::new(
         "kernels/src/gemm/{micro,few,format}.rs",
@@ -124,13 +159,16 @@ pub(crate) const ROWS: &[Row] = &[
         "rows by pointers",
         &[
             "kernels/tests/rows.rs::norms_and_their_gradients_match_the_reference",
-            "kernels/tests/rows.rs::cross_entropy_and_its_gradient_match_the_reference",
+            "kernels/tests/rows.rs::embeddings_are_gathered_exactly",
         ],
     ),
     Row::new(
         "kernels/src/{gated,rotary}.rs",
         "rows in pairs, in place",
-        &["kernels/tests/llama.rs::swiglu_and_its_gradients_match_the_reference"],
+        &[
+            "kernels/tests/llama.rs::swiglu_and_its_gradients_match_the_reference",
+            "kernels/tests/llama.rs::rotations_match_the_reference_and_turn_back",
+        ],
     ),
     Row::new(
         "kernels/src/{elementwise,peak}.rs",
@@ -140,7 +178,11 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "kernels/src/{adamw,adamw8,sgd}.rs",
         "weights and moments in place",
-        &["kernels/tests/optimizers.rs::some_blocks_have_the_bits_of_all"],
+        &[
+            "kernels/tests/elementwise.rs::adamw_follows_the_reference_for_several_steps",
+            "kernels/tests/optimizers.rs::descent_follows_the_reference_for_several_steps",
+            "kernels/tests/optimizers.rs::some_blocks_have_the_bits_of_all",
+        ],
     ),
     Row::new(
         "core/src/line.rs",
@@ -171,9 +213,14 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     Row::new(
-        "core/src/engine/{sliced,alone}.rs",
+        "core/src/engine/sliced.rs",
         "the same on the caller's thread",
         &["tests/slices.rs::slices_of_any_size_give_the_bits_of_whole_steps"],
+    ),
+    Row::new(
+        "core/src/engine/alone.rs",
+        "and where there are no workers",
+        &["benches/code_size.sh"],
     ),
     Row::new(
         "core/src/step/{mod,forward,product,head_norm}.rs",
