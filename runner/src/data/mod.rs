@@ -30,6 +30,7 @@ mod shapes;
 pub mod shard;
 pub mod source;
 pub mod stream;
+mod sums;
 pub mod vocabulary;
 
 /// SHA-256 of `bytes` in hexadecimal.

@@ -6,7 +6,6 @@
 //! documents apart. `meta.json` is written first as incomplete and last as
 //! complete, so a folder left by a crash is not taken for a finished one.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +14,7 @@ pub use super::encode::{Counts, encode};
 use super::shard::ShardWriter;
 use super::source::{Source, TEXT_FIELD};
 use super::stream::{TokenStream, find_shards};
+use super::sums;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::tokenizer::{self, Tokenizer};
@@ -469,13 +469,13 @@ fn move_tail(train: &mut Split, tail: u64, val: &mut Split, vocab_size: usize) -
     if inside > 0 {
         let start = cut as u64 * train.shard_tokens;
         let (kept, _) = stream.split_at(start).1.split_at(inside);
-        // The old shard stays mapped until the new one has its name.
+        // Of the old shard nothing is read any more once the new one has its name.
         let mut writer = ShardWriter::create(&train.paths[cut], vocab_size)?;
         copy(&kept, &mut |ids| writer.write(ids))?;
         writer.finish()?;
     }
     for path in train.paths.drain(cut + usize::from(inside > 0)..) {
-        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+        sums::remove_with(&path)?;
     }
     train.tokens = keep;
     Ok(())
@@ -505,7 +505,7 @@ pub(super) fn clear(dir: &Path) -> Result<()> {
                     path.display()
                 )));
             }
-            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+            sums::remove_with(&path)?;
         }
     }
     Ok(())

@@ -1,18 +1,19 @@
-//! Token shards in llm.c's `.bin` format, memory-mapped.
+//! Token shards in llm.c's `.bin` format, read by blocks that are verified.
 //!
 //! A shard is a header of 256 little-endian 32-bit integers (magic number,
 //! version, number of tokens, zeros) and then the tokens, little-endian:
 //! 16 bits each (magic 20240520, version 1) or, for vocabularies beyond
-//! 65,536, 32 bits each (magic 20240801, version 7).
+//! 65,536, 32 bits each (magic 20240801, version 7). Checksums of a shard lie beside
+//! it, in `<name>.bin.sums`.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use memmap2::Mmap;
-
+use super::sums::{Blocks, Summing};
 use crate::error::{Error, Result};
-use crate::files::{self, AtomicFile};
+use crate::files::AtomicFile;
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 1024;
@@ -63,6 +64,7 @@ pub struct ShardWriter {
     file: AtomicFile,
     format: Format,
     tokens: u32,
+    sums: Summing,
 }
 
 impl ShardWriter {
@@ -76,8 +78,11 @@ impl ShardWriter {
     pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
         let format = Format::for_vocab(vocab_size);
         let mut file = AtomicFile::create(path)?;
-        file.write_all(&format.header(0)).map_err(|e| Error::io("write", path, &e))?;
-        Ok(Self { file, format, tokens: 0 })
+        let header = format.header(0);
+        file.write_all(&header).map_err(|e| Error::io("write", path, &e))?;
+        let mut sums = Summing::default();
+        sums.add(&header);
+        Ok(Self { file, format, tokens: 0, sums })
     }
 
     /// Appends tokens.
@@ -101,6 +106,7 @@ impl ShardWriter {
             }
             let written = self.file.write_all(bytes);
             written.map_err(|e| Error::io("write", self.file.path(), &e))?;
+            self.sums.add(bytes);
         }
         // Checked above to fit.
         self.tokens += tokens.len() as u32;
@@ -113,13 +119,16 @@ impl ShardWriter {
         u64::from(self.tokens)
     }
 
-    /// Writes the count into the header and gives the file its name, durably.
+    /// Writes the count into the header and gives the file its name, durably; then its checksums.
     ///
     /// # Errors
     /// Names the file when a write, sync or rename fails.
     pub fn finish(mut self) -> Result<()> {
-        self.file.patch_start(&self.format.header(self.tokens))?;
-        self.file.commit()
+        let header = self.format.header(self.tokens);
+        self.file.patch_start(&header)?;
+        let path = self.file.path().to_path_buf();
+        self.file.commit()?;
+        self.sums.save(&path, &header)
     }
 
     fn failure(&self, what: &str) -> Error {
@@ -127,7 +136,7 @@ impl ShardWriter {
     }
 }
 
-/// One shard, mapped into memory: opening it reads only the header.
+/// One shard: opening it reads only the header, and its checksums if it has any.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
@@ -137,19 +146,19 @@ pub struct Shard {
 
 #[derive(Debug)]
 enum Storage {
-    Mapped { map: Mmap, bytes: usize },
+    File { blocks: Mutex<Blocks>, bytes: usize },
     Memory(Vec<u32>),
 }
 
 impl Shard {
-    /// Maps the shard at `path` and checks its header against its length.
+    /// Opens the shard at `path` and checks its header against its length.
     ///
     /// # Errors
     /// A missing, foreign, newer, truncated or altered file, each named with
-    /// what is wrong.
+    /// what is wrong; checksums that are not its own.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io("open the token shard", path, &e);
-        let file = File::open(path).map_err(io)?;
+        let mut file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         let fail = |what: String| Err(Error::failure(format!("{}: {what}", path.display())));
         if length < HEADER_BYTES as u64 {
@@ -157,10 +166,11 @@ impl Shard {
                 "not a token shard: {length} bytes are less than its header of {HEADER_BYTES}"
             ));
         }
-        let map = files::map(&file).map_err(io)?;
+        let mut fields = [0; 12];
+        file.read_exact(&mut fields).map_err(io)?;
         let field = |place: usize| {
             let mut bytes = [0; 4];
-            bytes.copy_from_slice(&map[place * 4..][..4]);
+            bytes.copy_from_slice(&fields[place * 4..][..4]);
             u32::from_le_bytes(bytes)
         };
         let Some(format) = Format::by_magic(field(0)) else {
@@ -188,11 +198,9 @@ impl Shard {
                  has {length}; write it again"
             ));
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            storage: Storage::Mapped { map, bytes: format.bytes },
-            len,
-        })
+        let blocks = Mutex::new(Blocks::new(path, file, length)?);
+        let storage = Storage::File { blocks, bytes: format.bytes };
+        Ok(Self { path: path.to_path_buf(), storage, len })
     }
 
     /// A shard that lives in memory; `name` stands for the path in errors.
@@ -200,6 +208,13 @@ impl Shard {
     pub fn from_tokens(name: &str, tokens: Vec<u32>) -> Self {
         let len = tokens.len() as u64;
         Self { path: PathBuf::from(name), storage: Storage::Memory(tokens), len }
+    }
+
+    /// Opens the file for each block that is read from now on, so that any number of shards may be in use.
+    pub(super) fn close(&mut self) {
+        if let Storage::File { blocks, .. } = &mut self.storage {
+            blocks.get_mut().unwrap_or_else(PoisonError::into_inner).close();
+        }
     }
 
     /// Number of tokens.
@@ -220,20 +235,10 @@ impl Shard {
         &self.path
     }
 
-    /// The token at place `i`; `None` beyond the end.
-    #[must_use]
-    pub fn token(&self, i: u64) -> Option<u32> {
-        let mut one = [0];
-        (i < self.len).then(|| {
-            self.copy(i as usize, &mut one);
-            one[0]
-        })
-    }
-
     /// Copies the tokens from place `start` on into `out`.
     ///
     /// # Errors
-    /// When they reach beyond the end.
+    /// When they reach beyond the end, or the file is not what was written any more.
     pub fn fill(&self, start: u64, out: &mut [u32]) -> Result<()> {
         if start.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
             return Err(Error::failure(format!(
@@ -243,23 +248,26 @@ impl Shard {
                 self.len
             )));
         }
-        self.copy(start as usize, out);
-        Ok(())
-    }
-
-    /// Copies tokens whose range is known to exist.
-    fn copy(&self, start: usize, out: &mut [u32]) {
         match &self.storage {
-            Storage::Memory(tokens) => out.copy_from_slice(&tokens[start..][..out.len()]),
-            Storage::Mapped { map, bytes: 2 } => {
-                let source = &map[HEADER_BYTES + start * 2..][..out.len() * 2];
-                cllm_tokens::unpack_narrow(source, out);
-            }
-            Storage::Mapped { map, .. } => {
-                let source = &map[HEADER_BYTES + start * 4..][..out.len() * 4];
-                cllm_tokens::unpack_wide(source, out);
+            Storage::Memory(tokens) => out.copy_from_slice(&tokens[start as usize..][..out.len()]),
+            Storage::File { blocks, bytes } => {
+                // What a panic has left is read again if it was not whole.
+                let mut blocks = blocks.lock().unwrap_or_else(PoisonError::into_inner);
+                let (mut at, mut rest) = (HEADER_BYTES as u64 + start * *bytes as u64, out);
+                // No token is in two blocks.
+                while !rest.is_empty() {
+                    let source = blocks.at(at, rest.len() * bytes)?;
+                    let (now, later) = rest.split_at_mut(source.len() / bytes);
+                    match bytes {
+                        2 => cllm_tokens::unpack_narrow(source, now),
+                        _ => cllm_tokens::unpack_wide(source, now),
+                    }
+                    at += source.len() as u64;
+                    rest = later;
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -288,8 +296,6 @@ mod tests {
             let shard = Shard::open(&path).unwrap();
             assert!(is_shard(&path));
             assert_eq!(shard.len(), 7001);
-            assert_eq!(shard.token(7000), tokens.last().copied());
-            assert_eq!(shard.token(7001), None);
             let mut part = vec![0; 4097];
             shard.fill(2001, &mut part).unwrap();
             assert_eq!(part, tokens[2001..2001 + 4097]);

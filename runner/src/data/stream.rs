@@ -22,8 +22,11 @@ pub struct TokenStream {
     range: Range<u64>,
 }
 
+/// Most shards of a stream whose files stay open: systems let a process have 1,024.
+const MOST_OPEN: usize = 256;
+
 impl TokenStream {
-    /// Maps the shards at `paths`, in the order given. The time depends on the
+    /// Opens the shards at `paths`, in the order given. The time depends on the
     /// number of shards, not on their size.
     ///
     /// # Errors
@@ -33,7 +36,11 @@ impl TokenStream {
             return Err(Error::failure("no token shards given"));
         }
         let shards: Result<Vec<Shard>> = paths.iter().map(|path| Shard::open(path)).collect();
-        Ok(Self::from_shards(shards?))
+        let mut shards = shards?;
+        if shards.len() > MOST_OPEN {
+            shards.iter_mut().for_each(Shard::close);
+        }
+        Ok(Self::from_shards(shards))
     }
 
     /// Tokens that live in memory; `name` stands for the file in errors.
@@ -95,7 +102,7 @@ impl TokenStream {
     /// Copies the tokens from place `start` on into `out`, across shards.
     ///
     /// # Errors
-    /// When they reach beyond the end.
+    /// When they reach beyond the end; what [`Shard::fill`] refuses.
     pub fn fill(&self, start: u64, out: &mut [u32]) -> Result<()> {
         if start.checked_add(out.len() as u64).is_none_or(|end| end > self.len()) {
             return Err(Error::failure(format!(
