@@ -9,6 +9,7 @@ use cllm::data::shard::ShardWriter;
 use cllm::data::stream::TokenStream;
 use cllm::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use cllm::settings::TrainSettings;
+use cllm::train::folder::RunFolder;
 use cllm::train::{Outcome, stored_settings};
 use cllm_core::OptimizerKind;
 use support::{
@@ -134,12 +135,19 @@ fn a_newer_version_is_not_overwritten() {
     let newest = step_file(&settings, 6);
     let mut bytes = fs::read(&newest).unwrap();
     bytes[8..12].copy_from_slice(&99_u32.to_le_bytes());
+    let damaged = bytes.clone();
+    // Newer ones have longer headers.
+    bytes[12..16].copy_from_slice(&1000_u32.to_le_bytes());
     fs::write(&newest, &bytes).unwrap();
     let error = train(&resumed(&settings)).unwrap_err();
     let message = error.to_string();
     assert!(message.contains("step-6.cllm") && message.contains("99"), "{message}");
     assert_eq!(error.exit_code(), 1);
     assert_eq!(fs::read(&newest).unwrap(), bytes);
+    fs::write(&newest, &damaged).unwrap();
+    let found = RunFolder::existing(&settings.out_dir).newest().unwrap();
+    assert!(found.skipped[0].contains("step-6.cllm") && found.skipped[0].contains("version"));
+    assert!(found.checkpoint.is_some());
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Reading a checkpoint from a slice, with every byte checked.
 
 use super::encode::header_bytes;
-use super::{END, Header, MAGIC, META, PARAMETERS, Tensors, VERSION, header_len, version_of};
+use super::{
+    END, Header, LONGEST, MAGIC, META, PARAMETERS, Tensors, VERSION, header_len, version_of,
+};
 use crate::adapter::{AdapterError, AdapterSites, Adapters};
 use crate::architecture::{Activation, Architecture, NormKind, Positions, Rotary, Scaling};
 use crate::config::{ConfigError, ModelConfig};
@@ -175,10 +177,14 @@ impl<'a> Checkpoint<'a> {
         }
         r.take(MAGIC.len())?;
         let version = r.u32()?;
+        let length = r.u32()? as usize;
         if version > VERSION {
-            return Err(CheckpointError::Newer { version });
+            // With the header of a version that is known it is one of those: no checksum covers this field.
+            let is_newer = length > LONGEST;
+            let altered = CheckpointError::Altered("version");
+            return Err(if is_newer { CheckpointError::Newer { version } } else { altered });
         }
-        if version == 0 || r.u32()? as usize != header_len(version) {
+        if version == 0 || length != header_len(version) {
             return Err(CheckpointError::Altered("header"));
         }
         let fields = r.take(header_len(version))?;

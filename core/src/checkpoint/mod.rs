@@ -42,7 +42,8 @@ use core::ops::Range;
 
 /// First bytes of every checkpoint.
 pub const MAGIC: [u8; 8] = *b"CLLMCKPT";
-/// The newest version that is written and read. A model of GPT-2's architecture is written as
+/// The newest version that is written and read. Each version has a longer header than those before it, by
+/// which a version that is newer is told from one that was damaged. A model of GPT-2's architecture is written as
 /// version 1, which older programs read too.
 pub const VERSION: u32 = 5;
 
