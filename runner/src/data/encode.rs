@@ -45,7 +45,7 @@ pub fn encode(
     sink: &mut dyn FnMut(&[u32]) -> Result<()>,
 ) -> Result<Counts> {
     let mut counts = Counts::default();
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut threads = thread::available_parallelism().map_or(1, NonZero::get);
     let (jobs, queue) = mpsc::channel();
     let queue = Mutex::new(queue);
     thread::scope(|scope| {
@@ -66,8 +66,18 @@ pub fn encode(
                 break more;
             }
             if started < threads {
-                started += 1;
-                scope.spawn(|| serve(&queue, tokenizer));
+                let thread = thread::Builder::new().name("cllm-encoder".to_owned());
+                match thread.spawn_scoped(scope, || serve(&queue, tokenizer)) {
+                    Ok(_) => started += 1,
+                    // The others do it.
+                    Err(_) if started > 0 => threads = started,
+                    Err(e) => {
+                        return Err(Error::failure(format!(
+                            "cannot start a thread to encode the data (--data): {e}; allow more threads, or \
+                             more memory"
+                        )));
+                    }
+                }
             }
             let (reply, encoded) = mpsc::channel();
             under_way.push_back(encoded);

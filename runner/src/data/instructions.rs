@@ -228,10 +228,18 @@ impl<'a> Encoder<'a> {
         };
         thread::scope(|scope| {
             let encode = &encode;
-            let parts: Vec<_> =
-                texts.chunks(part).map(|texts| scope.spawn(move || encode(texts))).collect();
+            let start = |texts| {
+                let thread = thread::Builder::new().name("cllm-encoder".to_owned());
+                thread.spawn_scoped(scope, move || encode(texts)).map_err(|_| texts)
+            };
+            let parts: Vec<_> = texts.chunks(part).map(start).collect();
             let lost = || vec![Err(Error::failure("a thread that encoded examples panicked"))];
-            parts.into_iter().flat_map(|part| part.join().unwrap_or_else(|_| lost())).collect()
+            // Where the system starts no more threads, this one does it.
+            let done = |part: core::result::Result<thread::ScopedJoinHandle<'_, _>, _>| match part {
+                Ok(thread) => thread.join().unwrap_or_else(|_| lost()),
+                Err(texts) => encode(texts),
+            };
+            parts.into_iter().flat_map(done).collect()
         })
     }
 
