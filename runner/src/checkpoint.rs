@@ -125,7 +125,7 @@ impl CheckpointFile {
                 path.display()
             )));
         }
-        let bytes = files::map(&file).map_err(io)?;
+        let bytes = files::map(&file, path).map_err(io)?;
         Ok(Self { path: path.to_path_buf(), file, bytes })
     }
 
@@ -227,23 +227,43 @@ impl StoredWeights {
     /// As for [`StoredWeights::read`].
     pub(crate) fn map(&self, values: usize) -> Result<MappedValues> {
         let io = |e| Error::io("read the weights", &self.path, &e);
-        let bytes = files::map(&self.file).map_err(io)?;
+        let bytes = files::map(&self.file, &self.path).map_err(io)?;
         let first = self.offset as usize;
-        Ok(MappedValues { bytes, range: first..first + 4 * values })
+        let range = first..first + 4 * values;
+        let sum = crc32fast::hash(&bytes[range.clone()]);
+        Ok(MappedValues { path: self.path.clone(), bytes, range, sum })
     }
 }
 
 /// Values that stay in their file.
 #[derive(Debug)]
 pub(crate) struct MappedValues {
+    path: PathBuf,
     bytes: Mmap,
     range: Range<usize>,
+    /// CRC-32 of their bytes when they were mapped.
+    sum: u32,
 }
 
 impl MappedValues {
     /// Their bytes, the lowest of each value first.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[self.range.clone()]
+    }
+
+    /// Checks that nobody has written to the file since: what was computed meanwhile would be of other values.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn verify(&self) -> Result<()> {
+        if crc32fast::hash(self.bytes()) == self.sum {
+            return Ok(());
+        }
+        Err(Error::failure(format!(
+            "{}: it was changed while the run read from it; put it back as it was, and go on with --resume from \
+             the last checkpoint",
+            self.path.display()
+        )))
     }
 }
 

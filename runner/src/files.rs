@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::last_words;
 
 /// Replaces the file at `path` by `bytes`, atomically and durably.
 ///
@@ -109,11 +110,13 @@ pub(crate) fn read_text(path: &Path, most: u64) -> io::Result<String> {
 pub(crate) const SETTINGS: u64 = 512 << 10;
 
 /// Maps all of a file, read-only: a copy would double the memory of a large model, and
-/// gigabytes of tokens start at once.
+/// what of it is not wanted stays on the disk. Should the file at `path` be cut while it is read, the program
+/// ends, and says so ([`last_words`]).
 ///
 /// # Errors
 /// The system's; the caller names the file.
-pub(crate) fn map(file: &File) -> io::Result<Mmap> {
+pub(crate) fn map(file: &File, path: &Path) -> io::Result<Mmap> {
+    last_words::mapped(path);
     #[expect(unsafe_code, reason = "reading whole files would double the memory")]
     // SAFETY: the bytes must not change while mapped. This program replaces files by
     // renaming and never writes into one; that nobody else writes into or cuts a file that a

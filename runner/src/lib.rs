@@ -63,6 +63,7 @@ pub mod gguf;
 pub mod hf;
 pub mod inspect;
 mod json;
+mod last_words;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub mod llmc;
 pub mod lora;

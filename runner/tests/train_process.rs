@@ -358,6 +358,66 @@ fn a_write_that_fails_is_an_error_and_spares_the_checkpoints() {
     assert!(!names(&resumed.out_dir).iter().any(|name| name.ends_with(".tmp")));
 }
 
+/// A child that has done some steps, and its standard output.
+fn under_way(settings: &TrainSettings) -> (Child, impl Iterator<Item = String> + use<>) {
+    let mut command = command(settings);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.by_ref().filter(|l| l.contains("\"event\":\"step\"")).nth(5).unwrap();
+    (child, lines)
+}
+
+/// How it ended without being asked to, and what it said.
+fn ended((child, lines): (Child, impl Iterator<Item = String>)) -> (Option<i32>, String) {
+    let _ = lines.count();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Mapped, a shard that was cut ended the program without a word, and of one that was changed the run learnt
+/// other weights.
+#[test]
+fn a_shard_that_is_cut_or_changed_while_a_run_reads_it_is_named() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let long = |dir: &Path| TrainSettings { max_steps: 400, ..settings(dir) };
+    let (whole, mut disturbed) = (long(a.path()), long(b.path()));
+    support::train(&whole).unwrap();
+    let shard = disturbed.out_dir.join("data/train_000000.bin");
+    for what in ["truncated", "damaged"] {
+        let child = under_way(&disturbed);
+        let good = fs::read(&shard).unwrap();
+        // In its place, as a program writes that does not know of the run.
+        let file = fs::OpenOptions::new().write(true).open(&shard).unwrap();
+        match what {
+            "truncated" => file.set_len(good.len() as u64 / 2).unwrap(),
+            _ => std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4000], 2000).unwrap(),
+        }
+        let (code, told) = ended(child);
+        assert_eq!(code, Some(1), "{told}");
+        let told = told.lines().last().unwrap();
+        assert!(told.contains("train_000000.bin") && told.contains(what), "{told}");
+        fs::write(&shard, good).unwrap();
+        disturbed.resume = true;
+    }
+    support::train(&disturbed).unwrap();
+    assert_eq!(sha(&disturbed), sha(&whole));
+}
+
+#[test]
+fn what_the_system_ends_a_run_by_has_its_line() {
+    for (name, said) in [("-BUS", "has been cut"), ("-ABRT", "memory")] {
+        let dir = tempfile::tempdir().unwrap();
+        let child = under_way(&TrainSettings { max_steps: 400, ..settings(dir.path()) });
+        signal(&child.0, name);
+        let (code, told) = ended(child);
+        assert_eq!((code, told.lines().count()), (Some(1), 1), "{told}");
+        assert!(
+            told.starts_with("cllm: ") && told.contains(said) && told.contains("--resume"),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
     let dir = tempfile::tempdir().unwrap();

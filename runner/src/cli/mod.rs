@@ -31,6 +31,7 @@ mod value;
 pub use validate::Invalid;
 
 use crate::error::{Error, Result};
+use crate::last_words;
 use crate::train::stop::Stop;
 use args::{Command, DataCommand};
 use clap::error::ErrorKind;
@@ -53,7 +54,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = usage::normalise(args);
     // A panic is a mistake of this program. It has printed its line already.
     let result = std::panic::catch_unwind(|| match args::from_args(args) {
-        Ok(cli) => Stop::outlive_large_files().and_then(|()| run(cli.command)),
+        Ok(cli) => Stop::outlive_large_files()
+            .and_then(|()| last_words::prepare())
+            .and_then(|()| run(cli.command)),
         Err(error) => explain(&error),
     });
     match result {

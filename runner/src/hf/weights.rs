@@ -57,7 +57,7 @@ impl Mapped {
     /// Names the file when it cannot be read.
     pub(crate) fn file(path: &Path) -> Result<Self> {
         let io = |e| Error::io("read the weights", path, &e);
-        let map = File::open(path).and_then(|file| files::map(&file)).map_err(io)?;
+        let map = File::open(path).and_then(|file| files::map(&file, path)).map_err(io)?;
         Ok(Self { files: vec![(path.to_path_buf(), map)] })
     }
 

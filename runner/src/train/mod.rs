@@ -91,6 +91,13 @@ pub fn stored_settings(dir: &Path) -> Result<TrainSettings> {
 }
 
 fn nothing_to_resume(dir: &Path) -> Error {
+    if RunFolder::existing(dir).has_checkpoints().unwrap_or(false) {
+        return Error::failure(format!(
+            "--resume: {} has checkpoints, but no settings.json, which says what the run was told: put it back, or \
+             go on from the model alone with --base and another --out-dir",
+            dir.display()
+        ));
+    }
     Error::failure(format!(
         "--resume: there is no run in {}; check --out-dir, or leave --resume out to start one",
         dir.display()
@@ -263,6 +270,7 @@ fn run(
                 Threads::Auto | Threads::Count(_) => Tuner::fixed(workers),
             },
             tracer,
+            token_table: token_table.as_ref(),
             begin: Instant::now(),
         };
         session.reporter.event(&Event::Start(Box::new(start)))?;

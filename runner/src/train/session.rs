@@ -19,7 +19,7 @@ use super::stop::Stop;
 use super::tuner::Tuner;
 use super::watch::Watch;
 use super::work::Work;
-use crate::checkpoint::{self, Meta, Validated};
+use crate::checkpoint::{self, MappedValues, Meta, Validated};
 use crate::data::prefetch::{Prefetch, ReadyBatch, StepTokens};
 use crate::error::{Error, Result};
 use crate::generate::{self, Speaker, Until};
@@ -58,6 +58,8 @@ pub(super) struct Session<'a, 'p> {
     pub(super) work: Work<'a>,
     /// Records steps, if asked to.
     pub(super) tracer: Tracer<'a>,
+    /// What of a base's weights steps read where they are stored.
+    pub(super) token_table: Option<&'a MappedValues>,
     pub(super) begin: Instant,
 }
 
@@ -278,6 +280,8 @@ impl Session<'_, '_> {
 
     fn write(&mut self, path: PathBuf) -> Result<()> {
         let begin = self.tracer.now();
+        // What follows from other values must not become a checkpoint.
+        self.token_table.map_or(Ok(()), MappedValues::verify)?;
         self.reporter.sync()?;
         let meta = Meta {
             seconds: self.seconds(),
