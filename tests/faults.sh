@@ -12,8 +12,8 @@
 # files. A disk is full by a limit of the size of files (RLIMIT_FSIZE), and where the system lets one mount in a
 # namespace of one's own (`unshare`), also by a small disk in memory that is filled. CLLM names a program that is
 # built already, JOBS how many runs there are at a time, RUN the number of one run that is to be done again, ONLY a
-# part of the names of the faults that are wanted. The seed is printed; it decides what is done to which run. What
-# failed stays in target/faults, with the log of what was done.
+# part of the names of the faults that are wanted, WORK another folder than target/faults. The seed is printed; it
+# decides what is done to which run. What failed stays in that folder, with the log of what was done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${CLLM:-}" ]; then
@@ -28,4 +28,4 @@ for wrap in "unshare --mount" "unshare --user --map-root-user --mount"; do
         break
     fi
 done
-exec ${alone[@]+"${alone[@]}"} python3 tests/support/faults.py "$CLLM" target/faults "$@"
+exec ${alone[@]+"${alone[@]}"} python3 tests/support/faults.py "$CLLM" "${WORK:-target/faults}" "$@"

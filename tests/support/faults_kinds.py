@@ -311,7 +311,7 @@ class Checkpoints(Lasting):
         elif what == "some":
             paths = [path for path in paths if rng.random() < 0.5]
         elif what != "all":
-            paths = sorted(paths, key=lambda path: step_of(path), reverse=True)[:1]
+            paths = sorted(paths, key=step_of, reverse=True)[:1]
         for path in paths:
             try:
                 whole = path.read_bytes()
@@ -321,8 +321,9 @@ class Checkpoints(Lasting):
             except FileNotFoundError:
                 continue
             run.log(f"{path.name}: {self.how}, at step {run.step()}")
-        run.reached = run.newest()
-        if session is None and what == "newest" and run.case and len(self.before) == 1:
+        before, run.reached = run.reached, run.newest()
+        # Of two of the same step one may do.
+        if session is None and what == "newest" and before > run.reached and len(self.before) == 1:
             self.must_be_named = next(iter(self.before)).name
         return bool(self.before)
 
@@ -345,8 +346,8 @@ def is_forgiven(run: Run, path: Path) -> bool:
 
 def step_of(path: Path) -> int:
     try:
-        return int(path.stem.removeprefix("step-"))
-    except ValueError:
+        return content(path.read_bytes())[0]
+    except (ValueError, FileNotFoundError):
         return -1
 
 

@@ -146,9 +146,14 @@ class Run:
         return sorted(folder.glob("*.bin")) + sorted(folder.glob("*.bin.*"))
 
     def _events(self) -> list:
-        try:
-            text = (self.dir / "metrics.jsonl").read_bytes()
-        except OSError:
+        # They may have been taken away, while the run went on writing them.
+        for place in (self.dir / "metrics.jsonl", self.here / "aside/metrics.jsonl", self.here / "aside"):
+            try:
+                text = place.read_bytes()
+                break
+            except OSError:
+                pass
+        else:
             return []
         events = []
         for line in text.splitlines()[-4:]:
@@ -206,8 +211,9 @@ class Run:
             return "done"
         if code in ours:
             return "cut"
-        # The library's line about memory that was refused comes before ours.
-        lines = [line for line in said.splitlines() if not line.startswith("memory allocation of ")] or [""]
+        # The library's lines about memory that was refused come before ours.
+        library = ("memory allocation of ", "note: run with `RUST_BACKTRACE")
+        lines = [line for line in said.splitlines() if not line.startswith(library)] or [""]
         is_clear = code in (1, 2) and all(line.startswith("cllm: ") for line in lines)
         if not is_clear or not any(mark in lines[-1] for mark in ("/", "--", "memory")):
             raise Bad("unclear", f"{session.name} ended with {code}: {said[-500:]}")

@@ -74,7 +74,7 @@ pub fn encode(
                     Err(e) => {
                         return Err(Error::failure(format!(
                             "cannot start a thread to encode the data (--data): {e}; allow more threads, or \
-                             more memory"
+                             more memory (ulimit -u, -v)"
                         )));
                     }
                 }

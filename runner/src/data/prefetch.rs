@@ -166,8 +166,12 @@ pub fn with_loader<R>(
     thread::scope(|scope| {
         let builder = thread::Builder::new().name(THREAD.to_owned());
         let thread = builder.spawn_scoped(scope, move || loader.run(batches, fill));
-        let thread =
-            thread.map_err(|e| Error::failure(format!("cannot start the thread {THREAD}: {e}")))?;
+        let thread = thread.map_err(|e| {
+            Error::failure(format!(
+                "cannot start the thread {THREAD}: {e}; allow more threads, or more memory \
+                 (ulimit -u, -v)"
+            ))
+        })?;
         let loader = Some(thread);
         body(Prefetch { full, free, ready, room: wake, signals, loader, waited: 0.0 })
     })

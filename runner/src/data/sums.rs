@@ -208,7 +208,7 @@ impl Blocks {
             file.seek(SeekFrom::Start(first)).and_then(|_| file.read_exact(&mut self.bytes[..len]));
         read.map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => self.damaged(&format!(
-                "truncated while it was read: it has no {} bytes any more",
+                "truncated while it was read: it has less than {} bytes now",
                 first + len as u64
             )),
             _ => Error::io("read the token shard", &self.path, &error),

@@ -85,8 +85,14 @@ impl Stop {
             }
         };
         // For the life of the program.
-        let named = thread::Builder::new().name("cllm-signals".to_owned());
-        named.spawn(listen).map(|_| ()).map_err(cannot)
+        const THREAD: &str = "cllm-signals";
+        let thread = thread::Builder::new().name(THREAD.to_owned()).spawn(listen);
+        thread.map(|_| ()).map_err(|e| {
+            Error::failure(format!(
+                "cannot start the thread {THREAD}: {e}; allow more threads, or more memory \
+                 (ulimit -u, -v)"
+            ))
+        })
     }
 
     /// Makes writing beyond the largest file that the system allows (`ulimit -f`) an error like any other,
