@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import faults_kinds as kinds  # noqa: E402
 import faults_run as runs  # noqa: E402
-from faults_run import BAD, CASES, Bad, Run, Session  # noqa: E402
+from faults_run import BAD, CASES, Bad, Run, Session, content  # noqa: E402
 
 CLLM, WORK = os.path.abspath(sys.argv[1]), Path(sys.argv[2]).resolve()
 FAULTS = int(sys.argv[3]) if len(sys.argv) > 3 else 1000
@@ -51,15 +51,16 @@ def make_good(at: Path) -> None:
 def undisturbed(name: str) -> dict:
     """Trains to the end: the weights of each step that is saved, those of the end, and how long it takes."""
     run = Run(CLLM, WORK, WORK / "reference" / name, name, {})
-    begin = time.monotonic()
     session = Session(run, "reference", keep=100_000)
+    begin, left = time.monotonic(), session.left
     code = session.wait()
     if code != 0:
         sys.exit(f"{name}: an undisturbed run ends with {code}: {session.said()}")
-    seconds = time.monotonic() - begin
+    # Without the time in which somebody has stopped it.
+    seconds = min(time.monotonic() - begin, left - session.left + 0.5)
     known = {"sha": run.done(), "seconds": seconds, "sums": {}, "memory": session.peak()}
     for path in run.checkpoints():
-        step, sums = kinds.content(path.read_bytes())
+        step, sums = content(path.read_bytes())
         known["sums"][step] = sums
     return known
 
@@ -84,7 +85,7 @@ def disturbed(job: tuple) -> dict:
             if ended is None:
                 run.log("the run was over before")
                 break
-            faults.append([kind.name, ended])
+            faults.append(list(ended))
             if run.done():
                 break
         run.finish()

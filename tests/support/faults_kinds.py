@@ -5,38 +5,11 @@ import random
 import resource
 import shutil
 import signal
-import zlib
 from pathlib import Path
 
-from faults_run import Bad, Run, Session
+from faults_run import Bad, Run, Session, content
 
 KB = 1 << 10
-
-
-def content(whole: bytes) -> tuple:
-    """The step of a checkpoint and the checksums of its weights and moments; ValueError if it is not whole."""
-    def take(at: int, size: int) -> int:
-        if at + size > len(whole):
-            raise ValueError("truncated")
-        return int.from_bytes(whole[at : at + size], "little")
-
-    if whole[:8] != b"CLLMCKPT":
-        raise ValueError("no checkpoint")
-    length = take(12, 4)
-    if zlib.crc32(whole[16 : 16 + length]) != take(16 + length, 4):
-        raise ValueError("its header has another checksum")
-    at, sums, tag = 20 + length, {}, b""
-    while tag != b"end ":
-        tag, size = whole[at : at + 4], take(at + 8, 8)
-        if zlib.crc32(whole[at : at + 16 + size]) != take(at + 16 + size, 4):
-            raise ValueError(f"its {tag} has another checksum")
-        if tag != b"meta":
-            sums[tag.decode()] = take(at + 16 + size, 4)
-        at += 20 + size
-    if at != len(whole):
-        raise ValueError("there is more behind it")
-    # Updates, behind six sizes, two flags and the seed.
-    return take(16 + 9 * 8, 8), sums
 
 
 class Kind:
@@ -46,8 +19,8 @@ class Kind:
         return True
 
     def inflict(self, run: Run, rng: random.Random):
-        """Does it to a session: `went on`, `resumed` after an error and its cause was mended, or None if the
-        session was over before."""
+        """Does it to a session: what was done, and how it ended (`went on`, or `resumed` after an error whose cause
+        was mended); None if the session was over before."""
         raise NotImplementedError
 
 
@@ -61,7 +34,7 @@ class Kill(Kind):
         session.send(signal.SIGKILL)
         run.judge(session, session.wait(), (-signal.SIGKILL,))
         run.verify()
-        return "went on"
+        return self.name, "went on"
 
 
 class KillInWrite(Kill):
@@ -83,7 +56,7 @@ class Ask(Kind):
         # Before it watches for signals they end it as any program.
         run.judge(session, session.wait(), (130, -number))
         run.verify()
-        return "went on"
+        return self.name, "went on"
 
 
 class Pause(Kind):
@@ -106,7 +79,7 @@ class Pause(Kind):
             session.send(signal.SIGKILL)
         run.judge(session, session.wait(), (-signal.SIGKILL,))
         run.verify()
-        return "went on"
+        return self.name, "went on"
 
 
 class Threads(Kind):
@@ -124,7 +97,7 @@ class Threads(Kind):
         session.send(signal.SIGKILL)
         run.judge(session, session.wait(), (-signal.SIGKILL,))
         run.verify()
-        return "went on"
+        return self.name, "went on"
 
 
 def over(run: Run, session: Session):
@@ -164,16 +137,16 @@ class Lasting(Kind):
             self.check(run)
             if not live:
                 # There was nothing to do it to yet.
-                return "went on"
+                return Kill.name, "went on"
         elif not self.do(run, None, what):
-            return Kill().inflict(run, rng) and "went on"
+            return Kill().inflict(run, rng)
         if ended != ["done"] and (not live or stays):
             session = Session(run, f"{self.name}, which stays", self.limits(run, what))
             ended.append(run.judge(session, session.wait()))
             self.check(run, session)
         self.mend(run, "stopped" in ended)
         run.verify()
-        return "resumed" if "stopped" in ended else "went on"
+        return self.name, "resumed" if "stopped" in ended else "went on"
 
     def check(self, run: Run, session=None) -> None:
         run.verify()
@@ -335,13 +308,8 @@ class Checkpoints(Lasting):
     def mend(self, run, was_refused):
         for path, whole in self.before.items():
             # A run goes on without; what it cannot do without is put back.
-            if path.name == "base.cllm" or was_refused and path.exists() and is_forgiven(run, path):
+            if path.name == "base.cllm" or was_refused and path.exists() and run.is_forgiven(path):
                 path.write_bytes(whole)
-
-
-def is_forgiven(run: Run, path: Path) -> bool:
-    import hashlib
-    return hashlib.sha256(path.read_bytes()).hexdigest() in run.damaged
 
 
 def step_of(path: Path) -> int:
