@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -113,11 +114,13 @@ def main() -> None:
     for name, known in references.items():
         print(f"  {name:<28} {known['seconds']:5.1f} s undisturbed, {len(known['sums'])} checkpoints, {known['sha'][:16]}")
     numbers = iter([int(only)]) if only else iter(range(1 << 30))
-    reports, count, told = [], 0, 0
+    reports, count, told, asked = [], 0, 0, []
+    # Asked to end, it ends the runs that have begun, and says what became of them.
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     with multiprocessing.Pool(jobs, maxtasksperchild=20) as pool:
         running = []
-        while running or count < FAULTS:
-            while len(running) < jobs and count < FAULTS:
+        while running or (count < FAULTS and not asked):
+            while len(running) < jobs and count < FAULTS and not asked:
                 number = next(numbers, None)
                 if number is None:
                     break
