@@ -135,10 +135,12 @@ class Run:
         root.mkdir(parents=True)
         self.here = root / "disk"
         self.here.mkdir()
-        # Half of the runs are on a small disk in memory, the others write to a real one.
-        self.is_small = bool(rng and SMALL_DISKS and rng.random() < 0.5)
+        # Half of the runs are on a small disk in memory, the others write to a real one. One that is not disturbed
+        # keeps all of its checkpoints.
+        self.is_small = SMALL_DISKS and (not rng or rng.random() < 0.5)
         if self.is_small:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", self.here], check=True)
+            size = DISK if rng else 16 * DISK
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.here], check=True)
         for entry in (work / "good").iterdir():
             copy = shutil.copytree if entry.is_dir() else shutil.copy2
             copy(entry, self.here / entry.name)
