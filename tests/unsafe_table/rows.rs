@@ -213,14 +213,13 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     Row::new(
-        "core/src/engine/sliced.rs",
+        "core/src/engine/{sliced,alone,stepwise}.rs",
         "the same on the caller's thread",
-        &["tests/slices.rs::slices_of_any_size_give_the_bits_of_whole_steps"],
-    ),
-    Row::new(
-        "core/src/engine/alone.rs",
-        "and where there are no workers",
-        &["benches/code_size.sh"],
+        &[
+            "tests/slices.rs::slices_of_any_size_give_the_bits_of_whole_steps",
+            "benches/code_size.sh",
+            "tests/origin.rs::the_first_gradient_that_overflows_is_named",
+        ],
     ),
     Row::new(
         "core/src/step/{mod,forward,product,head_norm}.rs",
@@ -294,6 +293,13 @@ pub(crate) const ROWS: &[Row] = &[
         "runner/src/files.rs",
         "mapping files that must not change",
         &["runner/src/data/shard.rs::both_layouts_come_back"],
+    ),
+    Row::new(
+        "runner/src/last_words.rs",
+        "a handler of signals that says which file failed",
+        &[
+            "runner/tests/train_process.rs::a_shard_that_is_cut_or_changed_while_a_run_reads_it_is_named",
+        ],
     ),
     Row::new(
         "tests/support/counting.rs",
