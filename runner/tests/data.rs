@@ -99,8 +99,11 @@ fn the_folder_is_current_until_something_changes() {
     fs::write(out.join(META_FILE), meta).unwrap();
     assert!(is_current(&request, &Tokenizer::Bytes));
 
+    prepare::refuse_missing(&out).unwrap();
     fs::remove_file(out.join("val_000000.bin")).unwrap();
     assert!(!is_current(&request, &Tokenizer::Bytes), "a shard is missing");
+    let message = prepare::refuse_missing(&out).unwrap_err().to_string();
+    assert!(message.contains("out: ") && message.contains("called val"), "{message}");
     prepare(&request, &Tokenizer::Bytes, &out).unwrap();
     fs::write(dir.path().join("a.txt"), "changed length").unwrap();
     assert!(!is_current(&request, &Tokenizer::Bytes), "a source has changed");

@@ -210,7 +210,7 @@ class Memory(Lasting):
             now = session.status("VmSize" if self.which == resource.RLIMIT_AS else "VmData")
         except OSError:
             return False
-        if now < 24 << 20 and self.which == resource.RLIMIT_AS:
+        if now < (24 << 20 if self.which == resource.RLIMIT_AS else 4 << 20):
             return False
         run.log(f"{now} bytes in use and {more} more allowed, at step {run.step()}")
         return limit(session, self.which, max(0, now + more))
@@ -306,9 +306,10 @@ class Checkpoints(Lasting):
             raise Bad("unclear", f"{self.must_be_named} is damaged, and not named: {session.said()[-300:]}")
 
     def mend(self, run, was_refused):
+        is_needed = was_refused or run.newest() < 0
         for path, whole in self.before.items():
             # A run goes on without; what it cannot do without is put back.
-            if path.name == "base.cllm" or was_refused and path.exists() and run.is_forgiven(path):
+            if path.name == "base.cllm" or is_needed and path.exists() and run.is_forgiven(path):
                 path.write_bytes(whole)
 
 

@@ -51,12 +51,12 @@ enum Status {
 /// Runs the program: parses `args`, does what they say, prints errors.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     output::quiet_panics();
+    // First of all: memory may be short from the beginning.
+    let prepared = last_words::prepare();
     let args = usage::normalise(args);
     // A panic is a mistake of this program. It has printed its line already.
     let result = std::panic::catch_unwind(|| match args::from_args(args) {
-        Ok(cli) => Stop::outlive_large_files()
-            .and_then(|()| last_words::prepare())
-            .and_then(|()| run(cli.command)),
+        Ok(cli) => Stop::outlive_large_files().and(prepared).and_then(|()| run(cli.command)),
         Err(error) => explain(&error),
     });
     match result {

@@ -320,6 +320,27 @@ pub fn is_whole(dir: &Path) -> bool {
     })
 }
 
+/// Refuses a folder that was finished with more tokens than its shards have now: one was lost, or its first bytes
+/// are not those of a shard any more. A run would train on the rest, and nothing would tell.
+///
+/// # Errors
+/// Names the folder, and what to do; a shard that cannot be opened.
+pub fn refuse_missing(dir: &Path) -> Result<()> {
+    let Some(meta) = Meta::load(dir).filter(Meta::is_complete) else { return Ok(()) };
+    for (split, tokens) in [("train", meta.train_tokens), ("val", meta.val_tokens)] {
+        let paths = find_shards(dir, split)?;
+        let held = if paths.is_empty() { 0 } else { TokenStream::open(&paths)?.len() };
+        if held < tokens {
+            return Err(Error::failure(format!(
+                "{}: by its {META_FILE} it has {tokens} tokens in shards called {split}, but there are {held}: one \
+                 is missing or damaged; put it back, or name the shards that are wanted (--data)",
+                dir.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Marks what [`prepare`] has made as not finished: it was made of the wrong text.
 pub fn spoil(dir: &Path) {
     if let Some(meta) = Meta::load(dir) {

@@ -498,6 +498,9 @@ fn shards(
         )));
     };
     let beside = first.with_file_name(tokenizer::FILE_NAME);
+    for dir in settings.data.iter().chain(&settings.val_data).map(Path::new) {
+        prepare::refuse_missing(dir)?;
+    }
     let saved = folder.dir().join(tokenizer::FILE_NAME);
     let tokenizer = match &settings.tokenizer {
         // Where it came from may be gone.
