@@ -47,3 +47,22 @@ fn files_stay_about_one_idea() {
     }
     assert!(checked > 3, "the house looks empty: {checked} files");
 }
+
+#[test]
+fn nothing_starts_another_program() {
+    let mut checked = 0;
+    for crate_dir in ["kernels", "core", "tokens", "runner", "capi"] {
+        for path in sources(&root().join(crate_dir).join("src")) {
+            let text = fs::read_to_string(&path).unwrap();
+            for line in text.lines() {
+                let starts = line.contains("process::") && line.contains("Command")
+                    || ["libloading", "dlopen(", "execve(", "posix_spawn("]
+                        .iter()
+                        .any(|word| line.contains(word));
+                assert!(!starts, "{}: {line}: what is read is never run", path.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 100, "{checked} files");
+}
