@@ -322,7 +322,10 @@ fn blocks_that_are_made_again_give_the_same_bits() {
         for config in with_llama(kernels, &[deep, plain]) {
             let config = ModelConfig { n_layer: 5, ..config };
             let kept = train(&config, SHAPE, kernels, Crew::of(1), 2);
-            for (workers, tiles_for) in [(1, 1), (2, 2), (3, 3), (3, 1), (2, 64)] {
+            // What is made again, and when, is the same on all sets.
+            let is_best = kernels.isa() == Isa::best();
+            let more = is_best.then_some([(1, 1), (3, 3), (3, 1)]).into_iter().flatten();
+            for (workers, tiles_for) in [(2, 2), (2, 64)].into_iter().chain(more) {
                 let crew = Crew { tiles_for, mode: Mode::Recompute, ..Crew::of(workers) };
                 let bits = train(&config, SHAPE, kernels, crew, 2);
                 assert!(bits == kept, "{kernels:?}: {crew:?} differs from keeping them");
