@@ -8,10 +8,7 @@
 # optimisation, or its training takes minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ -z "${CLLM:-}" ]; then
-    cargo build --quiet --locked --release --package cllm
-    CLLM=target/release/cllm
-fi
+. tests/support/program.sh
 work=target/chat
 rm -rf "$work"
 mkdir -p "$work"

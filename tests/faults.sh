@@ -16,10 +16,7 @@
 # decides what is done to which run. What failed stays in that folder, with the log of what was done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ -z "${CLLM:-}" ]; then
-    cargo build --quiet --locked --release --package cllm
-    CLLM=target/release/cllm
-fi
+. tests/support/program.sh
 alone=()
 for wrap in "unshare --mount" "unshare --user --map-root-user --mount"; do
     if $wrap true 2>/dev/null; then

@@ -12,8 +12,5 @@
 # a time. The damaged files of what failed are left in target/hostile/faults.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ -z "${CLLM:-}" ]; then
-    cargo build --quiet --locked --release --package cllm
-    CLLM=target/release/cllm
-fi
+. tests/support/program.sh
 exec python3 tests/support/hostile.py "$CLLM" target/hostile "$@"

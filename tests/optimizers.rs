@@ -5,27 +5,14 @@ mod support;
 
 use cllm_core::checkpoint::{Checkpoint, CheckpointError, Header, SliceSink, encode, encoded_len};
 use cllm_core::{
-    AdapterSite, AdapterSites, Adapters, Architecture, Batch, BatchShape, Blocking, Dtype, Engine,
-    Kernels, Mode, ModelConfig, Moments, Optimizer, OptimizerKind, Plan, Pool, Spin, StepError,
-    Tiling, Trainer, Worker,
+    AdapterSite, AdapterSites, Adapters, Batch, BatchShape, Blocking, Dtype, Engine, Kernels, Mode,
+    ModelConfig, Moments, Optimizer, OptimizerKind, Plan, Pool, Spin, StepError, Tiling, Trainer,
+    Worker,
 };
 use cllm_kernels::{AdamW, Dither, MOMENTS_BLOCK, Moments8};
+use support::config::ODD as CONFIG;
 use support::memory::{Memory, with_trainer};
 
-/// Tensors of more than a tile of the update, of blocks and a half of moments, and of less than one.
-const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 61,
-    block_size: 40,
-    n_layer: 2,
-    n_head: 3,
-    d_model: 24,
-    d_ff: 50,
-    bias: true,
-    tied: false,
-    dropout: 0.1,
-    norm_eps: 1e-5,
-    arch: Architecture::GPT2,
-};
 const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
 
 fn ids(n: usize, mut x: u32, vocab: usize) -> Vec<u32> {

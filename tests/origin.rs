@@ -4,24 +4,13 @@
 mod support;
 
 use cllm_core::{
-    AdapterSite, AdapterSites, Adapters, Architecture, Batch, BatchShape, BlockParam, Dtype, Isa,
-    Kernels, Mode, ModelConfig, Optimizer, Origin, Param, Plan, StepError, Tensor, Tiling, Trainer,
+    AdapterSite, AdapterSites, Adapters, Batch, BatchShape, BlockParam, Dtype, Isa, Kernels, Mode,
+    ModelConfig, Optimizer, Origin, Param, Plan, StepError, Tensor, Tiling, Trainer,
 };
+use support::config::ODD;
 use support::memory;
 
-const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 61,
-    block_size: 40,
-    n_layer: 3,
-    n_head: 3,
-    d_model: 24,
-    d_ff: 50,
-    bias: true,
-    tied: false,
-    dropout: 0.1,
-    norm_eps: 1e-5,
-    arch: Architecture::GPT2,
-};
+const CONFIG: ModelConfig = ModelConfig { n_layer: 3, ..ODD };
 /// Three row blocks, the last of which is not whole, and more than one span.
 const SHAPE: BatchShape = BatchShape { sequences: 6, tokens: 37 };
 const COUNT: usize = SHAPE.sequences * SHAPE.tokens;

@@ -22,8 +22,5 @@ if ! bash -euc ". tests/support/python.sh; . tests/support/chromium.sh; $wanted"
     exit 77
 fi
 eval "$wanted"
-if [ -z "${CLLM:-}" ]; then
-    cargo build --quiet --locked --release --package cllm
-    CLLM=target/release/cllm
-fi
+. tests/support/program.sh
 exec "$PYTHON" tests/support/report.py "$CLLM" "$CHROMIUM" "$work"

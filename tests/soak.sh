@@ -15,8 +15,5 @@
 # The run stays in target/soak.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ -z "${CLLM:-}" ]; then
-    cargo build --quiet --locked --release --package cllm
-    CLLM=target/release/cllm
-fi
+. tests/support/program.sh
 exec python3 tests/support/soak.py "$CLLM" target/soak "$@"

@@ -17,7 +17,23 @@ pub(crate) const SMALL: ModelConfig = ModelConfig {
     arch: Architecture::GPT2,
 };
 
-/// The same with squared ReLU, a head of its own, and logits that are capped where they are.
+/// Of sizes that are whole in nothing: tensors of more than a tile of the update, of blocks and a half of 8-bit
+/// moments, and of less than one.
+pub(crate) const ODD: ModelConfig = ModelConfig {
+    vocab_size: 61,
+    block_size: 40,
+    n_layer: 2,
+    n_head: 3,
+    d_model: 24,
+    d_ff: 50,
+    bias: true,
+    tied: false,
+    dropout: 0.1,
+    norm_eps: 1e-5,
+    arch: Architecture::GPT2,
+};
+
+/// [`SMALL`] with squared ReLU, a head of its own, and logits that are capped where they are.
 pub(crate) const CAPPED: ModelConfig = ModelConfig {
     tied: false,
     arch: Architecture {
