@@ -218,6 +218,7 @@ fn every_optimizer_has_the_memory_of_its_moments_and_no_more() {
                 OptimizerKind::AdamW8 => assert!((least..=most).contains(&bytes), "{bytes}"),
                 OptimizerKind::Momentum => assert_eq!(bytes, 4 * arena),
                 OptimizerKind::Sgd => assert_eq!(bytes, 0),
+                OptimizerKind::Muon => assert!(bytes > 4 * arena && bytes < 8 * arena, "{bytes}"),
             }
             every_other_line_is_used(&plan, kernels, |_| 0);
         }

@@ -5,13 +5,14 @@ mod support;
 
 use cllm_core::checkpoint::{Checkpoint, CheckpointError, Header, SliceSink, encode, encoded_len};
 use cllm_core::{
-    AdapterSite, AdapterSites, Adapters, Batch, BatchShape, Blocking, Dtype, Engine, Kernels, Mode,
-    ModelConfig, Moments, Optimizer, OptimizerKind, Plan, Pool, Spin, StepError, Tiling, Trainer,
-    Worker,
+    AdapterSite, AdapterSites, Adapters, Batch, BatchShape, BlockParam, Blocking, Dtype, Engine,
+    Kernels, Mode, ModelConfig, Moments, Optimizer, OptimizerKind, Param, Plan, Pool, Spin,
+    StepError, Tiling, Trainer, Worker,
 };
 use cllm_kernels::{AdamW, Dither, MOMENTS_BLOCK, Moments8};
-use support::config::ODD as CONFIG;
+use support::config::{LLAMA, ODD as CONFIG};
 use support::memory::{Memory, with_trainer};
+use support::muon::direction;
 
 const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
 
@@ -30,7 +31,7 @@ fn of(kind: OptimizerKind) -> Optimizer {
 /// A rate at which it learns: descent without roots of moments wants a larger one.
 fn rate(kind: OptimizerKind) -> f32 {
     match kind {
-        OptimizerKind::AdamW | OptimizerKind::AdamW8 => 1e-2,
+        OptimizerKind::AdamW | OptimizerKind::AdamW8 | OptimizerKind::Muon => 1e-2,
         OptimizerKind::Momentum => 0.05,
         OptimizerKind::Sgd => 0.5,
     }
@@ -59,7 +60,9 @@ fn bits(x: &[f32]) -> Vec<u32> {
 fn weights_follow_the_formulas_from_the_gradients() {
     const STEPS: u32 = 8;
     let mut clipped = 0;
-    for kind in [OptimizerKind::AdamW, OptimizerKind::Momentum, OptimizerKind::Sgd] {
+    let kinds =
+        [OptimizerKind::AdamW, OptimizerKind::Momentum, OptimizerKind::Sgd, OptimizerKind::Muon];
+    for kind in kinds {
         let (plan, lr) = (plan(kind, Kernels::scalar()), rate(kind));
         let settings = Optimizer { grad_clip: Some(0.1), ..of(kind) };
         with_trainer(&plan, Kernels::scalar(), 9, |trainer| {
@@ -74,6 +77,11 @@ fn weights_follow_the_formulas_from_the_gradients() {
                 let (momentum, lr) = (f64::from(settings.momentum), f64::from(lr));
                 let t = number as i32 + 1;
                 for spec in plan.table().iter() {
+                    let of_block = |param: Param| matches!(param, Param::Block(..)) && spec.decay;
+                    // Those matrices have a test of their own.
+                    if kind == OptimizerKind::Muon && of_block(spec.param) {
+                        continue;
+                    }
                     let decay = if spec.decay { f64::from(settings.weight_decay) } else { 0.0 };
                     for i in spec.range() {
                         let g = grads[i] * f64::from(scale);
@@ -106,6 +114,69 @@ fn weights_follow_the_formulas_from_the_gradients() {
         });
     }
     assert!(clipped > 10, "the clip bit {clipped} times");
+}
+
+/// Matrices that lie side by side in one tensor have directions of their own; tables and vectors are AdamW's.
+#[test]
+fn muon_follows_its_formulas_from_the_gradients() {
+    let gated = ModelConfig { dropout: 0.0, d_ff: 40, ..LLAMA };
+    for config in [CONFIG, gated] {
+        let kind = OptimizerKind::Muon;
+        let kernels = Kernels::scalar();
+        let plan = Plan::new(&config, SHAPE, 1, Mode::Train, kernels).unwrap().with_optimizer(kind);
+        let settings = Optimizer { grad_clip: Some(0.1), momentum: 0.9, ..of(kind) };
+        let lr = 1e-2;
+        let mut parts_seen = 0;
+        with_trainer(&plan, kernels, 9, |trainer| {
+            let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+            let mut momentum = vec![0.0; trainer.parameters().len()];
+            for number in 0..4 {
+                let before = wide(trainer.parameters());
+                let scale = f64::from(step(trainer, &settings, lr, number));
+                let (after, grads) = (wide(trainer.parameters()), wide(trainer.gradients()));
+                for spec in plan.table().iter() {
+                    let (rows, all) = (spec.rows, spec.cols);
+                    let widths = match spec.param {
+                        Param::Block(_, BlockParam::Qkv) => {
+                            vec![config.query_width(), config.kv_width(), config.kv_width()]
+                        }
+                        Param::Block(_, BlockParam::Fc) if all == 2 * config.d_ff => {
+                            vec![config.d_ff; 2]
+                        }
+                        Param::Block(
+                            _,
+                            BlockParam::Fc | BlockParam::AttnOut | BlockParam::MlpOut,
+                        ) => vec![all],
+                        _ => continue,
+                    };
+                    let mut first = 0;
+                    for cols in widths {
+                        let places: Vec<usize> = (0..rows * cols)
+                            .map(|i| spec.offset + i / cols * all + first + i % cols)
+                            .collect();
+                        let u: Vec<f64> = places
+                            .iter()
+                            .map(|&at| {
+                                momentum[at] = 0.9 * momentum[at] + scale * grads[at];
+                                0.9 * momentum[at] + scale * grads[at]
+                            })
+                            .collect();
+                        let lr = f64::from(lr);
+                        let step = lr * 0.2 * (rows.max(cols) as f64).sqrt();
+                        for (x, at) in direction(&u, rows, cols).into_iter().zip(places) {
+                            let wanted = before[at] * (1.0 - lr * 0.1) - step * x;
+                            let off = (after[at] - wanted).abs();
+                            assert!(off < 2e-6, "step {number} {}: {off}", spec.name());
+                        }
+                        first += cols;
+                        parts_seen += 1;
+                    }
+                    assert_eq!(first, all);
+                }
+            }
+        });
+        assert_eq!(parts_seen, 4 * config.n_layer * if config.arch == LLAMA.arch { 7 } else { 6 });
+    }
 }
 
 /// A tensor as one piece, with the blocks and the dither that its place in the arena says.
@@ -199,6 +270,7 @@ fn train(plan: &Plan, kernels: &'static Kernels, workers: usize) -> Vec<u32> {
             }
             Moments::Momentum(moments) => all.extend(bits(moments)),
             Moments::Sgd => {}
+            Moments::Muon { first, second } => all.extend(bits(first).iter().chain(&bits(second))),
         }
         engine.close(&Spin);
         all
@@ -340,7 +412,7 @@ fn all_of_them_learn_and_eight_bits_as_well_as_thirty_two() {
         let plan = Plan::new(&config, shape, 1, Mode::Train, kernels).unwrap().with_optimizer(kind);
         // Decay goes by the rate, and the rates of gradient descent are hundreds of times higher.
         let (highest, weight_decay) = match kind {
-            OptimizerKind::AdamW | OptimizerKind::AdamW8 => (3e-3, 0.1),
+            OptimizerKind::AdamW | OptimizerKind::AdamW8 | OptimizerKind::Muon => (3e-3, 0.1),
             OptimizerKind::Momentum => (0.1, 1e-3),
             OptimizerKind::Sgd => (1.0, 1e-3),
         };
@@ -370,9 +442,11 @@ fn all_of_them_learn_and_eight_bits_as_well_as_thirty_two() {
         assert!(full < 0.3 * first, "{full} of {first}");
         assert!((eight / full - 1.0).abs() < 0.03, "beta2 {beta2}: {eight} instead of {full}");
     }
-    for kind in [OptimizerKind::Momentum, OptimizerKind::Sgd] {
+    let kinds =
+        [(OptimizerKind::Momentum, 0.7), (OptimizerKind::Sgd, 0.7), (OptimizerKind::Muon, 0.3)];
+    for (kind, share) in kinds {
         let (loss, bytes) = loss_of(kind, 0.95);
         println!("{kind}: {loss:.4} with {bytes:.3} of {first:.4}");
-        assert!(loss < 0.7 * first, "{kind}: {loss} of {first}");
+        assert!(loss < share * first, "{kind}: {loss} of {first}");
     }
 }

@@ -141,6 +141,8 @@ typedef enum CllmUpdater {
   CLLM_UPDATER_MOMENTUM = 2,
   // Gradient descent: nothing.
   CLLM_UPDATER_SGD = 3,
+  // Muon for matrices of blocks, 4 bytes; AdamW for the rest.
+  CLLM_UPDATER_MUON = 4,
 } CllmUpdater;
 
 // A model that continues texts: a handle.
@@ -223,7 +225,7 @@ typedef struct CllmOptimizer {
   float beta2;
   // Added to the root of the second moment.
   float eps;
-  // What is left of the sum of gradients in a step with momentum.
+  // What is left of the sum of gradients in a step with momentum: 0.9 by default; Muon's is 0.95, as a rule.
   float momentum;
   // Decoupled decay of matrices.
   float weight_decay;

@@ -108,6 +108,8 @@ pub enum CllmUpdater {
     Momentum = 2,
     /// Gradient descent: nothing.
     Sgd = 3,
+    /// Muon for matrices of blocks, 4 bytes; AdamW for the rest.
+    Muon = 4,
 }
 
 /// What a trainer is planned for.
@@ -268,8 +270,8 @@ pub(crate) unsafe fn planned(
     const { assert!(size_of::<RawPlan>() == size_of::<CllmPlan>()) };
     // In the order of C's numbers.
     const {
-        use OptimizerKind::{AdamW, AdamW8, Momentum, Sgd};
-        assert!(matches!(OptimizerKind::ALL, [AdamW, AdamW8, Momentum, Sgd]));
+        use OptimizerKind::{AdamW, AdamW8, Momentum, Muon, Sgd};
+        assert!(matches!(OptimizerKind::ALL, [AdamW, AdamW8, Momentum, Sgd, Muon]));
     }
     // SAFETY: the caller's promise; of booleans too, which C's own are.
     let config = unsafe { read(model, "model") }?.config();

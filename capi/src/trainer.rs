@@ -84,7 +84,7 @@ pub struct CllmOptimizer {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// What is left of the sum of gradients in a step with momentum.
+    /// What is left of the sum of gradients in a step with momentum: 0.9 by default; Muon's is 0.95, as a rule.
     pub momentum: f32,
     /// Decoupled decay of matrices.
     pub weight_decay: f32,

@@ -96,6 +96,7 @@ mod line;
 mod memory;
 mod message;
 mod moments;
+mod muon;
 mod optimizer;
 mod params;
 mod plan;

@@ -27,6 +27,13 @@ pub enum Moments<'a> {
     Momentum(&'a [f32]),
     /// Of [`OptimizerKind::Sgd`], which remembers nothing.
     Sgd,
+    /// Of [`OptimizerKind::Muon`].
+    Muon {
+        /// Sums of gradients of matrices of blocks, means of gradients of other tensors: an arena.
+        first: &'a [f32],
+        /// Means of squares of the others: an arena without those matrices.
+        second: &'a [f32],
+    },
 }
 
 /// As [`Moments`], to write.
@@ -52,6 +59,13 @@ pub enum MomentsMut<'a> {
     Momentum(&'a mut [f32]),
     /// Of [`OptimizerKind::Sgd`].
     Sgd,
+    /// Of [`OptimizerKind::Muon`].
+    Muon {
+        /// Sums of gradients of matrices of blocks, means of gradients of other tensors.
+        first: &'a mut [f32],
+        /// Means of squares of the others.
+        second: &'a mut [f32],
+    },
 }
 
 impl Moments<'_> {
@@ -63,6 +77,7 @@ impl Moments<'_> {
             Self::AdamW8 { .. } => OptimizerKind::AdamW8,
             Self::Momentum(_) => OptimizerKind::Momentum,
             Self::Sgd => OptimizerKind::Sgd,
+            Self::Muon { .. } => OptimizerKind::Muon,
         }
     }
 }
@@ -76,6 +91,7 @@ impl MomentsMut<'_> {
             Self::AdamW8 { .. } => OptimizerKind::AdamW8,
             Self::Momentum(_) => OptimizerKind::Momentum,
             Self::Sgd => OptimizerKind::Sgd,
+            Self::Muon { .. } => OptimizerKind::Muon,
         }
     }
 }

@@ -18,11 +18,15 @@ pub enum OptimizerKind {
     Momentum,
     /// Gradient descent: nothing.
     Sgd,
+    /// Muon for the matrices of blocks (Jordan et al., 2024): a sum of gradients, 4 bytes, of which all singular
+    /// values are brought near 1. AdamW for all else. The rate is one for both: Muon's steps are as long as
+    /// AdamW's usually are (Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2).
+    Muon,
 }
 
 impl OptimizerKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::AdamW, Self::AdamW8, Self::Momentum, Self::Sgd];
+    pub const ALL: [Self; 5] = [Self::AdamW, Self::AdamW8, Self::Momentum, Self::Sgd, Self::Muon];
 
     /// The name that `--optimizer` takes.
     #[must_use]
@@ -32,6 +36,17 @@ impl OptimizerKind {
             Self::AdamW8 => "adamw8",
             Self::Momentum => "momentum",
             Self::Sgd => "sgd",
+            Self::Muon => "muon",
+        }
+    }
+
+    /// What is usually left of its sum of gradients in a step; `None` if it has none.
+    #[must_use]
+    pub const fn usual_momentum(self) -> Option<f32> {
+        match self {
+            Self::Momentum => Some(0.9),
+            Self::Muon => Some(0.95),
+            Self::AdamW | Self::AdamW8 | Self::Sgd => None,
         }
     }
 }
@@ -48,7 +63,7 @@ pub struct UnknownOptimizer;
 
 impl fmt::Display for UnknownOptimizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an optimizer: use adamw, adamw8, momentum or sgd")
+        f.write_str("not an optimizer: use adamw, adamw8, momentum, sgd or muon")
     }
 }
 
@@ -73,7 +88,8 @@ pub struct Optimizer {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// What is left of the sum of gradients in a step of [`OptimizerKind::Momentum`].
+    /// What is left of the sum of gradients in a step of [`OptimizerKind::Momentum`] or
+    /// [`OptimizerKind::Muon`].
     pub momentum: f32,
     /// Decoupled decay of matrices; norms and biases never decay.
     pub weight_decay: f32,
@@ -149,6 +165,7 @@ impl Optimizer {
             OptimizerKind::AdamW8 => Rule::AdamW8(self.adamw(lr, updates), updates),
             OptimizerKind::Momentum => Rule::Momentum(sgd, self.momentum),
             OptimizerKind::Sgd => Rule::Sgd(sgd),
+            OptimizerKind::Muon => Rule::Muon(self.adamw(lr, updates), self.momentum),
         }
     }
 
@@ -175,6 +192,8 @@ pub(crate) enum Rule {
     AdamW8(AdamW, u64),
     Momentum(Sgd, f32),
     Sgd(Sgd),
+    /// AdamW for what is not Muon's, and Muon's momentum.
+    Muon(AdamW, f32),
 }
 
 impl Rule {

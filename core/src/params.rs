@@ -366,6 +366,12 @@ impl ParamTable {
         self.count
     }
 
+    /// The model's sizes and parts.
+    #[must_use]
+    pub(crate) const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
     /// Number of trained values, padding excluded.
     #[must_use]
     pub const fn parameters(&self) -> usize {

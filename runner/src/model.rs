@@ -265,7 +265,8 @@ pub fn schedule(settings: &TrainSettings) -> Result<Schedule> {
 pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
     let TrainSettings { beta1, beta2, adam_eps, weight_decay, grad_clip, .. } = *settings;
     let kind = settings.optimizer;
-    let momentum = settings.momentum.unwrap_or(Optimizer::default().momentum);
+    let momentum = settings.momentum.or(settings.optimizer.usual_momentum());
+    let momentum = momentum.unwrap_or(Optimizer::default().momentum);
     for (flag, beta) in [("--beta1", beta1), ("--beta2", beta2), ("--momentum", momentum)] {
         if !(0.0..1.0).contains(&beta) {
             return Err(Error::usage(format!("{flag} {beta}: it must be at least 0 and below 1")));

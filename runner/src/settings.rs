@@ -160,6 +160,9 @@ pub struct TrainSettings {
     /// Norms of each head of queries and keys.
     #[serde(default)]
     pub qk_norm: bool,
+    /// What blocks add to their inputs, and the logits of an output projection of its own, are zeros at first.
+    #[serde(default)]
+    pub zero_init: bool,
     /// The most tokens that a query sees; `None` is all of its sequence.
     #[serde(default)]
     pub window: Option<usize>,
@@ -202,8 +205,8 @@ pub struct TrainSettings {
     /// How weights follow from gradients, and what is remembered for it.
     #[serde(default, with = "optimizer_name")]
     pub optimizer: OptimizerKind,
-    /// What is left of the sum of gradients in a step of [`OptimizerKind::Momentum`], which alone has one;
-    /// `None` is 0.9.
+    /// What is left of the sum of gradients in a step of an optimizer that has a momentum; `None` is
+    /// [`OptimizerKind::usual_momentum`].
     #[serde(default)]
     pub momentum: Option<f32>,
     /// AdamW's decay of the first moment.

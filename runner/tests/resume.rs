@@ -208,12 +208,12 @@ fn a_run_of_the_llama_family_goes_on_with_the_same_bits() {
     assert!(last < first - 0.2, "{first} to {last}: nothing is learned");
 }
 
-/// Its checkpoints are of the fourth version.
 #[test]
-fn a_run_with_capped_logits_and_squared_relu_goes_on_with_the_same_bits() {
+fn a_run_with_the_parts_of_newer_recipes_goes_on_with_the_same_bits() {
     let later = |dir: &Path| TrainSettings {
         activation: ActivationChoice::Relu2,
         logit_softcap: 3.0,
+        zero_init: true,
         ..settings(dir)
     };
     let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());

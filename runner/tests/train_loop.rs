@@ -15,6 +15,24 @@ use cllm_core::Dtype;
 use support::{checkpoints, course, events, metrics, names, settings, sha, train, undisturbed};
 
 #[test]
+fn logits_that_begin_as_zeros_know_nothing_and_learn() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = TrainSettings {
+        max_steps: 60,
+        zero_init: true,
+        tied: false,
+        dropout: 0.0,
+        ..settings(dir.path())
+    };
+    assert_eq!(train(&settings), Ok(Outcome::Finished));
+    let steps = events(&settings, "step");
+    let loss = |i: usize| steps[i]["loss"].as_f64().unwrap();
+    // To the rounding of a sum of floats: small random numbers would be some hundredths off.
+    assert!((loss(0) - 257_f64.ln()).abs() < 1e-5, "{}", loss(0));
+    assert!(loss(59) < 3.2, "{}", loss(59));
+}
+
+#[test]
 fn a_run_lowers_the_loss_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let settings = TrainSettings {

@@ -6,5 +6,6 @@ pub(crate) mod config;
 pub(crate) mod counting;
 pub(crate) mod golden;
 pub(crate) mod memory;
+pub(crate) mod muon;
 pub(crate) mod reference_model;
 pub(crate) mod tables;

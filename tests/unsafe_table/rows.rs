@@ -237,7 +237,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["tests/adapters.rs::any_tiles_workers_packing_and_recomputation_give_the_same_bits"],
     ),
     Row::new(
-        "core/src/step/update.rs",
+        "core/src/step/{update,muon}.rs",
         "and of weights and moments",
         &["tests/optimizers.rs::workers_and_tiles_do_not_change_a_bit"],
     ),

@@ -10,6 +10,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::moments::{MomentsMut, blocks, first_block};
 use crate::optimizer::OptimizerKind;
 use core::fmt;
+use core::ops::Range;
 
 /// Why bytes are not a usable checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -292,17 +293,16 @@ impl<'a> Checkpoint<'a> {
             }
             MomentsMut::Momentum(moments) => self.read(a, moments),
             MomentsMut::Sgd => {}
+            MomentsMut::Muon { first, second } => {
+                self.read(a, first);
+                read(b, self.table.second_ranges(), second);
+            }
         }
         Ok(())
     }
 
     fn read(&self, bytes: &[u8], arena: &mut [f32]) {
-        let mut values = values(bytes);
-        for range in self.table.ranges() {
-            for (to, value) in arena[range].iter_mut().zip(&mut values) {
-                *to = value;
-            }
-        }
+        read(bytes, self.table.ranges(), arena);
     }
 
     fn read_codes(&self, mut bytes: &[u8], arena: &mut [u8]) {
@@ -310,6 +310,16 @@ impl<'a> Checkpoint<'a> {
             let (of_tensor, rest) = bytes.split_at(range.len());
             arena[range].copy_from_slice(of_tensor);
             bytes = rest;
+        }
+    }
+}
+
+/// Copies a section into these ranges of an arena.
+fn read(bytes: &[u8], ranges: impl Iterator<Item = Range<usize>>, arena: &mut [f32]) {
+    let mut values = values(bytes);
+    for range in ranges {
+        for (to, value) in arena[range].iter_mut().zip(&mut values) {
+            *to = value;
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::moments::{Moments, blocks, first_block};
 use crate::optimizer::OptimizerKind;
 use core::fmt;
+use core::ops::Range;
 use crc32fast::Hasher;
 
 /// Where an encoder's bytes go: a slice here, a file in the runner.
@@ -173,6 +174,10 @@ pub fn encode<S: Sink>(
             tensors(sink, MOMENTS1, &table, first)?;
             tensors(sink, MOMENTS2, &table, second)?;
         }
+        Some(Moments::Muon { first, second }) => {
+            tensors(sink, MOMENTS1, &table, first)?;
+            values(sink, MOMENTS2, table.second_values(), table.second_ranges(), second)?;
+        }
         Some(Moments::AdamW8 { first, second, scales: all }) => {
             codes(sink, MOMENTS1, &table, first)?;
             codes(sink, MOMENTS2, &table, second)?;
@@ -322,8 +327,19 @@ fn tensors<S: Sink>(
     table: &Tensors,
     arena: &[f32],
 ) -> Result<(), S::Error> {
-    let mut section = Section::start(sink, tag, table.values() * 4)?;
-    for range in table.ranges() {
+    values(sink, tag, table.values(), table.ranges(), arena)
+}
+
+/// A section of so many floats, of these ranges of an arena.
+fn values<S: Sink>(
+    sink: &mut S,
+    tag: [u8; 4],
+    count: usize,
+    ranges: impl Iterator<Item = Range<usize>>,
+    arena: &[f32],
+) -> Result<(), S::Error> {
+    let mut section = Section::start(sink, tag, count * 4)?;
+    for range in ranges {
         section.values(&arena[range])?;
     }
     section.end()

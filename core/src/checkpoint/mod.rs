@@ -7,16 +7,16 @@
 //! magic    8  "CLLMCKPT"
 //! version  4  1 for GPT-2's architecture, 2 for any other, 3 for adapters of any; 4 for what has a part
 //!             that programs before it do not know, and for its adapters; 5 with the moments of another
-//!             optimizer than AdamW
+//!             optimizer than AdamW, 6 with Muon's
 //! length   4  bytes of the header that follows
 //! header      the config and counters (see `HEADER_LEN`), from version 2 on the architecture
 //!             (`ARCH_LEN`), from version 3 on the adapters (`ADAPTERS_LEN`; of zeros in a model of
-//!             later versions), from version 4 on `LATER_LEN`, in version 5 `OPTIMIZER_LEN`, then its
+//!             later versions), from version 4 on `LATER_LEN`, from 5 on `OPTIMIZER_LEN`, then its
 //!             CRC-32
 //! section*    tag 4, zero 4, length 8, payload, CRC-32 of tag..payload
 //!             "meta" the caller's bytes; "parm" weights; "mom1", "mom2" moments, of which momentum has
 //!             the first alone and plain descent none; of moments in 8 bits codes of a byte, and "scal"
-//!             two scales for each 64 elements of a tensor
+//!             two scales for each 64 elements of a tensor; Muon's "mom2" are without the matrices of blocks
 //! section     "end " of length 0
 //! ```
 //! A checkpoint of adapters has no weights of the model that they stand beside: weights and moments are
@@ -35,9 +35,11 @@ pub use encode::{Sink, SliceFull, SliceSink, encode, encode_weights, encoded_len
 use crate::adapter::{AdapterTable, Adapters};
 use crate::architecture::{Activation, Architecture};
 use crate::config::ModelConfig;
+use crate::line::LANES;
 use crate::moments::blocks;
 use crate::optimizer::OptimizerKind;
 use crate::params::ParamTable;
+use crate::plan::muon_takes;
 use core::ops::Range;
 
 /// First bytes of every checkpoint.
@@ -45,7 +47,7 @@ pub const MAGIC: [u8; 8] = *b"CLLMCKPT";
 /// The newest version that is written and read. Each version has a longer header than those before it, by
 /// which a version that is newer is told from one that was damaged. A model of GPT-2's architecture is written as
 /// version 1, which older programs read too.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Bytes of the header's fields: six sizes, two flags, three counters (64 bits each),
 /// two `f32`.
@@ -60,6 +62,8 @@ const ADAPTERS_LEN: usize = 2 * 8 + 4;
 const LATER_LEN: usize = 4;
 /// Bytes of what version 5 has behind that: the optimizer whose moments follow (64 bits).
 const OPTIMIZER_LEN: usize = 8;
+/// Bytes of what version 6 has behind that: nothing yet (zeros).
+const UNUSED_LEN: usize = 4;
 /// Bytes of the longest header.
 const LONGEST: usize = header_len(VERSION);
 /// Bytes of the header of a version.
@@ -69,13 +73,15 @@ const fn header_len(version: u32) -> usize {
         2 => HEADER_LEN + ARCH_LEN,
         3 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN,
         4 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN,
-        _ => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN + OPTIMIZER_LEN,
+        5 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN + OPTIMIZER_LEN,
+        _ => header_len(5) + UNUSED_LEN,
     }
 }
 /// The version that a model, or its adapters, are written as, with the moments of `optimizer` or none.
 fn version_of(header: &Header, optimizer: Option<OptimizerKind>) -> u32 {
     let arch = &header.config.arch;
     match header.adapters {
+        _ if matches!(optimizer, Some(OptimizerKind::Muon)) => 6,
         _ if !matches!(optimizer, None | Some(OptimizerKind::AdamW)) => 5,
         _ if arch.activation == Activation::Relu2 || arch.logit_softcap.is_some() => 4,
         Some(_) => 3,
@@ -155,10 +161,46 @@ impl Tensors {
             OptimizerKind::AdamW8 => of(values).map(Some),
             OptimizerKind::Momentum => [Some((MOMENTS1, "momentum", 4 * values)), None],
             OptimizerKind::Sgd => [None; 2],
+            OptimizerKind::Muon => {
+                let [first, _] = of(4 * values);
+                [Some(first), Some((MOMENTS2, "second moments", 4 * self.second_values()))]
+            }
         };
         let has_scales = optimizer == OptimizerKind::AdamW8;
         let scales = has_scales.then(|| (SCALES, "scales of moments", 4 * self.scales()));
         sections.into_iter().chain([scales]).flatten().collect()
+    }
+
+    /// How many of the values Muon remembers squares of: see [`Tensors::second_ranges`].
+    fn second_values(&self) -> usize {
+        match self {
+            Self::Model(table) => {
+                let c = table.config();
+                let of_block: usize = c.matrices().map(|(rows, cols)| rows * cols).iter().sum();
+                table.parameters() - c.n_layer * of_block
+            }
+            Self::Adapters(table) => table.stored(),
+        }
+    }
+
+    /// Where each that is not Muon's lies in Muon's second moments: an arena without those matrices.
+    fn second_ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let (model, adapters) = match self {
+            Self::Model(table) => {
+                let mut skipped = 0;
+                let ranges = table.iter().filter_map(move |spec| {
+                    let Range { start, end } = spec.range();
+                    if muon_takes(spec.param).is_some() {
+                        skipped += (end - start).next_multiple_of(LANES);
+                        return None;
+                    }
+                    Some(start - skipped..end - skipped)
+                });
+                (Some(ranges), None)
+            }
+            Self::Adapters(table) => (None, Some(table.ranges())),
+        };
+        model.into_iter().flatten().chain(adapters.into_iter().flatten())
     }
 
     /// Where each lies in the arena.

@@ -342,6 +342,7 @@ fn moments_of_every_optimizer_come_back_and_every_flipped_bit_of_them_is_found()
             OptimizerKind::AdamW8 => Moments::AdamW8 { first: &q, second: &r, scales: &scales },
             OptimizerKind::Momentum => Moments::Momentum(&m),
             OptimizerKind::Sgd => Moments::Sgd,
+            OptimizerKind::Muon => Moments::Muon { first: &m, second: &v },
         };
         assert_eq!(moments.kind(), optimizer);
         let mut good = vec![0; encoded_len(&header, 5, Some(optimizer)).unwrap()];
@@ -349,7 +350,12 @@ fn moments_of_every_optimizer_come_back_and_every_flipped_bit_of_them_is_found()
         encode(&header, b"hello", &p, Some(moments), &mut sink).unwrap();
         assert_eq!(sink.written(), good.len(), "encoded_len is exact");
         let before = if header.adapters.is_some() { 3 } else { 1 };
-        assert_eq!(good[8], if optimizer == OptimizerKind::AdamW { before } else { 5 });
+        let version = match optimizer {
+            OptimizerKind::AdamW => before,
+            OptimizerKind::Muon => 6,
+            _ => 5,
+        };
+        assert_eq!(good[8], version);
         let checkpoint = Checkpoint::parse(&good).unwrap();
         assert_eq!((*checkpoint.header(), checkpoint.meta()), (header, &b"hello"[..]));
         assert_eq!(checkpoint.optimizer(), Some(optimizer));
@@ -369,6 +375,7 @@ fn moments_of_every_optimizer_come_back_and_every_flipped_bit_of_them_is_found()
                 }
                 OptimizerKind::Momentum => MomentsMut::Momentum(&mut a),
                 OptimizerKind::Sgd => MomentsMut::Sgd,
+                OptimizerKind::Muon => MomentsMut::Muon { first: &mut a, second: &mut b },
             };
             assert_eq!(into.kind(), wanted);
             let other = CheckpointError::OtherOptimizer { checkpoint: optimizer, wanted };
@@ -392,9 +399,19 @@ fn moments_of_every_optimizer_come_back_and_every_flipped_bit_of_them_is_found()
                     );
                     assert_eq!(c[of_tensor.clone()], scales[of_tensor]);
                 }
-                OptimizerKind::Momentum => assert_eq!(a[range.clone()], m[range]),
+                OptimizerKind::Momentum | OptimizerKind::Muon => {
+                    assert_eq!(a[range.clone()], m[range]);
+                }
                 OptimizerKind::Sgd => {}
             }
+        }
+        if optimizer == OptimizerKind::Muon {
+            // As long as what the plan has for it, and nothing in the gaps between tensors.
+            let seconds: Vec<_> = table.second_ranges().collect();
+            let count: usize = seconds.iter().map(Range::len).sum();
+            assert_eq!(count, table.second_values());
+            assert!(seconds.iter().all(|range| b[range.clone()] == v[range.clone()]));
+            assert_eq!(b.iter().filter(|x| **x != -1.0).count(), count);
         }
         assert_every_flip_is_found(&good);
         for cut in 1..good.len() {
@@ -408,16 +425,18 @@ fn optimizers_that_do_not_exist_and_adamw_as_a_later_version_are_refused() {
     let mut good = vec![0; encoded_len(&HEADER, 5, Some(OptimizerKind::Sgd)).unwrap()];
     let mut sink = SliceSink::new(&mut good);
     encode(&HEADER, b"hello", &arena(1.0), Some(Moments::Sgd), &mut sink).unwrap();
+    let end = header_len(5);
     let with = |at: usize, value: u64| {
         let mut bad = good.clone();
         bad[16 + at..][..8].copy_from_slice(&value.to_le_bytes());
-        let sum = crc32fast::hash(&bad[16..16 + LONGEST]);
-        bad[16 + LONGEST..][..4].copy_from_slice(&sum.to_le_bytes());
+        let sum = crc32fast::hash(&bad[16..16 + end]);
+        bad[16 + end..][..4].copy_from_slice(&sum.to_le_bytes());
         Checkpoint::parse(&bad).map(|_| ())
     };
-    let kind = LONGEST - OPTIMIZER_LEN;
+    let kind = end - OPTIMIZER_LEN;
     assert_eq!(with(kind, 3), Ok(()));
-    for bad in [0, 4, 1 << 32] {
+    // Muon's are of the next version.
+    for bad in [0, 4, 5, 1 << 32] {
         assert_eq!(with(kind, bad), Err(CheckpointError::Altered("header")), "{bad}");
     }
     // Of momentum there is a section more.

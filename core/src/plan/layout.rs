@@ -5,12 +5,13 @@
 use super::buffers::{
     Between, BlockBuffers, Buffer, Bump, Columns, GradBuffers, Moments, Place, Wider,
 };
+use super::muon;
 use super::{
     ADAPTER_BLOCK, BatchShape, DROPPED_ROWS, Grain, Mode, head_rows, squares_block, to_lines,
 };
 use crate::adapter::AdapterTable;
 use crate::arithmetic::{least, most, some};
-use crate::built::{RECOMPUTE, WORKERS};
+use crate::built::{OPTIMIZERS, RECOMPUTE, WORKERS};
 use crate::config::ModelConfig;
 use crate::program::Matrix;
 use cllm_kernels::{Footprint, row_stride};
@@ -68,8 +69,10 @@ pub(crate) struct Layout {
     pub(crate) packed_len: usize,
     /// Cosines and sines of the angles of a sequence's positions, if they are rotary.
     pub(crate) angles: Option<[usize; 2]>,
-    /// Floats of scratch of one worker.
-    pub(crate) scratch_len: usize,
+    /// Floats of scratch of one worker: see [`Plan::scratch_len`].
+    pub(super) scratch_len: usize,
+    /// The same if Muon updates: the most there are where they overflow.
+    pub(super) muon_scratch_len: usize,
     /// Of these, at the start: the norm's output of a row block, then that of GELU or SwiGLU, or the
     /// gradient of the latter.
     pub(crate) held_norm: usize,
@@ -180,6 +183,11 @@ impl Layout {
             packed_len,
             angles,
             scratch_len: some!(some!(to_lines(scratch_len)).checked_add(held)),
+            muon_scratch_len: if train && OPTIMIZERS {
+                muon_scratch_len(c, held, kernels)
+            } else {
+                0
+            },
             held_norm,
             held_fc,
             held_addend,
@@ -342,6 +350,14 @@ const fn packed_block(
     }
     let ([qkv, att, fc, mlp], [qkv_t, att_t, fc_t, mlp_t]) = (there, back);
     Some(PackedBlock { qkv, att, fc, mlp, qkv_t, att_t, fc_t, mlp_t })
+}
+
+/// Floats of a worker's scratch behind `held` ones for Muon's matrices; the most there are on overflow.
+const fn muon_scratch_len(c: &ModelConfig, held: usize, kernels: Footprint) -> usize {
+    match muon::scratch_len(c, kernels) {
+        Some(len) => len.saturating_add(held),
+        None => usize::MAX,
+    }
 }
 
 /// Floats of scratch that the kernels want of one worker, adapters aside; `None` on overflow.

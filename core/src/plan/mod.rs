@@ -10,6 +10,7 @@ mod fixed;
 mod grain;
 mod layout;
 mod moments;
+mod muon;
 mod trained;
 
 pub use blocking::{Blocking, BlockingError};
@@ -20,6 +21,7 @@ pub(crate) use fixed::excess;
 pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
 pub(crate) use layout::{Layout, Panels};
+pub(crate) use muon::{parts as muon_parts, taken as muon_takes};
 pub(crate) use trained::LOADED_ROWS;
 
 use crate::adapter::{AdapterTable, Adapters};
@@ -532,7 +534,7 @@ impl Plan {
             Pool::Moments => some!(self.moments_len()),
             Pool::Packed => self.layout.packed_len,
             Pool::Activations => self.layout.activations_len,
-            Pool::Scratch => some!(self.layout.scratch_len.checked_mul(self.workers)),
+            Pool::Scratch => some!(self.scratch_len().checked_mul(self.workers)),
             Pool::Operations => return self.ops.checked_mul(size_of::<Op>()),
             Pool::Slots => return self.slots.checked_mul(size_of::<Slot>()),
             Pool::Words => {

@@ -1,6 +1,7 @@
 //! The pool of moments: how large it is for each kind of optimizer, and what lies where in it.
 
-use super::Plan;
+use super::{Layout, Plan};
+use crate::arithmetic::most;
 use crate::built::{LeftOut, OPTIMIZERS};
 use crate::line::{LANES, bytes, bytes_mut};
 use crate::moments::{Moments, MomentsMut, blocks, first_block};
@@ -39,7 +40,8 @@ impl Plan {
     /// ```
     ///
     /// # Panics
-    /// If it is another than AdamW and those are not built: without this crate's feature `optimizers`.
+    /// If it is another than AdamW and those are not built: without this crate's feature `optimizers`. If workers'
+    /// scratch for Muon is larger than any memory.
     #[must_use]
     #[track_caller]
     pub const fn with_optimizer(mut self, optimizer: OptimizerKind) -> Self {
@@ -47,8 +49,11 @@ impl Plan {
             let missing = LeftOut { part: "this optimizer", feature: "optimizers" };
             missing.message().panic();
         }
-        // No other kind remembers more than AdamW, for which the plan was found to fit.
+        // No other kind remembers more than AdamW, for which the plan was found to fit; Muon's scratch may not.
         self.optimizer = optimizer;
+        if !self.is_addressable() {
+            panic!("the scratch of this optimizer is larger than any memory");
+        }
         self
     }
 
@@ -56,6 +61,15 @@ impl Plan {
     #[must_use]
     pub const fn optimizer(&self) -> OptimizerKind {
         if OPTIMIZERS { self.optimizer } else { OptimizerKind::AdamW }
+    }
+
+    /// Floats of scratch of one worker.
+    pub(crate) const fn scratch_len(&self) -> usize {
+        let Layout { scratch_len, muon_scratch_len, .. } = self.layout;
+        match self.optimizer() {
+            OptimizerKind::Muon => most(scratch_len, muon_scratch_len),
+            _ => scratch_len,
+        }
     }
 
     /// Floats of a tile of the update: of whole blocks, where moments have any.
@@ -76,6 +90,7 @@ impl Plan {
             OptimizerKind::AdamW8 => Some(self.moments8().len),
             OptimizerKind::Momentum => Some(arena),
             OptimizerKind::Sgd => Some(0),
+            OptimizerKind::Muon => arena.checked_add(arena - self.muon_len()),
         }
     }
 
@@ -120,6 +135,10 @@ impl Plan {
             }
             OptimizerKind::Momentum => Moments::Momentum(&pool[..arena]),
             OptimizerKind::Sgd => Moments::Sgd,
+            OptimizerKind::Muon => {
+                let (first, second) = pool.split_at(arena);
+                Moments::Muon { first, second: &second[..arena - self.muon_len()] }
+            }
         }
     }
 
@@ -140,6 +159,10 @@ impl Plan {
             }
             OptimizerKind::Momentum => MomentsMut::Momentum(&mut pool[..arena]),
             OptimizerKind::Sgd => MomentsMut::Sgd,
+            OptimizerKind::Muon => {
+                let (first, second) = pool.split_at_mut(arena);
+                MomentsMut::Muon { first, second: &mut second[..arena - self.muon_len()] }
+            }
         }
     }
 }

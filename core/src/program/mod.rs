@@ -23,7 +23,7 @@
 //!             W2(l):  gradients of qkv (reads A'(l), and norm1 as B(l-1) has made it again)
 //!           T: gradients of the tables and the last norm, sum of the losses
 //! Measure   sum of squares of the gradient by tiles; their sum and the clip
-//! Update    the optimizer, by tiles of each tensor
+//! Update    the optimizer, by tiles of each tensor; Muon by matrices
 //! ```
 //! Where adapters are trained, W1 and W2 are their gradients alone, H is not, and T is the sum of the
 //! losses; the last rows go back to the first block's queries, keys and values if those have one.
@@ -40,6 +40,7 @@
 mod op;
 mod sink;
 mod traffic;
+mod update;
 
 pub use op::Op;
 pub(crate) use op::{Kind, Matrix, Norm};
@@ -49,9 +50,7 @@ pub(crate) use sink::{Program, To};
 use crate::arithmetic::least;
 use crate::built::WORKERS;
 use crate::engine::{NONE, Needs, Reads, Shape, Stage};
-use crate::plan::{
-    ADAPTER_BLOCK, COLUMN_BLOCK, Mode, Packing, Plan, TABLE_ROWS, head_rows, squares_block,
-};
+use crate::plan::{ADAPTER_BLOCK, COLUMN_BLOCK, Mode, Packing, Plan, TABLE_ROWS, head_rows};
 use core::ops::Range;
 
 /// A part of the list that is run as a whole.
@@ -519,27 +518,6 @@ impl Builder<'_, '_> {
             ops.push((Kind::HeadNormGrad, layer, 1));
         }
         self.list(needs, &ops)
-    }
-
-    const fn update(&mut self) {
-        self.section = Section::Measure;
-        let arena = self.plan.trained_len();
-        let tiles = arena.div_ceil(squares_block(arena));
-        let squares = self.list(Needs::NOTHING, &Few::one((Kind::Squares, 0, tiles)));
-        let clip = self.list(after(squares), &Few::one((Kind::Clip, 0, 1)));
-        self.section = Section::Update;
-        let (plan, block) = (self.plan, self.plan.update_block());
-        let first_op = self.program.ops;
-        let (mut tiles, mut index) = (0_usize, 0);
-        while index < plan.trained_count() {
-            if let Some(tensor) = plan.trained(index) {
-                let of_tensor = tensor.len.div_ceil(block);
-                tiles = tiles.saturating_add(of_tensor);
-                self.op((Kind::Update, index, of_tensor));
-            }
-            index += 1;
-        }
-        self.stage(Shape::List, tiles, after(clip), first_op);
     }
 }
 

@@ -134,6 +134,8 @@ pub(crate) enum Kind {
     Clip,
     /// Tiles of tensor number `index`.
     Update,
+    /// The same by Muon: tiles are the matrices that the tensor is, side by side.
+    Muon,
 }
 
 /// One operation of a step: the type of [`crate::Pool::Operations`].
@@ -153,7 +155,7 @@ impl Op {
     pub(crate) const ZERO: Self = Self { kind: Kind::Pack(Matrix::Qkv), index: 0, tiles: 0 };
 
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
-    pub const KINDS: [&str; 51] = [
+    pub const KINDS: [&str; 52] = [
         "pack qkv",
         "pack attn_out",
         "pack fc",
@@ -205,6 +207,7 @@ impl Op {
         "attn_out adapter dA, dB",
         "fc adapter dA, dB",
         "mlp_out adapter dA, dB",
+        "muon",
     ];
 
     /// Which of [`Op::KINDS`] it is.
@@ -244,6 +247,7 @@ impl Op {
             Kind::HeadNormGrad => 45,
             Kind::AdapterBack => 46,
             Kind::AdapterGrad(matrix) => 47 + matrix as usize,
+            Kind::Muon => 51,
         }
     }
 
@@ -283,7 +287,8 @@ impl Op {
             | Kind::LossSum
             | Kind::Squares
             | Kind::Clip
-            | Kind::Update => None,
+            | Kind::Update
+            | Kind::Muon => None,
             _ => Some(self.index),
         }
     }
@@ -329,6 +334,7 @@ mod tests {
             Kind::Squares,
             Kind::Clip,
             Kind::Update,
+            Kind::Muon,
         ]);
         let mut seen = [false; Op::KINDS.len()];
         for kind in kinds {

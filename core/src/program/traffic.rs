@@ -18,7 +18,7 @@ fn update_bytes(optimizer: OptimizerKind, len: usize) -> usize {
     let moments = match optimizer {
         OptimizerKind::AdamW => 2 * FLOAT * len,
         OptimizerKind::AdamW8 => 2 * len + 2 * FLOAT * blocks(len),
-        OptimizerKind::Momentum => FLOAT * len,
+        OptimizerKind::Momentum | OptimizerKind::Muon => FLOAT * len,
         OptimizerKind::Sgd => 0,
     };
     3 * FLOAT * len + 2 * moments
@@ -62,7 +62,12 @@ impl Plan {
             Kind::Update => {
                 let len = self.trained(index).map_or(0, |tensor| tensor.len);
                 let len = piece(len, self.update_block(), tile);
-                return update_bytes(self.optimizer(), len) as u64;
+                // What of a model Muon leaves is AdamW's.
+                let kind = match self.optimizer() {
+                    OptimizerKind::Muon => OptimizerKind::AdamW,
+                    kind => kind,
+                };
+                return update_bytes(kind, len) as u64;
             }
             _ => 0,
         };

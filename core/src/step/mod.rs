@@ -11,11 +11,12 @@ mod backward;
 mod forward;
 mod head;
 mod head_norm;
+mod muon;
 mod product;
 mod update;
 mod weights;
 
-use crate::built::{ADAPTERS, DOCUMENTS, DROPOUT, HALVES, LLAMA, RECOMPUTE};
+use crate::built::{ADAPTERS, DOCUMENTS, DROPOUT, HALVES, LLAMA, OPTIMIZERS, RECOMPUTE};
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
 use crate::optimizer::{Rule, UpdateReport};
 use crate::params::{Param, ParamSpec};
@@ -179,7 +180,7 @@ impl Job for Step<'_> {
     unsafe fn run(&self, ops: &[Op], taken: &Taken, seat: usize, observer: &mut dyn Observer) {
         let Taken { id, stage, tile, stolen } = *taken;
         let ops = &ops[stage.first_op as usize..][..stage.ops as usize];
-        let len = self.plan.layout.scratch_len;
+        let len = self.plan.scratch_len();
         // SAFETY: the piece is the seat's own, and nobody else runs a tile for the seat.
         let mut desk = Desk::new(self.plan, unsafe { self.scratch.slice_mut(seat * len, len) });
         let mut run = |op: Op, op_tile: u32| {
@@ -254,6 +255,8 @@ impl Step<'_> {
                 Kind::Squares => self.squares(tile),
                 Kind::Clip => self.clip(),
                 Kind::Update => self.update(index, tile),
+                Kind::Muon if OPTIMIZERS => self.muon(index, tile, desk.scratch),
+                Kind::Muon => {}
             }
         }
     }

@@ -57,6 +57,13 @@ impl Step<'_> {
         self.outcome.set_update(UpdateReport::new(norm, self.grad_clip));
     }
 
+    /// The clip's factor; `None` if there is no update, for a norm that is not finite or above the most.
+    pub(super) fn update_scale(&self) -> Option<f32> {
+        let UpdateReport { grad_norm, scale } = self.outcome.update();
+        // Not so for a norm that is not a number.
+        (grad_norm <= self.most).then_some(scale)
+    }
+
     /// The optimizer on one tile of tensor number `index`; nothing if the gradient's norm is not finite
     /// or above the most that is asked for.
     ///
@@ -64,10 +71,7 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn update(&self, index: usize, tile: usize) {
         let Some(tensor) = self.plan.trained(index) else { return };
-        let UpdateReport { grad_norm, scale } = self.outcome.update();
-        if grad_norm.is_nan() || grad_norm > self.most {
-            return;
-        }
+        let Some(scale) = self.update_scale() else { return };
         let arena = self.plan.trained_len();
         let block = self.plan.update_block();
         let start = tile * block;
@@ -104,6 +108,11 @@ impl Step<'_> {
                 }
                 Rule::Sgd(sgd) => {
                     self.kernels.sgd(&Sgd { decay, grad_scale: scale, ..sgd }, weights, grads);
+                }
+                Rule::Muon(adamw, _) => {
+                    let adamw = AdamW { decay, grad_scale: scale, ..adamw };
+                    let second = arena + self.plan.second_offset(index, tensor.offset) + start;
+                    self.kernels.adamw(&adamw, weights, grads, floats(at), floats(second));
                 }
             }
         }

@@ -205,6 +205,10 @@ train_flags! {
         /// Norms of each head of queries and keys (Qwen3).
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         qk_norm: bool,
+        /// Projections out of attention and of feed-forward layers, and an output projection of its own, begin as
+        /// zeros rather than as small random numbers.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        zero_init: bool,
         /// Tokens that each one sees, the last up to itself [default: all of its sequence].
         #[arg(value_name = "N", alias = "sliding-window")]
         window: usize,
@@ -258,12 +262,14 @@ train_flags! {
         /// Decoupled weight decay of matrices.
         #[arg(value_name = "X")]
         weight_decay: f32,
-        /// adamw; adamw8, the same with moments in 8 bits; momentum; or sgd. Beside its weights and gradient
-        /// a parameter takes 8, 2.1, 4 or 0 bytes of memory, and so much more of a checkpoint. The last two
-        /// want rates some hundred times higher, and a lower --weight-decay, which goes by the rate.
+        /// adamw; adamw8, the same with moments in 8 bits; momentum; sgd; or muon for matrices of blocks and adamw
+        /// for the rest. Beside its weights and gradient a parameter takes 8, 2.1, 4, 0 or, in those matrices, 4
+        /// bytes of memory, and so much more of a checkpoint. momentum and sgd want rates some hundred times
+        /// higher, and a lower --weight-decay, which goes by the rate.
         #[arg(value_name = "NAME", alias = "optim")]
         optimizer: OptimizerKind,
-        /// What is left of the sum of gradients in a step of --optimizer momentum [default: 0.9].
+        /// What is left of the sum of gradients in a step of --optimizer momentum or muon
+        /// [default: 0.9, of muon 0.95].
         #[arg(value_name = "X")]
         momentum: f32,
         /// AdamW's decay of the first moment.

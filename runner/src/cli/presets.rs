@@ -93,6 +93,7 @@ fn tiny() -> TrainSettings {
         head_size: None,
         qkv_bias: false,
         qk_norm: false,
+        zero_init: false,
         window: None,
         logit_softcap: 0.0,
         lora_rank: None,

@@ -132,7 +132,7 @@ impl TrainArgs {
         }
         // That of the run to resume goes with its optimizer: it is the change of that which is refused.
         if base.preset.is_none()
-            && settings.optimizer != OptimizerKind::Momentum
+            && settings.optimizer.usual_momentum().is_none()
             && !origins.contains_key("momentum")
         {
             settings.momentum = None;

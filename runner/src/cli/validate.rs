@@ -102,6 +102,11 @@ impl TrainSettings {
             let problem = "adapters stand beside the weights of a model: give --base".to_owned();
             return Err(Invalid::new("lora_rank", self.lora_rank.unwrap_or(0), problem));
         }
+        if self.lora_rank.is_some() && self.optimizer == OptimizerKind::Muon {
+            let problem = "muon trains the model's own matrices, and with --lora-rank those stay as they are: give \
+                           --optimizer adamw, or leave --lora-rank out";
+            return Err(Invalid::new("optimizer", self.optimizer, problem));
+        }
         whole("lora_rank", self.lora_rank.unwrap_or(1) as u64, 1, MOST)?;
         if let Some(alpha) = self.lora_alpha.filter(|alpha| *alpha <= 0.0) {
             let problem = "it must be above 0".to_owned();
@@ -166,9 +171,9 @@ impl TrainSettings {
         }
         if let Some(momentum) = self.momentum {
             share("momentum", f64::from(momentum), momentum)?;
-            if self.optimizer != OptimizerKind::Momentum {
+            if self.optimizer.usual_momentum().is_none() {
                 let problem = format!(
-                    "--optimizer {} has none: give --optimizer momentum, or leave it out",
+                    "--optimizer {} has none: give --optimizer momentum or muon, or leave it out",
                     self.optimizer
                 );
                 return Err(Invalid::new("momentum", momentum, problem));
@@ -326,6 +331,13 @@ mod tests {
                 "--lora-rank 4: adapters stand beside the weights",
             ),
             (
+                refused(|s| {
+                    (s.lora_rank, s.base) = (Some(4), Some("base".into()));
+                    s.optimizer = OptimizerKind::Muon;
+                }),
+                "--optimizer muon: muon trains the model's own matrices",
+            ),
+            (
                 refused(|s| (s.lora_rank, s.base) = (Some(0), Some("base".into()))),
                 "--lora-rank 0: it must be at least 1",
             ),
@@ -383,8 +395,9 @@ mod tests {
         assert!(refused(|s| s.adam_eps = 0.0).starts_with("--adam-eps 0: "));
         for kind in [OptimizerKind::AdamW, OptimizerKind::AdamW8, OptimizerKind::Sgd] {
             let unused = refused(|s| (s.optimizer, s.momentum) = (kind, Some(0.8)));
-            let told =
-                format!("--momentum 0.8: --optimizer {kind} has none: give --optimizer momentum");
+            let told = format!(
+                "--momentum 0.8: --optimizer {kind} has none: give --optimizer momentum or muon"
+            );
             assert!(unused.starts_with(&told), "{unused}");
         }
         let above = refused(|s| s.min_lr = Some(0.5));

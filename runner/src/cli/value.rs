@@ -171,7 +171,7 @@ impl Setting for Dtype {
 }
 
 impl Setting for OptimizerKind {
-    const ACCEPTS: &'static str = "adamw, adamw8, momentum or sgd";
+    const ACCEPTS: &'static str = "adamw, adamw8, momentum, sgd or muon";
 
     fn from_text(text: &str) -> Option<Self> {
         text.to_ascii_lowercase().parse().ok()

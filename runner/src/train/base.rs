@@ -20,7 +20,7 @@ use crate::tokenizer::{self, usage::Usage};
 use crate::trained::Trained;
 
 /// The settings that a base decides.
-pub(crate) const DECIDED: [&str; 16] = [
+pub(crate) const DECIDED: [&str; 17] = [
     "n_layer",
     "n_head",
     "n_kv_head",
@@ -35,6 +35,7 @@ pub(crate) const DECIDED: [&str; 16] = [
     "activation",
     "qkv_bias",
     "qk_norm",
+    "zero_init",
     "window",
     "logit_softcap",
 ];

@@ -26,7 +26,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use cllm_core::checkpoint::{Checkpoint, CheckpointError};
-use cllm_core::{Engine, Kernels, ModelConfig, Trainer};
+use cllm_core::{BlockParam, Engine, Kernels, ModelConfig, Param, Trainer};
 
 use crate::bench::machine::fma_peak;
 use crate::checkpoint::{CheckpointFile, Meta, WatchState};
@@ -149,7 +149,7 @@ fn run(
         None => {
             match &base {
                 Some(_) => trainer.initialise_adapters(),
-                None => trainer.initialise(),
+                None => initialise(&mut trainer, settings),
             }
             first_meta(&inputs, kernels)
         }
@@ -397,6 +397,24 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
         origin: None,
         watch: WatchState::default(),
         isa: kernels.set().to_string(),
+    }
+}
+
+/// Gives `trainer` the weights that a run begins with.
+fn initialise(trainer: &mut Trainer<'_>, settings: &TrainSettings) {
+    trainer.initialise();
+    if !settings.zero_init {
+        return;
+    }
+    let plan = *trainer.plan();
+    for spec in plan.table().iter() {
+        let adds = matches!(
+            spec.param,
+            Param::Head | Param::Block(_, BlockParam::AttnOut | BlockParam::MlpOut)
+        );
+        if adds {
+            trainer.parameters_mut()[spec.range()].fill(0.0);
+        }
     }
 }
 

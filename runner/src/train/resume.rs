@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use cllm_core::{Optimizer, OptimizerKind};
 use serde_json::{Map, Value};
 
 use super::base;
@@ -12,7 +11,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 32] = [
+const FIXED: [&str; 33] = [
     "base",
     "val_fraction",
     "text_field",
@@ -35,6 +34,7 @@ const FIXED: [&str; 32] = [
     "head_size",
     "qkv_bias",
     "qk_norm",
+    "zero_init",
     "window",
     "logit_softcap",
     "lora_rank",
@@ -109,9 +109,7 @@ pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
 /// The same settings with the momentum that is meant where none is given: naming it changes nothing.
 fn with_momentum(settings: &TrainSettings) -> TrainSettings {
     let mut settings = settings.clone();
-    if settings.optimizer == OptimizerKind::Momentum {
-        settings.momentum.get_or_insert(Optimizer::default().momentum);
-    }
+    settings.momentum = settings.momentum.or(settings.optimizer.usual_momentum());
     settings
 }
 
@@ -181,6 +179,7 @@ fn object(settings: &TrainSettings) -> Result<Map<String, Value>> {
 mod tests {
     use super::*;
     use crate::cli::presets::Preset;
+    use cllm_core::OptimizerKind;
 
     #[test]
     fn the_momentum_that_a_run_had_unnamed_may_be_named() {

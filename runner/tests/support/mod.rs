@@ -57,6 +57,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         head_size: None,
         qkv_bias: false,
         qk_norm: false,
+        zero_init: false,
         window: None,
         logit_softcap: 0.0,
         lora_rank: None,

@@ -1,0 +1,164 @@
+//! Muon's direction for a matrix: its update with all singular values brought near 1.
+//!
+//! The gradients of a matrix add up to a momentum whose singular values lie far apart, and a step along it is
+//! a step along a few directions. Muon goes as far in all of them: for the momentum `U S V^T` it takes about
+//! `U V^T`, which five steps of a polynomial find by products alone (Jordan et al., "Muon: An optimizer for
+//! hidden layers in neural networks", 2024):
+//!
+//! ```text
+//! X = U / |U|                     (Frobenius norm: no singular value is above 1)
+//! 5 times:
+//!   A = X X^T                     (X^T X of a matrix with more rows than columns: the smaller of both)
+//!   P = b A + c A A
+//!   X = a X + P X                 (X P)
+//! ```
+//! The factors take small values up fast and leave all between about 0.7 and 1.2 rather than at 1, which
+//! does as well. Products are those of the step's kernels, in bf16 where the step's are. A matrix, or a part of one that
+//! is several side by side, is one worker's from its momentum to its weights: nothing of it is waited for, and the
+//! bits cannot depend on how many workers there are.
+
+use crate::arithmetic::{least, most, some};
+use crate::plan::to_lines;
+use cllm_kernels::{Footprint, Kernels, MatMut, MatRef, Sgd};
+
+/// Steps of the polynomial.
+const STEPS: usize = 5;
+
+/// Its factors: of X, of its Gram matrix times X, and of the square of that times X (Jordan et al., 2024).
+const FACTORS: [f32; 3] = [3.4445, -4.775, 2.0315];
+
+/// Rows and columns of a result that are made at a time, by [`Kernels::gemm_unpacked`]: what
+/// a weight's gradient is cut into by default (`Blocking::weight_rows`).
+const TILE: usize = 256;
+
+/// Sizes of what a matrix wants while it is worked on, in floats: each in whole lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    matrix: usize,
+    gram: usize,
+    products: usize,
+}
+
+impl Room {
+    /// Of a matrix of so many rows and columns; `None` on overflow.
+    pub(crate) const fn new(rows: usize, cols: usize, kernels: Footprint) -> Option<Self> {
+        let (short, long) = (least(rows, cols), most(rows, cols));
+        let (tile, side) = (least(TILE, short), least(TILE, long));
+        // The Gram matrix is as deep as the longer side; results of its products with X are as long.
+        let gram = some!(kernels.unpacked_scratch_len(tile, tile, long));
+        let wide = some!(kernels.unpacked_scratch_len(tile, side, short));
+        let tall = some!(kernels.unpacked_scratch_len(side, tile, short));
+        Some(Self {
+            matrix: some!(to_lines(some!(rows.checked_mul(cols)))),
+            gram: some!(to_lines(some!(short.checked_mul(short)))),
+            products: some!(to_lines(most(gram, most(wide, tall)))),
+        })
+    }
+
+    /// All of it.
+    pub(crate) const fn len(self) -> Option<usize> {
+        let matrices = some!(self.matrix.checked_mul(2));
+        let grams = some!(self.gram.checked_mul(2));
+        some!(matrices.checked_add(grams)).checked_add(self.products)
+    }
+
+    /// The matrix, of which the first floats of `scratch` are made: [`orthogonalize`] wants them there.
+    pub(crate) fn matrix(self, scratch: &mut [f32]) -> &mut [f32] {
+        &mut scratch[..self.matrix]
+    }
+}
+
+/// Brings the singular values of the matrix in [`Room::matrix`], of rows and columns one behind the other, near 1. What
+/// comes of it is given back, and lies in `scratch`. A matrix of zeros stays one.
+///
+/// # Panics
+/// If `scratch` is shorter than [`Room::len`] of this shape.
+pub(crate) fn orthogonalize<'s>(
+    kernels: &Kernels,
+    room: Room,
+    (rows, cols): (usize, usize),
+    scratch: &'s mut [f32],
+) -> &'s [f32] {
+    let (mut x, rest) = scratch.split_at_mut(room.matrix);
+    let (mut next, rest) = rest.split_at_mut(room.matrix);
+    let (gram, rest) = rest.split_at_mut(room.gram);
+    let (poly, scratch) = rest.split_at_mut(room.gram);
+    let (len, short) = (rows * cols, least(rows, cols));
+    let [a, b, c] = FACTORS;
+    let norm = libm::sqrtf(kernels.sum_squares(&x[..len]));
+    // So that zeros stay zeros; singular values are not to be above 1.
+    kernels.scale(&mut x[..len], 1.0 / (norm + 1e-7));
+    for _ in 0..STEPS {
+        let of = MatRef::new(x, rows, cols, cols);
+        let (left, right) = if rows <= cols { (of, of.t()) } else { (of.t(), of) };
+        product(kernels, left, right, gram, scratch);
+        let square = MatRef::new(gram, short, short, short);
+        product(kernels, square, square, poly, scratch);
+        kernels.scale(&mut poly[..short * short], c);
+        add(kernels, &mut poly[..short * short], b, &gram[..short * short]);
+        let poly = MatRef::new(poly, short, short, short);
+        let (left, right) = if rows <= cols { (poly, of) } else { (of, poly) };
+        product(kernels, left, right, next, scratch);
+        add(kernels, &mut next[..len], a, &x[..len]);
+        (x, next) = (next, x);
+    }
+    &x[..len]
+}
+
+/// `to += factor from`.
+pub(crate) fn add(kernels: &Kernels, to: &mut [f32], factor: f32, from: &[f32]) {
+    // A step of gradient descent is just that.
+    kernels.sgd(&Sgd { lr: 1.0, decay: 0.0, grad_scale: -factor }, to, from);
+}
+
+/// `C = A B`, of rows one behind the other.
+fn product(kernels: &Kernels, a: MatRef<'_>, b: MatRef<'_>, c: &mut [f32], scratch: &mut [f32]) {
+    let (m, n) = (a.rows(), b.cols());
+    for i in (0..m).step_by(TILE) {
+        let a = a.row_range(i, TILE.min(m - i));
+        for j in (0..n).step_by(TILE) {
+            let b = b.col_range(j, TILE.min(n - j));
+            let c = MatMut::new(&mut c[i * n + j..], a.rows(), b.cols(), n);
+            kernels.gemm_unpacked(a, b, c, false, scratch);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// Numbers that look random, the same ones always.
+    fn matrix(rows: usize, cols: usize) -> Vec<f32> {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..rows * cols).map(|_| next()).collect()
+    }
+
+    fn made(kernels: &Kernels, x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+        let room = Room::new(rows, cols, kernels.footprint()).unwrap();
+        // What lay there before does not matter.
+        let mut scratch = vec![f32::NAN; room.len().unwrap()];
+        room.matrix(&mut scratch)[..x.len()].copy_from_slice(x);
+        orthogonalize(kernels, room, (rows, cols), &mut scratch).to_vec()
+    }
+
+    #[test]
+    fn singular_values_come_near_one_and_zeros_stay() {
+        let kernels = Kernels::detect();
+        let (rows, cols) = (8, 64);
+        let got = made(kernels, &matrix(rows, cols), rows, cols);
+        // Rows of such a matrix are nearly at right angles, so that their lengths are nearly the singular values.
+        for row in got.chunks(cols) {
+            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+            assert!((0.6..1.3).contains(&length), "{length}");
+        }
+        assert!(made(kernels, &vec![0.0; rows * cols], rows, cols).iter().all(|x| *x == 0.0));
+    }
+}

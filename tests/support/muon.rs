@@ -1,0 +1,27 @@
+//! Muon's direction in `f64`, written as its paper has it.
+
+/// `U` of so many rows and columns with its singular values brought near 1.
+pub(crate) fn direction(u: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let turned = |x: &[f64], (rows, cols): (usize, usize)| -> Vec<f64> {
+        (0..cols * rows).map(|i| x[i % rows * cols + i / rows]).collect()
+    };
+    if rows > cols {
+        return turned(&direction(&turned(u, (rows, cols)), cols, rows), (cols, rows));
+    }
+    let times = |a: &[f64], b: &[f64], n: usize| -> Vec<f64> {
+        let k = b.len() / n;
+        let sum = |i: usize, j: usize| (0..k).map(|p| a[i * k + p] * b[p * n + j]).sum();
+        (0..a.len() / k * n).map(|at| sum(at / n, at % n)).collect()
+    };
+    let norm = u.iter().map(|x| x * x).sum::<f64>().sqrt() + 1e-7;
+    let mut x: Vec<f64> = u.iter().map(|x| x / norm).collect();
+    for _ in 0..5 {
+        let gram = times(&x, &turned(&x, (rows, cols)), rows);
+        let square = times(&gram, &gram, rows);
+        let poly: Vec<f64> =
+            gram.iter().zip(&square).map(|(a, s)| -4.775 * a + 2.0315 * s).collect();
+        let moved = times(&poly, &x, cols);
+        x = x.iter().zip(moved).map(|(x, moved)| 3.4445 * x + moved).collect();
+    }
+    x
+}
