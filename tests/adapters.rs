@@ -345,6 +345,7 @@ fn matrices_beside_adapters_are_kept_as_panels() {
         let mut trainer = trainer.look_up_in(&table).unwrap();
         trainer.initialise();
         assert_eq!(trainer.evaluate(&batch), Err(StepError::NotLoaded));
+        assert_eq!(trainer.check_batch(&batch, tokens.len()), Err(StepError::NotLoaded));
         assert_eq!(trainer.accumulate(&batch, tokens.len()), Err(StepError::NotLoaded));
         let mut staging = vec![0.0; kept.staging_len()];
         let mut tensors = 0;

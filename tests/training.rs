@@ -5,7 +5,7 @@ mod support;
 
 use cllm_core::{
     Activation, Architecture, Batch, BatchShape, BlockParam, IGNORE, Isa, Kernels, Mode,
-    ModelConfig, Optimizer, OptimizerKind, Param, Plan, StepError, Trainer,
+    ModelConfig, Moments, MomentsMut, Optimizer, OptimizerKind, Param, Plan, StepError, Trainer,
 };
 use support::memory;
 
@@ -171,11 +171,153 @@ fn the_same_seed_gives_the_same_bits() {
                     trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap();
                     trainer.update(&Optimizer::default(), 1e-2).unwrap();
                 }
-                trainer.parameters().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                bits(trainer.parameters())
             })
         };
         assert_eq!(run(), run(), "{kernels:?}");
     }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn a_seed_that_is_set_decides_dropout_from_then_on_and_new_weights() {
+    let config = ModelConfig { dropout: 0.1, ..CONFIG };
+    let n = SHAPE.sequences * SHAPE.tokens;
+    let (tokens, targets) = (ids(n, 1), ids(n, 2));
+    let batch = Batch::new(&tokens, &targets);
+    let plan = Plan::new(&config, SHAPE, 1, Mode::Train, Kernels::detect()).unwrap();
+    let with_seed = |seed, test: &mut dyn FnMut(&mut Trainer<'_>)| {
+        memory::with_trainer(&plan, Kernels::detect(), seed, test);
+    };
+    let losses = |trainer: &mut Trainer<'_>, seed: Option<u64>| {
+        let first = trainer.accumulate(&batch, 2 * n).unwrap().sum;
+        let held_out = trainer.evaluate(&batch).unwrap().sum;
+        if let Some(seed) = seed {
+            trainer.set_seed(seed);
+            assert_eq!(trainer.seed(), seed);
+            // What is not random does not depend on it.
+            assert_eq!(trainer.evaluate(&batch).unwrap().sum, held_out);
+        }
+        (first, trainer.accumulate(&batch, 2 * n).unwrap().sum, bits(trainer.gradients()))
+    };
+    let (mut start, mut of_nine, mut of_both) = (vec![], None, None);
+    with_seed(9, &mut |trainer| {
+        start = trainer.parameters().to_vec();
+        of_nine = Some(losses(trainer, None));
+    });
+    with_seed(9, &mut |trainer| {
+        of_both = Some(losses(trainer, Some(77)));
+        assert_eq!(trainer.parameters(), start, "the weights are as they were");
+    });
+    let (of_nine, of_both) = (of_nine.unwrap(), of_both.unwrap());
+    assert_eq!(of_nine.0, of_both.0);
+    assert_ne!(of_nine.1, of_both.1);
+    let mut fresh = vec![];
+    with_seed(77, &mut |trainer| {
+        fresh = trainer.parameters().to_vec();
+        trainer.parameters_mut().copy_from_slice(&start);
+        // The second micro-batch is as of a trainer that has always had that seed, the first is not.
+        let (first, second, _) = losses(trainer, None);
+        assert_eq!((first == of_both.0, second), (false, of_both.1));
+    });
+    with_seed(9, &mut |trainer| {
+        trainer.set_seed(77);
+        trainer.initialise();
+        assert_eq!(trainer.parameters(), fresh);
+    });
+}
+
+#[test]
+fn with_the_seed_of_its_checkpoint_a_run_goes_on_as_it_would_have() {
+    let config = ModelConfig { dropout: 0.1, ..CONFIG };
+    let n = SHAPE.sequences * SHAPE.tokens;
+    let plan = Plan::new(&config, SHAPE, 1, Mode::Train, Kernels::detect()).unwrap();
+    let step = |trainer: &mut Trainer<'_>| {
+        let number = 10 * trainer.updates() as u32;
+        let (tokens, targets) = (ids(n, number + 1), ids(n, number + 2));
+        trainer.accumulate(&Batch::new(&tokens, &targets), n).unwrap();
+        trainer.update(&Optimizer::default(), 1e-2).unwrap();
+    };
+    let (checkpoint, straight) = memory::with_trainer(&plan, Kernels::detect(), 9, |trainer| {
+        (0..2).for_each(|_| step(trainer));
+        let Moments::AdamW { first, second } = trainer.moments() else {
+            unreachable!("by default")
+        };
+        let checkpoint = [trainer.parameters(), first, second].map(<[f32]>::to_vec);
+        (0..2).for_each(|_| step(trainer));
+        (checkpoint, bits(trainer.parameters()))
+    });
+    let resumed = |seed: Option<u64>| {
+        memory::with_trainer(&plan, Kernels::detect(), 77, |trainer| {
+            let restored: Result<(), ()> = trainer.restore(2, |weights, moments| {
+                let MomentsMut::AdamW { first, second } = moments else {
+                    unreachable!("by default")
+                };
+                for (to, from) in [weights, first, second].into_iter().zip(&checkpoint) {
+                    to.copy_from_slice(from);
+                }
+                Ok(())
+            });
+            restored.unwrap();
+            seed.into_iter().for_each(|seed| trainer.set_seed(seed));
+            (0..2).for_each(|_| step(trainer));
+            bits(trainer.parameters())
+        })
+    };
+    assert!(resumed(Some(9)) == straight);
+    assert!(resumed(None) != straight, "dropout has nothing to do with the seed");
+}
+
+/// What `check_batch` says is what `accumulate` would, and it costs nothing that has been summed.
+#[test]
+fn a_batch_is_checked_without_losing_what_is_summed() {
+    let n = SHAPE.sequences * SHAPE.tokens;
+    let (tokens, targets) = (ids(n, 1), ids(n, 2));
+    let (good, optimizer) = (Batch::new(&tokens, &targets), Optimizer::default());
+    let mut unknown = [tokens.clone(), targets.clone()];
+    unknown.iter_mut().for_each(|ids| ids[7] = CONFIG.vocab_size as u32);
+    let ignored = vec![IGNORE; n];
+    let starts = vec![1; n];
+    let bad = [
+        (Batch::new(&tokens[1..], &targets), n),
+        (Batch::new(&tokens, &targets[1..]), n),
+        (Batch::new(&unknown[0], &targets), n),
+        (Batch::new(&tokens, &unknown[1]), n),
+        (Batch::new(&ignored, &targets), n),
+        (Batch { starts: Some(&starts), ..good }, n),
+        (good, 0),
+    ];
+    let step = |check: &dyn Fn(&Trainer<'_>)| {
+        with_trainer(CONFIG, SHAPE, Kernels::detect(), |trainer| {
+            check(trainer);
+            trainer.accumulate(&good, 2 * n).unwrap();
+            check(trainer);
+            trainer.accumulate(&Batch::new(&targets, &tokens), 2 * n).unwrap();
+            check(trainer);
+            trainer.update(&optimizer, 1e-2).unwrap();
+            (bits(trainer.parameters()), trainer.updates())
+        })
+    };
+    let unchecked = step(&|_| ());
+    let checked = step(&|trainer| {
+        assert_eq!(trainer.check_batch(&good, n), Ok(()));
+        for (batch, counted) in &bad {
+            trainer.check_batch(batch, *counted).unwrap_err();
+        }
+    });
+    assert!(checked == unchecked);
+    with_trainer(CONFIG, SHAPE, Kernels::detect(), |trainer| {
+        for (batch, counted) in &bad {
+            let error = trainer.accumulate(batch, *counted).unwrap_err();
+            assert_eq!(trainer.check_batch(batch, *counted), Err(error));
+        }
+        trainer.accumulate(&good, n).unwrap();
+        assert_eq!(trainer.update_in_slices(&optimizer, 1e-2).unwrap().run_for(1), Ok(None));
+        assert_eq!(trainer.check_batch(&good, n), Err(StepError::HalfUpdated));
+    });
 }
 
 #[test]
@@ -225,7 +367,6 @@ fn an_update_above_the_most_is_left_out_and_counts() {
     let n = SHAPE.sequences * SHAPE.tokens;
     let (tokens, targets) = (ids(n, 1), ids(n, 2));
     let batch = Batch::new(&tokens, &targets);
-    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     for kind in OptimizerKind::ALL {
         let config = ModelConfig { dropout: 0.1, ..CONFIG };
         let plan = Plan::new(&config, SHAPE, 1, Mode::Train, Kernels::detect()).unwrap();

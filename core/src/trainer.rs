@@ -390,7 +390,8 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Those of [`Trainer::accumulate`] that it has before it computes anything.
     pub fn check_batch(&self, batch: &Batch<'_>, counted_in_step: usize) -> Result<(), StepError> {
-        self.gradients_of(batch, counted_in_step, self.micro).map(|_| ())
+        self.gradients_of(batch, counted_in_step, self.micro)?;
+        self.machine.packs().map(|_| ())
     }
 
     /// What the gradients of micro-batch `micro` are made of, and how many of its targets count.
