@@ -3,6 +3,7 @@
 Called by tests/soak.sh, which says what is compared: soak.py CLLM WORK [MINUTES]
 """
 
+import atexit
 import json
 import os
 import random
@@ -22,6 +23,8 @@ MOST_GROWTH, MOST_DRIFT, MOST_OTHERS = 0.01, 0.03, 0.05
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TOKENS = 16 * 64
+# Steps between checkpoints, and windows that a control is watched for.
+SAVE, CONTROL = 500, 6
 
 
 class Window:
@@ -50,40 +53,55 @@ def of_process(pid: int) -> tuple:
     return (int(fields[11]) + int(fields[12])) / TICK, resident, len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def step_of(run: Path) -> int:
-    """The last step that the run has reported."""
+def step_of(run: Path, events: tuple = ("start", "step"), most: int = 1 << 16) -> int:
+    """The step of the last of these events that the run has reported, among the last bytes of the file."""
     with open(run / "metrics.jsonl", "rb") as metrics:
         metrics.seek(0, 2)
-        metrics.seek(max(0, metrics.tell() - 4096))
+        metrics.seek(max(0, metrics.tell() - most))
         lines = metrics.read().split(b"\n")[:-1]
     for line in reversed(lines):
         try:
             event = json.loads(line)
         except ValueError:
             continue
-        if event.get("event") == "step":
+        if event.get("event") in events:
             return event["step"]
     return 0
 
 
-def session(number: int, run: Path, begin: float, until: float, wait: float) -> list:
-    """Trains until then, and ends it: the windows that were seen."""
+def settled(windows: list) -> list:
+    """Without the first third, which is warm-up."""
+    return windows[len(windows) // 3 :]
+
+
+def session(number: int, run: Path, begin: float, until: float, wait: float, controls: list, every: float) -> list:
+    """Trains until then, and ends it: the windows that were seen. Controls are appended."""
     args = ["train", "--out-dir", str(run), "--quiet"]
     if number == 0:
         args += ["--data", str(WORK / "text.txt"), "--tokenizer", "bytes", "--n-layer", "2", "--n-embd", "64", "--n-head", "2",
                  "--block-size", "64", "--batch-size", "16", "--max-steps", "1000000000", "--lr-schedule", "constant",
-                 "--save-interval", "500", "--eval-interval", "2000", "--log-interval", "10", "--sample-tokens", "0",
+                 "--save-interval", str(SAVE), "--eval-interval", "2000", "--log-interval", "10", "--sample-tokens", "0",
                  "--tuning", "off", "--threads", os.environ.get("THREADS", "1")]
     else:
         args.append("--resume")
     before = step_of(run) if number else 0
     child = subprocess.Popen([CLLM, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    windows, last = [], None
+    atexit.register(child.kill)
+    windows, last, control = [], None, time.monotonic() + every / 2
     while time.monotonic() < until:
         time.sleep(min(wait, max(0.0, until - time.monotonic())))
         if child.poll() is not None:
             sys.exit(f"session {number} ended by itself with {child.returncode}: {child.stderr.read()}")
         if not (run / "metrics.jsonl").exists():
+            continue
+        if time.monotonic() >= control:
+            # A run that has just begun, in the place of this one: what slows down both is not this one's age.
+            child.send_signal(signal.SIGSTOP)
+            shutil.rmtree(WORK / "control", ignore_errors=True)
+            end = time.monotonic() + CONTROL * wait
+            controls += settled(session(0, WORK / "control", begin, end, wait, [], float("inf")))
+            child.send_signal(signal.SIGCONT)
+            control, last = time.monotonic() + every, None
             continue
         now, step, machine = time.monotonic(), step_of(run), busy()
         cpu, memory, files = of_process(child.pid)
@@ -97,9 +115,11 @@ def session(number: int, run: Path, begin: float, until: float, wait: float) -> 
     code = child.wait(60)
     if code not in (-signal.SIGKILL, 130):
         sys.exit(f"session {number} ended with {code}: {child.stderr.read()}")
-    # A kill costs no more than the steps since the last checkpoint.
-    if number and windows and step_of(run) < before - 500:
-        sys.exit(f"session {number} lost steps: the last was {before}, now there are {step_of(run)}")
+    # SIGTERM costs no step that was reported, a kill none but those since the last checkpoint.
+    if number:
+        start, least = step_of(run, ("start",), 1 << 40), before - (SAVE if number % 2 == 1 else 0)
+        if not least <= start or step_of(run) <= start:
+            sys.exit(f"session {number} began at step {start} and ended at {step_of(run)}; the one before ended at {before}")
     return windows
 
 
@@ -111,10 +131,10 @@ def main() -> None:
     (WORK / "text.txt").write_text(" ".join(rng.choices(words, k=200_000)))
     run, begin = WORK / "run", time.monotonic()
     wait = min(5.0, max(0.5, SECONDS / KILLS / 30))
-    sessions = []
+    sessions, controls, every = [], [], 2 / 3 * SECONDS / KILLS
     for number in range(KILLS + 1):
         share = 2 / 3 * (number + 1) / KILLS if number < KILLS else 1.0
-        windows = session(number, run, begin, begin + share * SECONDS, wait)
+        windows = session(number, run, begin, begin + share * SECONDS, wait, controls, every)
         sessions.append(windows)
         if len(windows) < 3:
             sys.exit(f"session {number} was too short: {len(windows)} windows; give more MINUTES")
@@ -125,15 +145,12 @@ def main() -> None:
               f"({100 * (memory[1] / memory[0] - 1):+.2f} %), {max(w.files for w in windows):3} files, "
               f"{median(w.by_clock for w in windows):9.0f} tokens/s, {median(w.by_cpu for w in windows):9.0f} a CPU second",
               flush=True)
-    sys.exit(1 if verdict(sessions) else 0)
+    sys.exit(1 if verdict(sessions, controls) else 0)
 
 
-def verdict(sessions: list) -> list:
+def verdict(sessions: list, controls: list) -> list:
     """Prints what was found; what of it is a fault."""
     faults = []
-
-    def settled(windows: list) -> list:
-        return windows[len(windows) // 3 :]
 
     def judge(what: str, value: float, most: float) -> None:
         is_fault = value >= most
@@ -141,33 +158,41 @@ def verdict(sessions: list) -> list:
         if is_fault:
             faults.append(what)
 
-    def growth(windows: list) -> float:
+    def halves(windows: list, of) -> list:
         third = len(windows) // 3
-        return median(w.memory for w in windows[2 * third :]) / median(w.memory for w in windows[third : 2 * third]) - 1
+        return [median(map(of, part)) for part in (windows[third : 2 * third], windows[2 * third :])]
+
+    def growth(windows: list) -> float:
+        early, late = halves(windows, lambda w: w.memory)
+        return late / early - 1
 
     judge("resident memory, largest growth in a session", max(map(growth, sessions)), MOST_GROWTH)
     ends = [median(w.memory for w in settled(windows)) for windows in sessions]
     # The first session has made its data, and not read a checkpoint.
     judge("resident memory, last session against the second", ends[-1] / ends[1] - 1, MOST_GROWTH)
-    files = [max(w.files for w in settled(windows)) for windows in sessions]
-    early = [min(w.files for w in settled(windows)) for windows in sessions]
-    grown = max(late - first for late, first in zip(files, early)), files[-1] - files[1]
-    print(f"open files: {files[1]} to {files[-1]}, by {max(grown)} more")
-    # One is a checkpoint that is being written, one the folder that is made durable.
-    if max(grown) > 2:
+    # Medians: a checkpoint that is being written, and the folder that is made durable, are open for moments.
+    files = [halves(windows, lambda w: w.files) for windows in sessions]
+    grown = max(*(late - early for early, late in files), files[-1][1] - files[1][1])
+    print(f"open files: {files[1][0]:.0f} to {files[-1][1]:.0f}, by at most {grown:.0f} more (none)")
+    if grown > 0:
         faults.append("open files")
     windows = [window for windows in sessions for window in settled(windows)]
-    quiet = [window for window in windows if window.is_quiet]
-    by_clock = len(quiet) >= len(windows) / 2
-    print(f"{len(quiet)} of {len(windows)} windows while nothing else ran" + ("" if by_clock else ": CPU time is compared"))
-    counted = quiet if by_clock else windows
-    third = windows[-1].at / 3
-    rates = [w.by_clock if by_clock else w.by_cpu for w in counted if w.at <= third], [
-        w.by_clock if by_clock else w.by_cpu for w in counted if w.at >= 2 * third]
-    if all(rates):
-        judge("throughput, drift from the first third to the last", abs(median(rates[1]) / median(rates[0]) - 1), MOST_DRIFT)
-    else:
-        faults.append("throughput: no windows to compare")
+    end, rates = windows[-1].at, {}
+    quiet = sum(w.is_quiet for w in windows)
+    by_clock = quiet >= len(windows) / 2
+    print(f"{quiet} of {len(windows)} windows while nothing else ran" + ("" if by_clock else ": CPU time is compared"))
+    for name, seen in ("run", windows), ("control", controls):
+        counted = [w for w in seen if w.is_quiet or not by_clock]
+        thirds = [w for w in counted if w.at <= end / 3], [w for w in counted if w.at >= 2 * end / 3]
+        if not all(thirds):
+            faults.append(f"throughput: no windows of the {name} to compare")
+            print(faults[-1])
+            return faults
+        first, last = rates[name] = [median(w.by_clock if by_clock else w.by_cpu for w in third) for third in thirds]
+        print(f"throughput, {name}: {first:.0f} tokens/s in the first third ({len(thirds[0])} windows), {last:.0f} in the "
+              f"last ({len(thirds[1])}), {100 * (last / first - 1):+.2f} %")
+    drift = rates["run"][1] / rates["control"][1] / (rates["run"][0] / rates["control"][0]) - 1
+    judge("throughput, drift of the run against the control", abs(drift), MOST_DRIFT)
     return faults
 
 
