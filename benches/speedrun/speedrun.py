@@ -78,8 +78,9 @@ def train(flags: list[str], block: int) -> tuple[float, float, int]:
 def evaluate(run: Path, block: int) -> float:
     """Mean loss of all whole windows of the validation tokens, one behind the other."""
     last = max(run.glob("step-*.cllm"), key=lambda path: int(path.stem.split("-")[1]))
-    command = [CLLM, "eval", "--checkpoint", last, "--data", SHARDS, "--batches", 0]
-    return json.loads(output([*command, "--block-size", block, "--json"]))["loss"]
+    command = [CLLM, "eval", "--checkpoint", last, "--data", *sorted(SHARDS.glob("val*.bin"))]
+    command += ["--batches", 0, "--block-size", block, "--dtype", "f32", "--log-format", "json"]
+    return json.loads(output(command).splitlines()[-1])["val_loss"]
 
 
 def baseline(setting: Setting, seed: int, seconds: float, args: argparse.Namespace) -> dict:
