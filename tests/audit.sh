@@ -27,7 +27,7 @@ look() {
 }
 
 # What is built of this repository.
-own=(Cargo.toml capi/Cargo.toml)
+own=(Cargo.toml capi/Cargo.toml fuzz/Cargo.toml)
 # Other people's programs that measurements are set beside: nothing of them is given away, whatever their licences.
 peers=()
 for lock in tests/*/Cargo.lock benches/*/Cargo.lock benches/*/*/Cargo.lock; do

@@ -61,6 +61,8 @@ pub mod generate;
 pub mod gguf;
 #[cfg(feature = "hf")]
 pub mod hf;
+#[doc(hidden)]
+pub mod hostile;
 pub mod inspect;
 mod json;
 mod last_words;

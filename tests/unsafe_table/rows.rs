@@ -307,6 +307,11 @@ pub(crate) const ROWS: &[Row] = &[
         &["tests/allocations.rs::a_step_of_workers_and_loader_allocates_nothing_in_any_thread"],
     ),
     Row::new(
+        "fuzz/targets/src/c_interface.rs",
+        "functions that C calls, called as C does",
+        &["tests/fuzz/main.rs::every_seed_goes_through_its_target_in_bounded_memory"],
+    ),
+    Row::new(
         "tests/freestanding/src/{main,memory,system}.rs",
         "entry, exit and functions on bytes without libc",
         &["tests/freestanding.rs::without_std_the_loss_is_the_same"],

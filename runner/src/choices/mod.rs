@@ -94,6 +94,14 @@ impl Report {
     }
 }
 
+/// How many questions these files have.
+///
+/// # Errors
+/// A file that cannot be read, a line that is no question; none at all.
+pub(crate) fn questions(files: &[String]) -> Result<usize> {
+    Ok(items::read(files)?.len())
+}
+
 /// Has the model choose, and prints how often it was right.
 ///
 /// # Errors

@@ -34,6 +34,13 @@ const SILENCE: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held(Arc<AtomicUsize>);
 
+impl Held {
+    /// How many those are.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Some of them, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -96,7 +97,11 @@ async fn serve(listener: TcpListener, server: &Arc<Server>, stop: &Stop) -> std:
 }
 
 /// Serves one connection until it ends; once `ending` says so, no more than the request under way.
-async fn connection(stream: Patient, server: Arc<Server>, mut ending: watch::Receiver<bool>) {
+pub(super) async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: Patient<S>,
+    server: Arc<Server>,
+    mut ending: watch::Receiver<bool>,
+) {
     let service = service_fn(|request| {
         let server = Arc::clone(&server);
         async move { Ok::<_, Infallible>(routes::reply(&server, request).await) }

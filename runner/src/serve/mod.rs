@@ -19,6 +19,7 @@
 mod body;
 mod events;
 mod fields;
+pub(crate) mod given;
 mod guard;
 mod http;
 mod log;
@@ -101,6 +102,8 @@ struct Server {
     queue: Queue,
     held: Held,
     model: RwLock<Option<Arc<Model>>>,
+    /// What takes a while is done beside the connections; not where there is one alone.
+    beside: bool,
     #[cfg(feature = "report")]
     run: Option<page::Run>,
 }
@@ -153,6 +156,7 @@ pub fn serve(settings: ServeSettings) -> Result<()> {
         queue: Queue::new(settings.queue),
         held: Held::default(),
         model: RwLock::new(None),
+        beside: true,
         #[cfg(feature = "report")]
         run: page::Run::of(&settings.path),
         settings,

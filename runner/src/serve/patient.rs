@@ -6,7 +6,6 @@ use core::time::Duration;
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// How long nothing may be taken.
@@ -14,15 +13,15 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection and how long it has taken nothing. (Reading has limits where it is known what is read.)
 #[derive(Debug)]
-pub(super) struct Patient {
-    stream: TcpStream,
+pub(super) struct Patient<S> {
+    stream: S,
     patience: Duration,
     until: Pin<Box<Sleep>>,
     waiting: bool,
 }
 
-impl Patient {
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Self {
+impl<S> Patient<S> {
+    pub(super) fn new(stream: S, patience: Duration) -> Self {
         Self { stream, patience, until: Box::pin(sleep(patience)), waiting: false }
     }
 
@@ -44,7 +43,7 @@ impl Patient {
     }
 }
 
-impl AsyncRead for Patient {
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -54,7 +53,7 @@ impl AsyncRead for Patient {
     }
 }
 
-impl AsyncWrite for Patient {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -95,6 +94,7 @@ mod tests {
     use std::io::Read as _;
     use std::net::{TcpListener, TcpStream as Plain};
     use std::thread;
+    use tokio::net::TcpStream;
 
     const PATIENCE: Duration = Duration::from_millis(300);
 

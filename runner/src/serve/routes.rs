@@ -200,6 +200,9 @@ async fn in_background<R: Send + 'static>(
     server: &Arc<Server>,
     work: impl FnOnce(&Server) -> R + Send + 'static,
 ) -> Result<R, Problem> {
+    if !server.beside {
+        return Ok(work(server));
+    }
     let server = Arc::clone(server);
     let work = tokio::task::spawn_blocking(move || work(&server));
     work.await.map_err(|_| Problem::internal("this server is at fault; its log says more"))

@@ -1,0 +1,38 @@
+//! A run folder: its settings, the events of its run, and the page that is made of both.
+
+use std::fs;
+
+use cllm::report::{data, page};
+use cllm::train::folder::RunFolder;
+use cllm::train::metrics::{Metrics, Place};
+
+use crate::files::{Folder, parts};
+
+/// `settings.json` and `metrics.jsonl`.
+pub(crate) fn target(data: &[u8]) {
+    let [settings, metrics] = parts(data);
+    let folder = Folder::new();
+    folder.put("settings.json", settings);
+    let log = folder.put("metrics.jsonl", metrics);
+    let run = RunFolder::existing(folder.path());
+    if let Ok(settings) = run.settings()
+        && settings.check().is_ok()
+    {
+        run.save_settings(&settings).expect("settings can be written");
+        assert_eq!(run.settings().as_ref(), Ok(&settings));
+    }
+    if let Ok(run) = data::load(folder.path()) {
+        let page = page::render(&[run], false);
+        let (scripts, ends) = (page.matches("<script").count(), page.matches("</script").count());
+        let empty = page::render(&[], false);
+        assert_eq!(scripts, empty.matches("<script").count(), "a script of the run's own");
+        assert_eq!(ends, empty.matches("</script").count(), "the end of a script");
+    }
+    if log.exists() {
+        let place = Place { step: 3, rewinds: 0, within: false };
+        drop(Metrics::open(&log, place).expect("any log can be gone on with"));
+        let kept = fs::read(&log).expect("the log");
+        assert!(metrics.starts_with(&kept), "what was kept is not the beginning");
+        assert!(kept.is_empty() || kept.ends_with(b"\n"), "a line was cut");
+    }
+}
