@@ -101,7 +101,7 @@ if [ "$each" -eq 1 ]; then
         build "$isa"
         base[$isa]=$(section .text)
     done
-    for feature in adapters documents dropout fresh halves llama optimizers recompute workers default; do
+    for feature in adapters documents dropout fresh halves llama optimizers pieces recompute workers default; do
         row=$(printf '%-10s' "$feature")
         for isa in scalar avx2; do
             build "$isa,cllm-core/$feature"

@@ -10,6 +10,7 @@
 //! | `halves` | activations in memory as bf16 where the CPU multiplies it; the same bits without |
 //! | `llama` | RMS norms, rotary positions, SwiGLU, norms of heads, shared keys and values, capped logits |
 //! | `optimizers` | other optimizers than AdamW |
+//! | `pieces` | a step shared by several trainers, each of which updates a piece ([`Plan::with_piece`](crate::Plan::with_piece)) |
 //! | `recompute` | [`Mode::Recompute`](crate::Mode::Recompute) |
 //! | `workers` | more than one worker |
 //!
@@ -27,6 +28,7 @@ pub(crate) const FRESH: bool = cfg!(feature = "fresh");
 pub(crate) const HALVES: bool = cfg!(feature = "halves");
 pub(crate) const LLAMA: bool = cfg!(feature = "llama");
 pub(crate) const OPTIMIZERS: bool = cfg!(feature = "optimizers");
+pub(crate) const PIECES: bool = cfg!(feature = "pieces");
 pub(crate) const RECOMPUTE: bool = cfg!(feature = "recompute");
 pub(crate) const WORKERS: bool = cfg!(feature = "workers");
 

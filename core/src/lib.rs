@@ -127,9 +127,9 @@ pub use moments::{Moments, MomentsMut};
 pub use optimizer::{Optimizer, OptimizerError, OptimizerKind, UnknownOptimizer, UpdateReport};
 pub use params::{BlockParam, Init, Name, Param, ParamSpec, ParamTable};
 pub use plan::{
-    BatchShape, Blocking, BlockingError, Mode, Packing, Plan, PlanError, Pool, ROW_BLOCK, Sizes,
-    Tiling,
+    BatchShape, Blocking, BlockingError, Mode, Packing, Piece, Plan, PlanError, Pool, ROW_BLOCK,
+    Sizes, Tiling,
 };
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
-pub use trainer::{Evaluator, Origin, Pools, Slices, Tensor, Trainer};
+pub use trainer::{Evaluator, Origin, Part, Pools, Slices, Tensor, Trainer};

@@ -3,7 +3,7 @@
 use crate::optimizer::OptimizerKind;
 use cllm_kernels::MOMENTS_BLOCK;
 
-/// Moments of what is trained, whole arenas of its table.
+/// Moments of what is trained, whole arenas of its table, or [a piece](crate::Plan::with_piece) of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Moments<'a> {
     /// Of [`OptimizerKind::AdamW`].

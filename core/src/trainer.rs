@@ -12,10 +12,12 @@
 mod evaluator;
 mod load;
 mod origin;
+mod part;
 mod slices;
 
 pub use evaluator::Evaluator;
 pub use origin::{Origin, Tensor};
+pub use part::Part;
 pub use slices::Slices;
 
 use crate::batch::{Batch, Loss, StepError, misplaced};
@@ -457,13 +459,7 @@ impl<'a> Trainer<'a> {
         most: f64,
     ) -> Result<UpdateReport, StepError> {
         let inputs = Inputs { most, ..self.update_of(optimizer, lr)? };
-        self.half_updated = true;
-        let ran = self.machine.run(Run::Update, &inputs);
-        self.half_updated = ran == Err(EngineError::Panicked);
-        ran?;
-        let report = self.machine.outcome.finite_update()?;
-        self.updates += 1;
-        Ok(report)
+        self.apply(Run::Update, &inputs)
     }
 
     /// Ends a step without an update: its gradients are discarded, weights and moments stay, and it counts

@@ -9,6 +9,7 @@ use crate::architecture::{Activation, Architecture, NormKind, Positions, Rotary,
 use crate::config::{ConfigError, ModelConfig};
 use crate::moments::{MomentsMut, blocks, first_block};
 use crate::optimizer::OptimizerKind;
+use crate::plan::Piece;
 use core::fmt;
 use core::ops::Range;
 
@@ -257,7 +258,7 @@ impl<'a> Checkpoint<'a> {
     /// # Panics
     /// If the arena is shorter than the config's table.
     pub fn read_parameters(&self, arena: &mut [f32]) {
-        self.read(self.parameters, arena);
+        self.read(self.parameters, Piece::WHOLE, arena);
     }
 
     /// Copies the optimizer's state into that of a trainer of the header's config.
@@ -268,6 +269,22 @@ impl<'a> Checkpoint<'a> {
     /// # Panics
     /// If an arena is shorter than the config's table.
     pub fn read_moments(&self, moments: MomentsMut<'_>) -> Result<(), CheckpointError> {
+        self.read_moments_of(Piece::WHOLE, moments)
+    }
+
+    /// As [`Checkpoint::read_moments`], for a trainer that has those of a [piece](crate::Plan::with_piece) of the arena
+    /// alone.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_moments`].
+    ///
+    /// # Panics
+    /// If an arena is shorter than the piece.
+    pub fn read_moments_of(
+        &self,
+        piece: Piece,
+        moments: MomentsMut<'_>,
+    ) -> Result<(), CheckpointError> {
         let (wanted, [a, b, c]) = (moments.kind(), self.moments);
         match self.optimizer {
             None => return Err(CheckpointError::NoMoments),
@@ -278,8 +295,8 @@ impl<'a> Checkpoint<'a> {
         }
         match moments {
             MomentsMut::AdamW { first, second } => {
-                self.read(a, first);
-                self.read(b, second);
+                self.read(a, piece, first);
+                self.read(b, piece, second);
             }
             MomentsMut::AdamW8 { first, second, scales } => {
                 self.read_codes(a, first);
@@ -291,18 +308,27 @@ impl<'a> Checkpoint<'a> {
                     of_tensor.iter_mut().zip(&mut values).for_each(|(to, value)| *to = value);
                 }
             }
-            MomentsMut::Momentum(moments) => self.read(a, moments),
+            MomentsMut::Momentum(moments) => self.read(a, piece, moments),
             MomentsMut::Sgd => {}
             MomentsMut::Muon { first, second } => {
-                self.read(a, first);
+                self.read(a, piece, first);
                 read(b, self.table.second_ranges(), second);
             }
         }
         Ok(())
     }
 
-    fn read(&self, bytes: &[u8], arena: &mut [f32]) {
-        read(bytes, self.table.ranges(), arena);
+    /// What of an arena is the piece's, close together.
+    fn read(&self, mut bytes: &[u8], piece: Piece, arena: &mut [f32]) {
+        for range in self.table.ranges() {
+            let (of_tensor, rest) = bytes.split_at(4 * range.len());
+            bytes = rest;
+            for (span, place) in piece.spans(range.clone()) {
+                let values = values(&of_tensor[4 * (span.start - range.start)..]);
+                let to = &mut arena[place..place + span.len()];
+                to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+            }
+        }
     }
 
     fn read_codes(&self, mut bytes: &[u8], arena: &mut [u8]) {

@@ -11,6 +11,7 @@ mod grain;
 mod layout;
 mod moments;
 mod muon;
+mod piece;
 mod trained;
 
 pub use blocking::{Blocking, BlockingError};
@@ -22,6 +23,7 @@ pub(crate) use grain::Grain;
 pub use grain::ROW_BLOCK;
 pub(crate) use layout::{Layout, Panels};
 pub(crate) use muon::{parts as muon_parts, taken as muon_takes};
+pub use piece::Piece;
 pub(crate) use trained::LOADED_ROWS;
 
 use crate::adapter::{AdapterTable, Adapters};
@@ -211,6 +213,7 @@ pub struct Plan {
     pub(crate) grain: Grain,
     blocking: Blocking,
     optimizer: OptimizerKind,
+    piece: Piece,
     set: KernelSet,
     workers: usize,
     ops: usize,
@@ -334,6 +337,7 @@ impl Plan {
             grain,
             blocking: tiling.blocking,
             optimizer: OptimizerKind::AdamW,
+            piece: Piece::WHOLE,
             set,
             workers,
             ops: 0,

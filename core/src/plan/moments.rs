@@ -83,7 +83,7 @@ impl Plan {
 
     /// Floats of the pool; `None` on overflow.
     pub(super) const fn moments_len(&self) -> Option<usize> {
-        let arena = self.trained_len();
+        let arena = self.own_len();
         match self.optimizer() {
             _ if !self.mode.trains() => Some(0),
             OptimizerKind::AdamW => arena.checked_mul(2),
@@ -120,7 +120,7 @@ impl Plan {
 
     /// The moments in a pool of this plan's.
     pub(crate) fn moments_in<'p>(&self, pool: &'p [f32]) -> Moments<'p> {
-        let arena = self.trained_len();
+        let arena = self.own_len();
         match self.optimizer() {
             OptimizerKind::AdamW => {
                 let (first, second) = pool.split_at(arena);
@@ -144,7 +144,7 @@ impl Plan {
 
     /// As [`Plan::moments_in`], to write.
     pub(crate) fn moments_in_mut<'p>(&self, pool: &'p mut [f32]) -> MomentsMut<'p> {
-        let arena = self.trained_len();
+        let arena = self.own_len();
         match self.optimizer() {
             OptimizerKind::AdamW => {
                 let (first, second) = pool.split_at_mut(arena);

@@ -102,8 +102,8 @@ impl Plan {
         self.config.n_layer * self.muon_floats(BlockParam::MlpOutBias)
     }
 
-    /// Where Muon's second moments of a tensor of AdamW's begin: as in an arena, but for the matrices before it, which
-    /// have none.
+    /// Where Muon's second moment of a float of a tensor of AdamW's is: as in an arena, where it is at `offset`, but for
+    /// the matrices before, which have none.
     pub(crate) const fn second_offset(&self, index: usize, offset: usize) -> usize {
         let of_block = self.muon_floats(BlockParam::MlpOutBias);
         let before = match self.table.param(index) {

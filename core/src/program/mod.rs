@@ -100,6 +100,10 @@ pub enum Run {
     },
     /// Norm of the gradient, and the update.
     Update,
+    /// The sums of squares alone, where others have to be added before there is a norm.
+    Measure,
+    /// The update alone.
+    Apply,
 }
 
 impl Run {
@@ -111,6 +115,8 @@ impl Run {
             Self::Gradients { pack: true } => &[Section::Pack, Section::Forward, Section::Backward],
             Self::Gradients { pack: false } => &[Section::Forward, Section::Backward],
             Self::Update => &[Section::Measure, Section::Update],
+            Self::Measure => &[Section::Measure],
+            Self::Apply => &[Section::Update],
         }
     }
 }

@@ -16,6 +16,8 @@ mod product;
 mod update;
 mod weights;
 
+pub(crate) use update::norm_of;
+
 use crate::built::{ADAPTERS, DOCUMENTS, DROPOUT, HALVES, LLAMA, OPTIMIZERS, RECOMPUTE};
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
 use crate::optimizer::{Rule, UpdateReport};
@@ -104,7 +106,7 @@ impl Outcome {
         self.loss.get()
     }
 
-    fn set_update(&self, report: UpdateReport) {
+    pub(crate) fn set_update(&self, report: UpdateReport) {
         self.grad_norm.set(report.grad_norm);
         self.scale.store(report.scale.to_bits(), Ordering::Relaxed);
     }
