@@ -313,16 +313,53 @@ impl Sink for FileSink<'_> {
     }
 }
 
+/// Moments of all that is trained, of trainers that have a piece of them each.
+#[derive(Debug)]
+pub(crate) enum WholeMoments {
+    /// Whole arenas of [`Moments::AdamW`].
+    AdamW {
+        /// Means of gradients.
+        first: Vec<f32>,
+        /// Means of their squares.
+        second: Vec<f32>,
+    },
+    /// The whole arena of [`Moments::Momentum`].
+    Momentum(Vec<f32>),
+}
+
+impl WholeMoments {
+    fn as_moments(&self) -> Moments<'_> {
+        match self {
+            Self::AdamW { first, second } => Moments::AdamW { first, second },
+            Self::Momentum(moments) => Moments::Momentum(moments),
+        }
+    }
+}
+
 /// Saves the state of `trainer` to `path`: the old file or the new one, never a part.
 ///
 /// # Errors
 /// Names the file when it cannot be written; what was there stays.
 pub fn save(path: &Path, trainer: &Trainer<'_>, meta: &Meta) -> Result<()> {
+    save_with(path, trainer, None, meta)
+}
+
+/// As [`save`], with the moments of a trainer that has a piece of them.
+///
+/// # Errors
+/// As [`save`].
+pub(crate) fn save_with(
+    path: &Path,
+    trainer: &Trainer<'_>,
+    moments: Option<&WholeMoments>,
+    meta: &Meta,
+) -> Result<()> {
     let config = *trainer.plan().config();
     let adapters = trainer.plan().adapters().map(|table| *table.adapters());
     let header = Header { config, adapters, seed: trainer.seed(), updates: trainer.updates() };
     let trained = if adapters.is_some() { trainer.adapters() } else { trainer.parameters() };
-    write(path, &header, meta, trained, Some(trainer.moments()))
+    let moments = moments.map_or_else(|| trainer.moments(), WholeMoments::as_moments);
+    write(path, &header, meta, trained, Some(moments))
 }
 
 /// Saves a model without moments to `path`: the old file or the new one, never a part.

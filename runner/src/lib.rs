@@ -73,6 +73,7 @@ pub mod memory;
 pub mod model;
 pub mod parts;
 pub mod pool;
+pub mod ranks;
 #[cfg(feature = "report")]
 pub mod report;
 #[cfg(feature = "serve")]

@@ -90,7 +90,7 @@ impl PoolMemory {
     /// # Errors
     /// The machine has not that much, or the system refuses it.
     pub fn allocate(plan: &Plan) -> Result<Self> {
-        check_available(plan, Batches::ONE)?;
+        check_available(plan, Batches::ONE, 0)?;
         Ok(Self {
             parameters: Lines::allocate(plan, Pool::Parameters)?,
             gradients: Lines::allocate(plan, Pool::Gradients)?,
@@ -159,16 +159,17 @@ pub fn total_bytes(plan: &Plan, batches: Batches) -> usize {
 }
 
 /// Refuses a plan that needs more memory than the machine has to give, with the numbers, when
-/// `batches` are held at a time.
+/// `batches` are held at a time, and `more` bytes beside it.
 ///
 /// # Errors
 /// The plan needs more than [`MachineMemory::available`]. Where the system cannot be
 /// asked, nothing is refused.
-pub fn check_available(plan: &Plan, batches: Batches) -> Result<()> {
+pub fn check_available(plan: &Plan, batches: Batches, more: usize) -> Result<()> {
     // Models of few layers have nothing to win.
     let may_recompute = plan.mode() == Mode::Train && plan.config().n_layer > 2;
     let remedy = if may_recompute { ", or --recompute" } else { "" };
-    check_against("training needs", total_bytes(plan, batches) as u64, remedy, machine().as_ref())
+    let need = total_bytes(plan, batches).saturating_add(more) as u64;
+    check_against("training needs", need, remedy, machine().as_ref())
 }
 
 /// Refuses to hold two plans at a time for which the machine has not the memory.

@@ -185,6 +185,9 @@ pub struct TrainSettings {
     pub batch_size: usize,
     /// Micro-batches of a step.
     pub gradient_accumulation_steps: usize,
+    /// Parts of a step's batch whose gradients are added up over a tree, and which ranks share; `None` is one.
+    #[serde(default)]
+    pub batch_parts: Option<usize>,
     /// Times that the data are gone through, which then decide `max_steps`.
     #[serde(default)]
     pub epochs: Option<f64>,

@@ -69,6 +69,21 @@ impl Rounds {
         Ok(())
     }
 
+    /// Loss of batch `round`.
+    ///
+    /// # Errors
+    /// What the data or the model refuses.
+    pub fn loss(
+        &self,
+        round: u64,
+        data: &Held,
+        batch: &mut ReadyBatch,
+        evaluate: impl FnOnce(&Batch<'_>) -> core::result::Result<Loss, StepError>,
+    ) -> Result<Loss> {
+        self.fill(round, data, batch)?;
+        evaluate(&batch.get()).map_err(refused)
+    }
+
     /// Mean loss over all batches; `None` if `evaluate` gave up in between.
     ///
     /// # Errors
@@ -83,12 +98,16 @@ impl Rounds {
         for round in 0..self.taken {
             self.fill(round, data, batch)?;
             let Some(loss) = evaluate(&batch.get()) else { return Ok(None) };
-            let loss = loss.map_err(|e| Error::failure(format!("validation: {e}")))?;
+            let loss = loss.map_err(refused)?;
             total.sum += loss.sum;
             total.counted += loss.counted;
         }
         Ok(Some(total))
     }
+}
+
+fn refused(error: StepError) -> Error {
+    Error::failure(format!("validation: {error}"))
 }
 
 /// Data to measure a loss on.

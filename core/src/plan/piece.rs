@@ -126,6 +126,7 @@ mod tests {
     use crate::config::ModelConfig;
     use crate::plan::{BatchShape, Mode};
     use cllm_kernels::Kernels;
+    extern crate std;
     use std::vec;
 
     #[test]

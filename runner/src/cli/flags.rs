@@ -237,6 +237,12 @@ train_flags! {
         /// Micro-batches of a step.
         #[arg(value_name = "N")]
         gradient_accumulation_steps: usize,
+        /// Parts that a step's sequences are cut into, for ranks to share: their gradients are added up over a
+        /// tree, whatever the number of ranks [default: 1; under mpirun 4, or as many as there are ranks].
+        ///
+        /// The weights that come out depend on it in their last bits, and not on the number of ranks.
+        #[arg(value_name = "N")]
+        batch_parts: usize,
         /// Times that the data are gone through, instead of --max-steps; parts of one count too.
         #[arg(value_name = "X", alias = "num-train-epochs")]
         epochs: f64,

@@ -102,6 +102,7 @@ fn tiny() -> TrainSettings {
         lora_targets: lora::ALL.to_owned(),
         batch_size: 8,
         gradient_accumulation_steps: 1,
+        batch_parts: None,
         epochs: None,
         max_steps: 1500,
         learning_rate: 3e-3,

@@ -74,6 +74,7 @@ impl TrainSettings {
         whole("block_size", self.block_size as u64, 1, MOST)?;
         whole("batch_size", self.batch_size as u64, 1, MOST)?;
         whole("gradient_accumulation_steps", self.gradient_accumulation_steps as u64, 1, MOST)?;
+        whole("batch_parts", self.batch_parts.unwrap_or(1) as u64, 1, MOST)?;
         match self.d_ff {
             Some(d_ff) => whole("d_ff", d_ff as u64, 1, MOST)?,
             // The feed-forward layer is four times as wide.

@@ -4,7 +4,7 @@
 use core::future::poll_fn;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
-use std::cell::RefCell;
+use core::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;

@@ -170,8 +170,8 @@ impl Start {
     }
 
     /// Gives a new run's folder what it wants of the base: its chat template, and where adapters are trained
-    /// its weights, which are read from there from now on.
-    pub(super) fn begin(&mut self, plan: &Plan, settings: &TrainSettings) -> Result<()> {
+    /// its weights.
+    pub(super) fn begin(&self, plan: &Plan, settings: &TrainSettings) -> Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
         let out_dir = &settings.out_dir;
         Usage::of_folder(&base.dir())?.save(out_dir)?;
@@ -179,7 +179,14 @@ impl Start {
             let (config, updates) = (self.config, base.step());
             let header = Header { config, adapters: None, seed: settings.seed, updates };
             copy(base, plan.table(), &lora::base_in(out_dir), &header)?;
-            self.base = Some(lora::base_of(out_dir, &self.config)?);
+        }
+        Ok(())
+    }
+
+    /// Reads from now on what [`Start::begin`] has put into the folder.
+    pub(super) fn move_in(&mut self, plan: &Plan, settings: &TrainSettings) -> Result<()> {
+        if self.base.is_some() && plan.adapters().is_some() {
+            self.base = Some(lora::base_of(&settings.out_dir, &self.config)?);
         }
         Ok(())
     }

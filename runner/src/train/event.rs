@@ -59,6 +59,8 @@ pub struct Start {
     pub isa: &'static str,
     /// The kernels in use: the instruction set, and how products are made of bf16 if they are.
     pub kernels: String,
+    /// Ranks that go through the steps together, with as many workers each.
+    pub ranks: usize,
     /// Workers in use.
     pub threads: usize,
     /// Sizes of blocks that steps are cut by.

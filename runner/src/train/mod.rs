@@ -8,6 +8,7 @@ pub(crate) mod base;
 mod board;
 pub mod event;
 pub mod examples;
+mod farewell;
 pub mod folder;
 pub mod inputs;
 pub mod metrics;
@@ -16,6 +17,7 @@ mod resume;
 mod session;
 mod spikes;
 pub mod stop;
+mod team;
 pub mod tuner;
 pub mod watch;
 pub mod work;
@@ -35,17 +37,21 @@ use crate::error::{Error, Result};
 use crate::memory::{PoolMemory, check_available};
 use crate::model;
 use crate::pool::{self, Crew, cpus};
+use crate::ranks::cut::{self, Cut};
+use crate::ranks::{Alone, Ranks, launch};
 use crate::settings::{SpikeChoice, Threads, TrainSettings};
 use crate::trace::record::Recording;
 use crate::trace::tracer::{Tracer, Wanted};
 use crate::tune::Sizes;
 use event::{AdaptersInfo, Environment, Event, PlannedBytes, Start};
+use farewell::Farewell;
 use folder::{Begun, RunFolder};
 use inputs::Inputs;
 use metrics::{Metrics, Place};
 use report::Reporter;
 use session::{Rates, Session};
 use stop::Stop;
+use team::Team;
 use tuner::Tuner;
 use watch::Watch;
 use work::Work;
@@ -59,14 +65,21 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// Trains as told, until done or until SIGINT or SIGTERM.
+/// Trains as told, until done or until SIGINT or SIGTERM, together with the processes that this one was started with.
 ///
 /// # Errors
 /// Wrong settings, data, memory, files or numbers; existing checkpoints stay.
 pub fn train(settings: &TrainSettings) -> Result<Outcome> {
     let mut stdout = std::io::stdout();
     let is_terminal = stdout.is_terminal();
-    run(settings, None, &mut stdout, is_terminal)
+    match launch::ranks()? {
+        None => run(settings, &Alone, None, (&mut stdout, is_terminal)),
+        Some(ranks) => {
+            let settings = shared(settings, &*ranks);
+            let ended = run(&settings, &*ranks, None, (&mut stdout, is_terminal));
+            ended.inspect_err(|error| give_up(&*ranks, error))
+        }
+    }
 }
 
 /// As [`train`], but stops when `stop` is requested and leaves signals alone, and
@@ -75,7 +88,47 @@ pub fn train(settings: &TrainSettings) -> Result<Outcome> {
 /// # Errors
 /// As [`train`].
 pub fn train_until(settings: &TrainSettings, stop: &Stop, out: &mut dyn Write) -> Result<Outcome> {
-    run(settings, Some(stop), out, false)
+    run(settings, &Alone, Some(stop), (out, false))
+}
+
+/// As [`train_until`], as one of `ranks` that all call this. Rank 0 writes.
+///
+/// # Errors
+/// As [`train`]; another rank is gone.
+pub fn train_with(
+    settings: &TrainSettings,
+    ranks: &dyn Ranks,
+    stop: &Stop,
+    out: &mut dyn Write,
+) -> Result<Outcome> {
+    run(&shared(settings, ranks), ranks, Some(stop), (out, false))
+}
+
+/// The settings of one of `ranks`: a new run has parts for them to share, and CPUs are shared by those that are on
+/// one machine, unless whoever started them has done so already.
+fn shared(settings: &TrainSettings, ranks: &dyn Ranks) -> TrainSettings {
+    let mut settings = settings.clone();
+    if !settings.resume {
+        let parts = cut::default_parts(&settings, ranks.size());
+        settings.batch_parts.get_or_insert(parts);
+    }
+    let is_bound = cpus::allowed() < cpus::online();
+    if settings.threads == Threads::Auto && ranks.here() > 1 && !is_bound {
+        settings.threads = Threads::Count((cpus::available() / ranks.here()).max(1));
+    }
+    settings
+}
+
+/// Ends all ranks for an error of this one. What all come to is said once, by rank 0.
+fn give_up(ranks: &dyn Ranks, error: &Error) {
+    if ranks.size() == 1 {
+        return;
+    }
+    if ranks.rank() > 0 {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    eprintln!("cllm: rank {} of {}: {error}", ranks.rank(), ranks.size());
+    ranks.abort(error.exit_code());
 }
 
 /// What the run in `dir` was told: a base for the settings of a session that resumes it.
@@ -106,22 +159,37 @@ fn nothing_to_resume(dir: &Path) -> Error {
 
 fn run(
     settings: &TrainSettings,
+    ranks: &dyn Ranks,
     stop: Option<&Stop>,
-    out: &mut dyn Write,
-    is_terminal: bool,
+    (out, is_terminal): (&mut dyn Write, bool),
 ) -> Result<Outcome> {
-    let settings = &resume::normalised(settings);
-    let kernels = check(settings)?;
-    model::schedule(settings)?;
-    let optimizer = model::optimizer(settings)?;
-    let (folder, begun) = open_folder(settings)?;
+    let is_first = ranks.rank() == 0;
+    let told = &mine(resume::normalised(settings), is_first);
+    let kernels = check(told)?;
+    model::schedule(told)?;
+    let optimizer = model::optimizer(told)?;
+    let cut = Cut::new(told, ranks.rank(), ranks.size())?;
+    // From here on micro-batches are those that the batch is cut into.
+    let settings = &cut.apply(told);
+    if !is_first {
+        // What the first makes of the data is then there.
+        ranks.barrier()?;
+    }
+    let (folder, begun) = match is_first {
+        true => open_folder(told)?,
+        false => (RunFolder::existing(&told.out_dir), Begun::default()),
+    };
     let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
 
-    let mut inputs = Inputs::open(settings, &folder, from.is_some())?;
-    if settings.resume && resume::is_moved(&stored_settings(&settings.out_dir)?, settings) {
+    let mut inputs = Inputs::open(settings, &folder, from.is_some() || !is_first)?;
+    if is_first && told.resume && resume::is_moved(&stored_settings(&told.out_dir)?, told) {
         inputs.want_fingerprint();
     }
-    let settings = &with_steps(settings, &inputs)?;
+    if is_first {
+        ranks.barrier()?;
+    }
+    let told = &with_steps(told, &inputs)?;
+    let settings = &cut.apply(told);
     let schedule = model::schedule(settings)?;
     let mut base = base::Start::of(settings, from.as_ref(), inputs.vocab_size)?;
     let config = match &base {
@@ -129,10 +197,17 @@ fn run(
         None => model::config(settings, inputs.vocab_size)?,
     };
     let workers = model::workers(settings.threads)?;
-    let (plan, chosen) = model::train_plan(settings, &config, kernels)?;
-    check_available(&plan, model::batches(settings))?;
+    let (mut plan, chosen) = model::train_plan(settings, &config, kernels)?;
+    if ranks.size() > 1 && plan.has_pieces() {
+        plan = plan.with_piece(ranks.rank(), ranks.size());
+    }
+    check_available(&plan, model::batches(settings), Team::bytes(ranks, cut, &plan))?;
     if let (Some(base), None) = (&mut base, &from) {
-        base.begin(&plan, settings)?;
+        if is_first {
+            base.begin(&plan, settings)?;
+        }
+        ranks.barrier()?;
+        base.move_in(&plan, settings)?;
     }
     let token_table = base.as_ref().map(|base| base.token_table(&plan)).transpose()?.flatten();
     let mut memory = PoolMemory::allocate(&plan)?;
@@ -158,6 +233,15 @@ fn run(
         base.load(&mut trainer)?;
     }
     let step = trainer.updates();
+    team::agree(
+        ranks,
+        &[
+            ("another number of steps behind it", step),
+            ("other settings", team::fact(&facts(told)?)),
+            ("other data", team::fact(&inputs.data_sha256().unwrap_or_default())),
+            ("other kernels (--isa, --dtype)", team::fact(&kernels.set().to_string())),
+        ],
+    )?;
     if step > settings.max_steps {
         let asked = match settings.epochs {
             Some(epochs) => format!("--epochs {epochs}, which are {} steps", settings.max_steps),
@@ -172,7 +256,7 @@ fn run(
     let rates = Rates {
         flops_per_step: plan.step_flops() * settings.gradient_accumulation_steps as f64,
         peak_flops: fma_peak(best, Duration::from_millis(100))
-            * workers.min(cpus::available()) as f64,
+            * (workers.min(cpus::available()) * ranks.size()) as f64,
         steps: 0,
         tokens: 0,
         seconds: 0.0,
@@ -181,7 +265,8 @@ fn run(
     };
     let start = Start {
         step,
-        config: settings.clone(),
+        config: told.clone(),
+        ranks: ranks.size(),
         model: (&config).into(),
         parameters: plan.table().parameters(),
         adapters: plan.adapters().map(|table| AdaptersInfo::new(table, settings)),
@@ -207,7 +292,7 @@ fn run(
             &signals
         }
     };
-    let accumulated = settings.gradient_accumulation_steps as u64;
+    let accumulated = cut.mine() as u64;
     let first = step.saturating_add(meta.watch.data_ahead);
     // Who goes back needs more batches than there are steps: the loader ends with the session.
     let last = match settings.on_spike {
@@ -215,12 +300,12 @@ fn run(
         _ => settings.max_steps.saturating_add(meta.watch.data_ahead),
     };
     let batches = first.saturating_mul(accumulated)..last.saturating_mul(accumulated);
-    let fill = |n, batch: &mut ReadyBatch| inputs.fill(n, batch);
+    let fill = |n, batch: &mut ReadyBatch| inputs.fill(cut.number(n), batch);
     let wanted = settings.trace.as_ref().map(|file| Wanted {
         file: file.clone(),
         steps: settings.trace_steps,
         tiles_for: settings.tiles_for.unwrap_or(workers),
-        micro_batches: settings.gradient_accumulation_steps,
+        micro_batches: cut.mine(),
         quiet: settings.quiet,
     });
     let recording = wanted.as_ref().map(|wanted| {
@@ -237,13 +322,15 @@ fn run(
     };
     let body = |prefetch: Prefetch<'_>| {
         // Only now: what was wrong above has left the settings and what was reported as they were.
-        let board = board::begin(settings, step)?;
         let place = Place { step, rewinds: meta.watch.rewinds, within: false };
-        let metrics = Metrics::open(&folder.metrics(), place)?;
-        let reporter = Reporter::new((metrics, board), out, is_terminal, settings, step);
+        let files = match is_first {
+            true => Some((Metrics::open(&folder.metrics(), place)?, board::begin(settings, step)?)),
+            false => None,
+        };
+        let reporter = Reporter::new(files, out, is_terminal, settings, step);
         // A session that goes on without a step left does nothing by its settings: the run's own stay.
-        if from.is_none() || step < settings.max_steps {
-            folder.save_settings(settings)?;
+        if is_first && (from.is_none() || step < settings.max_steps) {
+            folder.save_settings(told)?;
         }
         begun.keep();
         let mut session = Session {
@@ -256,6 +343,8 @@ fn run(
             schedule,
             reporter,
             stop,
+            team: Team::new(ranks, cut, kernels, &plan),
+            farewell: Some(Farewell::new(ranks, stop)),
             watch: Watch::new(settings.spike_window, settings.spike_threshold, meta.watch.clone()),
             meta,
             newest: from.map(|file| file.path().to_path_buf()),
@@ -279,6 +368,21 @@ fn run(
     pool::with_workers(&engine, &crew, || {
         prefetch::with_loader(settings.prefetch, plan.tokens(), batches, fill, body)
     })
+}
+
+/// The settings of a rank: what the first does alone is not for the others.
+fn mine(settings: TrainSettings, is_first: bool) -> TrainSettings {
+    if is_first {
+        return settings;
+    }
+    TrainSettings { quiet: true, tensorboard: false, trace: None, sample_tokens: 0, ..settings }
+}
+
+/// What all ranks have to be told alike.
+fn facts(settings: &TrainSettings) -> Result<String> {
+    let settings = mine(settings.clone(), false);
+    serde_json::to_string(&settings)
+        .map_err(|e| Error::failure(format!("cannot compare settings: {e}")))
 }
 
 /// Checks what can be checked before any file is touched.
@@ -438,9 +542,10 @@ fn restore(
             meta.isa
         );
     }
+    let piece = trainer.plan().piece();
     trainer.restore(checkpoint.header().updates, |trained, moments| {
         checkpoint.read_parameters(trained);
-        checkpoint.read_moments(moments).map_err(|e| match e {
+        checkpoint.read_moments_of(piece, moments).map_err(|e| match e {
             // The flag is compared with the settings, so that those are another run's.
             CheckpointError::OtherOptimizer { wanted, .. } => file.error(format_args!(
                 "{e}: settings.json beside it says {wanted}; put back the settings.json that the checkpoint \

@@ -19,8 +19,8 @@ use crate::tune::TUNED;
 
 /// Reports a run.
 pub struct Reporter<'o> {
-    metrics: Metrics,
-    board: Option<Board>,
+    /// None where another rank reports.
+    files: Option<(Metrics, Option<Board>)>,
     out: &'o mut dyn Write,
     output: Output,
     /// Why nothing is written to standard output any more.
@@ -57,10 +57,11 @@ struct Told {
 
 impl<'o> Reporter<'o> {
     /// Reports to the files and to `out` as the settings say, for a session that begins after
-    /// `step` steps. With `is_terminal`, `out` is standard output and a person watches.
+    /// `step` steps. With `is_terminal`, `out` is standard output and a person watches. Without files nothing is
+    /// reported.
     #[must_use]
     pub fn new(
-        (metrics, board): (Metrics, Option<Board>),
+        files: Option<(Metrics, Option<Board>)>,
         out: &'o mut dyn Write,
         is_terminal: bool,
         settings: &TrainSettings,
@@ -68,7 +69,7 @@ impl<'o> Reporter<'o> {
     ) -> Self {
         let max_steps = settings.max_steps;
         let output = match settings.log_format {
-            _ if settings.quiet => Output::Quiet,
+            _ if settings.quiet || files.is_none() => Output::Quiet,
             LogFormat::Json => Output::Json,
             LogFormat::Text => Output::Text(Text {
                 bar: is_terminal.then(|| progress_bar(step, max_steps)),
@@ -79,7 +80,7 @@ impl<'o> Reporter<'o> {
                 spikes: Told::default(),
             }),
         };
-        Self { metrics, board, out, output, lost: None }
+        Self { files, out, output, lost: None }
     }
 
     /// Reports an event. Standard output that cannot be written is no error yet, for what was trained is to be
@@ -88,9 +89,10 @@ impl<'o> Reporter<'o> {
     /// # Errors
     /// `metrics.jsonl` or TensorBoard's file cannot be written.
     pub fn event(&mut self, event: &Event) -> Result<()> {
+        let Some((metrics, board)) = &mut self.files else { return Ok(()) };
         let line = metrics::line(event)?;
-        self.metrics.write(&line)?;
-        if let Some(board) = &mut self.board {
+        metrics.write(&line)?;
+        if let Some(board) = board {
             board.event(event)?;
         }
         let told = match &mut self.output {
@@ -116,8 +118,9 @@ impl<'o> Reporter<'o> {
     /// # Errors
     /// They cannot be written.
     pub fn rewind(&mut self, settings: &TrainSettings, step: u64, rewinds: u32) -> Result<()> {
-        self.metrics.rewind(Place { step, rewinds, within: true })?;
-        self.board = board::begin(settings, step)?;
+        let Some((metrics, board)) = &mut self.files else { return Ok(()) };
+        metrics.rewind(Place { step, rewinds, within: true })?;
+        *board = board::begin(settings, step)?;
         self.progress(step);
         Ok(())
     }
@@ -134,7 +137,7 @@ impl<'o> Reporter<'o> {
     /// # Errors
     /// They cannot be written.
     pub fn sync(&self) -> Result<()> {
-        self.metrics.sync()
+        self.files.as_ref().map_or(Ok(()), |(metrics, _)| metrics.sync())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 33] = [
+const FIXED: [&str; 34] = [
     "base",
     "val_fraction",
     "text_field",
@@ -43,6 +43,7 @@ const FIXED: [&str; 33] = [
     "lora_targets",
     "batch_size",
     "gradient_accumulation_steps",
+    "batch_parts",
     "optimizer",
     "seed",
 ];

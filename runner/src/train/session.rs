@@ -11,11 +11,13 @@ use cllm_core::{Engine, Kernels, Optimizer, Origin, Schedule, StepError, Trainer
 
 use super::Outcome;
 use super::event::{Done, Eval, Event, Interrupted, Sample, Step, ThreadsFound};
+use super::farewell::Farewell;
 use super::folder::RunFolder;
 use super::inputs::Inputs;
 use super::report::Reporter;
 use super::spikes::Ended;
 use super::stop::Stop;
+use super::team::Team;
 use super::tuner::Tuner;
 use super::watch::Watch;
 use super::work::Work;
@@ -40,6 +42,10 @@ pub(super) struct Session<'a, 'p> {
     pub(super) schedule: Schedule,
     pub(super) reporter: Reporter<'a>,
     pub(super) stop: &'a Stop,
+    /// This rank and the others, if the run has more than one.
+    pub(super) team: Team<'a>,
+    /// Until the run has ended by itself.
+    pub(super) farewell: Option<Farewell>,
     /// What checkpoints remember; its seconds are as of the start of the session.
     pub(super) meta: Meta,
     /// Losses and gradient norms of the steps so far, and what came of spikes: what checkpoints remember of it.
@@ -140,8 +146,12 @@ impl Session<'_, '_> {
         self.finish()
     }
 
-    /// Somebody asked, or nobody listens any more.
+    /// Somebody asked, or nobody listens any more: of all ranks, when they last met.
     fn is_to_stop(&self) -> bool {
+        if self.team.is_many() { self.team.stops() } else { self.is_asked_to_stop() }
+    }
+
+    fn is_asked_to_stop(&self) -> bool {
         self.stop.requested() || self.reporter.lost().is_some()
     }
 
@@ -153,26 +163,23 @@ impl Session<'_, '_> {
         self.engine.limit_workers(self.tuner.threads());
         let done = self.trainer.updates();
         let mut held = StepTokens::default();
-        let mut sum: f64 = 0.0;
-        for _ in 0..self.settings.gradient_accumulation_steps {
+        for place in 0..self.team.mine() {
             let begin = self.tracer.now();
             let batch = self.prefetch.take()?;
             self.tracer.span(What::Data, begin);
             let begin = self.tracer.now();
             held = batch.step;
-            // Of a step that has failed already only the batches are taken.
-            let loss = match sum {
-                sum if sum.is_nan() => Ok(None),
-                _ => self.trainer.accumulate(&batch.get(), held.counted).map(Some),
-            };
+            let (trainer, team) = (&mut self.trainer, &mut self.team);
+            let summed = team.accumulate(trainer, &batch.get(), held.counted, place);
             self.tracer.span(What::Gradients, begin);
             self.prefetch.recycle(batch);
-            sum += match loss {
-                Ok(loss) => loss.map_or(0.0, |loss| loss.sum),
-                Err(StepError::NonFiniteLoss(_)) if self.goes_on() => f64::NAN,
-                Err(error) => return Err(self.stopped(done + 1, error)),
-            };
+            summed.map_err(|error| self.stopped(done + 1, error))?;
         }
+        let sum = match self.team.meet(self.is_asked_to_stop())? {
+            Ok(sum) => sum,
+            Err(_) if self.goes_on() => f64::NAN,
+            Err(error) => return Err(self.stopped(done + 1, error)),
+        };
         let lr = self.schedule.rate(done);
         let begin = self.tracer.now();
         let loss = sum / held.counted as f64;
@@ -227,9 +234,13 @@ impl Session<'_, '_> {
         let rounds = Rounds::new(data.sequences(), settings.batch_size, settings.eval_batches);
         let (trainer, stop) = (&mut self.trainer, self.stop);
         let begin = self.tracer.now();
-        let loss = rounds.mean(data, &mut self.batch, |batch| {
-            (!stop.requested()).then(|| trainer.evaluate(batch))
-        })?;
+        let loss = if self.team.is_many() {
+            Some(self.team.validate(trainer, (&rounds, data), &mut self.batch)?)
+        } else {
+            rounds.mean(data, &mut self.batch, |batch| {
+                (!stop.requested()).then(|| trainer.evaluate(batch))
+            })?
+        };
         self.tracer.span(What::Validation, begin);
         let Some(loss) = loss else { return Ok(()) };
         let (step, val_loss) = (self.trainer.updates(), loss.mean());
@@ -274,7 +285,9 @@ impl Session<'_, '_> {
         let path = self.folder.step(step);
         self.write(path.clone())?;
         let spared = self.watch.kept().rewind_to;
-        self.folder.prune(step, self.settings.keep_checkpoints, spared)?;
+        if self.team.is_first() {
+            self.folder.prune(step, self.settings.keep_checkpoints, spared)?;
+        }
         Ok(path)
     }
 
@@ -289,7 +302,12 @@ impl Session<'_, '_> {
             watch: self.watch.state(),
             ..self.meta.clone()
         };
-        checkpoint::save(&path, &self.trainer, &meta)?;
+        let moments = self.team.moments(&self.trainer)?;
+        if self.team.is_first() {
+            checkpoint::save_with(&path, &self.trainer, moments.as_ref(), &meta)?;
+        }
+        // From now on it is there for all.
+        self.team.barrier()?;
         self.tracer.span(What::Checkpoint, begin);
         self.newest = Some(path);
         Ok(())
@@ -358,6 +376,7 @@ impl Session<'_, '_> {
     fn finish(mut self) -> Result<Outcome> {
         self.tracer.finish()?;
         // All is saved: the next signal need not wait for anything.
+        self.farewell = None;
         self.stop.request();
         let steps = self.trainer.updates();
         let (seconds, data_wait_seconds) = (self.seconds(), self.data_wait_seconds());

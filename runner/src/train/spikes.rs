@@ -75,7 +75,8 @@ impl Session<'_, '_> {
         let limit = self.watch.norm_limit();
         let skips = self.settings.on_spike == SpikeChoice::Skip;
         let most = limit.filter(|_| skips).map_or(f64::MAX, |known| known.limit);
-        let norm = match self.trainer.update_within(&self.optimizer, lr, most) {
+        let updated = self.team.update(&mut self.trainer, &self.optimizer, lr, most)?;
+        let norm = match updated {
             Ok(report) => report.grad_norm,
             Err(StepError::NonFiniteGradient(norm)) if self.goes_on() => norm,
             Err(error) => return Err(self.stopped(step, error)),
@@ -149,7 +150,10 @@ impl Session<'_, '_> {
         let kept = WatchState { rewind_to, rewinds, data_ahead, skipped, ..watch };
         self.watch = Watch::new(self.settings.spike_window, self.settings.spike_threshold, kept);
         // They are of steps that have not been: those that come have other weights.
-        self.folder.remove_behind(to)?;
+        self.team.barrier()?;
+        if self.team.is_first() {
+            self.folder.remove_behind(to)?;
+        }
         self.reporter.rewind(self.settings, to, rewinds)?;
         let Seen { what, value, median, limit } = *seen;
         self.reporter.event(&Event::Spike(Spike {

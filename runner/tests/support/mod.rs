@@ -66,6 +66,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         lora_targets: "all-linear".to_owned(),
         batch_size: 4,
         gradient_accumulation_steps: 2,
+        batch_parts: None,
         epochs: None,
         max_steps: 12,
         learning_rate: 3e-3,
@@ -210,9 +211,9 @@ pub(crate) fn course(settings: &TrainSettings) -> Vec<Value> {
 }
 
 /// Output that asks for a stop when it sees a text.
-struct StopAt {
-    text: String,
-    stop: Stop,
+pub(crate) struct StopAt {
+    pub(crate) text: String,
+    pub(crate) stop: Stop,
 }
 
 impl Write for StopAt {

@@ -1,0 +1,92 @@
+//! Sums of gradients over a tree: the part that is within a rank.
+//!
+//! Parts come one after the other into one arena. A sum waits for its neighbour as long as a bit of a counter is set:
+//!
+//! ```text
+//! part 0   g0           waits at level 0
+//! part 1   g0 + g1      waits at level 1
+//! part 2   g2           waits at level 0
+//! part 3   (g0 + g1) + (g2 + g3)
+//! ```
+//! That takes an arena more for each level, and nothing where there is one part.
+
+use cllm_core::Kernels;
+
+/// Sums that wait.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    parts: usize,
+    /// Those of 1, 2, 4 ... parts.
+    waiting: Vec<Box<[f32]>>,
+}
+
+impl Tree {
+    /// For gradients of `len` floats of `parts` parts.
+    pub(crate) fn new(parts: usize, len: usize) -> Self {
+        let levels = parts.saturating_sub(1).checked_ilog2().map_or(0, |log| log as usize + 1);
+        Self { parts, waiting: (0..levels).map(|_| vec![0.0; len].into()).collect() }
+    }
+
+    /// Bytes that a tree takes.
+    pub(crate) fn bytes(parts: usize, len: usize) -> usize {
+        let levels = parts.saturating_sub(1).checked_ilog2().map_or(0, |log| log as usize + 1);
+        levels * len * size_of::<f32>()
+    }
+
+    /// Part number `part` has its gradients in `arena`; behind the last they are the sum of all parts. Allocates
+    /// nothing.
+    pub(crate) fn end_part(&mut self, kernels: &Kernels, part: usize, arena: &mut [f32]) {
+        let is_last = part + 1 == self.parts;
+        let neighbours = part.trailing_ones() as usize;
+        for (level, sum) in self.waiting.iter().enumerate() {
+            if level < neighbours || is_last && part >> level & 1 == 1 {
+                kernels.accumulate(arena, sum);
+            }
+        }
+        if !is_last {
+            self.waiting[neighbours].copy_from_slice(arena);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of numbers whose sum depends on the order.
+    fn leaf(n: usize) -> f32 {
+        ((n * 7919 + 13) % 1009) as f32 / 97.0 * 10_f32.powi((n % 7) as i32 - 3)
+    }
+
+    pub(crate) fn recursive(leaves: &[f32]) -> f32 {
+        match leaves {
+            [leaf] => *leaf,
+            _ => {
+                let left = leaves.len().next_power_of_two() / 2;
+                recursive(&leaves[..left]) + recursive(&leaves[left..])
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_the_tree() {
+        let mut differs = false;
+        for parts in 1..=33 {
+            let leaves: Vec<f32> = (0..parts).map(leaf).collect();
+            let mut tree = Tree::new(parts, 3);
+            assert_eq!(Tree::bytes(parts, 3), 12 * tree.waiting.len());
+            // Twice: nothing is left of a step.
+            for _ in 0..2 {
+                let mut arena = [0.0; 3];
+                for (part, value) in leaves.iter().enumerate() {
+                    arena = [*value; 3];
+                    tree.end_part(Kernels::scalar(), part, &mut arena);
+                }
+                assert_eq!(arena.map(f32::to_bits), [recursive(&leaves).to_bits(); 3], "{parts}");
+            }
+            let in_a_row = leaves.iter().copied().reduce(|a, b| a + b).unwrap();
+            differs |= in_a_row.to_bits() != recursive(&leaves).to_bits();
+        }
+        assert!(differs, "the order makes no difference here");
+    }
+}
