@@ -11,6 +11,8 @@ use std::io::{self, BufWriter, Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 use crate::last_words;
@@ -56,6 +58,55 @@ pub(crate) fn refuse_to_replace(path: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Opens a file of the program's own to write to it, or makes it: that of this name and no other. A folder of a run
+/// may have come from anybody, and what a link in it points at is somebody else's; so is what reads from a pipe.
+///
+/// # Errors
+/// The system's; the name is that of a link, or of something else than a file. The caller names it.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        // Nor is it waited for who reads from a pipe.
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
+    }
+    let file = options.open(path).map_err(|error| {
+        if fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink()) {
+            return io::Error::other("it is a link, which is not followed; remove it");
+        }
+        error
+    })?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file; remove it")),
+    }
+}
+
+/// As [`create_dir`], of a folder in one that may have come from anybody: see [`open_own`].
+///
+/// # Errors
+/// As [`create_dir`], and a link.
+pub(crate) fn create_own_dir(dir: &Path) -> Result<()> {
+    refuse_link(dir)?;
+    create_dir(dir)
+}
+
+/// Refuses a link.
+///
+/// # Errors
+/// Names it.
+pub(crate) fn refuse_link(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(about) if about.is_symlink() => Err(Error::failure(format!(
+            "{}: it is a link, and a run writes into its own folder alone; put what it points at in its place",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Creates `dir` and its parents.
@@ -156,12 +207,11 @@ impl AtomicFile {
         let temporary = path.with_file_name(temporary_name);
         let io = |e: io::Error| Error::io("write", path, &e);
         // Not truncated before the lock is ours: it may be somebody's work.
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&temporary)
-            .map_err(io)?;
+        let file = open_own(&temporary).map_err(|e| match e.kind() {
+            // Not the file that is written, but what is in its way.
+            io::ErrorKind::Other => Error::io("write", &temporary, &e),
+            _ => io(e),
+        })?;
         match file.try_lock() {
             // The other writer may have renamed the file between our open and
             // our lock; then our handle is its finished file.
@@ -350,6 +400,37 @@ mod tests {
         assert!(
             read(Path::new("/dev/zero")).unwrap_err().to_string().contains("more than 33554432")
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_pipes_are_not_written_through() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("other"), "somebody's").unwrap();
+        for (target, link) in [("other", "a.tmp"), ("nowhere", "b.tmp"), (".", "c.tmp")] {
+            symlink(at(target), at(link)).unwrap();
+            let error = write_atomic(&at(link).with_extension(""), b"x").unwrap_err().to_string();
+            assert!(error.contains(link) && error.contains("a link"), "{error}");
+        }
+        assert!(!at("nowhere").exists() && !at("a").exists());
+        // That of the final name goes.
+        symlink(at("other"), at("d")).unwrap();
+        write_atomic(&at("d"), b"own").unwrap();
+        assert!(!fs::symlink_metadata(at("d")).unwrap().is_symlink());
+        assert_eq!(fs::read(at("other")).unwrap(), b"somebody's");
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{CWD, Mode, mkfifoat};
+            mkfifoat(CWD, at("e.tmp"), Mode::RUSR | Mode::WUSR).unwrap();
+            let error = write_atomic(&at("e"), b"x").unwrap_err().to_string();
+            assert!(error.contains("it is no file"), "{error}");
+        }
+        symlink(dir.path(), at("f")).unwrap();
+        assert!(create_own_dir(&at("f")).unwrap_err().to_string().contains("a link"));
+        create_own_dir(&at("g")).unwrap();
+        create_own_dir(&at("g")).unwrap();
     }
 
     #[test]

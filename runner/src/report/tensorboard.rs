@@ -80,7 +80,7 @@ impl Board {
     /// Names what cannot be created or written.
     pub fn create(dir: &Path) -> Result<Self> {
         let folder = dir.join(FOLDER);
-        files::create_dir(&folder)?;
+        files::create_own_dir(&folder)?;
         let (seconds, pid) = (seconds() as u64, std::process::id());
         let mut number = 0;
         let (path, file) = loop {
@@ -125,6 +125,7 @@ impl Board {
 /// Names what cannot be read or written.
 pub fn forget(dir: &Path, step: u64) -> Result<()> {
     let folder = dir.join(FOLDER);
+    files::refuse_link(&folder)?;
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {

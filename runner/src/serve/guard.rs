@@ -6,7 +6,6 @@
 
 use core::hint::black_box;
 use core::net::{IpAddr, SocketAddr};
-use std::fs;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -18,19 +17,23 @@ use sha2::{Digest as _, Sha256};
 
 use super::problem::Problem;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Environment variable with the token.
 pub(super) const TOKEN_VARIABLE: &str = "CLLM_TOKEN";
 
+/// Most bytes of a file with a token: the head of a request has no room for more than some thousands.
+const TOKEN_BYTES: u64 = 4096;
+
 /// The token that `file` or else the environment has.
 ///
 /// # Errors
-/// The file cannot be read; the token is empty or has characters that no header has.
+/// The file cannot be read, or is longer than a token can be; the token is empty or has characters that no header has.
 pub(super) fn token(file: Option<&Path>) -> Result<Option<String>> {
     let (text, source) = match file {
         Some(path) => {
-            let text =
-                fs::read_to_string(path).map_err(|e| Error::io("read the token", path, &e))?;
+            let text = files::read_text(path, TOKEN_BYTES)
+                .map_err(|e| Error::io("read the token", path, &e))?;
             (text, path.display().to_string())
         }
         None => match std::env::var(TOKEN_VARIABLE) {

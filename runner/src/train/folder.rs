@@ -10,7 +10,7 @@
 //! ```
 
 use core::cmp::Reverse;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -100,9 +100,12 @@ impl RunFolder {
         let is_new = !dir.exists();
         files::create_dir(dir)?;
         let path = dir.join(LOCK);
-        let io = |e| Error::io("write into the run folder", dir, &e);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(io)?;
+        let file = files::open_own(&path).map_err(|e| {
+            Error::failure(format!(
+                "cannot write into the run folder {}: {LOCK}: {e}",
+                dir.display()
+            ))
+        })?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(Error::failure(format!(
                 "{}: another process is training in this folder; wait for it or choose another \

@@ -11,6 +11,7 @@ use crate::data::source::{Input, Source, discover, is_gone};
 use crate::data::stream::{TokenStream, find_shards, sampled_sha256};
 use crate::data::{embedded, sha256_hex, vocabulary};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
 use crate::validation::Held;
@@ -410,6 +411,7 @@ fn text(
         tokenizer
     };
     let dir = folder.data();
+    files::refuse_link(&dir)?;
     let mut remade = None;
     if prepare::current(&request, &tokenizer, &dir)?.is_none() {
         if resumed && prepare::is_whole(&dir) {

@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: the reported events of a run, each step once, however often the
 //! run was killed and resumed.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::event::Event;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// No line has as many bytes.
 pub(crate) const LONGEST_LINE: u64 = 4 << 20;
@@ -60,13 +61,7 @@ impl Metrics {
     /// The file cannot be read or written.
     pub fn open(path: &Path, place: Place) -> Result<Self> {
         let io = |e| Error::io("write", path, &e);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(io)?;
+        let mut file = files::open_own(path).map_err(io)?;
         let keep = length_up_to(&file, place).map_err(io)?;
         file.set_len(keep).and_then(|()| file.seek(SeekFrom::Start(keep))).map_err(io)?;
         Ok(Self { path: path.to_path_buf(), file })

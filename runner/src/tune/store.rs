@@ -7,12 +7,12 @@
 
 use super::key::{Key, Part};
 use crate::error::{Error, Result};
-use crate::files::{SETTINGS, create_dir, read_text, write_atomic};
+use crate::files::{SETTINGS, create_dir, open_own, read_text, write_atomic};
 use cllm_core::Blocking;
 use core::fmt::Write as _;
 use core::time::Duration;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use toml::Spanned;
@@ -108,8 +108,7 @@ fn lock(path: &Path, patience: Duration) -> Result<File> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".lock");
     let beside = path.with_file_name(name);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&beside);
-    let file = file.map_err(|cause| Error::io("write", &beside, &cause))?;
+    let file = open_own(&beside).map_err(|cause| Error::io("write", &beside, &cause))?;
     let begin = Instant::now();
     loop {
         match file.try_lock() {
