@@ -15,7 +15,7 @@ const TEMPLATE: &str = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}
 pub(crate) fn target(data: &[u8]) {
     let folder = Folder::new();
     let path = folder.put("lines.jsonl", data);
-    if let Ok(Input::Text(sources)) = discover(&[path.clone()]) {
+    if let Ok(Input::Text(sources)) = discover(core::slice::from_ref(&path)) {
         let mut pieces = Pieces::new(&sources, "text");
         while let Ok(Some(piece)) = pieces.next_piece() {
             assert!(!piece.bytes.is_empty());

@@ -10,7 +10,7 @@ use crate::files::Folder;
 /// A file of text.
 pub(crate) fn target(data: &[u8]) {
     let memory = Source::from_memory("text.txt", data);
-    assert_eq!(put_together(&[memory.clone()]), data);
+    assert_eq!(put_together(core::slice::from_ref(&memory)), data);
     let folder = Folder::new();
     folder.put("text.txt", data);
     // Zero bytes near its start make it no text.

@@ -1,10 +1,10 @@
 //! Connections whose bytes are there before they begin, for the fuzz target of requests: the server as it is, without
 //! sockets, and with something in the place of its model that says the same of every text.
 
+use core::cell::RefCell;
 use core::future::poll_fn;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
-use core::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
