@@ -17,13 +17,15 @@ const MOST: usize = 4 << 20;
 const CALLS: usize = 24;
 
 /// Numbers, and a checkpoint.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let [numbers, checkpoint] = parts(data);
+    let mut taken = false;
     for checkpoint in [checkpoint.to_vec(), with_sums(checkpoint)] {
         let mut numbers = Numbers(numbers);
-        generate(&mut numbers, &checkpoint);
-        train(&mut numbers, &checkpoint);
+        taken |= generate(&mut numbers, &checkpoint);
+        taken |= train(&mut numbers, &checkpoint);
     }
+    taken
 }
 
 /// The input as numbers; zeros where it has ended.
@@ -101,8 +103,8 @@ impl Told {
     }
 }
 
-/// A generator of the checkpoint, and some calls of it.
-fn generate(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
+/// A generator of the checkpoint, and some calls of it; whether it was made.
+fn generate(numbers: &mut Numbers<'_>, checkpoint: &[u8]) -> bool {
     let (from, len) = (checkpoint.as_ptr(), checkpoint.len());
     let (isa, dtype, longest) = (u32::from(numbers.byte() % 8), numbers.size() & 3, numbers.size());
     let (longest, mut bytes, mut told) = (longest as usize, 0, Told::new());
@@ -111,7 +113,7 @@ fn generate(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
         unsafe { cllm_generator_bytes(from, len, isa, dtype, longest, &raw mut bytes, error) }
     });
     if size != CllmStatus::Ok || bytes > MOST {
-        return;
+        return false;
     }
     let sampler = CllmSampler {
         temperature: numbers.float(),
@@ -134,7 +136,7 @@ fn generate(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
         }
     });
     if made != CllmStatus::Ok {
-        return;
+        return false;
     }
     let mut length = 0_usize;
     for _ in 0..CALLS {
@@ -183,6 +185,7 @@ fn generate(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
     // SAFETY: there was a handle in the memory, which is still there.
     let again = told.of(|error| unsafe { cllm_generator_reset(handle, error) });
     assert_eq!(again, CllmStatus::NotAHandle);
+    true
 }
 
 /// A model as the numbers have it, or the checkpoint's.
@@ -222,10 +225,10 @@ fn model(numbers: &mut Numbers<'_>, checkpoint: &[u8], told: &mut Told) -> Optio
 #[repr(C)]
 struct Plan([u32; 7]);
 
-/// A trainer, and some calls of it.
-fn train(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
+/// A trainer, and some calls of it; whether it was made.
+fn train(numbers: &mut Numbers<'_>, checkpoint: &[u8]) -> bool {
     let mut told = Told::new();
-    let Some(model) = model(numbers, checkpoint, &mut told) else { return };
+    let Some(model) = model(numbers, checkpoint, &mut told) else { return false };
     let [sequences, tokens] = [numbers.size() & 7, numbers.size() & 31];
     let raw = Plan([
         sequences,
@@ -241,7 +244,7 @@ fn train(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
     // SAFETY: both are there; a plan is seven numbers, of which any may be any.
     let size = told.of(|error| unsafe { cllm_trainer_bytes(model, plan, &raw mut bytes, error) });
     if size != CllmStatus::Ok || bytes > MOST {
-        return;
+        return false;
     }
     let (mut memory, mut handle) = (Memory::new(bytes), null_mut());
     let (at, seed) = (memory.start().cast(), u64::from(numbers.word()));
@@ -252,7 +255,7 @@ fn train(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
         unsafe { cllm_trainer_create(model, plan, seed, null(), at, bytes, to, error) }
     });
     if made != CllmStatus::Ok {
-        return;
+        return false;
     }
     for _ in 0..CALLS / 2 {
         step(numbers, handle, (sequences * tokens) as usize, checkpoint, &mut told);
@@ -265,6 +268,7 @@ fn train(numbers: &mut Numbers<'_>, checkpoint: &[u8]) {
     // SAFETY: there was a handle in the memory, which is still there.
     let again = told.of(|error| unsafe { cllm_trainer_initialise(handle, error) });
     assert_eq!(again, CllmStatus::NotAHandle);
+    true
 }
 
 /// One call of a trainer.

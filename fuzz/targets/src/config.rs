@@ -13,12 +13,13 @@ use cllm_core::Kernels;
 use crate::files::{Folder, parts};
 
 /// Flags, one a line; a configuration file; a tuning file.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let [flags, file, tuned] = parts(data);
     let folder = Folder::new();
     let tuned = folder.put("tune.toml", tuned);
     let tuning =
         || if tuned.exists() { TuningChoice::File(tuned.clone()) } else { TuningChoice::Off };
+    let mut taken = false;
     let words = flags.split(|byte| *byte == b'\n').filter(|word| !word.contains(&0));
     let words = words.map(|word| OsString::from_vec(word.to_vec()));
     if let Ok(cli) = from_args(["cllm", "train"].map(OsString::from).into_iter().chain(words))
@@ -27,26 +28,28 @@ pub(crate) fn target(data: &[u8]) {
         let mut args = *args;
         // Files that are somebody's are left alone.
         (args.config, args.flags.base, args.flags.resume) = (None, None, None);
-        settled(args, tuning());
+        taken |= settled(args, tuning());
     }
     let config = folder.put("run.toml", file);
     if config.exists() {
         // A run to resume there is not: its folder is this one.
         let mut args = TrainArgs { config: Some(config), ..TrainArgs::default() };
         args.flags.out_dir = Some(folder.at("run"));
-        settled(args, tuning());
+        taken |= settled(args, tuning());
     }
+    taken
 }
 
-fn settled(args: TrainArgs, tuning: TuningChoice) {
-    let Ok(resolved) = args.resolve() else { return };
+/// Whether they make sense.
+fn settled(args: TrainArgs, tuning: TuningChoice) -> bool {
+    let Ok(resolved) = args.resolve() else { return false };
     let settings = TrainSettings { tuning, ..resolved.settings };
     assert_eq!(settings.check(), Ok(()), "{settings:?}");
     let text = serde_json::to_string(&settings).expect("settings can be written");
     let again: TrainSettings = serde_json::from_str(&text).expect("settings that were written");
     assert_eq!(again, settings);
-    let Ok(config) = model::config(&settings, 300) else { return };
+    let Ok(config) = model::config(&settings, 300) else { return false };
     let _ = model::schedule(&settings);
     let _ = model::optimizer(&settings);
-    let _ = model::train_plan(&settings, &config, Kernels::scalar());
+    model::train_plan(&settings, &config, Kernels::scalar()).is_ok()
 }

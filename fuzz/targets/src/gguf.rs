@@ -7,18 +7,19 @@ use cllm::train::folder::RunFolder;
 use crate::files::Folder;
 
 /// A file.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let folder = Folder::new();
     let path = folder.put("model.gguf", data);
     if !path.exists() {
-        return;
+        return false;
     }
     let described = gguf::describe(&path);
     let out = folder.at("run");
-    let Ok(imported) = gguf::import(&path, &out) else { return };
+    let Ok(imported) = gguf::import(&path, &out) else { return false };
     let described = described.expect("a file that was imported");
     assert!(!described.tensors.is_empty());
     imported_well(&out, imported.config);
+    true
 }
 
 /// The run folder that a model has become has that model in it.

@@ -22,8 +22,9 @@ mod transformers;
 pub use checkpoint::with_sums as checkpoint_with_sums;
 pub use files::MARK;
 
-/// A target: its name, which its folder of seeds and its program have too, and what it does.
-pub type Target = (&'static str, fn(&[u8]));
+/// A target: its name, which its folder of seeds and its program have too, and what it does. It says whether the bytes
+/// were taken for what they stand for: those of a seed that never are would try nothing.
+pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// All targets.
 pub const TARGETS: [Target; 13] = [
@@ -42,12 +43,12 @@ pub const TARGETS: [Target; 13] = [
     ("transformers", transformers::target),
 ];
 
-/// Has the target of this name look at some bytes.
+/// Has the target of this name look at some bytes, and says whether they were taken.
 ///
 /// # Panics
 /// If there is no such target, or the bytes do what they must not.
-pub fn run(name: &str, data: &[u8]) {
+pub fn run(name: &str, data: &[u8]) -> bool {
     let target = TARGETS.iter().find(|(known, _)| *known == name);
     let (_, target) = target.unwrap_or_else(|| panic!("no target {name}"));
-    target(data);
+    target(data)
 }

@@ -12,7 +12,7 @@ const TEMPLATE: &str = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}
     {% if add_generation_prompt %}assistant: {% endif %}";
 
 /// A file of JSON lines.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let folder = Folder::new();
     let path = folder.put("lines.jsonl", data);
     if let Ok(Input::Text(sources)) = discover(core::slice::from_ref(&path)) {
@@ -22,9 +22,7 @@ pub(crate) fn target(data: &[u8]) {
             assert!(core::str::from_utf8(piece.bytes).is_ok(), "JSON has texts of UTF-8 alone");
         }
     }
-    let _ = examples(data, TEMPLATE, false, 64);
-    let _ = examples(data, TEMPLATE, true, 1 << 20);
-    if path.exists() {
-        let _ = questions(&path);
-    }
+    let some = examples(data, TEMPLATE, false, 64).is_ok();
+    let all = examples(data, TEMPLATE, true, 1 << 20).is_ok();
+    some || all || path.exists() && questions(&path).is_ok()
 }

@@ -9,15 +9,17 @@ use cllm::train::metrics::{Metrics, Place};
 use crate::files::{Folder, parts};
 
 /// `settings.json` and `metrics.jsonl`.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let [settings, metrics] = parts(data);
     let folder = Folder::new();
     folder.put("settings.json", settings);
     let log = folder.put("metrics.jsonl", metrics);
     let run = RunFolder::existing(folder.path());
+    let mut taken = false;
     if let Ok(settings) = run.settings()
         && settings.check().is_ok()
     {
+        taken = true;
         run.save_settings(&settings).expect("settings can be written");
         assert_eq!(run.settings().as_ref(), Ok(&settings));
     }
@@ -35,4 +37,5 @@ pub(crate) fn target(data: &[u8]) {
         assert!(metrics.starts_with(&kept), "what was kept is not the beginning");
         assert!(kept.is_empty() || kept.ends_with(b"\n"), "a line was cut");
     }
+    taken
 }

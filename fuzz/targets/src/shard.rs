@@ -10,12 +10,12 @@ use cllm::error::Result;
 use crate::files::{Folder, parts};
 
 /// A shard and its checksums.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let [shard, sums] = parts(data);
     let folder = Folder::new();
     let path = folder.put("train_000000.bin", shard);
     if !path.exists() {
-        return;
+        return false;
     }
     for sums in [sums.to_vec(), with_sum(sums)] {
         folder.put("train_000000.bin.sums", &sums);
@@ -24,7 +24,7 @@ pub(crate) fn target(data: &[u8]) {
         }
     }
     let _ = fs::remove_file(folder.at("train_000000.bin.sums"));
-    let Ok(opened) = Shard::open(&path) else { return };
+    let Ok(opened) = Shard::open(&path) else { return false };
     assert!(is_shard(&path));
     let ids = ids(&opened).expect("without checksums nothing is damaged");
     let largest = ids.iter().copied().max().unwrap_or(0);
@@ -43,6 +43,7 @@ pub(crate) fn target(data: &[u8]) {
     writer.finish().expect("a shard that is whole");
     let again = Shard::open(&folder.at("again.bin")).expect("a shard that was written");
     assert_eq!(self::ids(&again), Ok(ids));
+    true
 }
 
 fn ids(shard: &Shard) -> Result<Vec<u32>> {

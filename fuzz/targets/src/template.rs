@@ -8,10 +8,10 @@ use crate::files::parts;
 const LONGEST: usize = 64 << 20;
 
 /// A template and a conversation in JSON.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let [template, conversation] = parts(data);
-    let Ok(template) = core::str::from_utf8(template) else { return };
-    if let Ok(text) = templated(template, conversation) {
-        assert!(text.len() <= LONGEST, "{} bytes", text.len());
-    }
+    let Ok(template) = core::str::from_utf8(template) else { return false };
+    let Ok(text) = templated(template, conversation) else { return false };
+    assert!(text.len() <= LONGEST, "{} bytes", text.len());
+    true
 }

@@ -8,7 +8,7 @@ use cllm::tokenizer::{CharTokenizer, Tokenizer};
 use crate::files::Folder;
 
 /// A file of text.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let memory = Source::from_memory("text.txt", data);
     assert_eq!(put_together(core::slice::from_ref(&memory)), data);
     let folder = Folder::new();
@@ -22,7 +22,9 @@ pub(crate) fn target(data: &[u8]) {
     said_again(&memory, data, &Tokenizer::Bytes);
     if let Ok(chars) = CharTokenizer::train([data]) {
         said_again(&memory, data, &Tokenizer::Chars(chars));
+        return true;
     }
+    false
 }
 
 fn put_together(sources: &[Source]) -> Vec<u8> {

@@ -8,9 +8,9 @@ use crate::files::parts;
 const TEXT: &[u8] = "In the beginning 12.5 <|endoftext|> d\u{e9}j\u{e0}\n\n vu\u{1f600}".as_bytes();
 
 /// `tokenizer.json` and a text.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let [json, text] = parts(data);
-    let Ok(tokenizer) = Tokenizer::from_json(json) else { return };
+    let Ok(tokenizer) = Tokenizer::from_json(json) else { return false };
     let written = tokenizer.to_json().expect("a tokenizer can be written");
     let again = Tokenizer::from_json(written.as_bytes()).expect("a tokenizer that was written");
     assert_eq!(again.vocab_size(), tokenizer.vocab_size());
@@ -31,4 +31,5 @@ pub(crate) fn target(data: &[u8]) {
     }
     // Ids that no text has.
     let _ = tokenizer.decode(&[0, u32::MAX, tokenizer.vocab_size() as u32]);
+    true
 }

@@ -7,7 +7,7 @@ use crate::files::{Folder, parts};
 use crate::gguf::imported_well;
 
 /// Weights, `config.json`, the index, `tokenizer.json`, `tokenizer_config.json`.
-pub(crate) fn target(data: &[u8]) {
+pub(crate) fn target(data: &[u8]) -> bool {
     let [weights, config, index, tokenizer, usage] = parts(data);
     let folder = Folder::new();
     let path = folder.put("model.safetensors", weights);
@@ -19,7 +19,7 @@ pub(crate) fn target(data: &[u8]) {
         assert!(elements <= 2 * weights.len(), "{elements} elements in {} bytes", weights.len());
     }
     if config.is_empty() {
-        return;
+        return false;
     }
     folder.put("config.json", config);
     folder.put("model.safetensors.index.json", index);
@@ -27,7 +27,8 @@ pub(crate) fn target(data: &[u8]) {
     folder.put("tokenizer_config.json", usage);
     let model = hf::model(folder.path());
     let out = folder.at("run");
-    let Ok(imported) = hf::import(folder.path(), &out) else { return };
+    let Ok(imported) = hf::import(folder.path(), &out) else { return false };
     assert_eq!(model, Ok(imported.config));
     imported_well(&out, imported.config);
+    true
 }
