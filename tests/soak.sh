@@ -9,8 +9,9 @@
 #
 # What is compared are medians, of windows of some seconds: of memory and open files, those of a session's last third
 # with those of its second (the first is warm-up), of memory the later half of the sessions with the earlier, but for the
-# first session; of throughput, all windows of the first third of the time with those of the last. Windows in which other programs had more than a twentieth of a
-# CPU do not count; if most do not, tokens a second of the run's own CPU time are compared instead, which is said.
+# first session; of throughput, all windows of the first third of the time with those of the last. Windows in which
+# other programs had more than a twentieth of a CPU do not count; if most do not, tokens a second of the run's own
+# CPU time are compared instead, which is said.
 #
 # Machines have moods that nobody inside of them sees. So in the middle of each session, and as often in the last one,
 # the run is stopped for some windows and a control takes its place: the same training, begun anew. What is judged is
