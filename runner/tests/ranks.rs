@@ -71,7 +71,7 @@ fn the_weights_are_the_same_on_any_number_of_ranks() {
 
 #[test]
 fn they_are_with_every_optimizer() {
-    for optimizer in [OptimizerKind::AdamW8, OptimizerKind::Momentum, OptimizerKind::Sgd] {
+    for optimizer in OptimizerKind::ALL.into_iter().skip(1) {
         on_any_number(|settings| settings.optimizer = optimizer);
     }
 }
