@@ -17,9 +17,15 @@
 use core::ops::Range;
 
 use super::Dialogue;
-use super::message::ASSISTANT;
+use super::message::{ASSISTANT, Message};
 use super::template::Compiled;
 use crate::error::{Error, Result};
+
+/// Most bytes that templates write of one conversation to tell its replies: it is written thrice for each of them, up
+/// to there, so a long one with many would take the square of its length in time and memory. Each message counts as
+/// some bytes more.
+const WRITTEN: usize = 256 << 20;
+const MESSAGE: usize = 256;
 
 /// A text and the parts of it that are the assistant's.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,20 +39,32 @@ pub(crate) struct Spoken {
 ///
 /// # Errors
 /// There is no reply to learn, the template refuses the messages, or writes a reply otherwise than it
-/// prompts for one.
+/// prompts for one; so many replies in so long a text that they would take too long.
 pub(crate) fn spoken(template: &Compiled<'_>, said: &Dialogue) -> Result<Vec<Spoken>> {
     let Dialogue { messages, tools, .. } = said;
-    let mut each = Vec::new();
+    let (mut each, mut written) = (Vec::new(), 0_usize);
     for (i, message) in messages.iter().enumerate() {
         if message.role != ASSISTANT || !message.is_learnt {
             continue;
         }
-        let text = template.render(&messages[..=i], tools, false)?;
+        let mut render = |messages: &[Message], to_reply| {
+            if written > WRITTEN {
+                return Err(Error::failure(format!(
+                    "{} messages with so many replies in so long a text take too long to tell apart; make \
+                     several conversations of it",
+                    said.messages.len()
+                )));
+            }
+            let text = template.render(messages, tools, to_reply)?;
+            written += text.len() + MESSAGE * messages.len();
+            Ok(text)
+        };
+        let text = render(&messages[..=i], false)?;
         // Templates that prompt for thoughts do not write empty ones: then the reply begins where the
         // message before it ends.
         let mut begin = None;
         for to_reply in [true, false] {
-            let before = template.render(&messages[..i], tools, to_reply)?;
+            let before = render(&messages[..i], to_reply)?;
             if begin.is_none() && text.len() > before.len() && text.starts_with(&before) {
                 begin = Some(before.len());
             }
@@ -138,6 +156,19 @@ mod tests {
         let prompts = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if \
             add_generation_prompt %}a:<think>{% endif %}";
         assert_eq!(parts(prompts, &TALK).unwrap()[0].1, ["a:Hello.;", "a:A model.;"]);
+    }
+
+    #[test]
+    fn a_long_conversation_of_many_replies_has_an_end() {
+        let long = "x".repeat(1 << 14);
+        let talk: Vec<_> = (0..200).map(|_| ("assistant", long.as_str())).collect();
+        let error = parts(CHATML, &talk).unwrap_err().to_string();
+        assert!(
+            error.contains("200 messages") && error.contains("several conversations"),
+            "{error}"
+        );
+        let short: Vec<_> = (0..100).map(|_| ("assistant", "yes")).collect();
+        assert_eq!(parts(CHATML, &short).unwrap()[0].1.len(), 100);
     }
 
     #[test]

@@ -135,17 +135,19 @@ impl BpeTokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads the text of a `tokenizer.json`, which `json` is parsed from; the cause in words if it fails.
-    pub(super) fn from_json(text: &[u8], mut json: Value) -> core::result::Result<Self, String> {
-        let changed = settle(&mut json)?;
+    /// Reads the JSON of a `tokenizer.json`; the cause in words if it fails.
+    pub(super) fn from_json(mut json: Value) -> core::result::Result<Self, String> {
+        settle(&mut json)?;
         let puts_space = parts_get_a_space(&json);
         let mut own = |key| json.as_object_mut().and_then(|fields| fields.remove(key));
         let (end, others) = (own(END_KEY), own(OTHER_ENDS_KEY));
-        // The library stumbles over keys that it does not know; and it makes values of its own, beside
+        // Never the text itself: the library stumbles over keys that it does not know, and of a key that is there
+        // twice it reads both values, of which only the last has been checked. It makes values of its own, beside
         // which there is to be no room for these.
-        let plain = (changed || end.is_some() || others.is_some()).then(|| json.to_string());
+        let plain = json.to_string();
         drop(json);
-        let inner = tokenizers::Tokenizer::from_bytes(plain.as_deref().map_or(text, str::as_bytes));
+        let inner = tokenizers::Tokenizer::from_bytes(plain.as_bytes());
+        drop(plain);
         let others = others.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let end = end.as_ref().and_then(Value::as_str);
         let tokenizer = Self::from_inner(inner.map_err(|e| e.to_string())?, end, others)?;
@@ -402,8 +404,7 @@ mod tests {
         let added = vec![added_token(vocab.len(), END_OF_TEXT, true)];
         for cut in [Cut::Gpt2, Cut::Llama3, Cut::Qwen2] {
             let json = byte_level_json(cut, vocab.clone(), &merges, added.clone());
-            let t = BpeTokenizer::from_json(json.as_bytes(), serde_json::from_str(&json).unwrap())
-                .unwrap();
+            let t = BpeTokenizer::from_json(serde_json::from_str(&json).unwrap()).unwrap();
             let verses = ["light.\n".repeat(1000), "and कि.\nnight;\n".to_owned()].concat();
             for lines in [
                 verses.as_str(),

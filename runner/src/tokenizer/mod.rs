@@ -138,7 +138,7 @@ impl Tokenizer {
         match json["type"].as_str() {
             Some(BYTES_TYPE) => Ok(Self::Bytes),
             Some(CHARS_TYPE) => CharTokenizer::from_json(&json).map(Self::Chars),
-            _ => BpeTokenizer::from_json(text, json).map(|bpe| Self::Bpe(Box::new(bpe))),
+            _ => BpeTokenizer::from_json(json).map(|bpe| Self::Bpe(Box::new(bpe))),
         }
     }
 

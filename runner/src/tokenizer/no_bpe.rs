@@ -29,7 +29,7 @@ impl BpeTokenizer {
         Err(Error::usage(WITHOUT))
     }
 
-    pub(super) fn from_json(_: &[u8], _: Value) -> core::result::Result<Self, String> {
+    pub(super) fn from_json(_: Value) -> core::result::Result<Self, String> {
         Err(WITHOUT.to_owned())
     }
 

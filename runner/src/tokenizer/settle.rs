@@ -11,12 +11,26 @@ const MOST_IDS: u64 = 1 << 22;
 /// Most bytes of an added token: the library's search for them takes long to make of longer ones.
 const LONGEST_ADDED: usize = 4096;
 
-/// Refuses what cannot be used, and says whether anything had to be changed.
-pub(super) fn settle(json: &mut Value) -> Result<bool, String> {
+/// Most bytes of a piece of a vocabulary with scores (Unigram): each is a step deeper in the library's tree of them, which
+/// goes down the stack when it is dropped. Those that people use have some dozens.
+const LONGEST_PIECE: usize = 1024;
+
+/// How many times as long replacing may make a text: one after the other they multiply. People's tokenizers make three
+/// bytes of a space.
+const MOST_GROWTH: usize = 256;
+
+/// Most characters of a word that pieces are looked for in: the library looks at each part of each of its ends. Those
+/// that people use have 100.
+const LONGEST_WORD: u64 = 1000;
+
+/// Refuses what cannot be used, and changes what is not to count.
+pub(super) fn settle(json: &mut Value) -> Result<(), String> {
     check(json)?;
     // Words that fall apart by chance belong to the training of the model that has this tokenizer.
-    let dropout = json.pointer_mut("/model/dropout").filter(|dropout| !dropout.is_null());
-    Ok(dropout.map(|dropout| *dropout = Value::Null).is_some())
+    if let Some(dropout) = json.pointer_mut("/model/dropout") {
+        *dropout = Value::Null;
+    }
+    Ok(())
 }
 
 fn check(json: &Value) -> Result<(), String> {
@@ -40,6 +54,26 @@ fn check(json: &Value) -> Result<(), String> {
         return Err(format!(
             "byte pairs with the prefix {prefix:?} inside of words are not supported"
         ));
+    }
+    let pieces = model["vocab"].as_array().into_iter().flatten();
+    let lengths = pieces.filter_map(|piece| Some(piece[0].as_str()?.len()));
+    if let Some(length) = lengths.max().filter(|length| *length > LONGEST_PIECE) {
+        return Err(format!("a piece of {length} bytes: the longest accepted has {LONGEST_PIECE}"));
+    }
+    if let Some(longest) = model["max_input_chars_per_word"].as_u64()
+        && longest > LONGEST_WORD
+    {
+        return Err(format!(
+            "words of up to {longest} characters: at most {LONGEST_WORD} are read"
+        ));
+    }
+    for steps in [normalizers(json), parts(&json["decoder"], "decoders")] {
+        let growth = steps.into_iter().map(growth).fold(1, usize::saturating_mul);
+        if growth > MOST_GROWTH {
+            return Err(format!(
+                "replacements that make a text up to {growth} times as long: {MOST_GROWTH} times is accepted"
+            ));
+        }
     }
     if normalizers(json).iter().any(|one| one["type"] == "Precompiled") {
         return Err(
@@ -67,11 +101,27 @@ pub(super) fn parts_get_a_space(json: &Value) -> bool {
     }
 }
 
+/// How many times as long a replacement makes a text that consists of what it replaces.
+fn growth(one: &Value) -> usize {
+    let content = one["content"].as_str().map_or(0, str::len);
+    match one["pattern"]["String"].as_str().map(str::len) {
+        _ if one["type"] != "Replace" => 1,
+        Some(pattern @ 1..) => content.div_ceil(pattern).max(1),
+        // A pattern may match a byte, or between any two.
+        _ => content + 1,
+    }
+}
+
 /// The normalizers that are not sequences of others, in their order.
 fn normalizers(json: &Value) -> Vec<&Value> {
-    let (mut left, mut found) = (vec![&json["normalizer"]], Vec::new());
+    parts(&json["normalizer"], "normalizers")
+}
+
+/// What is done one after the other, by a step or by the sequence of steps that it is.
+fn parts<'v>(step: &'v Value, sequence: &str) -> Vec<&'v Value> {
+    let (mut left, mut found) = (vec![step], Vec::new());
     while let Some(one) = left.pop() {
-        match one["normalizers"].as_array() {
+        match one[sequence].as_array() {
             Some(more) => left.extend(more.iter().rev()),
             None if one.is_null() => {}
             None => found.push(one),
@@ -121,11 +171,57 @@ mod tests {
                 "precompiled",
             ),
             (json!({"/model/vocab/a": MOST_IDS}), "the largest accepted"),
+            (
+                json!({"/model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["x".repeat(200_000), -1.0]]}}),
+                "a piece of 200000 bytes",
+            ),
+            (
+                json!({"/model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a",
+                    "continuing_subword_prefix": "", "max_input_chars_per_word": 1_000_000}}),
+                "words of up to 1000000 characters",
+            ),
             (json!({"/added_tokens": [{"content": "x".repeat(5000)}]}), "5000 bytes"),
         ] {
             let cause = read(&pairs(fields)).unwrap_err();
             assert!(cause.contains(words), "{cause}");
         }
+    }
+
+    #[test]
+    fn of_a_key_that_is_there_twice_nothing_is_read_that_was_not_checked() {
+        let long = json!({"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["x".repeat(200_000), -1.0]]});
+        let good = pairs(json!({})).to_string();
+        let twice = format!("{{\"model\": {long}, {}", &good[1..]);
+        let tokenizer = Tokenizer::from_json(twice.as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode(b"ab").unwrap(), [3]);
+    }
+
+    #[test]
+    fn replacements_do_not_multiply() {
+        let twice = |pattern: Value, content: &str| {
+            let one = json!({"type": "Replace", "pattern": pattern, "content": content});
+            json!({"type": "Sequence", "normalizers": vec![&one; 30], "decoders": vec![&one; 30]})
+        };
+        let word = |word: &str| json!({ "String": word });
+        for steps in [
+            twice(word("a"), "aa"),
+            twice(word(""), "a"),
+            twice(json!({"Regex": "a|b"}), "ab"),
+            twice(json!({"Regex": ""}), "a"),
+        ] {
+            for place in ["/normalizer", "/decoder"] {
+                let cause = read(&pairs(json!({place: steps.clone()}))).unwrap_err();
+                assert!(cause.contains("times as long"), "{cause}");
+            }
+        }
+        // Once each, as people have it.
+        read(&pairs(json!({"/normalizer": twice(word("ab"), "b")}))).unwrap();
+        let quotes = json!([
+            {"type": "Replace", "pattern": word("``"), "content": "\""},
+            {"type": "Replace", "pattern": word(" "), "content": "▁"},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        ]);
+        read(&pairs(json!({"/normalizer": {"type": "Sequence", "normalizers": quotes}}))).unwrap();
     }
 
     #[test]
