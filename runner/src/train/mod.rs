@@ -324,7 +324,11 @@ fn run(
         // Only now: what was wrong above has left the settings and what was reported as they were.
         let place = Place { step, rewinds: meta.watch.rewinds, within: false };
         let files = match is_first {
-            true => Some((Metrics::open(&folder.metrics(), place)?, board::begin(settings, step)?)),
+            true => {
+                // What may be refused comes before the file that is cut.
+                let board = board::begin(settings, step)?;
+                Some((Metrics::open(&folder.metrics(), place)?, board))
+            }
             false => None,
         };
         let reporter = Reporter::new(files, out, is_terminal, settings, step);
