@@ -114,7 +114,7 @@ impl Cut {
     }
 }
 
-/// The parts of a new run that `size` ranks begin: [`PARTS`], or as many as there are ranks.
+/// The parts of a new run that `size` ranks begin: four, or as many as there are ranks.
 #[must_use]
 pub fn default_parts(settings: &TrainSettings, size: usize) -> usize {
     let most = size.max(PARTS);
