@@ -7,21 +7,10 @@ use cllm_core::{
     Activation, Architecture, Batch, BatchShape, BlockParam, IGNORE, Isa, Kernels, Mode,
     ModelConfig, Moments, MomentsMut, Optimizer, OptimizerKind, Param, Plan, StepError, Trainer,
 };
+use support::config::ODD;
 use support::memory;
 
-const CONFIG: ModelConfig = ModelConfig {
-    vocab_size: 61,
-    block_size: 40,
-    n_layer: 2,
-    n_head: 3,
-    d_model: 24,
-    d_ff: 50,
-    bias: true,
-    tied: false,
-    dropout: 0.0,
-    norm_eps: 1e-5,
-    arch: Architecture::GPT2,
-};
+const CONFIG: ModelConfig = ModelConfig { dropout: 0.0, ..ODD };
 const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
 
 fn tables() -> impl Iterator<Item = &'static Kernels> {

@@ -58,9 +58,9 @@ def flags_of(args: argparse.Namespace, seed: int, more: list[str]) -> list[str]:
     return [*flags, *args.flags, *more]
 
 
-def train(flags: list[str], block: int) -> tuple[float, float, int]:
-    """One `cllm train`: seconds of the whole process, from opening the shards to the last checkpoint, the loss of all
-    validation tokens, and the tokens that it was trained on."""
+def train(flags: list[str], block: int) -> tuple[float, float]:
+    """One `cllm train`: seconds of the whole process, from opening the shards to the last checkpoint, and the loss of
+    all validation tokens."""
     out = WORK / "run"
     shutil.rmtree(out, ignore_errors=True)
     command = [CLLM, "train", *flags, "--out-dir", out]
@@ -69,10 +69,9 @@ def train(flags: list[str], block: int) -> tuple[float, float, int]:
     begin = time.perf_counter()
     output(command)
     seconds = time.perf_counter() - begin
-    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     loss = evaluate(out, block)
     shutil.rmtree(out)
-    return seconds, loss, last.get("tokens", 0)
+    return seconds, loss
 
 
 def evaluate(run: Path, block: int) -> float:
@@ -127,12 +126,12 @@ def compare(args: argparse.Namespace) -> None:
     print(f"PyTorch: {setting.name}, {args.threads} threads; cllm: {args.recipe.name} {' '.join(args.flags)}\n")
     print("| seed | PyTorch, steps | s | loss | cllm, s | loss | as good | times faster |")
     print("|---|---|---|---|---|---|---|---|")
-    for seed, (theirs, (seconds, loss, _)) in enumerate(rows, 1):
+    for seed, (theirs, (seconds, loss)) in enumerate(rows, 1):
         good = "yes" if loss <= theirs["loss"] else "no"
         print(f"| {seed} | {theirs['steps']} | {theirs['seconds']:.1f} | {theirs['loss']:.4f} | {seconds:.2f} "
               f"| {loss:.4f} | {good} | {theirs['seconds'] / seconds:.2f} |")
-    worst = sum(loss > theirs["loss"] for theirs, (_, loss, _) in rows)
-    ratio = median(theirs["seconds"] / seconds for theirs, (seconds, _, _) in rows)
+    worst = sum(loss > theirs["loss"] for theirs, (_, loss) in rows)
+    ratio = median(theirs["seconds"] / seconds for theirs, (seconds, _) in rows)
     print(f"\nmedian {ratio:.2f} times faster, {median(ours[0] for _, ours in rows):.2f} s; "
           f"worse than PyTorch's loss in {worst} of {len(rows)}")
     sys.exit(worst > 0)
@@ -145,7 +144,7 @@ def ablate(args: argparse.Namespace) -> None:
     for seed in range(1, args.seeds + 1):
         for kind in kinds if seed % 2 else kinds[::-1]:
             flags = flags_of(args, seed, shlex.split(kind))
-            seconds, loss, _ = train(flags, WORKS[args.work][1])
+            seconds, loss = train(flags, WORKS[args.work][1])
             losses[kind].append(loss)
             times[kind].append(seconds)
             note(f"seed {seed} {kind or 'as it is'}: {loss:.4f} in {seconds:.2f} s")

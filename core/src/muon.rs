@@ -62,7 +62,7 @@ impl Room {
         some!(matrices.checked_add(grams)).checked_add(self.products)
     }
 
-    /// The matrix, of which the first floats of `scratch` are made: [`orthogonalize`] wants them there.
+    /// Where in its scratch [`orthogonalize`] wants the matrix.
     pub(crate) fn matrix(self, scratch: &mut [f32]) -> &mut [f32] {
         &mut scratch[..self.matrix]
     }

@@ -89,7 +89,7 @@ pub struct Optimizer {
     /// Added to the root of the second moment.
     pub eps: f32,
     /// What is left of the sum of gradients in a step of [`OptimizerKind::Momentum`] or
-    /// [`OptimizerKind::Muon`].
+    /// [`OptimizerKind::Muon`]: see [`OptimizerKind::usual_momentum`].
     pub momentum: f32,
     /// Decoupled decay of matrices; norms and biases never decay.
     pub weight_decay: f32,

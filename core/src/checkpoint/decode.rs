@@ -258,7 +258,7 @@ impl<'a> Checkpoint<'a> {
     /// # Panics
     /// If the arena is shorter than the config's table.
     pub fn read_parameters(&self, arena: &mut [f32]) {
-        self.read(self.parameters, Piece::WHOLE, arena);
+        read(self.parameters, self.table.ranges(), Piece::WHOLE, arena);
     }
 
     /// Copies the optimizer's state into that of a trainer of the header's config.
@@ -295,8 +295,8 @@ impl<'a> Checkpoint<'a> {
         }
         match moments {
             MomentsMut::AdamW { first, second } => {
-                self.read(a, piece, first);
-                self.read(b, piece, second);
+                read(a, self.table.ranges(), piece, first);
+                read(b, self.table.ranges(), piece, second);
             }
             MomentsMut::AdamW8 { first, second, scales } => {
                 self.read_codes(a, first);
@@ -308,27 +308,14 @@ impl<'a> Checkpoint<'a> {
                     of_tensor.iter_mut().zip(&mut values).for_each(|(to, value)| *to = value);
                 }
             }
-            MomentsMut::Momentum(moments) => self.read(a, piece, moments),
+            MomentsMut::Momentum(moments) => read(a, self.table.ranges(), piece, moments),
             MomentsMut::Sgd => {}
             MomentsMut::Muon { first, second } => {
-                self.read(a, piece, first);
-                read(b, self.table.second_ranges(), second);
+                read(a, self.table.ranges(), piece, first);
+                read(b, self.table.second_ranges(), piece, second);
             }
         }
         Ok(())
-    }
-
-    /// What of an arena is the piece's, close together.
-    fn read(&self, mut bytes: &[u8], piece: Piece, arena: &mut [f32]) {
-        for range in self.table.ranges() {
-            let (of_tensor, rest) = bytes.split_at(4 * range.len());
-            bytes = rest;
-            for (span, place) in piece.spans(range.clone()) {
-                let values = values(&of_tensor[4 * (span.start - range.start)..]);
-                let to = &mut arena[place..place + span.len()];
-                to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
-            }
-        }
     }
 
     fn read_codes(&self, mut bytes: &[u8], arena: &mut [u8]) {
@@ -340,12 +327,20 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// Copies a section into these ranges of an arena.
-fn read(bytes: &[u8], ranges: impl Iterator<Item = Range<usize>>, arena: &mut [f32]) {
-    let mut values = values(bytes);
+/// Copies what of a section, the values of these ranges of an arena, is the piece's: close together.
+fn read(
+    mut bytes: &[u8],
+    ranges: impl Iterator<Item = Range<usize>>,
+    piece: Piece,
+    arena: &mut [f32],
+) {
     for range in ranges {
-        for (to, value) in arena[range].iter_mut().zip(&mut values) {
-            *to = value;
+        let (of_tensor, rest) = bytes.split_at(4 * range.len());
+        bytes = rest;
+        for (span, place) in piece.spans(range.clone()) {
+            let values = values(&of_tensor[4 * (span.start - range.start)..]);
+            let to = &mut arena[place..place + span.len()];
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
         }
     }
 }

@@ -11,8 +11,8 @@
 //! length   4  bytes of the header that follows
 //! header      the config and counters (see `HEADER_LEN`), from version 2 on the architecture
 //!             (`ARCH_LEN`), from version 3 on the adapters (`ADAPTERS_LEN`; of zeros in a model of
-//!             later versions), from version 4 on `LATER_LEN`, from 5 on `OPTIMIZER_LEN`, then its
-//!             CRC-32
+//!             later versions), from version 4 on `LATER_LEN`, from 5 on `OPTIMIZER_LEN`, in 6
+//!             `UNUSED_LEN`, then its CRC-32
 //! section*    tag 4, zero 4, length 8, payload, CRC-32 of tag..payload
 //!             "meta" the caller's bytes; "parm" weights; "mom1", "mom2" moments, of which momentum has
 //!             the first alone and plain descent none; of moments in 8 bits codes of a byte, and "scal"
@@ -62,7 +62,7 @@ const ADAPTERS_LEN: usize = 2 * 8 + 4;
 const LATER_LEN: usize = 4;
 /// Bytes of what version 5 has behind that: the optimizer whose moments follow (64 bits).
 const OPTIMIZER_LEN: usize = 8;
-/// Bytes of what version 6 has behind that: nothing yet (zeros).
+/// Bytes of what version 6 has behind that: zeros, for its header has to be longer.
 const UNUSED_LEN: usize = 4;
 /// Bytes of the longest header.
 const LONGEST: usize = header_len(VERSION);

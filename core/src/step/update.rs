@@ -79,30 +79,27 @@ impl Step<'_> {
     /// As for [`Step::run_tile`].
     pub(super) unsafe fn update(&self, index: usize, tile: usize) {
         let Some(tensor) = self.plan.trained(index) else { return };
-        if self.update_scale().is_none() {
-            return;
-        }
+        let Some(scale) = self.update_scale() else { return };
         let block = self.plan.update_block();
         let start = tile * block;
         let at = tensor.offset + start;
         let end = tensor.offset + tensor.len.min(start + block);
         if !PIECES {
             // SAFETY: as for all of the tile.
-            return unsafe { self.update_span(index, at..end, at) };
+            return unsafe { self.update_span(index, at..end, at, scale) };
         }
         for (span, place) in self.plan.piece().spans(at..end) {
             // SAFETY: a part of the tile.
-            unsafe { self.update_span(index, span, place) };
+            unsafe { self.update_span(index, span, place, scale) };
         }
     }
 
-    /// The optimizer on some floats of tensor number `index`, whose moments are from `place` on.
+    /// The optimizer on some floats of tensor number `index`, whose moments are from `place` on, by gradients times `scale`.
     ///
     /// # Safety
     /// As for [`Step::run_tile`], on the tile that they are of.
-    unsafe fn update_span(&self, index: usize, span: Range<usize>, place: usize) {
+    unsafe fn update_span(&self, index: usize, span: Range<usize>, place: usize, scale: f32) {
         let Some(tensor) = self.plan.trained(index) else { return };
-        let scale = self.outcome.update().scale;
         let Range { start: at, end } = span;
         let len = end - at;
         let decay = if tensor.decay { self.weight_decay } else { 0.0 };

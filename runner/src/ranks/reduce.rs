@@ -171,20 +171,11 @@ impl Reducer {
 mod tests {
     use super::*;
     use crate::ranks::threads;
+    use crate::ranks::tree::recursive;
 
     fn value(rank: usize, at: usize) -> f32 {
         let mixed = (at as u32).wrapping_mul(2_654_435_761).wrapping_add(rank as u32 * 97_531);
         (mixed >> 9) as f32 * 10_f32.powi((mixed % 5) as i32 - 8)
-    }
-
-    fn tree(values: &[f32]) -> f32 {
-        match values {
-            [value] => *value,
-            _ => {
-                let left = values.len().next_power_of_two() / 2;
-                tree(&values[..left]) + tree(&values[left..])
-            }
-        }
     }
 
     #[test]
@@ -197,7 +188,7 @@ mod tests {
             let expected: Vec<u32> = (0..len)
                 .map(|at| {
                     let values: Vec<f32> = (0..size).map(|rank| value(rank, at)).collect();
-                    tree(&values).to_bits()
+                    recursive(&values).to_bits()
                 })
                 .collect();
             threads::run(size, |ranks| {

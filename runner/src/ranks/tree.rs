@@ -23,14 +23,12 @@ pub(crate) struct Tree {
 impl Tree {
     /// For gradients of `len` floats of `parts` parts.
     pub(crate) fn new(parts: usize, len: usize) -> Self {
-        let levels = parts.saturating_sub(1).checked_ilog2().map_or(0, |log| log as usize + 1);
-        Self { parts, waiting: (0..levels).map(|_| vec![0.0; len].into()).collect() }
+        Self { parts, waiting: (0..levels(parts)).map(|_| vec![0.0; len].into()).collect() }
     }
 
     /// Bytes that a tree takes.
     pub(crate) fn bytes(parts: usize, len: usize) -> usize {
-        let levels = parts.saturating_sub(1).checked_ilog2().map_or(0, |log| log as usize + 1);
-        levels * len * size_of::<f32>()
+        levels(parts) * len * size_of::<f32>()
     }
 
     /// Part number `part` has its gradients in `arena`; behind the last they are the sum of all parts. Allocates
@@ -49,6 +47,23 @@ impl Tree {
     }
 }
 
+/// Sums that wait at the same time, at most.
+fn levels(parts: usize) -> usize {
+    parts.saturating_sub(1).checked_ilog2().map_or(0, |log| log as usize + 1)
+}
+
+/// The sum over the tree as it is defined, for tests.
+#[cfg(test)]
+pub(super) fn recursive(leaves: &[f32]) -> f32 {
+    match leaves {
+        [leaf] => *leaf,
+        _ => {
+            let left = leaves.len().next_power_of_two() / 2;
+            recursive(&leaves[..left]) + recursive(&leaves[left..])
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,16 +71,6 @@ mod tests {
     /// Of numbers whose sum depends on the order.
     fn leaf(n: usize) -> f32 {
         ((n * 7919 + 13) % 1009) as f32 / 97.0 * 10_f32.powi((n % 7) as i32 - 3)
-    }
-
-    pub(crate) fn recursive(leaves: &[f32]) -> f32 {
-        match leaves {
-            [leaf] => *leaf,
-            _ => {
-                let left = leaves.len().next_power_of_two() / 2;
-                recursive(&leaves[..left]) + recursive(&leaves[left..])
-            }
-        }
     }
 
     #[test]
