@@ -228,8 +228,52 @@ fn start(qemu: &Path, machine: &str, image: &Path, argument: &str) -> Output {
         .expect("QEMU starts")
 }
 
-/// Has a machine train, and compares with what a hosted run has told and its hash. Prints the table of its RAM.
-fn compare(qemu: &Path, machine: Machine, image: &Path, (expected, hash): &(String, String)) {
+/// What a part of RAM is, and its bytes.
+type Row = (String, usize);
+
+/// The version of Rust that README.md's table of the M4's RAM is of, and its rows.
+fn committed() -> (String, Vec<Row>) {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(readme).expect("it is there");
+    let table =
+        readme.split_once("\n| RAM of the Cortex-M4, by Rust ").expect("it has the table").1;
+    let (version, table) = table.split_once(" | bytes |\n").expect("there is a second column");
+    let row = |line: &str| {
+        let (name, bytes) = line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | ")?;
+        Some((name.into(), bytes.replace(',', "").parse().expect("a number of bytes")))
+    };
+    (version.into(), table.lines().skip(1).map_while(row).collect())
+}
+
+/// What of README.md's table can be known without the machine.
+#[test]
+fn the_table_in_the_readme_is_of_this_plan() {
+    let (_, rows) = committed();
+    let of = |name: &str| rows.iter().find(|row| row.0 == name).map(|row| row.1);
+    for pool in Pool::ALL.into_iter().filter(|pool| *pool != Pool::Packed) {
+        assert_eq!(of(pool.name()), Some(workload::PLAN.bytes(pool)), "README.md: {}", pool.name());
+    }
+    assert_eq!(of("batch"), Some(8 * workload::PLAN.tokens()));
+    let link = include_str!("microcontroller/link.ld");
+    let kib = |before: &str| {
+        let number = link.split_once(before).expect("it says so").1.split('K').next()?;
+        number.parse::<usize>().ok().map(|kib| kib << 10)
+    };
+    let stack = of("stack, used").zip(of("stack, never used")).map(|(used, unused)| used + unused);
+    assert_eq!(stack, kib("STACK = "), "README.md and link.ld");
+    let all = kib("RAM (rw) : ORIGIN = 0x20000000, LENGTH = ");
+    assert_eq!((all, of("all")), (Some(256 << 10), Some(256 << 10)), "README.md and link.ld");
+    assert_eq!(rows.iter().map(|row| row.1).sum::<usize>(), 2 * (256 << 10), "README.md");
+}
+
+/// Has a machine train, and compares with what a hosted run has told and its hash. Prints the table of its RAM, and
+/// gives its rows.
+fn compare(
+    qemu: &Path,
+    machine: Machine,
+    image: &Path,
+    (expected, hash): &(String, String),
+) -> Vec<Row> {
     let (name, board, target) = machine;
     let started = std::time::Instant::now();
     let output = start(qemu, board, image, "train");
@@ -241,10 +285,28 @@ fn compare(qemu: &Path, machine: Machine, image: &Path, (expected, hash): &(Stri
     assert!(told.contains(&format!("sha256  {hash}\n")), "{name}, hosted: {hash}");
     // The table is whole: its rows add up to all of the RAM.
     let table = told.split_once("bytes of RAM\n").expect("there is a table").1;
-    let bytes = table.lines().filter_map(|row| row.rsplit(' ').next()?.parse::<usize>().ok());
-    let rows: Vec<usize> = bytes.collect();
+    let row = |line: &str| {
+        let (name, bytes) = line.rsplit_once(' ')?;
+        Some((name.trim().into(), bytes.parse().ok()?))
+    };
+    let rows: Vec<Row> = table.lines().filter_map(row).collect();
     let (all, parts) = rows.split_last().expect("it has rows");
-    assert_eq!((*all, parts.iter().sum()), (256 << 10, 256 << 10), "{name}");
+    let sum: usize = parts.iter().map(|row| row.1).sum();
+    assert_eq!((all.1, sum), (256 << 10, 256 << 10), "{name}");
+    rows
+}
+
+/// README.md's table has to be the machine's, if it is of this compiler, which decides how deep the stack goes.
+fn compare_with_readme(cargo: &Path, rows: &[Row]) {
+    let (version, committed) = committed();
+    let output = Command::new(cargo).arg("--version").output().expect("cargo runs");
+    let here = String::from_utf8_lossy(&output.stdout);
+    let here = here.split(' ').nth(1).expect("cargo says its version");
+    if here == version {
+        assert_eq!(rows, committed, "README.md's table is not the machine's, which is on the left");
+    } else {
+        println!("README.md's table is of Rust {version}, this is {here}: not compared");
+    }
 }
 
 #[test]
@@ -253,7 +315,10 @@ fn the_machine_trains_the_same_weights() {
     let hosted = hosted(&texts().0, |_| Ok(()));
     for machine in [M4, M7] {
         let image = build(&cargo, machine.2, "microcontroller", None);
-        compare(&qemu, machine, &image, &hosted);
+        let rows = compare(&qemu, machine, &image, &hosted);
+        if machine == M4 {
+            compare_with_readme(&cargo, &rows);
+        }
         // There is no other memory, and flash is not written.
         for argument in ["below", "beyond", "flash"] {
             let output = start(&qemu, machine.1, &image, argument);
