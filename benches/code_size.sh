@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
 # Weighs the code of the smallest images that train (tests/freestanding, profile `small`): with scalar kernels
 # and with those of AVX2. Runs both, which must reach the hosted run's loss to the bit
-# (tests/freestanding/losses.txt), prints what each crate has of the code, and fails above the goals.
+# (tests/freestanding/losses.txt), prints what each crate has of the code, and fails above the goals, if an image is
+# more than 1 % above the committed size (benches/code_size.txt), or if there is something of `core::fmt` in it.
 #
-# Usage: benches/code_size.sh           (ten seconds the first time; leaves target/code_size)
-#        benches/code_size.sh --each    also what each feature of cllm-core adds to either image (ten minutes)
+# Features of cllm-core are weighed in the scalar image, one by one.
+#
+# Usage: benches/code_size.sh           (a minute of CPU; leaves target/code_size)
+#        benches/code_size.sh --each    also features in the image for AVX2 (100 s of CPU)
+#        benches/code_size.sh --bless   all of these, and commits the sizes anew
 #
 # Code is what is in .text. Needs binutils (`size`, `nm`), x86-64 Linux, and for the second image a CPU with AVX2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD
-work=$root/target/code_size
+. benches/common/committed.sh
+work=$PWD/target/code_size
 image=$work/small/freestanding
+baseline=benches/code_size.txt
 fault=0
 
-each=0
 case ${1:-} in
-    '') ;;
-    --each) each=1 ;;
-    *) echo "benches/code_size.sh: $1: use --each or nothing" >&2; exit 2 ;;
+    '' | --each | --bless) ;;
+    *) echo "benches/code_size.sh: $1: use --each, --bless or nothing" >&2; exit 2 ;;
 esac
 for tool in size nm; do
     if ! command -v "$tool" > /dev/null; then
@@ -27,10 +30,11 @@ for tool in size nm; do
     fi
 done
 
-# FEATURES: the image with these.
+# FEATURES: the image with these, and its size.
 build() {
     (cd tests/freestanding && cargo build --quiet --locked --profile small --no-default-features \
         --features "$1" --target-dir "$work")
+    printf '%d\t%s\n' "$(section .text)" "$1" >> "$work/now"
 }
 
 # SECTION: its bytes in the image.
@@ -67,6 +71,10 @@ weigh() {
     local code
     build "$1"
     check "$1"
+    if nm "$image" | grep 4core3fmt >&2; then
+        echo "benches/code_size.sh: the image for $1 formats texts: see above what is in it" >&2
+        fault=1
+    fi
     code=$(section .text)
     awk -v isa="$1" -v code="$code" -v data="$(section .rodata)" -v goal="$2" 'BEGIN {
         missed = code > goal * 1024
@@ -92,22 +100,24 @@ weigh() {
     END { for (crate in sum) printf "    %-28s %7d\n", crate, sum[crate] }' | sort -k2,2nr
 }
 
+mkdir -p "$work"
+: > "$work/now"
 weigh scalar 64
 weigh avx2 160
-if [ "$each" -eq 1 ]; then
-    printf '%-10s %18s %18s\n' feature "adds to scalar" "adds to avx2"
-    declare -A base
-    for isa in scalar avx2; do
-        build "$isa"
-        base[$isa]=$(section .text)
+with_features='scalar'
+compared='^(scalar.*|avx2)$'
+if [ -n "${1:-}" ]; then
+    with_features='scalar avx2'
+    compared=
+fi
+for feature in adapters documents dropout fresh halves llama optimizers pieces recompute workers default; do
+    for isa in $with_features; do
+        build "$isa,cllm-core/$feature"
     done
-    for feature in adapters documents dropout fresh halves llama optimizers pieces recompute workers default; do
-        row=$(printf '%-10s' "$feature")
-        for isa in scalar avx2; do
-            build "$isa,cllm-core/$feature"
-            row+=$(printf ' %16d B' "$(($(section .text) - base[$isa]))")
-        done
-        echo "$row"
-    done
+done
+if [ "${1:-}" = --bless ]; then
+    bless "Bytes of code" benches/code_size.sh "$baseline" < "$work/now"
+else
+    judge "bytes of code" benches/code_size.sh "$baseline" 1 "$compared" < "$work/now" || fault=1
 fi
 exit "$fault"

@@ -5,11 +5,11 @@
 #
 # Usage: benches/instructions.sh [--bless]     (half a minute; --bless writes the counts anew)
 #
-# Counts depend on the code and the compiler, not on load, clock or number of CPUs. The compiler's
-# version stands in the file: with another one the counts are printed and not judged. Needs
-# valgrind and a CPU with AVX2 (of AVX-512 valgrind knows nothing).
+# Counts depend on the code and the compiler, not on load, clock or number of CPUs
+# (benches/common/committed.sh). Needs valgrind and a CPU with AVX2 (of AVX-512 valgrind knows nothing).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. benches/common/committed.sh
 baseline=benches/instructions.txt
 work=target/instructions
 
@@ -21,7 +21,6 @@ if ! command -v valgrind > /dev/null; then
     echo "benches/instructions.sh: no valgrind: install it (Debian, Ubuntu: apt-get install valgrind)" >&2
     exit 1
 fi
-version=$(rustc --version)
 
 # As `.ci/no_std` builds kernels and core: they are there already.
 export CARGO_PROFILE_RELEASE_LTO=off
@@ -47,32 +46,7 @@ while IFS= read -r name; do
 done < "$work/names" > "$work/now"
 
 if [ "${1:-}" = --bless ]; then
-    { printf '# Instructions, by benches/instructions.sh --bless with %s.\n' "$version"; cat "$work/now"; } > "$baseline"
-    cat "$baseline"
-    exit
+    bless Instructions benches/instructions.sh "$baseline" < "$work/now"
+else
+    judge instructions benches/instructions.sh "$baseline" 2 < "$work/now"
 fi
-made=$(sed -n 's/^# .* with \(.*\)\.$/\1/p' "$baseline")
-judged=1
-if [ "$made" != "$version" ]; then
-    echo "the counts of $baseline are of $made, this is $version: nothing is judged" >&2
-    judged=0
-fi
-grep -v '^#' "$baseline" | awk -F '\t' -v judged="$judged" '
-    NR == FNR { before[$2] = $1; next }
-    !seen { printf "%-36s %12s %12s %9s\n", "case", "instructions", "committed", "change"; seen = 1 }
-    {
-        if (!($2 in before)) { printf "%-36s %12d  is new\n", $2, $1; fault = 1; next }
-        change = 100 * ($1 / before[$2] - 1)
-        over = change > 2
-        printf "%-36s %12d %12d %+7.2f %%%s\n", $2, $1, before[$2], change, over ? "  more" : ""
-        worse += over
-        delete before[$2]
-    }
-    END {
-        for (name in before) { printf "%-36s is gone\n", name; fault = 1 }
-        if (worse) print worse " above the committed counts by more than 2 %"
-        if (fault) print "cases differ from the committed ones"
-        if (!worse && !fault) exit
-        print "if that is meant: benches/instructions.sh --bless, and say why in the commit"
-        exit judged
-    }' - "$work/now"
