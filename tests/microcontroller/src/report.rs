@@ -2,7 +2,7 @@
 
 use crate::machine::{self, Debugger, RAM_BYTES};
 use crate::workload::common::Failure;
-use cllm_core::{Op, Plan, Pool, Slot, Word};
+use cllm_core::{Plan, Pool};
 use core::fmt::{self, Write as _};
 
 /// Ends the machine with what came of a training.
@@ -27,17 +27,12 @@ fn tell(hash: [u8; 32], plan: &Plan) -> fmt::Result {
     let (stack, used) = machine::stack();
     // Panels that are kept lie in flash memory.
     let in_ram = |pool: &Pool| *pool != Pool::Packed;
-    let mut known = 0;
+    let mut pools = 0;
     for pool in Pool::ALL.into_iter().filter(in_ram) {
         row(pool.name(), plan.bytes(pool))?;
-        known += plan.bytes(pool);
+        pools += plan.bytes(pool);
     }
-    let lists = plan.ops() * size_of::<Op>() + plan.slots() * size_of::<Slot>();
-    let lists = lists + plan.words() * size_of::<Word>();
-    let batch = 2 * plan.tokens() * size_of::<u32>();
-    row("the engine's lists", lists)?;
-    row("batch", batch)?;
-    row("other statics", statics - known - lists - batch)?;
+    row("other statics", statics - pools)?;
     row("stack, used", used)?;
     row("stack, never used", stack - used)?;
     row("not linked", RAM_BYTES - stack - statics)?;
