@@ -31,6 +31,11 @@ const FACTORS: [f32; 3] = [3.4445, -4.775, 2.0315];
 /// a weight's gradient is cut into by default (`Blocking::weight_rows`).
 const TILE: usize = 256;
 
+/// Rows of a symmetric result that are made at a time, as far as the diagonal. On a Zen 4 with AVX-512, beside whole
+/// results in turns (the shortest of 20), directions took 0.89 of the time in f32 and 0.95 in bf16 (128 x 512), and
+/// 0.82 (384 x 1536); with 64 rows 0.93, 0.97 and 0.80.
+const BAND: usize = 32;
+
 /// Sizes of what a matrix wants while it is worked on, in floats: each in whole lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
@@ -91,14 +96,14 @@ pub(crate) fn orthogonalize<'s>(
     for _ in 0..STEPS {
         let of = MatRef::new(x, rows, cols, cols);
         let (left, right) = if rows <= cols { (of, of.t()) } else { (of.t(), of) };
-        product(kernels, left, right, gram, scratch);
+        symmetric(kernels, left, right, gram, scratch);
         let square = MatRef::new(gram, short, short, short);
-        product(kernels, square, square, poly, scratch);
+        symmetric(kernels, square, square, poly, scratch);
         kernels.scale(&mut poly[..short * short], c);
         add(kernels, &mut poly[..short * short], b, &gram[..short * short]);
         let poly = MatRef::new(poly, short, short, short);
         let (left, right) = if rows <= cols { (poly, of) } else { (of, poly) };
-        product(kernels, left, right, next, scratch);
+        product(kernels, left, right, next, cols, scratch);
         add(kernels, &mut next[..len], a, &x[..len]);
         (x, next) = (next, x);
     }
@@ -111,14 +116,40 @@ pub(crate) fn add(kernels: &Kernels, to: &mut [f32], factor: f32, from: &[f32]) 
     kernels.sgd(&Sgd { lr: 1.0, decay: 0.0, grad_scale: -factor }, to, from);
 }
 
-/// `C = A B`, of rows one behind the other.
-fn product(kernels: &Kernels, a: MatRef<'_>, b: MatRef<'_>, c: &mut [f32], scratch: &mut [f32]) {
+/// `C = A B` as [`product`] has it, where C is symmetric to the bit: an element above the diagonal adds the same products
+/// in the same order as the one below it, and is copied from there. Rows of C are as long as C.
+fn symmetric(kernels: &Kernels, a: MatRef<'_>, b: MatRef<'_>, c: &mut [f32], scratch: &mut [f32]) {
+    let n = a.rows();
+    for i in (0..n).step_by(BAND) {
+        let rows = BAND.min(n - i);
+        let (a, b) = (a.row_range(i, rows), b.col_range(0, i + rows));
+        product(kernels, a, b, &mut c[i * n..], n, scratch);
+        // Square by square, so that what is written lies in few lines.
+        for j in (0..i + rows).step_by(BAND) {
+            for row in i..i + rows {
+                for col in j..row.min(j + BAND) {
+                    c[col * n + row] = c[row * n + col];
+                }
+            }
+        }
+    }
+}
+
+/// `C = A B`, of rows that begin `stride` floats behind each other.
+fn product(
+    kernels: &Kernels,
+    a: MatRef<'_>,
+    b: MatRef<'_>,
+    c: &mut [f32],
+    stride: usize,
+    scratch: &mut [f32],
+) {
     let (m, n) = (a.rows(), b.cols());
     for i in (0..m).step_by(TILE) {
         let a = a.row_range(i, TILE.min(m - i));
         for j in (0..n).step_by(TILE) {
             let b = b.col_range(j, TILE.min(n - j));
-            let c = MatMut::new(&mut c[i * n + j..], a.rows(), b.cols(), n);
+            let c = MatMut::new(&mut c[i * stride + j..], a.rows(), b.cols(), stride);
             kernels.gemm_unpacked(a, b, c, false, scratch);
         }
     }
@@ -127,6 +158,7 @@ fn product(kernels: &Kernels, a: MatRef<'_>, b: MatRef<'_>, c: &mut [f32], scrat
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use cllm_kernels::Dtype;
     extern crate std;
     use std::vec;
     use std::vec::Vec;
@@ -147,6 +179,25 @@ mod tests {
         let mut scratch = vec![f32::NAN; room.len().unwrap()];
         room.matrix(&mut scratch)[..x.len()].copy_from_slice(x);
         orthogonalize(kernels, room, (rows, cols), &mut scratch).to_vec()
+    }
+
+    #[test]
+    fn symmetric_results_are_the_whole_ones() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let kernels = Kernels::detect().with_dtype(dtype);
+            for (n, k) in [(1, 5), (31, 40), (33, 7), (100, 300), (300, 20)] {
+                let x = matrix(n, k);
+                let x = MatRef::new(&x, n, k, k);
+                let room = Room::new(n, k.max(n), kernels.footprint()).unwrap();
+                let mut scratch = vec![f32::NAN; room.len().unwrap()];
+                let (mut some, mut all) = (vec![f32::NAN; n * n], vec![f32::NAN; n * n]);
+                symmetric(kernels, x, x.t(), &mut some, &mut scratch);
+                product(kernels, x, x.t(), &mut all, n, &mut scratch);
+                let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert!(all.iter().all(|x| x.is_finite()));
+                assert_eq!(bits(&some), bits(&all), "{n} x {k}, {dtype}");
+            }
+        }
     }
 
     #[test]
