@@ -23,7 +23,7 @@
 //!
 //! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]), but
 //! for tiles ([`tiled`]). A panel and a few groups of rows are multiplied without any loops but
-//! those of the micro-kernel ([`small`]).
+//! those of the micro-kernel ([`small`]). Of few columns a row is a lane ([`narrow`]).
 //!
 //! The structure is that of Goto and van de Geijn, "Anatomy of High-Performance
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
@@ -41,6 +41,7 @@ pub(crate) mod format;
 )]
 pub(crate) mod kept;
 pub(crate) mod micro;
+pub(crate) mod narrow;
 pub(crate) mod pack;
 pub(crate) mod small;
 #[cfg(target_arch = "x86_64")]
@@ -53,6 +54,7 @@ use crate::simd::Simd;
 use core::mem::MaybeUninit;
 pub(crate) use epilogue::RawEpilogue;
 use format::{Dot, Format, Single};
+use narrow::Narrow;
 
 /// Depth of a block of the inner dimension of every product.
 ///
@@ -286,7 +288,12 @@ unsafe fn block<S: Simd, F: Format<S>>(
         let mut fetch = fetch::Ahead { near: fetch::Near::NONE, far: next };
         let mut i = a.rows.start;
         while i < a.rows.end {
-            let rows = F::MR.min(a.rows.end - i);
+            let left = a.rows.end - i;
+            let rows = if a.col == 1 {
+                Narrow::of::<S, F>().height(left, cols, F::MR)
+            } else {
+                F::MR.min(left)
+            };
             let from = a.ptr.wrapping_add((i - a.rows.start) * a.row);
             let tile = micro::Tile {
                 kc: words,
