@@ -205,7 +205,7 @@ pub(super) unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, co
     accumulate: bool,
     fetch: &mut impl Fetch,
 ) {
-    debug_assert!(V * S::LANES <= S::NR && cols <= V * S::LANES && M <= S::MR);
+    debug_assert!(V * S::LANES <= S::NR && cols <= V * S::LANES && M <= 16);
     debug_assert!(t.a_row == 1 || M == 1 || ALONG);
     let mut sums = [[s.splat(0.0); V]; M];
     let turns = t.kc / UNROLL;

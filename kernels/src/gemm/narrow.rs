@@ -10,10 +10,11 @@
 //!     sums of LANES rows += the square's column times an element of B
 //! ```
 //! The additions to an element of C are those of other tiles, in their order: the bits are the same.
-//! One column is as fast as two, for its sums wait for each other.
+//! Of 5 to 8 columns 8 lanes hold all: there a column is a lane as in other tiles, and a tile has 8 rows for
+//! a register block's 6, whose multiply-adds would wait for one another.
 
 use super::format::{Dot, Format};
-use super::micro::Tile;
+use super::micro::{self, Tile};
 use crate::built::COMPACT;
 use crate::simd::{MOST_LANES, Simd};
 
@@ -25,10 +26,9 @@ pub(crate) struct Narrow {
 }
 
 impl Narrow {
-    /// Those of a format: none but for vectors of 16 lanes. With 8, of which a CPU multiplies two at a
-    /// time, transposing takes what is saved.
+    /// Those of a format: none where a register block has as many rows as a vector has lanes.
     pub(crate) const fn of<S: Simd, F: Format<S>>() -> Self {
-        let has_some = !COMPACT && !F::TILES && S::LANES == 16;
+        let has_some = !COMPACT && !F::TILES && S::LANES > S::MR;
         Self { rows: S::LANES, cols: if has_some { 8 } else { 0 } }
     }
 
@@ -62,9 +62,12 @@ pub(super) unsafe fn tile<S: Simd, F: Dot<S>>(s: S, f: F, t: &Tile, cols: usize,
     // SAFETY: passed on from the caller; a panel has columns of zeros behind those of B.
     unsafe {
         match cols {
-            0..=2 => one_by_one(s, t, &sums::<S, F, 2>(s, f, t), cols, accumulate),
+            1 => one_by_one(s, t, &sums::<S, F, 1>(s, f, t), cols, accumulate),
+            2 => one_by_one(s, t, &sums::<S, F, 2>(s, f, t), cols, accumulate),
             3..=4 => one_by_one(s, t, &sums::<S, F, 4>(s, f, t), cols, accumulate),
-            _ => by_rows(s, t, &sums::<S, F, 8>(s, f, t), cols, accumulate),
+            // Half of a vector's lanes, or all of them: then a column to a lane wastes none.
+            _ if S::LANES == 16 => by_rows(s, t, &sums::<S, F, 8>(s, f, t), cols, accumulate),
+            _ => micro::tile::<S, F, 8, 1, true>(s, f, t, cols, accumulate, &mut ()),
         }
     }
 }
