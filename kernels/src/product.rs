@@ -382,7 +382,7 @@ impl Kernels {
                 n,
                 words: f.words(k),
                 a: a.ptr,
-                a_row: a.row / f.depth,
+                a_row: f.words_apart(a.row),
                 b: b.data.as_ptr(),
                 c: c.ptr.cast_mut(),
                 c_row: c.row,

@@ -48,12 +48,21 @@ impl Small {
     /// [`Small::suits`]; C overlaps none of the others, and the CPU has the tile's instructions.
     #[inline(always)]
     pub(crate) unsafe fn multiply(&self, tile: TileFn, most: usize, narrow: Narrow) {
-        let mut groups = self.m.div_ceil(most);
+        // Few: counted, and halved, without a division, which would take as long as some steps.
+        let mut groups = 1;
+        while groups * most < self.m {
+            groups += 1;
+        }
         let mut i = 0;
         while i < self.m {
             // As many rows as a group needs if all that are left are to be of one size.
             let left = self.m - i;
-            let rows = narrow.height(left, self.n, left.div_ceil(groups));
+            let even = match groups {
+                1 => left,
+                2 => left.div_ceil(2),
+                _ => left.div_ceil(groups),
+            };
+            let rows = narrow.height(left, self.n, even);
             let c = self.c.wrapping_add(i * self.c_row);
             let of = Tile {
                 kc: self.words,
