@@ -138,9 +138,7 @@ unsafe fn sums<S: Simd, F: Dot<S>, const N: usize>(s: S, f: F, t: &Tile) -> [S::
                 *line = s.load(a.wrapping_add(i * t.a_row));
             }
             s.transpose(&mut square);
-            for (u, &column) in square[..S::LANES].iter().enumerate() {
-                step(s, f, &mut sums, column, b.wrapping_add(u * S::NR));
-            }
+            columns(s, f, &mut sums, &square, b, S::LANES);
         }
         a = a.wrapping_add(S::LANES);
         b = b.wrapping_add(S::LANES * S::NR);
@@ -154,13 +152,35 @@ unsafe fn sums<S: Simd, F: Dot<S>, const N: usize>(s: S, f: F, t: &Tile) -> [S::
                 *line = s.load_first(a.wrapping_add(i * t.a_row), rest);
             }
             s.transpose(&mut square);
-            for &column in &square[..rest] {
-                step(s, f, &mut sums, column, b);
-                b = b.wrapping_add(S::NR);
-            }
+            columns(s, f, &mut sums, &square, b, rest);
         }
     }
     sums
+}
+
+/// The first `n` columns of a square of A, a step each.
+///
+/// # Safety
+/// `b` is valid for `n` rows of `NR`.
+#[inline(always)]
+unsafe fn columns<S: Simd, F: Dot<S>, const N: usize>(
+    s: S,
+    f: F,
+    sums: &mut [S::V; N],
+    square: &[S::V; MOST_LANES],
+    b: *const f32,
+    n: usize,
+) {
+    // Each by its number, for what is indexed lives in memory.
+    macro_rules! steps {
+        ($($u:literal)*) => {$(
+            if $u < n {
+                // SAFETY: row `u` of B.
+                unsafe { step(s, f, sums, square[$u], b.wrapping_add($u * S::NR)) };
+            }
+        )*};
+    }
+    steps!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
 }
 
 /// One step of the inner dimension: a column of A times the first `N` of a row of B.
