@@ -9,7 +9,6 @@ use crate::built::HALVES;
 use crate::elements::RawOperand;
 use crate::fresh;
 use crate::gemm::kept::{self, Halved};
-use crate::gemm::pack::packed_b_len;
 use crate::gemm::{self, LINE};
 use crate::product::row_stride;
 
@@ -72,8 +71,15 @@ impl Footprint {
     /// Words of a packed operand that `k` elements take: some formats have whole groups of them.
     #[inline(always)]
     pub(crate) const fn words(self, k: usize) -> usize {
-        let words = k.div_ceil(self.depth);
+        // Without a division, which small products would wait for.
+        let words = if self.depth == 2 { k.div_ceil(2) } else { k };
         if self.tiles { words.next_multiple_of(LINE) } else { words }
+    }
+
+    /// Words that a distance between rows is, of whole words.
+    #[inline(always)]
+    pub(crate) const fn words_apart(self, elements: usize) -> usize {
+        if self.depth == 2 { elements / 2 } else { elements }
     }
 
     /// As [`Kernels::keeps_halves`].
@@ -104,7 +110,9 @@ impl Footprint {
     /// As [`Kernels::packed_len`].
     #[must_use]
     pub const fn packed_len(self, k: usize, n: usize) -> Option<usize> {
-        packed_b_len(self.words(k), n, self.nr)
+        // Columns of a panel are a power of two: this is `packed_b_len` without a division.
+        let last = self.nr - 1;
+        (some!(n.checked_add(last)) & !last).checked_mul(self.words(k))
     }
 
     /// As [`Kernels::panel`].

@@ -7,6 +7,7 @@ use crate::footprint::{Footprint, some};
 use crate::gated::{RawGated, RawGatedBackward};
 use crate::gemm::kept::{self, Halved};
 use crate::gemm::micro::TileFn;
+use crate::gemm::narrow::Narrow;
 use crate::gemm::pack::PackFn;
 use crate::gemm::small::Small;
 use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
@@ -102,6 +103,7 @@ pub(crate) struct Products {
     pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
     /// What products of one panel are made of, if their A are words as it lies.
     pub(crate) tile: Option<TileFn>,
+    pub(crate) narrow: Narrow,
     pub(crate) pack_b: PackFn,
     pub(crate) peak: unsafe fn(u64) -> (u64, f32),
     pub(crate) heads: Heads,
@@ -380,14 +382,14 @@ impl Kernels {
                 n,
                 words: f.words(k),
                 a: a.ptr,
-                a_row: a.row / f.depth,
+                a_row: f.words_apart(a.row),
                 b: b.data.as_ptr(),
                 c: c.ptr.cast_mut(),
                 c_row: c.row,
                 accumulate,
             };
             // SAFETY: as below.
-            return unsafe { small.multiply(tile, f.mr) };
+            return unsafe { small.multiply(tile, f.mr, self.products.narrow) };
         }
         let g = RawGemm {
             m,

@@ -15,6 +15,7 @@ use crate::embedding::{self, RawEmbedding};
 use crate::gated::{self, RawGated, RawGatedBackward};
 use crate::gemm::format::{Format, Rounded, Single};
 use crate::gemm::micro::{self, Tile};
+use crate::gemm::narrow::Narrow;
 use crate::gemm::pack;
 use crate::gemm::{self, RawGemm};
 use crate::isa::Isa;
@@ -115,6 +116,7 @@ macro_rules! products {
                 gemm: product,
                 gemm_both: product_of_both,
                 tile: $tile,
+                narrow: Narrow::of::<$lanes, $Format>(),
                 pack_b,
                 peak,
                 heads: $heads,

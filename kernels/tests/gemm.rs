@@ -264,6 +264,31 @@ fn bf16_products_round_their_operands_and_nothing_else() {
     });
 }
 
+/// Those are copied where they would drive one another out of the cache.
+#[test]
+fn rows_4_kib_apart_give_the_bits_of_rows_beside_one_another() {
+    each_dtype(|kernels| {
+        let mut rng = Rng::new(7);
+        for (m, n, k) in [(17, 33, 1024), (40, 100, 300), (25, 65, 7), (30, 40, 0)] {
+            let (near, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
+            let mut apart = Grid::blank(m, k, 1024 - k, 1);
+            apart.fill(|i, p| near.at(i, p));
+            let (packed, start) = (pack(kernels, &mut rng, b.view()), Grid::random(&mut rng, m, n));
+            for accumulate in [false, true] {
+                let run = |a: &Grid| {
+                    let mut c = Grid::blank(m, n, 5, 2);
+                    c.fill(|i, j| start.at(i, j));
+                    let (b, room) = (Packed::new(packed.slice(), k, n), &mut room(kernels, m, k));
+                    kernels.gemm(a.view(), b, c.view_mut(), accumulate, Epilogue::None, room);
+                    c.assert_frame("rows 4 KiB apart");
+                    c.bits()
+                };
+                assert_eq!(run(&apart), run(&near), "{kernels:?} {m}x{n}x{k} {accumulate}");
+            }
+        }
+    });
+}
+
 #[test]
 fn several_depth_blocks_match_the_reference() {
     each_dtype(|kernels| {

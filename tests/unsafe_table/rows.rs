@@ -125,7 +125,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["benches/code_size.sh"],
     ),
     Row::new(
-        "kernels/src/gemm/{micro,few,format}.rs",
+        "kernels/src/gemm/{micro,narrow,few,format}.rs",
         "sums of a tile in registers",
         &["kernels/tests/gemm.rs::every_odd_size_in_each_dimension_matches_the_reference"],
     ),

@@ -18,6 +18,7 @@
 //! the same.
 
 use super::format::Dot;
+use super::narrow::Narrow;
 use super::{KC, LINE, Place, RawGemm, Rows, Sums, epilogue, micro};
 use crate::elements::Floats;
 use crate::simd::Simd;
@@ -60,7 +61,8 @@ pub(super) unsafe fn gemm<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows)
             let kc = KC.min(g.k - depth);
             let mut i = 0;
             while i < m {
-                let rows = most.min(m - i);
+                let cols = (panels * S::NR).min(g.n - j);
+                let rows = Narrow::of::<S, F>().height(m - i, cols, most);
                 let of = Part { i, j, rows, depth, kc, panels, fetches: i == 0 };
                 // SAFETY: the part is inside the product, and its panels are whole, or one.
                 unsafe { part(s, f, g, a, &of) };

@@ -11,6 +11,7 @@
 
 use super::fetch::{Ahead, Near, Run};
 use super::format::Format;
+use super::narrow::Narrow;
 use super::{KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
 use crate::elements::{Elements, Floats};
 use crate::footprint::{Footprint, least};
@@ -116,7 +117,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
         let mut fetch = Ahead { near: Near::NONE, far: next };
         let mut i = a.rows.start;
         while i < a.rows.end {
-            let rows = F::MR.min(a.rows.end - i);
+            let rows = Narrow::of::<S, F>().height(a.rows.end - i, cols, F::MR);
             let at = Place { i, j, rows, cols };
             let c = g.c.cast::<Element<S, F>>().wrapping_add(i * g.c_row + j);
             let mut depth = 0;

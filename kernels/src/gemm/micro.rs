@@ -10,6 +10,7 @@
 use super::compact;
 use super::fetch::Fetch;
 use super::format::Dot;
+use super::narrow::{self, Narrow};
 use super::pack::PackFn;
 use crate::built::COMPACT;
 use crate::simd::{Simd, load_up_to, store_up_to};
@@ -51,7 +52,7 @@ pub(crate) trait Shared {
 /// # Safety
 /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
 /// accumulate, its start for `rows x cols`;
-/// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`.
+/// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`. Or a tile of [`narrow`].
 #[inline(always)]
 pub(crate) unsafe fn run<S: Simd, F: Dot<S>>(
     s: S,
@@ -109,6 +110,10 @@ pub(crate) unsafe fn any<S: Simd, F: Dot<S>>(
     cols: usize,
     accumulate: bool,
 ) {
+    if Narrow::of::<S, F>().is(rows, S::MR) {
+        // SAFETY: passed on from the caller.
+        return unsafe { narrow::tile(s, f, t, cols, accumulate) };
+    }
     if COMPACT {
         // SAFETY: passed on from the caller.
         return unsafe {
@@ -200,7 +205,7 @@ pub(super) unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, co
     accumulate: bool,
     fetch: &mut impl Fetch,
 ) {
-    debug_assert!(V * S::LANES <= S::NR && cols <= V * S::LANES && M <= S::MR);
+    debug_assert!(V * S::LANES <= S::NR && cols <= V * S::LANES && M <= 16);
     debug_assert!(t.a_row == 1 || M == 1 || ALONG);
     let mut sums = [[s.splat(0.0); V]; M];
     let turns = t.kc / UNROLL;

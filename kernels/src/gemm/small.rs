@@ -6,12 +6,13 @@
 //! micro-kernel, which writes C. The additions are those of the other drivers, in their order.
 //!
 //! ```text
-//! for each group of M <= MR rows of A      (groups of one size, or one less)
+//! for each group of M <= MR rows of A      (groups of one size, or one less; of few columns LANES)
 //!   M x n sums in registers over k products, stored to C
 //! ```
 
 use super::KC;
 use super::micro::{Tile, TileFn};
+use super::narrow::Narrow;
 use crate::footprint::Footprint;
 
 /// Most rows that are taken so: with more of them the lines of C had better be asked for ahead.
@@ -46,12 +47,22 @@ impl Small {
     /// A, the panel and C are valid memory of the format's words and of this shape, which
     /// [`Small::suits`]; C overlaps none of the others, and the CPU has the tile's instructions.
     #[inline(always)]
-    pub(crate) unsafe fn multiply(&self, tile: TileFn, most: usize) {
-        let mut groups = self.m.div_ceil(most);
+    pub(crate) unsafe fn multiply(&self, tile: TileFn, most: usize, narrow: Narrow) {
+        // Few: counted, and halved, without a division, which would take as long as some steps.
+        let mut groups = 1;
+        while groups * most < self.m {
+            groups += 1;
+        }
         let mut i = 0;
-        while groups > 0 {
+        while i < self.m {
             // As many rows as a group needs if all that are left are to be of one size.
-            let rows = (self.m - i).div_ceil(groups);
+            let left = self.m - i;
+            let even = match groups {
+                1 => left,
+                2 => left.div_ceil(2),
+                _ => left.div_ceil(groups),
+            };
+            let rows = narrow.height(left, self.n, even);
             let c = self.c.wrapping_add(i * self.c_row);
             let of = Tile {
                 kc: self.words,
@@ -65,8 +76,8 @@ impl Small {
                 start_row: self.c_row,
                 stream: false,
             };
-            // SAFETY: rows inside of A and C, at most those of a register block, of all columns
-            // of the panel that C has.
+            // SAFETY: rows inside of A and C, at most those of a register block, or those of a tile of
+            // few columns; all columns of the panel that C has.
             unsafe { tile(&of, rows, self.n, self.accumulate) };
             i += rows;
             groups -= 1;
