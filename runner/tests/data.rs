@@ -99,10 +99,15 @@ fn the_folder_is_current_until_something_changes() {
     fs::write(out.join(META_FILE), meta).unwrap();
     assert!(is_current(&request, &Tokenizer::Bytes));
 
-    prepare::refuse_missing(&out).unwrap();
+    let has_all = |split| {
+        let stream = TokenStream::open(&find_shards(&out, split).unwrap()).ok();
+        prepare::refuse_missing(&out, split, stream.as_ref())
+    };
+    has_all("train").and(has_all("val")).unwrap();
     fs::remove_file(out.join("val_000000.bin")).unwrap();
     assert!(!is_current(&request, &Tokenizer::Bytes), "a shard is missing");
-    let message = prepare::refuse_missing(&out).unwrap_err().to_string();
+    has_all("train").unwrap();
+    let message = has_all("val").unwrap_err().to_string();
     assert!(message.contains("out: ") && message.contains("called val"), "{message}");
     prepare(&request, &Tokenizer::Bytes, &out).unwrap();
     fs::write(dir.path().join("a.txt"), "changed length").unwrap();
@@ -125,6 +130,29 @@ fn a_failure_leaves_an_unfinished_folder_and_names_the_place() {
     assert!(find_shards(&out, "train").unwrap().is_empty(), "half a shard has no name");
     prepare(&request, &Tokenizer::Bytes, &out).unwrap();
     assert!(Meta::load(&out).unwrap().is_complete());
+}
+
+#[test]
+fn what_was_cut_off_is_not_taken_for_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let text = dir.path().join("t.txt");
+    fs::write(&text, [b"fine ".repeat(80_000), b"\xfe bad".to_vec()].concat()).unwrap();
+    let request = Request { shard_tokens: 50_000, ..Request::new(sources(&[text])) };
+    let chars = Tokenizer::from_json(br#"{"type":"cllm-chars","chars":[" ","e","f","i","n"]}"#);
+    prepare(&request, &chars.unwrap(), &out).unwrap_err();
+    let shards = find_shards(&out, "train").unwrap();
+    assert!(!shards.is_empty(), "some were finished");
+    for named in [vec![out.clone()], vec![shards[0].clone()], shards.clone()] {
+        let message = discover(&named).unwrap_err().to_string();
+        let told = format!("--data {}: data that were cut off", out.display());
+        assert!(message.starts_with(&told), "{message}");
+    }
+    // Beside other text it is passed over: its tokenizer is none to learn from.
+    let Input::Text(beside) = discover(&[dir.path().to_path_buf()]).unwrap() else { panic!() };
+    assert_eq!(beside.len(), 1);
+    prepare(&request, &Tokenizer::Bytes, &out).unwrap();
+    assert!(matches!(discover(&shards[..1]).unwrap(), Input::Shards { .. }));
 }
 
 #[test]

@@ -282,6 +282,24 @@ fn shards_are_trained_on_in_place() {
     let small = TrainSettings { vocab_size: Some(100), out_dir: dir.path().join("small"), ..bare };
     let message = train(&small).unwrap_err().to_string();
     assert!(message.contains("vocabulary has 100"), "{message}");
+
+    // What is lost of them is missed where it is wanted.
+    let held = dir.path().join("held_val.bin");
+    fs::rename(shards.join("val_000000.bin"), &held).unwrap();
+    let lost = TrainSettings { out_dir: dir.path().join("lost"), ..sized };
+    let message = train(&lost).unwrap_err().to_string();
+    assert!(message.contains("shards: by its meta.json"), "{message}");
+    let elsewhere = vec![held.to_str().unwrap().to_owned()];
+    let named = TrainSettings { val_data: elsewhere, max_steps: 2, ..lost };
+    assert_eq!(train(&named), Ok(Outcome::Finished));
+    fs::rename(shards.join("train_000000.bin"), dir.path().join("train_0.bin")).unwrap();
+    let data = [named.data[0].clone(), dir.path().join("train_0.bin").to_str().unwrap().to_owned()];
+    let other = TrainSettings { data: data[1..].to_vec(), out_dir: dir.path().join("b"), ..named };
+    assert_eq!(train(&other), Ok(Outcome::Finished));
+    fs::copy(dir.path().join("train_0.bin"), shards.join("else_0.bin")).unwrap();
+    let both = TrainSettings { data: data.to_vec(), out_dir: dir.path().join("c"), ..other };
+    let message = train(&both).unwrap_err().to_string();
+    assert!(message.contains("shards called train"), "{message}");
 }
 
 #[test]

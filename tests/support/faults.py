@@ -59,7 +59,7 @@ def undisturbed(name: str) -> dict:
         sys.exit(f"{name}: an undisturbed run ends with {code}: {session.said()}")
     # Without the time in which somebody has stopped it.
     seconds = min(time.monotonic() - begin, left - session.left + 0.5)
-    known = {"sha": run.done(), "seconds": seconds, "sums": {}, "memory": session.peak()}
+    known = {"sha": run.done(), "seconds": seconds, "sums": {}, "memory": session.peak(), "loaded": session.loaded()}
     for path in run.checkpoints():
         step, sums = content(path.read_bytes())
         known["sums"][step] = sums

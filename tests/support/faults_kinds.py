@@ -202,12 +202,15 @@ class Memory(Lasting):
     def do(self, run, session, rng):
         self.which = rng.choice([resource.RLIMIT_AS, resource.RLIMIT_DATA])
         more = rng.choice([-1, 0, 0, rng.randrange(64 * KB), rng.randrange(2048 * KB), rng.randrange(8192 * KB)])
-        # Enough for the system to load the program.
-        self.most = rng.randrange(24 << 20, max(25 << 20, run.known["memory"]))
+        # Enough for the system to load the program, which has no words of its own until then.
+        least = max(24 << 20, run.known["loaded"])
+        self.most = rng.randrange(least, max(least + (1 << 20), run.known["memory"]))
         if session is None:
             return True
         try:
             now = session.status("VmSize" if self.which == resource.RLIMIT_AS else "VmData")
+            if not session.is_loaded():
+                return False
         except OSError:
             return False
         if now < (24 << 20 if self.which == resource.RLIMIT_AS else 4 << 20):
@@ -359,6 +362,28 @@ class FlipShards(Shards):
     name, how = "bits of token shards flipped", "flip"
 
 
+class Settings(Lasting):
+    name, weight = "its settings damaged", 0.5
+
+    def do(self, run, session, rng):
+        self.path = run.dir / "settings.json"
+        try:
+            self.whole = self.path.read_bytes()
+        except FileNotFoundError:
+            return False
+        at, bit = rng.randrange(len(self.whole)), 1 << rng.randrange(8)
+        flipped = self.whole[:at] + bytes([self.whole[at] ^ bit]) + self.whole[at + 1 :]
+        self.bad = rng.choice([flipped, flipped, self.whole[:at]])
+        self.path.write_bytes(self.bad)
+        run.log(f"{self.path.name}: bit {bit} of byte {at}, or cut there, at step {run.step()}")
+        return True
+
+    def mend(self, run, was_refused):
+        # A session that took them has written them anew.
+        if self.path.exists() and self.path.read_bytes() == self.bad:
+            self.path.write_bytes(self.whole)
+
+
 class Removed(Lasting):
     name, weight = "its data taken away", 2.0
 
@@ -401,7 +426,7 @@ def remove(path: Path) -> None:
 
 
 KINDS = [Kill(), KillInWrite(), Ask(), Pause(), Threads(), DiskFull(), LargestFile(), Memory(), ReadOnly(),
-         CutCheckpoints(), FlipCheckpoints(), CutShards(), FlipShards(), Removed()]
+         CutCheckpoints(), FlipCheckpoints(), CutShards(), FlipShards(), Settings(), Removed()]
 
 
 def choose(rng: random.Random, run: Run) -> Kind:

@@ -36,6 +36,8 @@ CASES = {
     "text, AdamW in 8 bits, bf16": _case(
         f"{_model} --tokenizer bpe:300 --optimizer adamw8 --dtype bf16 --max-steps 600 --save-interval 7 "
         "--keep-checkpoints 1 --eval-interval 60", *_text),
+    "text, Muon": _case(
+        f"{_model} --tokenizer bytes --optimizer muon --max-steps 400 --save-interval 15 --eval-interval 50", *_text),
     "shards, momentum, bf16": _case(
         f"{_model} --optimizer momentum --learning-rate 0.03 --weight-decay 0.001 --dtype bf16 --max-steps 600 "
         "--save-interval 30 --keep-checkpoints 2 --eval-interval 45", "--data", f"{HERE}/shards"),
@@ -289,7 +291,7 @@ class Session:
             [run.cllm, *args], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, preexec_fn=_child(limits or {}), start_new_session=True)
         self.heard = None
-        self.pid, self._peak = self.process.pid, 0
+        self.pid, self._peak, self._loaded = self.process.pid, 0, 0
         self.left, self.seen = LONGEST + 40 * run.known.get("seconds", 10), time.monotonic()
 
     def is_over(self) -> bool:
@@ -325,8 +327,19 @@ class Session:
                 return int(line.split()[1]) << 10
         return 0
 
+    def is_loaded(self) -> bool:
+        """Whether the program has begun, and says what happens to it: it has its own handler of SIGABRT then."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (signal.SIGABRT - 1) & 1)
+        return False
+
     def peak(self) -> int:
         return self._peak
+
+    def loaded(self) -> int:
+        """What it had, about, when it was loaded."""
+        return self._loaded
 
     def wait(self) -> int:
         """Waits for its end: its exit code, or a signal's number, negative."""
@@ -334,6 +347,8 @@ class Session:
             if not self.run.known:
                 try:
                     self._peak = max(self._peak, self.status("VmPeak"))
+                    if not self._loaded and self.is_loaded():
+                        self._loaded = self.status("VmSize")
                 except OSError:
                     pass
             time.sleep(0.005)

@@ -320,23 +320,22 @@ pub fn is_whole(dir: &Path) -> bool {
     })
 }
 
-/// Refuses a folder that was finished with more tokens than its shards have now: one was lost, or its first bytes
-/// are not those of a shard any more. A run would train on the rest, and nothing would tell.
+/// Refuses a folder that was finished with more tokens of a split (`train` or `val`) than `opened`, a stream of all its
+/// shards and perhaps of others, has of them: one was lost, or its first bytes are not those of a shard any more. A
+/// run would train on the rest, and nothing would tell.
 ///
 /// # Errors
-/// Names the folder, and what to do; a shard that cannot be opened.
-pub fn refuse_missing(dir: &Path) -> Result<()> {
+/// Names the folder, and what to do.
+pub fn refuse_missing(dir: &Path, split: &str, opened: Option<&TokenStream>) -> Result<()> {
     let Some(meta) = Meta::load(dir).filter(Meta::is_complete) else { return Ok(()) };
-    for (split, tokens) in [("train", meta.train_tokens), ("val", meta.val_tokens)] {
-        let paths = find_shards(dir, split)?;
-        let held = if paths.is_empty() { 0 } else { TokenStream::open(&paths)?.len() };
-        if held < tokens {
-            return Err(Error::failure(format!(
-                "{}: by its {META_FILE} it has {tokens} tokens in shards called {split}, but there are {held}: one \
-                 is missing or damaged; put it back, or name the shards that are wanted (--data)",
-                dir.display()
-            )));
-        }
+    let tokens = if split == "val" { meta.val_tokens } else { meta.train_tokens };
+    let held = opened.map_or(0, |stream| stream.tokens_of(dir, split));
+    if held < tokens {
+        return Err(Error::failure(format!(
+            "{}: by its {META_FILE} it has {tokens} tokens in shards called {split}, but there are {held}: one is \
+             missing or damaged; put it back, or name the shards that are wanted (--data)",
+            dir.display()
+        )));
     }
     Ok(())
 }

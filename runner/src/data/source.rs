@@ -3,7 +3,7 @@
 //! Text is read a piece at a time, so the size of a file does not matter.
 
 use core::fmt;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -128,7 +128,7 @@ impl Source {
 ///
 /// # Errors
 /// No path, a missing one, an empty file, a folder without text or of something
-/// else, or text and token shards mixed.
+/// else, shards of a folder that was not finished, or text and token shards mixed.
 pub fn discover(paths: &[PathBuf]) -> Result<Input> {
     let mut found = Found::default();
     for path in paths {
@@ -158,6 +158,12 @@ pub fn discover(paths: &[PathBuf]) -> Result<Input> {
         return Err(Error::usage("--data: no files given"));
     }
     let Found { sources, train, val, .. } = found;
+    // Shards that are named one by one are no better than their folder.
+    let folders: BTreeSet<&Path> = train.iter().chain(&val).filter_map(|p| p.parent()).collect();
+    if let Some(dir) = folders.into_iter().find(|dir| is_cut_off(dir)) {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        return Err(Error::usage(format!("--data {}: {CUT_OFF}", dir.display())));
+    }
     match (sources.first(), train.first().or(val.first())) {
         (Some(text), Some(shard)) => Err(Error::usage(format!(
             "--data: {} is text and {} holds tokens; give one kind, or tokenize the text first",
@@ -220,16 +226,23 @@ impl Found {
     }
 }
 
+/// What [`is_cut_off`] means.
+const CUT_OFF: &str =
+    "data that were cut off before they were finished; `cllm tokenize` makes them again";
+
+/// Whether a folder of shards was left by a program that could not finish it.
+fn is_cut_off(dir: &Path) -> bool {
+    Meta::load(dir).is_some_and(|meta| !meta.is_complete())
+}
+
 /// What a folder is whose files are no text to learn from, though they look like it.
 fn no_text(dir: &Path) -> Option<&'static str> {
     let is_there = |name: &str| dir.join(name).exists();
     if RunFolder::existing(dir).is_run() {
         return Some("a run folder, and no text");
     }
-    if Meta::load(dir).is_some_and(|meta| !meta.is_complete()) {
-        return Some(
-            "data that were cut off before they were finished; `cllm tokenize` makes them again",
-        );
+    if is_cut_off(dir) {
+        return Some(CUT_OFF);
     }
     let is_model = is_there("config.json")
         && ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]

@@ -80,6 +80,12 @@ impl TokenStream {
         self.shards.len()
     }
 
+    /// Number of tokens in the shards that are a split's and lie in `dir`, whatever part the stream shows.
+    pub(super) fn tokens_of(&self, dir: &Path, split: &str) -> u64 {
+        let is_one = |path: &Path| path.parent() == Some(dir) && is_of_split(path, split);
+        self.shards.iter().filter(|shard| is_one(shard.path())).map(Shard::len).sum()
+    }
+
     /// What the tokens came from, for messages: one file or "FILE and N more".
     #[must_use]
     pub fn name(&self) -> String {

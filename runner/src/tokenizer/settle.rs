@@ -2,6 +2,7 @@
 //! its word, or stumble over, and what would not give the same tokens each time.
 
 use core::result::Result;
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
@@ -40,6 +41,16 @@ fn check(json: &Value) -> Result<(), String> {
     if let Some(id) = vocab.chain(added).filter_map(Value::as_u64).find(|id| *id >= MOST_IDS) {
         return Err(format!("an id of {id}: the largest accepted is {}", MOST_IDS - 1));
     }
+    // The library would forget one of the two, and not read what it writes itself.
+    let mut of_id = HashMap::new();
+    for (token, id) in model["vocab"].as_object().into_iter().flatten() {
+        if let Some(id) = id.as_u64()
+            && let Some(other) = of_id.insert(id, token)
+        {
+            return Err(format!("its tokens {other:?} and {token:?} have the same id {id}"));
+        }
+    }
+    drop(of_id);
     let added = json["added_tokens"].as_array().into_iter().flatten();
     let lengths = added.filter_map(|token| Some(token["content"].as_str()?.len()));
     if let Some(length) = lengths.max().filter(|length| *length > LONGEST_ADDED) {
@@ -181,6 +192,7 @@ mod tests {
                 "words of up to 1000000 characters",
             ),
             (json!({"/added_tokens": [{"content": "x".repeat(5000)}]}), "5000 bytes"),
+            (json!({"/model/vocab/b": 1}), "tokens \"a\" and \"b\" have the same id 1"),
         ] {
             let cause = read(&pairs(fields)).unwrap_err();
             assert!(cause.contains(words), "{cause}");

@@ -15,6 +15,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::{Checkpoint, CheckpointError};
+use serde::Deserialize;
 
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
@@ -22,12 +23,29 @@ use crate::files;
 use crate::settings::TrainSettings;
 
 const SETTINGS: &str = "settings.json";
+/// Key of the checksum that ends them.
+const SUM: &str = "crc32";
 const LOCK: &str = ".lock";
 const EXTENSION: &str = "cllm";
 
 /// How much of a checkpoint is verified.
 type Parse =
     for<'f> fn(&'f CheckpointFile) -> core::result::Result<Checkpoint<'f>, CheckpointError>;
+
+/// Ends a file of settings: a checksum of all that is before it. Files of older programs have none, nor have those
+/// from which somebody has removed it who changed them.
+#[derive(Deserialize)]
+struct Sum {
+    crc32: Option<String>,
+}
+
+/// What the checksum of settings should be; `None` if there is nothing before it.
+fn sum(text: &[u8]) -> Option<String> {
+    let key = format!("\"{SUM}\"");
+    let at = text.windows(key.len()).rposition(|part| part == key.as_bytes())?;
+    let fields = text[..at].trim_ascii_end().strip_suffix(b",")?;
+    Some(format!("{:08x}", crc32fast::hash(fields)))
+}
 
 /// A run folder; locked for this process while it trains in it.
 #[derive(Debug)]
@@ -161,8 +179,17 @@ impl RunFolder {
     pub fn settings(&self) -> Result<TrainSettings> {
         let path = self.settings_file();
         let text = files::read(&path).map_err(|e| Error::io("read", &path, &e))?;
-        crate::json::from_slice(&text)
-            .map_err(|e| Error::failure(format!("{}: {e}", path.display())))
+        let fail = |e: serde_json::Error| Error::failure(format!("{}: {e}", path.display()));
+        let settings = crate::json::from_slice(&text).map_err(fail)?;
+        let told: Sum = serde_json::from_slice(&text).map_err(fail)?;
+        if told.crc32.is_some_and(|told| Some(told) != sum(&text)) {
+            return Err(Error::failure(format!(
+                "{}: it is not what the run wrote: its checksum fails; put it back as it was and change settings by \
+                 flags of --resume, or, if it is right as it is, remove its line {SUM}",
+                path.display()
+            )));
+        }
+        Ok(settings)
     }
 
     /// Whether a run has begun here.
@@ -183,9 +210,11 @@ impl RunFolder {
     /// The file cannot be written.
     pub fn save_settings(&self, settings: &TrainSettings) -> Result<()> {
         let path = self.settings_file();
-        let mut text = serde_json::to_string_pretty(settings)
+        let text = serde_json::to_string_pretty(settings)
             .map_err(|e| Error::failure(format!("cannot write {}: {e}", path.display())))?;
-        text.push('\n');
+        let fields = text.strip_suffix("\n}").unwrap_or(&text);
+        let sum = crc32fast::hash(fields.as_bytes());
+        let text = format!("{fields},\n  \"{SUM}\": \"{sum:08x}\"\n}}\n");
         files::write_atomic(&path, text.as_bytes())
     }
 
@@ -352,5 +381,45 @@ impl RunFolder {
             names.extend(entry.map_err(io)?.file_name().into_string());
         }
         Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::presets::Preset;
+
+    #[test]
+    fn settings_whose_bits_flip_are_not_trained_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolder::existing(dir.path());
+        let file = folder.settings_file();
+        let stored = TrainSettings { seed: 1234, ..Preset::Tiny.settings() };
+        folder.save_settings(&stored).unwrap();
+        assert_eq!(folder.settings().as_ref(), Ok(&stored));
+        let good = fs::read(&file).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&file, &bad).unwrap();
+            match folder.settings() {
+                // Of the checksum's own name, or of what is no more than space.
+                Ok(settings) => assert_eq!(settings, stored, "bit {bit}"),
+                Err(error) => assert!(error.to_string().contains("settings.json: "), "{error}"),
+            }
+        }
+        let changed = String::from_utf8(good).unwrap().replace("1234", "1235");
+        fs::write(&file, &changed).unwrap();
+        let message = folder.settings().unwrap_err().to_string();
+        let told = message.contains("its checksum fails") && message.contains("its line crc32");
+        assert!(told, "{message}");
+        // Written by a program that has another form for the same.
+        let value: serde_json::Value = serde_json::from_str(&changed).unwrap();
+        fs::write(&file, value.to_string()).unwrap();
+        folder.settings().unwrap_err();
+        // Who means it says so.
+        let (fields, _) = changed.split_once(",\n  \"crc32\": ").unwrap();
+        fs::write(&file, format!("{fields}\n}}\n")).unwrap();
+        assert_eq!(folder.settings().unwrap().seed, 1235);
     }
 }

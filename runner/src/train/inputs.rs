@@ -500,8 +500,18 @@ fn shards(
         )));
     };
     let beside = first.with_file_name(tokenizer::FILE_NAME);
-    for dir in settings.data.iter().chain(&settings.val_data).map(Path::new) {
-        prepare::refuse_missing(dir)?;
+    let all = TokenStream::open(train)?;
+    let held_out = if val.is_empty() { None } else { Some(TokenStream::open(val)?) };
+    for dir in settings.data.iter().map(Path::new) {
+        prepare::refuse_missing(dir, "train", Some(&all))?;
+        // With data of its own, validation takes nothing of these.
+        if settings.val_data.is_empty() {
+            prepare::refuse_missing(dir, "val", held_out.as_ref())?;
+        }
+    }
+    for dir in settings.val_data.iter().map(Path::new) {
+        prepare::refuse_missing(dir, "train", held_out.as_ref())?;
+        prepare::refuse_missing(dir, "val", held_out.as_ref())?;
     }
     let saved = folder.dir().join(tokenizer::FILE_NAME);
     let tokenizer = match &settings.tokenizer {
@@ -547,8 +557,7 @@ fn shards(
         // Generation looks for it beside the checkpoints.
         tokenizer.save(&saved)?;
     }
-    let all = TokenStream::open(train)?;
-    let (train, validation) = if val.is_empty() {
+    let (train, validation) = if held_out.is_none() {
         if !(0.0..1.0).contains(&settings.val_fraction) {
             return Err(Error::usage(format!(
                 "--val-fraction {}: must be at least 0 and below 1",
@@ -559,7 +568,7 @@ fn shards(
         let (train, tail) = all.split_at(all.len() - tail);
         (train, (!tail.is_empty()).then_some(tail))
     } else {
-        (all, Some(TokenStream::open(val)?))
+        (all, held_out)
     };
     let sha256 = fingerprint(&train, validation.as_ref())?;
     Ok(Streams { train, validation, tokenizer, vocab_size, sha256, remade: None, is_text: false })
