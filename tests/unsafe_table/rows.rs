@@ -247,6 +247,11 @@ pub(crate) const ROWS: &[Row] = &[
         &["tests/adapters.rs::panels_may_be_where_they_are_only_read"],
     ),
     Row::new(
+        "core/src/trainer/ripe.rs",
+        "gradients that are final while tiles write others",
+        &["tests/pieces.rs::what_is_final_is_the_gradient_and_nobody_touches_it"],
+    ),
+    Row::new(
         "core/src/generate/{mod,feed}.rs",
         "what tiles of a chunk borrow",
         &[
