@@ -219,6 +219,16 @@ fn gradients_go_to_the_others_while_the_backward_pass_goes_on() {
         assert!(calls.iter().any(|call| call.0 <= begin && end <= call.1));
     }
     assert!(spans("exchange").len() >= 8);
+    // Times of an exchange are no costs of a process.
+    let asked = cllm::simulate::SimulateSettings {
+        trace: settings.trace.clone().unwrap(),
+        workers: vec![1],
+        bandwidth: None,
+        fastest: false,
+        cluster: None,
+    };
+    let refused = cllm::simulate::simulate(&asked).unwrap_err().to_string();
+    assert!(refused.contains("recorded by one of 2 ranks"), "{refused}");
     // Alone there is nothing to tell of.
     let dir = tempfile::tempdir().unwrap();
     let alone = TrainSettings { max_steps: 2, ..in_parts(dir.path()) };

@@ -16,7 +16,7 @@ use crate::doctor::Report;
 use crate::error::{Error, Result};
 use crate::inspect;
 use crate::settings::TokenizerChoice;
-use crate::simulate::{self, SimulateSettings};
+use crate::simulate::{self, Cluster, Link, Network, SimulateSettings};
 use crate::tokenizer::{self, Tokenizer};
 use crate::train::{self, Outcome};
 use cllm_core::Isa;
@@ -152,8 +152,15 @@ pub(super) fn reference(out: &Path) -> Result<()> {
 }
 
 pub(super) fn simulate(args: SimulateArgs) -> Result<()> {
-    let SimulateArgs { trace, workers, bandwidth, fastest, json } = args;
-    let settings = SimulateSettings { trace, workers, bandwidth, fastest };
+    let SimulateArgs { trace, workers, bandwidth, fastest, ranks, fixed_batch, json, .. } = args;
+    let link = args.link.unwrap_or(Link::Ethernet10);
+    let network = Network {
+        gbit_per_s: args.gbit.unwrap_or(link.gbit_per_s()),
+        latency_us: args.latency_us.unwrap_or(link.latency_us()),
+        message_us: args.message_us,
+    };
+    let cluster = (!ranks.is_empty()).then_some(Cluster { ranks, network, fixed_batch });
+    let settings = SimulateSettings { trace, workers, bandwidth, fastest, cluster };
     simulate::check(&settings)?;
     let report = simulate::simulate(&settings)?;
     output::print(&if json { one_line(&report)? } else { report.text() })
