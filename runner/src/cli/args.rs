@@ -452,6 +452,19 @@ pub enum BenchCommand {
         #[arg(long)]
         json: bool,
     },
+    /// What sums over ranks in a fixed order cost, against MPI_Allreduce: `mpirun -n 2 cllm bench ranks`.
+    #[cfg(feature = "mpi")]
+    Ranks {
+        /// Floats to sum: as many as a model has parameters.
+        #[arg(long, value_name = "N", default_value = "4456448", value_parser = parse::<usize>)]
+        floats: usize,
+        /// Times that each is measured.
+        #[arg(long, value_name = "N", default_value = "30", value_parser = parse::<usize>)]
+        rounds: usize,
+        /// One JSON object instead of a row.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Flags of `cllm bench kernels`.

@@ -15,6 +15,8 @@ use crate::data::{reference, vocabulary};
 use crate::doctor::Report;
 use crate::error::{Error, Result};
 use crate::inspect;
+#[cfg(feature = "mpi")]
+use crate::ranks::{Ranks as _, mpi::MpiRanks};
 use crate::settings::TokenizerChoice;
 use crate::simulate::{self, Cluster, Link, Network, SimulateSettings};
 use crate::tokenizer::{self, Tokenizer};
@@ -182,6 +184,15 @@ pub(super) fn bench(args: &BenchArgs) -> Result<()> {
         Some(BenchCommand::Kernels(kernels)) => bench_kernels(kernels),
         Some(BenchCommand::Engine { seconds, json }) => {
             let report = bench::engine::Report::measure(bench_time(*seconds)?)?;
+            output::print(&if *json { one_line(&report)? } else { report.text() })
+        }
+        #[cfg(feature = "mpi")]
+        Some(BenchCommand::Ranks { floats, rounds, json }) => {
+            let ranks = MpiRanks::new()?;
+            let report = bench::ranks::Report::measure(&ranks, *floats, *rounds)?;
+            if ranks.rank() > 0 {
+                return Ok(());
+            }
             output::print(&if *json { one_line(&report)? } else { report.text() })
         }
     }

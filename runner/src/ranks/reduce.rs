@@ -56,7 +56,7 @@ impl Reducer {
         Self::of_blocks((0..plan.blocks()).map(|n| plan.block(n)).collect(), size)
     }
 
-    fn of_blocks(blocks: Vec<Range<usize>>, size: usize) -> Self {
+    pub(crate) fn of_blocks(blocks: Vec<Range<usize>>, size: usize) -> Self {
         let block = blocks.first().map_or(0, Range::len);
         let len = blocks.last().map_or(0, |last| last.end);
         let group = Self::group(block, len, size);
