@@ -304,7 +304,7 @@ pub fn check(settings: &SimulateSettings) -> Result<()> {
         )));
     }
     let Network { gbit_per_s, latency_us, message_us } = *network;
-    if !(gbit_per_s > 0.0) {
+    if gbit_per_s.is_nan() || gbit_per_s <= 0.0 {
         return Err(Error::usage(format!("--gbit {gbit_per_s}: it must be above 0, in Gbit/s")));
     }
     for (flag, value) in [("--latency-us", latency_us), ("--message-us", message_us)] {
