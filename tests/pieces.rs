@@ -2,6 +2,7 @@
 //! that does it all.
 
 use cllm::memory::PoolMemory;
+use cllm::pool::{CALLER, Crew, with_workers};
 use cllm_core::{
     Architecture, Batch, BatchShape, Engine, Kernels, Mode, ModelConfig, Moments, Optimizer,
     OptimizerKind, Part, Plan, Pool, StepError, Trainer,
@@ -180,4 +181,80 @@ fn a_step_without_gradients_is_not_measured() {
         assert_eq!(trainer.parameters(), before);
         assert_eq!(trainer.measure().map(|_| ()), Err(StepError::NoGradients));
     });
+}
+
+/// Gradients of a micro-batch that adds to another one's, and where they began to be final each time that somebody
+/// looked: what is final is taken at once and made NaN, so that whatever writes or reads it later shows.
+fn followed(plan: &Plan, workers: usize) -> (Vec<u32>, Vec<usize>) {
+    let mut memory = PoolMemory::allocate(plan).unwrap();
+    let (pools, queue) = memory.parts();
+    let engine = Engine::new(plan, queue).unwrap();
+    let trainer = Trainer::new(plan, Kernels::detect(), pools, &engine, 5).unwrap();
+    let mut trainer = trainer.wait_with(&CALLER);
+    trainer.initialise();
+    let (mut taken, mut firsts) = (vec![0; plan.arena_len()], vec![plan.arena_len()]);
+    with_workers(&engine, &Crew::new(workers, false), || {
+        accumulate(&mut trainer, 0, Part { micro: 0, adds: false });
+        let ids = ids(0, 1);
+        let batch = Batch::new(&ids[..32], &ids[1..]);
+        let part = Part { micro: 1, adds: true };
+        let loss = trainer.accumulate_part_followed(&batch, 32 * PARTS, part, &mut |ripening| {
+            let before = firsts[firsts.len() - 1];
+            let (first, ready) = ripening.ready();
+            assert!(first <= before, "what is final stays so");
+            for (at, value) in ready[..before - first].iter_mut().enumerate() {
+                taken[first + at] = value.to_bits();
+                *value = f32::NAN;
+            }
+            firsts.push(first);
+            // The workers are to be told of the next stage as well.
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        });
+        assert!(loss.unwrap().sum.is_finite());
+        assert!(trainer.gradients()[..plan.arena_len()].iter().all(|x| x.is_nan()), "{firsts:?}");
+        Ok(())
+    })
+    .unwrap();
+    firsts.dedup();
+    (taken, firsts)
+}
+
+#[test]
+fn what_is_final_is_the_gradient_and_nobody_touches_it() {
+    let mut seen_early = 0;
+    for (tied, mode) in [(true, Mode::Train), (false, Mode::Train), (false, Mode::Recompute)] {
+        let config = ModelConfig { n_layer: 5, tied, ..config() };
+        let plan = |workers| Plan::new(&config, SHAPE, workers, mode, Kernels::detect()).unwrap();
+        let expected: Vec<u32> = with_trainer(&plan(1), |trainer| {
+            for micro in 0..2 {
+                accumulate(trainer, 0, Part { micro, adds: micro > 0 });
+            }
+            trainer.gradients()[..plan(1).arena_len()].iter().map(|x| x.to_bits()).collect()
+        });
+        for workers in [1, 2] {
+            // A caller that the system wakes late sees less, but never anything else.
+            for _ in 0..10 {
+                let (taken, firsts) = followed(&plan(workers), workers);
+                assert!(taken == expected, "tied: {tied}, {mode:?}, {workers} workers");
+                assert_eq!(firsts.last(), Some(&0));
+                seen_early = seen_early.max(firsts.len());
+            }
+        }
+    }
+    assert!(seen_early > 4, "the caller has seen the gradients of blocks one after the other");
+}
+
+#[test]
+fn gradients_of_a_caller_that_works_are_followed_to_their_end() {
+    let plan = plan(OptimizerKind::AdamW);
+    let mut firsts = Vec::new();
+    with_trainer(&plan, |trainer| {
+        let ids = ids(0, 0);
+        let batch = Batch::new(&ids[..32], &ids[1..]);
+        let part = Part { micro: 0, adds: false };
+        let follow = &mut |ripening: &mut cllm_core::Ripening<'_>| firsts.push(ripening.ready().0);
+        trainer.accumulate_part_followed(&batch, 32, part, follow).unwrap();
+        assert!(trainer.measure().is_ok());
+    });
+    assert_eq!(firsts, [0]);
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs of several ranks under MPI on this machine: the same weights on 1, 2 and 4 ranks and without any; a rank that
 # is killed at random ends the others, and the run goes on, on another number of ranks, to the same weights; two ranks
-# of one thread against one rank of one thread, in turns.
+# of one thread against one rank of one thread, in turns; what the fixed order of additions costs beside MPI_Allreduce.
 #
 # Usage: tests/ranks.sh [KILLS [RUNS]]     (20 kills and 5 runs of each: about ten minutes)
-#   tests/ranks.sh 0      no kills;   tests/ranks.sh 20 0      nothing is measured
+#   tests/ranks.sh 0      no kills;   tests/ranks.sh 20 0      nothing is measured;   tests/ranks.sh speed      nothing else
 #
 # Needs Rust, Python 3, and an MPI with its compiler wrapper and libclang, which are installed from Debian's packages if
 # they are not there: exit code 77 where that cannot be. Machines of fewer CPUs than ranks are no hindrance but to the

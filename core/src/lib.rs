@@ -132,4 +132,4 @@ pub use plan::{
 };
 pub use program::{Op, Run};
 pub use schedule::{Decay, Schedule, ScheduleError};
-pub use trainer::{Evaluator, Origin, Part, Pools, Slices, Tensor, Trainer};
+pub use trainer::{Evaluator, Origin, Part, Pools, Ripening, Slices, Tensor, Trainer};

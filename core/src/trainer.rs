@@ -13,11 +13,13 @@ mod evaluator;
 mod load;
 mod origin;
 mod part;
+mod ripe;
 mod slices;
 
 pub use evaluator::Evaluator;
 pub use origin::{Origin, Tensor};
 pub use part::Part;
+pub use ripe::Ripening;
 pub use slices::Slices;
 
 use crate::batch::{Batch, Loss, StepError, misplaced};

@@ -184,3 +184,70 @@ fn ranks_that_are_told_something_else_are_refused() {
     }
     assert!(!step_file(&settings, 12).exists());
 }
+
+/// Trains a model of some layers, whose blocks become final one after the other, as two ranks with a trace. On a machine
+/// that is busy with other things a training thread may sleep through a few backward passes, but not through all of them
+/// in several runs.
+fn traced(dir: &Path) -> TrainSettings {
+    for run in 0..6 {
+        let dir = dir.join(run.to_string());
+        fs::create_dir(&dir).unwrap();
+        let trace = dir.join("t.json");
+        let settings = TrainSettings {
+            n_layer: 6,
+            block_size: 64,
+            trace: Some(trace.clone()),
+            trace_steps: 8,
+            save_interval: 100,
+            ..in_parts(&dir)
+        };
+        finishes(2, &settings);
+        if fs::read_to_string(&trace).unwrap().contains("exchange, hidden") {
+            return settings;
+        }
+    }
+    panic!("nothing was hidden in any run");
+}
+
+#[test]
+fn gradients_go_to_the_others_while_the_backward_pass_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = traced(dir.path());
+    let trace = settings.trace.clone().unwrap();
+    let exchange = events(&settings, "done")[0]["exchange"].clone();
+    let (gradients, hidden) = (exchange["gradients"].as_f64(), exchange["hidden"].as_f64());
+    assert!(gradients.unwrap() > 0.0 && exchange["weights"].as_f64().unwrap() > 0.0);
+    assert!(hidden.unwrap() > 0.0 && hidden.unwrap() <= 1.0, "{exchange}");
+    // What is hidden lies within the call that the workers are busy with, and the rest does not.
+    let text = fs::read_to_string(&trace).unwrap();
+    let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let spans = |name: &str| -> Vec<(f64, f64)> {
+        let all = trace["traceEvents"].as_array().unwrap().iter();
+        let named = all.filter(|event| event["name"] == name && event["tid"] == 0);
+        let of = |event: &serde_json::Value, key: &str| event[key].as_f64().unwrap();
+        named.map(|event| (of(event, "ts"), of(event, "ts") + of(event, "dur"))).collect()
+    };
+    let (calls, hidden) = (spans("forward and backward"), spans("exchange, hidden"));
+    assert_eq!(spans("step").len(), 8);
+    assert_eq!(calls.len(), 16, "two parts of each step");
+    assert!(!hidden.is_empty());
+    for (begin, end) in hidden {
+        assert!(calls.iter().any(|call| call.0 <= begin && end <= call.1));
+    }
+    assert!(spans("exchange").len() >= 8);
+    // Times of an exchange are no costs of a process.
+    let asked = cllm::simulate::SimulateSettings {
+        trace: settings.trace.clone().unwrap(),
+        workers: vec![1],
+        bandwidth: None,
+        fastest: false,
+        cluster: None,
+    };
+    let refused = cllm::simulate::simulate(&asked).unwrap_err().to_string();
+    assert!(refused.contains("recorded by one of 2 ranks"), "{refused}");
+    // Alone there is nothing to tell of.
+    let dir = tempfile::tempdir().unwrap();
+    let alone = TrainSettings { max_steps: 2, ..in_parts(dir.path()) };
+    finishes(1, &alone);
+    assert!(events(&alone, "done")[0]["exchange"].is_null());
+}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use cli_support::run;
 use cllm::settings::{Threads, TrainSettings};
-use cllm::simulate::{Report, SimulateSettings, simulate};
+use cllm::simulate::{Cluster, Network, Report, SimulateSettings, simulate};
 use cllm::trace::chrome;
 use serde_json::Value;
 use support::{settings, train};
@@ -59,6 +59,7 @@ fn predict(trace: &Path, workers: &[usize], bandwidth: Option<f64>) -> Report {
         workers: workers.to_vec(),
         bandwidth,
         fastest: false,
+        cluster: None,
     };
     simulate(&settings).unwrap()
 }
@@ -90,8 +91,13 @@ fn one_worker_takes_the_sum_of_the_tiles_and_of_what_lies_between() {
     assert_eq!((alone.tiles, alone.stolen, alone.speedup), (tiles.len() as u64, 0, 1.0));
     assert_eq!((alone.wait, alone.memory), (0.0, 0.0));
     let fastest: u64 = tiles.values().map(|times| times[0]).sum();
-    let settings =
-        SimulateSettings { trace: path.clone(), workers: vec![1], bandwidth: None, fastest: true };
+    let settings = SimulateSettings {
+        trace: path.clone(),
+        workers: vec![1],
+        bandwidth: None,
+        fastest: true,
+        cluster: None,
+    };
     let quick = simulate(&settings).unwrap().predictions[0].clone();
     assert!((quick.utilisation * quick.step_ms * 1e6 - fastest as f64).abs() < 2.0);
     // Shares of the time are all of it.
@@ -131,6 +137,57 @@ fn more_workers_are_faster_until_tiles_or_memory_run_out() {
     let parameters = 257 * 32 + 64 * 32;
     assert!(slow.predictions[0].step_ms > f64::from(28 * parameters) / 0.001 / 1e6);
     assert!(slow.predictions[0].memory > 0.5);
+}
+
+/// Each rank does what the recording did, and waits for the network behind it.
+#[test]
+fn ranks_compute_as_recorded_and_wait_for_what_is_not_hidden() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = record(dir.path());
+    steady(&path);
+    let on = |ranks: &[usize], gbit_per_s: f64, latency_us: f64| {
+        let network = Network { gbit_per_s, latency_us, message_us: 0.0 };
+        let cluster = Cluster { ranks: ranks.to_vec(), network, fixed_batch: false };
+        let settings = SimulateSettings {
+            trace: path.clone(),
+            workers: vec![1],
+            bandwidth: Some(1e9),
+            fastest: false,
+            cluster: Some(cluster),
+        };
+        simulate(&settings).unwrap()
+    };
+    let alone = predict(&path, &[1], Some(1e9)).predictions[0].clone();
+    let fast = on(&[1, 2, 64], 1e9, 0.0);
+    assert!(fast.predictions.is_empty(), "{fast:?}");
+    let [one, two, many] = &fast.ranks[..] else { panic!("three were asked for") };
+    assert!((one.step_ms / alone.step_ms - 1.0).abs() < 1e-9, "{one:?} {alone:?}");
+    assert_eq!((one.efficiency, one.speedup), (1.0, 1.0));
+    // They share the update.
+    assert!(two.efficiency > 0.9999 && two.compute_ms < one.compute_ms, "{two:?}");
+    assert!(many.speedup > 64.0 && many.speedup < 64.0 * one.compute_ms / many.compute_ms * 1.001);
+    let slow = on(&[1, 2, 64], 0.1, 30.0).ranks;
+    assert_eq!(&slow[0], one);
+    assert!(slow[1].efficiency < two.efficiency && slow[2].efficiency < many.efficiency);
+    assert!(slow[2].hidden < many.hidden && slow[2].step_ms > many.step_ms, "{slow:?}");
+    // On a network that is just fast enough only what is final last is waited for.
+    let (gradients, hidden) = (slow[1].gradients_ms, slow[1].hidden);
+    assert!(gradients > 0.0 && hidden > 0.0 && hidden < 1.0, "{slow:?}");
+    let text = on(&[2], 10.0, 30.0).text();
+    assert!(text.contains("10 Gbit/s each way, 30 us latency"), "{text}");
+    let name = path.to_str().unwrap();
+    let json =
+        run(&["simulate", "--trace", name, "--ranks", "1,1024", "--link", "hdr", "--json"]).json();
+    assert_eq!(json["network"]["gbit_per_s"], 200.0);
+    assert_eq!(json["ranks"][1]["ranks"], 1024);
+    let simulated = |flags: &[&str]| run(&[&["simulate", "--trace", name], flags].concat());
+    simulated(&["--ranks", "2", "--fixed-batch"]).refused(1, &["--ranks 2", "1 micro-batch(es)"]);
+    simulated(&["--ranks", "0"]).refused(2, &["--ranks 0", "1 to 4096"]);
+    simulated(&["--ranks", "2", "--gbit", "0"]).refused(2, &["--gbit 0", "above 0"]);
+    simulated(&["--ranks", "2", "--latency-us=-1"]).refused(2, &["--latency-us -1", "0 or more"]);
+    simulated(&["--ranks", "2", "--link", "token-ring"]).refused(2, &["token-ring", "10gbe"]);
+    simulated(&["--link", "hdr"]).refused(2, &["--ranks"]);
+    simulated(&["--ranks", "2", "--workers", "2"]).refused(2, &["--ranks", "--workers"]);
 }
 
 #[test]

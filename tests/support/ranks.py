@@ -1,4 +1,4 @@
-"""What tests/ranks.sh does. Usage: ranks.py CLLM FOLDER KILLS RUNS"""
+"""What tests/ranks.sh does. Usage: ranks.py CLLM FOLDER KILLS|speed RUNS"""
 
 import json
 import os
@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-CLLM, FOLDER, KILLS, RUNS = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+CLLM, FOLDER, RUNS = sys.argv[1], Path(sys.argv[2]), int(sys.argv[4])
+ONLY_SPEED = sys.argv[3] == "speed"
+KILLS = 0 if ONLY_SPEED else int(sys.argv[3])
 # Long enough to be killed in, with a checkpoint every few steps, validations, dropout and a clip.
 SMALL = """--tokenizer bytes --n-layer 2 --n-head 2 --n-embd 64 --block-size 64 --batch-size 8
     --gradient-accumulation-steps 2 --batch-parts 4 --max-steps 240 --warmup-steps 10 --eval-interval 40 --eval-batches 4
@@ -163,7 +165,14 @@ def speed(ranks, run):
     flags = """--preset reference --tokenizer bytes --vocab-size 5000 --batch-parts 4 --max-steps 14 --log-interval 1
         --eval-batches 1 --sample-tokens 0 --threads 1 --log-format json""".split()
     of = train(ranks, flags, run)
-    return median(step["tokens_per_s"] for step in steps(run)[2:]), of["weights_sha256"]
+    return median(step["tokens_per_s"] for step in steps(run)[2:]), of
+
+
+def cost():
+    """The fixed order of additions beside that of MPI's own choice."""
+    for ranks in [2, 4]:
+        bench = ["mpirun", "-n", str(ranks), CLLM, "bench", "ranks"]
+        print(subprocess.run(bench, check=True, capture_output=True, text=True).stdout, end="", flush=True)
 
 
 def measured():
@@ -175,9 +184,14 @@ def measured():
     for n in range(RUNS):
         order = [1, 2] if n % 2 == 0 else [2, 1]
         of = {ranks: speed(ranks, f"speed-{n}-{ranks}") for ranks in order}
-        hashes |= {sha for _, sha in of.values()}
+        hashes |= {done["weights_sha256"] for _, done in of.values()}
         ratios.append(of[2][0] / of[1][0])
-        print(f"reference, 1 rank {of[1][0]:.0f} tokens/s, 2 ranks {of[2][0]:.0f}: {ratios[-1]:.3f}", flush=True)
+        took = of[2][1]["exchange"]
+        print(
+            f"reference, 1 rank {of[1][0]:.0f} tokens/s, 2 ranks {of[2][0]:.0f}: {ratios[-1]:.3f}; gradients {took['gradients']:.3f} s, "
+            f"{took['hidden']:.0%} hidden, weights {took['weights']:.3f} s, of {of[2][1]['step_seconds']:.1f} s",
+            flush=True,
+        )
     if len(hashes) != 1:
         fail("the weights depend on the number of ranks")
     print(f"2 ranks of 1 thread over 1 rank of 1 thread: {median(ratios):.3f}")
@@ -186,6 +200,10 @@ def measured():
 
 
 if __name__ == "__main__":
+    if ONLY_SPEED:
+        measured()
+        cost()
+        sys.exit()
     expected = same_weights()
     stopped(expected)
     seed = int(os.environ.get("SEED", time.time_ns() % 100_000))
@@ -193,4 +211,5 @@ if __name__ == "__main__":
     killed(expected, random.Random(seed))
     if RUNS:
         measured()
+        cost()
     print("all is well")

@@ -242,9 +242,12 @@ pub(crate) const ROWS: &[Row] = &[
         &["tests/optimizers.rs::workers_and_tiles_do_not_change_a_bit"],
     ),
     Row::new(
-        "core/src/trainer/load.rs",
-        "weights that are only read",
-        &["tests/adapters.rs::panels_may_be_where_they_are_only_read"],
+        "core/src/trainer/{load,ripe}.rs",
+        "weights that are only read; gradients that are final",
+        &[
+            "tests/adapters.rs::panels_may_be_where_they_are_only_read",
+            "tests/pieces.rs::what_is_final_is_the_gradient_and_nobody_touches_it",
+        ],
     ),
     Row::new(
         "core/src/generate/{mod,feed}.rs",

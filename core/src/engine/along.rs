@@ -31,7 +31,7 @@ impl Engine<'_> {
         if let Ok(worker) = own {
             worker.help();
         }
-        self.finish(under_way, idle)
+        self.finish(under_way, idle, &mut || {})
     }
 
     /// Whether it has these seats and stages.

@@ -38,6 +38,7 @@ mod alone;
 mod along;
 mod drill;
 mod fault;
+mod followed;
 mod idle;
 #[cfg(all(test, loom))]
 mod models;
@@ -66,7 +67,7 @@ use worker::Sitter;
 pub use worker::{SeatError, Worker};
 
 use crate::arithmetic::some;
-use crate::built::WORKERS;
+use crate::built::{PIECES, WORKERS};
 use crate::plan::{Plan, PlanError, Pool};
 use crate::primitive::{AtomicBool, AtomicU32, AtomicWord, Bits, Ordering, UnsafeCell, spin_loop};
 use crate::program::{self, Op, Section, To};
@@ -178,6 +179,8 @@ pub struct Engine<'a> {
     busy: AtomicBool,
     poisoned: AtomicBool,
     closed: AtomicBool,
+    /// The caller of the run under way is to be told of every stage.
+    followed: AtomicBool,
     limit: AtomicU32,
     steal_seed: AtomicU32,
     /// Workers that wait for the caller's seat.
@@ -252,6 +255,7 @@ impl<'a> Engine<'a> {
             busy: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            followed: AtomicBool::new(false),
             limit: AtomicU32::new(u32::MAX),
             steal_seed: AtomicU32::new(0),
             queueing: AtomicU32::new(0),
@@ -347,7 +351,7 @@ impl<'a> Engine<'a> {
         }
         let under_way = self.begin(idle)?;
         self.publish(job, sections, idle);
-        self.finish(under_way, idle)
+        self.finish(under_way, idle, &mut || {})
     }
 
     fn begin<'e, I: Idle + ?Sized>(
@@ -357,14 +361,18 @@ impl<'a> Engine<'a> {
         if self.busy.swap(true, Ordering::Acquire) {
             return Err(EngineError::Busy);
         }
+        if self.followed.load(Ordering::Relaxed) {
+            self.followed.store(false, Ordering::Relaxed);
+        }
         Ok(UnderWay { engine: self, idle })
     }
 
-    /// Waits for the end of the run, and works while nobody else does.
+    /// Waits for the end of the run, looking before each wait, and works while nobody else does.
     fn finish<I: Idle + ?Sized>(
         &self,
         under_way: UnderWay<'_, '_, I>,
         idle: &dyn Idle,
+        look: &mut dyn FnMut(),
     ) -> Result<(), EngineError> {
         let members = self.members.load(Ordering::Relaxed) as usize;
         let finished = self.finished.watch();
@@ -383,6 +391,7 @@ impl<'a> Engine<'a> {
                 }
                 continue;
             }
+            look();
             finished.wait(seen, idle);
         }
         let panicked = self.poisoned.load(Ordering::Acquire);
@@ -475,10 +484,13 @@ impl<'a> Engine<'a> {
         let counted = order(Access::CountDone, Ordering::AcqRel);
         let before = slot.done().fetch_add(tiles, counted);
         let ended = order(Access::EndStage, Ordering::AcqRel);
-        let is_last = before + tiles == slot.stage.tiles && self.remaining.fetch_sub(1, ended) == 1;
+        let ends_stage = before + tiles == slot.stage.tiles;
+        let is_last = ends_stage && self.remaining.fetch_sub(1, ended) == 1;
         self.work.notify(idle);
-        if is_last {
+        if is_last || ends_stage && PIECES && self.followed.load(Ordering::Relaxed) {
             self.finished.notify(idle);
+        }
+        if is_last {
             // Whoever takes no part may have been told to go home meanwhile.
             self.turn.notify(idle);
         }

@@ -16,6 +16,7 @@
 use super::drill::Nothing;
 use super::worker::{SeatError, Worker};
 use super::{Engine, EngineError, Shape, Spin, Taken, UnderWay};
+use crate::plan::Plan;
 use crate::primitive::Ordering;
 use crate::program::{self, Op, Run, Section};
 
@@ -118,6 +119,13 @@ impl<'e> Rehearsal<'e> {
     /// Says that a tile of this run is done; each is completed once.
     pub fn complete(&self, tile: &ActedTile) {
         self.engine.complete(&tile.0, &Spin);
+    }
+
+    /// Where the gradients begin that are final, up to the end of their arena, as
+    /// [`Ripening::first`](crate::Ripening::first) would say. The engine's plan is `plan`.
+    #[must_use]
+    pub fn final_from(&self, plan: &Plan) -> usize {
+        self.engine.final_from(plan).min(plan.arena_len())
     }
 
     /// Whether all tiles are done.

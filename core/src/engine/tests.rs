@@ -488,3 +488,71 @@ fn who_takes_no_part_is_not_woken_for_every_tile() {
         assert_eq!((first.join().unwrap(), second.join().unwrap()), (Ok(()), Ok(())));
     });
 }
+
+/// Does nothing until the caller has seen all twelve tiles of the first stage done.
+struct UntilSeen<'s>(&'s AtomicBool);
+
+impl Job for UntilSeen<'_> {
+    unsafe fn run(&self, _: &[Op], taken: &Taken, _: usize, _: &mut dyn Observer) {
+        while taken.id == 1 && !self.0.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+    }
+}
+
+/// Callers and workers sleep at once: one that is not woken for a stage hangs.
+#[test]
+fn who_follows_a_run_is_told_of_every_stage() {
+    within_a_minute(|| {
+        let (engine, idle) = (engine(2), Sleeper::leaked());
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| Worker::run(engine, idle));
+            }
+            while engine.workers() < 2 {
+                thread::yield_now();
+            }
+            for _ in 0..200 {
+                let seen = AtomicBool::new(false);
+                let look = &mut || {
+                    if engine.slots[0].is_done() {
+                        seen.store(true, Ordering::SeqCst);
+                    }
+                };
+                let job = UntilSeen(&seen);
+                let ran = engine.run_followed(&job, &[Section::Forward], idle, look);
+                assert_eq!(ran, Ok(()));
+                assert!(seen.load(Ordering::SeqCst));
+                // Others are told of the end alone.
+                let job = Counted::new(0);
+                assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
+                assert!(!engine.followed.load(Ordering::SeqCst));
+            }
+            engine.close(idle);
+        });
+    });
+}
+
+#[test]
+fn a_look_that_panics_takes_back_the_run() {
+    within_a_minute(|| {
+        let (engine, idle) = (engine(2), Sleeper::leaked());
+        thread::scope(|scope| {
+            scope.spawn(|| Worker::run(engine, idle));
+            while engine.workers() < 1 {
+                thread::yield_now();
+            }
+            for _ in 0..20 {
+                let job = Counted::new(0);
+                assert!(quietly(|| {
+                    let look = &mut || panic!("forced by the test");
+                    let _ = engine.run_followed(&job, &[Section::Forward], idle, look);
+                }));
+                let job = Counted::new(0);
+                assert_eq!(engine.run(&job, &[Section::Forward], idle), Ok(()));
+                assert_eq!(job.tiles.into_inner(), TILES);
+            }
+            engine.close(idle);
+        });
+    });
+}

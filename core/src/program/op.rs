@@ -2,6 +2,7 @@
 
 use crate::params::{BlockParam, Param};
 use crate::plan::Plan;
+use core::ops::Range;
 
 /// One of the matrices that products use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,6 +292,36 @@ impl Op {
             | Kind::Muon => None,
             _ => Some(self.index),
         }
+    }
+
+    /// Where it writes gradients of what is trained; `None` if it does not.
+    pub(crate) fn gradients(
+        self,
+        plan: &Plan,
+    ) -> Option<impl Iterator<Item = Range<usize>> + use<'_>> {
+        use BlockParam::{Norm1Bias, Norm1Gain, Norm2Bias, Norm2Gain};
+        let block = self.index as usize;
+        let of_block = |param| Param::Block(block, param);
+        let params = match self.kind {
+            Kind::AdapterGrad(matrix) => {
+                let factors = plan.adapters()?.factors(matrix, block)?;
+                let range = |i: usize| factors[i].offset..factors[i].offset + factors[i].len();
+                return Some([Some(range(0)), Some(range(1))].into_iter().flatten());
+            }
+            Kind::WeightGrad(matrix) => [Some(matrix.weight(plan, block)), matrix.bias(block)],
+            Kind::HeadWeightGrad => [Some(plan.table.head()), None],
+            Kind::NormGrad(Norm::First) => [Some(of_block(Norm1Gain)), Some(of_block(Norm1Bias))],
+            Kind::NormGrad(Norm::Second) => [Some(of_block(Norm2Gain)), Some(of_block(Norm2Bias))],
+            Kind::NormGrad(Norm::Final) => [Some(Param::FinalGain), Some(Param::FinalBias)],
+            Kind::HeadNormGrad => {
+                [BlockParam::QueryNormGain, BlockParam::KeyNormGain].map(of_block).map(Some)
+            }
+            Kind::TokenTableGrad => [Some(Param::TokenTable), None],
+            Kind::PositionTableGrad => [Some(Param::PositionTable), None],
+            _ => return None,
+        };
+        let range = |param| plan.table.spec(param).map(|spec| spec.range());
+        Some(params.map(|param| param.and_then(range)).into_iter().flatten())
     }
 }
 

@@ -17,7 +17,7 @@ use crate::adapter::AdapterSpec;
 use crate::batch::{Batch, StepError};
 use crate::engine::{Job, Watched};
 use crate::line::floats;
-use crate::params::{BlockParam, Param, ParamSpec};
+use crate::params::ParamSpec;
 use crate::plan::{Buffer, squares_block};
 use crate::program::{Kind, Matrix, Norm, Op, Run};
 use core::fmt;
@@ -95,7 +95,7 @@ impl Watched for Looked<'_, '_, '_> {
         let rows = machine.rows(tile);
         match op.kind {
             Kind::Pack(_) | Kind::PackTransposed(_) | Kind::Remake | Kind::LossSum => true,
-            kind => match machine.gradients_of_op(kind, op.index as usize) {
+            kind => match op.gradients(&machine.plan) {
                 Some(mut written) => written.all(|at| are_finite(&floats(machine.gradients)[at])),
                 None => machine.rows_are_finite(kind, op.index as usize, &rows),
             },
@@ -111,38 +111,6 @@ impl Machine<'_> {
             let first = block as usize * self.plan.grain.row_block;
             first..all.min(first + self.plan.grain.row_block)
         })
-    }
-
-    /// Where an operation writes gradients of what is trained; `None` if it does not.
-    fn gradients_of_op(
-        &self,
-        kind: Kind,
-        block: usize,
-    ) -> Option<impl Iterator<Item = Range<usize>>> {
-        use BlockParam::{Norm1Bias, Norm1Gain, Norm2Bias, Norm2Gain};
-        let of_block = |param| Param::Block(block, param);
-        let params = match kind {
-            Kind::AdapterGrad(matrix) => {
-                let factors = self.plan.adapters()?.factors(matrix, block)?;
-                let range = |i: usize| factors[i].offset..factors[i].offset + factors[i].len();
-                return Some([Some(range(0)), Some(range(1))].into_iter().flatten());
-            }
-            Kind::WeightGrad(matrix) => {
-                [Some(matrix.weight(&self.plan, block)), matrix.bias(block)]
-            }
-            Kind::HeadWeightGrad => [Some(self.plan.table.head()), None],
-            Kind::NormGrad(Norm::First) => [Some(of_block(Norm1Gain)), Some(of_block(Norm1Bias))],
-            Kind::NormGrad(Norm::Second) => [Some(of_block(Norm2Gain)), Some(of_block(Norm2Bias))],
-            Kind::NormGrad(Norm::Final) => [Some(Param::FinalGain), Some(Param::FinalBias)],
-            Kind::HeadNormGrad => {
-                [BlockParam::QueryNormGain, BlockParam::KeyNormGain].map(of_block).map(Some)
-            }
-            Kind::TokenTableGrad => [Some(Param::TokenTable), None],
-            Kind::PositionTableGrad => [Some(Param::PositionTable), None],
-            _ => return None,
-        };
-        let range = |param| self.plan.table.spec(param).map(|spec| spec.range());
-        Some(params.map(|param| param.and_then(range)).into_iter().flatten())
     }
 
     /// Whether what an operation has left in these rows of activations, or of their gradients, is finite.

@@ -1,7 +1,7 @@
 //! Steps that several trainers go through together, each with a part of the batch and a piece of the update.
 //!
 //! ```text
-//! accumulate_part(batch) ...     as often as it has micro-batches
+//! accumulate_part(batch) ...     as often as it has micro-batches; the last one's gradients can be followed
 //! gradients_mut()                its owner has the piece hold the sum over all trainers
 //! measure()                      sums of squares; the owner fills in those of other pieces
 //! update_measured(rule)          clip by the norm of all, and the optimizer on the piece
@@ -10,6 +10,7 @@
 //! How sums and pieces go from trainer to trainer is not known here. The bits are those of one trainer that
 //! does it all if the owner adds gradients up in one order whatever the number of trainers.
 
+use super::ripe::Ripening;
 use super::{Inputs, Trainer};
 use crate::batch::{Batch, Loss, StepError};
 use crate::engine::EngineError;
@@ -43,6 +44,35 @@ impl Trainer<'_> {
         let (inputs, counted) = self.gradients_of(batch, counted_in_step, part.micro)?;
         let inputs = Inputs { accumulate: part.adds, ..inputs };
         self.machine.run_packed(|pack| Run::Gradients { pack }, &inputs)?;
+        let loss = self.machine.outcome.finite_loss(counted)?;
+        self.micro = part.micro + 1;
+        Ok(loss)
+    }
+
+    /// As [`Trainer::accumulate_part`], of a step's last micro-batch: `follow` sees its gradients while they become
+    /// final, from the end of their arena on, and may change those that are. It is called on this thread, as often as
+    /// more may be there, while the workers go on; and once more when all are there, also if the loss is not finite.
+    /// Where this thread does the work itself, that is the only time.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn accumulate_part_followed(
+        &mut self,
+        batch: &Batch<'_>,
+        counted_in_step: usize,
+        part: Part,
+        follow: &mut dyn FnMut(&mut Ripening<'_>),
+    ) -> Result<Loss, StepError> {
+        self.micro = 0;
+        let (inputs, counted) = self.gradients_of(batch, counted_in_step, part.micro)?;
+        let inputs = Inputs { accumulate: part.adds, ..inputs };
+        let run = Run::Gradients { pack: self.machine.packs()? };
+        let (engine, idle) = (self.machine.engine, self.machine.idle);
+        let step = self.machine.step(&inputs);
+        let mut ripening = Ripening::new(engine, step.plan, step.grads);
+        engine.run_followed(&step, run.sections(), idle, &mut || follow(&mut ripening))?;
+        follow(&mut ripening);
+        self.machine.packed_is_current = true;
         let loss = self.machine.outcome.finite_loss(counted)?;
         self.micro = part.micro + 1;
         Ok(loss)

@@ -8,5 +8,7 @@ pub mod cases;
 pub mod engine;
 mod lines;
 pub mod machine;
+#[cfg(feature = "mpi")]
+pub mod ranks;
 pub mod report;
 pub mod timing;

@@ -14,6 +14,7 @@ use super::serve::ServeArgs;
 use super::value::{Setting, parse};
 use crate::json::as_written;
 use crate::settings::{LogFormat, TokenizerChoice};
+use crate::simulate::Link;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cllm_core::{Dtype, Isa};
 use serde_json::Value;
@@ -200,7 +201,7 @@ Examples:
   cllm tune --preset gpt2 --dtype bf16 --threads 8 --seconds 600
   cllm tune --config run.toml --out tune.toml")]
     Tune(TuneArgs),
-    /// Predict the speed of a recorded step on other numbers of workers.
+    /// Predict the speed of a recorded step on other numbers of workers, or of ranks.
     #[command(after_help = "\
 Replays the tiles of a trace through the scheduler itself in virtual time. A trace's tiles are
 cut for some number of workers: record with --tiles-for 64 to predict 64.
@@ -209,10 +210,15 @@ Memory: tiles that do little but move bytes share a bandwidth. Without --bandwid
 the recording's machine was measured to have, and grows with the number of workers beyond its
 CPUs. Other traffic, caches, and contention for the scheduler's words are not modelled.
 
+Ranks: each has the workers and the batch of the recording. Gradients of a bucket go when the replay
+has them final, and what is not through at the end of the backward pass is waited for.
+
 Examples:
   cllm train --preset reference --data DIR --max-steps 15 --tiles-for 64 --trace t.json
   cllm simulate --trace t.json --workers 1,2,64,128
-  cllm simulate --trace t.json --workers 64 --bandwidth 200 --json")]
+  cllm simulate --trace t.json --workers 64 --bandwidth 200 --json
+  cllm simulate --trace t.json --ranks 1,2,64,1024 --link 10gbe
+  cllm simulate --trace t.json --ranks 2,4 --gbit 40 --latency-us 5 --fixed-batch")]
     Simulate(SimulateArgs),
     /// Write a page about one run or several: a file of HTML that browsers open.
     #[cfg(feature = "report")]
@@ -446,6 +452,19 @@ pub enum BenchCommand {
         #[arg(long)]
         json: bool,
     },
+    /// What sums over ranks in a fixed order cost, against MPI_Allreduce: `mpirun -n 2 cllm bench ranks`.
+    #[cfg(feature = "mpi")]
+    Ranks {
+        /// Floats to sum: as many as a model has parameters.
+        #[arg(long, value_name = "N", default_value = "4456448", value_parser = parse::<usize>)]
+        floats: usize,
+        /// Times that each is measured.
+        #[arg(long, value_name = "N", default_value = "30", value_parser = parse::<usize>)]
+        rounds: usize,
+        /// One JSON object instead of a row.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Flags of `cllm bench kernels`.
@@ -487,6 +506,26 @@ pub struct SimulateArgs {
     /// machine that was busy with other things.
     #[arg(long)]
     pub fastest: bool,
+    /// Numbers of ranks, with commas between: predicts these rather than workers.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse::<usize>,
+          conflicts_with = "workers")]
+    pub ranks: Vec<usize>,
+    /// What joins ranks, by its published speed: 1gbe, 10gbe, 25gbe or 100gbe (Ethernet), hdr (InfiniBand)
+    /// [default: 10gbe].
+    #[arg(long, value_name = "LINK", value_parser = parse::<Link>, requires = "ranks")]
+    pub link: Option<Link>,
+    /// Billions of bits a second that a rank sends, and receives [default: the link's].
+    #[arg(long, value_name = "X", value_parser = parse::<f64>, requires = "ranks")]
+    pub gbit: Option<f64>,
+    /// Microseconds that a message takes from program to program [default: 30; 2 for hdr].
+    #[arg(long, value_name = "X", value_parser = parse::<f64>, requires = "ranks")]
+    pub latency_us: Option<f64>,
+    /// Microseconds of a rank for each message that it sends or receives.
+    #[arg(long, value_name = "X", default_value = "1", value_parser = parse::<f64>, requires = "ranks")]
+    pub message_us: f64,
+    /// The recorded batch is that of all ranks together, not that of each.
+    #[arg(long, requires = "ranks")]
+    pub fixed_batch: bool,
     /// One JSON object instead of a table.
     #[arg(long)]
     pub json: bool,

@@ -15,8 +15,10 @@ use crate::data::{reference, vocabulary};
 use crate::doctor::Report;
 use crate::error::{Error, Result};
 use crate::inspect;
+#[cfg(feature = "mpi")]
+use crate::ranks::{Ranks as _, mpi::MpiRanks};
 use crate::settings::TokenizerChoice;
-use crate::simulate::{self, SimulateSettings};
+use crate::simulate::{self, Cluster, Link, Network, SimulateSettings};
 use crate::tokenizer::{self, Tokenizer};
 use crate::train::{self, Outcome};
 use cllm_core::Isa;
@@ -152,8 +154,15 @@ pub(super) fn reference(out: &Path) -> Result<()> {
 }
 
 pub(super) fn simulate(args: SimulateArgs) -> Result<()> {
-    let SimulateArgs { trace, workers, bandwidth, fastest, json } = args;
-    let settings = SimulateSettings { trace, workers, bandwidth, fastest };
+    let SimulateArgs { trace, workers, bandwidth, fastest, ranks, fixed_batch, json, .. } = args;
+    let link = args.link.unwrap_or(Link::Ethernet10);
+    let network = Network {
+        gbit_per_s: args.gbit.unwrap_or(link.gbit_per_s()),
+        latency_us: args.latency_us.unwrap_or(link.latency_us()),
+        message_us: args.message_us,
+    };
+    let cluster = (!ranks.is_empty()).then_some(Cluster { ranks, network, fixed_batch });
+    let settings = SimulateSettings { trace, workers, bandwidth, fastest, cluster };
     simulate::check(&settings)?;
     let report = simulate::simulate(&settings)?;
     output::print(&if json { one_line(&report)? } else { report.text() })
@@ -175,6 +184,15 @@ pub(super) fn bench(args: &BenchArgs) -> Result<()> {
         Some(BenchCommand::Kernels(kernels)) => bench_kernels(kernels),
         Some(BenchCommand::Engine { seconds, json }) => {
             let report = bench::engine::Report::measure(bench_time(*seconds)?)?;
+            output::print(&if *json { one_line(&report)? } else { report.text() })
+        }
+        #[cfg(feature = "mpi")]
+        Some(BenchCommand::Ranks { floats, rounds, json }) => {
+            let ranks = MpiRanks::new()?;
+            let report = bench::ranks::Report::measure(&ranks, *floats, *rounds)?;
+            if ranks.rank() > 0 {
+                return Ok(());
+            }
             output::print(&if *json { one_line(&report)? } else { report.text() })
         }
     }

@@ -6,6 +6,7 @@ use crate::parts::{ActivationChoice, NormChoice, PositionsChoice};
 use crate::settings::{
     LogFormat, LossOn, ScheduleChoice, SpikeChoice, Threads, TokenizerChoice, TuningChoice,
 };
+use crate::simulate::Link;
 use cllm_core::{Dtype, Isa, OptimizerKind};
 use core::str::FromStr;
 use std::path::PathBuf;
@@ -111,6 +112,14 @@ impl Setting for bool {
 
     fn from_toml(value: &DeValue<'_>) -> Option<Self> {
         value.as_bool()
+    }
+}
+
+impl Setting for Link {
+    const ACCEPTS: &'static str = "1gbe, 10gbe, 25gbe, 100gbe or hdr";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Self::named(text)
     }
 }
 

@@ -38,7 +38,12 @@ pub trait Ranks {
     ///
     /// # Errors
     /// Another rank is gone.
-    fn exchange(&self, sends: &[Outgoing<'_>], receives: &mut [Incoming<'_>]) -> Result<()>;
+    fn exchange(
+        &self,
+        sends: &[Outgoing<'_>],
+        receives: &mut [Incoming<'_>],
+        wait: Wait,
+    ) -> Result<()>;
 
     /// Tells all ranks some numbers, of everyone as many: `all` has those of rank 0 first.
     ///
@@ -59,6 +64,15 @@ pub trait Ranks {
     fn barrier(&self) -> Result<()> {
         self.tell(&[0], &mut vec![0; self.size()])
     }
+}
+
+/// How a rank waits for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Its core has nothing else to do.
+    Awake,
+    /// Its core is a worker's, who is busy.
+    Asleep,
 }
 
 /// Floats for the rank of this number.
@@ -84,7 +98,12 @@ impl Ranks for Alone {
         1
     }
 
-    fn exchange(&self, sends: &[Outgoing<'_>], receives: &mut [Incoming<'_>]) -> Result<()> {
+    fn exchange(
+        &self,
+        sends: &[Outgoing<'_>],
+        receives: &mut [Incoming<'_>],
+        _: Wait,
+    ) -> Result<()> {
         assert!(sends.is_empty() && receives.is_empty(), "there is nobody else");
         Ok(())
     }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! sum      each rank gets the others' values of its blocks, and adds them up over the tree of ranks:
-//!          0 + 1, 2 + 3, ...; then those of pairs; and so on
+//!          0 + 1, 2 + 3, ...; then those of pairs; and so on. It goes by buckets, groups of blocks of every
+//!          rank, from the last to the first, as gradients become final
 //! gather   each rank gets the others' blocks
 //! ```
 //! A rank sends and receives `(R - 1) / R` of the arena each time, as in a ring, but in an order that does not depend
@@ -13,11 +14,24 @@ use core::ops::Range;
 
 use cllm_core::{Kernels, Plan};
 
-use super::{Incoming, Outgoing, Ranks};
+use super::{Incoming, Outgoing, Ranks, Wait};
 use crate::error::Result;
 
-/// Floats that are received before they are added up, unless a block of each rank is more: what caches hold.
+/// Most floats of a bucket, unless a block of each rank is more: what caches hold when they are added up.
 const ROOM: usize = 256 << 10;
+/// Buckets of an arena, at least, if it has blocks for them: the fewer there are, the later the first is final.
+const BUCKETS: usize = 16;
+
+/// What rank 0, which has most, has of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// The bucket's first float.
+    pub(crate) first: usize,
+    /// Blocks of the rank.
+    pub(crate) blocks: usize,
+    /// Their floats.
+    pub(crate) own: usize,
+}
 
 /// The blocks of an arena, and room for what the others send.
 #[derive(Debug)]
@@ -26,10 +40,14 @@ pub(crate) struct Reducer {
     blocks: Vec<Range<usize>>,
     /// Floats of a block; of the last there may be fewer.
     block: usize,
-    /// Blocks of a rank that are added up at a time.
+    /// Ranks.
+    size: usize,
+    /// Blocks of a rank in a bucket.
     group: usize,
-    /// Of each block of a group those of all ranks.
+    /// Of each of a rank's blocks in a bucket those of all ranks.
     received: Vec<f32>,
+    /// Buckets of a step that are still to be summed: the first so many.
+    left: usize,
 }
 
 impl Reducer {
@@ -38,67 +56,106 @@ impl Reducer {
         Self::of_blocks((0..plan.blocks()).map(|n| plan.block(n)).collect(), size)
     }
 
-    fn of_blocks(blocks: Vec<Range<usize>>, size: usize) -> Self {
+    pub(crate) fn of_blocks(blocks: Vec<Range<usize>>, size: usize) -> Self {
         let block = blocks.first().map_or(0, Range::len);
-        let (group, room) = Self::room(block, size);
-        Self { blocks, block, group, received: vec![0.0; room] }
+        let len = blocks.last().map_or(0, |last| last.end);
+        let group = Self::group(block, len, size);
+        let received = vec![0.0; if size > 1 { group * block * size } else { 0 }];
+        Self { blocks, block, size, group, received, left: 0 }
     }
 
-    /// Blocks of a group, and floats of all that is received of one.
-    fn room(block: usize, size: usize) -> (usize, usize) {
-        let group = (ROOM / (block * size).max(1)).max(1);
-        (group, if size > 1 { group * block * size } else { 0 })
+    /// Blocks of a rank in a bucket, for arenas of `len` floats.
+    fn group(block: usize, len: usize, size: usize) -> usize {
+        (ROOM.min(len / BUCKETS) / (block * size).max(1)).max(1)
     }
 
     /// Bytes that it takes.
     pub(crate) fn bytes(plan: &Plan, size: usize) -> usize {
-        Self::room(plan.block(0).len(), size).1 * size_of::<f32>()
+        let block = plan.block(0).len();
+        let room = Self::group(block, plan.arena_len(), size) * block * size;
+        if size > 1 { room * size_of::<f32>() } else { 0 }
     }
 
-    /// Has this rank's blocks of `arena` be the sums over all ranks. The other blocks are as before.
+    /// The buckets of the gradients of `size` trainers of `plan`, the first first.
+    pub(crate) fn shares(plan: &Plan, size: usize) -> Vec<Share> {
+        let group = Self::group(plan.block(0).len(), plan.arena_len(), size);
+        let numbers = (0..plan.blocks()).step_by(group * size);
+        let share = |first: usize| {
+            let own = (first..plan.blocks()).step_by(size).take(group);
+            Share {
+                first: plan.block(first).start,
+                blocks: own.len(),
+                own: own.map(|n| plan.block(n).len()).sum(),
+            }
+        };
+        numbers.map(share).collect()
+    }
+
+    /// Buckets that a step's gradients of `size` trainers of `plan` are summed in.
+    pub(crate) fn buckets_of(plan: &Plan, size: usize) -> usize {
+        let group = Self::group(plan.block(0).len(), plan.arena_len(), size);
+        plan.blocks().div_ceil(group * size)
+    }
+
+    /// No bucket of a step has been summed.
+    pub(crate) fn begin(&mut self) {
+        self.left = self.blocks.len().div_ceil(self.group * self.size);
+    }
+
+    /// The floats of the bucket to be summed next: whole blocks.
+    pub(crate) fn next(&self) -> Option<Range<usize>> {
+        let blocks = self.bucket()?;
+        Some(blocks.first()?.start..blocks.last()?.end)
+    }
+
+    /// Its blocks. The first is one of rank 0.
+    fn bucket(&self) -> Option<&[Range<usize>]> {
+        let blocks = self.group * self.size;
+        self.blocks.chunks(blocks).nth(self.left.checked_sub(1)?)
+    }
+
+    /// Has this rank's blocks of the next bucket, whose floats are `values`, be the sums over all ranks. The other
+    /// blocks are as before.
     ///
     /// # Errors
     /// Another rank is gone.
-    pub(crate) fn sum(
+    pub(crate) fn sum_next(
         &mut self,
         ranks: &dyn Ranks,
         kernels: &Kernels,
-        arena: &mut [f32],
+        values: &mut [f32],
+        wait: Wait,
     ) -> Result<()> {
-        let (me, size) = (ranks.rank(), ranks.size());
-        // Groups begin with a block of rank 0.
-        for blocks in self.blocks.chunks(self.group * size) {
-            let of_all = || blocks.iter().enumerate().map(|(n, block)| (n % size, block.clone()));
-            let others = of_all().filter(|(owner, _)| *owner != me);
-            let sends: Vec<Outgoing<'_>> =
-                others.map(|(owner, block)| (owner, &arena[block])).collect();
-            let mut receives: Vec<Incoming<'_>> = Vec::new();
-            let own = of_all().filter(|(owner, _)| *owner == me).map(|(_, block)| block);
-            let own: Vec<Range<usize>> = own.collect();
-            let rooms = self.received.chunks_exact_mut(self.block * size);
-            for (block, room) in own.iter().zip(rooms) {
-                for (rank, room) in room.chunks_exact_mut(self.block).enumerate() {
-                    let room = &mut room[..block.len()];
-                    match rank == me {
-                        true => room.copy_from_slice(&arena[block.clone()]),
-                        false => receives.push((rank, room)),
-                    }
+        let (me, size, length) = (ranks.rank(), ranks.size(), self.block);
+        self.left = self.left.saturating_sub(1);
+        // Blocks come in turns from rank 0 on.
+        let rooms = self.received.chunks_exact_mut(length * size);
+        let own: Vec<&[f32]> = values.chunks(length).skip(me).step_by(size).collect();
+        let mut receives: Vec<Incoming<'_>> = Vec::new();
+        for (block, room) in own.iter().zip(rooms) {
+            for (rank, room) in room.chunks_exact_mut(length).enumerate() {
+                let room = &mut room[..block.len()];
+                match rank == me {
+                    true => room.copy_from_slice(block),
+                    false => receives.push((rank, room)),
                 }
             }
-            ranks.exchange(&sends, &mut receives)?;
-            let rooms = self.received.chunks_exact_mut(self.block * size);
-            for (block, room) in own.into_iter().zip(rooms) {
-                let len = block.len();
-                let mut stride = 1;
-                while stride < size {
-                    for rank in (0..size - stride).step_by(2 * stride) {
-                        let (left, right) = room.split_at_mut((rank + stride) * self.block);
-                        kernels.accumulate(&mut left[rank * self.block..][..len], &right[..len]);
-                    }
-                    stride *= 2;
+        }
+        let all = values.chunks(length).enumerate().map(|(n, block)| (n % size, block));
+        let sends: Vec<Outgoing<'_>> = all.filter(|(owner, _)| *owner != me).collect();
+        ranks.exchange(&sends, &mut receives, wait)?;
+        let rooms = self.received.chunks_exact_mut(length * size);
+        for (block, room) in values.chunks_mut(length).skip(me).step_by(size).zip(rooms) {
+            let mut stride = 1;
+            while stride < size {
+                for rank in (0..size - stride).step_by(2 * stride) {
+                    let (left, right) = room.split_at_mut((rank + stride) * length);
+                    let left = &mut left[rank * length..][..block.len()];
+                    kernels.accumulate(left, &right[..block.len()]);
                 }
-                arena[block].copy_from_slice(&room[..len]);
+                stride *= 2;
             }
+            block.copy_from_slice(&room[..block.len()]);
         }
         Ok(())
     }
@@ -118,7 +175,7 @@ impl Reducer {
                 receives.push((n % size, block));
             }
         }
-        ranks.exchange(&sends, &mut receives)
+        ranks.exchange(&sends, &mut receives, Wait::Awake)
     }
 
     /// The arena, on rank 0, of which every rank has its blocks one after the other; nothing on the others.
@@ -129,7 +186,7 @@ impl Reducer {
         let mut own = own.chunks(self.block.max(1));
         if ranks.rank() > 0 {
             let sends: Vec<Outgoing<'_>> = own.map(|block| (0, block)).collect();
-            ranks.exchange(&sends, &mut [])?;
+            ranks.exchange(&sends, &mut [], Wait::Awake)?;
             return Ok(Vec::new());
         }
         let mut arena = vec![0.0; self.blocks.last().map_or(0, |last| last.end)];
@@ -140,7 +197,7 @@ impl Reducer {
                 owner => receives.push((owner, block)),
             }
         }
-        ranks.exchange(&[], &mut receives)?;
+        ranks.exchange(&[], &mut receives, Wait::Awake)?;
         Ok(arena)
     }
 
@@ -192,9 +249,23 @@ mod tests {
                 })
                 .collect();
             threads::run(size, |ranks| {
-                let mut arena: Vec<f32> = (0..len).map(|at| value(ranks.rank(), at)).collect();
+                let arena: Vec<f32> = (0..len).map(|at| value(ranks.rank(), at)).collect();
+                let (kernels, mut summed) = (Kernels::detect(), Vec::new());
                 let mut reducer = Reducer::of_blocks(blocks.clone(), size);
-                reducer.sum(ranks, Kernels::detect(), &mut arena).unwrap();
+                for _ in 0..2 {
+                    let mut copy = arena.clone();
+                    reducer.begin();
+                    let mut end = len;
+                    while let Some(bucket) = reducer.next() {
+                        assert_eq!(bucket.end, end, "from the last on");
+                        end = bucket.start;
+                        let values = &mut copy[bucket];
+                        reducer.sum_next(ranks, kernels, values, Wait::Asleep).unwrap();
+                    }
+                    assert_eq!(end, 0);
+                    summed = copy;
+                }
+                let mut arena = summed;
                 let own = blocks.iter().skip(ranks.rank()).step_by(size);
                 let own: Vec<f32> = own.flat_map(|block| arena[block.clone()].to_vec()).collect();
                 let whole = reducer.collect(ranks, &own).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use super::{Incoming, Outgoing, Ranks};
+use super::{Incoming, Outgoing, Ranks, Wait};
 use crate::error::{Error, Result};
 
 /// What goes from one to another.
@@ -85,7 +85,12 @@ impl Ranks for ThreadRank {
         self.size()
     }
 
-    fn exchange(&self, sends: &[Outgoing<'_>], receives: &mut [Incoming<'_>]) -> Result<()> {
+    fn exchange(
+        &self,
+        sends: &[Outgoing<'_>],
+        receives: &mut [Incoming<'_>],
+        _: Wait,
+    ) -> Result<()> {
         for (to, values) in sends {
             self.send(*to, Message::Floats(values.to_vec()))?;
         }

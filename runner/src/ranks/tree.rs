@@ -45,6 +45,16 @@ impl Tree {
             self.waiting[neighbours].copy_from_slice(arena);
         }
     }
+
+    /// The same of the last part, for those of its gradients that begin with number `at`.
+    pub(crate) fn end_last(&self, kernels: &Kernels, at: usize, gradients: &mut [f32]) {
+        let last = self.parts - 1;
+        for (level, sum) in self.waiting.iter().enumerate() {
+            if last >> level & 1 == 1 {
+                kernels.accumulate(gradients, &sum[at..at + gradients.len()]);
+            }
+        }
+    }
 }
 
 /// Sums that wait at the same time, at most.
@@ -88,6 +98,11 @@ mod tests {
                     tree.end_part(Kernels::scalar(), part, &mut arena);
                 }
                 assert_eq!(arena.map(f32::to_bits), [recursive(&leaves).to_bits(); 3], "{parts}");
+                // The last in pieces.
+                let mut last = [leaves[parts - 1]; 3];
+                tree.end_last(Kernels::scalar(), 2, &mut last[2..]);
+                tree.end_last(Kernels::scalar(), 0, &mut last[..2]);
+                assert_eq!(last.map(f32::to_bits), arena.map(f32::to_bits), "{parts}");
             }
             let in_a_row = leaves.iter().copied().reduce(|a, b| a + b).unwrap();
             differs |= in_a_row.to_bits() != recursive(&leaves).to_bits();

@@ -104,7 +104,7 @@ struct Past {
     behind: Option<usize>,
 }
 
-/// Goes through `run` and adds it to `sums`.
+/// Goes through `run` and adds it to `sums`. Behind each tile `seen` is told the time since the call.
 ///
 /// # Errors
 /// The engine is at something else, or it gave no tile though the run was not over.
@@ -115,6 +115,7 @@ pub(super) fn replay<'e>(
     recorded: &Recorded,
     prices: &Prices,
     sums: &mut Sums,
+    seen: &mut dyn FnMut(&Rehearsal<'_>, u64),
 ) -> Result<()> {
     let rehearsal = Rehearsal::begin(engine, run)
         .map_err(|e| Error::failure(format!("cannot simulate: {e}")))?;
@@ -137,6 +138,7 @@ pub(super) fn replay<'e>(
         if is_end {
             let Some(tile) = state.tile.take() else { continue };
             rehearsal.complete(&tile);
+            seen(&rehearsal, time);
             (ended, enabler) = (time, state.last);
             if rehearsal.has_ended() {
                 break;

@@ -5,6 +5,8 @@ use core::fmt::Write as _;
 use serde::Serialize;
 
 use super::SimulateSettings;
+use super::cluster::{self, RankPrediction};
+use super::network::Network;
 use super::replay::{Prices, Sums};
 use crate::trace::about::About;
 
@@ -88,6 +90,14 @@ pub struct Report {
     pub check: Option<Check>,
     /// One for each number of workers.
     pub predictions: Vec<Prediction>,
+    /// What joins ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// They share the recorded batch.
+    pub fixed_batch: bool,
+    /// One for each number of ranks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankPrediction>,
 }
 
 /// Names with their shares of `all`, the largest first.
@@ -142,6 +152,7 @@ impl Report {
         settings: &SimulateSettings,
         check: Option<Check>,
         predictions: Vec<Prediction>,
+        ranks: Vec<RankPrediction>,
     ) -> Self {
         let step = recorded.costs.step_ns;
         Self {
@@ -152,6 +163,9 @@ impl Report {
             fastest: settings.fastest,
             check,
             predictions,
+            network: settings.cluster.as_ref().map(|cluster| cluster.network),
+            fixed_batch: settings.cluster.as_ref().is_some_and(|cluster| cluster.fixed_batch),
+            ranks,
         }
     }
 
@@ -189,8 +203,7 @@ impl Report {
              us, main thread {:.1} us and data {:.1} us a step\n\
              memory    {memory}\n\
              tiles     {tiles}\n\
-             check     {check}\n\n\
-             {:>7}{:>11}{:>12}{:>10}{:>8}{:>10}{:>8}{:>8}{:>9}{:>8}{:>8}\n",
+             check     {check}\n",
             about.steps,
             about.workers,
             about.kernel_names(),
@@ -204,6 +217,14 @@ impl Report {
             costs.end_ns / 1e3,
             costs.main_ns / 1e3,
             costs.data_ns / 1e3,
+        );
+        if let Some(network) = &self.network {
+            text.push_str(&cluster::text(&self.ranks, network, self.fixed_batch));
+            return text;
+        }
+        let _ = write!(
+            text,
+            "\n{:>7}{:>11}{:>12}{:>10}{:>8}{:>10}{:>8}{:>8}{:>9}{:>8}{:>8}\n",
             "workers",
             "ms a step",
             "tokens/s",

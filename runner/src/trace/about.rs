@@ -32,6 +32,9 @@ pub struct About {
     /// Whether the CPU multiplied those by instructions of its own.
     #[serde(default = "yes")]
     pub native: bool,
+    /// Ranks of the run, of which the first recorded.
+    #[serde(default = "one")]
+    pub ranks: usize,
     /// Workers that recorded.
     pub workers: usize,
     /// Workers that the step was cut into tiles for.
@@ -125,6 +128,11 @@ impl About {
 /// For traces from before there was a choice.
 const fn yes() -> bool {
     true
+}
+
+/// As [`yes`].
+const fn one() -> usize {
+    1
 }
 
 /// As [`yes`].

@@ -26,6 +26,10 @@ pub enum What {
     Data,
     /// The call of the engine for a micro-batch.
     Gradients,
+    /// Gradients to and from other ranks, while the workers still make some: within the call.
+    Hidden,
+    /// The same behind the last of them.
+    Exchange,
     /// The call of the engine for the update.
     Update,
     /// A validation.
@@ -42,6 +46,8 @@ impl What {
             Self::Step => "step",
             Self::Data => "data wait",
             Self::Gradients => "forward and backward",
+            Self::Hidden => "exchange, hidden",
+            Self::Exchange => "exchange",
             Self::Update => "update",
             Self::Validation => "validation",
             Self::Checkpoint => "checkpoint",
@@ -79,6 +85,10 @@ pub struct Wanted {
     pub tiles_for: usize,
     /// Micro-batches of a step.
     pub micro_batches: usize,
+    /// Ranks of the run.
+    pub ranks: usize,
+    /// Times that gradients go from rank to rank in a step.
+    pub exchanges: usize,
     /// Say nothing when it is written.
     pub quiet: bool,
 }
@@ -131,6 +141,7 @@ impl<'a> Tracer<'a> {
             isa: kernels.set().isa.name().to_owned(),
             dtype: kernels.dtype().name().to_owned(),
             native: kernels.is_native(),
+            ranks: wanted.ranks,
             workers: plan.workers(),
             tiles_for: wanted.tiles_for,
             blocking: Sizes(*plan.blocking()),
@@ -145,8 +156,8 @@ impl<'a> Tracer<'a> {
                 ..Costs::default()
             },
         };
-        // A step, its waits and calls, a validation and a checkpoint.
-        let spans = wanted.steps.saturating_mul(4 + 2 * wanted.micro_batches);
+        // A step, its waits, calls and exchanges, a validation and a checkpoint.
+        let spans = wanted.steps.saturating_mul(5 + 2 * wanted.micro_batches + wanted.exchanges);
         let sections = engine.stages().map(|stage| stage.section()).collect();
         let spans = Vec::with_capacity(spans);
         let (done, begin, quiet) = (0, 0, wanted.quiet);

@@ -7,6 +7,7 @@ use cllm_core::{AdapterTable, ModelConfig, Plan, Pool};
 use serde::{Deserialize, Serialize};
 
 use super::examples::ReadExamples;
+use super::exchange::ExchangeReport;
 use super::tuner::Tried;
 use super::work::WorkReport;
 use crate::memory::{Batches, machine, pool_bytes, total_bytes};
@@ -377,6 +378,9 @@ pub struct Done {
     /// What the workers did in this session's steps.
     #[serde(flatten)]
     pub work: WorkReport,
+    /// What ranks took for one another's values in this session's steps, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<ExchangeReport>,
 }
 
 /// Generated text.

@@ -8,6 +8,7 @@ pub(crate) mod base;
 mod board;
 pub mod event;
 pub mod examples;
+pub mod exchange;
 mod farewell;
 pub mod folder;
 pub mod inputs;
@@ -38,6 +39,7 @@ use crate::memory::{PoolMemory, check_available};
 use crate::model;
 use crate::pool::{self, Crew, cpus};
 use crate::ranks::cut::{self, Cut};
+use crate::ranks::reduce::Reducer;
 use crate::ranks::{Alone, Ranks, launch};
 use crate::settings::{SpikeChoice, Threads, TrainSettings};
 use crate::trace::record::Recording;
@@ -306,6 +308,8 @@ fn run(
         steps: settings.trace_steps,
         tiles_for: settings.tiles_for.unwrap_or(workers),
         micro_batches: cut.mine(),
+        ranks: ranks.size(),
+        exchanges: if ranks.size() > 1 { Reducer::buckets_of(&plan, ranks.size()) } else { 0 },
         quiet: settings.quiet,
     });
     let recording = wanted.as_ref().map(|wanted| {

@@ -352,9 +352,10 @@ fn summary(done: &Done) -> String {
         true => done.work.text(),
         false => format!("no step was left to do; --max-steps above {} goes on", done.steps),
     };
+    let exchange = done.exchange.map_or(String::new(), |exchange| format!("\n{}", exchange.text()));
     format!(
         "done: {} steps, {} tokens in {}, {:.1} s ({:.1} %) of it waiting for data{loss}{skipped}\n\
-         {work}\nweights sha256 {}",
+         {work}{exchange}\nweights sha256 {}",
         done.steps,
         thousands(done.tokens),
         duration(done.seconds),

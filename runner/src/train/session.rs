@@ -170,12 +170,14 @@ impl Session<'_, '_> {
             let begin = self.tracer.now();
             held = batch.step;
             let (trainer, team) = (&mut self.trainer, &mut self.team);
-            let summed = team.accumulate(trainer, &batch.get(), held.counted, place);
+            let at = (held.counted, place);
+            let summed = team.accumulate(trainer, &batch.get(), at, &mut self.tracer);
             self.tracer.span(What::Gradients, begin);
             self.prefetch.recycle(batch);
             summed.map_err(|error| self.stopped(done + 1, error))?;
         }
-        let sum = match self.team.meet(self.is_asked_to_stop())? {
+        let stops = self.is_asked_to_stop();
+        let sum = match self.team.meet(&mut self.trainer, stops, &mut self.tracer)? {
             Ok(sum) => sum,
             Err(_) if self.goes_on() => f64::NAN,
             Err(error) => return Err(self.stopped(done + 1, error)),
@@ -394,6 +396,7 @@ impl Session<'_, '_> {
             weights_sha256: checkpoint::trained_sha256(&self.trainer),
             peak_rss_bytes: peak_rss_bytes(),
             work: self.work.report(self.prefetch.waited()),
+            exchange: self.team.exchanged(),
         };
         self.reporter.event(&Event::Done(done))?;
         self.sample()?;

@@ -2,36 +2,35 @@
 //!
 //! ```text
 //! accumulate   a rank's own micro-batches, over its branch of the tree       `ranks::tree`
+//!              gradients: the sum of each piece to its rank, while it is made  `exchange`, `ranks::reduce`
 //! meet         all losses of the step, in the order of micro-batches, and whether somebody is to stop
-//! update       gradients: the sum of each piece to its rank                   `ranks::reduce`
-//!              sums of squares: all to all, so that norm and clip are the same everywhere
+//! update       sums of squares: all to all, so that norm and clip are the same everywhere
 //!              weights: each rank updates its piece, and all get all pieces
 //! ```
 //! Everybody decides by the same numbers, so what is made of a spike, a number that is not finite or a wish to stop
 //! is the same on all ranks without another word. Rank 0 alone writes files and speaks.
 
 use cllm_core::{
-    Batch, Kernels, Loss, Moments, Optimizer, Part, Plan, StepError, Trainer, UpdateReport,
+    Batch, Kernels, Loss, Moments, Optimizer, Part, Plan, Ripening, StepError, Trainer,
+    UpdateReport,
 };
 
 use sha2::{Digest as _, Sha256};
 
+use super::exchange::{Exchange, ExchangeReport};
 use crate::checkpoint::WholeMoments;
 use crate::data::prefetch::ReadyBatch;
 use crate::error::{Error, Result};
 use crate::ranks::Ranks;
 use crate::ranks::cut::Cut;
-use crate::ranks::reduce::Reducer;
-use crate::ranks::tree::Tree;
+use crate::trace::tracer::Tracer;
 use crate::validation::{Held, Rounds};
 
 /// This rank and the others.
 pub(super) struct Team<'r> {
     ranks: &'r dyn Ranks,
     cut: Cut,
-    kernels: &'static Kernels,
-    tree: Tree,
-    reducer: Reducer,
+    exchange: Exchange<'r>,
     /// Losses of all micro-batches of a step.
     losses: Vec<f64>,
     /// One of this rank's own is not finite.
@@ -51,9 +50,7 @@ impl<'r> Team<'r> {
         Self {
             ranks,
             cut,
-            kernels,
-            tree: Tree::new(cut.parts(), plan.arena_len()),
-            reducer: Reducer::new(plan, ranks.size()),
+            exchange: Exchange::new(ranks, cut.parts(), kernels, plan),
             losses: vec![0.0; cut.micros()],
             has_failed: false,
             stops: false,
@@ -62,7 +59,7 @@ impl<'r> Team<'r> {
 
     /// Bytes that a team takes.
     pub(super) fn bytes(ranks: &dyn Ranks, cut: Cut, plan: &Plan) -> usize {
-        Tree::bytes(cut.parts(), plan.arena_len()) + Reducer::bytes(plan, ranks.size())
+        Exchange::bytes(ranks, cut.parts(), plan)
     }
 
     /// Whether there are others.
@@ -91,18 +88,27 @@ impl<'r> Team<'r> {
         &mut self,
         trainer: &mut Trainer<'_>,
         batch: &Batch<'_>,
-        counted: usize,
-        place: usize,
+        (counted, place): (usize, usize),
+        tracer: &mut Tracer<'_>,
     ) -> core::result::Result<(), StepError> {
         let (of_part, micro) = (self.cut.of_part(), self.cut.first() + place);
         if place == 0 {
             self.has_failed = false;
+            self.exchange.begin_step();
         }
         if self.has_failed {
             return Ok(());
         }
         let part = Part { micro: micro as u32, adds: !place.is_multiple_of(of_part) };
-        self.losses[micro] = match trainer.accumulate_part(batch, counted, part) {
+        let is_last = self.is_many() && place + 1 == self.cut.mine();
+        let exchange = &mut self.exchange;
+        let summed = if is_last {
+            let follow = &mut |ripening: &mut Ripening<'_>| exchange.follow(ripening, tracer);
+            trainer.accumulate_part_followed(batch, counted, part, follow)
+        } else {
+            trainer.accumulate_part(batch, counted, part)
+        };
+        self.losses[micro] = match summed {
             Ok(loss) => loss.sum,
             Err(StepError::NonFiniteLoss(loss)) => {
                 self.has_failed = true;
@@ -110,16 +116,23 @@ impl<'r> Team<'r> {
             }
             Err(error) => return Err(error),
         };
-        if !self.has_failed && (place + 1).is_multiple_of(of_part) {
-            self.tree.end_part(self.kernels, place / of_part, trainer.gradients_mut());
+        if !self.has_failed && !is_last && (place + 1).is_multiple_of(of_part) {
+            self.exchange.end_part(place / of_part, trainer.gradients_mut());
         }
         Ok(())
     }
 
     /// The sum of all losses of a step, or the first that is not finite: an error of the step. From now on all
-    /// ranks know whether one of them is to stop.
-    pub(super) fn meet(&mut self, stops: bool) -> Result<core::result::Result<f64, StepError>> {
+    /// ranks know whether one of them is to stop, and each has the gradients of its piece.
+    pub(super) fn meet(
+        &mut self,
+        trainer: &mut Trainer<'_>,
+        stops: bool,
+        tracer: &mut Tracer<'_>,
+    ) -> Result<core::result::Result<f64, StepError>> {
         if self.is_many() {
+            // Also what nobody will use: the others wait for it.
+            self.exchange.finish(trainer, tracer)?;
             let (mine, first) = (self.cut.mine(), self.cut.first());
             let own = self.losses[first..first + mine].iter().map(|loss| loss.to_bits());
             let numbers: Vec<u64> = own.chain([u64::from(stops)]).collect();
@@ -154,21 +167,25 @@ impl<'r> Team<'r> {
         if !self.is_many() {
             return Ok(trainer.update_within(optimizer, lr, most));
         }
-        self.reducer.sum(self.ranks, self.kernels, trainer.gradients_mut())?;
         if !trainer.plan().has_pieces() {
-            self.reducer.gather(self.ranks, trainer.gradients_mut())?;
+            self.exchange.gather(trainer.gradients_mut())?;
             return Ok(trainer.update_within(optimizer, lr, most));
         }
         let sums = match trainer.measure() {
             Ok(sums) => sums,
             Err(error) => return Ok(Err(error)),
         };
-        self.reducer.tell_sums(self.ranks, sums)?;
+        self.exchange.reducer().tell_sums(self.ranks, sums)?;
         let report = trainer.update_measured(optimizer, lr, most);
         if report.is_ok() {
-            self.reducer.gather(self.ranks, trainer.trained_mut())?;
+            self.exchange.gather(trainer.trained_mut())?;
         }
         Ok(report)
+    }
+
+    /// What ranks took for one another's values, if there are several.
+    pub(super) fn exchanged(&self) -> Option<ExchangeReport> {
+        self.is_many().then(|| self.exchange.report())
     }
 
     /// The mean loss over all rounds of a validation, of which each rank does its share.
@@ -202,7 +219,7 @@ impl<'r> Team<'r> {
         if !self.is_many() || !trainer.plan().has_pieces() {
             return Ok(None);
         }
-        let whole = |piece: &[f32]| self.reducer.collect(self.ranks, piece);
+        let whole = |piece: &[f32]| self.exchange.reducer().collect(self.ranks, piece);
         Ok(match trainer.moments() {
             Moments::AdamW { first, second } => {
                 Some(WholeMoments::AdamW { first: whole(first)?, second: whole(second)? })
