@@ -126,6 +126,8 @@ pub(crate) enum Kind {
     AdapterGrad(Matrix),
     TokenTableGrad,
     PositionTableGrad,
+    /// Of the weights of tokens before: tiles of those of one after those of the other.
+    PreviousGrad,
     /// Sum of the losses, one tile.
     LossSum,
     /// Tiles of the whole gradient arena.
@@ -155,7 +157,7 @@ impl Op {
     pub(crate) const ZERO: Self = Self { kind: Kind::Pack(Matrix::Qkv), index: 0, tiles: 0 };
 
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
-    pub const KINDS: [&str; 52] = [
+    pub const KINDS: [&str; 53] = [
         "pack qkv",
         "pack attn_out",
         "pack fc",
@@ -208,6 +210,7 @@ impl Op {
         "fc adapter dA, dB",
         "mlp_out adapter dA, dB",
         "muon",
+        "previous token gradient",
     ];
 
     /// Which of [`Op::KINDS`] it is.
@@ -248,6 +251,7 @@ impl Op {
             Kind::AdapterBack => 46,
             Kind::AdapterGrad(matrix) => 47 + matrix as usize,
             Kind::Muon => 51,
+            Kind::PreviousGrad => 52,
         }
     }
 
@@ -284,6 +288,7 @@ impl Op {
             | Kind::NormGrad(Norm::Final)
             | Kind::TokenTableGrad
             | Kind::PositionTableGrad
+            | Kind::PreviousGrad
             | Kind::LossSum
             | Kind::Squares
             | Kind::Clip
@@ -330,6 +335,7 @@ mod tests {
             Kind::AdapterBack,
             Kind::TokenTableGrad,
             Kind::PositionTableGrad,
+            Kind::PreviousGrad,
             Kind::LossSum,
             Kind::Squares,
             Kind::Clip,

@@ -138,6 +138,7 @@ impl Machine<'_> {
                 [BlockParam::QueryNormGain, BlockParam::KeyNormGain].map(of_block).map(Some)
             }
             Kind::TokenTableGrad => [Some(Param::TokenTable), None],
+            Kind::PreviousGrad => [Some(Param::Previous), None],
             Kind::PositionTableGrad => [Some(Param::PositionTable), None],
             _ => return None,
         };

@@ -96,6 +96,7 @@ fn tiny() -> TrainSettings {
         zero_init: false,
         window: None,
         logit_softcap: 0.0,
+        previous_tokens: 0,
         lora_rank: None,
         lora_alpha: None,
         lora_dropout: 0.0,
