@@ -365,6 +365,7 @@ def main() -> None:
     parser.add_argument("--base", default="", help="what the base is other than the recipe")
     parser.add_argument("--shape", choices=SHAPES, default="characters")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
@@ -373,7 +374,7 @@ def main() -> None:
     base = Recipe().changed(SHAPES[args.shape]).changed(args.base)
     recipes = {"": base} | {text: base.changed(text) for text in args.variants}
     runs = {text: [] for text in recipes}
-    for seed in range(1, args.seeds + 1):
+    for seed in range(args.first, args.first + args.seeds):
         for text, recipe in recipes.items():
             runs[text].append(trained(recipe, train, val, vocabulary, seed))
             print(f"seed {seed} {text or 'base'}: {runs[text][-1][0]:.4f}", file=sys.stderr, flush=True)
