@@ -153,7 +153,8 @@ fn tiny() -> TrainSettings {
     }
 }
 
-/// The recipe of `benches/speedrun/characters.toml`, with its documents and measurements beside it.
+/// The recipe of `benches/speedrun/characters.toml`, with what each part gave beside it, for bytes and a little longer: on
+/// the embedded text a validation loss of 1.57 after 230,400 tokens, where [`tiny`] is at 1.67 after 768,000.
 fn fast() -> TrainSettings {
     TrainSettings {
         bias: false,
