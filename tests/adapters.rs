@@ -8,7 +8,7 @@ use cllm_core::{
     Isa, Kernels, Line, Mode, ModelConfig, Optimizer, Packing, Param, Plan, PlanError, Pool, Pools,
     StepError, Tiling, Trainer,
 };
-use support::config::{CAPPED, LLAMA, SMALL};
+use support::config::{LLAMA, SHIFTED, SMALL};
 use support::memory::{self, Memory};
 
 const SHAPE: BatchShape = BatchShape { sequences: 3, tokens: 37 };
@@ -29,7 +29,7 @@ fn cases() -> [(ModelConfig, Adapters); 6] {
         of(plain, 8, &[Queries, Values]),
         of(plain, 1, &[AttnOut, Up]),
         of(ModelConfig { tied: false, ..SMALL }, 3, &[Fc]),
-        of(CAPPED, 4, &[Qkv, AttnOut, Fc, MlpOut]),
+        of(SHIFTED, 4, &[Qkv, AttnOut, Fc, MlpOut]),
     ]
 }
 
@@ -306,7 +306,7 @@ fn matrices_beside_adapters_are_kept_as_panels() {
         assert_eq!((bare.packing(), bare.staging_len()), (Packing::Once, 0));
         let whole = kept.table().iter().filter(|spec| !spec.is_vector());
         let matrices = whole.filter(|spec| match spec.param {
-            Param::PositionTable => false,
+            Param::PositionTable | Param::Previous => false,
             Param::TokenTable
             | Param::Head
             | Param::Block(..)

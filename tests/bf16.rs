@@ -7,7 +7,7 @@ use cllm_core::{
     Batch, BatchShape, Dtype, Engine, Evaluator, Kernels, Line, Mode, ModelConfig, Optimizer, Plan,
     PlanError, Trainer,
 };
-use support::config::{CAPPED, LLAMA, SMALL as CONFIG};
+use support::config::{LLAMA, SHIFTED, SMALL as CONFIG};
 use support::memory::Memory;
 
 const SHAPE: BatchShape = BatchShape { sequences: 9, tokens: 37 };
@@ -69,7 +69,7 @@ fn tables() -> Vec<[&'static Kernels; 2]> {
 
 #[test]
 fn gradients_and_losses_are_near_those_of_f32() {
-    let models = [CONFIG, LLAMA, CAPPED].map(|config| ModelConfig { dropout: 0.0, ..config });
+    let models = [CONFIG, LLAMA, SHIFTED].map(|config| ModelConfig { dropout: 0.0, ..config });
     for (config, [bf16, f32]) in
         models.into_iter().flat_map(|c| tables().into_iter().map(move |t| (c, t)))
     {
@@ -97,7 +97,7 @@ fn what_is_learned_is_as_good() {
 
 #[test]
 fn generation_is_near_that_of_f32_in_chunks_of_any_size() {
-    let models = [CONFIG, LLAMA, CAPPED].map(|config| ModelConfig { dropout: 0.0, ..config });
+    let models = [CONFIG, LLAMA, SHIFTED].map(|config| ModelConfig { dropout: 0.0, ..config });
     for (config, [bf16, f32]) in
         models.into_iter().flat_map(|c| tables().into_iter().map(move |t| (c, t)))
     {

@@ -4,21 +4,22 @@
 mod support;
 
 use cllm_core::{
-    Architecture, Batch, BatchShape, Blocking, IGNORE, Isa, Kernels, Loss, Mode, ModelConfig, Plan,
-    StepError, Tiling, Trainer,
+    Architecture, Batch, BatchShape, Blocking, IGNORE, Isa, Kernels, Loss, Mode, ModelConfig,
+    Param, Plan, StepError, Tiling, Trainer,
 };
-use support::config::{LLAMA, SMALL};
+use support::config::{LLAMA, SHIFTED, SMALL};
 use support::memory;
 
 const SHAPE: BatchShape = BatchShape { sequences: 2, tokens: 70 };
 /// Tokens of the documents of each sequence; what is behind them is filled up.
 const DOCUMENTS: [&[usize]; 2] = [&[30, 1, 25], &[3, 60]];
 
-fn models() -> [ModelConfig; 4] {
+fn models() -> [ModelConfig; 5] {
     let base = |config| ModelConfig { block_size: SHAPE.tokens, dropout: 0.0, ..config };
     let plain = ModelConfig { arch: Architecture::LLAMA, bias: false, n_head: 4, ..SMALL };
     let windowed = Architecture { window: Some(11), ..Architecture::GPT2 };
-    [base(SMALL), base(LLAMA), base(plain), base(ModelConfig { arch: windowed, ..SMALL })]
+    let windowed = ModelConfig { arch: windowed, ..SMALL };
+    [base(SMALL), base(LLAMA), base(plain), base(windowed), base(SHIFTED)]
 }
 
 fn with_trainer<R>(
@@ -29,6 +30,9 @@ fn with_trainer<R>(
     memory::with_trainer(plan, kernels, 9, |trainer| {
         // Larger than the initial ones: what attention sees then counts.
         trainer.parameters_mut().iter_mut().for_each(|x| *x *= 2.0);
+        if let Some(previous) = trainer.plan().table().spec(Param::Previous) {
+            trainer.parameters_mut()[previous.range()].fill(0.7);
+        }
         test(trainer)
     })
 }

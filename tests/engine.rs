@@ -9,7 +9,7 @@ use cllm_core::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
-use support::config::{CAPPED, LLAMA, SMALL as CONFIG};
+use support::config::{LLAMA, SHIFTED, SMALL as CONFIG};
 use support::memory::Memory;
 use support::tables::tables;
 
@@ -114,7 +114,11 @@ fn ids(n: usize, mut x: u32, vocab: usize) -> Vec<u32> {
 /// tiles are the same on all of them.
 fn with_llama(kernels: &Kernels, models: &[ModelConfig]) -> Vec<ModelConfig> {
     let is_best = kernels.isa() == Isa::best();
-    models.iter().copied().chain(is_best.then_some([LLAMA, CAPPED]).into_iter().flatten()).collect()
+    models
+        .iter()
+        .copied()
+        .chain(is_best.then_some([LLAMA, SHIFTED]).into_iter().flatten())
+        .collect()
 }
 
 /// Weights and losses after some steps, as bits.
@@ -206,7 +210,8 @@ fn any_number_of_workers_gives_the_same_bits() {
 fn products_of_bf16_give_the_same_bits_too() {
     let best = Kernels::detect();
     let tables = [best.with_dtype(Dtype::Bf16), best.converting(), Kernels::scalar().converting()];
-    for (kernels, config) in tables.into_iter().flat_map(|k| [(k, CONFIG), (k, LLAMA), (k, CAPPED)])
+    for (kernels, config) in
+        tables.into_iter().flat_map(|k| [(k, CONFIG), (k, LLAMA), (k, SHIFTED)])
     {
         let alone = |kernels| train(&config, SHAPE, kernels, Crew::of(1), 2);
         let bits = alone(kernels);
@@ -339,7 +344,7 @@ fn blocks_of_one_sequence_made_again_give_the_same_bits() {
     let kernels = Kernels::detect();
     let shape = BatchShape { sequences: 1, tokens: 290 };
     for (config, workers) in
-        [CONFIG, LLAMA, CAPPED].into_iter().flat_map(|c| [1, 2, 3, 16].map(|w| (c, w)))
+        [CONFIG, LLAMA, SHIFTED].into_iter().flat_map(|c| [1, 2, 3, 16].map(|w| (c, w)))
     {
         let config = ModelConfig { block_size: 300, n_layer: 5, ..config };
         let kept = train(&config, shape, kernels, Crew::of(1), 2);

@@ -13,7 +13,7 @@ use cllm_core::{
     AdapterSite, AdapterSites, Adapters, Architecture, BatchShape, Dtype, Engine, Isa, KernelSet,
     Kernels, Mode, ModelConfig, Op, Packing, Plan, PlanError, Pool, Queue, Sizes, Slot, Tiling,
 };
-use config::{CAPPED, SMALL};
+use config::{SHIFTED, SMALL};
 use std::path::Path;
 use std::process::Command;
 
@@ -81,8 +81,8 @@ macro_rules! on_every_set {
 on_every_set! {
     of(&SMALL, (4, 40), 1, Mode::Train);
     of(&SMALL, (5, 33), 3, Mode::Recompute);
-    of(&CAPPED, (1, 40), 2, Mode::Evaluate);
-    of(&CAPPED, (7, 1), 64, Mode::Train);
+    of(&SHIFTED, (1, 40), 2, Mode::Evaluate);
+    of(&SHIFTED, (7, 1), 64, Mode::Train);
     of(&GROUPED, (2, 40), 1, Mode::Recompute);
     of(&GROUPED, (1, 39), 5, Mode::Train);
     of(&GPT2, (1, 256), 2, Mode::Train);

@@ -81,12 +81,17 @@ fn logits_are_pytorchs_in_any_chunks() {
 
 #[test]
 fn a_full_context_goes_on_from_its_newer_half() {
-    let golden = Golden::named("odd_tokens");
+    for name in ["odd_tokens", "previous"] {
+        goes_on_from_its_newer_half(&Golden::named(name));
+    }
+}
+
+fn goes_on_from_its_newer_half(golden: &Golden) {
     let kernels = Kernels::detect();
     let plan = GeneratePlan::new(&golden.config.model(), kernels).unwrap();
     let block = golden.config.block_size;
     let text: Vec<u32> = golden.tokens(0, 0).iter().cycle().take(3 * block).copied().collect();
-    let (mut one, mut other) = (Memory::new(&golden, &plan), Memory::new(&golden, &plan));
+    let (mut one, mut other) = (Memory::new(golden, &plan), Memory::new(golden, &plan));
     let mut sliding = one.generator(&plan, kernels);
     let mut fresh = other.generator(&plan, kernels);
     let mut start = 0;
@@ -144,11 +149,12 @@ const WIDE_LLAMA: ModelConfig = ModelConfig {
     ..WIDE
 };
 
-/// The same with squared ReLU and capped logits.
+/// The same with squared ReLU, capped logits and embeddings of previous tokens.
 const WIDE_CAPPED: ModelConfig = ModelConfig {
     arch: Architecture {
         activation: Activation::Relu2,
         logit_softcap: Some(0.5),
+        previous_tokens: 3,
         ..Architecture::GPT2
     },
     ..WIDE

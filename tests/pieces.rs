@@ -208,7 +208,7 @@ fn followed(plan: &Plan, workers: usize) -> (Vec<u32>, Vec<usize>) {
             }
             firsts.push(first);
             // The workers are to be told of the next stage as well.
-            std::thread::sleep(std::time::Duration::from_micros(50));
+            std::thread::sleep(core::time::Duration::from_micros(50));
         });
         assert!(loss.unwrap().sum.is_finite());
         assert!(trainer.gradients()[..plan.arena_len()].iter().all(|x| x.is_nan()), "{firsts:?}");

@@ -53,6 +53,12 @@ fn golden_files_cover_later_parts() {
         squared(a) && a.logit_softcap.is_some() && g.step_targets(0).contains(&IGNORED)
     });
     any("capped logits of the Llama family", &|_, a| !squared(a) && a.logit_softcap.is_some());
+    any("fewer previous tokens than a sequence has", &|g, a| {
+        (1..g.config.tokens_per_sequence).contains(&a.previous_tokens)
+    });
+    any("more previous tokens than a sequence has, in 2 micro-batches", &|g, a| {
+        a.previous_tokens > g.config.tokens_per_sequence && g.config.accum == 2 && !g.config.tied
+    });
     for golden in &all {
         let Some(cap) = golden.config.parts.logit_softcap else { continue };
         // In the bend, where a cap is no factor of one.

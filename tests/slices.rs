@@ -11,7 +11,7 @@ use cllm_core::{
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::panic::catch_unwind;
-use support::config::{CAPPED, LLAMA, SMALL};
+use support::config::{LLAMA, SHIFTED, SMALL};
 use support::counting::{Counting, own_calls};
 use support::memory::{self, Memory};
 use support::tables::tables;
@@ -109,7 +109,7 @@ fn slices_of_any_size_give_the_bits_of_whole_steps() {
         for (config, mode, adapters, tiling) in [
             (SMALL, Mode::Train, None, Tiling::default()),
             (SMALL, Mode::Recompute, Some(&adapters), kept),
-            (CAPPED, Mode::Recompute, None, fresh),
+            (SHIFTED, Mode::Recompute, None, fresh),
             (plain, Mode::Train, None, fresh),
         ] {
             let plan = Plan::with_adapters(&config, adapters, SHAPE, 2, &tiling, mode, kernels);

@@ -63,9 +63,12 @@ fn gradients_are_slopes_with_and_without_dropout() {
         let normed = Architecture { qk_norm: true, n_kv_head: Some(1), ..wide };
         let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
         let capped = |arch| Architecture { logit_softcap: Some(2.0), ..arch };
+        let shifted = |arch| Architecture { previous_tokens: 2, ..arch };
         for (config, dropout) in [
             of(squared, 0.0),
             of(capped(squared), 0.2),
+            of(shifted(Architecture::GPT2), 0.2),
+            of(shifted(normed), 0.0),
             of(capped(Architecture::LLAMA), 0.0),
             of(Architecture::GPT2, 0.0),
             of(Architecture::GPT2, 0.2),
@@ -80,6 +83,11 @@ fn gradients_are_slopes_with_and_without_dropout() {
                 // But for gains of heads: their product decides how far attention is from linear.
                 for spec in trainer.plan().table().iter().filter(|spec| is_head_gain(spec.param)) {
                     start[spec.range()].fill(0.8);
+                }
+                // And for what is zero at first.
+                if let Some(spec) = trainer.plan().table().spec(Param::Previous) {
+                    let values = start[spec.range()].iter_mut();
+                    values.enumerate().for_each(|(i, x)| *x = 0.3 - 0.1 * (i % 7) as f32);
                 }
                 // The step's loss over two micro-batches at weights `w`, from step 0's masks.
                 let mut loss = |w: &[f32]| {

@@ -213,6 +213,7 @@ impl CllmModel {
                 qk_norm: self.qk_norm,
                 window: given(self.window),
                 logit_softcap: (self.logit_softcap != 0.0).then_some(self.logit_softcap),
+                previous_tokens: 0,
             },
         }
     }
@@ -300,7 +301,7 @@ impl CllmModel {
     /// The core's model in C's words.
     ///
     /// # Errors
-    /// It has parts that C has no words for: scaled rotary angles, squared ReLU.
+    /// It has parts that C has no words for: scaled rotary angles, squared ReLU, embeddings of previous tokens.
     pub(crate) fn of(config: &ModelConfig) -> Result<Self> {
         let none = |what: &str| {
             Failed::new(
@@ -319,6 +320,9 @@ impl CllmModel {
             Activation::SwiGlu => true,
             _ => return Err(none("another activation")),
         };
+        if arch.previous_tokens > 0 {
+            return Err(none("embeddings of previous tokens"));
+        }
         let size = |n: usize| u32::try_from(n).map_err(|_| none("such sizes"));
         Ok(Self {
             vocab_size: size(config.vocab_size)?,

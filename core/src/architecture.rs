@@ -59,6 +59,11 @@ pub struct Architecture {
     /// Logits are kept between this and its negative: `cap tanh(logit / cap)` (Gemma Team, "Gemma 2:
     /// improving open language models at a practical size", 2024, section 2). `None`: they are as they are.
     pub logit_softcap: Option<f32>,
+    /// So many tokens before each one have their rows of the token table added to its own, each by a weight
+    /// for each column, which is zero at first: what stands together is seen before there is any
+    /// attention to it (a shift of tokens as in Peng et al., "RWKV: reinventing RNNs for the transformer era",
+    /// 2023, section 3.1, of embeddings alone). At most [`Architecture::MOST_PREVIOUS`].
+    pub previous_tokens: usize,
 }
 
 /// How rows are normalised, with a gain for each column.
@@ -144,7 +149,11 @@ impl Architecture {
         qk_norm: false,
         window: None,
         logit_softcap: None,
+        previous_tokens: 0,
     };
+
+    /// The most tokens before each one: more are rather seen by attention.
+    pub const MOST_PREVIOUS: usize = 16;
 
     /// Llama: RMS norm, rotary positions, SwiGLU. Its models have no biases.
     pub const LLAMA: Self = Self {
@@ -189,6 +198,11 @@ impl Architecture {
         if LLAMA { self.logit_softcap } else { None }
     }
 
+    /// Tokens whose rows are added to that of the one behind them.
+    pub(crate) const fn previous(&self) -> usize {
+        if LLAMA { self.previous_tokens } else { 0 }
+    }
+
     /// What of it GPT-2 has not.
     const fn part_of_llama(&self) -> Option<&'static str> {
         Some(match self {
@@ -198,6 +212,7 @@ impl Architecture {
             Self { n_kv_head: Some(_), .. } => "heads that share keys and values",
             Self { qk_norm: true, .. } => "norms of heads",
             Self { logit_softcap: Some(_), .. } => "capped logits",
+            Self { previous_tokens: 1.., .. } => "embeddings of previous tokens",
             _ => return None,
         })
     }
@@ -217,6 +232,9 @@ impl Architecture {
                 return Err(ConfigError::LogitSoftcap(cap));
             }
             _ => {}
+        }
+        if self.previous_tokens > Self::MOST_PREVIOUS {
+            return Err(ConfigError::PreviousTokens(self.previous_tokens));
         }
         let Some(Rotary { theta, scaling }) = self.rotary() else { return Ok(()) };
         if !above(theta, 1.0) {

@@ -100,6 +100,8 @@ pub enum ConfigError {
     Scaling,
     /// The cap of logits is not at least 0.001 and at most a million.
     LogitSoftcap(f32),
+    /// There are more than [`Architecture::MOST_PREVIOUS`] previous tokens.
+    PreviousTokens(usize),
     /// A part of the model is not built into this program.
     LeftOut(LeftOut),
     /// Some size overflows this machine's address space.
@@ -158,6 +160,13 @@ impl ConfigError {
                 "logit_softcap is ",
                 Float(cap),
                 ": it must be at least 0.001 and at most 1000000; models without have none",
+            ),
+            Self::PreviousTokens(count) => Message::two(
+                "previous_tokens is ",
+                Number(count),
+                ": at most ",
+                Number(Architecture::MOST_PREVIOUS),
+                " are added to each token",
             ),
             Self::LeftOut(missing) => missing.message(),
             Self::Overflow => {

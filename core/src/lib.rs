@@ -100,6 +100,7 @@ mod muon;
 mod optimizer;
 mod params;
 mod plan;
+mod previous;
 mod primitive;
 mod program;
 pub mod ring;

@@ -13,7 +13,16 @@
 //!   X = a X + P X                 (X P)
 //! ```
 //! The factors take small values up fast and leave all between about 0.7 and 1.2 rather than at 1, which
-//! does as well. Products are those of the step's kernels, in bf16 where the step's are. A matrix, or a part of one that
+//! does as well. Of a matrix with more outputs than inputs the outputs come away with steps of unlike lengths, and
+//! those of the others are as unlike as the singular values. So the last thing is to have all as long as they are in the
+//! mean of squares, which leaves the length of the whole (Li et al., "NorMuon: making Muon more efficient and scalable",
+//! 2025, whose lengths are means over steps: those of the step alone did as well in `benches/speedrun/prototype.py`,
+//! and nothing is remembered for them):
+//!
+//! ```text
+//! X_j = X_j |X| / (sqrt(outputs) |X_j|)        (X_j: what goes to output j, a column)
+//! ```
+//! Products are those of the step's kernels, in bf16 where the step's are. A matrix, or a part of one that
 //! is several side by side, is one worker's from its momentum to its weights: nothing of it is waited for, and the
 //! bits cannot depend on how many workers there are.
 
@@ -73,8 +82,11 @@ impl Room {
     }
 }
 
-/// Brings the singular values of the matrix in [`Room::matrix`], of rows and columns one behind the other, near 1. What
-/// comes of it is given back, and lies in `scratch`. A matrix of zeros stays one.
+/// Squares of a column below this share of their mean are not brought up to it: there is nothing in them but rounding.
+const FAINT: f32 = 1e-6;
+
+/// Brings the singular values of the matrix in [`Room::matrix`], of rows and columns one behind the other, near 1, and
+/// its columns to one length. What comes of it is given back, and lies in `scratch`. A matrix of zeros stays one.
 ///
 /// # Panics
 /// If `scratch` is shorter than [`Room::len`] of this shape.
@@ -107,7 +119,25 @@ pub(crate) fn orthogonalize<'s>(
         add(kernels, &mut next[..len], a, &x[..len]);
         (x, next) = (next, x);
     }
+    even(kernels, &mut x[..len], &mut next[..cols]);
     &x[..len]
+}
+
+/// Brings all columns of a matrix to one length; `factors` is room for a number of each.
+fn even(kernels: &Kernels, x: &mut [f32], factors: &mut [f32]) {
+    let cols = factors.len();
+    let mean = kernels.sum_squares(x) / cols as f32;
+    factors.fill(0.0);
+    for row in x.chunks_exact(cols) {
+        factors.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * x);
+    }
+    for factor in &mut *factors {
+        // The last is so that zeros stay zeros.
+        *factor = libm::sqrtf(mean / (*factor + FAINT * mean + f32::MIN_POSITIVE));
+    }
+    for row in x.chunks_exact_mut(cols) {
+        row.iter_mut().zip(&*factors).for_each(|(x, factor)| *x *= factor);
+    }
 }
 
 /// `to += factor from`.
@@ -209,6 +239,12 @@ mod tests {
         for row in got.chunks(cols) {
             let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
             assert!((0.6..1.3).contains(&length), "{length}");
+        }
+        // And columns have one length, so that the squares of all are still about the number of singular values.
+        let mean = got.iter().map(|x| x * x).sum::<f32>() / cols as f32;
+        for col in 0..cols {
+            let square: f32 = (0..rows).map(|row| got[row * cols + col].powi(2)).sum();
+            assert!((square / mean - 1.0).abs() < 1e-5, "{square} of {mean}");
         }
         assert!(made(kernels, &vec![0.0; rows * cols], rows, cols).iter().all(|x| *x == 0.0));
     }

@@ -19,6 +19,9 @@ pub enum Param {
     TokenTable,
     /// Position table, `block_size x d_model`; absent where positions are rotary.
     PositionTable,
+    /// Weights of the rows of tokens before each one, `previous_tokens x d_model`, those of the last before it first;
+    /// absent where there are none.
+    Previous,
     /// A tensor of a block.
     Block(usize, BlockParam),
     /// Gain of the final norm.
@@ -203,6 +206,7 @@ impl ParamSpec {
         let text = match self.param {
             Param::TokenTable => "wte.weight",
             Param::PositionTable => "wpe.weight",
+            Param::Previous => "previous.weight",
             Param::FinalGain => "ln_f.weight",
             Param::FinalBias => "ln_f.bias",
             Param::Head => "lm_head.weight",
@@ -255,6 +259,8 @@ pub struct ParamTable {
     in_block: [usize; BLOCK.len()],
     /// Where the position table starts, or would.
     positions_start: usize,
+    /// The same of the weights of tokens before.
+    previous_start: usize,
     block_start: usize,
     block_len: usize,
     final_start: usize,
@@ -304,7 +310,9 @@ impl ParamTable {
         let positions = (if learned { config.block_size } else { 0 }, config.d_model);
         let token_table = some!(padded((config.vocab_size, config.d_model)));
         let positions_start = if has_tokens { token_table } else { 0 };
-        let block_start = some!(positions_start.checked_add(some!(padded(positions))));
+        let previous_start = some!(positions_start.checked_add(some!(padded(positions))));
+        let previous = (config.arch.previous(), config.d_model);
+        let block_start = some!(previous_start.checked_add(some!(padded(previous))));
         let (mut of_block, mut in_block) = (BLOCK, [0; BLOCK.len()]);
         let (mut per_block, mut block_len) = (0, 0_usize);
         // In closed form: a hostile header may claim any number of blocks. No product
@@ -333,9 +341,11 @@ impl ParamTable {
             return None;
         }
         let tables = config.vocab_size * config.d_model * (has_tokens as usize + has_head as usize)
-            + positions.0 * positions.1;
+            + positions.0 * positions.1
+            + previous.0 * previous.1;
         let parameters = tables + block_values * config.n_layer + config.d_model * norm_vectors;
-        let tables = has_tokens as usize + learned as usize + has_head as usize;
+        let shifts = (previous.0 > 0) as usize;
+        let tables = has_tokens as usize + learned as usize + shifts + has_head as usize;
         let count = tables + per_block * config.n_layer + norm_vectors;
         Some(Self {
             config: *config,
@@ -344,6 +354,7 @@ impl ParamTable {
             per_block,
             in_block,
             positions_start,
+            previous_start,
             block_start,
             block_len,
             final_start,
@@ -392,13 +403,15 @@ impl ParamTable {
     /// Which the `index`-th tensor is.
     pub(crate) const fn param(&self, index: usize) -> Option<Param> {
         let blocks = self.per_block * self.config.n_layer;
-        // In front of the blocks are at most two tables.
+        // In front of the blocks are at most two tables, and weights of tokens before.
         let has_tokens = !self.without_matrices;
         let learned = self.config.arch.has_table();
-        let tables = has_tokens as usize + learned as usize;
+        let shifts = (self.config.arch.previous() > 0) as usize;
+        let tables = has_tokens as usize + learned as usize + shifts;
         Some(match index {
             0 if has_tokens => Param::TokenTable,
-            i if i < tables => Param::PositionTable,
+            i if i < tables - shifts => Param::PositionTable,
+            i if i < tables => Param::Previous,
             i if i < tables + blocks => {
                 let (block, within) =
                     ((i - tables) / self.per_block, (i - tables) % self.per_block);
@@ -423,7 +436,7 @@ impl ParamTable {
         let init = match param {
             Param::TokenTable | Param::PositionTable | Param::Head => Init::Normal(STD),
             Param::FinalGain => Init::Ones,
-            Param::FinalBias => Init::Zeros,
+            Param::FinalBias | Param::Previous => Init::Zeros,
             Param::Block(_, param) => match param {
                 Norm1Gain | Norm2Gain | QueryNormGain | KeyNormGain => Init::Ones,
                 Qkv | Fc => Init::Normal(STD),
@@ -444,6 +457,9 @@ impl ParamTable {
             Param::PositionTable if c.arch.has_table() => {
                 (self.positions_start, (c.block_size, c.d_model), false)
             }
+            Param::Previous if c.arch.previous() > 0 => {
+                (self.previous_start, (c.arch.previous(), c.d_model), false)
+            }
             Param::Block(block, param) => {
                 let elsewhere = self.without_matrices && !param.is_vector();
                 if block >= c.n_layer || !param.is_of(c) || elsewhere {
@@ -459,9 +475,11 @@ impl ParamTable {
             Param::Head if !c.tied && !self.without_matrices => {
                 (self.head_start, (c.vocab_size, c.d_model), false)
             }
-            Param::TokenTable | Param::PositionTable | Param::FinalBias | Param::Head => {
-                return None;
-            }
+            Param::TokenTable
+            | Param::PositionTable
+            | Param::Previous
+            | Param::FinalBias
+            | Param::Head => return None,
         };
         Some(Place { offset, rows, cols, vector })
     }
@@ -474,123 +492,4 @@ impl ParamTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::architecture::Architecture;
-    extern crate std;
-    use std::string::ToString;
-    use std::vec::Vec;
-
-    fn config(bias: bool, tied: bool) -> ModelConfig {
-        ModelConfig {
-            vocab_size: 37,
-            block_size: 9,
-            n_layer: 3,
-            n_head: 3,
-            d_model: 21,
-            d_ff: 50,
-            bias,
-            tied,
-            dropout: 0.0,
-            norm_eps: 1e-5,
-            arch: Architecture::GPT2,
-        }
-    }
-
-    /// Every kind of architecture, with biases and without.
-    fn architectures() -> impl Iterator<Item = ModelConfig> {
-        let grouped = Architecture { n_kv_head: Some(1), ..Architecture::LLAMA };
-        let wide = Architecture { head_size: Some(10), qkv_bias: true, ..grouped };
-        let normed = Architecture { qk_norm: true, ..wide };
-        let kinds = [Architecture::GPT2, Architecture::LLAMA, grouped, wide, normed];
-        let flags = [(true, true), (true, false), (false, true), (false, false)];
-        kinds.into_iter().flat_map(move |arch| {
-            let even = |c: ModelConfig| match arch.rotary() {
-                Some(_) => ModelConfig { d_model: 24, ..c },
-                None => c,
-            };
-            flags.map(|(bias, tied)| ModelConfig { arch, ..even(config(bias, tied)) })
-        })
-    }
-
-    #[test]
-    fn tensors_are_adjacent_aligned_and_in_one_order() {
-        for config in architectures() {
-            let table = ParamTable::new(&config).unwrap();
-            let specs: Vec<_> = table.iter().collect();
-            assert_eq!(specs.len(), table.count());
-            let (mut end, mut values) = (0, 0);
-            for spec in &specs {
-                assert_eq!(spec.offset, end, "{}", spec.name());
-                values += spec.len();
-                assert_eq!(spec.offset % LANES, 0);
-                assert_eq!(table.spec(spec.param).as_ref(), Some(spec));
-                end = (spec.offset + spec.len()).next_multiple_of(LANES);
-            }
-            assert_eq!(end, table.arena_len());
-            assert_eq!(values, table.parameters());
-            assert!(table.get(table.count()).is_none());
-        }
-    }
-
-    #[test]
-    fn names_shapes_and_decay_are_gpt2s() {
-        let table = ParamTable::new(&config(true, false)).unwrap();
-        let find = |name: &str| table.iter().find(|s| s.name().as_str() == name).unwrap();
-        let qkv = find("h.2.attn.c_attn.weight");
-        assert_eq!((qkv.rows, qkv.cols, qkv.decay), (21, 63, true));
-        let bias = find("h.0.mlp.c_fc.bias");
-        assert_eq!((bias.rows, bias.cols, bias.decay), (1, 50, false));
-        assert!(!find("ln_f.weight").decay);
-        assert!(find("wpe.weight").decay);
-        assert_eq!(table.iter().last().unwrap().name().to_string(), "lm_head.weight");
-        // 37*21*2 + 9*21 + 3 * (6*21 + 21*63 + 63 + 21*21 + 21*50 + 50 + 50*21) + 2*21
-        let block = 6 * 21 + 21 * 63 + 63 + 21 * 21 + 21 * 50 + 50 + 50 * 21;
-        assert_eq!(table.parameters(), 37 * 21 * 2 + 9 * 21 + 3 * block + 2 * 21);
-    }
-
-    #[test]
-    fn llamas_tensors_have_their_own_shapes() {
-        let arch = Architecture { n_kv_head: Some(1), head_size: Some(10), ..Architecture::LLAMA };
-        let table = ParamTable::new(&ModelConfig { arch, ..config(false, true) }).unwrap();
-        let shapes: Vec<_> =
-            table.iter().take(7).map(|s| (s.name().to_string(), s.rows, s.cols)).collect();
-        let named = |name: &str, rows, cols| (name.to_string(), rows, cols);
-        assert_eq!(
-            shapes,
-            [
-                named("wte.weight", 37, 21),
-                named("h.0.ln_1.weight", 1, 21),
-                named("h.0.attn.c_attn.weight", 21, 50),
-                named("h.0.attn.c_proj.weight", 30, 21),
-                named("h.0.ln_2.weight", 1, 21),
-                named("h.0.mlp.c_fc.weight", 21, 100),
-                named("h.0.mlp.c_proj.weight", 50, 21),
-            ]
-        );
-        assert_eq!(table.count(), 1 + 3 * 6 + 1);
-        let qwen = Architecture { qkv_bias: true, ..arch };
-        let table = ParamTable::new(&ModelConfig { arch: qwen, ..config(false, true) }).unwrap();
-        assert!(table.spec(Param::Block(0, QkvBias)).is_some_and(|spec| spec.cols == 50));
-        assert_eq!(table.count(), 1 + 3 * 7 + 1);
-        let qwen3 = Architecture { qk_norm: true, ..arch };
-        let table = ParamTable::new(&ModelConfig { arch: qwen3, ..config(false, true) }).unwrap();
-        let gain = table.spec(Param::Block(2, KeyNormGain)).unwrap();
-        assert_eq!((gain.cols, gain.decay, gain.init), (10, false, Init::Ones));
-        assert_eq!(gain.name().as_str(), "h.2.attn.k_norm.weight");
-        assert_eq!(table.count(), 1 + 3 * 8 + 1);
-    }
-
-    #[test]
-    fn absurd_sizes_are_an_error_not_an_overflow() {
-        let huge = ModelConfig {
-            vocab_size: 1 << 28,
-            d_model: 1 << 28,
-            d_ff: 1 << 28,
-            n_layer: 1 << 28,
-            n_head: 1,
-            ..config(true, true)
-        };
-        assert_eq!(ParamTable::new(&huge).unwrap_err(), ConfigError::Overflow);
-    }
-}
+mod tests;

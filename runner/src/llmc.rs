@@ -88,6 +88,12 @@ fn check(c: &ModelConfig) -> core::result::Result<(), String> {
     if let Some(cap) = c.arch.logit_softcap {
         return Err(format!("its logits are capped (--logit-softcap {cap}), and llm.c's are not"));
     }
+    if c.arch.previous_tokens > 0 {
+        return Err(format!(
+            "each token has the embeddings of those before it (--previous-tokens {}), and llm.c adds none",
+            c.arch.previous_tokens
+        ));
+    }
     if c.arch != Architecture::GPT2 {
         return Err(
             "its blocks are not made of GPT-2's parts, and llm.c has no others; take --format \
@@ -139,7 +145,7 @@ fn write(
     // Each kind of all layers together; the table's order of a block's tensors is llm.c's.
     tensors.sort_by_key(|(spec, _)| match spec.param {
         Param::TokenTable => (0, 0),
-        Param::PositionTable => (1, 0),
+        Param::PositionTable | Param::Previous => (1, 0),
         Param::Block(layer, param) => (2 + param as usize, layer),
         Param::FinalGain => (usize::MAX - 2, 0),
         Param::FinalBias => (usize::MAX - 1, 0),

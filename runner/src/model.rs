@@ -2,8 +2,8 @@
 //! the core's refusals in the words of the flags.
 
 use cllm_core::{
-    BatchShape, Blocking, ConfigError, Decay, Dtype, Isa, Kernels, LANES, Mode, ModelConfig,
-    Optimizer, Plan, PlanError, Schedule, Tiling,
+    Architecture, BatchShape, Blocking, ConfigError, Decay, Dtype, Isa, Kernels, LANES, Mode,
+    ModelConfig, Optimizer, Plan, PlanError, Schedule, Tiling,
 };
 
 use crate::error::{Error, Result};
@@ -66,6 +66,7 @@ pub fn parts(settings: &TrainSettings) -> Parts {
         qk_norm: settings.qk_norm,
         window: settings.window,
         logit_softcap: Some(settings.logit_softcap).filter(|cap| *cap != 0.0),
+        previous_tokens: settings.previous_tokens,
     }
 }
 
@@ -111,6 +112,9 @@ pub fn config_error(error: ConfigError) -> Error {
         ConfigError::LogitSoftcap(cap) => format!(
             "--logit-softcap {cap}: it must be at least 0.001 and at most 1000000, or 0 for none"
         ),
+        ConfigError::PreviousTokens(count) => {
+            format!("--previous-tokens {count}: it must be at most {}", Architecture::MOST_PREVIOUS)
+        }
         ConfigError::ScalingFactor(_) | ConfigError::Scaling | ConfigError::LeftOut(_) => {
             error.to_string()
         }

@@ -34,6 +34,14 @@ pub struct Parts {
     /// Logits are kept between this and its negative; `None` is as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logit_softcap: Option<f32>,
+    /// Tokens whose rows of the token table are added to that of the one behind them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub previous_tokens: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// [`NormKind`] by name.
@@ -135,6 +143,7 @@ impl Parts {
             qk_norm: self.qk_norm,
             window: self.window,
             logit_softcap: self.logit_softcap,
+            previous_tokens: self.previous_tokens,
         }
     }
 }
@@ -183,6 +192,9 @@ impl fmt::Display for Parts {
         if let Some(cap) = self.logit_softcap {
             write!(f, ", logits capped at {cap}")?;
         }
+        if self.previous_tokens > 0 {
+            write!(f, ", embeddings of {} previous tokens", self.previous_tokens)?;
+        }
         Ok(())
     }
 }
@@ -214,6 +226,7 @@ impl From<&Architecture> for Parts {
             qk_norm: arch.qk_norm,
             window: arch.window,
             logit_softcap: arch.logit_softcap,
+            previous_tokens: arch.previous_tokens,
         }
     }
 }
@@ -265,6 +278,7 @@ mod tests {
             qk_norm: true,
             window: Some(512),
             logit_softcap: Some(15.0),
+            previous_tokens: 3,
             ..Architecture::LLAMA
         };
         let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
@@ -278,7 +292,8 @@ mod tests {
         let large = Parts::from(&large).to_string();
         let expected = "rms norm, rotary positions (theta 500000, llama3 scaling by 8), swiglu, \
             2 heads of keys and values, heads of 64 columns, biases of queries, keys and values, \
-            norms of heads of queries and keys, a window of 512 tokens, logits capped at 15";
+            norms of heads of queries and keys, a window of 512 tokens, logits capped at 15, \
+            embeddings of 3 previous tokens";
         assert_eq!(large, expected);
         let parts: Parts = serde_json::from_str(r#"{"norm": "rms"}"#).unwrap();
         let rms = Architecture { norm: NormKind::Rms, ..Architecture::GPT2 };

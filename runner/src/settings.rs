@@ -169,6 +169,9 @@ pub struct TrainSettings {
     /// Logits are kept between this and its negative; 0 leaves them as they are.
     #[serde(default)]
     pub logit_softcap: f32,
+    /// Tokens before each one whose rows of the token table are added to its own.
+    #[serde(default)]
+    pub previous_tokens: usize,
     /// Rank of the adapters that are trained in the place of a base's weights; `None` trains those.
     #[serde(default)]
     pub lora_rank: Option<usize>,

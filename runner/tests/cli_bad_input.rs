@@ -20,7 +20,7 @@ fn wrong_flags_are_usage_errors() {
         (&["train", "--seed", "1", "--seed", "2"], &["--seed"]),
         (
             &["train", "--preset", "huge"],
-            &["--preset huge: expected tiny, reference, gpt2 or smollm2"],
+            &["--preset huge: expected tiny, fast, reference, gpt2 or smollm2"],
         ),
         (&["train", "--tokenizer", "byte"], &["--tokenizer byte: expected bytes, chars, bpe:N"]),
         (&["train", "--log-format", "xml"], &["--log-format xml: expected text or json"]),

@@ -215,6 +215,7 @@ fn a_run_with_the_parts_of_newer_recipes_goes_on_with_the_same_bits() {
         activation: ActivationChoice::Relu2,
         logit_softcap: 3.0,
         zero_init: true,
+        previous_tokens: 2,
         ..settings(dir)
     };
     let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -226,8 +227,8 @@ fn a_run_with_the_parts_of_newer_recipes_goes_on_with_the_same_bits() {
     assert!(refused.starts_with("--logit-softcap: the run in"), "{refused}");
     assert_eq!(train(&resumed(&halves)), Ok(Outcome::Finished));
     assert_eq!((sha(&halves), course(&halves)), (sha(&whole), course(&whole)));
-    let plain = undisturbed(tempfile::tempdir().unwrap().path());
-    assert_ne!(sha(&whole), plain, "the parts do nothing");
+    let plain = tempfile::tempdir().unwrap();
+    assert_ne!(sha(&whole), undisturbed(plain.path()), "the parts do nothing");
 }
 
 #[test]
@@ -248,6 +249,7 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
         "head_size",
         "window",
         "logit_softcap",
+        "previous_tokens",
         "lora_dropout",
         "optimizer",
         "momentum",
@@ -258,8 +260,7 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
     let is_new = |line: &&str| parts.iter().any(|part| line.contains(&format!("\"{part}\":")));
     let old: Vec<&str> = old.lines().filter(|line| !is_new(line)).collect();
     assert_eq!(old.len() + 1 + parts.len(), text.lines().count());
-    let old = old.join("\n");
-    fs::write(&file, old).unwrap();
+    fs::write(&file, old.join("\n")).unwrap();
     assert_eq!(stored_settings(&settings.out_dir).unwrap().prefetch, 4);
     let other = TrainSettings { prefetch: 2, ..resumed(&settings) };
     assert_eq!(train(&other), Ok(Outcome::Finished));
@@ -557,8 +558,7 @@ fn text_and_shards_are_not_taken_for_one_another() {
         ..settings(dir.path())
     };
     assert_eq!(train(&begun), Ok(Outcome::Finished));
-    let text = settings(dir.path()).data;
-    let wrong = TrainSettings { data: text, max_steps: 8, ..resumed(&begun) };
+    let wrong = TrainSettings { data: settings(dir.path()).data, max_steps: 8, ..resumed(&begun) };
     let refused = train(&wrong).unwrap_err().to_string();
     assert!(refused.contains("not what the run began with"), "{refused}");
     // A slip leaves nothing behind that is in the way of what is right.

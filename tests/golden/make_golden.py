@@ -57,6 +57,8 @@ class Config:
     # Squared ReLU in the place of GELU, and what logits are capped at.
     squared: bool = False
     softcap: float | None = None
+    # Tokens before each one whose embeddings are added to its own.
+    previous: int = 0
 
 
 CONFIGS = [
@@ -84,12 +86,18 @@ CONFIGS = [
     # Logits of up to 3 and below -3, capped at 1.5.
     Config("relu2_capped", 15, bias=False, tied=False, accum=2, batch=3, tokens_per_sequence=9,
            ignored_share=0.4, squared=True, softcap=1.5),
+    # More of them than a short sequence has.
+    Config("previous", 16, previous=3),
+    Config("previous_untied", 17, block_size=9, tied=False, accum=2, batch=3, tokens_per_sequence=9,
+           ignored_share=0.4, previous=11),
 ]
 
 
 def parameter_table(c):
     """(name, shape) of every parameter, in the order of the project's table."""
     table = [("wte.weight", (c.vocab_size, c.d_model)), ("wpe.weight", (c.block_size, c.d_model))]
+    if c.previous:
+        table.append(("previous.weight", (c.previous, c.d_model)))
 
     def norm(name):
         table.append((f"{name}.weight", (c.d_model,)))
@@ -141,7 +149,12 @@ def forward(c, p, tokens):
         return x.view(batch, length, c.n_head, c.d_model // c.n_head).transpose(1, 2)
 
     future = torch.ones(length, length, dtype=torch.bool).triu(diagonal=1)
-    x = p["wte.weight"][tokens] + p["wpe.weight"][:length]
+    embedded = p["wte.weight"][tokens]
+    x = embedded + p["wpe.weight"][:length]
+    for back in range(1, min(c.previous + 1, length)):
+        shifted = torch.zeros_like(embedded)
+        shifted[:, back:] = embedded[:, :-back]
+        x = x + p["previous.weight"][back - 1] * shifted
     for i in range(c.n_layer):
         qkv = linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn")
         q, k, v = (heads(part) for part in qkv.split(c.d_model, dim=2))
@@ -250,6 +263,8 @@ def make(c, table, forward):
     # not say.
     if metadata.pop("squared"):
         metadata.setdefault("parts", {})["activation"] = "relu2"
+    if previous := metadata.pop("previous"):
+        metadata.setdefault("parts", {})["previous_tokens"] = previous
     if (cap := metadata.pop("softcap")) is not None:
         metadata.setdefault("parts", {})["logit_softcap"] = cap
     return tensors, metadata

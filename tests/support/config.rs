@@ -44,7 +44,11 @@ pub(crate) const CAPPED: ModelConfig = ModelConfig {
     ..SMALL
 };
 
-/// The same of the Llama family: heads that share keys and values, together wider than the model,
+/// The same with embeddings of previous tokens, of which there are none in a batch of sequences of one.
+pub(crate) const SHIFTED: ModelConfig =
+    ModelConfig { arch: Architecture { previous_tokens: 3, ..CAPPED.arch }, ..CAPPED };
+
+/// [`SMALL`] of the Llama family: heads that share keys and values, together wider than the model,
 /// with norms of their own, and biases of queries, keys and values alone.
 pub(crate) const LLAMA: ModelConfig = ModelConfig {
     n_layer: 2,

@@ -1,12 +1,22 @@
 //! Muon's direction in `f64`, written as its paper has it.
 
-/// `U` of so many rows and columns with its singular values brought near 1.
+/// `U` of so many rows and columns with its singular values brought near 1, and its columns then to one length.
 pub(crate) fn direction(u: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let x = orthogonal(u, rows, cols);
+    let mean = x.iter().map(|x| x * x).sum::<f64>() / cols as f64;
+    let square = |col: usize| x.iter().skip(col).step_by(cols).map(|x| x * x).sum::<f64>();
+    let factors: Vec<f64> =
+        (0..cols).map(|col| (mean / (square(col) + 1e-6 * mean)).sqrt()).collect();
+    x.iter().enumerate().map(|(at, x)| x * factors[at % cols]).collect()
+}
+
+/// `U` with its singular values brought near 1.
+fn orthogonal(u: &[f64], rows: usize, cols: usize) -> Vec<f64> {
     let turned = |x: &[f64], (rows, cols): (usize, usize)| -> Vec<f64> {
         (0..cols * rows).map(|i| x[i % rows * cols + i / rows]).collect()
     };
     if rows > cols {
-        return turned(&direction(&turned(u, (rows, cols)), cols, rows), (cols, rows));
+        return turned(&orthogonal(&turned(u, (rows, cols)), cols, rows), (cols, rows));
     }
     let times = |a: &[f64], b: &[f64], n: usize| -> Vec<f64> {
         let k = b.len() / n;

@@ -82,6 +82,9 @@ impl ReferenceConfig {
         if self.arch.positions == Positions::Learned {
             table.push(("wpe.weight".to_owned(), vec![self.block_size, c]));
         }
+        if self.arch.previous_tokens > 0 {
+            table.push(("previous.weight".to_owned(), vec![self.arch.previous_tokens, c]));
+        }
         let norm_bias = self.bias && self.arch.norm == NormKind::Layer;
         let mut layer = |name: String, weight: Vec<usize>, has_bias: bool| {
             let bias = vec![*weight.last().expect("a shape")];
@@ -152,10 +155,17 @@ impl ReferenceModel {
         assert!(tokens.len() <= self.config.block_size, "the sequence is longer than a block");
         let embed = |(position, &token): (usize, &u32)| {
             let token = self.row("wte.weight", token as usize);
-            match self.config.arch.positions {
+            let mut x = match self.config.arch.positions {
                 Positions::Learned => add(token, self.row("wpe.weight", position)),
                 Positions::Rotary(_) => token.to_vec(),
+            };
+            for back in 1..=self.config.arch.previous_tokens.min(position) {
+                let before = self.row("wte.weight", tokens[position - back] as usize);
+                let weights = self.row("previous.weight", back - 1);
+                let shifted: Vec<f64> = before.iter().zip(weights).map(|(x, w)| x * w).collect();
+                x = add(&x, &shifted);
             }
+            x
         };
         let mut x: Vec<Vec<f64>> = tokens.iter().enumerate().map(embed).collect();
         for i in 0..self.config.n_layer {

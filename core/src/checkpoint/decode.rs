@@ -368,6 +368,16 @@ fn read_header(
     if version > 3 {
         arch.logit_softcap = Some(r.f32()?).filter(|cap| *cap != 0.0);
     }
+    let mut optimizer = OptimizerKind::AdamW;
+    if version > 4 {
+        let kind = usize::try_from(r.u64()?).ok().and_then(|kind| OptimizerKind::ALL.get(kind));
+        optimizer = *kind.ok_or(CheckpointError::Altered("header"))?;
+    }
+    if version > 6 {
+        // Zeros, as the comparison with what would be written sees.
+        r.u32()?;
+        arch.previous_tokens = r.size()?;
+    }
     let config = ModelConfig {
         vocab_size,
         block_size,
@@ -381,11 +391,6 @@ fn read_header(
         norm_eps,
         arch,
     };
-    let mut optimizer = OptimizerKind::AdamW;
-    if version > 4 {
-        let kind = usize::try_from(r.u64()?).ok().and_then(|kind| OptimizerKind::ALL.get(kind));
-        optimizer = *kind.ok_or(CheckpointError::Altered("header"))?;
-    }
     Ok((Header { config, adapters, seed, updates }, has_moments.then_some(optimizer)))
 }
 
@@ -441,5 +446,6 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
         qk_norm,
         window,
         logit_softcap: None,
+        previous_tokens: 0,
     })
 }

@@ -2,7 +2,7 @@
 
 use super::{
     CheckpointError, END, FRAME, Header, LONGEST, MAGIC, META, MOMENTS1, MOMENTS2, PARAMETERS,
-    PREAMBLE, SCALES, Tensors, header_len, version_of,
+    PREAMBLE, SCALES, Tensors, UNUSED_LEN, header_len, version_of,
 };
 use crate::adapter::Adapters;
 use crate::architecture::{Activation, Architecture, NormKind, Scaling};
@@ -250,6 +250,8 @@ pub(super) fn header_bytes(header: &Header, optimizer: Option<OptimizerKind>) ->
     write(&c.arch.logit_softcap.unwrap_or(0.0).to_le_bytes());
     let kind = optimizer.and_then(|kind| OptimizerKind::ALL.iter().position(|k| *k == kind));
     write(&(kind.unwrap_or(0) as u64).to_le_bytes());
+    write(&[0; UNUSED_LEN]);
+    write(&(c.arch.previous_tokens as u64).to_le_bytes());
     out
 }
 

@@ -316,6 +316,36 @@ fn later_parts_are_of_a_version_that_older_programs_refuse() {
     }
 }
 
+/// Embeddings of previous tokens, which version 7 brought, with moments and without.
+#[test]
+fn previous_tokens_are_of_a_version_that_older_programs_refuse() {
+    let arch = Architecture { previous_tokens: 2, ..Architecture::GPT2 };
+    let header = Header { config: ModelConfig { arch, ..CONFIG }, ..HEADER };
+    let arena = vec![0.5; 1000];
+    let moments = Moments::Momentum(&arena);
+    for moments in [None, Some(moments)] {
+        let kind = moments.as_ref().map(Moments::kind);
+        let mut good = vec![0; encoded_len(&header, 5, kind).unwrap()];
+        encode(&header, b"hello", &arena, moments, &mut SliceSink::new(&mut good)).unwrap();
+        assert_eq!(good[8], 7, "version");
+        assert_eq!(*Checkpoint::parse(&good).unwrap().header(), header);
+        assert_every_flip_is_found(&good);
+        let with = |back: usize, bytes: &[u8]| {
+            let mut bad = good.clone();
+            let end = 16 + header_len(7);
+            bad[end - back..][..bytes.len()].copy_from_slice(bytes);
+            let sum = crc32fast::hash(&bad[16..end]);
+            bad[end..][..4].copy_from_slice(&sum.to_le_bytes());
+            Checkpoint::parse(&bad).map(|_| ())
+        };
+        let error = CheckpointError::Config(ConfigError::PreviousTokens(17));
+        assert_eq!(with(8, &17_u64.to_le_bytes()), Err(error));
+        // A model without is no model of this version, and what is not used is zeros.
+        assert!(with(8, &0_u64.to_le_bytes()).is_err());
+        assert_eq!(with(12, &[1]), Err(CheckpointError::Altered("header")));
+    }
+}
+
 /// The state of each optimizer, of a model and of adapters, comes back and goes to no other.
 #[test]
 fn moments_of_every_optimizer_come_back_and_every_flipped_bit_of_them_is_found() {

@@ -19,6 +19,7 @@ use crate::engine::{Engine, EngineError, Idle, Queue, Slot, Word};
 use crate::line::{LANES, Line, floats_mut};
 use crate::params::{BlockParam, Param};
 use crate::plan::{PlanError, Pool, check_kernels};
+use crate::previous::Previous;
 use crate::program::Section;
 use crate::shared::Shared;
 use cllm_kernels::{Kernels, MatRef};
@@ -290,9 +291,10 @@ impl<'a> Generator<'a> {
         // The last token of a text that was fed before is fed again at its own place.
         let fresh = (self.start + self.cached).min(text.len() - 1);
         self.cached = fresh - self.start;
-        let mut chunks = text[fresh..].chunks(self.plan.chunk).peekable();
-        while let Some(chunk) = chunks.next() {
-            if let Err(error) = self.feed(chunk, chunks.peek().is_none()) {
+        let context = &text[self.start..];
+        while self.cached < context.len() {
+            let end = context.len().min(self.cached + self.plan.chunk);
+            if let Err(error) = self.feed(&context[..end], end == context.len()) {
                 self.reset();
                 return Err(GenerateError::Engine(error));
             }
@@ -302,9 +304,12 @@ impl<'a> Generator<'a> {
         Ok(unsafe { self.activations.slice(places.logits, c.vocab_size) })
     }
 
-    /// Runs a chunk of tokens behind the cached ones; of the last one the logits are wanted.
-    fn feed(&mut self, tokens: &[u32], is_last: bool) -> Result<(), EngineError> {
-        let (rows, first) = (tokens.len(), self.cached);
+    /// Runs the tokens of a context that are behind the cached ones, a chunk at most; of the last one the logits are
+    /// wanted.
+    fn feed(&mut self, context: &[u32], is_last: bool) -> Result<(), EngineError> {
+        let first = self.cached;
+        let tokens = &context[first..];
+        let rows = tokens.len();
         let feed = Feed {
             plan: &self.plan,
             kernels: self.kernels,
@@ -324,6 +329,17 @@ impl<'a> Generator<'a> {
         // SAFETY: no tile is under way: `self` is borrowed.
         let x = unsafe { feed.stream() };
         self.kernels.embedding(tokens, token_table, positions, 0, rows, first, x);
+        if self.plan.config.arch.previous() > 0 {
+            let (weights, d) = (vector(Param::Previous).unwrap_or(&[]), self.plan.config.d_model);
+            // A context is one sequence.
+            let previous =
+                Previous { weights, d, tokens: context, period: usize::MAX, starts: None };
+            // SAFETY: as above, and the view before is not used any more.
+            let mut x = unsafe { feed.stream() };
+            for row in 0..rows {
+                previous.add(first + row, token_table, x.row_mut(row));
+            }
+        }
         match self.engine {
             Some((engine, idle)) => {
                 let sections = if is_last { LAST_CHUNK } else { CHUNK };

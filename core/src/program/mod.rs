@@ -378,6 +378,9 @@ impl Builder<'_, '_> {
         if c.arch.has_table() {
             ops.push((Kind::PositionTableGrad, 0, c.block_size.div_ceil(TABLE_ROWS)));
         }
+        if c.arch.previous() > 0 {
+            ops.push((Kind::PreviousGrad, 0, c.arch.previous() * column_tiles(c.d_model)));
+        }
         ops.push((Kind::NormGrad(Norm::First), 0, column_tiles(c.d_model)));
         ops.push((Kind::LossSum, 0, 1));
         self.list(needs, &ops);

@@ -127,6 +127,8 @@ pub(crate) enum Kind {
     AdapterGrad(Matrix),
     TokenTableGrad,
     PositionTableGrad,
+    /// Of the weights of tokens before: tiles of those of one after those of the other.
+    PreviousGrad,
     /// Sum of the losses, one tile.
     LossSum,
     /// Tiles of the whole gradient arena.
@@ -156,7 +158,7 @@ impl Op {
     pub(crate) const ZERO: Self = Self { kind: Kind::Pack(Matrix::Qkv), index: 0, tiles: 0 };
 
     /// Names of the kinds of operations, for reports: see [`Op::kind`].
-    pub const KINDS: [&str; 52] = [
+    pub const KINDS: [&str; 53] = [
         "pack qkv",
         "pack attn_out",
         "pack fc",
@@ -209,6 +211,7 @@ impl Op {
         "fc adapter dA, dB",
         "mlp_out adapter dA, dB",
         "muon",
+        "previous token gradient",
     ];
 
     /// Which of [`Op::KINDS`] it is.
@@ -249,6 +252,7 @@ impl Op {
             Kind::AdapterBack => 46,
             Kind::AdapterGrad(matrix) => 47 + matrix as usize,
             Kind::Muon => 51,
+            Kind::PreviousGrad => 52,
         }
     }
 
@@ -285,6 +289,7 @@ impl Op {
             | Kind::NormGrad(Norm::Final)
             | Kind::TokenTableGrad
             | Kind::PositionTableGrad
+            | Kind::PreviousGrad
             | Kind::LossSum
             | Kind::Squares
             | Kind::Clip
@@ -317,6 +322,7 @@ impl Op {
                 [BlockParam::QueryNormGain, BlockParam::KeyNormGain].map(of_block).map(Some)
             }
             Kind::TokenTableGrad => [Some(Param::TokenTable), None],
+            Kind::PreviousGrad => [Some(Param::Previous), None],
             Kind::PositionTableGrad => [Some(Param::PositionTable), None],
             _ => return None,
         };
@@ -361,6 +367,7 @@ mod tests {
             Kind::AdapterBack,
             Kind::TokenTableGrad,
             Kind::PositionTableGrad,
+            Kind::PreviousGrad,
             Kind::LossSum,
             Kind::Squares,
             Kind::Clip,

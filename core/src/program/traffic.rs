@@ -58,6 +58,11 @@ impl Plan {
                 let rows = piece(self.batch.tokens, TABLE_ROWS, tile);
                 (self.batch.sequences + 1) * rows * c.d_model
             }
+            // A row of the table and one of its gradient for each token.
+            Kind::PreviousGrad => {
+                let per_token = c.d_model.div_ceil(COLUMN_BLOCK);
+                2 * tokens * piece(c.d_model, COLUMN_BLOCK, tile % per_token)
+            }
             Kind::Squares => piece(arena, squares_block(arena), tile),
             Kind::Update => {
                 let len = self.trained(index).map_or(0, |tensor| tensor.len);

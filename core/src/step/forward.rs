@@ -6,6 +6,7 @@ use crate::architecture::Activation;
 use crate::built::{ADAPTERS, DOCUMENTS, LLAMA};
 use crate::params::Param;
 use crate::plan::Columns;
+use crate::previous::Previous;
 use crate::program::{Matrix, Norm};
 use cllm_kernels::{Angles, Attention, Dropout, Epilogue, Finish};
 use core::ops::Range;
@@ -25,8 +26,8 @@ pub(super) struct Head<'a> {
 }
 
 impl Step<'_> {
-    /// `x = dropout(token + position)` for one row block, without the position if it is told by
-    /// angles.
+    /// `x = dropout(token + position + previous)` for one row block, without the position if it is told by
+    /// angles, and with what comes from tokens before if they are added.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
@@ -56,6 +57,16 @@ impl Step<'_> {
                 }
                 row = end;
             }
+            if let Some(previous) = self.previous() {
+                let x = self.act.slice_mut(at, rows * d);
+                for (row, x) in x.chunks_exact_mut(d).enumerate() {
+                    if let Some(table) = self.vector(Param::TokenTable) {
+                        previous.add(first + row, table, x);
+                    } else if let Some(table) = self.token_table.filter(|_| ADAPTERS) {
+                        previous.add_of_bytes(first + row, table, x);
+                    }
+                }
+            }
             if let Some((mask, row)) = self.embed_dropout(first) {
                 let x = self.act.mat_mut(at, (rows, d), d);
                 self.kernels.dropout_in_place(x, &mask, row);
@@ -77,6 +88,20 @@ impl Step<'_> {
                 self.kernels.accumulate(out, &places[place * d..][..d]);
             }
         }
+    }
+
+    /// What the rows have of tokens before, if anything.
+    ///
+    /// # Safety
+    /// The update is not running.
+    pub(super) unsafe fn previous(&self) -> Option<Previous<'_>> {
+        if self.plan.config.arch.previous() == 0 {
+            return None;
+        }
+        // SAFETY: passed on from the caller.
+        let weights = unsafe { self.vector(Param::Previous) }?;
+        let (d, period) = (self.plan.config.d_model, self.plan.batch.tokens);
+        Some(Previous { weights, d, tokens: self.tokens, period, starts: self.starts() })
     }
 
     /// The place of a row in its document, and where in `row..end` the next document begins.

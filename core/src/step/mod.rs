@@ -253,6 +253,8 @@ impl Step<'_> {
                 Kind::AdapterGrad(matrix) => self.adapter_grad(matrix, index, tile, desk.scratch),
                 Kind::TokenTableGrad => self.token_table_grad(tile),
                 Kind::PositionTableGrad => self.position_table_grad(tile),
+                Kind::PreviousGrad if LLAMA => self.previous_grad(tile),
+                Kind::PreviousGrad => {}
                 Kind::LossSum => self.loss_sum(),
                 Kind::Squares => self.squares(tile),
                 Kind::Clip => self.clip(),

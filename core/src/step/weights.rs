@@ -131,6 +131,34 @@ impl Step<'_> {
             }
             let dx = self.act.mat(self.plan.layout.grads_into(0).dx, (self.plan.tokens(), d), d);
             self.kernels.embedding_backward(self.tokens, dx, out, first);
+            if let Some(previous) = self.previous() {
+                previous.table_grad(dx, first..first + ids, out);
+            }
+        }
+    }
+
+    /// Gradient of the weights of tokens before: of those of one of them some columns, by all tokens.
+    ///
+    /// # Safety
+    /// As for [`Step::run_tile`].
+    pub(super) unsafe fn previous_grad(&self, tile: usize) {
+        let Some(spec) = self.spec(Param::Previous) else { return };
+        let d = self.plan.config.d_model;
+        let per_token = d.div_ceil(COLUMN_BLOCK);
+        let (back, first) = (tile / per_token, tile % per_token * COLUMN_BLOCK);
+        let cols = COLUMN_BLOCK.min(d - first);
+        // SAFETY: the tile owns its columns of the gradient; dx is done, and tables are not being updated.
+        unsafe {
+            let (Some(previous), Some(table)) = (self.previous(), self.vector(Param::TokenTable))
+            else {
+                return;
+            };
+            let out = self.grads.slice_mut(spec.offset + back * d + first, cols);
+            if !self.accumulate {
+                out.fill(0.0);
+            }
+            let dx = self.act.mat(self.plan.layout.grads_into(0).dx, (self.plan.tokens(), d), d);
+            previous.weight_grad(back, first, (table, dx), out);
         }
     }
 

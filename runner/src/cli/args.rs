@@ -98,7 +98,7 @@ pub fn command() -> clap::Command {
     }
     command = command
         .mut_subcommand("finetune", |of| show_defaults(finetune::own_help(of), Preset::Finetune));
-    let preset = "Settings to start from: tiny, reference (the default), gpt2 or smollm2";
+    let preset = "Settings to start from: tiny, fast, reference (the default), gpt2 or smollm2";
     let command =
         command.mut_subcommand("tune", |tune| tune.mut_arg("preset", |arg| arg.help(preset)));
     with_negative_numbers(command)

@@ -162,7 +162,7 @@ mod tests {
             ("data = [1]", "run.toml:1: data = [1]: expected a text or a list of texts"),
             (
                 "preset = 'big'",
-                "run.toml:1: preset = 'big': expected tiny, reference, gpt2 or smollm2",
+                "run.toml:1: preset = 'big': expected tiny, fast, reference, gpt2 or smollm2",
             ),
             ("lr = 1\nlearning_rate = 2", "run.toml:2: learning_rate is set twice"),
             ("[model]\nn_layer = 4", "run.toml:1: unknown section [model]"),

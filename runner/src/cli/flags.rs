@@ -24,7 +24,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Settings to start from: tiny (the default), reference, gpt2 or smollm2.
+    /// Settings to start from: tiny (the default), fast, reference, gpt2 or smollm2.
     #[arg(long, value_name = "NAME", value_parser = parse::<Preset>)]
     pub preset: Option<Preset>,
 
@@ -215,6 +215,10 @@ train_flags! {
         /// Keeps logits between C and -C: C tanh(logit / C) (Gemma 2, nanochat); 0 leaves them as they are.
         #[arg(value_name = "C", alias = "final-logit-softcapping")]
         logit_softcap: f32,
+        /// Tokens before each one, 16 at most, whose rows of the token table are added to its own, each by weights
+        /// for each column that are learnt, from zero on.
+        #[arg(value_name = "N")]
+        previous_tokens: usize,
     }
     "Adapters (LoRA)" [] {
         /// Train adapters of this rank in the place of the weights of --base.

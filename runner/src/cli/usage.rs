@@ -195,7 +195,7 @@ mod tests {
             (&["generate"], "--checkpoint <PATH> is missing"),
             (
                 &["train", "--preset", "big"],
-                "--preset big: expected tiny, reference, gpt2 or smollm2",
+                "--preset big: expected tiny, fast, reference, gpt2 or smollm2",
             ),
             (
                 &["train", "--isa", "sse9"],

@@ -4,7 +4,7 @@ use crate::data::prefetch::MAX_DEPTH;
 use crate::error::{Error, Result};
 use crate::parts::PositionsChoice;
 use crate::settings::{TokenizerChoice, TrainSettings};
-use cllm_core::{Isa, MAX_DIMENSION, OptimizerKind};
+use cllm_core::{Architecture, Isa, MAX_DIMENSION, OptimizerKind};
 use core::fmt::Display;
 
 /// A setting that makes no sense.
@@ -126,6 +126,8 @@ impl TrainSettings {
             let problem = "it must be at least 0.001 and at most 1000000, or 0 for none";
             return Err(Invalid::new("logit_softcap", cap, problem));
         }
+        let most = Architecture::MOST_PREVIOUS as u64;
+        whole("previous_tokens", self.previous_tokens as u64, 0, most)?;
         self.check_heads()?;
         share("lora_dropout", f64::from(self.lora_dropout), self.lora_dropout)?;
         share("dropout", f64::from(self.dropout), self.dropout)
@@ -322,6 +324,7 @@ mod tests {
             (refused(|s| s.head_size = Some(0)), "--head-size 0: it must be at least 1"),
             (refused(|s| s.head_size = Some(1 << 28)), "--head-size 268435456: the largest"),
             (refused(|s| s.window = Some(0)), "--window 0: it must be at least 1"),
+            (refused(|s| s.previous_tokens = 17), "--previous-tokens 17: the largest"),
             (refused(|s| s.logit_softcap = -1.0), "--logit-softcap -1: it must be at least 0.001"),
             (
                 refused(|s| s.logit_softcap = f32::NAN),

@@ -47,6 +47,13 @@ impl Family {
                  to leave this program wants none"
             ));
         }
+        if arch.previous_tokens > 0 {
+            return Err(format!(
+                "other programs have no model with --previous-tokens {}, whose rows are sums of several tokens' \
+                 embeddings: a model that is to leave this program wants none",
+                arch.previous_tokens
+            ));
+        }
         let squared = arch.activation == Activation::Relu2;
         if *arch == Architecture::GPT2
             || squared
@@ -182,6 +189,8 @@ mod tests {
         let refused = family(squared(Architecture::LLAMA), false).unwrap_err();
         assert!(refused.contains("--activation swiglu"), "{refused}");
         for arch in [Architecture::GPT2, Architecture::LLAMA] {
+            let refused = family(Architecture { previous_tokens: 3, ..arch }, false);
+            assert!(refused.unwrap_err().contains("--previous-tokens 3"));
             let refused = family(Architecture { logit_softcap: Some(15.0), ..arch }, false);
             assert!(refused.unwrap_err().contains("--logit-softcap 15"));
         }

@@ -56,6 +56,8 @@ pub(super) fn layouts(family: Family, config: &ModelConfig, spec: &ParamSpec) ->
         let (name, transposed, small_type) = match spec.param {
             Param::TokenTable => (TABLE.to_owned(), false, true),
             Param::PositionTable => ("position_embd.weight".to_owned(), false, false),
+            // Models with it are refused.
+            Param::Previous => (spec.name().to_string(), false, false),
             Param::FinalGain => ("output_norm.weight".to_owned(), false, false),
             Param::FinalBias => ("output_norm.bias".to_owned(), false, false),
             Param::Head => (HEAD.to_owned(), false, true),

@@ -81,7 +81,9 @@ fn llama(spec: &ParamSpec, part: Part, gated: bool) -> String {
         Param::Head => return HEAD.to_owned(),
         Param::Block(block, param) => (block, param),
         // The family has none.
-        Param::PositionTable | Param::FinalBias => return spec.name().to_string(),
+        Param::PositionTable | Param::Previous | Param::FinalBias => {
+            return spec.name().to_string();
+        }
     };
     let name = match (param, part) {
         (Norm1Gain, _) => "input_layernorm",

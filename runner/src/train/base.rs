@@ -20,7 +20,7 @@ use crate::tokenizer::{self, usage::Usage};
 use crate::trained::Trained;
 
 /// The settings that a base decides.
-pub(crate) const DECIDED: [&str; 17] = [
+pub(crate) const DECIDED: [&str; 18] = [
     "n_layer",
     "n_head",
     "n_kv_head",
@@ -38,6 +38,7 @@ pub(crate) const DECIDED: [&str; 17] = [
     "zero_init",
     "window",
     "logit_softcap",
+    "previous_tokens",
 ];
 /// Longest sequences of a model that was made elsewhere, unless they are told: it may be for many more
 /// tokens than a text has, or than fit into the memory of a batch.
@@ -81,12 +82,14 @@ pub(crate) fn settle(
         qk_norm,
         window,
         logit_softcap,
+        previous_tokens,
         ..
     } = Parts::from(&c.arch);
     (settings.norm, settings.positions, settings.activation) = (norm, positions, activation);
     (settings.rope_theta, settings.n_kv_head) = (rope_theta, n_kv_head);
     (settings.head_size, settings.qkv_bias, settings.qk_norm) = (head_size, qkv_bias, qk_norm);
     (settings.window, settings.logit_softcap) = (window, logit_softcap.unwrap_or(0.0));
+    settings.previous_tokens = previous_tokens;
     if !is_set("block_size") {
         settings.block_size = c.block_size.min(BLOCK);
     }

@@ -11,7 +11,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 34] = [
+const FIXED: [&str; 35] = [
     "base",
     "val_fraction",
     "text_field",
@@ -37,6 +37,7 @@ const FIXED: [&str; 34] = [
     "zero_init",
     "window",
     "logit_softcap",
+    "previous_tokens",
     "lora_rank",
     "lora_alpha",
     "lora_dropout",

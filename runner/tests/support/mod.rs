@@ -60,6 +60,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         zero_init: false,
         window: None,
         logit_softcap: 0.0,
+        previous_tokens: 0,
         lora_rank: None,
         lora_alpha: None,
         lora_dropout: 0.0,
