@@ -6,7 +6,7 @@
 //!                                                                 \--------- hidden ----------/   the rest
 //! ```
 //! What is final grows from the end of the arena on ([`Ripening`]), so buckets go from the last to the first, on all
-//! ranks alike: a bucket is as many blocks as [`Reducer`] adds up at a time. The training thread, which has nothing to do
+//! ranks alike: a bucket is as many blocks as `Reducer` adds up at a time. The training thread, which has nothing to do
 //! while workers work, adds to it what waits of the rank's other parts, and has it summed over all ranks. It sleeps while it
 //! waits for others, for its core is a worker's. What is left when the workers are through it does awake.
 //!
