@@ -21,7 +21,7 @@ built=$target/release
 out=$target/c
 mkdir -p "$out"
 
-if nm "$built/libcrystalline.a" 2> /dev/null | grep -qE '__rust_alloc|__rust_realloc'; then
+if nm "$built/libcrystalline.a" 2> /dev/null | grep -E '__rust_alloc|__rust_realloc' > /dev/null; then
     echo "libcrystalline.a refers to an allocator" >&2
     exit 1
 fi
