@@ -25,7 +25,7 @@
 # Usage: tests/sanitizers.sh address|thread [PART...]   (a long run: all that it looks at is built anew for each)
 #
 # Parts: capi, the library for C with its examples on threads of C's, the shortest of them; kernels, core, root and
-# runner, the tests of these packages. All of those that the sanitizer has, if none is named: for threads all but kernels,
+# runner, the tests of these packages (of the kernels without the census, which looks at machine code). All of those that the sanitizer has, if none is named: for threads all but kernels,
 # which share nothing. STRESS_STEPS (300) and STEAL_SEEDS (6) are how long the stress test of the engine is.
 #
 # Needs apt-get, which gets 300 MB into target/sanitizers without installing them: exit code 77 where there is none.
@@ -143,6 +143,15 @@ package=$work/package
 root_tests=(adapters allocations documents engine engine_stress generate golden memory optimizers slices)
 small_package "$package" "${root_tests[@]}"
 
+# The tests of the kernels, as options of cargo's.
+kernel_tests() {
+    local test name
+    for test in kernels/tests/*.rs kernels/tests/*/main.rs; do
+        name=$(basename "${test%/main.rs}" .rs)
+        [ "$name" = census ] || printf -- '--test %s ' "$name"
+    done
+}
+
 # link_c SOURCE PROGRAM: a program of C's with the library, which is itself under the sanitizer: in memory that C gets by
 # `malloc`, each handle has guards around its own, and threads are those of C.
 link_c() {
@@ -190,7 +199,11 @@ capi() {
 for part in $parts; do
     case $sanitizer-$part in
         *-capi) (capi) ;;
-        address-kernels) check --package cllm-kernels ;;
+        address-kernels)
+            # All but the census, which looks at machine code: that of such a build is another.
+            # shellcheck disable=SC2046 # several words
+            check --package cllm-kernels --lib $(kernel_tests)
+            ;;
         address-core) check --package cllm-core --lib ;;
         # Of its tests, those with threads.
         thread-core) check --package cllm-core --lib -- ring:: engine::tests generate:: ;;
