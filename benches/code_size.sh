@@ -2,7 +2,8 @@
 # Weighs the code of the smallest images that train (tests/freestanding, profile `small`): with scalar kernels
 # and with those of AVX2. Runs both, which must reach the hosted run's loss to the bit
 # (tests/freestanding/losses.txt), prints what each crate has of the code, and fails above the goals, if an image is
-# more than 1 % above the committed size (benches/code_size.txt), or if there is something of `core::fmt` in it.
+# more than 1 % above the committed size (benches/code_size.txt), or if there is something of `core::fmt` or the words of a
+# panic in it.
 #
 # Features of cllm-core are weighed in the scalar image, one by one.
 #
@@ -10,7 +11,7 @@
 #        benches/code_size.sh --each    also features in the image for AVX2 (100 s of CPU)
 #        benches/code_size.sh --bless   all of these, and commits the sizes anew
 #
-# Code is what is in .text. Needs binutils (`size`, `nm`), x86-64 Linux, and for the second image a CPU with AVX2.
+# Code is what is in .text. Needs binutils (`size`, `nm`, `objcopy`), x86-64 Linux, and for the second image a CPU with AVX2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/common/committed.sh
@@ -23,7 +24,7 @@ case ${1:-} in
     '' | --each | --bless) ;;
     *) echo "benches/code_size.sh: $1: use --each, --bless or nothing" >&2; exit 2 ;;
 esac
-for tool in size nm; do
+for tool in size nm objcopy; do
     if ! command -v "$tool" > /dev/null; then
         echo "benches/code_size.sh: no $tool: install binutils" >&2
         exit 1
@@ -66,15 +67,42 @@ check() {
     fi
 }
 
+# ISA: nothing formats texts in the image, and no panic has words: messages, and the names of sources that they are said
+# with. Functions of `core::panicking` are there, whose words nobody reads: they end the program, in a few bytes each.
+wordless() {
+    local symbols panics
+    symbols=$(nm "$image")
+    if [ "$(wc -l <<< "$symbols")" -lt 100 ] || ! grep -q 9cllm_core <<< "$symbols"; then
+        echo "benches/code_size.sh: the image for $1 has no names of its functions: nothing can be looked for" >&2
+        fault=1
+    fi
+    if grep 4core3fmt <<< "$symbols" >&2; then
+        echo "benches/code_size.sh: the image for $1 formats texts: see above what is in it" >&2
+        fault=1
+    fi
+    panics=$(nm -S -t d "$image" | awk '/4core9panicking/ { sum += $2 } END { print sum + 0 }')
+    if [ "$panics" -gt 128 ]; then
+        echo "benches/code_size.sh: panics have $panics bytes of code in the image for $1" >&2
+        fault=1
+    fi
+    objcopy -O binary -j .rodata -j .data -j .data.rel.ro "$image" "$work/constants"
+    if ! grep -aq 'quick brown fox' "$work/constants"; then
+        echo "benches/code_size.sh: the constants of the image for $1 are not found: its text is not among them" >&2
+        fault=1
+    fi
+    if grep -aoE '[a-z_/]+\.rs|index out of bounds|called .[A-Z]|attempt to |assertion|range (start|end)|unreachable' \
+        "$work/constants" >&2; then
+        echo "benches/code_size.sh: panics have words in the image for $1: see above" >&2
+        fault=1
+    fi
+}
+
 # ISA GOAL
 weigh() {
     local code
     build "$1"
     check "$1"
-    if nm "$image" | grep 4core3fmt >&2; then
-        echo "benches/code_size.sh: the image for $1 formats texts: see above what is in it" >&2
-        fault=1
-    fi
+    wordless "$1"
     code=$(section .text)
     awk -v isa="$1" -v code="$code" -v data="$(section .rodata)" -v goal="$2" 'BEGIN {
         missed = code > goal * 1024
