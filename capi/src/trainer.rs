@@ -430,7 +430,8 @@ pub unsafe extern "C" fn cllm_trainer_update(
     }
 }
 
-/// The loss of a batch of the planned shape; weights and gradients stay as they are.
+/// The loss of a batch of the planned shape; weights and gradients stay as they are. It is told as it is: of weights that
+/// have become too large to compute with it is infinite or no number, and the status is `CLLM_STATUS_OK`.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say.

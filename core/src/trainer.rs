@@ -505,7 +505,8 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Loss of a batch of the planned shape, without dropout; gradients are untouched.
+    /// Loss of a batch of the planned shape, without dropout; gradients are untouched. It may be infinite or NaN,
+    /// which is not an error here: it says what the weights are worth, and nothing is made of it.
     ///
     /// # Errors
     /// The batch does not fit.

@@ -84,7 +84,7 @@ impl<'a> Evaluator<'a> {
         floats_mut(self.machine.parameters)
     }
 
-    /// Loss of a batch of the planned shape.
+    /// Loss of a batch of the planned shape, finite or not.
     ///
     /// # Errors
     /// The batch does not fit.

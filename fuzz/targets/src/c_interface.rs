@@ -308,7 +308,9 @@ fn step(
                     }
                 }
             });
-            assert!(status != CllmStatus::Ok || loss.sum.is_finite(), "{}", loss.sum);
+            // Weights may have become too large to compute with: only an evaluation says what they are worth then.
+            let told = status != CllmStatus::Ok || kind == 3 || loss.sum.is_finite();
+            assert!(told, "{} of a batch that counts", loss.sum);
         }
         4 => {
             let optimizer = CllmOptimizer {
