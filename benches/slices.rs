@@ -294,7 +294,8 @@ fn main() -> ExitCode {
     );
     let of_bounds = SHARES.map(|share| quantile(&beside, share));
     let longest = seen.iter().map(|(_, (_, tile))| tile.cpu).fold(0.0, f64::max);
-    if of_bounds[0].max(most) > OVERHEAD[0] || of_bounds[1] > OVERHEAD[1] || of_bounds[2] > longest {
+    if of_bounds[0].max(most) > OVERHEAD[0] || of_bounds[1] > OVERHEAD[1] || of_bounds[2] > longest
+    {
         eprintln!(
             "slices: calls of run_for(1) take more than a tile: medians may be {} microseconds longer, 99.9 % {}, \
              the longest {longest:.0}",

@@ -506,7 +506,8 @@ enum CllmStatus cllm_trainer_update(struct CllmTrainer *trainer,
                                     struct CllmUpdate *update,
                                     struct CllmError *error);
 
-// The loss of a batch of the planned shape; weights and gradients stay as they are.
+// The loss of a batch of the planned shape; weights and gradients stay as they are. It is told as it is: of weights that
+// have become too large to compute with it is infinite or no number, and the status is `CLLM_STATUS_OK`.
 //
 // # Safety
 // Pointers are null or point at what their types say.

@@ -23,7 +23,10 @@ fn flags_win_over_the_file_over_the_preset_over_the_default() {
         assert_eq!(plan["batch_size"], settings.batch_size);
         assert_eq!(plan["max_steps"], settings.max_steps);
     };
-    let default = plan(&[]);
+    let nothing = plan(&[]);
+    assert_eq!(nothing["preset"], "fast");
+    shows(&nothing, &Preset::Fast.settings());
+    let default = plan(&["--window", "64"]);
     assert_eq!(default["preset"], "tiny");
     shows(&default, &Preset::Tiny.settings());
     let preset = plan(&["--preset", "reference"]);

@@ -24,7 +24,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Settings to start from: tiny (the default), fast, reference, gpt2 or smollm2.
+    /// Settings to start from: tiny (the default; fast where nothing is said of model, data or recipe), fast, reference,
+    /// gpt2 or smollm2.
     #[arg(long, value_name = "NAME", value_parser = parse::<Preset>)]
     pub preset: Option<Preset>,
 

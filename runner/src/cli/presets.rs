@@ -13,10 +13,10 @@ use cllm_core::{Dtype, OptimizerKind};
 /// A named set of settings that everything else overrides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
-    /// The default: a model of bytes that learns the embedded text in minutes.
+    /// The default: a model of bytes that learns the embedded text in half a minute.
     #[default]
     Tiny,
-    /// The same sizes by the recipe that learns most from a second.
+    /// The same sizes by the recipe that learns most from a second; the default of a run of which nothing is said.
     Fast,
     /// The reference workload: what speeds are measured on.
     Reference,

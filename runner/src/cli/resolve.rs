@@ -86,7 +86,18 @@ impl TrainArgs {
     /// # Errors
     /// A file that cannot be read, or a setting that makes no sense.
     pub fn resolve(self) -> Result<Resolved> {
-        self.resolve_from(Preset::default())
+        let fallback = if self.is_demo() { Preset::Fast } else { Preset::default() };
+        self.resolve_from(fallback)
+    }
+
+    /// Whether nothing is said of model, data or recipe, only of how long, where and how visibly to train: then the
+    /// embedded text is shown off with, by the recipe that learns it soonest. Who says more builds on plainer parts,
+    /// which go together with other settings, and which other programs know.
+    fn is_demo(&self) -> bool {
+        let mut settings = Preset::default().settings();
+        let mut is_plain = self.config.is_none();
+        self.flags.clone().apply(&mut settings, |key| is_plain &= train::is_of_session(key));
+        is_plain
     }
 
     /// As [`TrainArgs::resolve`], from another preset where nobody names one.
@@ -304,6 +315,34 @@ mod tests {
         assert_eq!((settings.n_head, settings.batch_size, settings.n_embd), (16, 5, 768));
         let default = TrainArgs::default().resolve_with(None).unwrap();
         assert_eq!(default.settings, Preset::Tiny.settings());
+    }
+
+    #[test]
+    fn a_run_of_which_nothing_is_said_is_fast() {
+        let preset = |flags: TrainFlags| {
+            TrainArgs { flags, ..TrainArgs::default() }.resolve().unwrap().preset.unwrap()
+        };
+        let none = TrainFlags::default();
+        assert_eq!(preset(none.clone()), Preset::Fast);
+        let session = TrainFlags { max_steps: Some(5), seed: Some(1), ..none.clone() };
+        let session = TrainFlags { out_dir: Some("there".into()), quiet: Some(true), ..session };
+        assert_eq!(preset(TrainFlags { isa: Some(Isa::best()), ..session }), Preset::Fast);
+        assert_eq!(preset(TrainFlags { n_layer: Some(1), ..none.clone() }), Preset::Tiny);
+        assert_eq!(
+            preset(TrainFlags { data: Some(vec!["-".into()]), ..none.clone() }),
+            Preset::Tiny
+        );
+        let kind = Some(OptimizerKind::AdamW);
+        assert_eq!(preset(TrainFlags { optimizer: kind, ..none.clone() }), Preset::Tiny);
+        let named = TrainArgs { preset: Some(Preset::Tiny), ..TrainArgs::default() };
+        assert_eq!(named.resolve().unwrap().preset, Some(Preset::Tiny));
+        assert_eq!(with_file("", TrainArgs::default(), None).unwrap().preset, Some(Preset::Tiny));
+        // A file that says nothing is one of somebody's recipe all the same.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        std::fs::write(&path, "").unwrap();
+        let empty = TrainArgs { config: Some(path), ..TrainArgs::default() };
+        assert_eq!(empty.resolve().unwrap().preset, Some(Preset::Tiny));
     }
 
     #[test]

@@ -51,6 +51,7 @@ use folder::{Begun, RunFolder};
 use inputs::Inputs;
 use metrics::{Metrics, Place};
 use report::Reporter;
+pub(crate) use resume::is_of_session;
 use session::{Rates, Session};
 use stop::Stop;
 use team::Team;

@@ -79,6 +79,12 @@ const FREE: [&str; 23] = [
     "sample_interval",
 ];
 
+/// Whether a setting is of one session, or of how long the run is: it leaves model, data and recipe as they are. Other
+/// bits come of `seed` and `isa`, but no other training.
+pub(crate) fn is_of_session(field: &str) -> bool {
+    FREE.contains(&field) && field != "epochs" || ["seed", "isa"].contains(&field)
+}
+
 /// Settings whose paths mean the same from any working folder, with implied values
 /// filled in.
 pub(super) fn normalised(settings: &TrainSettings) -> TrainSettings {
