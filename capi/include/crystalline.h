@@ -32,13 +32,17 @@
 // Memory. Nothing is allocated. A handle lies at the beginning of the memory that it was created in. That
 // memory is neither moved, copied elsewhere nor written to until the handle is destroyed: the handle points into
 // itself. What other pointers point at is read or written during the call, and not kept; but for what a
-// `CllmIdle`'s `context` points at, which lives as long as a thread may wait by it.
+// `CllmIdle`'s `context` points at, which lives as long as a thread may wait by it. None of it lies in a handle's memory,
+// and what is written overlaps with nothing else. A call needs up to 64 KiB of stack, on every thread.
 //
 // Threads. One thread at a time calls the functions of a handle, whichever it is; a second one is sent away
-// with `CLLM_STATUS_BUSY`, as is a function of a `CllmIdle` that calls into the handle it waits for.
+// with `CLLM_STATUS_BUSY`, as is a function of the trainer's own `CllmIdle` that calls into the handle it waits for.
 // `cllm_worker_run` is the exception: any thread calls it at any time between create and destroy. Destroying is
 // refused while a thread is in it; one that is about to call cannot be seen, so join threads first. Different
 // handles know nothing of one another. The bits of results do not depend on who works.
+//
+// Floating point. Threads that call have it as a program starts with it: rounding to nearest, and numbers below the
+// normal ones as they are. (Linking with `-ffast-math` changes that for a whole program, and so the results.)
 //
 // Errors. Functions return a `CllmStatus`, and put the words for people into the `CllmError` that they get,
 // unless that is null. A call that is refused has changed nothing (but for memory that a handle was to be created
@@ -73,7 +77,7 @@ typedef enum CllmStatus {
   CLLM_STATUS_MISALIGNED = -2,
   // There are fewer bytes or elements than are wanted.
   CLLM_STATUS_TOO_SHORT = -3,
-  // It is no handle: it was destroyed, or never created.
+  // It is no handle: it was destroyed, or never created. Seen as long as nothing else was put there.
   CLLM_STATUS_NOT_A_HANDLE = -4,
   // Another thread is in a call with this handle, or workers are still with it.
   CLLM_STATUS_BUSY = -5,
@@ -157,7 +161,8 @@ typedef struct CllmError {
   uint8_t text[CLLM_ERROR_BYTES];
 } CllmError;
 
-// A model: the parts of GPT-2, or of the Llama family. Start from `cllm_model_gpt2` or `cllm_model_llama`.
+// A model: the parts of GPT-2, or of the Llama family. Start from `cllm_model_gpt2` or `cllm_model_llama`. Booleans are
+// 0 or 1: a byte that is neither is refused.
 typedef struct CllmModel {
   // Token ids are below it.
   uint32_t vocab_size;
@@ -251,9 +256,15 @@ typedef struct CllmPlan {
   enum CllmUpdater updater;
 } CllmPlan;
 
-// How threads wait for work, and for one another. All functions may be called by any thread of the caller's, at
-// the same time; none may call into the handle that they wait for. A function that is null does nothing, and
-// `pause` and `stays` then say true.
+// How threads wait for work, and for one another; null in the place of one: awake, which is for cores of one's own (where
+// threads share them, `pause` should yield). All functions may be called by any thread of the caller's, at the same time.
+// They return: none throws, `longjmp`s or ends its thread. None may call into the handle that they wait for: of a call
+// under way that is refused, of a worker it is not seen, and may wait for itself for ever. A function that is null
+// does nothing, and `pause` and `stays` then say true. What they return is 0 or 1.
+//
+// Threads that park are woken by the others' `wake`. So either all `CllmIdle`s of a trainer have one, that with which it
+// is created and each of its workers', and each wakes what any of them has parked; or none has, and none parks. Anything
+// else is refused.
 typedef struct CllmIdle {
   // Handed to each of them.
   void *context;
@@ -261,11 +272,13 @@ typedef struct CllmIdle {
   // False asks to be parked.
   bool (*pause)(void *context, uint32_t round);
   // Sleeps while `*word == seen`, until woken: looking and falling asleep are one step with regard to `wake`
-  // of the same word. May return for no reason. The word is read as an atomic one.
+  // of the same word. May return for no reason. The word is read as an atomic one, in C11 by
+  // `atomic_load((const _Atomic uint32_t *)word)`. Wants `wake`.
   void (*park)(void *context, const uint32_t *word, uint32_t seen);
   // Wakes all that are parked on the word.
   void (*wake)(void *context, const uint32_t *word);
-  // Asked between runs, when there is nothing to do: false has `cllm_worker_run` return.
+  // Asked of a worker whenever it finds nothing to do, within a step too: false has `cllm_worker_run` return. Nobody
+  // asks it of who calls for a step.
   bool (*stays)(void *context);
   // Whether a thread that asks for a step works on it too, on a seat of its own: a plan for it has one worker
   // more than threads that serve. False: it only waits while there are workers.
@@ -340,7 +353,8 @@ enum CllmStatus cllm_trainer_save(struct CllmTrainer *trainer,
                                   size_t *written,
                                   struct CllmError *error);
 
-// A checkpoint's model, for whoever plans memory for it.
+// A checkpoint's model, for whoever plans memory for it. Models with parts that a `CllmModel` has no words for are refused
+// (squared ReLU, embeddings of previous tokens, scaled rotary positions), though a generator may run them.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.
@@ -372,8 +386,8 @@ const char *cllm_status_text(int32_t status);
 // Plain sampling from the model's distribution.
 struct CllmSampler cllm_sampler_default(void);
 
-// Bytes of memory that a generator of a checkpoint's model works in, for texts of up to `longest` tokens, aligned
-// to `CLLM_ALIGNMENT`. `isa` and `dtype` are numbers of `CllmIsa` and `CllmDtype`.
+// Bytes of memory that a generator of a checkpoint's model works in, for texts of up to `longest` tokens (also more than
+// the model's `block_size`: it then sees the last of them), aligned to `CLLM_ALIGNMENT`. `isa` and `dtype` are numbers of `CllmIsa` and `CllmDtype`.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as its length says.
@@ -385,8 +399,8 @@ enum CllmStatus cllm_generator_bytes(const uint8_t *checkpoint,
                                      size_t *bytes,
                                      struct CllmError *error);
 
-// Makes a generator of a checkpoint's model in `memory`; the checkpoint is read, and not wanted any more then.
-// `sampler` may be null for the default.
+// Makes a generator of a checkpoint's model in `memory`; the checkpoint is read, and not wanted any more then. It does not
+// lie in that memory. `sampler` may be null for the default.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as its length says; `memory`
@@ -411,7 +425,8 @@ enum CllmStatus cllm_generator_add(struct CllmGenerator *generator,
                                    size_t len,
                                    struct CllmError *error);
 
-// Chooses the token that follows the text, and adds it.
+// Chooses the token that follows the text, and adds it. `CLLM_STATUS_NOT_FINITE`: the weights are too large to compute
+// with, and there is nothing to choose by; the text is as it was.
 //
 // # Safety
 // Pointers are null or point at what their types say.
@@ -456,7 +471,7 @@ enum CllmStatus cllm_trainer_bytes(const struct CllmModel *model,
 
 // Makes a trainer in `memory`, whose weights are zeros until they are initialised or loaded. `seed` decides the
 // initial weights and dropout, until a checkpoint brings its own. `idle` says how the calling thread waits for
-// workers; null: awake.
+// workers; null: awake. To measure losses alone (`CLLM_MODE_EVALUATE`) load a checkpoint then.
 //
 // # Safety
 // Pointers are null or point at what their types say; `memory` has as many bytes as `bytes` says, which are the
@@ -479,7 +494,8 @@ enum CllmStatus cllm_trainer_initialise(struct CllmTrainer *trainer,
                                         struct CllmError *error);
 
 // Computes the gradient of a batch of the planned shape and adds it to the step's. `counted_in_step` are the
-// targets that count in all batches of the step together; 0: those of this one. `loss` may be null.
+// targets that count in all batches of the step together, the same for each of them; 0: those of this one, which is then the
+// only one. Fewer than this one has are refused. `loss` may be null.
 //
 // A batch that is refused changes nothing, and the step's earlier ones still count. After
 // `CLLM_STATUS_NOT_FINITE` the step begins anew: none of its batches counts.
@@ -507,7 +523,8 @@ enum CllmStatus cllm_trainer_update(struct CllmTrainer *trainer,
                                     struct CllmError *error);
 
 // The loss of a batch of the planned shape; weights and gradients stay as they are. It is told as it is: of weights that
-// have become too large to compute with it is infinite or no number, and the status is `CLLM_STATUS_OK`.
+// have become too large to compute with it is infinite or no number, of a batch without a target that counts it is 0 of 0,
+// and the status is `CLLM_STATUS_OK`.
 //
 // # Safety
 // Pointers are null or point at what their types say.
@@ -517,7 +534,7 @@ enum CllmStatus cllm_trainer_evaluate(struct CllmTrainer *trainer,
                                       struct CllmError *error);
 
 // Serves a trainer's steps on the calling thread, until it is closed or `idle` says that it does not stay.
-// `idle` may be null: then the thread waits awake.
+// `idle` may be null: then the thread waits awake. A thread in it is not cancelled.
 //
 // # Safety
 // Pointers are null or point at what their types say; the handle is not destroyed meanwhile.

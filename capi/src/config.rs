@@ -1,12 +1,14 @@
 //! Models and plans, as C says them.
 
+use core::mem::offset_of;
+
 use cllm_core::{
     Activation, Architecture, BatchShape, Dtype, Isa, Kernels, Mode, ModelConfig, NormKind,
     OptimizerKind, Plan, Positions, Rotary, Scaling,
 };
 
 use crate::error::{CllmStatus, Failed, Result};
-use crate::memory::read;
+use crate::memory::{checked, read};
 
 /// Which instruction set computes.
 #[repr(C)]
@@ -50,7 +52,8 @@ pub enum CllmMode {
     Evaluate = 2,
 }
 
-/// A model: the parts of GPT-2, or of the Llama family. Start from `cllm_model_gpt2` or `cllm_model_llama`.
+/// A model: the parts of GPT-2, or of the Llama family. Start from `cllm_model_gpt2` or `cllm_model_llama`. Booleans are
+/// 0 or 1: a byte that is neither is refused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CllmModel {
@@ -260,6 +263,37 @@ struct RawPlan {
     updater: u32,
 }
 
+/// The booleans of a model, in their order.
+const FLAGS: [&str; 7] = ["bias", "qkv_bias", "qk_norm", "tied", "rms_norm", "rotary", "swiglu"];
+
+/// The model that C describes. Its booleans may be any bytes until they are looked at.
+///
+/// # Safety
+/// The pointer is null, misaligned, or points at as many bytes as a model has.
+unsafe fn model_of(model: *const CllmModel) -> Result<CllmModel> {
+    const FIRST: usize = offset_of!(CllmModel, bias);
+    const { assert!(offset_of!(CllmModel, swiglu) == FIRST + FLAGS.len() - 1) };
+    let there = checked(model, "model")?;
+    // SAFETY: the caller's promise: they lie in the model, one behind the other, and any bytes are numbers.
+    let flags: [u8; FLAGS.len()] = unsafe { there.byte_add(FIRST).cast().read() };
+    for (name, flag) in FLAGS.into_iter().zip(flags) {
+        boolean(name, flag)?;
+    }
+    // SAFETY: the caller's promise, and that of booleans is kept: they are 0 or 1.
+    Ok(unsafe { there.read() })
+}
+
+/// Whether a byte of C's is a boolean.
+pub(crate) fn boolean(name: &str, byte: u8) -> Result<()> {
+    if byte > 1 {
+        return Err(Failed::new(
+            CllmStatus::BadSetting,
+            format_args!("{name} is the byte {byte}: neither false (0) nor true (1)"),
+        ));
+    }
+    Ok(())
+}
+
 /// The plan that C describes, and its kernels.
 ///
 /// # Safety
@@ -274,8 +308,8 @@ pub(crate) unsafe fn planned(
         use OptimizerKind::{AdamW, AdamW8, Momentum, Muon, Sgd};
         assert!(matches!(OptimizerKind::ALL, [AdamW, AdamW8, Momentum, Sgd, Muon]));
     }
-    // SAFETY: the caller's promise; of booleans too, which C's own are.
-    let config = unsafe { read(model, "model") }?.config();
+    // SAFETY: the caller's promise.
+    let config = unsafe { model_of(model) }?.config();
     // SAFETY: the caller's promise: as many bytes, of which any are numbers.
     let raw = unsafe { read(plan.cast::<RawPlan>(), "plan") }?;
     let mode = match raw.mode {

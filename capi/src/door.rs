@@ -56,6 +56,7 @@ pub(crate) fn dead<H: Handle>() -> Failed {
     let name = H::NAME;
     Failed::new(
         CllmStatus::NotAHandle,
+        // As far as that can be seen: where another was created since, the old pointer is the new one's.
         format_args!("{name} is no handle: it was destroyed, or never created"),
     )
 }

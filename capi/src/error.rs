@@ -14,7 +14,7 @@ pub enum CllmStatus {
     Misaligned = -2,
     /// There are fewer bytes or elements than are wanted.
     TooShort = -3,
-    /// It is no handle: it was destroyed, or never created.
+    /// It is no handle: it was destroyed, or never created. Seen as long as nothing else was put there.
     NotAHandle = -4,
     /// Another thread is in a call with this handle, or workers are still with it.
     Busy = -5,

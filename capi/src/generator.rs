@@ -124,8 +124,8 @@ unsafe fn opened<'a>(
     Ok((checkpoint, plan, kernels, lines))
 }
 
-/// Bytes of memory that a generator of a checkpoint's model works in, for texts of up to `longest` tokens, aligned
-/// to `CLLM_ALIGNMENT`. `isa` and `dtype` are numbers of `CllmIsa` and `CllmDtype`.
+/// Bytes of memory that a generator of a checkpoint's model works in, for texts of up to `longest` tokens (also more than
+/// the model's `block_size`: it then sees the last of them), aligned to `CLLM_ALIGNMENT`. `isa` and `dtype` are numbers of `CllmIsa` and `CllmDtype`.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say, `checkpoint` at as many bytes as its length says.
@@ -150,8 +150,8 @@ pub unsafe extern "C" fn cllm_generator_bytes(
     }
 }
 
-/// Makes a generator of a checkpoint's model in `memory`; the checkpoint is read, and not wanted any more then.
-/// `sampler` may be null for the default.
+/// Makes a generator of a checkpoint's model in `memory`; the checkpoint is read, and not wanted any more then. It does not
+/// lie in that memory. `sampler` may be null for the default.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say, `checkpoint` at as many bytes as its length says; `memory`
@@ -173,10 +173,18 @@ pub unsafe extern "C" fn cllm_generator_create(
     unsafe {
         told(error, || {
             checked(generator, "generator")?;
+            let bytes_of = checkpoint..checkpoint.wrapping_add(checkpoint_bytes);
             let (checkpoint, plan, kernels, arena) =
                 opened(checkpoint, checkpoint_bytes, isa, dtype)?;
             let places = Places::of(&plan, arena, longest)?;
             let handle = checked(memory.cast::<CllmGenerator>(), "memory")?;
+            let (from, to) = (bytes_of.start.addr(), handle.as_ptr().addr());
+            if from < to.saturating_add(places.bytes) && to < bytes_of.end.addr() {
+                return Err(Failed::new(
+                    CllmStatus::BadSetting,
+                    "the checkpoint lies in the memory that is to be the generator's",
+                ));
+            }
             if bytes < places.bytes {
                 let need = places.bytes;
                 return Err(Failed::new(
@@ -244,24 +252,25 @@ pub unsafe extern "C" fn cllm_generator_add(
     unsafe {
         told(error, || {
             let mut call = Call::begin(generator)?;
-            let tokens = slice(tokens, len, "tokens")?;
             let inner = call.inner();
+            // Before tokens are looked at, of which there cannot be so many.
+            if len > inner.text.len() - inner.len {
+                return Err(Failed::new(
+                    CllmStatus::TooShort,
+                    format_args!(
+                        "the text has {} tokens and {len} more are too many: {} is the longest",
+                        inner.len,
+                        inner.text.len()
+                    ),
+                ));
+            }
+            let tokens = slice(tokens, len, "tokens")?;
             if let Some(id) = tokens.iter().find(|id| **id as usize >= inner.vocab_size) {
                 return Err(
                     GenerateError::UnknownToken { id: *id, vocab_size: inner.vocab_size }.into()
                 );
             }
-            let longest = inner.text.len();
-            let Some(room) = inner.text.get_mut(inner.len..inner.len.saturating_add(len)) else {
-                return Err(Failed::new(
-                    CllmStatus::TooShort,
-                    format_args!(
-                        "the text has {} tokens and {len} more are too many: {longest} is the longest",
-                        inner.len
-                    ),
-                ));
-            };
-            room.copy_from_slice(tokens);
+            inner.text[inner.len..][..len].copy_from_slice(tokens);
             inner.len += len;
             Ok(())
         })
@@ -278,7 +287,8 @@ impl From<GenerateError> for Failed {
     }
 }
 
-/// Chooses the token that follows the text, and adds it.
+/// Chooses the token that follows the text, and adds it. `CLLM_STATUS_NOT_FINITE`: the weights are too large to compute
+/// with, and there is nothing to choose by; the text is as it was.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say.
@@ -301,7 +311,14 @@ pub unsafe extern "C" fn cllm_generator_next(
                 ));
             }
             let so_far = &text[..*len];
-            let id = sampler.sample(generator.logits_after(so_far)?, so_far, candidates);
+            let logits = generator.logits_after(so_far)?;
+            if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+                return Err(Failed::new(
+                    CllmStatus::NotFinite,
+                    format_args!("the logit of token {id} is {}", logits[id]),
+                ));
+            }
+            let id = sampler.sample(logits, so_far, candidates);
             text[*len] = id;
             *len += 1;
             token.write(id);

@@ -25,13 +25,17 @@
 //! **Memory.** Nothing is allocated. A handle lies at the beginning of the memory that it was created in. That
 //! memory is neither moved, copied elsewhere nor written to until the handle is destroyed: the handle points into
 //! itself. What other pointers point at is read or written during the call, and not kept; but for what a
-//! `CllmIdle`'s `context` points at, which lives as long as a thread may wait by it.
+//! `CllmIdle`'s `context` points at, which lives as long as a thread may wait by it. None of it lies in a handle's memory,
+//! and what is written overlaps with nothing else. A call needs up to 64 KiB of stack, on every thread.
 //!
 //! **Threads.** One thread at a time calls the functions of a handle, whichever it is; a second one is sent away
-//! with `CLLM_STATUS_BUSY`, as is a function of a `CllmIdle` that calls into the handle it waits for.
+//! with `CLLM_STATUS_BUSY`, as is a function of the trainer's own `CllmIdle` that calls into the handle it waits for.
 //! `cllm_worker_run` is the exception: any thread calls it at any time between create and destroy. Destroying is
 //! refused while a thread is in it; one that is about to call cannot be seen, so join threads first. Different
 //! handles know nothing of one another. The bits of results do not depend on who works.
+//!
+//! **Floating point.** Threads that call have it as a program starts with it: rounding to nearest, and numbers below the
+//! normal ones as they are. (Linking with `-ffast-math` changes that for a whole program, and so the results.)
 //!
 //! **Errors.** Functions return a `CllmStatus`, and put the words for people into the `CllmError` that they get,
 //! unless that is null. A call that is refused has changed nothing (but for memory that a handle was to be created

@@ -18,7 +18,7 @@ use cllm_core::{
 use crate::config::{CllmModel, CllmPlan, planned};
 use crate::door::{Call, Door, Handle, Visitors, dead, living};
 use crate::error::{CllmError, CllmStatus, Failed, Result, told};
-use crate::idle::{CllmIdle, Waiting};
+use crate::idle::{CllmIdle, Waiting, waiting};
 use crate::memory::{CLLM_ALIGNMENT, Pieces, checked, piece, read, slice, wanted};
 
 /// A trainer, or what measures losses alone: a handle.
@@ -182,7 +182,7 @@ pub unsafe extern "C" fn cllm_trainer_bytes(
 
 /// Makes a trainer in `memory`, whose weights are zeros until they are initialised or loaded. `seed` decides the
 /// initial weights and dropout, until a checkpoint brings its own. `idle` says how the calling thread waits for
-/// workers; null: awake.
+/// workers; null: awake. To measure losses alone (`CLLM_MODE_EVALUATE`) load a checkpoint then.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say; `memory` has as many bytes as `bytes` says, which are the
@@ -212,7 +212,8 @@ pub unsafe extern "C" fn cllm_trainer_create(
                     format_args!("memory has {bytes} bytes, and the plan ({mode:?}) wants {need}"),
                 ));
             }
-            let idle = waiting(idle)?;
+            // Whoever calls for a step does not leave in its middle.
+            let idle = waiting(idle)?.map(|idle| CllmIdle { stays: None, ..idle });
             let start = handle.cast::<u8>();
             let mut pools =
                 places.pools.map(|(at, lines)| piece(start, at, lines, || Line::ZERO)).into_iter();
@@ -257,13 +258,6 @@ pub unsafe extern "C" fn cllm_trainer_create(
             Ok(())
         })
     }
-}
-
-/// # Safety
-/// The pointer is null or points at one.
-unsafe fn waiting(idle: *const CllmIdle) -> Result<Option<CllmIdle>> {
-    // SAFETY: the caller's promise.
-    if idle.is_null() { Ok(None) } else { unsafe { read(idle, "idle") }.map(Some) }
 }
 
 impl Call<CllmTrainer> {
@@ -347,7 +341,8 @@ pub unsafe extern "C" fn cllm_trainer_initialise(
 }
 
 /// Computes the gradient of a batch of the planned shape and adds it to the step's. `counted_in_step` are the
-/// targets that count in all batches of the step together; 0: those of this one. `loss` may be null.
+/// targets that count in all batches of the step together, the same for each of them; 0: those of this one, which is then the
+/// only one. Fewer than this one has are refused. `loss` may be null.
 ///
 /// A batch that is refused changes nothing, and the step's earlier ones still count. After
 /// `CLLM_STATUS_NOT_FINITE` the step begins anew: none of its batches counts.
@@ -368,7 +363,16 @@ pub unsafe extern "C" fn cllm_trainer_accumulate(
             let mut call = Call::begin(trainer)?;
             let loss = wanted(loss, "loss")?;
             let batch = batch_of(batch)?;
-            let counted = if counted_in_step == 0 { batch.counted() } else { counted_in_step };
+            let own = batch.counted();
+            if counted_in_step > 0 && counted_in_step < own {
+                return Err(Failed::new(
+                    CllmStatus::BadBatch,
+                    format_args!(
+                        "counted_in_step is {counted_in_step}, and this batch alone has {own} that count"
+                    ),
+                ));
+            }
+            let counted = if counted_in_step == 0 { own } else { counted_in_step };
             let trainer = call.trainer()?;
             // What is refused leaves the step as it was.
             trainer.check_batch(&batch, counted)?;
@@ -431,7 +435,8 @@ pub unsafe extern "C" fn cllm_trainer_update(
 }
 
 /// The loss of a batch of the planned shape; weights and gradients stay as they are. It is told as it is: of weights that
-/// have become too large to compute with it is infinite or no number, and the status is `CLLM_STATUS_OK`.
+/// have become too large to compute with it is infinite or no number, of a batch without a target that counts it is 0 of 0,
+/// and the status is `CLLM_STATUS_OK`.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say.
@@ -459,7 +464,7 @@ pub unsafe extern "C" fn cllm_trainer_evaluate(
 }
 
 /// Serves a trainer's steps on the calling thread, until it is closed or `idle` says that it does not stay.
-/// `idle` may be null: then the thread waits awake.
+/// `idle` may be null: then the thread waits awake. A thread in it is not cancelled.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say; the handle is not destroyed meanwhile.
@@ -474,6 +479,12 @@ pub unsafe extern "C" fn cllm_worker_run(
         told(error, || {
             let handle = living(trainer)?;
             let idle = Waiting(waiting(idle)?);
+            if idle.wakes() != (*handle.as_ptr()).idle.wakes() {
+                return Err(Failed::new(
+                    CllmStatus::BadSetting,
+                    "idle.wake: either each of a trainer's CllmIdles has one, that of its creation too, or none",
+                ));
+            }
             // Also while it queues for a seat or leaves one, when the engine does not count it.
             let _visit = (*handle.as_ptr()).visitors.enter().ok_or_else(dead::<CllmTrainer>)?;
             let engine: &Engine<'_> = (*handle.as_ptr()).engine.assume_init_ref();

@@ -20,7 +20,10 @@ static CllmError error;
 static inline void refused(const char *file, int line, CllmStatus found, CllmStatus wanted, CllmError *words,
                            const char *part) {
     const char *text = (const char *)words->text;
-    if (found != wanted || strstr(text, part) == NULL || memchr(words->text, 0, CLLM_ERROR_BYTES) == NULL) {
+    const bool ends = memchr(words->text, 0, CLLM_ERROR_BYTES) != NULL;
+    if (!ends) words->text[CLLM_ERROR_BYTES - 1] = 0;
+    /* There are words, whatever they are, for all that is not done. */
+    if (found != wanted || !ends || strstr(text, part) == NULL || (wanted != CLLM_STATUS_OK && text[0] == 0)) {
         fprintf(stderr, "%s:%d: %s: \"%s\", not %s with \"%s\"\n", file, line, cllm_status_text(found), text,
                 cllm_status_text(wanted), part);
         failures++;
