@@ -188,7 +188,7 @@ capi() {
         short "$out"
     fi
     # From here: one of them reads a file of its tests.
-    for source in examples/pthreads.c examples/scheduler.c tests/errors.c; do
+    for source in examples/pthreads.c examples/scheduler.c tests/errors.c tests/measuring.c tests/settings.c; do
         name=$out/$(basename "$source" .c)
         link_c "$source" "$name"
         echo "== $source"
