@@ -1,7 +1,8 @@
 //! A Cortex-M with 256 KiB of RAM (`tests/microcontroller/`) trains the weights of a hosted run, to the bit.
 //!
-//! Here the same workloads train on the same kernels, those of one lane. The machine itself is started where
-//! `QEMU_ARM` names an emulator and `CARGO_THUMB` a cargo that builds for it: `tests/microcontroller.sh` gets both.
+//! Here the same workloads train on the same kernels, those of one lane. The machine itself is started by the tests
+//! that `cargo test` ignores: `QEMU_ARM` names an emulator and `CARGO_THUMB` a cargo that builds for it.
+//! `tests/microcontroller.sh` gets both and runs them.
 
 #[path = "microcontroller/src/adapt.rs"]
 mod adapt;
@@ -188,13 +189,12 @@ fn adapters_beside_a_model_that_is_only_read_learn() {
 }
 
 /// The emulator and the cargo that builds for it.
-fn tools() -> Option<(PathBuf, PathBuf)> {
-    let named = |name| env::var_os(name).map(PathBuf::from);
-    let tools = named("QEMU_ARM").zip(named("CARGO_THUMB"));
-    if tools.is_none() {
-        println!("not started: tests/microcontroller.sh gets QEMU_ARM and CARGO_THUMB");
-    }
-    tools
+fn tools() -> (PathBuf, PathBuf) {
+    let named = |name| match env::var_os(name) {
+        Some(tool) if !tool.is_empty() => PathBuf::from(tool),
+        _ => panic!("{name} names no program: run tests/microcontroller.sh, which gets one"),
+    };
+    (named("QEMU_ARM"), named("CARGO_THUMB"))
 }
 
 /// Builds an image for a target, with a model in flash memory, and says where it is.
@@ -311,8 +311,9 @@ fn compare_with_readme(cargo: &Path, rows: &[Row]) {
 }
 
 #[test]
+#[ignore = "tests/microcontroller.sh runs it"]
 fn the_machine_trains_the_same_weights() {
-    let Some((qemu, cargo)) = tools() else { return };
+    let (qemu, cargo) = tools();
     let hosted = hosted(&texts().0, |_| Ok(()));
     for machine in [M4, M7] {
         let image = build(&cargo, machine.2, "microcontroller", None);
@@ -329,8 +330,9 @@ fn the_machine_trains_the_same_weights() {
 }
 
 #[test]
+#[ignore = "tests/microcontroller.sh runs it"]
 fn the_machine_trains_adapters_beside_a_model_in_flash_memory() {
-    let Some((qemu, cargo)) = tools() else { return };
+    let (qemu, cargo) = tools();
     let (learnt, _) = texts();
     let (panels, resident, table) = base(&learnt);
     let floats = floats(&panels).iter().chain(&resident);
@@ -345,9 +347,9 @@ fn the_machine_trains_adapters_beside_a_model_in_flash_memory() {
 
 /// All of its arithmetic is software: some minutes.
 #[test]
-#[ignore = "takes minutes: tests/microcontroller.sh runs it"]
+#[ignore = "tests/microcontroller.sh runs it"]
 fn the_machine_without_an_fpu_trains_the_same_weights() {
-    let Some((qemu, cargo)) = tools() else { return };
+    let (qemu, cargo) = tools();
     let image = build(&cargo, M3.2, "microcontroller", None);
     compare(&qemu, M3, &image, &hosted(&texts().0, |_| Ok(())));
 }
