@@ -28,6 +28,8 @@ use workload::{ALL_STEPS, Lists, Memory, STEPS, text};
 const PATIENCE: &str = "900";
 /// How the program ends whose access was refused.
 const FAULTED: i32 = 19;
+/// What the status of a fault has then: the MPU refused data, and the address is that of the access.
+const REFUSED: u32 = 0x82;
 
 /// A machine: what it is, QEMU's name of it, and the target.
 type Machine = (&'static str, &'static str, &'static str);
@@ -271,6 +273,31 @@ fn the_table_in_the_readme_is_of_this_plan() {
     assert_eq!(rows.iter().map(|row| row.1).sum::<usize>(), 2 * (256 << 10), "README.md");
 }
 
+/// Has the program access what it may not: there is no other memory, and flash is not written. A fault ends it,
+/// and has to be of that very address.
+fn probe(qemu: &Path, (name, board, _): Machine, image: &Path) {
+    let probes = [
+        // A frame deeper than the stack's end.
+        ("below", 0x1fff_f000..0x2000_0000_u32),
+        ("beyond", 0x2004_0000..0x2004_0001),
+        // Behind the vectors.
+        ("flash", 0x40..0x40_0000),
+    ];
+    for (argument, addresses) in probes {
+        let output = start(qemu, board, image, argument);
+        let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        print!("{name}, {argument}: {told}");
+        assert_eq!(output.status.code(), Some(FAULTED), "{name}, {argument}: {told}");
+        let hex = |after: &str| {
+            let digits = told.split_once(after)?.1.split([',', '\n']).next()?;
+            u32::from_str_radix(digits, 16).ok()
+        };
+        let (status, address) = hex("status 0x").zip(hex("address 0x")).expect("it says both");
+        assert_eq!(status & REFUSED, REFUSED, "{name}, {argument}: {told}");
+        assert!(addresses.contains(&address), "{name}, {argument}: not in {addresses:#x?}: {told}");
+    }
+}
+
 /// Has a machine train, and compares with what a hosted run has told and its hash. Prints the table of its RAM, and
 /// gives its rows.
 fn compare(
@@ -325,11 +352,7 @@ fn the_machine_trains_the_same_weights() {
         if machine == M4 {
             compare_with_readme(&cargo, &rows);
         }
-        // There is no other memory, and flash is not written.
-        for argument in ["below", "beyond", "flash"] {
-            let output = start(&qemu, machine.1, &image, argument);
-            assert_eq!(output.status.code(), Some(FAULTED), "{} {argument}: {output:?}", machine.0);
-        }
+        probe(&qemu, machine, &image);
     }
 }
 
@@ -355,6 +378,7 @@ fn the_machine_trains_adapters_beside_a_model_in_flash_memory() {
 fn the_machine_without_an_fpu_trains_the_same_weights() {
     let (qemu, cargo) = tools();
     let image = build(&cargo, M3.2, "microcontroller", None);
+    probe(&qemu, M3, &image);
     compare(&qemu, M3, &image, &hosted(&texts().0, |_| Ok(())));
 }
 
