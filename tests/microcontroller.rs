@@ -20,6 +20,7 @@ use adapt::Base;
 use cllm::data::embedded;
 use cllm_core::{Batch, BatchShape, Engine, Kernels, Line, Mode, Op, Optimizer, Param, Plan};
 use cllm_core::{Pool, Pools, Queue, Slot, Trainer, Word, floats};
+use object::{Object as _, ObjectSegment as _};
 use workload::common::Failure;
 use workload::run::Run;
 use workload::{ALL_STEPS, Lists, Memory, STEPS, text};
@@ -30,6 +31,10 @@ const PATIENCE: &str = "900";
 const FAULTED: i32 = 19;
 /// What the status of a fault has then: the MPU refused data, and the address is that of the access.
 const REFUSED: u32 = 0x82;
+
+/// Bytes of a line. Both of a program's statics, the pools with the batch and the engine's lists, are whole lines, so that
+/// the end of each may be a gap: there are no other statics.
+const LINE: usize = size_of::<Line>();
 
 /// A machine: what it is, QEMU's name of it, and the target.
 type Machine = (&'static str, &'static str, &'static str);
@@ -285,7 +290,8 @@ fn probe(qemu: &Path, (name, board, _): Machine, image: &Path) {
     ];
     for (argument, addresses) in probes {
         let output = start(qemu, board, image, argument);
-        let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let told =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         print!("{name}, {argument}: {told}");
         assert_eq!(output.status.code(), Some(FAULTED), "{name}, {argument}: {told}");
         let hex = |after: &str| {
@@ -315,7 +321,7 @@ fn compare(
     assert_eq!(output.status.code(), Some(0), "{name}");
     assert!(told.contains(expected), "{name}, hosted:\n{expected}");
     assert!(told.contains(&format!("sha256  {hash}\n")), "{name}, hosted: {hash}");
-    // The table is whole: its rows add up to all of the RAM.
+    // The table's rows add up to all of the RAM.
     let table = told.split_once("bytes of RAM\n").expect("there is a table").1;
     let row = |line: &str| {
         let (name, bytes) = line.rsplit_once(' ')?;
@@ -325,7 +331,20 @@ fn compare(
     let (all, parts) = rows.split_last().expect("it has rows");
     let sum: usize = parts.iter().map(|row| row.1).sum();
     assert_eq!((all.1, sum), (256 << 10, 256 << 10), "{name}");
+    // The program forms some of them as what is left: they have to be what they are called.
+    let of = |name: &str| rows.iter().find(|row| row.0 == name).expect("there is such a row").1;
+    let others = of("other statics");
+    assert!(others < 2 * LINE, "{name}: statics that are no part of the plan: {others} bytes");
+    assert_eq!(linked(image), (256 << 10) - of("not linked"), "{name}: bytes of RAM in the image");
     rows
+}
+
+/// Bytes of RAM that an image asks for: those of its segments that lie there, as the linker has written it.
+fn linked(image: &Path) -> usize {
+    let image = fs::read(image).expect("it has been built");
+    let image = object::File::parse(&*image).expect("it is an ELF file");
+    let in_ram = image.segments().filter(|segment| segment.address() >= 0x2000_0000);
+    in_ram.map(|segment| segment.size() as usize).sum()
 }
 
 /// README.md's table has to be the machine's, if it is of this compiler, which decides how deep the stack goes.
