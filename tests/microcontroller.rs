@@ -347,16 +347,21 @@ fn linked(image: &Path) -> usize {
     in_ram.map(|segment| segment.size() as usize).sum()
 }
 
-/// README.md's table has to be the machine's, if it is of this compiler, which decides how deep the stack goes.
+/// README.md's table has to be the machine's. How deep the stack goes is the compiler's: those rows are compared where
+/// the table is of this one.
 fn compare_with_readme(cargo: &Path, rows: &[Row]) {
     let (version, committed) = committed();
     let output = Command::new(cargo).arg("--version").output().expect("cargo runs");
     let here = String::from_utf8_lossy(&output.stdout);
     let here = here.split(' ').nth(1).expect("cargo says its version");
-    if here == version {
-        assert_eq!(rows, committed, "README.md's table is not the machine's, which is on the left");
-    } else {
-        println!("README.md's table is of Rust {version}, this is {here}: not compared");
+    let is_compared = |row: &&Row| here == version || !row.0.starts_with("stack, ");
+    let [rows, committed] =
+        [rows, &committed].map(|rows| rows.iter().filter(is_compared).collect::<Vec<_>>());
+    assert_eq!(rows, committed, "README.md's table is not the machine's, which is on the left");
+    if here != version {
+        println!(
+            "README.md's table is of Rust {version}, this is {here}: all but the stack compared"
+        );
     }
 }
 
