@@ -13,6 +13,11 @@ const BUNDLED: &str = "../../runner/data/bible-kjv.txt.gz";
 fn main() {
     let folder = env::var("CARGO_MANIFEST_DIR").expect("cargo says where it is");
     println!("cargo::rustc-link-arg-bins=-T{folder}/link.ld");
+    // Each section lies where the script says, or nothing is linked: none takes up RAM that nobody counts. Builds to
+    // debug have sections for debuggers besides.
+    if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+        println!("cargo::rustc-link-arg-bins=--orphan-handling=error");
+    }
     for file in ["link.ld", "src/split.rs", BUNDLED] {
         println!("cargo::rerun-if-changed={file}");
     }
