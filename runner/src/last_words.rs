@@ -78,7 +78,8 @@ fn cut() {
     say(b"\n");
 }
 
-fn refused() {
+/// Says that the system refuses memory.
+pub(crate) fn refused() {
     say(b"cllm: the system refuses more memory: raise its limit (ulimit -v, a container's), or do with less \
           (--batch-size, --threads); a run goes on from its last checkpoint with --resume\n");
 }

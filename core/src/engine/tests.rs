@@ -13,6 +13,16 @@ use std::sync::{Condvar, Mutex, mpsc};
 use std::thread;
 use std::vec::Vec;
 
+/// What tests have made for the rest of the process, by address: what nothing pointed at, LeakSanitizer would report.
+static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+/// A value that stays.
+fn kept<T: ?Sized>(value: Box<T>) -> &'static mut T {
+    let value = Box::leak(value);
+    KEPT.lock().unwrap().push((&raw mut *value).cast::<()>().expose_provenance());
+    value
+}
+
 /// Sleeps at once: a wake-up that is missing shows.
 struct Sleeper {
     lock: Mutex<()>,
@@ -20,8 +30,8 @@ struct Sleeper {
 }
 
 impl Sleeper {
-    fn leaked() -> &'static Self {
-        Box::leak(Box::new(Self { lock: Mutex::new(()), woken: Condvar::new() }))
+    fn lasting() -> &'static Self {
+        kept(Box::new(Self { lock: Mutex::new(()), woken: Condvar::new() }))
     }
 }
 
@@ -103,13 +113,13 @@ fn engine_of<const N: usize>(
         let needs = Needs { level, ..Needs::NOTHING };
         Slot::of(Stage { first_op: 0, ops: 0, tiles, shape, needs })
     });
-    let slots = Box::leak(Box::new(slots));
+    let slots = kept(Box::new(slots));
     let count = words(seats, slots.len(), &CUT).unwrap();
     let words: Vec<AtomicWord> = (0..count).map(|_| AtomicWord::new(0)).collect();
-    let words = Box::leak(words.into_boxed_slice());
+    let words = kept(words.into_boxed_slice());
     let mut sections = [const { 0..0 }; Section::COUNT];
     sections[Section::Forward as usize] = 0..N;
-    Box::leak(Box::new(Engine::over(&[], slots, words, seats, CUT, sections)))
+    kept(Box::new(Engine::over(&[], slots, words, seats, CUT, sections)))
 }
 
 /// Publishes a run that the test is to serve itself.
@@ -157,7 +167,7 @@ fn a_panic_of_the_callers_own_tile_leaves_the_engine_usable() {
 #[test]
 fn a_caller_that_works_along_takes_a_share_and_panics_alone() {
     within_a_minute(|| {
-        let (engine, idle) = (engine(2), Sleeper::leaked());
+        let (engine, idle) = (engine(2), Sleeper::lasting());
         let worker = thread::spawn(move || Worker::run(engine, idle));
         while engine.workers() < 1 {
             thread::yield_now();
@@ -222,7 +232,7 @@ impl Job for ByCaller {
 fn a_worker_that_comes_late_and_panics_does_not_leave_the_caller_waiting() {
     within_a_minute(|| {
         for round in 0..60 {
-            let (engine, idle) = (engine(2), Sleeper::leaked());
+            let (engine, idle) = (engine(2), Sleeper::lasting());
             let worker = thread::spawn(move || {
                 thread::sleep(Duration::from_micros(60 * round));
                 quietly(|| {
@@ -244,7 +254,7 @@ fn a_worker_that_comes_late_and_panics_does_not_leave_the_caller_waiting() {
 fn workers_go_home_though_the_run_under_way_panics() {
     within_a_minute(|| {
         for round in 0..60 {
-            let (engine, idle) = (engine(4), Sleeper::leaked());
+            let (engine, idle) = (engine(4), Sleeper::lasting());
             let serve = move || {
                 quietly(|| {
                     let _ = Worker::run(engine, idle);
@@ -281,7 +291,7 @@ impl Observer for Search {
 #[test]
 fn an_observer_that_panics_between_two_tiles_is_an_error() {
     within_a_minute(|| {
-        let (engine, idle) = (engine(1), Sleeper::leaked());
+        let (engine, idle) = (engine(1), Sleeper::lasting());
         let worker = thread::spawn(move || {
             quietly(|| {
                 let _ = Worker::run_observed(engine, idle, &mut Search);
@@ -365,7 +375,7 @@ fn a_wake_up_that_panics_when_tiles_are_counted_leaves_nobody_asleep() {
         let engine = engine(1);
         let (naps, panics) = (AtomicU32::new(0), AtomicBool::new(true));
         let idle: &'static Clumsy =
-            Box::leak(Box::new(Clumsy { sleeper: Sleeper::leaked(), naps, panics }));
+            kept(Box::new(Clumsy { sleeper: Sleeper::lasting(), naps, panics }));
         let mut worker = Worker::join(engine, idle).unwrap();
         let job = Counted::new(0);
         let under_way = begin(engine, &job);
@@ -424,7 +434,7 @@ fn who_waits_is_told_of_what_a_thief_has_more_of() {
 fn a_worker_waits_for_the_seat_that_the_caller_has() {
     within_a_minute(|| {
         for round in 0..20 {
-            let (engine, idle) = (engine(1), Sleeper::leaked());
+            let (engine, idle) = (engine(1), Sleeper::lasting());
             let worker = thread::spawn(move || {
                 thread::sleep(Duration::from_micros(100 * round));
                 Worker::run(engine, idle)
@@ -466,7 +476,7 @@ impl Idle for Asked {
 fn who_takes_no_part_is_not_woken_for_every_tile() {
     within_a_minute(|| {
         let engine = engine(2);
-        let asked: &'static Asked = Box::leak(Box::new(Asked(AtomicU32::new(0))));
+        let asked: &'static Asked = kept(Box::new(Asked(AtomicU32::new(0))));
         let first = thread::spawn(move || Worker::run(engine, &Spin));
         while engine.workers() < 1 {
             thread::yield_now();
@@ -504,7 +514,7 @@ impl Job for UntilSeen<'_> {
 #[test]
 fn who_follows_a_run_is_told_of_every_stage() {
     within_a_minute(|| {
-        let (engine, idle) = (engine(2), Sleeper::leaked());
+        let (engine, idle) = (engine(2), Sleeper::lasting());
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| Worker::run(engine, idle));
@@ -536,7 +546,7 @@ fn who_follows_a_run_is_told_of_every_stage() {
 #[test]
 fn a_look_that_panics_takes_back_the_run() {
     within_a_minute(|| {
-        let (engine, idle) = (engine(2), Sleeper::leaked());
+        let (engine, idle) = (engine(2), Sleeper::lasting());
         thread::scope(|scope| {
             scope.spawn(|| Worker::run(engine, idle));
             while engine.workers() < 1 {

@@ -1,6 +1,7 @@
 //! What the program prints: results on standard output, one line for an error.
 
 use crate::error::{Error, Result};
+use crate::last_words;
 use core::any::Any;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -58,6 +59,11 @@ pub(super) fn print_plain_error(text: &str) {
 pub(super) fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let message = text_of(info.payload());
+        // A thread that could not begin, of std's own: there may be no memory to unwind with either.
+        if is_refused_memory(message) {
+            last_words::refused();
+            std::process::exit(1);
+        }
         if !is_broken_pipe(message) {
             let place = info.location().map_or(String::new(), |at| format!(" ({at})"));
             print_error(&format!("internal error, please report it: {message}{place}"));
@@ -91,9 +97,22 @@ fn is_broken_pipe(message: &str) -> bool {
     standard_output && message.contains("Broken pipe")
 }
 
+/// Whether the system has refused memory (`ENOMEM`), in std's words of an error of the system.
+fn is_refused_memory(message: &str) -> bool {
+    message.contains("(os error 12)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_std_is_refused_is_no_mistake_of_ours() {
+        let refused = std::io::Error::from(rustix::io::Errno::NOMEM);
+        assert!(is_refused_memory(&format!("failed to allocate an alternative stack: {refused}")));
+        let other = std::io::Error::from(rustix::io::Errno::INVAL);
+        assert!(!is_refused_memory(&format!("failed to set up an alternative stack: {other}")));
+    }
 
     #[test]
     fn what_a_message_quotes_is_short_and_commands_no_terminal() {
