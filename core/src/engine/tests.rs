@@ -253,6 +253,7 @@ fn a_worker_that_comes_late_and_panics_does_not_leave_the_caller_waiting() {
 #[test]
 fn workers_go_home_though_the_run_under_way_panics() {
     within_a_minute(|| {
+        let mut by_workers = 0;
         for round in 0..60 {
             let (engine, idle) = (engine(4), Sleeper::lasting());
             let serve = move || {
@@ -271,11 +272,21 @@ fn workers_go_home_though_the_run_under_way_panics() {
                 engine.close(idle);
             });
             let job = Counted::new(3 + round as u32 % 11);
-            assert_eq!(engine.run(&job, &[Section::Forward], idle), Err(EngineError::Panicked));
+            let run = || engine.run(&job, &[Section::Forward], idle);
+            let answer = catch_unwind(AssertUnwindSafe(run));
             closer.join().unwrap();
             let panicked = workers.map(|worker| worker.join().unwrap());
-            assert!(panicked.contains(&true));
+            match answer {
+                Ok(answer) => {
+                    assert_eq!(answer, Err(EngineError::Panicked));
+                    assert!(panicked.contains(&true));
+                    by_workers += 1;
+                }
+                // On a busy machine all may have gone home before the run began: then it is the caller's.
+                Err(_) => assert!(!panicked.contains(&true)),
+            }
         }
+        assert!(by_workers > 0, "no worker was there for any run");
     });
 }
 
