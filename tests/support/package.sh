@@ -26,7 +26,8 @@ edition = "2024"
 [workspace]
 
 [dev-dependencies]
-cllm = { path = "$PWD/runner", default-features = false }
+# With a text to train on.
+cllm = { path = "$PWD/runner", default-features = false, features = ["text"] }
 cllm-core.path = "$PWD/core"
 cllm-kernels.path = "$PWD/kernels"
 safetensors = "0.8.0"
