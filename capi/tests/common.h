@@ -13,6 +13,24 @@
 
 #include "../include/crystalline.h"
 
+/* A set of instructions that this machine does not run. */
+#ifdef __aarch64__
+#define FOREIGN_ISA CLLM_ISA_AVX
+#else
+#define FOREIGN_ISA CLLM_ISA_NEON
+#endif
+
+/* Ids of the tests' models. */
+enum { VOCABULARY = 40 };
+
+/* So many tokens of a text, and what follows each. */
+static inline void fill_text(uint32_t *tokens, uint32_t *targets, int count) {
+    for (int i = 0; i < count; i++) {
+        tokens[i] = (uint32_t)(i * 7 % VOCABULARY);
+        targets[i] = (uint32_t)((i + 1) * 7 % VOCABULARY);
+    }
+}
+
 static int failures;
 static CllmError error;
 

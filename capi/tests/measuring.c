@@ -6,13 +6,13 @@
 #include <float.h>
 #include <math.h>
 
-enum { SEQUENCES = 2, TOKENS = 8, ALL = SEQUENCES * TOKENS, VOCAB = 40, LONGEST = 3 * TOKENS };
+enum { SEQUENCES = 2, TOKENS = 8, ALL = SEQUENCES * TOKENS, LONGEST = 3 * TOKENS };
 
 static uint32_t tokens[ALL], targets[ALL], starts[ALL];
 static const CllmBatch batch = {.tokens = tokens, .targets = targets, .len = ALL};
 
 static CllmTrainer *created(CllmMode mode, void **memory) {
-    const CllmModel model = cllm_model_gpt2(VOCAB, TOKENS, 1, 2, 16);
+    const CllmModel model = cllm_model_gpt2(VOCABULARY, TOKENS, 1, 2, 16);
     const CllmPlan plan = {.sequences = SEQUENCES, .tokens = TOKENS, .workers = 1, .mode = mode};
     CllmTrainer *trainer;
     size_t bytes = 0;
@@ -35,10 +35,10 @@ static void batches(CllmTrainer *trainer) {
     CllmBatch bad = batch;
     bad.len = ALL + 1;
     REFUSED(cllm_trainer_evaluate(trainer, &bad, &loss, &error), BAD_BATCH, "the plan is for 16");
-    tokens[1] = VOCAB;
+    tokens[1] = VOCABULARY;
     REFUSED(cllm_trainer_evaluate(trainer, &batch, &loss, &error), BAD_BATCH, "40");
     tokens[1] = 7;
-    targets[1] = VOCAB + 1;
+    targets[1] = VOCABULARY + 1;
     REFUSED(cllm_trainer_evaluate(trainer, &batch, &loss, &error), BAD_BATCH, "41");
     targets[1] = 14;
     bad = batch;
@@ -98,12 +98,7 @@ static void evaluators(CllmTrainer *trainer) {
 static void generators(const uint8_t *checkpoint, size_t size) {
     size_t need = 0;
     CllmGenerator *generator;
-#ifdef __aarch64__
-    const uint32_t foreign = CLLM_ISA_AVX;
-#else
-    const uint32_t foreign = CLLM_ISA_NEON;
-#endif
-    REFUSED(cllm_generator_bytes(checkpoint, size, foreign, 0, LONGEST, &need, &error), NO_SUCH_ISA, "does not run");
+    REFUSED(cllm_generator_bytes(checkpoint, size, FOREIGN_ISA, 0, LONGEST, &need, &error), NO_SUCH_ISA, "does not run");
     DONE(cllm_generator_bytes(checkpoint, size, 0, 0, LONGEST, &need, &error));
     uint8_t *place = block(need > size ? need : size);
     uint8_t *broken = malloc(size);
@@ -111,7 +106,7 @@ static void generators(const uint8_t *checkpoint, size_t size) {
     broken[size - 1] ^= 1;
     REFUSED(cllm_generator_create(broken, size, 0, 0, LONGEST, NULL, place, need, &generator, &error), BAD_CHECKPOINT, "");
     free(broken);
-    REFUSED(cllm_generator_create(checkpoint, size, foreign, 0, LONGEST, NULL, place, need, &generator, &error),
+    REFUSED(cllm_generator_create(checkpoint, size, FOREIGN_ISA, 0, LONGEST, NULL, place, need, &generator, &error),
             NO_SUCH_ISA, "does not run");
     REFUSED(cllm_generator_create(checkpoint, size, 0, 2, LONGEST, NULL, place, need, &generator, &error), BAD_SETTING,
             "dtype 2");
@@ -135,8 +130,8 @@ static void generators(const uint8_t *checkpoint, size_t size) {
     odd = cllm_sampler_default();
     odd.temperature = 0;
     DONE(cllm_generator_create(checkpoint, size, 0, 0, LONGEST, &odd, place, need, &generator, &error));
-    float logits[VOCAB];
-    REFUSED(cllm_generator_logits(generator, logits, VOCAB, &error), BAD_BATCH, "");
+    float logits[VOCABULARY];
+    REFUSED(cllm_generator_logits(generator, logits, VOCABULARY, &error), BAD_BATCH, "");
     REFUSED(cllm_generator_add(generator, tokens, SIZE_MAX, &error), TOO_SHORT, "24 is the longest");
     REFUSED(cllm_generator_add(generator, tokens, LONGEST + 1, &error), TOO_SHORT, "24 is the longest");
     /* Longer than the model's sequences, and the same text again. */
@@ -175,11 +170,7 @@ static void broken_weights(CllmTrainer *trainer) {
 }
 
 int main(void) {
-    for (int i = 0; i < ALL; i++) {
-        tokens[i] = (uint32_t)(i * 7 % VOCAB);
-        targets[i] = (uint32_t)((i + 1) * 7 % VOCAB);
-        starts[i] = 0;
-    }
+    fill_text(tokens, targets, ALL);
     void *memory;
     CllmTrainer *trainer = created(CLLM_MODE_TRAIN, &memory);
     DONE(cllm_trainer_initialise(trainer, &error));

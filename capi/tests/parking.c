@@ -177,10 +177,7 @@ static void *all(void *unused) {
 
 int main(void) {
     model = cllm_model_gpt2(40, TOKENS, 2, 2, 32);
-    for (int i = 0; i < ALL; i++) {
-        tokens[i] = (uint32_t)(i * 7 % 40);
-        targets[i] = (uint32_t)((i + 1) * 7 % 40);
-    }
+    fill_text(tokens, targets, ALL);
     pthread_join(on_a_small_stack(all, NULL), NULL);
     return verdict();
 }

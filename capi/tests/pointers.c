@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-enum { SEQUENCES = 2, TOKENS = 8, ALL = SEQUENCES * TOKENS, VOCABULARY = 40, LONGEST = 9 };
+enum { SEQUENCES = 2, TOKENS = 8, ALL = SEQUENCES * TOKENS, LONGEST = 9 };
 
 /* An address at which nothing but bytes may lie; nobody touches it. */
 static void *odd(const void *there) {
@@ -186,11 +186,7 @@ static uint8_t *went(bool disturbed, CllmLoss *loss, float *logits) {
 int main(void) {
     model = cllm_model_gpt2(VOCABULARY, TOKENS, 1, 2, 16);
     model.dropout = 0.25f;
-    for (int i = 0; i < ALL; i++) {
-        tokens[i] = (uint32_t)(i * 7 % VOCABULARY);
-        targets[i] = (uint32_t)((i + 1) * 7 % VOCABULARY);
-        starts[i] = 0;
-    }
+    fill_text(tokens, targets, ALL);
     DONE(cllm_trainer_bytes(&model, &plan, &trainer_bytes, &error));
     void *first = block(trainer_bytes), *second;
     CllmTrainer *trainer = trainer_in(first);

@@ -127,10 +127,7 @@ static void the_same_model(void) {
 }
 
 int main(void) {
-    for (int i = 0; i < ALL; i++) {
-        tokens[i] = (uint32_t)(i * 7 % 40);
-        targets[i] = (uint32_t)((i + 1) * 7 % 40);
-    }
+    fill_text(tokens, targets, ALL);
     the_same_run();
     the_same_model();
     return verdict();

@@ -21,10 +21,12 @@ static void models(void) {
         odd.field = value;                                                                     \
         REFUSED(cllm_trainer_bytes(&odd, &plan, &bytes, &error), BAD_SETTING, part);           \
     } while (0)
-    REFUSES(model, vocab_size, 0, "vocab_size");
+    REFUSES(model, vocab_size, 0, "vocab_size is 0");
+    REFUSES(model, vocab_size, UINT32_MAX, "vocab_size");
     REFUSES(model, block_size, 0, "block_size");
     REFUSES(model, n_layer, 0, "n_layer");
     REFUSES(model, n_head, 0, "n_head");
+    REFUSES(model, n_head, 3, "n_head 3");
     REFUSES(model, d_model, 0, "d_model");
     REFUSES(model, d_ff, 0, "d_ff");
     REFUSES(model, d_ff, UINT32_MAX, "");
@@ -33,6 +35,7 @@ static void models(void) {
     REFUSES(llama, rope_theta, NAN, "theta of rotary");
     REFUSES(llama, rope_theta, -1, "theta of rotary");
     REFUSES(model, dropout, 1, "dropout");
+    REFUSES(model, dropout, NAN, "dropout");
     REFUSES(model, dropout, -0.5f, "dropout");
     REFUSES(model, norm_eps, NAN, "norm_eps");
     REFUSES(model, norm_eps, -1, "norm_eps");
@@ -55,6 +58,27 @@ static void models(void) {
     wrong = plan;
     wrong.tokens = 0;
     REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "");
+    wrong = plan;
+    wrong.workers = 0;
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "worker");
+    wrong = plan;
+    wrong.tokens = TOKENS + 1;
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "");
+    wrong = plan;
+    memset(&wrong.mode, 7, sizeof wrong.mode);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "mode");
+    wrong = plan;
+    memset(&wrong.isa, 9, sizeof wrong.isa);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "isa");
+    wrong = plan;
+    wrong.isa = FOREIGN_ISA;
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), NO_SUCH_ISA, "this machine does not run");
+    wrong = plan;
+    memset(&wrong.dtype, 2, sizeof wrong.dtype);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "dtype");
+    wrong = plan;
+    memset(&wrong.updater, 4, sizeof wrong.updater);
+    REFUSED(cllm_trainer_bytes(&model, &wrong, &bytes, &error), BAD_SETTING, "updater");
     /* Creation looks at them too. */
     DONE(cllm_trainer_bytes(&model, &plan, &bytes, &error));
     void *memory = block(bytes);
@@ -63,11 +87,7 @@ static void models(void) {
     odd.n_head = 3;
     REFUSED(cllm_trainer_create(&odd, &plan, 1, NULL, memory, bytes, &trainer, &error), BAD_SETTING, "n_head 3");
     wrong = plan;
-#ifdef __aarch64__
-    wrong.isa = CLLM_ISA_AVX;
-#else
-    wrong.isa = CLLM_ISA_NEON;
-#endif
+    wrong.isa = FOREIGN_ISA;
     REFUSED(cllm_trainer_create(&model, &wrong, 1, NULL, memory, bytes, &trainer, &error), NO_SUCH_ISA, "does not run");
     free(memory);
 }
@@ -195,10 +215,7 @@ static void steps(void) {
 }
 
 int main(void) {
-    for (int i = 0; i < ALL; i++) {
-        tokens[i] = (uint32_t)(i * 7 % 40);
-        targets[i] = (uint32_t)((i + 1) * 7 % 40);
-    }
+    fill_text(tokens, targets, ALL);
     models();
     enumerations();
     steps();

@@ -156,10 +156,7 @@ static void queueing(void) {
 int main(void) {
     const CllmModel own = cllm_model_gpt2(40, TOKENS, 2, 4, 64);
     model = &own;
-    for (int i = 0; i < ALL; i++) {
-        tokens[i] = (uint32_t)(i * 7 % 40);
-        targets[i] = (uint32_t)((i + 1) * 7 % 40);
-    }
+    fill_text(tokens, targets, ALL);
     busy_and_full();
     queueing();
     return verdict();
