@@ -479,14 +479,14 @@ pub unsafe extern "C" fn cllm_worker_run(
         told(error, || {
             let handle = living(trainer)?;
             let idle = Waiting(waiting(idle)?);
+            // Also while it queues for a seat or leaves one, when the engine does not count it.
+            let _visit = (*handle.as_ptr()).visitors.enter().ok_or_else(dead::<CllmTrainer>)?;
             if idle.wakes() != (*handle.as_ptr()).idle.wakes() {
                 return Err(Failed::new(
                     CllmStatus::BadSetting,
                     "idle.wake: either each of a trainer's CllmIdles has one, that of its creation too, or none",
                 ));
             }
-            // Also while it queues for a seat or leaves one, when the engine does not count it.
-            let _visit = (*handle.as_ptr()).visitors.enter().ok_or_else(dead::<CllmTrainer>)?;
             let engine: &Engine<'_> = (*handle.as_ptr()).engine.assume_init_ref();
             Worker::run(engine, &idle).map_err(|error| match error {
                 SeatError::Full { .. } => Failed::new(CllmStatus::Full, error),
