@@ -5,18 +5,17 @@
 #
 # Usage: tests/bare_metal.sh     (two minutes, once QEMU is there)
 #
-# Needs Rust, a CPU with AVX2 to compare with, and QEMU: the one that QEMU names, the system's, or what apt-get can get (18 MB, into
-# target/bare_metal, without being installed).
+# Needs Rust, a CPU with AVX2 to compare with, and QEMU: the one that QEMU names, the system's, or what apt-get can get
+# (18 MB, into target/bare_metal, without being installed). LIMIT: seconds that the test may take, its building aside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/support/qemu.sh
-# Nothing is shown where there is none: the exit code says so.
+# Nothing is shown where one of them is missing: the exit code says so.
 if ! grep -qw avx2 /proc/cpuinfo; then
     echo "no CPU with AVX2 to compare with" >&2
     exit 77
 fi
 want_qemu target/bare_metal || exit 77
 export QEMU
-# The time that LIMIT allows, in seconds, is that of the test, not of its building.
 cargo test --quiet --locked --test bare_metal --no-run
 exec ${LIMIT:+timeout "$LIMIT"} cargo test --quiet --locked --test bare_metal -- --nocapture the_machine

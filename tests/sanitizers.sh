@@ -25,8 +25,8 @@
 # Usage: tests/sanitizers.sh address|thread [PART...]   (a long run: all that it looks at is built anew for each)
 #
 # Parts: capi, the library for C with its examples on threads of C's, the shortest of them; kernels, core, root and
-# runner, the tests of these packages (of the kernels without the census, which looks at machine code). All of those that the sanitizer has, if none is named: for threads all but kernels,
-# which share nothing. STRESS_STEPS (300) and STEAL_SEEDS (6) are how long the stress test of the engine is.
+# runner, the tests of these packages (of the kernels without the census, which looks at machine code). All of those that
+# the sanitizer has, if none is named: for threads all but kernels, which share nothing. STRESS_STEPS (300) and STEAL_SEEDS (6) are how long the stress test of the engine is.
 #
 # Needs apt-get, which gets 300 MB into target/sanitizers without installing them: exit code 77 where there is none.
 set -euo pipefail

@@ -3,8 +3,8 @@
 //! Two things come as signals and not as errors. A mapped file that is cut while it is read has no bytes there any
 //! more (SIGBUS). And memory that is refused where it has no error to be told by ends the program (SIGABRT, behind a
 //! line of the standard library's with the number of bytes). The same for the stack of the main thread, which grows
-//! as it is used, would be a SIGSEGV without a word: it gets what it needs before anything else. Neither touches what lies on the disk: checkpoints
-//! have their names when they are whole.
+//! as it is used, would be a SIGSEGV without a word: it gets what it needs before anything else. None of it touches
+//! what lies on the disk: checkpoints have their names when they are whole.
 #![expect(unsafe_code, reason = "handlers of signals")]
 
 use core::fmt::Write as _;
