@@ -71,7 +71,7 @@ check() {
 # with. Functions of `core::panicking` are there, whose words nobody reads: they end the program, in a few bytes each.
 wordless() {
     local symbols panics
-    symbols=$(nm "$image")
+    symbols=$(nm -S -t d "$image")
     if [ "$(wc -l <<< "$symbols")" -lt 100 ] || ! grep -q 9cllm_core <<< "$symbols"; then
         echo "benches/code_size.sh: the image for $1 has no names of its functions: nothing can be looked for" >&2
         fault=1
@@ -80,7 +80,7 @@ wordless() {
         echo "benches/code_size.sh: the image for $1 formats texts: see above what is in it" >&2
         fault=1
     fi
-    panics=$(nm -S -t d "$image" | awk '/4core9panicking/ { sum += $2 } END { print sum + 0 }')
+    panics=$(awk '/4core9panicking/ { sum += $2 } END { print sum + 0 }' <<< "$symbols")
     if [ "$panics" -gt 128 ]; then
         echo "benches/code_size.sh: panics have $panics bytes of code in the image for $1" >&2
         fault=1

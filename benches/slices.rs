@@ -137,11 +137,7 @@ struct Times {
 /// Runs a step, that has begun since a moment, tile by tile: each call takes one of those that are left.
 fn go<T: Copy>(began: Moment, mut step: Slices<'_, '_, T>, watched: bool, times: &mut Times) {
     times.begins.push(began.took());
-    loop {
-        let left = step.tiles_left();
-        if left == 0 {
-            break;
-        }
+    while let left @ 1.. = step.tiles_left() {
         if watched {
             let mut watch = Watch::default();
             let call = Moment::now();

@@ -336,7 +336,6 @@ mod tests {
         assert_eq!(preset(TrainFlags { optimizer: kind, ..none.clone() }), Preset::Tiny);
         let named = TrainArgs { preset: Some(Preset::Tiny), ..TrainArgs::default() };
         assert_eq!(named.resolve().unwrap().preset, Some(Preset::Tiny));
-        assert_eq!(with_file("", TrainArgs::default(), None).unwrap().preset, Some(Preset::Tiny));
         // A file that says nothing is one of somebody's recipe all the same.
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.toml");
