@@ -219,6 +219,7 @@ impl Encoded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "bpe")]
     use crate::tokenizer::BpeTokenizer;
 
     fn item(context: &str, answers: &[&str]) -> Item {
@@ -226,6 +227,7 @@ mod tests {
         Item { origin: "t.jsonl:1".to_owned(), context: context.to_owned(), answers, right: 0 }
     }
 
+    #[cfg(feature = "bpe")]
     #[test]
     fn the_space_between_goes_along_with_the_answer() {
         let words = BpeTokenizer::from_words(["The", " cat", " sat", "sat"]).unwrap();

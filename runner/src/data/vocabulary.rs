@@ -108,6 +108,7 @@ mod tests {
     use super::*;
     use crate::data::source::{Input, TEXT_FIELD, discover};
 
+    #[cfg(feature = "bpe")]
     #[test]
     fn bytes_that_are_not_text_are_named_by_both_trainers() {
         let text = [b"good ".repeat(100_000), b"\xff".to_vec()].concat();
@@ -143,6 +144,7 @@ mod tests {
         assert_eq!(parts("short text"), ["short text"]);
     }
 
+    #[cfg(feature = "bpe")]
     #[test]
     fn long_words_take_no_time() {
         let sources = [Source::from_memory("a", "ab".repeat(500_000).into_bytes())];
