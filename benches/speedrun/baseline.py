@@ -1,6 +1,7 @@
 """One process of the PyTorch baseline: a recipe with AdamW, until its time is up.
 
     baseline.py SHARDS characters --seconds 60 --seed 1 --threads 2 --dtype f32 [--compile]
+        [--batch SEQUENCES] [--rate R] [--steps N]
 
 The clock has the training loop alone: importing, reading tokens and compiling (three steps, which are taken
 back) are not in it. Prints steps, seconds and the loss of all validation tokens as JSON.
@@ -12,7 +13,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,11 +134,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--dtype", choices=["f32", "bf16"], required=True)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--batch", type=int, help="sequences of a batch [default: the work's]")
+    parser.add_argument("--rate", type=float, help="peak learning rate [default: the work's]")
+    parser.add_argument("--steps", type=int, help="length of the schedule [default: the work's]")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     work = WORKS[args.work]
+    given = {name: getattr(args, name) for name in ("batch", "rate", "steps") if getattr(args, name)}
+    work = replace(work, **given)
+    if args.steps:
+        work = replace(work, warmup=max(1, args.steps // 10))
     train, val = (tokens_of(args.shards, part) for part in ("train", "val"))
     vocabulary = 1 + int(max(train.max(), val.max()))
     trained = Trained(work, vocabulary, args)

@@ -323,7 +323,9 @@ def trained(recipe: Recipe, train: torch.Tensor, val: torch.Tensor, vocabulary: 
     while seen < budget:
         done = seen / budget
         length = grown(r.first_length, r.length, r.length_share, done, 8)
-        # Shorter windows are more of them.
+        # Shorter windows are more of them, and fill a whole one.
+        while r.length % length:
+            length -= 1
         count = grown(r.first_batch, r.batch, r.length_share, done, 1)
         starts = order[at : at + count] * r.length
         at += count
