@@ -198,6 +198,26 @@ fn a_run_goes_back_before_a_spike_with_the_same_bits_from_anywhere() {
     check(&settings, "killed");
 }
 
+/// The best checkpoint is of a higher step, but of before the run went back.
+#[test]
+fn what_was_saved_behind_a_rewind_is_gone_on_from() {
+    let of =
+        |dir: &Path| TrainSettings { eval_interval: 5, ..with_spike(dir, SpikeChoice::Rewind) };
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (whole, run) = (of(a.path()), of(b.path()));
+    assert_eq!(train(&whole), Ok(Outcome::Finished));
+    assert_eq!(train_to(&run, "\"action\":\"rewind\""), Ok(Outcome::Interrupted));
+    let step = BEFORE + 1;
+    assert_eq!(checkpoints(&run), ["best.cllm", "step-18.cllm", &format!("step-{step}.cllm")]);
+    let best = CheckpointFile::open(&run.out_dir.join("best.cllm")).unwrap();
+    assert_eq!(best.parse().unwrap().header().updates, 20);
+    assert_eq!(train(&resumed(&run)), Ok(Outcome::Finished));
+    let starts = events(&run, "start");
+    assert_eq!(starts.last().unwrap()["step"], step);
+    let all = |run| (sha(run), course(run), done_about(run));
+    assert_eq!(all(&run), all(&whole));
+}
+
 #[test]
 fn what_does_not_end_is_no_spike() {
     let all = SPIKE..STEPS + 10;

@@ -75,6 +75,19 @@ pub struct Newest {
     pub checkpoint: Option<CheckpointFile>,
     /// Files that were passed over, each with the reason.
     pub skipped: Vec<String>,
+    /// Steps of the `step-<n>` files among them.
+    pub bad_steps: Vec<u64>,
+}
+
+/// A checkpoint that is whole.
+struct Found {
+    file: CheckpointFile,
+    step: u64,
+    /// The step that a run which never went back would be at with the same data behind it: of a run that has,
+    /// what came later is further.
+    place: u64,
+    /// The step that a run goes back to.
+    rewind_to: Option<u64>,
 }
 
 /// A run that has not taken a step. Dropped, it was refused, and the folder's settings are again what they
@@ -265,26 +278,33 @@ impl RunFolder {
     }
 
     fn newest_by(&self, parse: Parse) -> Result<Newest> {
-        let mut skipped = Vec::new();
+        let (mut skipped, mut bad_steps) = (Vec::new(), Vec::new());
         let best = if self.best().exists() {
             self.usable(&self.best(), parse, &mut skipped)?
         } else {
             None
         };
-        let best_step = best.as_ref().map(|(_, step)| *step);
         for step in self.steps()? {
-            if best_step.is_some_and(|best| best > step) {
+            // Of a lower step one is newer only if the run has gone back in front of it since.
+            let is_older = |best: &Found| {
+                best.step > step && best.rewind_to.is_none_or(|rewind_to| rewind_to >= step)
+            };
+            if best.as_ref().is_some_and(is_older) {
                 break;
             }
             let path = self.step(step);
             match self.usable(&path, parse, &mut skipped)? {
-                Some((file, found)) if found == step => {
-                    return Ok(Newest { checkpoint: Some(file), skipped });
+                Some(found) if found.step == step => {
+                    if best.as_ref().is_some_and(|best| best.place > found.place) {
+                        break;
+                    }
+                    return Ok(Newest { checkpoint: Some(found.file), skipped, bad_steps });
                 }
-                Some((_, found)) => skipped
-                    .push(format!("{}: the checkpoint inside is of step {found}", path.display())),
+                Some(Found { step: other, .. }) => skipped
+                    .push(format!("{}: the checkpoint inside is of step {other}", path.display())),
                 None => {}
             }
+            bad_steps.push(step);
         }
         if best.is_none() && !skipped.is_empty() {
             return Err(Error::failure(format!(
@@ -293,7 +313,7 @@ impl RunFolder {
                 skipped.join("; ")
             )));
         }
-        Ok(Newest { checkpoint: best.map(|(file, _)| file), skipped })
+        Ok(Newest { checkpoint: best.map(|found| found.file), skipped, bad_steps })
     }
 
     /// The checkpoint to run a finished model from: the best one, else the newest. Of the
@@ -304,22 +324,29 @@ impl RunFolder {
     pub fn for_use(&self) -> Result<Newest> {
         let mut skipped = Vec::new();
         if self.best().exists()
-            && let Some((file, _)) =
+            && let Some(found) =
                 self.usable(&self.best(), CheckpointFile::parse_model, &mut skipped)?
         {
-            return Ok(Newest { checkpoint: Some(file), skipped });
+            return Ok(Newest { checkpoint: Some(found.file), skipped, bad_steps: Vec::new() });
         }
         self.newest_by(CheckpointFile::parse_model)
     }
 
-    /// Removes `step-<n>` checkpoints older than `newest`, but for the last `keep - 1` and for `spared`.
+    /// Removes `step-<n>` checkpoints older than `newest`, but for the last `keep - 1` and for `spared`. Those in
+    /// `bad` are damaged, and take the place of none.
     ///
     /// # Errors
     /// One cannot be removed.
-    pub fn prune(&self, newest: u64, keep: usize, spared: Option<u64>) -> Result<()> {
-        let older = self.steps()?.into_iter().filter(|step| *step < newest);
-        let mut old = older.skip(keep.saturating_sub(1));
-        old.try_for_each(|step| if spared == Some(step) { Ok(()) } else { self.remove(step) })
+    pub fn prune(&self, newest: u64, keep: usize, spared: Option<u64>, bad: &[u64]) -> Result<()> {
+        let mut kept = 1;
+        for step in self.steps()?.into_iter().filter(|step| *step < newest) {
+            if kept < keep {
+                kept += usize::from(!bad.contains(&step));
+            } else if spared != Some(step) {
+                self.remove(step)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes `step-<n>` checkpoints that are newer than `step`.
@@ -335,13 +362,13 @@ impl RunFolder {
         fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))
     }
 
-    /// The file and its step if it is good; otherwise the reason joins `skipped`.
+    /// The file if it is good; otherwise the reason joins `skipped`.
     fn usable(
         &self,
         path: &Path,
         parse: Parse,
         skipped: &mut Vec<String>,
-    ) -> Result<Option<(CheckpointFile, u64)>> {
+    ) -> Result<Option<Found>> {
         let file = match CheckpointFile::open(path) {
             Ok(file) => file,
             Err(error) => {
@@ -349,8 +376,16 @@ impl RunFolder {
                 return Ok(None);
             }
         };
-        match parse(&file).map(|checkpoint| checkpoint.header().updates) {
-            Ok(step) => Ok(Some((file, step))),
+        let about = parse(&file).map(|checkpoint| {
+            // What another program has made knows of no rewinds.
+            let watch = file.meta(&checkpoint).map(|meta| meta.watch).unwrap_or_default();
+            (checkpoint.header().updates, watch)
+        });
+        match about {
+            Ok((step, watch)) => {
+                let place = step.saturating_add(watch.data_ahead);
+                Ok(Some(Found { file, step, place, rewind_to: watch.rewind_to }))
+            }
             // Going on from an older one would overwrite what a newer program made.
             Err(error @ CheckpointError::Newer { .. }) => Err(file.error(error)),
             Err(error) => {
@@ -388,6 +423,26 @@ impl RunFolder {
 mod tests {
     use super::*;
     use crate::cli::presets::Preset;
+
+    #[test]
+    fn a_damaged_checkpoint_takes_the_place_of_no_good_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolder::existing(dir.path());
+        let left = |keep, spared, bad: &[u64]| {
+            for step in [20, 40, 44, 60, 80] {
+                fs::write(folder.step(step), "").unwrap();
+            }
+            folder.prune(60, keep, spared, bad).unwrap();
+            folder.steps().unwrap()
+        };
+        assert_eq!(left(2, None, &[]), [80, 60, 44]);
+        assert_eq!(left(2, None, &[44]), [80, 60, 44, 40]);
+        assert_eq!(left(1, None, &[44]), [80, 60]);
+        assert_eq!(left(2, Some(20), &[44, 40]), [80, 60, 44, 40, 20]);
+        assert_eq!(left(2, Some(20), &[]), [80, 60, 44, 20]);
+        // All of them are.
+        assert_eq!(folder.newest().unwrap_err().exit_code(), 1);
+    }
 
     #[test]
     fn settings_whose_bits_flip_are_not_trained_by() {

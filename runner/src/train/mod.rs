@@ -182,7 +182,8 @@ fn run(
         true => open_folder(told)?,
         false => (RunFolder::existing(&told.out_dir), Begun::default()),
     };
-    let from = if settings.resume { newest(&folder, settings.quiet)? } else { None };
+    let (from, bad_steps) =
+        if settings.resume { newest(&folder, settings.quiet)? } else { (None, Vec::new()) };
 
     let mut inputs = Inputs::open(settings, &folder, from.is_some() || !is_first)?;
     if is_first && told.resume && resume::is_moved(&stored_settings(&told.out_dir)?, told) {
@@ -357,6 +358,7 @@ fn run(
             watch: Watch::new(settings.spike_window, settings.spike_threshold, meta.watch.clone()),
             meta,
             newest: from.map(|file| file.path().to_path_buf()),
+            bad_steps,
             prefetch,
             batch: ReadyBatch::new(plan.tokens()),
             rates,
@@ -479,8 +481,9 @@ fn open_folder(settings: &TrainSettings) -> Result<(RunFolder, Begun)> {
     Ok((folder, begun))
 }
 
-/// The checkpoint to resume from; `None` if the run was killed before its first.
-fn newest(folder: &RunFolder, quiet: bool) -> Result<Option<CheckpointFile>> {
+/// The checkpoint to resume from, `None` if the run was killed before its first; and the steps of those that are
+/// damaged.
+fn newest(folder: &RunFolder, quiet: bool) -> Result<(Option<CheckpointFile>, Vec<u64>)> {
     let newest = folder.newest()?;
     for reason in &newest.skipped {
         eprintln!("cllm: passing over {reason}");
@@ -493,7 +496,7 @@ fn newest(folder: &RunFolder, quiet: bool) -> Result<Option<CheckpointFile>> {
             folder.dir().display()
         ),
     }
-    Ok(newest.checkpoint)
+    Ok((newest.checkpoint, newest.bad_steps))
 }
 
 fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {

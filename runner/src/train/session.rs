@@ -52,6 +52,8 @@ pub(super) struct Session<'a, 'p> {
     pub(super) watch: Watch,
     /// The newest good checkpoint.
     pub(super) newest: Option<PathBuf>,
+    /// Steps whose checkpoints are damaged.
+    pub(super) bad_steps: Vec<u64>,
     /// Where steps get their batches.
     pub(super) prefetch: Prefetch<'p>,
     /// For validations and checks before saving.
@@ -286,9 +288,11 @@ impl Session<'_, '_> {
         }
         let path = self.folder.step(step);
         self.write(path.clone())?;
+        self.bad_steps.retain(|bad| *bad != step);
         let spared = self.watch.kept().rewind_to;
         if self.team.is_first() {
-            self.folder.prune(step, self.settings.keep_checkpoints, spared)?;
+            let keep = self.settings.keep_checkpoints;
+            self.folder.prune(step, keep, spared, &self.bad_steps)?;
         }
         Ok(path)
     }
