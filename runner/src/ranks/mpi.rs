@@ -49,6 +49,15 @@ impl MpiRanks {
     }
 }
 
+impl Drop for MpiRanks {
+    /// A rank that panics would else wait here for the others to end MPI too, and they for it, without an end.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.world.abort(1);
+        }
+    }
+}
+
 impl MpiRanks {
     /// Sums over all ranks, in the order that MPI chooses: to be compared with.
     pub(crate) fn all_reduce(&self, values: &[f32], sums: &mut [f32]) {
