@@ -159,6 +159,7 @@ pub(crate) const ROWS: &[Row] = &[
         "rows by pointers",
         &[
             "kernels/tests/rows.rs::norms_and_their_gradients_match_the_reference",
+            "kernels/tests/rows.rs::capped_cross_entropy_and_its_gradient_match_the_reference",
             "kernels/tests/rows.rs::embeddings_are_gathered_exactly",
         ],
     ),
@@ -173,7 +174,10 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "kernels/src/{elementwise,peak}.rs",
         "vectors up to the end of an array",
-        &["kernels/tests/elementwise.rs::column_sums_are_within_their_bound"],
+        &[
+            "kernels/tests/elementwise.rs::column_sums_are_within_their_bound",
+            "kernels/tests/elementwise.rs::a_peak_pass_counts_its_operations",
+        ],
     ),
     Row::new(
         "kernels/src/{adamw,adamw8,sgd}.rs",
@@ -300,9 +304,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "runner/src/last_words.rs",
         "a handler of signals that says which file failed",
-        &[
-            "runner/tests/train_process.rs::a_shard_that_is_cut_or_changed_while_a_run_reads_it_is_named",
-        ],
+        &["runner/tests/train_process.rs::what_the_system_ends_a_run_by_has_its_line"],
     ),
     Row::new(
         "tests/support/counting.rs",
