@@ -24,6 +24,14 @@ class Kind:
         raise NotImplementedError
 
 
+def cut(run: Run, session: Session, ours: tuple) -> int:
+    """Waits for the end of a session that nothing is in the way of: by what we have sent, or that of the run."""
+    code = session.wait()
+    if run.judge(session, code, ours) == "stopped":
+        raise Bad("lost", f"nothing is in its way, and it ends with {code}: {session.said()[-500:]}")
+    return code
+
+
 class Kill(Kind):
     name, weight, mode = "SIGKILL", 1.0, ""
 
@@ -32,7 +40,7 @@ class Kill(Kind):
         if not session.moment(rng, self.mode):
             return over(run, session)
         session.send(signal.SIGKILL)
-        run.judge(session, session.wait(), (-signal.SIGKILL,))
+        cut(run, session, (-signal.SIGKILL,))
         run.verify()
         return self.name, "went on"
 
@@ -53,9 +61,13 @@ class Ask(Kind):
         if again:
             session.sleep(pause)
             session.send(number)
-        # Before it watches for signals they end it as any program.
-        run.judge(session, session.wait(), (130, -number))
+        # Before it watches for signals, and so before it reports, they end it as any program.
+        code = cut(run, session, (130, -number))
+        if code == -number and session.has_reported():
+            raise Bad("lost", f"it does not save before it ends by {signal.Signals(number).name}")
         run.verify()
+        if code == 130 and not again and run.reached < run.step():
+            raise Bad("lost", f"asked to end behind step {run.step()}, it has saved {run.reached}")
         return self.name, "went on"
 
 
@@ -77,7 +89,7 @@ class Pause(Kind):
             session.sleep(0.05)
         if ends or is_killed:
             session.send(signal.SIGKILL)
-        run.judge(session, session.wait(), (-signal.SIGKILL,))
+        cut(run, session, (-signal.SIGKILL,))
         run.verify()
         return self.name, "went on"
 
@@ -90,12 +102,12 @@ class Threads(Kind):
         if not session.moment(rng):
             return over(run, session)
         session.send(signal.SIGKILL)
-        run.judge(session, session.wait(), (-signal.SIGKILL,))
+        cut(run, session, (-signal.SIGKILL,))
         run.threads = rng.choice([n for n in ("1", "2", "3", "auto") if n != run.threads])
         session = Session(run, self.name)
         session.moment(rng)
         session.send(signal.SIGKILL)
-        run.judge(session, session.wait(), (-signal.SIGKILL,))
+        cut(run, session, (-signal.SIGKILL,))
         run.verify()
         return self.name, "went on"
 
@@ -307,6 +319,9 @@ class Checkpoints(Lasting):
         run.verify()
         if session and self.must_be_named and self.must_be_named not in session.said():
             raise Bad("unclear", f"{self.must_be_named} is damaged, and not named: {session.said()[-300:]}")
+        is_base = any(path.name == "base.cllm" for path in self.before)
+        if session and session.process.returncode != 0 and not is_base and run.newest() >= 0:
+            raise Bad("lost", f"there is a whole checkpoint, and it does not go on: {session.said()[-500:]}")
 
     def mend(self, run, was_refused):
         is_needed = was_refused or run.newest() < 0

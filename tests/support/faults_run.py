@@ -286,6 +286,8 @@ class Session:
                 args[at : at + 2] = ["--keep-checkpoints", str(keep)]
         args += ["--resume"] if is_resumed else []
         run.log(f"{self.name}: {' '.join(args)}" + (f" with limits {limits}" if limits else ""))
+        # Clocks of files are coarse.
+        self.begin = time.time() + 0.01
         # A pipe has no largest size; it has room for all that is said.
         self.process = subprocess.Popen(
             [run.cllm, *args], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -293,6 +295,13 @@ class Session:
         self.heard = None
         self.pid, self._peak, self._loaded = self.process.pid, 0, 0
         self.left, self.seen = LONGEST + 40 * run.known.get("seconds", 10), time.monotonic()
+
+    def has_reported(self) -> bool:
+        """Whether it has written to the run's log."""
+        try:
+            return (self.run.dir / "metrics.jsonl").stat().st_mtime > self.begin
+        except OSError:
+            return False
 
     def is_over(self) -> bool:
         if self.process.poll() is not None:

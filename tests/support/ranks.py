@@ -116,12 +116,13 @@ def children(pid):
 
 def killed(expected, dice):
     """A rank is killed at a random time, until the run is done all the same; how often that was."""
-    kills, rounds = 0, 0
+    kills, rounds, told, begun = 0, 0, 0, 0
     while kills < KILLS:
         run, rounds, resume = f"killed-{rounds}", rounds + 1, []
         while True:
             ranks = dice.choice([2, 4])
             log = open(FOLDER / f"{run}.log", "a")
+            said = log.tell()
             mpirun = subprocess.Popen(command(ranks, [*SMALL, *resume], run), stdout=subprocess.DEVNULL, stderr=log)
             at = time.monotonic() + dice.uniform(0.1, 5.0)
             while kills < KILLS and mpirun.poll() is None and time.monotonic() < at:
@@ -143,6 +144,8 @@ def killed(expected, dice):
             if code == 0:
                 fail(f"{run}: a rank was killed, and mpirun says that all is well")
             wait_for(lambda: not any(map(alive, victims)), "a rank outlives the others")
+            begun += before > 0
+            told += "--resume" in (FOLDER / f"{run}.log").read_text()[said:]
             print(f"kill {kills}: rank {rank} of {len(victims)} behind step {before}, exit code {code}", flush=True)
             resume = ["--resume"] if (FOLDER / run / "settings.json").exists() else []
         of = done(run)
@@ -151,6 +154,9 @@ def killed(expected, dice):
         if [step["step"] for step in steps(run)] != [step["step"] for step in steps("adamw-0")]:
             fail(f"{run}: metrics.jsonl has not every step once")
         print(f"{run}: the same weights", flush=True)
+    print(f"behind {told} of {kills} kills the others said how to go on")
+    if begun and not told:
+        fail("ranks that are ended do not say how to go on")
 
 
 def alive(pid):
