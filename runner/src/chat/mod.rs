@@ -5,6 +5,7 @@
 //! in `tokenizer_config.json` or `chat_template.jinja`, llama.cpp's files among their keys: a Jinja
 //! template, which goes along with a model as it is (`template`).
 
+mod ahead;
 mod bounds;
 mod day;
 mod dialogue;

@@ -13,7 +13,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Value as Jinja};
 
 use super::day::Day;
-use super::{Message, bounds, dialogue, json, weighed};
+use super::{Message, ahead, bounds, dialogue, json, weighed};
 use crate::error::{Error, Result};
 use crate::json::Ordered;
 use crate::tokenizer::usage::Usage;
@@ -95,7 +95,7 @@ impl Template {
         let mut jinja = Environment::new();
         jinja.set_fuel(Some(FUEL));
         jinja.set_unknown_method_callback(|state, value, method, args| {
-            weighed::pay(state, value, args)?;
+            ahead::pay(state, value, method, args)?;
             minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
         });
         jinja.add_function("raise_exception", |text: String| -> core::result::Result<(), _> {
@@ -103,6 +103,7 @@ impl Template {
         });
         jinja.add_function("strftime_now", move |format: &str| day.format(format).map_err(refusal));
         jinja.add_filter("tojson", json::filter);
+        jinja.add_filter("trim", ahead::trim);
         // It prints all variables.
         jinja.remove_global("debug");
         Ok(Compiled { template: self, jinja, steps })

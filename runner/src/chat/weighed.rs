@@ -208,16 +208,18 @@ pub(super) fn scales(messages: usize, values: usize, bytes: usize) -> [(&'static
 }
 
 /// Takes of a template's steps what it costs to go through the items of a list, and through what a method is
-/// given: the library has methods of texts pay for themselves.
+/// given, and says how many bytes that is at most: `ahead` has what texts cost beyond it.
 ///
 /// # Errors
 /// There are not as many steps left.
-pub(super) fn pay(state: &State<'_, '_>, of: &Value, given: &[Value]) -> Result<(), Error> {
+pub(super) fn pay(state: &State<'_, '_>, of: &Value, given: &[Value]) -> Result<usize, Error> {
     let mut left = usize::MAX;
     for value in (of.kind() == ValueKind::Seq).then_some(of).into_iter().chain(given) {
         weigh(value, &mut left, 0).map_err(refusal)?;
     }
-    state.consume_fuel(((usize::MAX - left) / OF_STEP) as u64)
+    let weight = usize::MAX - left;
+    state.consume_fuel((weight / OF_STEP) as u64)?;
+    Ok(weight.saturating_mul(OF_TEXT))
 }
 
 /// What of a value is weighed.
