@@ -147,6 +147,24 @@ fn what_makes_no_sense_is_refused_in_the_words_of_the_flags() {
 }
 
 #[test]
+fn an_import_takes_the_place_of_nothing_that_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    adapted(dir, "", "--lora-rank 2");
+    run_in(dir, &words("export --checkpoint out --format peft --out adapter")).done();
+    let names = ["base.cllm", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    for name in names.into_iter().chain(["generation_config.json", "special_tokens_map.json"]) {
+        fs::create_dir(dir.join("there")).unwrap();
+        let path = dir.join("there").join(name);
+        fs::write(&path, "somebody's").unwrap();
+        run_in(dir, &words("import adapter --base base --out-dir there"))
+            .refused(1, &[name, "already"]);
+        assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+        fs::remove_dir_all(dir.join("there")).unwrap();
+    }
+}
+
+#[test]
 fn adapters_know_the_name_of_the_model_beside_them() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -75,7 +75,9 @@ pub(crate) fn create_run(new: &NewRun<'_>) -> Result<PathBuf> {
         Some("run")
     } else {
         // Whose would be overwritten, or taken for the model's.
-        let names = [tokenizer::FILE_NAME, usage::FILE_NAME, usage::GENERATION];
+        let usual = [tokenizer::FILE_NAME, usage::FILE_NAME, usage::GENERATION];
+        let names =
+            usual.into_iter().chain([usage::SPECIAL_FILE, usage::TEMPLATE_FILE, lora::BASE]);
         names.into_iter().find(|name| dir.join(name).exists())
     };
     if let Some(there) = there {

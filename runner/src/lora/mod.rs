@@ -21,7 +21,7 @@ use crate::settings::TrainSettings;
 use crate::trained::Trained;
 
 /// Name of the base's checkpoint in a folder of adapters.
-const BASE: &str = "base.cllm";
+pub(crate) const BASE: &str = "base.cllm";
 
 /// All matrices of the blocks, by PEFT's name for that.
 pub(crate) const ALL: &str = "all-linear";

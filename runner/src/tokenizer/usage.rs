@@ -20,7 +20,7 @@ pub(crate) const GENERATION: &str = "generation_config.json";
 /// File that older versions of `transformers` put the tokens into.
 pub(crate) const SPECIAL_FILE: &str = "special_tokens_map.json";
 /// File that newer versions of `transformers` put the template into.
-const TEMPLATE_FILE: &str = "chat_template.jinja";
+pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// How a model's tokenizer is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
