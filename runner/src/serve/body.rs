@@ -25,12 +25,14 @@ pub(super) const LONGEST: usize = 4 << 20;
 const SWALLOWED: usize = 64 << 20;
 /// Most bytes of all bodies that are held at a time, or what was made of them.
 const ALL: usize = 64 << 20;
+/// Most bytes of all replies that are under way at a time, as far as can be told before they are made.
+const REPLIES: usize = 256 << 20;
 /// How long a body may take.
 const TIME: Duration = Duration::from_secs(30);
 /// A stream that has nothing to say for so long says that it is there.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// Counts the bytes of all bodies that are held.
+/// Counts the bytes of all bodies, or of all replies, that are held.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held(Arc<AtomicUsize>);
 
@@ -38,6 +40,20 @@ impl Held {
     /// How many those are.
     pub(super) fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// A share for a reply that may come to so many bytes.
+    ///
+    /// # Errors
+    /// There is not as much left, or never would be.
+    pub(super) fn reply(&self, bytes: usize) -> Result<Share, Problem> {
+        if bytes > REPLIES {
+            let (all, most) = (bytes >> 20, REPLIES >> 20);
+            let words = format!("the reply may take {all} MB of memory: at most {most}");
+            return Err(Problem::param("n", words));
+        }
+        let mut share = Share { held: self.clone(), bytes: 0 };
+        share.grow(bytes, REPLIES).map(|()| share)
     }
 }
 
@@ -49,9 +65,9 @@ pub(super) struct Share {
 }
 
 impl Share {
-    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
+    fn grow(&mut self, bytes: usize, most: usize) -> Result<(), Problem> {
         self.bytes += bytes;
-        if self.held.0.fetch_add(bytes, Ordering::Relaxed) + bytes > ALL {
+        if self.held.0.fetch_add(bytes, Ordering::Relaxed) + bytes > most {
             return Err(Problem::busy("too many long requests at once; try again later"));
         }
         Ok(())
@@ -95,10 +111,11 @@ async fn read_all(body: Incoming, held: &Held) -> Result<(Vec<u8>, Share), Probl
             break;
         }
         if length <= LONGEST {
-            share.grow(data.len())?;
+            share.grow(data.len(), ALL)?;
             all.extend_from_slice(&data);
         } else {
-            all = Vec::new();
+            // What is thrown away takes nothing from others.
+            (all, share) = (Vec::new(), Share { held: held.clone(), bytes: 0 });
         }
     }
     if length > LONGEST { Err(too_long()) } else { Ok((all, share)) }
@@ -198,5 +215,25 @@ impl Body for Reply {
             }
             Self::Stream(_) => SizeHint::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_have_their_share_until_they_are_out() {
+        let held = Held::default();
+        let half = held.reply(REPLIES / 2).unwrap();
+        let other = held.reply(REPLIES / 2).unwrap();
+        assert_eq!(held.bytes(), REPLIES / 2 * 2);
+        assert_eq!(held.reply(1 << 20).unwrap_err().status(), StatusCode::TOO_MANY_REQUESTS);
+        drop(half);
+        drop(held.reply(1 << 20).unwrap());
+        drop(other);
+        // There would never be room.
+        assert_eq!(held.reply(REPLIES + 1).unwrap_err().status(), StatusCode::BAD_REQUEST);
+        assert_eq!(held.bytes(), 0);
     }
 }

@@ -75,6 +75,7 @@ impl Given {
             log: Log { format: settings.log_format, quiet: true },
             queue: Queue::new(settings.queue),
             held: Held::default(),
+            replies: Held::default(),
             model: RwLock::new(Some(Arc::new(model))),
             beside: false,
             #[cfg(feature = "report")]
@@ -112,6 +113,8 @@ impl Given {
         });
         let held = self.server.held.bytes();
         assert_eq!(held, 0, "bytes of bodies are still counted of requests that are through");
+        let replies = self.server.replies.bytes();
+        assert_eq!(replies, 0, "bytes of replies are still counted of requests that are through");
         line.take().said
     }
 

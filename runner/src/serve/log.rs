@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::body::Share;
 use crate::settings::LogFormat;
 
 /// Most bytes of a path that are shown.
@@ -107,6 +108,8 @@ pub(super) struct Entry {
     /// Of prompts and of what was generated.
     pub(super) tokens: Option<(usize, usize)>,
     pub(super) complete: bool,
+    /// What the reply may take of the memory for replies, until it is out.
+    pub(super) share: Option<Share>,
 }
 
 impl Entry {
@@ -124,6 +127,7 @@ impl Entry {
             status: None,
             tokens: None,
             complete: false,
+            share: None,
         }
     }
 

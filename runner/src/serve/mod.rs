@@ -101,6 +101,7 @@ struct Server {
     log: Log,
     queue: Queue,
     held: Held,
+    replies: Held,
     model: RwLock<Option<Arc<Model>>>,
     /// What takes a while is done beside the connections; not where there is one alone.
     beside: bool,
@@ -155,6 +156,7 @@ pub fn serve(settings: ServeSettings) -> Result<()> {
         log: Log { format: settings.log_format, quiet: settings.quiet },
         queue: Queue::new(settings.queue),
         held: Held::default(),
+        replies: Held::default(),
         model: RwLock::new(None),
         beside: true,
         #[cfg(feature = "report")]

@@ -24,6 +24,9 @@ use super::{Server, page};
 
 /// Most probabilities of tokens that one reply tells.
 const PROBABILITIES: usize = 1 << 20;
+/// Bytes that such a probability takes with its token, and a token of a text.
+const OF_PROBABILITY: usize = 128;
+const OF_TOKEN: usize = 16;
 
 /// What there is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,7 +291,7 @@ async fn generate(
         check_name(server, wanted.model.as_deref())?;
         let model = server.model().ok_or_else(|| none_yet(server))?;
         let (prompts, most) = model.texts.encode(&wanted.prompt, wanted.most)?;
-        check_size(&wanted, &prompts, &most)?;
+        let told = probabilities(&wanted, &prompts, &most)?;
         let shape = Shape {
             chat,
             id: format!("{}-{:016x}{:08x}", kind(chat), random(), random() as u32),
@@ -303,6 +306,12 @@ async fn generate(
             include_usage: wanted.include_usage,
         };
         let echo = wanted.echo.then(|| model.texts.plain(&wanted.prompt));
+        let echoed = echo.iter().flatten().map(String::len).sum::<usize>();
+        let tokens = most.iter().fold(0_usize, |all, most| all.saturating_add(*most));
+        let texts = tokens.saturating_mul(OF_TOKEN).saturating_add(echoed).saturating_mul(wanted.n);
+        // For as long as the reply is not out: it may be long after the request is through.
+        let bytes = texts.saturating_add(told.saturating_mul(OF_PROBABILITY));
+        let reply = server.replies.reply(bytes)?;
         let Wanted { n, sampler, bias, stop, logprobs, stream, .. } = wanted;
         let texts = Arc::clone(&model.texts);
         let ask = Ask {
@@ -319,9 +328,10 @@ async fn generate(
             _share: share,
         };
         server.queue.join(ask)?;
-        Ok((shape, stream))
+        Ok((shape, stream, reply))
     };
-    let (shape, stream) = in_background(server, ready).await??;
+    let (shape, stream, reply) = in_background(server, ready).await??;
+    entry.share = Some(reply);
     entry.tokens = Some((shape.prompt_tokens, 0));
     if stream {
         return Ok(Said::Stream(events, Streamed::new(shape)));
@@ -334,14 +344,17 @@ async fn generate(
     Ok(Said::json(&whole.json()))
 }
 
-/// Refuses replies whose probabilities alone would fill the memory.
-fn check_size(wanted: &Wanted, prompts: &[Vec<u32>], most: &[usize]) -> Result<(), Problem> {
-    let Some(likeliest) = wanted.logprobs else { return Ok(()) };
+/// How many probabilities a reply tells.
+///
+/// # Errors
+/// They alone would fill the memory.
+fn probabilities(wanted: &Wanted, prompts: &[Vec<u32>], most: &[usize]) -> Result<usize, Problem> {
+    let Some(likeliest) = wanted.logprobs else { return Ok(0) };
     let echo = if wanted.echo { prompts.iter().map(Vec::len).sum() } else { 0_usize };
     let tokens = most.iter().fold(echo, |all, most| all.saturating_add(*most));
     let told = tokens.saturating_mul(wanted.n).saturating_mul(1 + likeliest);
     if told <= PROBABILITIES {
-        return Ok(());
+        return Ok(told);
     }
     let words = format!("{told} probabilities of one request: at most {PROBABILITIES}");
     Err(Problem::param("logprobs", words))
