@@ -118,7 +118,7 @@ impl CheckpointFile {
     /// Names the file when it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io("read the checkpoint", path, &e);
-        let file = File::open(path).map_err(io)?;
+        let file = files::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.is_dir() {
             return Err(Error::failure(format!(
                 "{} is a folder, not a checkpoint",

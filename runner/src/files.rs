@@ -121,10 +121,27 @@ pub fn create_dir(dir: &Path) -> Result<()> {
 /// Most bytes that are read of what has no length of its own, as pipes have none.
 const ENDLESS: u64 = 32 << 20;
 
+/// Opens a file that lies in somebody's folder, to read it. A pipe in its place would be waited for without end: nobody
+/// may ever write to it. Those that a shell gives names of descriptors are read.
+///
+/// # Errors
+/// The system's; a pipe. The caller names the file.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt as _;
+        let by_shell = ["/dev/fd", "/dev/stdin", "/proc"].iter().any(|dir| path.starts_with(dir));
+        if !by_shell && fs::metadata(path)?.file_type().is_fifo() {
+            return Err(io::Error::other("it is a pipe, which is not waited for"));
+        }
+    }
+    File::open(path)
+}
+
 /// Reads all of a file that is read as a whole.
 ///
 /// # Errors
-/// The system's; a device or a pipe that does not end. The caller names the file.
+/// As [`open`]; a device that does not end. The caller names the file.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_most(path, u64::MAX)
 }
@@ -134,7 +151,18 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`read`], and a longer file.
 pub(crate) fn read_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    read_all(open(path)?, most)
+}
+
+/// [`read_most`] of a file that a flag names, which may be a pipe.
+///
+/// # Errors
+/// As [`read_most`]; a pipe that does not end.
+pub(crate) fn read_given(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_all(File::open(path)?, most)
+}
+
+fn read_all(file: File, most: u64) -> io::Result<Vec<u8>> {
     let about = file.metadata()?;
     let most = if about.is_file() { most } else { most.min(ENDLESS) };
     let mut bytes = Vec::new();
@@ -153,7 +181,15 @@ pub(crate) fn read_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`read_most`], and bytes that are no UTF-8 (`InvalidData`).
 pub(crate) fn read_text(path: &Path, most: u64) -> io::Result<String> {
-    String::from_utf8(read_most(path, most)?).map_err(|_| {
+    text(read_most(path, most)?)
+}
+
+/// Bytes that are a text.
+///
+/// # Errors
+/// They are no UTF-8 (`InvalidData`).
+pub(crate) fn text(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|_| {
         io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8")
     })
 }
@@ -431,6 +467,30 @@ mod tests {
         symlink(dir.path(), at("f")).unwrap();
         assert!(refuse_link(&at("f")).unwrap_err().to_string().contains("a link"));
         assert_eq!(refuse_link(&at("g")), Ok(()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_pipe_in_a_folder_is_not_waited_for_and_one_that_is_given_is_read() {
+        use rustix::fs::{CWD, Mode, mkfifoat};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+        let told = |error: String| assert!(error.contains("a pipe"), "{error}");
+        told(open(&path).unwrap_err().to_string());
+        told(read(&path).unwrap_err().to_string());
+        told(read_most(&path, 10).unwrap_err().to_string());
+        told(read_text(&path, 10).unwrap_err().to_string());
+        told(crate::checkpoint::CheckpointFile::open(&path).unwrap_err().to_string());
+        told(crate::tokenizer::Tokenizer::load(&path).unwrap_err().to_string());
+        told(crate::data::shard::Shard::open(&path).unwrap_err().to_string());
+        assert!(!crate::data::shard::is_shard(&path));
+        told(crate::inspect::Report::look(&path, false).unwrap_err().to_string());
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| fs::write(&path, "given").unwrap());
+            assert_eq!(read_given(&path, 10).unwrap(), b"given");
+            writer.join().unwrap();
+        });
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl ConfigFile {
     /// # Errors
     /// The file cannot be read, is not TOML, or has a key or a value that is not known.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = files::read_most(path, files::SETTINGS)
+        let text = files::read_given(path, files::SETTINGS)
             .map_err(|cause| Error::io("read the configuration file", path, &cause))?;
         let text = String::from_utf8(text).map_err(|_| {
             Error::usage(format!("{}: not UTF-8 text, so not a TOML file", path.display()))

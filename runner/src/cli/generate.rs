@@ -125,7 +125,7 @@ fn prompt_of(path: &Path) -> Result<String> {
         let read = std::io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes);
         ("standard input".to_owned(), read.map(|_| bytes))
     } else {
-        (path.display().to_string(), files::read_most(path, LONGEST))
+        (path.display().to_string(), files::read_given(path, LONGEST))
     };
     let bytes = bytes
         .map_err(|cause| Error::failure(format!("--prompt-file: cannot read {name}: {cause}")))?;

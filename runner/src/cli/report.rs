@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::report::{data, page};
 use clap::Args;
-use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -43,7 +42,7 @@ pub(super) fn report(args: ReportArgs) -> Result<()> {
 /// Refuses a file that is there and is no report: somebody may want it.
 fn refuse_to_replace(path: &Path) -> Result<()> {
     let mut start = Vec::new();
-    match File::open(path).and_then(|file| file.take(1024).read_to_end(&mut start)) {
+    match files::open(path).and_then(|file| file.take(1024).read_to_end(&mut start)) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         // What is wrong with it is told when it is written.
         Err(_) => Ok(()),

@@ -6,14 +6,13 @@
 //! 65,536, 32 bits each (magic 20240801, version 7). Checksums of a shard lie beside
 //! it, in `<name>.bin.sums`.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::sums::{Blocks, Summing};
 use crate::error::{Error, Result};
-use crate::files::AtomicFile;
+use crate::files::{self, AtomicFile};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 1024;
@@ -54,7 +53,7 @@ impl Format {
 pub fn is_shard(path: &Path) -> bool {
     let mut magic = [0; 4];
     path.is_file()
-        && File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+        && files::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
         && Format::by_magic(u32::from_le_bytes(magic)).is_some()
 }
 
@@ -158,7 +157,7 @@ impl Shard {
     /// what is wrong; checksums that are not its own.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io("open the token shard", path, &e);
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = files::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         let fail = |what: String| Err(Error::failure(format!("{}: {what}", path.display())));
         if length < HEADER_BYTES as u64 {

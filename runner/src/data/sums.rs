@@ -199,7 +199,7 @@ impl Blocks {
         let mut file = match &self.file {
             Some(file) => file,
             None => {
-                let file = File::open(&self.path);
+                let file = files::open(&self.path);
                 opened = file.map_err(|e| Error::io("read the token shard", &self.path, &e))?;
                 &opened
             }

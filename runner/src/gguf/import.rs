@@ -2,7 +2,6 @@
 
 use core::convert::Infallible;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use cllm_core::{ModelConfig, Param, ParamSpec, ParamTable};
@@ -27,7 +26,7 @@ use crate::trained;
 pub fn import(from: &Path, out_dir: &Path) -> Result<Imported> {
     let io = |e| Error::io("read the model", from, &e);
     let bad = |what: String| Error::failure(format!("{}: {what}", from.display()));
-    let bytes = fs::File::open(from).and_then(|file| files::map(&file, from)).map_err(io)?;
+    let bytes = files::open(from).and_then(|file| files::map(&file, from)).map_err(io)?;
     let file = File::parse(&bytes).map_err(bad)?;
     let (family, config) = keys::config(&file, &bytes).map_err(bad)?;
     let table = ParamTable::new(&config).map_err(|e| bad(e.to_string()))?;

@@ -37,7 +37,6 @@ pub use blocks::Kind;
 pub use export::{ExportSettings, export};
 pub use import::import;
 
-use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -59,7 +58,7 @@ pub struct Described {
 /// Names the file when it cannot be read or is damaged.
 pub fn describe(path: &Path) -> Result<Described> {
     let io = |e| Error::io("read", path, &e);
-    let bytes = fs::File::open(path).and_then(|file| files::map(&file, path)).map_err(io)?;
+    let bytes = files::open(path).and_then(|file| files::map(&file, path)).map_err(io)?;
     let file = read::File::parse(&bytes)
         .map_err(|e| Error::failure(format!("{}: {e}", path.display())))?;
     let keys = file.keys.iter().map(|(name, value)| (name.clone(), value.to_string())).collect();

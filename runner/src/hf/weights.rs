@@ -4,7 +4,6 @@
 //! leave gaps, and files that are too short or too long.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use memmap2::Mmap;
@@ -57,7 +56,7 @@ impl Mapped {
     /// Names the file when it cannot be read.
     pub(crate) fn file(path: &Path) -> Result<Self> {
         let io = |e| Error::io("read the weights", path, &e);
-        let map = File::open(path).and_then(|file| files::map(&file, path)).map_err(io)?;
+        let map = files::open(path).and_then(|file| files::map(&file, path)).map_err(io)?;
         Ok(Self { files: vec![(path.to_path_buf(), map)] })
     }
 

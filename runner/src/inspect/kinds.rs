@@ -1,7 +1,7 @@
 //! The known kinds of files and folders, and what is said of each.
 
 use core::fmt::Display;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -35,7 +35,7 @@ pub(super) fn look(path: &Path) -> Result<Report> {
     }
     let mut first = Vec::new();
     let io = |e| Error::io("read", path, &e);
-    File::open(path)
+    files::open(path)
         .and_then(|file| file.take(FIRST as u64).read_to_end(&mut first))
         .map_err(io)?;
     if first.starts_with(&cllm_core::checkpoint::MAGIC) {
@@ -217,7 +217,7 @@ fn json_file(path: &Path) -> Result<Report> {
             path.display()
         ))
     };
-    let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
+    let file = files::open(path).map_err(|e| Error::io("read", path, &e))?;
     let json: Known = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|error| {
         // By its name it should be: then it is damaged.
         match path.extension().is_some_and(|extension| extension == "json") {

@@ -1,7 +1,6 @@
 //! Files of JSON lines: what was reported of a run, examples, questions, documents.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Report;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Longest line that is looked at.
 const LONGEST: u64 = 64 << 20;
@@ -22,7 +22,7 @@ const KINDS: usize = 16;
 /// # Errors
 /// It cannot be read, or a line is no JSON object: named by its number.
 pub(super) fn look(path: &Path) -> Result<Report> {
-    let mut reader = BufReader::new(File::open(path).map_err(|e| Error::io("read", path, &e))?);
+    let mut reader = BufReader::new(files::open(path).map_err(|e| Error::io("read", path, &e))?);
     let (mut line, mut number, mut lines) = (Vec::new(), 0_u64, 0_u64);
     let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
     let mut last_step = None;

@@ -80,7 +80,7 @@ impl Follower {
         let folder = RunFolder::existing(dir);
         let path = folder.metrics();
         let settings = settings(&folder.settings_file())?;
-        let modified = match File::open(&path) {
+        let modified = match files::open(&path) {
             Ok(mut file) => {
                 let modified = file.metadata().and_then(|about| about.modified()).ok();
                 if let Err(error) = self.read.on(&mut file, &path) {

@@ -32,7 +32,8 @@ const TOKEN_BYTES: u64 = 4096;
 pub(super) fn token(file: Option<&Path>) -> Result<Option<String>> {
     let (text, source) = match file {
         Some(path) => {
-            let text = files::read_text(path, TOKEN_BYTES)
+            let text = files::read_given(path, TOKEN_BYTES)
+                .and_then(files::text)
                 .map_err(|e| Error::io("read the token", path, &e))?;
             (text, path.display().to_string())
         }

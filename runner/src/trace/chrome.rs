@@ -8,7 +8,6 @@
 
 use core::fmt;
 use core::ops::Range;
-use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::path::Path;
 
@@ -20,6 +19,7 @@ use super::about::{About, VERSION};
 use super::record::TileEvent;
 use super::tracer::{Span, What};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Most workers of a run.
 const MOST_WORKERS: usize = 1024;
@@ -236,7 +236,7 @@ struct ReadArgs {
 pub fn read(path: &Path) -> Result<Trace> {
     const RECORD: &str = "record one with `cllm train --trace FILE`";
     let file = || -> Result<_> {
-        let file = File::open(path).map_err(|e| Error::io("read the trace", path, &e))?;
+        let file = files::open(path).map_err(|e| Error::io("read the trace", path, &e))?;
         Ok(BufReader::with_capacity(1 << 18, file))
     };
     let wrong = |what: String| Error::failure(format!("{}: {what}; {RECORD}", path.display()));
