@@ -89,12 +89,13 @@ reader() {
         http) echo 'runner/src/serve/(request|fields|guard|body|routes|texts)' ;;
         inspect) echo 'runner/src/inspect|runner/src/trace/chrome' ;;
         lines) echo 'runner/src/data/(instructions|pieces|shapes)|runner/src/choices/items' ;;
+        peft) echo 'runner/src/lora/peft' ;;
         run_folder) echo 'runner/src/(settings|train/metrics|report/data|report/events)' ;;
         shard) echo 'runner/src/data/(shard|sums)' ;;
         template) echo 'runner/src/chat/(bounds|dialogue|message|template|weighed|turns|json)' ;;
         text) echo 'runner/src/data/(pieces|encode)|runner/src/tokenizer/(chars|parts)' ;;
         tokenizer) echo 'runner/src/tokenizer' ;;
-        transformers) echo 'runner/src/hf/(import|weights|config|names)|runner/src/exchange/tokens' ;;
+        transformers) echo 'runner/src/hf/(import|weights|config|names|merges)|runner/src/exchange/tokens' ;;
     esac
 }
 # Where llvm-profdata and llvm-cov are that know the profiles of this compiler: each LLVM has its own.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use cllm::cli::args::{Command, from_args};
 use cllm::data::shard::ShardWriter;
 use cllm::exchange::{Element, ExportSettings};
+use cllm::lora::peft;
 use cllm::tokenizer::{BpeTokenizer, CharTokenizer, Tokenizer};
 use cllm::train::stop::Stop;
 use cllm::train::train_until;
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Seed> {
         "llama",
         "--norm rms --positions rotary --activation swiglu --bias false --n-kv-head 1",
     );
+    run(dir, "pairs", "--tokenizer bpe:262");
     run(dir, "momentum", "--optimizer momentum --activation relu2 --logit-softcap 5");
     run(dir, "eight", "--optimizer adamw8");
     run(dir, "adapted", "--base llama --lora-rank 1 --val-fraction 0");
@@ -50,6 +52,11 @@ fn run(dir: &Path, out: &str, flags: &str) {
     let path = |name: &str| dir.join(name).display().to_string();
     let small = "--tokenizer chars --n-layer 1 --n-head 2 --n-embd 4 --d-ff 4 --block-size 8 --batch-size 1 \
                  --max-steps 2 --warmup-steps 0 --eval-batches 1 --sample-tokens 0 --threads 1 --tuning off --quiet";
+    let small = if flags.contains("--tokenizer") {
+        small.replace("--tokenizer chars ", "")
+    } else {
+        small.to_owned()
+    };
     let flags =
         if flags.contains("--base") { flags.to_owned() } else { format!("{small} {flags}") };
     let flags = match flags.contains("--base") {
@@ -120,7 +127,58 @@ fn of_models(dir: &Path) -> Vec<Seed> {
         }
     }
     all.push(("gguf", "with_tokenizer", write::gguf_with_tokenizer()));
+    all.push(of_older_files(dir));
+    all.extend(of_adapters(dir));
     all
+}
+
+/// A folder with the files that were before `tokenizer.json`.
+fn of_older_files(dir: &Path) -> Seed {
+    let out = dir.join("pairs-hf");
+    let checkpoint = dir.join("pairs/step-2.cllm");
+    hf::export(&ExportSettings { checkpoint, out: out.clone(), element: Element::Bf16 }).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_slice(&read(out.join("tokenizer.json"))).unwrap();
+    let pair = |merge: &serde_json::Value| match merge.as_array().map(Vec::as_slice) {
+        Some([first, second]) => {
+            format!("{} {}\n", first.as_str().unwrap(), second.as_str().unwrap())
+        }
+        _ => format!("{}\n", merge.as_str().unwrap()),
+    };
+    let merges: String = json["model"]["merges"].as_array().unwrap().iter().map(pair).collect();
+    let (vocab, merges) = (json["model"]["vocab"].to_string(), format!("#version: 0.2\n{merges}"));
+    let usage = br#"{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}"#;
+    let whole: [&[u8]; 11] = [
+        &read(out.join("model.safetensors")),
+        &read(out.join("config.json")),
+        b"",
+        b"",
+        usage,
+        vocab.as_bytes(),
+        merges.as_bytes(),
+        br#"{"<|endoftext|>": 0}"#,
+        br#"{"bos_token": {"content": "<|endoftext|>"}}"#,
+        br#"{"eos_token_id": [0], "temperature": 0.5}"#,
+        CHATML.as_bytes(),
+    ];
+    ("transformers", "older_files", joined(&whole))
+}
+
+/// Adapters as PEFT has them.
+fn of_adapters(dir: &Path) -> [Seed; 2] {
+    let out = dir.join("peft");
+    let (checkpoint, element) = (dir.join("adapted"), Element::F32);
+    peft::export(&ExportSettings { checkpoint, out: out.clone(), element }).unwrap();
+    let weights = read(out.join("adapter_model.safetensors"));
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&read(out.join("adapter_config.json"))).unwrap();
+    let plain = joined(&[config.to_string().as_bytes(), &weights]);
+    config["use_rslora"] = true.into();
+    config["base_model_name_or_path"] = "somebody/model".into();
+    [
+        ("peft", "plain", plain),
+        ("peft", "named", joined(&[config.to_string().as_bytes(), &weights])),
+    ]
 }
 
 fn of_settings(dir: &Path) -> Vec<Seed> {

@@ -12,6 +12,7 @@ mod gguf;
 mod http;
 mod inspect;
 mod lines;
+mod peft;
 mod run_folder;
 mod shard;
 mod template;
@@ -27,7 +28,7 @@ pub use files::MARK;
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("c_interface", c_interface::target),
     ("checkpoint", checkpoint::target),
     ("config", config::target),
@@ -35,6 +36,7 @@ pub const TARGETS: [Target; 13] = [
     ("http", http::target),
     ("inspect", inspect::target),
     ("lines", lines::target),
+    ("peft", peft::target),
     ("run_folder", run_folder::target),
     ("shard", shard::target),
     ("template", template::target),

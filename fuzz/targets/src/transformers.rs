@@ -1,14 +1,25 @@
 //! Folders of Hugging Face's transformers: headers of safetensors, the index of several files, the config, the
-//! tokenizer and what goes along with it.
+//! tokenizer and what goes along with it, also in the files that folders had before `tokenizer.json`.
 
 use cllm::hf;
 
 use crate::files::{Folder, parts};
 use crate::gguf::imported_well;
 
-/// Weights, `config.json`, the index, `tokenizer.json`, `tokenizer_config.json`.
+/// Files beside those that each folder has; what an input does not have is not there.
+const MORE: [&str; 6] = [
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// Weights, `config.json`, the index, `tokenizer.json`, `tokenizer_config.json`; then [`MORE`].
 pub(crate) fn target(data: &[u8]) -> bool {
-    let [weights, config, index, tokenizer, usage] = parts(data);
+    let [weights, config, index, tokenizer, usage, more @ ..]: [&[u8]; 5 + MORE.len()] =
+        parts(data);
     let folder = Folder::new();
     let path = folder.put("model.safetensors", weights);
     if path.exists()
@@ -25,6 +36,9 @@ pub(crate) fn target(data: &[u8]) -> bool {
     folder.put("model.safetensors.index.json", index);
     folder.put("tokenizer.json", tokenizer);
     folder.put("tokenizer_config.json", usage);
+    for (name, bytes) in MORE.into_iter().zip(more) {
+        folder.put(name, bytes);
+    }
     let model = hf::model(folder.path());
     let out = folder.at("run");
     let Ok(imported) = hf::import(folder.path(), &out) else { return false };
