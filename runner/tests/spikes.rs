@@ -207,13 +207,12 @@ fn what_was_saved_behind_a_rewind_is_gone_on_from() {
     let (whole, run) = (of(a.path()), of(b.path()));
     assert_eq!(train(&whole), Ok(Outcome::Finished));
     assert_eq!(train_to(&run, "\"action\":\"rewind\""), Ok(Outcome::Interrupted));
-    let step = BEFORE + 1;
-    assert_eq!(checkpoints(&run), ["best.cllm", "step-18.cllm", &format!("step-{step}.cllm")]);
+    assert_eq!(checkpoints(&run), ["best.cllm", "step-18.cllm"]);
     let best = CheckpointFile::open(&run.out_dir.join("best.cllm")).unwrap();
     assert_eq!(best.parse().unwrap().header().updates, 20);
     assert_eq!(train(&resumed(&run)), Ok(Outcome::Finished));
     let starts = events(&run, "start");
-    assert_eq!(starts.last().unwrap()["step"], step);
+    assert_eq!(starts.last().unwrap()["step"], BEFORE);
     let all = |run| (sha(run), course(run), done_about(run));
     assert_eq!(all(&run), all(&whole));
 }

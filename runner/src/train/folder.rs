@@ -285,9 +285,9 @@ impl RunFolder {
             None
         };
         for step in self.steps()? {
-            // Of a lower step one is newer only if the run has gone back in front of it since.
+            // Of a lower step one is newer only if the run has gone back there, or in front of it, since.
             let is_older = |best: &Found| {
-                best.step > step && best.rewind_to.is_none_or(|rewind_to| rewind_to >= step)
+                best.step > step && best.rewind_to.is_none_or(|rewind_to| rewind_to > step)
             };
             if best.as_ref().is_some_and(is_older) {
                 break;
