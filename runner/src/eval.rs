@@ -160,7 +160,7 @@ pub fn measure(settings: &EvalSettings) -> Result<Report> {
     let workers = model::workers(settings.threads)?;
     let chosen = tune::choose(&settings.tuning, &Key::new(&config, batch, workers, kernels))?;
     if let Some(file) = chosen.file_name() {
-        eprintln!("cllm: {TUNED} {file}");
+        say!("cllm: {TUNED} {file}");
     }
     let tiling = Tiling { blocking: chosen.blocking, ..Tiling::default() };
     let plan = Plan::with_tiling(&config, batch, workers, &tiling, Mode::Evaluate, kernels);
@@ -288,7 +288,7 @@ fn given_data(
         let encoder = Encoder::new(known()?, usage, loss_on, &settings.text_field, block_size);
         let read = encoder.read(&instructions::sources("--data", &settings.data)?)?;
         if let Some(line) = Read::cut_line(&[&read], block_size) {
-            eprintln!("cllm: {line}");
+            say!("cllm: {line}");
         }
         return Ok(Held::Examples(FixedRows::new(read.examples, block_size)));
     }

@@ -99,7 +99,7 @@ pub fn generate(settings: &GenerateSettings) -> Result<()> {
     let prompt = prompt.map_err(|e| Error::failure(format!("the prompt: {e}")))?.len();
     let context = context(settings, &config, prompt)?;
     if prompt > context {
-        eprintln!(
+        say!(
             "cllm: the prompt has {prompt} tokens, and the model sees {context} at a time: only the \
              last of them count"
         );

@@ -43,6 +43,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![deny(clippy::print_stderr)]
+
+#[macro_use]
+mod say;
+
 pub mod bench;
 #[cfg(feature = "chat")]
 pub mod chat;

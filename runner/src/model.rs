@@ -159,7 +159,7 @@ pub fn kernels(isa: Option<Isa>, dtype: Dtype) -> Result<&'static Kernels> {
     })?;
     let kernels = kernels.with_dtype(dtype);
     if !kernels.is_native() {
-        eprintln!(
+        say!(
             "cllm: --dtype {dtype}: {isa} has no products of it here: operands are rounded and \
              multiplied as f32, which is no faster than --dtype f32"
         );

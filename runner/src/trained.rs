@@ -39,7 +39,7 @@ impl Trained {
             let folder = RunFolder::existing(path);
             let found = folder.for_use()?;
             for reason in &found.skipped {
-                eprintln!("cllm: passing over {reason}");
+                say!("cllm: passing over {reason}");
             }
             found.checkpoint.ok_or_else(|| {
                 Error::failure(format!("{}: no checkpoint in this folder", path.display()))
@@ -103,7 +103,7 @@ impl Trained {
         if let Some(own) = &self.tokenizer_sha256
             && *own != sha256_hex(tokenizer.to_json()?.as_bytes())
         {
-            eprintln!(
+            say!(
                 "cllm: {} is not the tokenizer that {} was trained with",
                 path.display(),
                 self.path().display()

@@ -447,3 +447,24 @@ fn two_runs_do_not_share_a_folder() {
     child.wait().unwrap();
     assert!(step_file(&settings, 3).exists() || !events(&settings, "step").is_empty());
 }
+
+/// As when the disk of its log is full: what cannot be said ends no run.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_goes_on_where_standard_error_takes_no_words() {
+    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = undisturbed(a.path());
+    let run = settings(b.path());
+    let mut first = command(&run);
+    assert!(first.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    for name in ["best.cllm", "step-12.cllm"] {
+        fs::remove_file(run.out_dir.join(name)).unwrap();
+    }
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let resumed = TrainSettings { resume: true, ..run };
+    // That it goes on is the first thing that it would say.
+    let status = command(&resumed).stdout(Stdio::null()).stderr(full).status().unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(sha(&resumed), expected);
+    assert_eq!(events(&resumed, "start").len(), 2);
+}

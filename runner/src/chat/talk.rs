@@ -91,7 +91,7 @@ pub(crate) fn talk(
             }
             escaped if escaped.starts_with("//") => &escaped[1..],
             command if command.starts_with('/') => {
-                eprintln!(
+                say!(
                     "cllm: {command} is no command; /reset and /exit are, and // begins a message \
                      with a slash"
                 );
@@ -103,7 +103,7 @@ pub(crate) fn talk(
         let mut text = match talk.hear(said) {
             Ok(text) => text,
             Err(error) => {
-                eprintln!("cllm: {error}");
+                say!("cllm: {error}");
                 continue;
             }
         };
@@ -126,9 +126,7 @@ pub(crate) fn talk(
             LogFormat::Text => {
                 write("\n")?;
                 if is_cut && !is_stopped {
-                    eprintln!(
-                        "cllm: cut after {spoken} tokens; --tokens says how many there may be"
-                    );
+                    say!("cllm: cut after {spoken} tokens; --tokens says how many there may be");
                 }
             }
             LogFormat::Json => {
@@ -212,7 +210,7 @@ impl<'a> Conversation<'a> {
                 Some(at) if at + 2 < self.messages.len() => {
                     self.messages.drain(at..at + 2);
                     if !core::mem::replace(&mut self.is_full, true) {
-                        eprintln!(
+                        say!(
                             "cllm: the context is full: from now on the oldest messages and their \
                              replies are forgotten; /reset begins anew"
                         );

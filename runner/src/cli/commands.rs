@@ -32,7 +32,7 @@ pub(super) fn train(args: TrainArgs) -> Result<Status> {
 /// Trains as resolved.
 pub(super) fn run(resolved: &Resolved) -> Result<Status> {
     if let Some(warning) = resolved.warning() {
-        eprintln!("cllm: {warning}");
+        say!("cllm: {warning}");
     }
     Ok(match train::train(&resolved.settings)? {
         Outcome::Finished => Status::Done,

@@ -148,7 +148,7 @@ fn warn_of_bytes(piece: &Piece<'_>) {
         return;
     }
     if let Some(what) = not_text(piece.bytes) {
-        eprintln!(
+        say!(
             "cllm: {}: it begins as {what}, not as text; its bytes are taken as they are",
             piece.origin.path.display()
         );

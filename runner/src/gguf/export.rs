@@ -56,7 +56,7 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
         let own = tokens::keys(&tokenizer, &usage, config.vocab_size);
         keys.extend(own.map_err(|e| Error::failure(format!("{}: {e}", trained.dir().display())))?);
     } else {
-        eprintln!(
+        say!(
             "cllm: {}: no tokenizer beside the model: llama.cpp will take and give ids alone, not texts",
             trained.dir().display()
         );

@@ -300,7 +300,7 @@ pub fn import(from: &Path, base: &Path, out_dir: &Path) -> Result<Imported> {
     }
     let said = config_file.base_model_name_or_path;
     if let Some(doubt) = doubt(said.as_deref(), base, trained.origin()) {
-        eprintln!("cllm: {}: {doubt}", from.display());
+        say!("cllm: {}: {doubt}", from.display());
     }
     let tokenizer = if trained.has_tokenizer() { Some(trained.tokenizer(None)?) } else { None };
     let json = tokenizer.as_ref().map(|tokenizer| tokenizer.to_json()).transpose()?;

@@ -211,7 +211,7 @@ impl<'a> Tracer<'a> {
         let steps = active.done.min(active.window.end).saturating_sub(active.window.start);
         let path = active.file.path().to_path_buf();
         if steps == 0 {
-            eprintln!("cllm: --trace: no step was recorded, {} is not written", path.display());
+            say!("cllm: --trace: no step was recorded, {} is not written", path.display());
             return Ok(());
         }
         let tracks = active.recording.tracks();
@@ -228,7 +228,7 @@ impl<'a> Tracer<'a> {
         if quiet {
             return Ok(());
         }
-        eprintln!("cllm: trace of {steps} step(s) in {}{missing}", path.display());
+        say!("cllm: trace of {steps} step(s) in {}{missing}", path.display());
         Ok(())
     }
 }

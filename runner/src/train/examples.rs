@@ -93,7 +93,7 @@ pub(super) fn open(
     let all: Vec<&Read> = [Some(&read), val.as_ref()].into_iter().flatten().collect();
     let (cut, dropped) = all.iter().fold((0, 0), |(a, b), r| (a + r.cut, b + r.dropped));
     if let Some(line) = Read::cut_line(&all, settings.block_size).filter(|_| !settings.quiet) {
-        eprintln!("cllm: {line}");
+        say!("cllm: {line}");
     }
     let [train, val] = match val {
         Some(val) => [read.examples, val.examples],

@@ -27,7 +27,7 @@ impl Farewell {
             let look = move || {
                 while !over.load(Ordering::Relaxed) {
                     if stop.requested() {
-                        eprintln!(
+                        say!(
                             "cllm: rank {rank} of {size} was told to stop. The run is saved behind this step if all \
                              ranks are alive; if one has died, go on from the last checkpoint with --resume"
                         );

@@ -110,7 +110,7 @@ impl Drop for Begun {
             None => fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e)),
         };
         if let Err(error) = restored {
-            eprintln!("cllm: {error}; it has the settings of a run that was refused");
+            say!("cllm: {error}; it has the settings of a run that was refused");
         }
     }
 }

@@ -367,7 +367,7 @@ fn kept_text(settings: &TrainSettings, folder: &RunFolder) -> Result<Option<Stre
         }
     }
     if let Some(gone) = all().find(|name| is_gone(name)) {
-        eprintln!(
+        say!(
             "cllm: {gone} is not there any more: going on with what the run has made of it, in {}",
             dir.display()
         );
@@ -415,13 +415,13 @@ fn text(
     let mut remade = None;
     if prepare::current(&request, &tokenizer, &dir)?.is_none() {
         if resumed && prepare::is_whole(&dir) {
-            eprintln!("cllm: comparing the text with what the run began with");
+            say!("cllm: comparing the text with what the run began with");
             if !prepare::adopt(&request, &tokenizer, &dir)? {
                 return Err(other_data(folder));
             }
         } else {
             if resumed {
-                eprintln!("cllm: {} is not whole: made again of the text", dir.display());
+                say!("cllm: {} is not whole: made again of the text", dir.display());
                 remade = Some(dir.clone());
             }
             prepare::prepare(&request, &tokenizer, &dir)?;

@@ -155,7 +155,7 @@ fn mend(file: &mut File, path: &Path, kept: &Kept, number: u64) -> Result<()> {
         }
         copy.commit()?;
     }
-    eprintln!(
+    say!(
         "cllm: {}: line {number} is damaged or not in its place: it is left out, and the file as it was is {}",
         path.display(),
         aside.display()

@@ -130,7 +130,7 @@ fn give_up(ranks: &dyn Ranks, error: &Error) {
     if ranks.rank() > 0 {
         std::thread::sleep(Duration::from_secs(1));
     }
-    eprintln!("cllm: rank {} of {}: {error}", ranks.rank(), ranks.size());
+    say!("cllm: rank {} of {}: {error}", ranks.rank(), ranks.size());
     ranks.abort(error.exit_code());
 }
 
@@ -443,7 +443,7 @@ fn with_steps(settings: &TrainSettings, inputs: &Inputs) -> Result<TrainSettings
     };
     if warmup_steps != settings.warmup_steps && !settings.quiet {
         let told = settings.warmup_steps;
-        eprintln!(
+        say!(
             "cllm: --warmup-steps {warmup_steps}, not {told}, for there are {max_steps} steps in all"
         );
     }
@@ -456,7 +456,7 @@ fn open_folder(settings: &TrainSettings) -> Result<(RunFolder, Begun)> {
     if settings.resume {
         let stored = stored_settings(dir)?;
         for change in resume::check(&stored, settings, dir)? {
-            eprintln!("cllm: {change}");
+            say!("cllm: {change}");
         }
         let folder = RunFolder::lock(dir)?;
         // Nothing tells then whether they are the same.
@@ -486,12 +486,12 @@ fn open_folder(settings: &TrainSettings) -> Result<(RunFolder, Begun)> {
 fn newest(folder: &RunFolder, quiet: bool) -> Result<(Option<CheckpointFile>, Vec<u64>)> {
     let newest = folder.newest()?;
     for reason in &newest.skipped {
-        eprintln!("cllm: passing over {reason}");
+        say!("cllm: passing over {reason}");
     }
     match &newest.checkpoint {
         _ if quiet => {}
-        Some(file) => eprintln!("cllm: going on from {}", file.path().display()),
-        None => eprintln!(
+        Some(file) => say!("cllm: going on from {}", file.path().display()),
+        None => say!(
             "cllm: {} has no checkpoint yet: starting from the beginning",
             folder.dir().display()
         ),
@@ -548,7 +548,7 @@ fn restore(
     inputs.check(&meta, file.path())?;
     let isa = kernels.set().to_string();
     if meta.isa != isa {
-        eprintln!(
+        say!(
             "cllm: going on with other kernels ({isa}) than before ({}): the results will differ in \
              rounding",
             meta.isa

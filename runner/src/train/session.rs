@@ -372,7 +372,7 @@ impl Session<'_, '_> {
         match self.reporter.lost() {
             None => Ok(Outcome::Interrupted),
             Some(error) => {
-                eprintln!("cllm: saved {}; --resume goes on", path.display());
+                say!("cllm: saved {}; --resume goes on", path.display());
                 if self.stop.requested() { Ok(Outcome::Interrupted) } else { Err(error.clone()) }
             }
         }
@@ -427,7 +427,7 @@ impl Session<'_, '_> {
             Ok(weights) => weights,
             // The run does without: its base is not there any more, or does not fit beside it.
             Err(error) => {
-                eprintln!("cllm: no sample after step {step}: {error}");
+                say!("cllm: no sample after step {step}: {error}");
                 return Ok(());
             }
         };

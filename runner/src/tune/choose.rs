@@ -63,7 +63,7 @@ pub fn choose(choice: &TuningChoice, key: &Key) -> Result<Chosen> {
         return Ok(Chosen { blocking: entry.blocking, file });
     }
     if let TuningChoice::File(path) = choice {
-        eprintln!(
+        say!(
             "cllm: --tuning {}: no set of sizes in it is for {key}; {}; the usual sizes are taken",
             path.display(),
             nearest(key, &entries)
