@@ -140,7 +140,7 @@ echo "a planted error is found: $report"
 
 # The tests of the root that hand memory over or share it.
 package=$work/package
-root_tests=(adapters allocations documents engine engine_stress generate golden memory optimizers slices)
+root_tests=(adapters allocations documents engine engine_stress generate golden memory optimizers origin pieces slices)
 small_package "$package" "${root_tests[@]}"
 
 # The tests of the kernels, as options of cargo's.
@@ -214,7 +214,7 @@ for part in $parts; do
         thread-root)
             # All instruction sets with up to eight workers would take an hour, and share no other words.
             (cd "$package" && check --test allocations --test engine --test engine_stress --test generate \
-                --test slices -- --skip any_number_of_workers)
+                --test pieces --test slices -- --skip any_number_of_workers)
             ;;
         # Without the readers of other programs' files, which are safe code over the same views, and what the machine can do,
         # which is far less than it is here.
