@@ -88,8 +88,10 @@ static void *serve(void *status) {
 static uint8_t *trained(size_t *size, bool slowly) {
     for (int step = 0; step < STEPS; step++) {
         DONE(cllm_trainer_accumulate(trainer, &BATCH, 0, NULL, &error));
-        /* Time to fall asleep. */
-        if (slowly) nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+        /* Time to fall asleep: on a busy machine a thread may not have begun by then. */
+        for (int waited = 0; slowly && (waited < 2 || (waited < 20000 && atomic_load(&lot.parked) == 0)); waited++) {
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        }
         DONE(cllm_trainer_update(trainer, NULL, 1e-2f, NULL, &error));
     }
     DONE(cllm_trainer_saved_bytes(trainer, true, size, &error));
