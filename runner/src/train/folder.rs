@@ -4,7 +4,7 @@
 //! settings.json     what the run was told
 //! tokenizer.json    how its text becomes tokens
 //! data/             its text as token shards
-//! metrics.jsonl     the reported events; metrics.damaged-<n>.jsonl is what it was before damaged lines were left out
+//! metrics.jsonl     the reported events
 //! step-<n>.cllm     checkpoints after step n, the newest few
 //! best.cllm         the checkpoint with the lowest validation loss
 //! ```

@@ -1,8 +1,6 @@
 //! `metrics.jsonl`: the reported events of a run, each step once, however often the
 //! run was killed and resumed.
 
-use core::iter::once;
-use core::ops::Range;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,7 +9,7 @@ use serde::Deserialize;
 
 use super::event::Event;
 use crate::error::{Error, Result};
-use crate::files::{self, AtomicFile};
+use crate::files;
 
 /// No line has as many bytes.
 pub(crate) const LONGEST_LINE: u64 = 4 << 20;
@@ -57,21 +55,14 @@ impl Line {
 }
 
 impl Metrics {
-    /// Opens the file for a run that goes on from `place`: what was written about later steps is cut off. Of a file
-    /// that is damaged before that, what can be read stays, and all of it under another name.
+    /// Opens the file for a run that goes on from `place`: what was written about later steps is cut off.
     ///
     /// # Errors
     /// The file cannot be read or written.
     pub fn open(path: &Path, place: Place) -> Result<Self> {
         let io = |e| Error::io("write", path, &e);
         let mut file = files::open_own(path).map_err(io)?;
-        let mut kept = kept_up_to(&file, place).map_err(io)?;
-        if let (Some(number), false) = (kept.bad, kept.behind.is_empty()) {
-            mend(&mut file, path, &kept, number)?;
-            file = files::open_own(path).map_err(io)?;
-            kept = kept_up_to(&file, place).map_err(io)?;
-        }
-        let keep = kept.length;
+        let keep = length_up_to(&file, place).map_err(io)?;
         file.set_len(keep).and_then(|()| file.seek(SeekFrom::Start(keep))).map_err(io)?;
         Ok(Self { path: path.to_path_buf(), file })
     }
@@ -103,64 +94,20 @@ impl Metrics {
     }
 }
 
-/// Which lines of a file stay.
-#[derive(Debug, Default)]
-struct Kept {
-    /// Bytes of the lines up to the first that is beyond the place, torn or damaged.
-    length: u64,
-    /// Number of that line, from 1.
-    bad: Option<u64>,
-    /// Ranges of bytes of lines behind it that stay: there are such only if it is damaged, for the steps of a run
-    /// follow one another.
-    behind: Vec<Range<u64>>,
-}
-
-fn kept_up_to(file: &File, place: Place) -> std::io::Result<Kept> {
+/// Bytes of the lines up to the first that is beyond `place` or torn.
+fn length_up_to(file: &File, place: Place) -> std::io::Result<u64> {
     let mut reader = BufReader::new(file);
-    let (mut kept, mut line, mut at) = (Kept::default(), Vec::new(), 0);
-    for number in 1.. {
+    let (mut length, mut line) = (0, Vec::new());
+    loop {
         line.clear();
-        let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? as u64;
-        if read == 0 {
-            break;
-        }
+        let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
         let stays = line.ends_with(b"\n")
             && serde_json::from_slice::<Line>(&line).is_ok_and(|line| line.is_before(place));
-        match (stays, kept.bad) {
-            (true, None) => kept.length += read,
-            (true, Some(_)) => kept.behind.push(at..at + read),
-            (false, None) => kept.bad = Some(number),
-            (false, Some(_)) => {}
+        if !stays {
+            return Ok(length);
         }
-        at += read;
+        length += read as u64;
     }
-    Ok(kept)
-}
-
-/// Has the lines that stay alone in a file of which the line `number` is damaged, and all of it beside it.
-fn mend(file: &mut File, path: &Path, kept: &Kept, number: u64) -> Result<()> {
-    let aside = (1..)
-        .map(|n: u32| path.with_extension(format!("damaged-{n}.jsonl")))
-        .find(|aside| aside.symlink_metadata().is_err())
-        .unwrap_or_else(|| path.with_extension("damaged.jsonl"));
-    let whole: Vec<_> = once(0..u64::MAX).collect();
-    let staying: Vec<_> = once(0..kept.length).chain(kept.behind.iter().cloned()).collect();
-    for (to, ranges) in [(&aside, &whole), (&path.to_path_buf(), &staying)] {
-        let mut copy = AtomicFile::create(to)?;
-        for range in ranges {
-            let copied = file.seek(SeekFrom::Start(range.start)).and_then(|_| {
-                std::io::copy(&mut (&*file).take(range.end - range.start), &mut copy)
-            });
-            copied.map_err(|e| Error::io("write", to, &e))?;
-        }
-        copy.commit()?;
-    }
-    say!(
-        "cllm: {}: line {number} is damaged or not in its place: it is left out, and the file as it was is {}",
-        path.display(),
-        aside.display()
-    );
-    Ok(())
 }
 
 /// The text of an event.
@@ -253,37 +200,6 @@ mod tests {
         metrics.rewind(within).unwrap();
         metrics.write("new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), first_lines(1) + "new\n");
-    }
-
-    #[test]
-    fn a_damaged_line_takes_none_with_it_that_can_be_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        let beyond = "{\"event\":\"step\",\"step\":3}\n";
-        for (at, bad) in [
-            (1, "{\"event\":\"step\",\"step\":\u{1}}\n"),
-            (0, "{\"event\":\"start\",\"step\":900}\n"),
-            (2, "{\"event\":\"stop\",\"step\":2}\n\n\u{0}\n"),
-        ] {
-            let lines: Vec<String> =
-                first_lines(4).lines().map(|line| format!("{line}\n")).collect();
-            let with = |line: &str| {
-                let mut lines = lines.clone();
-                line.clone_into(&mut lines[at]);
-                lines.concat()
-            };
-            let text = with(bad) + beyond;
-            assert_eq!(reopened(&text, 2), with("") + "new\n");
-            // And all of it is beside it, each time under a name of its own.
-            fs::write(&path, &text).unwrap();
-            drop(Metrics::open(&path, Place { step: 2, ..Place::default() }).unwrap());
-            let aside = dir.path().join(format!("metrics.damaged-{}.jsonl", [2, 1, 3][at]));
-            assert_eq!(fs::read_to_string(&aside).unwrap(), text, "{}", aside.display());
-        }
-        // What is behind it is of later steps, and goes anyway: nothing is worth a copy.
-        let text = first_lines(3) + "{\"event\":\n" + beyond;
-        assert_eq!(reopened(&text, 2), first_lines(3) + "new\n");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
     }
 
     #[test]
