@@ -183,7 +183,7 @@ fn run(
         false => (RunFolder::existing(&told.out_dir), Begun::default()),
     };
     let (from, bad_steps) =
-        if settings.resume { newest(&folder, settings.quiet)? } else { (None, Vec::new()) };
+        if settings.resume { resume::newest(&folder, settings.quiet)? } else { (None, Vec::new()) };
 
     let mut inputs = Inputs::open(settings, &folder, from.is_some() || !is_first)?;
     if is_first && told.resume && resume::is_moved(&stored_settings(&told.out_dir)?, told) {
@@ -479,24 +479,6 @@ fn open_folder(settings: &TrainSettings) -> Result<(RunFolder, Begun)> {
     }
     let begun = folder.begin(settings)?;
     Ok((folder, begun))
-}
-
-/// The checkpoint to resume from, `None` if the run was killed before its first; and the steps of those that are
-/// damaged.
-fn newest(folder: &RunFolder, quiet: bool) -> Result<(Option<CheckpointFile>, Vec<u64>)> {
-    let newest = folder.newest()?;
-    for reason in &newest.skipped {
-        say!("cllm: passing over {reason}");
-    }
-    match &newest.checkpoint {
-        _ if quiet => {}
-        Some(file) => say!("cllm: going on from {}", file.path().display()),
-        None => say!(
-            "cllm: {} has no checkpoint yet: starting from the beginning",
-            folder.dir().display()
-        ),
-    }
-    Ok((newest.checkpoint, newest.bad_steps))
 }
 
 fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {

@@ -1,10 +1,12 @@
-//! Which settings a resumed run may change.
+//! Where a resumed run goes on from, and which settings it may change.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::base;
+use super::folder::RunFolder;
+use crate::checkpoint::CheckpointFile;
 use crate::data::source::is_gone;
 use crate::error::{Error, Result};
 use crate::model;
@@ -78,6 +80,30 @@ const FREE: [&str; 23] = [
     "sample_prompt",
     "sample_interval",
 ];
+
+/// The checkpoint to resume from, `None` if the run was killed before its first; and the steps of those that are
+/// damaged.
+///
+/// # Errors
+/// As [`RunFolder::newest`].
+pub(super) fn newest(
+    folder: &RunFolder,
+    quiet: bool,
+) -> Result<(Option<CheckpointFile>, Vec<u64>)> {
+    let newest = folder.newest()?;
+    for reason in &newest.skipped {
+        say!("cllm: passing over {reason}");
+    }
+    match &newest.checkpoint {
+        _ if quiet => {}
+        Some(file) => say!("cllm: going on from {}", file.path().display()),
+        None => say!(
+            "cllm: {} has no checkpoint yet: starting from the beginning",
+            folder.dir().display()
+        ),
+    }
+    Ok((newest.checkpoint, newest.bad_steps))
+}
 
 /// Whether a setting is of one session, or of how long the run is: it leaves model, data and recipe as they are. Other
 /// bits come of `seed` and `isa`, but no other training.
