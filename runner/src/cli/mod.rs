@@ -74,7 +74,7 @@ fn explain(error: &clap::Error) -> Result<Status> {
             output::print(&error.render().to_string()).map(|()| Status::Done)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            output::print_plain_error(&error.render().to_string());
+            crate::say::put(&error.render().to_string());
             Err(Error::usage("give a command"))
         }
         _ => Err(usage::error(error)),

@@ -32,7 +32,7 @@ pub(super) fn exit_of_error(error: &Error) -> ExitCode {
 fn print_error(message: &str) {
     let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let line = printable(&line);
-    print_plain_error(&format!("cllm: {line}\n"));
+    say!("cllm: {line}");
 }
 
 /// What a message quotes of a file may be of any length, and command a terminal: the middle is left out,
@@ -48,11 +48,6 @@ fn printable(line: &str) -> String {
         line.replace_range(from..to, " ... ");
     }
     line
-}
-
-/// Prints text on standard error.
-pub(super) fn print_plain_error(text: &str) {
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Lets a panic print one line for a person, not a trace.

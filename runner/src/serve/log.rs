@@ -39,9 +39,7 @@ impl Log {
     pub(super) fn model(&self, path: &str, step: u64, context: usize) {
         match self.format {
             LogFormat::Text => {
-                tell(&format!(
-                    "cllm: the model is that of {path}, step {step}, for {context} tokens\n"
-                ));
+                say!("cllm: the model is that of {path}, step {step}, for {context} tokens");
             }
             LogFormat::Json => self.line(
                 &json!({"event": "model", "checkpoint": path, "step": step, "context": context}),
@@ -52,7 +50,7 @@ impl Log {
     /// Says something.
     pub(super) fn note(&self, text: &str) {
         match self.format {
-            LogFormat::Text => tell(&format!("cllm: {text}\n")),
+            LogFormat::Text => say!("cllm: {text}"),
             LogFormat::Json => self.line(&json!({"event": "note", "text": text})),
         }
     }
@@ -70,7 +68,7 @@ impl Log {
                     .map_or(String::new(), |(prompt, new)| format!(" {prompt} + {new} tokens"));
                 let status = status.map_or("-".to_owned(), |status| status.to_string());
                 let left = if left { ", the client left" } else { "" };
-                tell(&format!("{method} {path} {status}{tokens} {ms:.1} ms{left}\n"));
+                say!("{method} {path} {status}{tokens} {ms:.1} ms{left}");
             }
             LogFormat::Json => self.line(&json!({
                 "event": "request", "method": method, "path": path, "status": status,
@@ -84,11 +82,6 @@ impl Log {
     fn line(&self, value: &Value) {
         print(&format!("{value}\n"));
     }
-}
-
-/// Not `eprintln!`: that panics where standard error is closed, and nobody's reply depends on it.
-fn tell(line: &str) {
-    let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// A closed standard output ends no server.
