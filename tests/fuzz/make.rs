@@ -50,15 +50,14 @@ pub(crate) fn all() -> Vec<Seed> {
 /// A run of a model that is as small as can be.
 fn run(dir: &Path, out: &str, flags: &str) {
     let path = |name: &str| dir.join(name).display().to_string();
-    let small = "--tokenizer chars --n-layer 1 --n-head 2 --n-embd 4 --d-ff 4 --block-size 8 --batch-size 1 \
+    let small = "--n-layer 1 --n-head 2 --n-embd 4 --d-ff 4 --block-size 8 --batch-size 1 \
                  --max-steps 2 --warmup-steps 0 --eval-batches 1 --sample-tokens 0 --threads 1 --tuning off --quiet";
-    let small = if flags.contains("--tokenizer") {
-        small.replace("--tokenizer chars ", "")
+    let chars = if flags.contains("--tokenizer") { "" } else { "--tokenizer chars" };
+    let flags = if flags.contains("--base") {
+        flags.to_owned()
     } else {
-        small.to_owned()
+        format!("{small} {chars} {flags}")
     };
-    let flags =
-        if flags.contains("--base") { flags.to_owned() } else { format!("{small} {flags}") };
     let flags = match flags.contains("--base") {
         true => format!(
             "--max-steps 2 --warmup-steps 0 --batch-size 1 --sample-tokens 0 --threads 1 --tuning off \

@@ -73,17 +73,13 @@ fn widest(text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::chat::{Message, Template};
-    use crate::tokenizer::usage::Usage;
+    use crate::chat::Message;
+    use crate::chat::template::rendered;
     use core::time::Duration;
-    use std::path::Path;
     use std::time::Instant;
 
     fn render(source: &str) -> Result<String, String> {
-        let usage = Usage { chat_template: Some(source.to_owned()), ..Usage::default() };
-        let template = Template::of(usage, Path::new("there")).unwrap();
-        let messages = [Message::new("user", " Hi ")];
-        template.render(&messages, true).map_err(|error| error.to_string())
+        rendered(source, &[Message::new("user", " Hi ")])
     }
 
     #[test]

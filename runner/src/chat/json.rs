@@ -158,15 +158,11 @@ fn number(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::chat::{Message, Template};
-    use crate::tokenizer::usage::Usage;
-    use std::path::Path;
+    use crate::chat::Message;
+    use crate::chat::template::rendered;
 
     fn render(source: &str) -> Result<String, String> {
-        let usage = Usage { chat_template: Some(source.to_owned()), ..Usage::default() };
-        let template = Template::of(usage, Path::new("there")).unwrap();
-        let messages = [Message::new("user", "<é & 'q'>\n\u{1}\u{1f600}\\\"")];
-        template.render(&messages, true).map_err(|error| error.to_string())
+        rendered(source, &[Message::new("user", "<é & 'q'>\n\u{1}\u{1f600}\\\"")])
     }
 
     /// Expected texts are Python's `json.dumps(..., ensure_ascii=False)`.

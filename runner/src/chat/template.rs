@@ -228,6 +228,14 @@ fn of_value(value: &Ordered) -> Jinja {
     }
 }
 
+/// What a template makes of messages.
+#[cfg(test)]
+pub(super) fn rendered(source: &str, messages: &[Message]) -> core::result::Result<String, String> {
+    let usage = Usage { chat_template: Some(source.to_owned()), ..Usage::default() };
+    let template = Template::of(usage, Path::new("there")).unwrap();
+    template.render(messages, true).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -281,6 +281,7 @@ fn weigh(value: &Value, left: &mut usize, depth: usize) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use crate::chat::template::rendered;
     use crate::chat::{Dialogue, Message, Template};
     use crate::tokenizer::usage::Usage;
     use core::time::Duration;
@@ -288,10 +289,7 @@ mod tests {
     use std::time::Instant;
 
     fn render(source: &str) -> Result<String, String> {
-        let usage = Usage { chat_template: Some(source.to_owned()), ..Usage::default() };
-        let template = Template::of(usage, Path::new("there")).unwrap();
-        let messages = [Message::new("user", "Hi"), Message::new("assistant", "Ho")];
-        template.render(&messages, true).map_err(|error| error.to_string())
+        rendered(source, &[Message::new("user", "Hi"), Message::new("assistant", "Ho")])
     }
 
     /// A loop that changes what a namespace keeps, and says it.
