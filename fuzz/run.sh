@@ -92,7 +92,7 @@ reader() {
         peft) echo 'runner/src/lora/peft' ;;
         run_folder) echo 'runner/src/(settings|train/metrics|report/data|report/events)' ;;
         shard) echo 'runner/src/data/(shard|sums)' ;;
-        template) echo 'runner/src/chat/(bounds|dialogue|message|template|weighed|turns|json)' ;;
+        template) echo 'runner/src/chat/(ahead|bounds|dialogue|message|template|weighed|turns|json)' ;;
         text) echo 'runner/src/data/(pieces|encode)|runner/src/tokenizer/(chars|parts)' ;;
         tokenizer) echo 'runner/src/tokenizer' ;;
         transformers) echo 'runner/src/hf/(import|weights|config|names|merges)|runner/src/exchange/tokens' ;;

@@ -142,8 +142,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def tune(args: argparse.Namespace) -> None:
-    """PyTorch's loss after its time by batch and rate, with a schedule as long as its time: what `baseline.py` has for
-    a work is the best of these."""
+    """PyTorch's loss after its time by batch and rate, with a schedule as long as its time."""
     setting = fastest(args)
     print("| sequences | rate | steps | loss |\n|---|---|---|---|")
     for batch in args.batches:
