@@ -143,7 +143,11 @@ impl Read {
             self.lines += 1;
             self.bytes += line.len() as u64;
             self.line(&line).map_err(|why| {
-                Error::failure(format!("{}, line {}: {why}", path.display(), self.lines))
+                Error::failure(format!(
+                    "{}, line {}: {why}; remove the line to have the others",
+                    path.display(),
+                    self.lines
+                ))
             })?;
             core::mem::swap(&mut self.last, &mut line);
         }

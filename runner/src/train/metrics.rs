@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: the reported events of a run, each step once, however often the
 //! run was killed and resumed.
 
+use core::ops::Range;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use serde::Deserialize;
 
 use super::event::Event;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, AtomicFile};
 
 /// No line has as many bytes.
 pub(crate) const LONGEST_LINE: u64 = 4 << 20;
@@ -20,6 +21,9 @@ pub struct Metrics {
     path: PathBuf,
     file: File,
 }
+
+/// A warning names no more lines.
+const MOST_NAMED: usize = 5;
 
 /// What decides whether a line stays.
 #[derive(Deserialize)]
@@ -40,30 +44,54 @@ pub struct Place {
     pub within: bool,
 }
 
+/// What a line is to a run that goes on from some place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It belongs to the run.
+    Stays,
+    /// A later session begins, or one ends: the lines behind it are of what is done again, or of the end.
+    Ends,
+    /// It is about a later step, or says nothing: the run has been further, or the line is damaged. Steps never go
+    /// back in a file that was only written to, so it is damaged if a line behind it stays.
+    Strange,
+}
+
 impl Line {
-    /// Whether the line belongs to a run that goes on from `place`.
-    fn is_before(&self, place: Place) -> bool {
+    fn kind(&self, place: Place) -> Kind {
         let Place { step, rewinds, within } = place;
+        let or = |stays, other| if stays { Kind::Stays } else { other };
         match (self.event.as_str(), self.step) {
-            ("step" | "eval" | "work" | "sample" | "threads", Some(at)) => at <= step,
-            ("spike", Some(at)) => at < step || at == step && self.rewinds.unwrap_or(0) <= rewinds,
+            ("step" | "eval" | "work" | "sample" | "threads", Some(at)) => {
+                or(at <= step, Kind::Strange)
+            }
+            ("spike", Some(at)) => {
+                or(at < step || at == step && self.rewinds.unwrap_or(0) <= rewinds, Kind::Ends)
+            }
             // A session that began here is begun again by the one that resumes.
-            ("start", Some(at)) => at < step || at == step && within,
-            _ => false,
+            ("start", Some(at)) => or(at < step || at == step && within, Kind::Ends),
+            ("interrupted" | "done", _) => Kind::Ends,
+            _ => Kind::Strange,
         }
     }
 }
 
 impl Metrics {
-    /// Opens the file for a run that goes on from `place`: what was written about later steps is cut off.
+    /// Opens the file for a run that goes on from `place`: what was written about later steps is cut off, and lines
+    /// that are damaged are left out of it, with a warning that has their numbers.
     ///
     /// # Errors
     /// The file cannot be read or written.
     pub fn open(path: &Path, place: Place) -> Result<Self> {
         let io = |e| Error::io("write", path, &e);
         let mut file = files::open_own(path).map_err(io)?;
-        let keep = length_up_to(&file, place).map_err(io)?;
-        file.set_len(keep).and_then(|()| file.seek(SeekFrom::Start(keep))).map_err(io)?;
+        let mut kept = look(&file, place).map_err(io)?;
+        if !kept.damaged.is_empty() {
+            kept.say_damaged(path);
+            kept.length = copy(path, &mut file, &kept)?;
+            file = files::open_own(path).map_err(io)?;
+        }
+        let end = kept.length;
+        file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(io)?;
         Ok(Self { path: path.to_path_buf(), file })
     }
 
@@ -94,20 +122,75 @@ impl Metrics {
     }
 }
 
-/// Bytes of the lines up to the first that is beyond `place` or torn.
-fn length_up_to(file: &File, place: Place) -> std::io::Result<u64> {
-    let mut reader = BufReader::new(file);
-    let (mut length, mut line) = (0, Vec::new());
-    loop {
-        line.clear();
-        let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
-        let stays = line.ends_with(b"\n")
-            && serde_json::from_slice::<Line>(&line).is_ok_and(|line| line.is_before(place));
-        if !stays {
-            return Ok(length);
-        }
-        length += read as u64;
+/// What stays of a file.
+#[derive(Default)]
+struct Kept {
+    /// It is in so many bytes.
+    length: u64,
+    /// Lines between those that stay: their numbers, from 1, and where they are.
+    damaged: Vec<(u64, Range<u64>)>,
+}
+
+impl Kept {
+    fn say_damaged(&self, path: &Path) {
+        let numbers: Vec<_> =
+            self.damaged.iter().take(MOST_NAMED).map(|(number, _)| number.to_string()).collect();
+        let (lines, are) =
+            if self.damaged.len() == 1 { ("line", "it is") } else { ("lines", "they are") };
+        let more = match self.damaged.len() - numbers.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        say!(
+            "cllm: {}, {lines} {}{more}: {are} damaged, and left out from now on; what stands behind that stays",
+            path.display(),
+            numbers.join(", ")
+        );
     }
+}
+
+/// Looks for what stays of the file, whose lines up to the end of the last session are gone through.
+fn look(file: &File, place: Place) -> std::io::Result<Kept> {
+    let mut reader = BufReader::new(file);
+    let (mut kept, mut strange) = (Kept::default(), Vec::new());
+    let (mut at, mut line) = (0, Vec::new());
+    for number in 1.. {
+        line.clear();
+        let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? as u64;
+        // The end, a line that is torn there, or one that no event has.
+        if !line.ends_with(b"\n") {
+            break;
+        }
+        let kind =
+            serde_json::from_slice::<Line>(&line).map_or(Kind::Strange, |line| line.kind(place));
+        let all = at..at + read;
+        at = all.end;
+        match kind {
+            Kind::Ends => break,
+            Kind::Strange => strange.push((number, all)),
+            Kind::Stays => {
+                kept.damaged.append(&mut strange);
+                kept.length = at;
+            }
+        }
+    }
+    Ok(kept)
+}
+
+/// Puts a file without the lines that are damaged in the place of one with them; how long it is.
+fn copy(path: &Path, file: &mut File, kept: &Kept) -> Result<u64> {
+    let io = |e| Error::io("write", path, &e);
+    let mut whole = AtomicFile::create(path)?;
+    let mut begin = 0;
+    let mut length = 0;
+    let end = kept.length..kept.length;
+    for gap in kept.damaged.iter().map(|(_, gap)| gap).chain([&end]) {
+        file.seek(SeekFrom::Start(begin)).map_err(io)?;
+        length += std::io::copy(&mut (&*file).take(gap.start - begin), &mut whole).map_err(io)?;
+        begin = gap.end;
+    }
+    whole.commit()?;
+    Ok(length)
 }
 
 /// The text of an event.
@@ -200,6 +283,35 @@ mod tests {
         metrics.rewind(within).unwrap();
         metrics.write("new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), first_lines(1) + "new\n");
+    }
+
+    /// It takes nothing with it that stands behind it, if anything does that stays.
+    #[test]
+    fn a_damaged_line_goes_alone() {
+        let lines: Vec<&str> = RUN.lines().take(4).collect();
+        for at in 0..3 {
+            let (event, step) = (
+                lines[at].replacen("\":\"", "\":\"\u{1}", 1),
+                lines[at].replace("\"step\":", "\"step\":9"),
+            );
+            let bytes = lines[at].replacen('{', "\u{fffd}", 1);
+            for damaged in [event.as_str(), &step, &bytes, "", "{}"] {
+                let mut all = lines.clone();
+                all[at] = damaged;
+                let with = all.join("\n")
+                    + "\n{\"event\":\"done\",\"step\":2}\n{\"event\":\"work\",\"step\":2}\n";
+                all.remove(at);
+                // A session that begins later than where the run goes on is no damage.
+                let is_end = at == 0 && damaged == step;
+                let left = if is_end { String::new() } else { all.join("\n") + "\n" };
+                assert_eq!(reopened(&with, 2), left + "new\n", "{damaged:?}");
+            }
+        }
+        // With nothing behind it that stays it goes with the end.
+        assert_eq!(
+            reopened(&(first_lines(3) + "{}\n{\"event\":\"step\",\"step\":3}\n"), 2),
+            first_lines(3) + "new\n"
+        );
     }
 
     #[test]
