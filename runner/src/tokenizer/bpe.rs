@@ -415,7 +415,7 @@ mod tests {
                 ",;.\n",
                 "one,two\n\n",
             ] {
-                let text = lines.repeat(PART / lines.len() + 100);
+                let text = lines.repeat(8 * PART / lines.len() + 100);
                 let whole = t.inner.encode_fast(text.as_str(), false).unwrap();
                 let mut ids = Vec::new();
                 t.encode_into(text.as_bytes(), false, &mut ids).unwrap();
