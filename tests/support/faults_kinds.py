@@ -378,10 +378,10 @@ class FlipShards(Shards):
 
 
 class Settings(Lasting):
-    name, weight = "its settings damaged", 0.5
+    name, weight = "its settings, tokenizer damaged", 0.7
 
     def do(self, run, session, rng):
-        self.path = run.dir / "settings.json"
+        self.path = run.dir / rng.choice(["settings.json", "tokenizer.json"])
         try:
             self.whole = self.path.read_bytes()
         except FileNotFoundError:
@@ -397,6 +397,35 @@ class Settings(Lasting):
         # A session that took them has written them anew.
         if self.path.exists() and self.path.read_bytes() == self.bad:
             self.path.write_bytes(self.whole)
+
+
+class Report(Lasting):
+    """What it has reported is not put back: it goes on, and has lost no more than what was damaged."""
+
+    name, weight = "its report damaged", 0.7
+
+    def do(self, run, session, rng):
+        path, how = run.dir / "metrics.jsonl", rng.choice(["flip", "flip", "flip", "cut"])
+        # A file that is cut while somebody writes to it has a hole.
+        if session is not None:
+            how = "flip"
+        try:
+            before = damage(path, how, rng)
+            after = path.read_bytes()
+        except FileNotFoundError:
+            return False
+        if how == "cut":
+            run.unreported = None
+        elif run.unreported is not None:
+            # A bit of what ends a line damages two of them.
+            run.unreported += 2 * sum(one != other for one, other in zip(before, after))
+        run.log(f"{path.name}: {how}, at step {run.step()}")
+        return True
+
+    def check(self, run, session=None):
+        run.verify()
+        if session and session.process.returncode not in (0, -signal.SIGKILL):
+            raise Bad("lost", f"its report is damaged, and it does not go on: {session.said()[-500:]}")
 
 
 class Removed(Lasting):
@@ -415,6 +444,8 @@ class Removed(Lasting):
         except FileNotFoundError:
             return False
         run.is_gone = begun
+        if self.place.name == "metrics.jsonl":
+            run.unreported = None
         run.log(f"{self.place} taken away at step {run.step()}")
         return True
 
@@ -441,7 +472,7 @@ def remove(path: Path) -> None:
 
 
 KINDS = [Kill(), KillInWrite(), Ask(), Pause(), Threads(), DiskFull(), LargestFile(), Memory(), ReadOnly(),
-         CutCheckpoints(), FlipCheckpoints(), CutShards(), FlipShards(), Settings(), Removed()]
+         CutCheckpoints(), FlipCheckpoints(), CutShards(), FlipShards(), Settings(), Report(), Removed()]
 
 
 def choose(rng: random.Random, run: Run) -> Kind:

@@ -48,6 +48,9 @@ CASES = {
         f"{_model} --norm rms --positions rotary --activation swiglu --no-bias --tokenizer chars --save-interval 25 "
         "--keep-checkpoints 3 --eval-interval 30", "--config", f"{HERE}/run.toml"),
     "instructions": _case("--max-steps 400 --save-interval 15 --keep-checkpoints 2 --eval-interval 40", *_base, *_examples),
+    "spikes skipped, steps in parts": _case(
+        f"{_model} --tokenizer bytes --learning-rate 0.001 --on-spike skip --spike-threshold 3 --spike-window 32 --batch-parts 4 "
+        "--gradient-accumulation-steps 2 --max-steps 400 --save-interval 12 --eval-interval 40", *_text),
     "adapters, text, bf16": _case(
         "--dtype bf16 --max-steps 600 --save-interval 20 --keep-checkpoints 2 --eval-interval 50", *_lora, *_text),
     "adapters, instructions": _case(
@@ -156,6 +159,8 @@ class Run:
         self.damaged, self.reached = set(), -1
         # What says that it has begun was taken away.
         self.is_gone = False
+        # Steps that its report may be without, for lines of it that were damaged on purpose; None: nobody counts.
+        self.unreported = 0
         self.begin = time.monotonic()
 
     def log(self, text: str) -> None:
@@ -231,6 +236,25 @@ class Run:
             raise Bad("lost", f"there was a checkpoint of step {self.reached}, the newest is of step {newest}")
         self.reached = newest
         self.log(f"newest checkpoint: {newest}")
+        lost = self.lost_steps()
+        if self.unreported is not None and len(lost) > self.unreported:
+            raise Bad("lost", f"metrics.jsonl has nothing about steps {lost[:5]} of {newest}: {self.unreported} were damaged")
+
+    def lost_steps(self) -> list:
+        """Steps up to the newest checkpoint that the report says nothing about: each of them is reported."""
+        steps = set()
+        try:
+            lines = (self.dir / "metrics.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            lines = []
+        for line in lines:
+            try:
+                event = json.loads(line)
+                if event["event"] == "step":
+                    steps.add(event["step"])
+            except (ValueError, KeyError, TypeError):
+                pass
+        return [step for step in range(1, self.reached + 1) if step not in steps]
 
     def judge(self, session, code: int, ours: tuple = ()) -> str:
         """How a session ended: `done`, `cut` by what we have sent, or `stopped` with a clear error."""
