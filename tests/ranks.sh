@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs of several ranks under MPI on this machine: the same weights on 1, 2 and 4 ranks and without any; a rank that
-# is killed at random ends the others, and the run goes on, on another number of ranks, to the same weights; two ranks
+# panics or is killed at random ends the others, and the run goes on, on another number of ranks, to the same weights; two ranks
 # of one thread against one rank of one thread, in turns; what the fixed order of additions costs beside MPI_Allreduce.
 #
 # Usage: tests/ranks.sh [KILLS [RUNS]]     (20 kills and 5 runs of each: about ten minutes)
@@ -29,6 +29,10 @@ fi
 export OMPI_MCA_rmaps_base_oversubscribe=1
 if [ "$(id -u)" = 0 ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+if [ "${1:-20}" != speed ]; then
+    cargo test --quiet --locked --release --package cllm --features mpi --test mpi
+    echo "a rank that panics ends the others"
 fi
 rm -rf target/ranks
 mkdir -p target/ranks

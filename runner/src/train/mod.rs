@@ -182,8 +182,10 @@ fn run(
         true => open_folder(told)?,
         false => (RunFolder::existing(&told.out_dir), Begun::default()),
     };
-    let (from, bad_steps) =
-        if settings.resume { resume::newest(&folder, settings.quiet)? } else { (None, Vec::new()) };
+    let (from, bad_steps) = match settings.resume {
+        true => resume::newest(&folder, is_first, settings.quiet)?,
+        false => (None, Vec::new()),
+    };
 
     let mut inputs = Inputs::open(settings, &folder, from.is_some() || !is_first)?;
     if is_first && told.resume && resume::is_moved(&stored_settings(&told.out_dir)?, told) {

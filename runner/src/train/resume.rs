@@ -82,20 +82,21 @@ const FREE: [&str; 23] = [
 ];
 
 /// The checkpoint to resume from, `None` if the run was killed before its first; and the steps of those that are
-/// damaged.
+/// damaged. The first of the ranks says so.
 ///
 /// # Errors
 /// As [`RunFolder::newest`].
 pub(super) fn newest(
     folder: &RunFolder,
+    is_first: bool,
     quiet: bool,
 ) -> Result<(Option<CheckpointFile>, Vec<u64>)> {
     let newest = folder.newest()?;
-    for reason in &newest.skipped {
+    for reason in newest.skipped.iter().filter(|_| is_first) {
         say!("cllm: passing over {reason}");
     }
     match &newest.checkpoint {
-        _ if quiet => {}
+        _ if quiet || !is_first => {}
         Some(file) => say!("cllm: going on from {}", file.path().display()),
         None => say!(
             "cllm: {} has no checkpoint yet: starting from the beginning",
