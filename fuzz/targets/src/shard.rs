@@ -1,18 +1,24 @@
-//! Token shards and the checksums beside them. A shard that is opened can be read to its end, or is damaged; without
+//! Token shards, the checksums beside them, and what their folder says of itself. A shard that is opened can be read to its end, or is damaged; without
 //! checksums it is never, and what is written of its tokens is the same shard.
 
 use std::fs;
 
+use cllm::data::prepare::{META_FILE, Meta};
 use cllm::data::shard::{HEADER_BYTES, Shard, ShardWriter, is_shard};
 use cllm::data::stream::TokenStream;
 use cllm::error::Result;
 
 use crate::files::{Folder, parts};
 
-/// A shard and its checksums.
+/// A shard, its checksums and `meta.json`.
 pub(crate) fn target(data: &[u8]) -> bool {
-    let [shard, sums] = parts(data);
+    let [shard, sums, meta] = parts(data);
     let folder = Folder::new();
+    folder.put(META_FILE, meta);
+    if let Some(meta) = Meta::load(folder.path()) {
+        assert!(meta.vocab_size > 0 && meta.train_tokens.checked_add(meta.val_tokens).is_some());
+        let _ = (meta.is_complete(), meta.is_of_stdin());
+    }
     let path = folder.put("train_000000.bin", shard);
     if !path.exists() {
         return false;

@@ -22,6 +22,8 @@ use crate::train::folder::RunFolder;
 
 /// The file that says what a folder of shards was made from.
 pub const META_FILE: &str = "meta.json";
+/// No `meta.json` has as many bytes, which names each file of the text.
+const LARGEST_META: u64 = 64 << 20;
 
 const META_FORMAT: &str = "cllm-data";
 const META_VERSION: u32 = 1;
@@ -134,9 +136,11 @@ impl Meta {
     /// this program's.
     #[must_use]
     pub fn load(dir: &Path) -> Option<Self> {
-        let text = files::read(&dir.join(META_FILE)).ok()?;
+        let text = files::read_most(&dir.join(META_FILE), LARGEST_META).ok()?;
         let meta: Self = crate::json::from_slice(&text).ok()?;
-        (meta.format == META_FORMAT && meta.version == META_VERSION).then_some(meta)
+        let counts = meta.train_tokens.checked_add(meta.val_tokens).filter(|_| meta.vocab_size > 0);
+        (meta.format == META_FORMAT && meta.version == META_VERSION && counts.is_some())
+            .then_some(meta)
     }
 
     /// Whether any of it came from standard input.
