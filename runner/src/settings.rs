@@ -163,6 +163,10 @@ pub struct TrainSettings {
     /// What blocks add to their inputs, and the logits of an output projection of its own, are zeros at first.
     #[serde(default)]
     pub zero_init: bool,
+    /// The token table and an output projection of its own begin as factors of how often a token of the text follows
+    /// another.
+    #[serde(default)]
+    pub bigram_init: bool,
     /// The most tokens that a query sees; `None` is all of its sequence.
     #[serde(default)]
     pub window: Option<usize>,

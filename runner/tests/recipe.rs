@@ -25,6 +25,13 @@ const PARTS: &[Part] = &[
     ("zero-init", |s| TrainSettings { zero_init: true, ..s }),
     ("untied", |s| TrainSettings { tied: false, ..s }),
     ("untied with zero-init", |s| TrainSettings { tied: false, zero_init: true, ..s }),
+    ("bigram-init", |s| TrainSettings {
+        tied: false,
+        norm: NormChoice::Rms,
+        bias: false,
+        bigram_init: true,
+        ..s
+    }),
     ("logit-softcap", |s| TrainSettings { logit_softcap: 3.0, ..s }),
     ("previous-tokens", |s| TrainSettings { previous_tokens: 3, ..s }),
     ("window", |s| TrainSettings { window: Some(7), ..s }),
@@ -71,7 +78,12 @@ fn three_ways(name: &str, part: fn(TrainSettings) -> TrainSettings, dtype: Dtype
     assert_eq!(sha(&on), sha(&one), "{name}, {dtype:?}: other bits behind a resume");
     assert_eq!(course(&on), course(&one), "{name}, {dtype:?}");
     let [first, last] = [0, 11].map(|at| events(&one, "step")[at]["loss"].as_f64().unwrap());
-    assert!(last < first - 0.2, "{name}, {dtype:?}: {first} to {last}: nothing is learned");
+    // What is counted is learned before the first step: the rest of it is less.
+    let (most, least) = if name == "bigram-init" { (1.5, 0.1) } else { (f64::MAX, 0.2) };
+    assert!(
+        first < most && last < first - least,
+        "{name}, {dtype:?}: {first} to {last}: nothing is learned"
+    );
     sha(&one)
 }
 

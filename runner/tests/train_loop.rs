@@ -8,6 +8,7 @@ use cllm::data::loader::Dataset;
 use cllm::data::shard::ShardWriter;
 use cllm::data::stream::TokenStream;
 use cllm::eval::{EvalSettings, measure};
+use cllm::parts::NormChoice;
 use cllm::settings::{LogFormat, Threads, TokenizerChoice, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
@@ -30,6 +31,31 @@ fn logits_that_begin_as_zeros_know_nothing_and_learn() {
     // To the rounding of a sum of floats: small random numbers would be some hundredths off.
     assert!((loss(0) - 257_f64.ln()).abs() < 1e-5, "{}", loss(0));
     assert!(loss(59) < 3.2, "{}", loss(59));
+}
+
+/// Of letters that follow one another as they do, by no rule but that.
+#[test]
+fn counted_weights_know_what_follows_before_the_first_step() {
+    let first = |bigram_init: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let of = settings(dir.path());
+        let settings = TrainSettings {
+            max_steps: 1,
+            tokenizer: TokenizerChoice::Chars,
+            n_embd: 64,
+            n_head: 2,
+            norm: NormChoice::Rms,
+            bias: false,
+            tied: false,
+            dropout: 0.0,
+            bigram_init,
+            ..of
+        };
+        assert_eq!(train(&settings), Ok(Outcome::Finished));
+        events(&settings, "step")[0]["loss"].as_f64().unwrap()
+    };
+    let (counted, random) = (first(true), first(false));
+    assert!(counted < 0.7 * random, "{counted} {random}");
 }
 
 #[test]

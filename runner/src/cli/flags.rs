@@ -210,6 +210,10 @@ train_flags! {
         /// zeros rather than as small random numbers.
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         zero_init: bool,
+        /// The model begins as one that knows how often each token of the training text follows another: its token table
+        /// and output projection are factors of what was counted. Wants --tied false and --norm rms.
+        #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        bigram_init: bool,
         /// Tokens that each one sees, the last up to itself [default: all of its sequence].
         #[arg(value_name = "N", alias = "sliding-window")]
         window: usize,

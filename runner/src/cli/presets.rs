@@ -98,6 +98,7 @@ fn tiny() -> TrainSettings {
         qkv_bias: false,
         qk_norm: false,
         zero_init: false,
+        bigram_init: false,
         window: None,
         logit_softcap: 0.0,
         previous_tokens: 0,

@@ -128,9 +128,29 @@ impl TrainSettings {
         }
         let most = Architecture::MOST_PREVIOUS as u64;
         whole("previous_tokens", self.previous_tokens as u64, 0, most)?;
+        self.check_bigrams()?;
         self.check_heads()?;
         share("lora_dropout", f64::from(self.lora_dropout), self.lora_dropout)?;
         share("dropout", f64::from(self.dropout), self.dropout)
+    }
+
+    /// First weights that are counted.
+    fn check_bigrams(&self) -> core::result::Result<(), Invalid> {
+        let refused = |problem: &str| Err(Invalid::new("bigram_init", true, problem.to_owned()));
+        match () {
+            () if !self.bigram_init => Ok(()),
+            () if self.base.is_some() => {
+                refused("the weights of --base are there already: leave one of the two out")
+            }
+            () if self.tied => refused(
+                "what a token says of the next is not what it is told by: give --tied false",
+            ),
+            () if self.norm != crate::parts::NormChoice::Rms => {
+                refused("its rows have one length, which --norm layer changes: give --norm rms")
+            }
+            () if self.n_embd < 8 => refused("--n-embd has to be at least 8 for it"),
+            () => Ok(()),
+        }
     }
 
     /// Columns of heads.
@@ -285,6 +305,7 @@ pub(super) fn check_isa(isa: Isa, source: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::cli::presets::Preset;
+    use crate::parts::NormChoice;
 
     fn refused(change: impl FnOnce(&mut TrainSettings)) -> String {
         // Presets are tuned now and then: the messages below want fixed numbers.
@@ -329,6 +350,25 @@ mod tests {
             (
                 refused(|s| s.logit_softcap = f32::NAN),
                 "--logit-softcap NaN: it must be at least 0.001",
+            ),
+            (
+                refused(|s| s.bigram_init = true),
+                "--bigram-init true: what a token says of the next",
+            ),
+            (
+                refused(|s| (s.bigram_init, s.tied) = (true, false)),
+                "--bigram-init true: its rows have one length, which --norm layer changes",
+            ),
+            (
+                refused(|s| (s.bigram_init, s.base) = (true, Some("base".into()))),
+                "--bigram-init true: the weights of --base are there already",
+            ),
+            (
+                refused(|s| {
+                    (s.bigram_init, s.tied, s.norm) = (true, false, NormChoice::Rms);
+                    (s.n_embd, s.n_head) = (4, 1);
+                }),
+                "--bigram-init true: --n-embd has to be at least 8",
             ),
             (
                 refused(|s| s.lora_rank = Some(4)),

@@ -34,6 +34,12 @@ impl Dataset {
         self.stream.len()
     }
 
+    /// All of them, as they stand in the text.
+    #[must_use]
+    pub fn stream(&self) -> &TokenStream {
+        &self.stream
+    }
+
     /// Sequences in an epoch.
     #[must_use]
     pub fn sequences_per_epoch(&self) -> u64 {

@@ -20,7 +20,7 @@ use crate::tokenizer::{self, usage::Usage};
 use crate::trained::Trained;
 
 /// The settings that a base decides.
-pub(crate) const DECIDED: [&str; 18] = [
+pub(crate) const DECIDED: [&str; 19] = [
     "n_layer",
     "n_head",
     "n_kv_head",
@@ -36,6 +36,7 @@ pub(crate) const DECIDED: [&str; 18] = [
     "qkv_bias",
     "qk_norm",
     "zero_init",
+    "bigram_init",
     "window",
     "logit_softcap",
     "previous_tokens",

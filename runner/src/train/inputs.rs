@@ -207,6 +207,15 @@ impl Inputs {
         }
     }
 
+    /// The text to train on, if that is what the data are.
+    #[must_use]
+    pub(super) fn text(&self) -> Option<&TokenStream> {
+        match &self.train {
+            Train::Windows(data) => Some(data.stream()),
+            Train::Examples(_) => None,
+        }
+    }
+
     /// Tokens to validate on.
     #[must_use]
     pub fn val_tokens(&self) -> u64 {

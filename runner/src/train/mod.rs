@@ -5,6 +5,7 @@
 //! said, [`stop`] when to end early.
 
 pub(crate) mod base;
+mod bigrams;
 mod board;
 pub mod event;
 pub mod examples;
@@ -230,7 +231,7 @@ fn run(
         None => {
             match &base {
                 Some(_) => trainer.initialise_adapters(),
-                None => initialise(&mut trainer, settings),
+                None => initialise(&mut trainer, settings, &inputs, kernels)?,
             }
             first_meta(&inputs, kernels)
         }
@@ -501,13 +502,15 @@ fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
 }
 
 /// Gives `trainer` the weights that a run begins with.
-fn initialise(trainer: &mut Trainer<'_>, settings: &TrainSettings) {
+fn initialise(
+    trainer: &mut Trainer<'_>,
+    settings: &TrainSettings,
+    inputs: &Inputs,
+    kernels: &Kernels,
+) -> Result<()> {
     trainer.initialise();
-    if !settings.zero_init {
-        return;
-    }
     let plan = *trainer.plan();
-    for spec in plan.table().iter() {
+    for spec in plan.table().iter().filter(|_| settings.zero_init) {
         let adds = matches!(
             spec.param,
             Param::Head | Param::Block(_, BlockParam::AttnOut | BlockParam::MlpOut)
@@ -515,6 +518,13 @@ fn initialise(trainer: &mut Trainer<'_>, settings: &TrainSettings) {
         if adds {
             trainer.parameters_mut()[spec.range()].fill(0.0);
         }
+    }
+    match inputs.text() {
+        _ if !settings.bigram_init => Ok(()),
+        Some(text) => bigrams::begin(trainer, text, kernels),
+        None => Err(Error::usage(
+            "--bigram-init: it counts in text, and these data are examples: leave it out, or give text",
+        )),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 35] = [
+const FIXED: [&str; 36] = [
     "base",
     "val_fraction",
     "text_field",
@@ -37,6 +37,7 @@ const FIXED: [&str; 35] = [
     "qkv_bias",
     "qk_norm",
     "zero_init",
+    "bigram_init",
     "window",
     "logit_softcap",
     "previous_tokens",

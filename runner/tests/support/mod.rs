@@ -58,6 +58,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         qkv_bias: false,
         qk_norm: false,
         zero_init: false,
+        bigram_init: false,
         window: None,
         logit_softcap: 0.0,
         previous_tokens: 0,
