@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from statistics import mean, median
 
@@ -100,6 +101,11 @@ class Recipe:
     # The weights at the end are an average with this decay.
     average: float = 0.0
     ff: int = 4
+    # Table and output projection begin as factors of how often tokens follow each other, smoothed by so much:
+    # runner/src/train/bigrams.rs has the formulas.
+    counts: float = 0.0
+    # How long rows of the table are then, by the root of the width.
+    counted_size: float = 1.0
 
     def changed(self, text: str) -> "Recipe":
         kinds = {field.name: type(getattr(self, field.name)) for field in fields(self)}
@@ -138,10 +144,39 @@ def behind(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return sum_
 
 
+@cache
+def factors(train: torch.Tensor, vocabulary: int, rank: int, smoothing: float) -> list[torch.Tensor]:
+    """Logarithms of the tokens' shares, and two factors of what pairs say besides."""
+    pairs, times = torch.unique(train[:-1] * vocabulary + train[1:], return_counts=True)
+    before, behind = pairs // vocabulary, pairs % vocabulary
+    shares = torch.bincount(train[1:], minlength=vocabulary) + 0.5
+    shares = shares / shares.sum()
+    followers = torch.bincount(before, minlength=vocabulary)
+    values = torch.log1p(times / (smoothing * followers[before] * shares[behind])).float()
+    of = torch.sparse_coo_tensor(torch.stack([before, behind]), values, (vocabulary, vocabulary)).coalesce()
+    turned = of.t().coalesce()
+    right = torch.randn(vocabulary, rank, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        right = torch.linalg.qr(turned @ torch.linalg.qr(of @ right)[0])[0]
+    return [shares.log().float(), of @ right, right]
+
+
+def counted(recipe: Recipe, vocabulary: int, train: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first table and output projection of a recipe with counts."""
+    d, root = recipe.width, math.sqrt(recipe.width)
+    shares, left, right = factors(train, vocabulary, min(d - 2, vocabulary), recipe.counts)
+    alpha = 0.9 * root / left.norm(dim=1).max()
+    table, head = torch.zeros(vocabulary, d), torch.zeros(vocabulary, d)
+    table[:, 0], table[:, 2 : 2 + left.shape[1]] = 0.3 * root, alpha * left
+    table[:, 1] = (d - table.square().sum(dim=1)).clamp_min(0).sqrt()
+    head[:, 0], head[:, 2 : 2 + left.shape[1]] = (shares - shares.mean()) / (0.3 * root), right / alpha
+    return recipe.counted_size * table, head
+
+
 class Model:
     """Parameters by name, and the loss of them."""
 
-    def __init__(self, recipe: Recipe, vocabulary: int) -> None:
+    def __init__(self, recipe: Recipe, vocabulary: int, train: torch.Tensor) -> None:
         r, d = recipe, recipe.width
         self.recipe = r
         small = 0.0 if r.zero_init else r.init / math.sqrt(2 * r.layers)
@@ -169,6 +204,8 @@ class Model:
                 self.of[f"{layer}.unet"] = torch.zeros(1)
             if r.gate:
                 self.of[f"{layer}.gate"] = torch.zeros(r.heads, d)
+        if r.counts:
+            self.of["table"], self.of["head"] = counted(r, vocabulary, train)
         for value in self.of.values():
             value.requires_grad_()
         self.angles = rotary(r.length, d // r.heads)
@@ -290,7 +327,7 @@ class Optimizer:
                 size = x.norm(dim=(1, 2), keepdim=True)
                 second.lerp_(x.square().mean(dim=2, keepdim=True), 1 - r.normuon)
                 x = x / (second / (1 - r.normuon ** (step + 1))).sqrt().add(1e-8)
-                x = x * (size / x.norm(dim=(1, 2), keepdim=True))
+                x = x * (size / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12))
             rows, cols = x.shape[1:]
             x = x * (0.2 * math.sqrt(max(rows, cols)) if not r.by_shape
                      else 0.2 * math.sqrt(max(1.0, rows / cols)) * math.sqrt(r.width))
@@ -314,7 +351,7 @@ def trained(recipe: Recipe, train: torch.Tensor, val: torch.Tensor, vocabulary: 
     """The loss of a run, and the seconds that it took."""
     r = recipe
     torch.manual_seed(seed)
-    model = Model(r, vocabulary)
+    model = Model(r, vocabulary, train)
     optimizer = Optimizer(model)
     average = None
     budget, seen, step = r.steps * r.batch * r.length, 0, 0

@@ -228,7 +228,9 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3], help="its rates")
     parser.add_argument("--beta2", type=float, default=0.99, help="of AdamW's")
     args = parser.parse_args()
-    args.recipe = args.recipe or HERE / f"{args.work}.toml"
+    # Tokens are compared at one size of models, and those that are counted in the text are tokens too.
+    at_one_size = args.mode == "tokens" and args.work == "reference"
+    args.recipe = args.recipe or HERE / ("tied.toml" if at_one_size else f"{args.work}.toml")
     shards(args.text, WORKS[args.work][0])
     MODES[args.mode](args)
 
