@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs of several ranks under MPI on this machine: the same weights on 1, 2 and 4 ranks and without any; a rank that
-# panics or is killed at random ends the others, and the run goes on, on another number of ranks, to the same weights; two ranks
-# of one thread against one rank of one thread, in turns; what the fixed order of additions costs beside MPI_Allreduce.
+# panics or is killed at random ends the others, and the run goes on, on another number of ranks, to the same weights;
+# two ranks of one thread against one rank of one thread, in turns; what the fixed order of additions costs beside
+# MPI_Allreduce.
 #
 # Usage: tests/ranks.sh [KILLS [RUNS]]     (20 kills and 5 runs of each: about ten minutes)
 #   tests/ranks.sh 0      no kills;   tests/ranks.sh 20 0      nothing is measured;   tests/ranks.sh speed      nothing else
