@@ -49,7 +49,7 @@ pub struct Place {
 enum Kind {
     /// It belongs to the run.
     Stays,
-    /// A later session begins, or one ends: the lines behind it are of what is done again, or of the end.
+    /// A session begins here, or one ends: the lines behind it are of what is done again, or of the end.
     Ends,
     /// It is about a later step, or says nothing: the run has been further, or the line is damaged. Steps never go
     /// back in a file that was only written to, so it is damaged if a line behind it stays.
@@ -60,15 +60,17 @@ impl Line {
     fn kind(&self, place: Place) -> Kind {
         let Place { step, rewinds, within } = place;
         let or = |stays, other| if stays { Kind::Stays } else { other };
+        let beyond = |at| if at == step { Kind::Ends } else { Kind::Strange };
         match (self.event.as_str(), self.step) {
             ("step" | "eval" | "work" | "sample" | "threads", Some(at)) => {
                 or(at <= step, Kind::Strange)
             }
             ("spike", Some(at)) => {
-                or(at < step || at == step && self.rewinds.unwrap_or(0) <= rewinds, Kind::Ends)
+                let known = at < step || at == step && self.rewinds.unwrap_or(0) <= rewinds;
+                or(known, beyond(at))
             }
             // A session that began here is begun again by the one that resumes.
-            ("start", Some(at)) => or(at < step || at == step && within, Kind::Ends),
+            ("start", Some(at)) => or(at < step || at == step && within, beyond(at)),
             ("interrupted" | "done", _) => Kind::Ends,
             _ => Kind::Strange,
         }
@@ -85,7 +87,7 @@ impl Metrics {
         let io = |e| Error::io("write", path, &e);
         let mut file = files::open_own(path).map_err(io)?;
         let mut kept = look(&file, place).map_err(io)?;
-        if !kept.damaged.is_empty() {
+        if kept.damaged.count > 0 {
             kept.say_damaged(path);
             kept.length = copy(path, &mut file, &kept)?;
             file = files::open_own(path).map_err(io)?;
@@ -127,17 +129,47 @@ impl Metrics {
 struct Kept {
     /// It is in so many bytes.
     length: u64,
-    /// Lines between those that stay: their numbers, from 1, and where they are.
-    damaged: Vec<(u64, Range<u64>)>,
+    /// Lines between those that stay.
+    damaged: Lines,
+}
+
+/// Lines of a file, in their order.
+#[derive(Default)]
+struct Lines {
+    count: usize,
+    /// Numbers of the first of them, from 1.
+    named: Vec<u64>,
+    /// Where they are: those that follow each other are one, so that this is less than the file.
+    gaps: Vec<Range<u64>>,
+}
+
+impl Lines {
+    fn push(&mut self, number: u64, at: Range<u64>) {
+        self.count += 1;
+        if self.named.len() < MOST_NAMED {
+            self.named.push(number);
+        }
+        match self.gaps.last_mut() {
+            Some(last) if last.end == at.start => last.end = at.end,
+            _ => self.gaps.push(at),
+        }
+    }
+
+    /// `others` are behind these, and there are none of them afterwards.
+    fn append(&mut self, others: &mut Self) {
+        self.count += core::mem::take(&mut others.count);
+        let room = MOST_NAMED - self.named.len();
+        self.named.extend(others.named.drain(..).take(room));
+        self.gaps.append(&mut others.gaps);
+    }
 }
 
 impl Kept {
     fn say_damaged(&self, path: &Path) {
-        let numbers: Vec<_> =
-            self.damaged.iter().take(MOST_NAMED).map(|(number, _)| number.to_string()).collect();
-        let (lines, are) =
-            if self.damaged.len() == 1 { ("line", "it is") } else { ("lines", "they are") };
-        let more = match self.damaged.len() - numbers.len() {
+        let Lines { count, named, .. } = &self.damaged;
+        let numbers: Vec<_> = named.iter().map(u64::to_string).collect();
+        let (lines, are) = if *count == 1 { ("line", "it is") } else { ("lines", "they are") };
+        let more = match count - numbers.len() {
             0 => String::new(),
             n => format!(" and {n} more"),
         };
@@ -152,7 +184,7 @@ impl Kept {
 /// Looks for what stays of the file, whose lines up to the end of the last session are gone through.
 fn look(file: &File, place: Place) -> std::io::Result<Kept> {
     let mut reader = BufReader::new(file);
-    let (mut kept, mut strange) = (Kept::default(), Vec::new());
+    let (mut kept, mut strange) = (Kept::default(), Lines::default());
     let (mut at, mut line) = (0, Vec::new());
     for number in 1.. {
         line.clear();
@@ -167,7 +199,7 @@ fn look(file: &File, place: Place) -> std::io::Result<Kept> {
         at = all.end;
         match kind {
             Kind::Ends => break,
-            Kind::Strange => strange.push((number, all)),
+            Kind::Strange => strange.push(number, all),
             Kind::Stays => {
                 kept.damaged.append(&mut strange);
                 kept.length = at;
@@ -184,7 +216,7 @@ fn copy(path: &Path, file: &mut File, kept: &Kept) -> Result<u64> {
     let mut begin = 0;
     let mut length = 0;
     let end = kept.length..kept.length;
-    for gap in kept.damaged.iter().map(|(_, gap)| gap).chain([&end]) {
+    for gap in kept.damaged.gaps.iter().chain([&end]) {
         file.seek(SeekFrom::Start(begin)).map_err(io)?;
         length += std::io::copy(&mut (&*file).take(gap.start - begin), &mut whole).map_err(io)?;
         begin = gap.end;
@@ -301,10 +333,7 @@ mod tests {
                 let with = all.join("\n")
                     + "\n{\"event\":\"done\",\"step\":2}\n{\"event\":\"work\",\"step\":2}\n";
                 all.remove(at);
-                // A session that begins later than where the run goes on is no damage.
-                let is_end = at == 0 && damaged == step;
-                let left = if is_end { String::new() } else { all.join("\n") + "\n" };
-                assert_eq!(reopened(&with, 2), left + "new\n", "{damaged:?}");
+                assert_eq!(reopened(&with, 2), all.join("\n") + "\nnew\n", "{damaged:?}");
             }
         }
         // With nothing behind it that stays it goes with the end.
@@ -312,6 +341,20 @@ mod tests {
             reopened(&(first_lines(3) + "{}\n{\"event\":\"step\",\"step\":3}\n"), 2),
             first_lines(3) + "new\n"
         );
+    }
+
+    /// Whatever they are, what is remembered of them is not more than they are.
+    #[test]
+    fn many_damaged_lines_are_one_gap() {
+        let lines: Vec<&str> = RUN.lines().take(4).collect();
+        let some = "\n".repeat(5000);
+        let all = [lines[0], "\n", &some, lines[1], "\n{}\n", lines[2], "\n"].concat();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &all).unwrap();
+        let kept = look(file.as_file(), Place { step: 2, ..Place::default() }).unwrap();
+        assert_eq!((kept.damaged.count, kept.damaged.gaps.len()), (5001, 2));
+        assert_eq!(kept.damaged.named, [2, 3, 4, 5, 6]);
+        assert_eq!(reopened(&all, 2), first_lines(3) + "new\n");
     }
 
     #[test]
