@@ -22,8 +22,10 @@ use crate::train::folder::RunFolder;
 
 /// The file that says what a folder of shards was made from.
 pub const META_FILE: &str = "meta.json";
-/// No `meta.json` has as many bytes, which names each file of the text.
+/// No `meta.json`, which names each file of the text, has more bytes: it is refused before the text is encoded.
 const LARGEST_META: u64 = 64 << 20;
+/// Bytes that the numbers of a finished one may take more than those of an incomplete one.
+const MOST_DIGITS: u64 = 256;
 
 const META_FORMAT: &str = "cllm-data";
 const META_VERSION: u32 = 1;
@@ -160,7 +162,17 @@ impl Meta {
         let mut text = serde_json::to_string_pretty(self)
             .map_err(|e| Error::failure(format!("cannot write {META_FILE}: {e}")))?;
         text.push('\n');
-        files::write_atomic(&dir.join(META_FILE), text.as_bytes())
+        let path = dir.join(META_FILE);
+        let room = if self.complete { 0 } else { MOST_DIGITS };
+        if text.len() as u64 + room > LARGEST_META {
+            return Err(Error::failure(format!(
+                "{}: {} files of text are more than it can name in {}: put many documents into one file, as JSON lines",
+                path.display(),
+                self.sources.len() + self.validation_sources.len(),
+                crate::memory::human_bytes(LARGEST_META)
+            )));
+        }
+        files::write_atomic(&path, text.as_bytes())
     }
 
     /// Fills in what was counted and marks the folder as finished.
@@ -533,4 +545,29 @@ pub(super) fn clear(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Before the text is encoded: of a finished one that is larger nobody would know what it says.
+    #[test]
+    fn more_files_than_can_be_named_are_refused_at_once() {
+        let request = Request::new(vec![Source::from_memory("a", b"some text".to_vec())]);
+        let meta = Meta::new(&request, &Tokenizer::Bytes).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        meta.save(dir.path()).unwrap();
+        assert_eq!(Meta::load(dir.path()).as_ref(), Some(&meta));
+        let room = LARGEST_META as usize - serde_json::to_string_pretty(&meta).unwrap().len() - 1;
+        let with = |more: usize| Meta { text_field: "x".repeat(more), ..meta.clone() };
+        let left = room + meta.text_field.len() - MOST_DIGITS as usize;
+        with(left).save(dir.path()).unwrap();
+        let of_most = Counts { bytes: u64::MAX, documents: u64::MAX, tokens: 0 };
+        let done = with(left).finished(of_most, u64::MAX / 2, u64::MAX / 2);
+        done.save(dir.path()).unwrap();
+        assert_eq!(Meta::load(dir.path()), Some(done));
+        let message = with(left + 1).save(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("1 files of text are more than"), "{message}");
+    }
 }
