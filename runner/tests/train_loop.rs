@@ -13,7 +13,9 @@ use cllm::settings::{LogFormat, Threads, TokenizerChoice, TrainSettings};
 use cllm::train::stop::Stop;
 use cllm::train::{Outcome, train_until};
 use cllm_core::Dtype;
-use support::{checkpoints, course, events, metrics, names, settings, sha, train, undisturbed};
+use support::{
+    checkpoints, course, events, metrics, names, settings, sha, train, train_to, undisturbed,
+};
 
 #[test]
 fn logits_that_begin_as_zeros_know_nothing_and_learn() {
@@ -257,6 +259,26 @@ fn every_kind_of_tokenizer_trains() {
         assert_eq!(train(&settings), Ok(Outcome::Finished));
         assert_eq!(events(&settings, "sample").len(), 1);
     }
+}
+
+/// It is not said of the data, which are what they were.
+#[test]
+fn a_tokenizer_that_was_changed_is_named_on_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = TokenizerChoice::Chars;
+    let settings = TrainSettings { tokenizer, ..settings(dir.path()) };
+    assert_eq!(train_to(&settings, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
+    let (saved, copy) =
+        (settings.out_dir.join("tokenizer.json"), settings.out_dir.join("data/tokenizer.json"));
+    // The last of the characters is another one.
+    let mut other: serde_json::Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();
+    *other["chars"].as_array_mut().unwrap().last_mut().unwrap() = "\u{e9}".into();
+    fs::write(&saved, other.to_string()).unwrap();
+    let resumed = TrainSettings { resume: true, ..settings };
+    let message = train(&resumed).unwrap_err().to_string();
+    assert!(message.contains("tokenizer.json: it is not the tokenizer"), "{message}");
+    fs::copy(copy, saved).unwrap();
+    assert_eq!(train(&resumed), Ok(Outcome::Finished));
 }
 
 #[test]

@@ -394,6 +394,15 @@ fn other_data(folder: &RunFolder) -> Error {
     ))
 }
 
+fn other_tokenizer(saved: &Path, data: &Path) -> Error {
+    Error::failure(format!(
+        "{}: it is not the tokenizer that the run began with: put it back (the tokens in {} were made with it, and a \
+         copy is there), or start anew in another --out-dir",
+        saved.display(),
+        data.display()
+    ))
+}
+
 fn text(
     settings: &TrainSettings,
     folder: &RunFolder,
@@ -424,6 +433,11 @@ fn text(
     let mut remade = None;
     if prepare::current(&request, &tokenizer, &dir)?.is_none() {
         if resumed && prepare::is_whole(&dir) {
+            let made_with = prepare::Meta::load(&dir).map(|meta| meta.tokenizer_sha256);
+            let sha256 = sha256_hex(tokenizer.to_json()?.as_bytes());
+            if made_with.is_some_and(|other| other != sha256) {
+                return Err(other_tokenizer(&saved, &dir));
+            }
             say!("cllm: comparing the text with what the run began with");
             if !prepare::adopt(&request, &tokenizer, &dir)? {
                 return Err(other_data(folder));
