@@ -275,6 +275,8 @@ READ_ONLY = True
 def damage(path: Path, how: str, rng: random.Random) -> bytes:
     """Damages a file in its place, and hands back what it was."""
     whole = path.read_bytes()
+    if not whole:
+        return whole
     with open(path, "r+b", buffering=0) as file:
         if how == "cut":
             size = len(whole)
@@ -409,23 +411,24 @@ class Report(Lasting):
         # A file that is cut while somebody writes to it has a hole.
         if session is not None:
             how = "flip"
+        self.live, reported = session, run.reported()
         try:
             before = damage(path, how, rng)
             after = path.read_bytes()
         except FileNotFoundError:
             return False
-        if how == "cut":
-            run.unreported = None
-        elif run.unreported is not None:
+        if run.unreported is not None:
             # A bit of what ends a line damages two of them.
-            run.unreported += 2 * sum(one != other for one, other in zip(before, after))
+            flipped = 2 * sum(one != other for one, other in zip(before, after))
+            run.unreported += len(reported) - len(run.reported()) if how == "cut" else flipped
         run.log(f"{path.name}: {how}, at step {run.step()}")
         return True
 
     def check(self, run, session=None):
         run.verify()
-        if session and session.process.returncode not in (0, -signal.SIGKILL):
-            raise Bad("lost", f"its report is damaged, and it does not go on: {session.said()[-500:]}")
+        for one in filter(None, (self.live, session)):
+            if one.process.returncode not in (0, -signal.SIGKILL):
+                raise Bad("lost", f"its report is damaged, and it does not go on: {one.said()[-500:]}")
 
 
 class Removed(Lasting):

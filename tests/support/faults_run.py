@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 HERE = "HERE"
@@ -236,13 +237,19 @@ class Run:
             raise Bad("lost", f"there was a checkpoint of step {self.reached}, the newest is of step {newest}")
         self.reached = newest
         self.log(f"newest checkpoint: {newest}")
-        lost = self.lost_steps()
-        if self.unreported is not None and len(lost) > self.unreported:
-            raise Bad("lost", f"metrics.jsonl has nothing about steps {lost[:5]} of {newest}: {self.unreported} were damaged")
+        if self.unreported is None:
+            return
+        reported = self.reported()
+        # Each of them is reported, and once.
+        lost = [step for step in range(1, newest + 1) if step not in reported]
+        twice = [step for step, times in Counter(reported).items() if times > 1]
+        if len(lost) > self.unreported or len(twice) > self.unreported:
+            raise Bad("lost", f"metrics.jsonl has nothing about steps {lost[:5]} of {newest}, and {twice[:5]} twice: "
+                              f"{self.unreported} were damaged")
 
-    def lost_steps(self) -> list:
-        """Steps up to the newest checkpoint that the report says nothing about: each of them is reported."""
-        steps = set()
+    def reported(self) -> list:
+        """Steps that the report has, in its order."""
+        steps = []
         try:
             lines = (self.dir / "metrics.jsonl").read_bytes().splitlines()
         except FileNotFoundError:
@@ -251,10 +258,10 @@ class Run:
             try:
                 event = json.loads(line)
                 if event["event"] == "step":
-                    steps.add(event["step"])
+                    steps.append(event["step"])
             except (ValueError, KeyError, TypeError):
                 pass
-        return [step for step in range(1, self.reached + 1) if step not in steps]
+        return steps
 
     def judge(self, session, code: int, ours: tuple = ()) -> str:
         """How a session ended: `done`, `cut` by what we have sent, or `stopped` with a clear error."""
