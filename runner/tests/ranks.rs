@@ -7,6 +7,7 @@ use std::path::Path;
 
 use cllm::Result;
 use cllm::checkpoint::CheckpointFile;
+use cllm::parts::NormChoice;
 use cllm::ranks::threads;
 use cllm::settings::{SpikeChoice, Threads, TrainSettings};
 use cllm::train::stop::Stop;
@@ -74,6 +75,19 @@ fn they_are_with_every_optimizer() {
     for optimizer in OptimizerKind::ALL.into_iter().skip(1) {
         on_any_number(|settings| settings.optimizer = optimizer);
     }
+}
+
+/// Each rank counts for itself.
+#[test]
+fn they_are_of_a_model_that_begins_with_what_was_counted() {
+    let plain = |settings: &mut TrainSettings| {
+        (settings.tied, settings.norm) = (false, NormChoice::Rms);
+    };
+    let counted = on_any_number(|settings| {
+        plain(settings);
+        settings.bigram_init = true;
+    });
+    assert_ne!(counted, on_any_number(plain));
 }
 
 #[test]

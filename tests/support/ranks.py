@@ -52,13 +52,15 @@ def done(run):
 def same_weights():
     """On any number of ranks, for every optimizer; the weights of AdamW."""
     expected = None
-    for optimizer in ["adamw", "adamw8", "momentum", "sgd"]:
+    for optimizer in ["adamw", "adamw8", "momentum", "sgd", "muon"]:
         # 0 is a process that mpirun has not started.
         for ranks in [0, 1, 2, 4] if optimizer == "adamw" else [1, 2, 4]:
             run = f"{optimizer}-{ranks}"
             flags = [*SMALL, "--optimizer", optimizer]
             if optimizer in ("momentum", "sgd"):
                 flags += ["--learning-rate", "0.1", "--weight-decay", "0"]
+            if optimizer == "muon":
+                flags += ["--bigram-init", "--tied", "false", "--norm", "rms"]
             of = train(ranks, flags, run)
             print(f"{optimizer:<9} {ranks or 'no'} ranks  {of['weights_sha256']}  loss {of['val_loss']:.6f}", flush=True)
             if ranks == (0 if optimizer == "adamw" else 1):

@@ -4,6 +4,7 @@ use crate::data::prefetch::MAX_DEPTH;
 use crate::error::{Error, Result};
 use crate::parts::PositionsChoice;
 use crate::settings::{TokenizerChoice, TrainSettings};
+use crate::train::bigrams::LEAST_WIDTH;
 use cllm_core::{Architecture, Isa, MAX_DIMENSION, OptimizerKind};
 use core::fmt::Display;
 
@@ -148,7 +149,9 @@ impl TrainSettings {
             () if self.norm != crate::parts::NormChoice::Rms => {
                 refused("its rows have one length, which --norm layer changes: give --norm rms")
             }
-            () if self.n_embd < 8 => refused("--n-embd has to be at least 8 for it"),
+            () if self.n_embd < LEAST_WIDTH => {
+                refused(&format!("--n-embd has to be at least {LEAST_WIDTH} for it"))
+            }
             () => Ok(()),
         }
     }

@@ -24,7 +24,7 @@
 //!
 //! All of it is one thread's work, and so has the same bits for any number of workers.
 
-use cllm_core::{Kernels, Param, Trainer};
+use cllm_core::{Kernels, NormKind, Param, Trainer};
 use cllm_kernels::{MatMut, MatRef};
 
 use crate::data::stream::TokenStream;
@@ -45,11 +45,24 @@ const CONSTANT: f32 = 0.3;
 const COUNTED: f32 = 0.9;
 /// Columns that factors have not.
 const TAKEN: usize = 2;
+/// Models that are less wide have too few that are left.
+pub(crate) const LEAST_WIDTH: usize = 8;
+/// What takes so many operations of products is announced: some seconds of one thread.
+const ANNOUNCED: f64 = 1e11;
+
+/// Most bytes that [`begin`] allocates for such a vocabulary and width, and so many tokens of text.
+pub(super) fn bytes(vocab: usize, d: usize, tokens: u64) -> usize {
+    // A pair, its column and its value, which grow to twice what they hold.
+    let counted = tokens.min(MOST) as usize * (8 + 2 * 8) + vocab * 12;
+    // Two factors and two between them (or E and H), what the triangle is made in, and panels of products.
+    counted + 16 * vocab * d + 12 * d * d + (1 << 22)
+}
 
 /// Sets the token table and the output projection of `trainer`, whose other weights are there, from the pairs of `text`.
 ///
 /// # Errors
-/// `text` cannot be read, or has a token beyond the vocabulary.
+/// The model has no output projection of its own, another norm than RMS norm, or less than [`LEAST_WIDTH`]; `text`
+/// cannot be read, or has a token beyond the vocabulary.
 pub(super) fn begin(
     trainer: &mut Trainer<'_>,
     text: &TokenStream,
@@ -62,6 +75,17 @@ pub(super) fn begin(
     };
     let config = *trainer.plan().config();
     let (vocab, d) = (config.vocab_size, config.d_model);
+    if config.arch.norm != NormKind::Rms || d < LEAST_WIDTH {
+        return Err(Error::usage(format!(
+            "--bigram-init: it wants --norm rms, and --n-embd {LEAST_WIDTH} at least"
+        )));
+    }
+    let operations = (ROUNDS * 8 * vocab) as f64 * (d * d) as f64;
+    if operations > ANNOUNCED {
+        say!(
+            "cllm: --bigram-init: counting which token follows which, which takes a while (one thread)"
+        );
+    }
     let counted = Counted::of(text, vocab)?;
     let rank = (d - TAKEN).min(vocab);
     let random = &trainer.parameters()[tokens.range()];

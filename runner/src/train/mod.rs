@@ -5,12 +5,13 @@
 //! said, [`stop`] when to end early.
 
 pub(crate) mod base;
-mod bigrams;
+pub(crate) mod bigrams;
 mod board;
 pub mod event;
 pub mod examples;
 pub mod exchange;
 mod farewell;
+mod first_state;
 pub mod folder;
 pub mod inputs;
 pub mod metrics;
@@ -29,11 +30,9 @@ use std::io::{IsTerminal as _, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use cllm_core::checkpoint::{Checkpoint, CheckpointError};
-use cllm_core::{BlockParam, Engine, Kernels, ModelConfig, Param, Trainer};
+use cllm_core::{Engine, Kernels, Trainer};
 
 use crate::bench::machine::fma_peak;
-use crate::checkpoint::{CheckpointFile, Meta, WatchState};
 use crate::data::prefetch::{self, Prefetch, ReadyBatch};
 use crate::error::{Error, Result};
 use crate::memory::{PoolMemory, check_available};
@@ -208,7 +207,9 @@ fn run(
     if ranks.size() > 1 && plan.has_pieces() {
         plan = plan.with_piece(ranks.rank(), ranks.size());
     }
-    check_available(&plan, model::batches(settings), Team::bytes(ranks, cut, &plan))?;
+    let more = Team::bytes(ranks, cut, &plan)
+        + first_state::bytes(settings, &plan, &inputs, from.is_none());
+    check_available(&plan, model::batches(settings), more)?;
     if let (Some(base), None) = (&mut base, &from) {
         if is_first {
             base.begin(&plan, settings)?;
@@ -227,13 +228,13 @@ fn run(
         trainer = trainer.look_up_in(table.bytes()).map_err(model::plan_error)?;
     }
     let meta = match &from {
-        Some(file) => restore(&mut trainer, file, &inputs, &config, kernels)?,
+        Some(file) => first_state::restore(&mut trainer, file, &inputs, &config, kernels)?,
         None => {
             match &base {
                 Some(_) => trainer.initialise_adapters(),
-                None => initialise(&mut trainer, settings, &inputs, kernels)?,
+                None => first_state::initialise(&mut trainer, settings, &inputs, kernels)?,
             }
-            first_meta(&inputs, kernels)
+            first_state::meta(&inputs, kernels)
         }
     };
     if let Some(base) = &base {
@@ -482,115 +483,4 @@ fn open_folder(settings: &TrainSettings) -> Result<(RunFolder, Begun)> {
     }
     let begun = folder.begin(settings)?;
     Ok((folder, begun))
-}
-
-fn first_meta(inputs: &Inputs, kernels: &Kernels) -> Meta {
-    Meta {
-        best: None,
-        last: None,
-        validation_due: false,
-        seconds: 0.0,
-        data_wait_seconds: 0.0,
-        train_tokens: inputs.train_tokens(),
-        val_tokens: inputs.val_tokens(),
-        tokenizer_sha256: inputs.tokenizer_sha256.clone(),
-        data_sha256: inputs.data_sha256(),
-        origin: None,
-        watch: WatchState::default(),
-        isa: kernels.set().to_string(),
-    }
-}
-
-/// Gives `trainer` the weights that a run begins with.
-fn initialise(
-    trainer: &mut Trainer<'_>,
-    settings: &TrainSettings,
-    inputs: &Inputs,
-    kernels: &Kernels,
-) -> Result<()> {
-    trainer.initialise();
-    let plan = *trainer.plan();
-    for spec in plan.table().iter().filter(|_| settings.zero_init) {
-        let adds = matches!(
-            spec.param,
-            Param::Head | Param::Block(_, BlockParam::AttnOut | BlockParam::MlpOut)
-        );
-        if adds {
-            trainer.parameters_mut()[spec.range()].fill(0.0);
-        }
-    }
-    match inputs.text() {
-        _ if !settings.bigram_init => Ok(()),
-        Some(text) => bigrams::begin(trainer, text, kernels),
-        None => Err(Error::usage(
-            "--bigram-init: it counts in text, and these data are examples: leave it out, or give text",
-        )),
-    }
-}
-
-/// Gives `trainer` the state of the checkpoint `file`.
-fn restore(
-    trainer: &mut Trainer<'_>,
-    file: &CheckpointFile,
-    inputs: &Inputs,
-    config: &ModelConfig,
-    kernels: &Kernels,
-) -> Result<Meta> {
-    let checkpoint = file.parse().map_err(|e| file.error(e))?;
-    let meta = file.meta(&checkpoint)?;
-    check_header(&checkpoint, file, trainer, config)?;
-    inputs.check(&meta, file.path())?;
-    let isa = kernels.set().to_string();
-    if meta.isa != isa {
-        say!(
-            "cllm: going on with other kernels ({isa}) than before ({}): the results will differ in \
-             rounding",
-            meta.isa
-        );
-    }
-    let piece = trainer.plan().piece();
-    trainer.restore(checkpoint.header().updates, |trained, moments| {
-        checkpoint.read_parameters(trained);
-        checkpoint.read_moments_of(piece, moments).map_err(|e| match e {
-            // The flag is compared with the settings, so that those are another run's.
-            CheckpointError::OtherOptimizer { wanted, .. } => file.error(format_args!(
-                "{e}: settings.json beside it says {wanted}; put back the settings.json that the checkpoint \
-                 was written with"
-            )),
-            e => file.error(e),
-        })
-    })?;
-    let data_sha256 = meta.data_sha256.clone().or_else(|| inputs.data_sha256());
-    Ok(Meta { isa, data_sha256, ..meta })
-}
-
-/// Checks that a checkpoint is of this run's model.
-fn check_header(
-    checkpoint: &Checkpoint<'_>,
-    file: &CheckpointFile,
-    trainer: &Trainer<'_>,
-    config: &ModelConfig,
-) -> Result<()> {
-    let header = checkpoint.header();
-    let (seed, adapters) = (trainer.seed(), trainer.plan().adapters());
-    let adapters = adapters.map(|table| *table.adapters());
-    if header.adapters != adapters {
-        return Err(file.error(format_args!(
-            "the checkpoint has other adapters than the settings say: {:?}, not {adapters:?}",
-            header.adapters
-        )));
-    }
-    if header.config != *config {
-        return Err(file.error(format_args!(
-            "the checkpoint is of another model than the settings': {:?}, not {config:?}",
-            header.config
-        )));
-    }
-    if header.seed != seed {
-        return Err(file.error(format_args!(
-            "the checkpoint is of a run with seed {}, not {seed}",
-            header.seed
-        )));
-    }
-    Ok(())
 }

@@ -17,7 +17,7 @@
 use cllm_core::{Origin, StepError};
 
 use super::event::{Event, Spike};
-use super::restore;
+use super::first_state::restore;
 use super::session::Session;
 use super::watch::{Limit, Watch};
 use crate::checkpoint::{CheckpointFile, Meta, WatchState};
