@@ -20,8 +20,8 @@ use crate::program::Run;
 use crate::shared::{Shared, record};
 use crate::step::{DropoutKey, Outcome, Step};
 use crate::{
-    AdapterSite, AdapterSites, Adapters, Architecture, Dtype, Kernels, ModelConfig, Optimizer,
-    OptimizerKind,
+    Activation, AdapterSite, AdapterSites, Adapters, Architecture, Dtype, Kernels, ModelConfig,
+    Optimizer, OptimizerKind,
 };
 use core::ops::Range as Bytes;
 use std::vec;
@@ -310,7 +310,17 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     let grouped = ModelConfig { n_head: 4, arch: wide_heads, ..llama };
     let arch = Architecture { qk_norm: true, window: Some(60), ..wide_heads };
     let normed = ModelConfig { arch, ..grouped };
-    for config in [CONFIG, deep, one, bare, odd, llama, grouped, normed] {
+    // Rows of tokens before each one, squared ReLU and capped logits, on a table of its own and on one that is shared.
+    let arch = Architecture {
+        previous_tokens: 3,
+        activation: Activation::Relu2,
+        logit_softcap: Some(15.0),
+        qk_norm: true,
+        ..Architecture::LLAMA
+    };
+    let fast = ModelConfig { arch, ..llama };
+    let untied = ModelConfig { tied: false, ..fast };
+    for config in [CONFIG, deep, one, bare, odd, llama, grouped, normed, fast, untied] {
         for (sequences, tokens) in shapes {
             for tiles_for in [1, 2, 16] {
                 cases.push((config, BatchShape { sequences, tokens }, tiles_for));
