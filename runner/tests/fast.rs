@@ -79,8 +79,10 @@ fn exports_say_what_others_cannot_express_and_work_without_it() {
     let export = |flags: &str| run_in(dir, &words(&format!("export --checkpoint out {flags}")));
     train(dir, &format!("--preset fast {SMALL} --max-steps 2 --out-dir out")).done();
     for format in ["safetensors", "gguf"] {
-        export(&format!("--format {format} --out other"))
-            .refused(1, &["other programs have no model with --previous-tokens 3"]);
+        export(&format!("--format {format} --out other")).refused(
+            1,
+            &["other programs have no model with --previous-tokens 3", "--activation swiglu"],
+        );
         assert!(!dir.join("other").exists(), "{format}");
     }
     export("--format llmc --out other").refused(1, &["--previous-tokens 3", "llm.c"]);

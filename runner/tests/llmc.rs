@@ -146,6 +146,7 @@ fn what_llm_c_does_not_have_is_refused() {
         ("--d-ff 48", "48"),
         ("--activation relu2", "--activation relu2"),
         ("--logit-softcap 15", "--logit-softcap 15"),
+        ("--previous-tokens 2", "--previous-tokens 2"),
     ] {
         fs::remove_dir_all(dir.join("out")).unwrap();
         train(dir, &format!("--tokenizer bytes {flags}"));

@@ -41,46 +41,47 @@ impl Family {
     /// None does: says which part stands alone.
     pub(crate) fn of(config: &ModelConfig) -> Result<Self, String> {
         let arch = &config.arch;
-        if let Some(cap) = arch.logit_softcap {
-            return Err(format!(
-                "other programs have no model of these parts with --logit-softcap {cap}: a model that is \
-                 to leave this program wants none"
-            ));
-        }
-        if arch.previous_tokens > 0 {
-            return Err(format!(
-                "other programs have no model with --previous-tokens {}, whose rows are sums of several tokens' \
-                 embeddings: a model that is to leave this program wants none",
-                arch.previous_tokens
-            ));
-        }
-        let squared = arch.activation == Activation::Relu2;
-        if *arch == Architecture::GPT2
-            || squared
-                && *arch == (Architecture { activation: Activation::Relu2, ..Architecture::GPT2 })
-        {
-            return Ok(Self::Gpt2);
-        }
-        let llamas = [
-            (arch.norm == NormKind::Rms, "--norm rms"),
-            (arch.rotary().is_some(), "--positions rotary"),
-            (arch.activation == Activation::SwiGlu, "--activation swiglu"),
-        ];
-        match llamas.into_iter().find(|(is, _)| !is) {
-            Some((_, part)) => Err(format!(
-                "other programs know no model of these parts: a model that is not GPT-2's but has \
-                 other parts wants {part} too"
+        let known = Architecture { logit_softcap: None, previous_tokens: 0, ..*arch };
+        let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
+        let is_gpt2 = known == Architecture::GPT2 || known == squared;
+        let obstacles = obstacles(arch, is_gpt2);
+        match obstacles.as_slice() {
+            [] if is_gpt2 => Ok(Self::Gpt2),
+            [_, ..] => Err(format!(
+                "other programs have no model {}: a model that is to leave this program wants none of it",
+                obstacles.join(", nor ")
             )),
-            None if arch.qk_norm && (arch.qkv_bias || config.bias) => Err(
+            [] if arch.qk_norm && (arch.qkv_bias || config.bias) => Err(
                 "other programs know no model with --qk-norm and biases: Qwen3 has none, as with \
                  --no-bias and no --qkv-bias"
                     .to_owned(),
             ),
-            None if arch.qk_norm => Ok(Self::Qwen3),
-            None if arch.qkv_bias && !config.bias => Ok(Self::Qwen2),
-            None => Ok(Self::Llama),
+            [] if arch.qk_norm => Ok(Self::Qwen3),
+            [] if arch.qkv_bias && !config.bias => Ok(Self::Qwen2),
+            [] => Ok(Self::Llama),
         }
     }
+}
+
+/// All parts for which no family has a name, of a model that is GPT-2's but for them or is to be Llama's.
+fn obstacles(arch: &Architecture, is_gpt2: bool) -> Vec<String> {
+    let cap = arch.logit_softcap.map(|cap| format!("with --logit-softcap {cap}"));
+    let previous = (arch.previous_tokens > 0).then(|| {
+        format!(
+            "with --previous-tokens {}, whose rows are sums of several tokens' embeddings",
+            arch.previous_tokens
+        )
+    });
+    let llamas = [
+        (arch.norm == NormKind::Rms, "--norm rms"),
+        (arch.rotary().is_some(), "--positions rotary"),
+        (arch.activation == Activation::SwiGlu, "--activation swiglu"),
+    ];
+    let missing = llamas
+        .into_iter()
+        .filter(|(is, _)| !is && !is_gpt2)
+        .map(|(_, part)| format!("that is not GPT-2's, and has other parts, without {part}"));
+    cap.into_iter().chain(previous).chain(missing).collect()
 }
 
 /// The parts of a tensor that the files of the Llama family have by themselves, and their columns.
@@ -194,6 +195,20 @@ mod tests {
             let refused = family(Architecture { logit_softcap: Some(15.0), ..arch }, false);
             assert!(refused.unwrap_err().contains("--logit-softcap 15"));
         }
+        // All that is in the way at once.
+        let much = Architecture {
+            previous_tokens: 2,
+            logit_softcap: Some(9.0),
+            norm: NormKind::Layer,
+            ..odd
+        };
+        let refused = family(much, false).unwrap_err();
+        for part in
+            ["--logit-softcap 9", "--previous-tokens 2", "--norm rms", "--activation swiglu"]
+        {
+            assert!(refused.contains(part), "{refused}");
+        }
+        assert!(!refused.contains("--positions"), "{refused}");
         let normed = Architecture { qk_norm: true, ..Architecture::LLAMA };
         assert_eq!(family(normed, false), Ok(Family::Qwen3));
         let both = Architecture { qk_norm: true, ..biased };

@@ -217,7 +217,7 @@ fn models_that_are_of_no_family_are_refused_before_anything_is_written() {
     let dir = dir.path();
     let llama = "--norm rms --positions rotary --activation swiglu";
     for (flags, words) in [
-        ("--norm rms", "out: other programs know no model of these parts"),
+        ("--norm rms", "out: other programs have no model that is not GPT-2's"),
         ("--head-size 12", "--norm rms"),
         ("--norm rms --positions rotary", "--activation swiglu"),
         (&format!("{llama} --head-size 6 --n-head 3"), "biases of width 16 and 3 heads"),
@@ -225,6 +225,7 @@ fn models_that_are_of_no_family_are_refused_before_anything_is_written() {
         (&format!("{llama} --qk-norm --bias false --qkv-bias"), "--qk-norm and biases"),
         ("--norm rms --positions rotary --activation relu2", "--activation swiglu"),
         ("--logit-softcap 15", "with --logit-softcap 15"),
+        ("--previous-tokens 2", "with --previous-tokens 2"),
         (&format!("{llama} --logit-softcap 30"), "with --logit-softcap 30"),
     ] {
         train(dir, &format!("--tokenizer bytes {flags}"));
