@@ -54,8 +54,13 @@ def shards(path: Path | None, tokenizer: str) -> None:
 
 
 def flags_of(args: argparse.Namespace, seed: int, more: list[str]) -> list[str]:
-    """What `cllm train` is told for the recipe."""
-    flags = ["--config", args.recipe, "--data", SHARDS, "--seed", seed, "--threads", args.threads]
+    """What `cllm train` is told for the recipe. A word of one dash leaves a line of the recipe out: `-momentum`."""
+    dropped = {word[1:] for word in more if word[:1] == "-" and word[:2] != "--"}
+    more = [word for word in more if word[1:] not in dropped]
+    lines = args.recipe.read_text().splitlines(keepends=True)
+    recipe = WORK / "recipe.toml"
+    recipe.write_text("".join(line for line in lines if line.split(" =")[0] not in dropped))
+    flags = ["--config", recipe, "--data", SHARDS, "--seed", seed, "--threads", args.threads]
     if args.steps:
         flags += ["--max-steps", args.steps]
     return [*flags, *args.flags, *more]
