@@ -212,8 +212,8 @@ train_flags! {
         zero_init: bool,
         /// The model begins as one that knows how often each token of the training text follows another: its token table
         /// and output projection are factors of what was counted. Wants --tied false and --norm rms. Counting takes four
-        /// times the memory of the token table and one thread: seconds for
-        /// small models, a minute for 50,000 tokens of width 768.
+        /// times the memory of the token table and one thread: seconds for small models, a minute for 50,000 tokens of
+        /// width 768.
         #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         bigram_init: bool,
         /// Tokens that each one sees, the last up to itself [default: all of its sequence].
