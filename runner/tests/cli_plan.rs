@@ -61,6 +61,22 @@ fn parameters_bytes_and_flops_are_those_worked_out_by_hand() {
 }
 
 #[test]
+fn what_counting_takes_is_told_and_has_to_fit() {
+    assert_eq!(plan(&SMALL)["counting_bytes"], json!(0));
+    let counting =
+        [&SMALL[..], &["--bigram-init", "--no-tied", "--norm", "rms", "--no-bias"]].concat();
+    let planned = plan(&counting);
+    // At least a number and a place for each of four million pairs, and four factors of the table's size.
+    let least = (1 << 22) * 16 + 4 * 4 * 257 * 16;
+    let bytes = planned["counting_bytes"].as_u64().unwrap();
+    assert!((least..2 * least).contains(&bytes), "{bytes}");
+    let told = run(&[&["plan", "--no-estimate"], &counting[..]].concat());
+    let besides = told.stdout.lines().find(|line| line.contains("--bigram-init"));
+    let besides = besides.expect(&told.stdout);
+    assert!(besides.trim_start().starts_with("besides"), "{besides}");
+}
+
+#[test]
 fn the_shape_of_the_model_counts() {
     let parameters = |more: &[&str]| plan(&[&SMALL[..], more].concat())["parameters"].clone();
     let base = TABLES + BLOCK + 16;

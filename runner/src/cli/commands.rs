@@ -34,6 +34,9 @@ pub(super) fn run(resolved: &Resolved) -> Result<Status> {
     if let Some(warning) = resolved.warning() {
         say!("cllm: {warning}");
     }
+    if let Some(hint) = resolved.hint().filter(|_| !resolved.settings.quiet) {
+        say!("cllm: {hint}");
+    }
     Ok(match train::train(&resolved.settings)? {
         Outcome::Finished => Status::Done,
         Outcome::Interrupted => Status::Interrupted,

@@ -13,7 +13,7 @@ use crate::parts::Parts;
 use crate::pool::cpus;
 use crate::settings::{TokenizerChoice, TrainSettings};
 use crate::tokenizer::{self, Tokenizer};
-use crate::train::event::Model;
+use crate::train::{self, event::Model};
 use crate::tune::{Sizes, TUNED};
 use cllm_core::{Kernels, Plan, Pool, ROW_BLOCK};
 use core::fmt::Write as _;
@@ -152,8 +152,13 @@ impl Report<'_> {
         memory::total_bytes(self.plan, model::batches(self.settings)) as u64
     }
 
+    /// Bytes that a run takes besides while it makes its first weights, of a text that is long enough.
+    fn counting_bytes(&self) -> u64 {
+        train::most_first_bytes(self.settings, self.plan.config()) as u64
+    }
+
     fn fits(&self) -> Option<bool> {
-        self.memory.map(|memory| self.total_bytes() <= memory.available)
+        self.memory.map(|memory| self.total_bytes() + self.counting_bytes() <= memory.available)
     }
 
     fn json(&self) -> Value {
@@ -180,6 +185,7 @@ impl Report<'_> {
             "tensors": self.plan.table().count(),
             "pools": pools,
             "total_bytes": self.total_bytes(),
+            "counting_bytes": self.counting_bytes(),
             "tokens_per_step": self.tokens_per_step(),
             "step_flops": step_flops(self.plan, self.settings),
             "recomputed_flops": recomputed_flops(self.plan, self.settings),
@@ -247,6 +253,12 @@ impl Report<'_> {
             line(&format!("  {}", pool.name()), pair(self.bytes(pool)));
         }
         line("  total", pair(self.total_bytes() as usize));
+        if let bytes @ 1.. = self.counting_bytes() {
+            line(
+                "  besides",
+                format!("{}, before the first step (--bigram-init)", pair(bytes as usize)),
+            );
+        }
         if let (Some(memory), Some(fits)) = (self.memory, self.fits()) {
             let verdict = if fits { "fits" } else { "DOES NOT FIT: `cllm train` will refuse it" };
             line(

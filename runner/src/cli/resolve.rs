@@ -28,8 +28,13 @@ pub struct Resolved {
     pub settings: TrainSettings,
     /// What everything started from; `None` if that was the run that is resumed.
     pub preset: Option<Preset>,
+    /// Whether more than the text to learn from decided for the recipe.
+    is_chosen: bool,
     origins: BTreeMap<&'static str, Origin>,
 }
+
+/// What says of a run which text it is to learn.
+const OF_TEXT: [&str; 5] = ["data", "val_data", "val_fraction", "text_field", "tokenizer"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
@@ -59,6 +64,16 @@ impl Resolved {
                 preset.name()
             )
         })
+    }
+
+    /// What is worth knowing to somebody who has said which text to learn, and nothing of how: that is not learnt by the
+    /// recipe which learns it soonest, as a run without any text is.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        (!self.is_chosen && self.is_set("data")).then_some(
+            "--preset fast often learns as much in a third of the time, with a model that few other programs can \
+             load; --preset tiny, which this is, goes without this line",
+        )
     }
 }
 
@@ -149,7 +164,11 @@ impl TrainArgs {
             settings.momentum = None;
         }
         settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
-        Ok(Resolved { settings, preset: base.preset, origins })
+        let is_named =
+            preset.or(file.preset).is_some() || config.is_some() || base.preset.is_none();
+        let is_chosen = is_named
+            || !origins.keys().all(|key| OF_TEXT.contains(key) || train::is_of_session(key));
+        Ok(Resolved { settings, preset: base.preset, is_chosen, origins })
     }
 }
 
@@ -286,6 +305,7 @@ fn report(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::TokenizerChoice;
 
     impl TrainArgs {
         fn resolve_with(self, environment: Option<Isa>) -> Result<Resolved> {
@@ -342,6 +362,21 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let empty = TrainArgs { config: Some(path), ..TrainArgs::default() };
         assert_eq!(empty.resolve().unwrap().preset, Some(Preset::Tiny));
+    }
+
+    #[test]
+    fn who_says_what_to_learn_alone_hears_of_the_fast_recipe() {
+        let of_text = TrainFlags { data: Some(vec!["-".into()]), ..TrainFlags::default() };
+        let of_text = TrainFlags { tokenizer: Some(TokenizerChoice::Bytes), ..of_text };
+        let hint = |flags, preset| {
+            TrainArgs { flags, preset, ..TrainArgs::default() }.resolve().unwrap().hint()
+        };
+        let quick = TrainFlags { max_steps: Some(5), ..of_text.clone() };
+        assert!(hint(quick, None).unwrap().contains("--preset fast"));
+        assert_eq!(hint(of_text.clone(), Some(Preset::Tiny)), None);
+        assert_eq!(hint(TrainFlags { n_layer: Some(1), ..of_text.clone() }, None), None);
+        assert_eq!(hint(TrainFlags::default(), None), None);
+        assert_eq!(with_file("data = ['-']", TrainArgs::default(), None).unwrap().hint(), None);
     }
 
     #[test]

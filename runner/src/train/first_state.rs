@@ -38,6 +38,15 @@ pub(super) fn bytes(settings: &TrainSettings, plan: &Plan, inputs: &Inputs, is_n
     }
 }
 
+/// The most that [`bytes`] is for a model, of whatever text.
+pub(crate) fn most_first_bytes(settings: &TrainSettings, config: &ModelConfig) -> usize {
+    if settings.bigram_init {
+        bigrams::bytes(config.vocab_size, config.d_model, u64::MAX)
+    } else {
+        0
+    }
+}
+
 /// Gives `trainer` the weights that a run begins with.
 ///
 /// # Errors

@@ -47,6 +47,7 @@ use crate::trace::tracer::{Tracer, Wanted};
 use crate::tune::Sizes;
 use event::{AdaptersInfo, Environment, Event, PlannedBytes, Start};
 use farewell::Farewell;
+pub(crate) use first_state::most_first_bytes;
 use folder::{Begun, RunFolder};
 use inputs::Inputs;
 use metrics::{Metrics, Place};
