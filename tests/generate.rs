@@ -149,12 +149,13 @@ const WIDE_LLAMA: ModelConfig = ModelConfig {
     ..WIDE
 };
 
-/// The same with squared ReLU, capped logits and embeddings of previous tokens.
+/// The same with squared ReLU, capped logits and embeddings of previous tokens, multiplied.
 const WIDE_CAPPED: ModelConfig = ModelConfig {
     arch: Architecture {
         activation: Activation::Relu2,
         logit_softcap: Some(0.5),
         previous_tokens: 3,
+        embedding_scale: 3.0,
         ..Architecture::GPT2
     },
     ..WIDE

@@ -59,6 +59,12 @@ fn golden_files_cover_later_parts() {
     any("more previous tokens than a sequence has, in 2 micro-batches", &|g, a| {
         a.previous_tokens > g.config.tokens_per_sequence && g.config.accum == 2 && !g.config.tied
     });
+    any("embeddings, positions and previous tokens that are multiplied", &|g, a| {
+        a.embedding_scale > 2.0 && a.previous_tokens > 0 && g.config.tied
+    });
+    any("embeddings that are made smaller, in 2 micro-batches", &|g, a| {
+        a.embedding_scale < 0.5 && g.config.accum == 2 && !g.config.tied
+    });
     for golden in &all {
         let Some(cap) = golden.config.parts.logit_softcap else { continue };
         // In the bend, where a cap is no factor of one.

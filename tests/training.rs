@@ -64,7 +64,10 @@ fn gradients_are_slopes_with_and_without_dropout() {
         let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
         let capped = |arch| Architecture { logit_softcap: Some(2.0), ..arch };
         let shifted = |arch| Architecture { previous_tokens: 2, ..arch };
+        let scaled = |arch| Architecture { embedding_scale: 3.0, ..arch };
         for (config, dropout) in [
+            of(scaled(shifted(Architecture::GPT2)), 0.2),
+            of(scaled(normed), 0.0),
             of(squared, 0.0),
             of(capped(squared), 0.2),
             of(shifted(Architecture::GPT2), 0.2),

@@ -75,6 +75,9 @@ class Recipe:
     # each column; what they begin as.
     previous: int = 0
     previous_init: float = 0.0
+    # Rows of the table are so many times as long in the model's input, and by weights that are learnt if `own`.
+    enlarged: float = 1.0
+    own: bool = False
     # Such a sum of rows in front of attention, and in front of the feed-forward layer, in each block.
     mix_attention: int = 0
     mix_feed: int = 0
@@ -85,6 +88,10 @@ class Recipe:
     values: int = 0
     # Each block's input has a share of the model's input besides, learnt.
     skip: bool = False
+    # Such a share by columns, and no weight of the block's own input.
+    share: bool = False
+    # A weight of each block's input alone.
+    scale: bool = False
     # The input of a block of the first half added to that of its twin in the second half, by a learnt share.
     unet: bool = False
     # A gate of each head's output, by the row that attention has read (Qiu et al., 2025).
@@ -185,6 +192,8 @@ class Model:
             self.of["head"] = torch.randn(vocabulary, d) * (0.0 if r.zero_init else 0.02)
         if r.previous:
             self.of["previous"] = torch.full((r.previous, d), r.previous_init)
+        if r.own:
+            self.of["own"] = torch.ones(d)
         if r.second_token:
             self.of["second"] = torch.eye(d)
         shapes = {"q": (d, d), "k": (d, d), "v": (d, d), "o": (d, d), "fc": (r.ff * d, d), "out": (d, r.ff * d)}
@@ -200,6 +209,10 @@ class Model:
                 self.of[f"{layer}.values"] = torch.zeros(vocabulary, d)
             if r.skip:
                 self.of[f"{layer}.skip"] = torch.tensor([1.0, 0.0])
+            if r.share:
+                self.of[f"{layer}.share"] = torch.zeros(d)
+            if r.scale:
+                self.of[f"{layer}.scale"] = torch.ones(1)
             if r.unet and layer >= r.layers // 2:
                 self.of[f"{layer}.unet"] = torch.zeros(1)
             if r.gate:
@@ -237,9 +250,11 @@ class Model:
 
     def loss(self, tokens: torch.Tensor, targets: torch.Tensor, window: int = 0, second: float = 0.0) -> torch.Tensor:
         r = self.recipe
-        first = x = F.embedding(tokens, self.of["table"])
+        first = x = r.enlarged * F.embedding(tokens, self.of["table"])
         if r.previous:
             x = behind(x, self.of["previous"])
+        if r.own:
+            x = x + (self.of["own"] - 1) * first
         if r.table_norm:
             first = x = norm(x)
         mask = None
@@ -252,6 +267,10 @@ class Model:
             inputs.append(x)
             if r.skip:
                 x = self.of[f"{layer}.skip"][0] * x + self.of[f"{layer}.skip"][1] * first
+            if r.share and layer:
+                x = x + self.of[f"{layer}.share"] * first
+            if r.scale:
+                x = self.of[f"{layer}.scale"] * x
             if r.unet and layer >= r.layers // 2:
                 x = x + self.of[f"{layer}.unet"] * inputs[r.layers - 1 - layer]
             x = self.block(layer, x, tokens, mask)

@@ -182,6 +182,8 @@ typedef struct CllmModel {
   uint32_t head_size;
   // The last tokens that a query sees; 0: all of its sequence.
   uint32_t window;
+  // Tokens before each one whose embeddings are added to its own, by weights that are learnt; 0: none.
+  uint32_t previous_tokens;
   // Biases in linear layers and norms.
   bool bias;
   // Biases of queries, keys and values in a model that has no others.
@@ -196,6 +198,8 @@ typedef struct CllmModel {
   bool rotary;
   // SwiGLU in the place of GELU.
   bool swiglu;
+  // Squared ReLU in the place of GELU. Not with `swiglu`.
+  bool relu2;
   // Probability of dropout in training, below 1.
   float dropout;
   // Added to the variance in norms.
@@ -204,6 +208,8 @@ typedef struct CllmModel {
   float rope_theta;
   // Logits are kept between it and its negative; 0: they are as they are.
   float logit_softcap;
+  // The first block's input is so many times the sum of the embeddings; 1: the sum itself.
+  float embedding_scale;
 } CllmModel;
 
 // How tokens are chosen; `cllm_sampler_default` takes them as the model has them.
@@ -354,7 +360,7 @@ enum CllmStatus cllm_trainer_save(struct CllmTrainer *trainer,
                                   struct CllmError *error);
 
 // A checkpoint's model, for whoever plans memory for it. Models with parts that a `CllmModel` has no words for are refused
-// (squared ReLU, embeddings of previous tokens, scaled rotary positions), though a generator may run them.
+// (scaled rotary positions), though a generator may run them.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.

@@ -75,6 +75,8 @@ pub struct CllmModel {
     pub head_size: u32,
     /// The last tokens that a query sees; 0: all of its sequence.
     pub window: u32,
+    /// Tokens before each one whose embeddings are added to its own, by weights that are learnt; 0: none.
+    pub previous_tokens: u32,
     /// Biases in linear layers and norms.
     pub bias: bool,
     /// Biases of queries, keys and values in a model that has no others.
@@ -89,6 +91,8 @@ pub struct CllmModel {
     pub rotary: bool,
     /// SwiGLU in the place of GELU.
     pub swiglu: bool,
+    /// Squared ReLU in the place of GELU. Not with `swiglu`.
+    pub relu2: bool,
     /// Probability of dropout in training, below 1.
     pub dropout: f32,
     /// Added to the variance in norms.
@@ -97,6 +101,8 @@ pub struct CllmModel {
     pub rope_theta: f32,
     /// Logits are kept between it and its negative; 0: they are as they are.
     pub logit_softcap: f32,
+    /// The first block's input is so many times the sum of the embeddings; 1: the sum itself.
+    pub embedding_scale: f32,
 }
 
 /// What weights are updated by, and so what is remembered for them.
@@ -154,6 +160,7 @@ pub extern "C" fn cllm_model_gpt2(
         d_ff: d_model.saturating_mul(4),
         head_size: 0,
         window: 0,
+        previous_tokens: 0,
         bias: true,
         qkv_bias: false,
         qk_norm: false,
@@ -161,10 +168,12 @@ pub extern "C" fn cllm_model_gpt2(
         rms_norm: false,
         rotary: false,
         swiglu: false,
+        relu2: false,
         dropout: 0.0,
         norm_eps: 1e-5,
         rope_theta: 10_000.0,
         logit_softcap: 0.0,
+        embedding_scale: 1.0,
     }
 }
 
@@ -209,14 +218,19 @@ impl CllmModel {
             arch: Architecture {
                 norm: if self.rms_norm { NormKind::Rms } else { NormKind::Layer },
                 positions: if self.rotary { Positions::Rotary(rotary) } else { Positions::Learned },
-                activation: if self.swiglu { Activation::SwiGlu } else { Activation::Gelu },
+                activation: match (self.swiglu, self.relu2) {
+                    (true, _) => Activation::SwiGlu,
+                    (false, true) => Activation::Relu2,
+                    (false, false) => Activation::Gelu,
+                },
                 n_kv_head: given(self.n_kv_head),
                 head_size: given(self.head_size),
                 qkv_bias: self.qkv_bias,
                 qk_norm: self.qk_norm,
                 window: given(self.window),
                 logit_softcap: (self.logit_softcap != 0.0).then_some(self.logit_softcap),
-                previous_tokens: 0,
+                previous_tokens: self.previous_tokens as usize,
+                embedding_scale: self.embedding_scale,
             },
         }
     }
@@ -264,7 +278,8 @@ struct RawPlan {
 }
 
 /// The booleans of a model, in their order.
-const FLAGS: [&str; 7] = ["bias", "qkv_bias", "qk_norm", "tied", "rms_norm", "rotary", "swiglu"];
+const FLAGS: [&str; 8] =
+    ["bias", "qkv_bias", "qk_norm", "tied", "rms_norm", "rotary", "swiglu", "relu2"];
 
 /// The model that C describes. Its booleans may be any bytes until they are looked at.
 ///
@@ -272,7 +287,7 @@ const FLAGS: [&str; 7] = ["bias", "qkv_bias", "qk_norm", "tied", "rms_norm", "ro
 /// The pointer is null, misaligned, or points at as many bytes as a model has.
 unsafe fn model_of(model: *const CllmModel) -> Result<CllmModel> {
     const FIRST: usize = offset_of!(CllmModel, bias);
-    const { assert!(offset_of!(CllmModel, swiglu) == FIRST + FLAGS.len() - 1) };
+    const { assert!(offset_of!(CllmModel, relu2) == FIRST + FLAGS.len() - 1) };
     let there = checked(model, "model")?;
     // SAFETY: the caller's promise: they lie in the model, one behind the other, and any bytes are numbers.
     let flags: [u8; FLAGS.len()] = unsafe { there.byte_add(FIRST).cast().read() };
@@ -280,7 +295,14 @@ unsafe fn model_of(model: *const CllmModel) -> Result<CllmModel> {
         boolean(name, flag)?;
     }
     // SAFETY: the caller's promise, and that of booleans is kept: they are 0 or 1.
-    Ok(unsafe { there.read() })
+    let model = unsafe { there.read() };
+    if model.swiglu && model.relu2 {
+        return Err(Failed::new(
+            CllmStatus::BadSetting,
+            format_args!("swiglu and relu2: a model has one activation"),
+        ));
+    }
+    Ok(model)
 }
 
 /// Whether a byte of C's is a boolean.
@@ -335,7 +357,7 @@ impl CllmModel {
     /// The core's model in C's words.
     ///
     /// # Errors
-    /// It has parts that C has no words for: scaled rotary angles, squared ReLU, embeddings of previous tokens.
+    /// It has parts that C has no words for: scaled rotary angles.
     pub(crate) fn of(config: &ModelConfig) -> Result<Self> {
         let none = |what: &str| {
             Failed::new(
@@ -349,14 +371,11 @@ impl CllmModel {
             Positions::Rotary(Rotary { theta, scaling: Scaling::None }) => Some(theta),
             Positions::Rotary(_) => return Err(none("scaled rotary positions")),
         };
-        let swiglu = match arch.activation {
-            Activation::Gelu => false,
-            Activation::SwiGlu => true,
-            _ => return Err(none("another activation")),
+        let (swiglu, relu2) = match arch.activation {
+            Activation::Gelu => (false, false),
+            Activation::SwiGlu => (true, false),
+            Activation::Relu2 => (false, true),
         };
-        if arch.previous_tokens > 0 {
-            return Err(none("embeddings of previous tokens"));
-        }
         let size = |n: usize| u32::try_from(n).map_err(|_| none("such sizes"));
         Ok(Self {
             vocab_size: size(config.vocab_size)?,
@@ -368,6 +387,7 @@ impl CllmModel {
             d_ff: size(config.d_ff)?,
             head_size: size(arch.head_size.unwrap_or(0))?,
             window: size(arch.window.unwrap_or(0))?,
+            previous_tokens: size(arch.previous_tokens)?,
             bias: config.bias,
             qkv_bias: arch.qkv_bias,
             qk_norm: arch.qk_norm,
@@ -375,10 +395,12 @@ impl CllmModel {
             rms_norm: arch.norm == NormKind::Rms,
             rotary: theta.is_some(),
             swiglu,
+            relu2,
             dropout: config.dropout,
             norm_eps: config.norm_eps,
             rope_theta: theta.unwrap_or(10_000.0),
             logit_softcap: arch.logit_softcap.unwrap_or(0.0),
+            embedding_scale: arch.embedding_scale,
         })
     }
 }

@@ -103,12 +103,15 @@ static void the_same_model(void) {
     DONE(cllm_trainer_load(second.trainer, checkpoint, bytes, &error));
     DONE(cllm_trainer_load(first.trainer, same, bytes, &error));
     /* Every one of these makes another model. */
-    CllmModel others[5] = {short_, short_, short_, short_, short_};
+    CllmModel others[8] = {short_, short_, short_, short_, short_, short_, short_, short_};
     others[0].block_size = 2 * TOKENS;
     others[1].n_kv_head = 1;
     others[2].window = TOKENS / 2;
     others[3].head_size = 4;
     others[4].logit_softcap = 30;
+    others[5].relu2 = true;
+    others[6].previous_tokens = 2;
+    others[7].embedding_scale = 2;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         Made other = made(&others[i], 7);
         REFUSED(cllm_trainer_load(other.trainer, checkpoint, bytes, &error), BAD_CHECKPOINT, "another model");
@@ -126,9 +129,41 @@ static void the_same_model(void) {
     free(same);
 }
 
+/* What a checkpoint says of its model makes a trainer that goes on with it, with every part that a run of `cllm` has. */
+static void the_model_of_a_checkpoint(void) {
+    CllmModel fast = cllm_model_llama(40, TOKENS, 2, 2, 1, 16, 64), told;
+    fast.swiglu = false;
+    fast.relu2 = true;
+    fast.previous_tokens = 3;
+    fast.qk_norm = true;
+    fast.logit_softcap = 15;
+    fast.embedding_scale = 8;
+    double losses[2 * STEPS], again[2 * STEPS];
+    size_t bytes, same_bytes;
+    Made first = made(&fast, 7);
+    DONE(cllm_trainer_initialise(first.trainer, &error));
+    stepped(first.trainer, losses);
+    uint8_t *middle = saved(first.trainer, true, &bytes);
+    stepped(first.trainer, losses);
+    DONE(cllm_checkpoint_model(middle, bytes, &told, &error));
+    HOLDS(told.relu2 && !told.swiglu && told.previous_tokens == 3 && told.n_kv_head == 1);
+    Made second = made(&told, 99);
+    DONE(cllm_trainer_load(second.trainer, middle, bytes, &error));
+    stepped(second.trainer, again);
+    HOLDS(memcmp(losses, again, sizeof losses) == 0);
+    uint8_t *end = saved(first.trainer, true, &bytes), *same = saved(second.trainer, true, &same_bytes);
+    HOLDS(same_bytes == bytes && memcmp(end, same, bytes) == 0);
+    ended(first);
+    ended(second);
+    free(middle);
+    free(end);
+    free(same);
+}
+
 int main(void) {
     fill_text(tokens, targets, ALL);
     the_same_run();
     the_same_model();
+    the_model_of_a_checkpoint();
     return verdict();
 }

@@ -41,10 +41,14 @@ static void models(void) {
     REFUSES(model, norm_eps, -1, "norm_eps");
     REFUSES(model, logit_softcap, NAN, "softcap");
     REFUSES(model, logit_softcap, -30, "softcap");
+    REFUSES(model, embedding_scale, 0, "embedding_scale");
+    REFUSES(model, embedding_scale, NAN, "embedding_scale");
+    REFUSES(llama, relu2, true, "swiglu and relu2");
+    REFUSES(model, previous_tokens, UINT32_MAX, "previous_tokens");
     /* A boolean that is none, of each name. */
     static const char *const FLAGS[] = {"bias is the byte 2",     "qkv_bias is the byte 2", "qk_norm is the byte 2",
                                         "tied is the byte 2",     "rms_norm is the byte 2", "rotary is the byte 2",
-                                        "swiglu is the byte 2"};
+                                        "swiglu is the byte 2",   "relu2 is the byte 2"};
     for (size_t i = 0; i < sizeof FLAGS / sizeof *FLAGS; i++) {
         odd = model;
         memset((char *)&odd.bias + i, 2, 1);

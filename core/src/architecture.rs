@@ -64,6 +64,11 @@ pub struct Architecture {
     /// attention to it (a shift of tokens as in Peng et al., "RWKV: reinventing RNNs for the transformer era",
     /// 2023, section 3.1, of embeddings alone). At most [`Architecture::MOST_PREVIOUS`].
     pub previous_tokens: usize,
+    /// The input of the first block is so many times the sum of its embeddings, of tokens and of what is added to
+    /// them; 1: the sum itself. Tables begin small, and an optimizer whose steps are all as long has them grow
+    /// slowly (Gemma Team, "Gemma: open models based on Gemini research and technology", 2024, has the root of
+    /// `d_model`; IBM's Granite an `embedding_multiplier`).
+    pub embedding_scale: f32,
 }
 
 /// How rows are normalised, with a gain for each column.
@@ -134,8 +139,8 @@ pub enum Activation {
     Relu2,
 }
 
-/// The smallest and the largest cap of logits: far beyond what is of use, and safe to divide by.
-const CAPS: [f32; 2] = [1e-3, 1e6];
+/// The smallest and the largest cap of logits and scale of embeddings: far beyond what is of use, and safe to divide by.
+const SCALES: [f32; 2] = [1e-3, 1e6];
 
 impl Architecture {
     /// GPT-2: layer norm, learned positions, GELU, a head of keys and values for each of queries.
@@ -150,6 +155,7 @@ impl Architecture {
         window: None,
         logit_softcap: None,
         previous_tokens: 0,
+        embedding_scale: 1.0,
     };
 
     /// The most tokens before each one: more are rather seen by attention.
@@ -203,8 +209,16 @@ impl Architecture {
         if LLAMA { self.previous_tokens } else { 0 }
     }
 
+    /// What embeddings are multiplied by, if it makes a difference.
+    pub(crate) const fn scale(&self) -> Option<f32> {
+        if LLAMA && self.embedding_scale != 1.0 { Some(self.embedding_scale) } else { None }
+    }
+
     /// What of it GPT-2 has not.
     const fn part_of_llama(&self) -> Option<&'static str> {
+        if self.embedding_scale != 1.0 {
+            return Some("scaled embeddings");
+        }
         Some(match self {
             Self { norm: NormKind::Rms, .. } => "RMS norms",
             Self { positions: Positions::Rotary(_), .. } => "rotary positions",
@@ -228,13 +242,17 @@ impl Architecture {
             return Err(ConfigError::LeftOut(LeftOut { part, feature: "llama" }));
         }
         match self.logit_softcap {
-            Some(cap) if !(cap >= CAPS[0] && cap <= CAPS[1]) => {
+            Some(cap) if !(cap >= SCALES[0] && cap <= SCALES[1]) => {
                 return Err(ConfigError::LogitSoftcap(cap));
             }
             _ => {}
         }
         if self.previous_tokens > Self::MOST_PREVIOUS {
             return Err(ConfigError::PreviousTokens(self.previous_tokens));
+        }
+        let scale = self.embedding_scale;
+        if !(scale >= SCALES[0] && scale <= SCALES[1]) {
+            return Err(ConfigError::EmbeddingScale(scale));
         }
         let Some(Rotary { theta, scaling }) = self.rotary() else { return Ok(()) };
         if !above(theta, 1.0) {

@@ -102,6 +102,8 @@ pub enum ConfigError {
     LogitSoftcap(f32),
     /// There are more than [`Architecture::MOST_PREVIOUS`] previous tokens.
     PreviousTokens(usize),
+    /// The scale of embeddings is not at least 0.001 and at most a million.
+    EmbeddingScale(f32),
     /// A part of the model is not built into this program.
     LeftOut(LeftOut),
     /// Some size overflows this machine's address space.
@@ -167,6 +169,11 @@ impl ConfigError {
                 ": at most ",
                 Number(Architecture::MOST_PREVIOUS),
                 " are added to each token",
+            ),
+            Self::EmbeddingScale(scale) => Message::one(
+                "embedding_scale is ",
+                Float(scale),
+                ": it must be at least 0.001 and at most 1000000; 1 leaves them as they are",
             ),
             Self::LeftOut(missing) => missing.message(),
             Self::Overflow => {

@@ -94,6 +94,12 @@ fn check(c: &ModelConfig) -> core::result::Result<(), String> {
             c.arch.previous_tokens
         ));
     }
+    let scale = c.arch.embedding_scale;
+    if scale != 1.0 {
+        return Err(format!(
+            "its embeddings are multiplied (--embedding-scale {scale}), and llm.c's are not"
+        ));
+    }
     if c.arch != Architecture::GPT2 {
         return Err(
             "its blocks are not made of GPT-2's parts, and llm.c has no others; take --format \

@@ -67,6 +67,7 @@ pub fn parts(settings: &TrainSettings) -> Parts {
         window: settings.window,
         logit_softcap: Some(settings.logit_softcap).filter(|cap| *cap != 0.0),
         previous_tokens: settings.previous_tokens,
+        embedding_scale: settings.embedding_scale,
     }
 }
 
@@ -115,6 +116,10 @@ pub fn config_error(error: ConfigError) -> Error {
         ConfigError::PreviousTokens(count) => {
             format!("--previous-tokens {count}: it must be at most {}", Architecture::MOST_PREVIOUS)
         }
+        ConfigError::EmbeddingScale(scale) => format!(
+            "--embedding-scale {scale}: it must be at least 0.001 and at most 1000000; 1 leaves \
+             embeddings as they are"
+        ),
         ConfigError::ScalingFactor(_) | ConfigError::Scaling | ConfigError::LeftOut(_) => {
             error.to_string()
         }

@@ -37,6 +37,14 @@ pub struct Parts {
     /// Tokens whose rows of the token table are added to that of the one behind them.
     #[serde(skip_serializing_if = "is_zero")]
     pub previous_tokens: usize,
+    /// What embeddings are multiplied by.
+    #[serde(skip_serializing_if = "is_one")]
+    pub embedding_scale: f32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_one(scale: &f32) -> bool {
+    *scale == 1.0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
@@ -144,6 +152,7 @@ impl Parts {
             window: self.window,
             logit_softcap: self.logit_softcap,
             previous_tokens: self.previous_tokens,
+            embedding_scale: self.embedding_scale,
         }
     }
 }
@@ -195,6 +204,9 @@ impl fmt::Display for Parts {
         if self.previous_tokens > 0 {
             write!(f, ", embeddings of {} previous tokens", self.previous_tokens)?;
         }
+        if self.embedding_scale != 1.0 {
+            write!(f, ", embeddings times {}", self.embedding_scale)?;
+        }
         Ok(())
     }
 }
@@ -227,6 +239,7 @@ impl From<&Architecture> for Parts {
             window: arch.window,
             logit_softcap: arch.logit_softcap,
             previous_tokens: arch.previous_tokens,
+            embedding_scale: arch.embedding_scale,
         }
     }
 }
@@ -279,6 +292,7 @@ mod tests {
             window: Some(512),
             logit_softcap: Some(15.0),
             previous_tokens: 3,
+            embedding_scale: 8.0,
             ..Architecture::LLAMA
         };
         let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
@@ -293,7 +307,7 @@ mod tests {
         let expected = "rms norm, rotary positions (theta 500000, llama3 scaling by 8), swiglu, \
             2 heads of keys and values, heads of 64 columns, biases of queries, keys and values, \
             norms of heads of queries and keys, a window of 512 tokens, logits capped at 15, \
-            embeddings of 3 previous tokens";
+            embeddings of 3 previous tokens, embeddings times 8";
         assert_eq!(large, expected);
         let parts: Parts = serde_json::from_str(r#"{"norm": "rms"}"#).unwrap();
         let rms = Architecture { norm: NormKind::Rms, ..Architecture::GPT2 };

@@ -176,6 +176,9 @@ pub struct TrainSettings {
     /// Tokens before each one whose rows of the token table are added to its own.
     #[serde(default)]
     pub previous_tokens: usize,
+    /// What embeddings are multiplied by.
+    #[serde(default = "default_embedding_scale")]
+    pub embedding_scale: f32,
     /// Rank of the adapters that are trained in the place of a base's weights; `None` trains those.
     #[serde(default)]
     pub lora_rank: Option<usize>,
@@ -300,6 +303,10 @@ pub struct TrainSettings {
 }
 
 /// For runs that began before there was a choice.
+const fn default_embedding_scale() -> f32 {
+    1.0
+}
+
 const fn default_rope_theta() -> f32 {
     ROPE_THETA
 }

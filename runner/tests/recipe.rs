@@ -34,6 +34,7 @@ const PARTS: &[Part] = &[
     }),
     ("logit-softcap", |s| TrainSettings { logit_softcap: 3.0, ..s }),
     ("previous-tokens", |s| TrainSettings { previous_tokens: 3, ..s }),
+    ("embedding-scale", |s| TrainSettings { embedding_scale: 8.0, ..s }),
     ("window", |s| TrainSettings { window: Some(7), ..s }),
     ("schedule linear", |s| TrainSettings {
         lr_schedule: ScheduleChoice::Linear,
@@ -54,6 +55,7 @@ const PARTS: &[Part] = &[
         qk_norm: true,
         activation: ActivationChoice::Relu2,
         previous_tokens: 3,
+        embedding_scale: 8.0,
         lr_schedule: ScheduleChoice::Linear,
         min_lr: Some(0.0),
         ..s

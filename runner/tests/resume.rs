@@ -216,18 +216,17 @@ fn a_run_with_the_parts_of_newer_recipes_goes_on_with_the_same_bits() {
         logit_softcap: 3.0,
         zero_init: true,
         previous_tokens: 2,
+        embedding_scale: 4.0,
         ..settings(dir)
     };
-    let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [a, b, plain] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let (whole, halves) = (later(a.path()), later(b.path()));
     assert_eq!(train(&whole), Ok(Outcome::Finished));
     assert_eq!(train_to(&halves, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
-    let other = TrainSettings { logit_softcap: 0.0, ..resumed(&halves) };
-    let refused = train(&other).unwrap_err().to_string();
-    assert!(refused.starts_with("--logit-softcap: the run in"), "{refused}");
+    let refused = train(&TrainSettings { logit_softcap: 0.0, ..resumed(&halves) }).unwrap_err();
+    assert!(refused.to_string().starts_with("--logit-softcap: the run in"), "{refused}");
     assert_eq!(train(&resumed(&halves)), Ok(Outcome::Finished));
     assert_eq!((sha(&halves), course(&halves)), (sha(&whole), course(&whole)));
-    let plain = tempfile::tempdir().unwrap();
     assert_ne!(sha(&whole), undisturbed(plain.path()), "the parts do nothing");
 }
 
@@ -250,6 +249,7 @@ fn a_run_from_before_there_was_a_choice_goes_on() {
         "window",
         "logit_softcap",
         "previous_tokens",
+        "embedding_scale",
         "lora_dropout",
         "optimizer",
         "momentum",

@@ -1,8 +1,8 @@
 //! The seeds of the fuzz targets, on stable Rust: each goes through its target, in bounded time and memory. What
 //! fuzzing has found is among them. `fuzz/run.sh` looks for more.
 //!
-//! `cargo test --test fuzz -- --ignored` writes the seeds anew that the program's own files make; those that were
-//! found, `found-*`, stay.
+//! `cargo test --test fuzz -- --ignored` writes the seeds anew that the program's own files make; others, such as those that
+//! were found (`found-*`), stay.
 
 mod make;
 mod write;
@@ -112,17 +112,9 @@ fn seeds_are_small_and_of_targets_that_fuzzing_knows() {
 #[test]
 #[ignore = "writes the seeds"]
 fn seeds_are_written_anew() {
-    for (target, _) in TARGETS {
-        let folder = folder(target);
-        fs::create_dir_all(&folder).unwrap();
-        for (name, _) in seeds(target) {
-            if !name.starts_with("found-") {
-                fs::remove_file(folder.join(name)).unwrap();
-            }
-        }
-    }
     for (target, name, seed) in make::all() {
         assert!(TARGETS.iter().any(|(known, _)| *known == target), "{target}");
+        fs::create_dir_all(folder(target)).unwrap();
         fs::write(folder(target).join(name), seed).unwrap();
     }
 }

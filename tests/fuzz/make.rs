@@ -36,6 +36,11 @@ pub(crate) fn all() -> Vec<Seed> {
     );
     run(dir, "pairs", "--tokenizer bpe:262");
     run(dir, "momentum", "--optimizer momentum --activation relu2 --logit-softcap 5");
+    run(
+        dir,
+        "newest",
+        "--optimizer muon --activation relu2 --previous-tokens 2 --embedding-scale 2",
+    );
     run(dir, "eight", "--optimizer adamw8");
     run(dir, "adapted", "--base llama --lora-rank 1 --val-fraction 0");
     let mut all = of_models(dir);
@@ -88,7 +93,7 @@ fn read(path: PathBuf) -> Vec<u8> {
 /// Checkpoints, and what other programs have.
 fn of_models(dir: &Path) -> Vec<Seed> {
     let checkpoint = |run: &str| read(dir.join(run).join("step-2.cllm"));
-    let mut all: Vec<Seed> = ["gpt2", "llama", "momentum", "eight", "adapted"]
+    let mut all: Vec<Seed> = ["gpt2", "llama", "momentum", "newest", "eight", "adapted"]
         .map(|run| ("checkpoint", run, checkpoint(run)))
         .into();
     // Numbers that make, fill and end both handles, in several orders.
@@ -96,7 +101,10 @@ fn of_models(dir: &Path) -> Vec<Seed> {
         let numbers: Vec<u8> = (0..120).map(|n: u8| n.wrapping_mul(step) % 64).collect();
         all.push(("c_interface", name, joined(&[&numbers, &checkpoint("gpt2")])));
     }
-    all.push(("c_interface", "model", joined(&[&write::c_model(), &checkpoint("llama")])));
+    for (name, is_newer) in [("model", false), ("newer", true)] {
+        let numbers = write::c_model(is_newer);
+        all.push(("c_interface", name, joined(&[&numbers, &checkpoint("llama")])));
+    }
     for (name, family, kind) in
         [("gpt2", "gpt2", gguf::Kind::F32), ("llama", "llama", gguf::Kind::F16)]
     {

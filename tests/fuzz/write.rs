@@ -156,22 +156,25 @@ pub(crate) fn tokenizers() -> Vec<Seed> {
         .into()
 }
 
-/// Numbers of a model that the C interface trains: as `Numbers` of the target takes them.
-pub(crate) fn c_model() -> Vec<u8> {
+/// Numbers of a model that the C interface trains, without parts that came later or with them: as `Numbers` of the target
+/// takes them.
+pub(crate) fn c_model(is_newer: bool) -> Vec<u8> {
     // No generator: the largest length that fits no memory, told by four bytes.
     let generator = [1, 0, 255, 255, 255, 255, 255];
     let sizes = [11, 8, 1, 2, 0, 4, 4, 0, 0];
     let truths = [1, 0, 0, 1, 0, 0, 0];
     let floats = [0, 1, 64, 0];
-    // A model of these numbers, two sequences of four tokens, one worker, training, best kernels, f32, AdamW; a seed.
-    let plan = [1, 2, 4, 1, 0, 0, 0, 0, 1, 2, 3, 4];
+    // Squared ReLU, two previous tokens, embeddings twice as large.
+    let later: &[u8] = if is_newer { &[3, 1, 2, 128, 0, 0, 0, 64] } else { &[1] };
+    // A model of these numbers; two sequences of four tokens, one worker, training, best kernels, f32, AdamW; a seed.
+    let plan = [2, 4, 1, 0, 0, 0, 0, 1, 2, 3, 4];
     let batch = |kind: u8| {
         let ids: Vec<u8> = (0..24).map(|n| n % 11).collect();
         [&[kind, 0][..], &ids, &[0, 0], &[0][..usize::from(kind == 2)]].concat()
     };
     let update = [4, 57, 60, 1, 57, 6, 64, 0, 1];
     let steps = [vec![0], batch(2), update.to_vec(), vec![5, 1], batch(3), vec![1]].concat();
-    [&generator[..], &sizes, &truths, &floats, &plan, &steps].concat()
+    [&generator[..], &sizes, &truths, &floats, later, &plan, &steps].concat()
 }
 
 /// A file of llama.cpp whose model is that of no tensors, but whose keys are those of a tokenizer.

@@ -59,6 +59,8 @@ class Config:
     softcap: float | None = None
     # Tokens before each one whose embeddings are added to its own.
     previous: int = 0
+    # What embeddings are multiplied by.
+    scale: float = 1.0
 
 
 CONFIGS = [
@@ -90,6 +92,9 @@ CONFIGS = [
     Config("previous", 16, previous=3),
     Config("previous_untied", 17, block_size=9, tied=False, accum=2, batch=3, tokens_per_sequence=9,
            ignored_share=0.4, previous=11),
+    Config("scaled", 18, n_layer=1, previous=2, scale=2.5),
+    Config("scaled_untied", 19, n_layer=1, tied=False, bias=False, accum=2, batch=3, tokens_per_sequence=9,
+           scale=0.25),
 ]
 
 
@@ -155,6 +160,7 @@ def forward(c, p, tokens):
         shifted = torch.zeros_like(embedded)
         shifted[:, back:] = embedded[:, :-back]
         x = x + p["previous.weight"][back - 1] * shifted
+    x = c.scale * x
     for i in range(c.n_layer):
         qkv = linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn")
         q, k, v = (heads(part) for part in qkv.split(c.d_model, dim=2))
@@ -265,6 +271,8 @@ def make(c, table, forward):
         metadata.setdefault("parts", {})["activation"] = "relu2"
     if previous := metadata.pop("previous"):
         metadata.setdefault("parts", {})["previous_tokens"] = previous
+    if (scale := metadata.pop("scale")) != 1.0:
+        metadata.setdefault("parts", {})["embedding_scale"] = scale
     if (cap := metadata.pop("softcap")) is not None:
         metadata.setdefault("parts", {})["logit_softcap"] = cap
     return tensors, metadata

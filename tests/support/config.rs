@@ -44,9 +44,12 @@ pub(crate) const CAPPED: ModelConfig = ModelConfig {
     ..SMALL
 };
 
-/// The same with embeddings of previous tokens, of which there are none in a batch of sequences of one.
-pub(crate) const SHIFTED: ModelConfig =
-    ModelConfig { arch: Architecture { previous_tokens: 3, ..CAPPED.arch }, ..CAPPED };
+/// The same with embeddings of previous tokens, of which there are none in a batch of sequences of one, and all of them
+/// multiplied.
+pub(crate) const SHIFTED: ModelConfig = ModelConfig {
+    arch: Architecture { previous_tokens: 3, embedding_scale: 3.0, ..CAPPED.arch },
+    ..CAPPED
+};
 
 /// [`SMALL`] of the Llama family: heads that share keys and values, together wider than the model,
 /// with norms of their own, and biases of queries, keys and values alone.

@@ -165,6 +165,8 @@ impl ReferenceModel {
                 let shifted: Vec<f64> = before.iter().zip(weights).map(|(x, w)| x * w).collect();
                 x = add(&x, &shifted);
             }
+            let scale = f64::from(self.config.arch.embedding_scale);
+            x.iter_mut().for_each(|x| *x *= scale);
             x
         };
         let mut x: Vec<Vec<f64>> = tokens.iter().enumerate().map(embed).collect();

@@ -378,6 +378,9 @@ fn read_header(
         r.u32()?;
         arch.previous_tokens = r.size()?;
     }
+    if version > 7 {
+        arch.embedding_scale = r.f32()?;
+    }
     let config = ModelConfig {
         vocab_size,
         block_size,
@@ -447,5 +450,6 @@ fn read_arch(r: &mut Reader<'_>) -> Result<Architecture, CheckpointError> {
         window,
         logit_softcap: None,
         previous_tokens: 0,
+        embedding_scale: 1.0,
     })
 }

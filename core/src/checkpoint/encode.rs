@@ -252,6 +252,7 @@ pub(super) fn header_bytes(header: &Header, optimizer: Option<OptimizerKind>) ->
     write(&(kind.unwrap_or(0) as u64).to_le_bytes());
     write(&[0; UNUSED_LEN]);
     write(&(c.arch.previous_tokens as u64).to_le_bytes());
+    write(&c.arch.embedding_scale.to_le_bytes());
     out
 }
 

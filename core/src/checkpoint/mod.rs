@@ -47,7 +47,7 @@ pub const MAGIC: [u8; 8] = *b"CLLMCKPT";
 /// The newest version that is written and read. Each version has a longer header than those before it, by
 /// which a version that is newer is told from one that was damaged. A model of GPT-2's architecture is written as
 /// version 1, which older programs read too.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Bytes of the header's fields: six sizes, two flags, three counters (64 bits each),
 /// two `f32`.
@@ -66,6 +66,8 @@ const OPTIMIZER_LEN: usize = 8;
 const UNUSED_LEN: usize = 4;
 /// Bytes of what version 7 has behind that: how many previous tokens are added to each (64 bits).
 const PREVIOUS_LEN: usize = 8;
+/// Bytes of what version 8 has behind that: what embeddings are multiplied by (`f32`).
+const SCALE_LEN: usize = 4;
 /// Bytes of the longest header.
 const LONGEST: usize = header_len(VERSION);
 /// Bytes of the header of a version.
@@ -77,13 +79,15 @@ const fn header_len(version: u32) -> usize {
         4 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN,
         5 => HEADER_LEN + ARCH_LEN + ADAPTERS_LEN + LATER_LEN + OPTIMIZER_LEN,
         6 => header_len(5) + UNUSED_LEN,
-        _ => header_len(6) + PREVIOUS_LEN,
+        7 => header_len(6) + PREVIOUS_LEN,
+        _ => header_len(7) + SCALE_LEN,
     }
 }
 /// The version that a model, or its adapters, are written as, with the moments of `optimizer` or none.
 fn version_of(header: &Header, optimizer: Option<OptimizerKind>) -> u32 {
     let arch = &header.config.arch;
     match header.adapters {
+        _ if arch.embedding_scale != 1.0 => 8,
         _ if arch.previous_tokens > 0 => 7,
         _ if matches!(optimizer, Some(OptimizerKind::Muon)) => 6,
         _ if !matches!(optimizer, None | Some(OptimizerKind::AdamW)) => 5,

@@ -346,6 +346,36 @@ fn previous_tokens_are_of_a_version_that_older_programs_refuse() {
     }
 }
 
+/// Scaled embeddings, which version 8 brought, with previous tokens and without.
+#[test]
+fn scaled_embeddings_are_of_a_version_that_older_programs_refuse() {
+    for previous_tokens in [0, 2] {
+        let arch = Architecture { embedding_scale: 8.0, previous_tokens, ..Architecture::GPT2 };
+        let header = Header { config: ModelConfig { arch, ..CONFIG }, ..HEADER };
+        let arena = vec![0.5; 1000];
+        let mut good = vec![0; encoded_len(&header, 5, None).unwrap()];
+        encode(&header, b"hello", &arena, None, &mut SliceSink::new(&mut good)).unwrap();
+        assert_eq!(good[8], 8, "version");
+        assert_eq!(*Checkpoint::parse(&good).unwrap().header(), header);
+        assert_every_flip_is_found(&good);
+        let with = |scale: f32| {
+            let mut bad = good.clone();
+            let end = 16 + header_len(8);
+            bad[end - 4..end].copy_from_slice(&scale.to_le_bytes());
+            let sum = crc32fast::hash(&bad[16..end]);
+            bad[end..][..4].copy_from_slice(&sum.to_le_bytes());
+            Checkpoint::parse(&bad).map(|_| ())
+        };
+        assert_eq!(with(4.0), Ok(()));
+        for scale in [0.0, -8.0, 1e7, f32::INFINITY] {
+            let error = CheckpointError::Config(ConfigError::EmbeddingScale(scale));
+            assert_eq!(with(scale), Err(error));
+        }
+        // A model that scales nothing is no model of this version.
+        assert!(with(1.0).is_err() && with(f32::NAN).is_err());
+    }
+}
+
 /// The state of each optimizer, of a model and of adapters, comes back and goes to no other.
 #[test]
 fn moments_of_every_optimizer_come_back_and_every_flipped_bit_of_them_is_found() {

@@ -310,9 +310,10 @@ fn tiles_that_may_run_at_the_same_time_share_nothing_that_is_written() {
     let grouped = ModelConfig { n_head: 4, arch: wide_heads, ..llama };
     let arch = Architecture { qk_norm: true, window: Some(60), ..wide_heads };
     let normed = ModelConfig { arch, ..grouped };
-    // Rows of tokens before each one, squared ReLU and capped logits, on a table of its own and on one that is shared.
+    // Rows of tokens before each one, multiplied, squared ReLU and capped logits, on a table of its own and on one that is shared.
     let arch = Architecture {
         previous_tokens: 3,
+        embedding_scale: 3.0,
         activation: Activation::Relu2,
         logit_softcap: Some(15.0),
         qk_norm: true,

@@ -340,6 +340,11 @@ impl<'a> Generator<'a> {
                 previous.add(first + row, token_table, x.row_mut(row));
             }
         }
+        if let Some(scale) = self.plan.config.arch.scale() {
+            // SAFETY: as above, and the views before are not used any more.
+            let mut x = unsafe { feed.stream() };
+            (0..rows).for_each(|row| self.kernels.scale(x.row_mut(row), scale));
+        }
         match self.engine {
             Some((engine, idle)) => {
                 let sections = if is_last { LAST_CHUNK } else { CHUNK };

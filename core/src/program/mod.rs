@@ -459,8 +459,12 @@ impl Builder<'_, '_> {
         chain.then(Kind::NormBack(Norm::First), above);
         match layer {
             Some(layer) => self.half_block(layer, &mut chain),
-            None if self.plan.config.dropout > 0.0 => chain.then(Kind::MaskEmbed, 0),
-            None => {}
+            None => {
+                let c = &self.plan.config;
+                if c.dropout > 0.0 || c.arch.scale().is_some() {
+                    chain.then(Kind::EmbedBack, 0);
+                }
+            }
         }
         let spans = layers * parts.0 + (layers - above) * parts.1;
         // Gradients of queries, keys and values in a layer's own buffer are overwritten by

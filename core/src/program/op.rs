@@ -111,7 +111,7 @@ pub(crate) enum Kind {
     MaskAttn,
     AttnInput,
     QkvInput,
-    MaskEmbed,
+    EmbedBack,
     /// As [`Kind::Attention`].
     AttentionBack,
     // Gradients of parameters.
@@ -190,7 +190,7 @@ impl Op {
         "attn_out dropout backward",
         "attn_out dX",
         "qkv dX",
-        "embed dropout backward",
+        "embed backward",
         "attention backward",
         "qkv dW",
         "attn_out dW",
@@ -237,7 +237,7 @@ impl Op {
             Kind::MaskAttn => 28,
             Kind::AttnInput => 29,
             Kind::QkvInput => 30,
-            Kind::MaskEmbed => 31,
+            Kind::EmbedBack => 31,
             Kind::AttentionBack => 32,
             Kind::WeightGrad(matrix) => 33 + matrix as usize,
             Kind::NormGrad(_) => 37,
@@ -285,7 +285,7 @@ impl Op {
             | Kind::HeadLossGrad
             | Kind::HeadWeightGrad
             | Kind::NormBack(Norm::Final)
-            | Kind::MaskEmbed
+            | Kind::EmbedBack
             | Kind::NormGrad(Norm::Final)
             | Kind::TokenTableGrad
             | Kind::PositionTableGrad
@@ -360,7 +360,7 @@ mod tests {
             Kind::MaskAttn,
             Kind::AttnInput,
             Kind::QkvInput,
-            Kind::MaskEmbed,
+            Kind::EmbedBack,
             Kind::AttentionBack,
             Kind::NormGrad(Norm::First),
             Kind::HeadNormGrad,

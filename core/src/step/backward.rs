@@ -113,11 +113,12 @@ impl Step<'_> {
         unsafe { self.mask(block, Site::AttnOut, tile, g.dmid, g.masked_att) }
     }
 
-    /// Masks the gradient of the embeddings in place.
+    /// From the gradient of the first block's input to that of the embeddings' sum, in place: what dropout and the scale
+    /// have done to it is done again.
     ///
     /// # Safety
     /// As for [`Step::run_tile`].
-    pub(super) unsafe fn mask_embed(&self, tile: usize) {
+    pub(super) unsafe fn embed_back(&self, tile: usize) {
         let (first, rows) = self.rows(tile);
         let d = self.plan.config.d_model;
         let at = self.plan.layout.grads_into(0).dx + first * d;
@@ -125,6 +126,11 @@ impl Step<'_> {
             // SAFETY: the tile owns its rows of dx.
             let dx = unsafe { self.act.mat_mut(at, (rows, d), d) };
             self.kernels.dropout_in_place(dx, &mask, row);
+        }
+        if let Some(scale) = self.plan.config.arch.scale() {
+            // SAFETY: as above; the view before is not used any more.
+            let dx = unsafe { self.act.slice_mut(at, rows * d) };
+            self.kernels.scale(dx, scale);
         }
     }
 

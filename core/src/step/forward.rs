@@ -26,7 +26,7 @@ pub(super) struct Head<'a> {
 }
 
 impl Step<'_> {
-    /// `x = dropout(token + position + previous)` for one row block, without the position if it is told by
+    /// `x = dropout(scale (token + position + previous))` for one row block, without the position if it is told by
     /// angles, and with what comes from tokens before if they are added.
     ///
     /// # Safety
@@ -66,6 +66,9 @@ impl Step<'_> {
                         previous.add_of_bytes(first + row, table, x);
                     }
                 }
+            }
+            if let Some(scale) = self.plan.config.arch.scale() {
+                self.kernels.scale(self.act.slice_mut(at, rows * d), scale);
             }
             if let Some((mask, row)) = self.embed_dropout(first) {
                 let x = self.act.mat_mut(at, (rows, d), d);

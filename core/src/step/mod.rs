@@ -235,14 +235,15 @@ impl Step<'_> {
                 Kind::Remake if RECOMPUTE => self.remake(index, tile, desk),
                 Kind::Remake => {}
                 Kind::NormBack(norm) => self.norm_back(norm, index, tile),
-                Kind::MaskMlp | Kind::MaskAttn | Kind::MaskEmbed if !DROPOUT => {}
+                Kind::MaskMlp | Kind::MaskAttn if !DROPOUT => {}
                 Kind::MaskMlp => self.mask_mlp(index, tile),
                 Kind::MlpInput => self.mlp_input(index, tile, desk),
                 Kind::FcInput => self.fc_input(index, tile, desk),
                 Kind::MaskAttn => self.mask_attn(index, tile),
                 Kind::AttnInput => self.attn_input(index, tile, desk),
                 Kind::QkvInput => self.qkv_input(index, tile, desk),
-                Kind::MaskEmbed => self.mask_embed(tile),
+                Kind::EmbedBack if DROPOUT || LLAMA => self.embed_back(tile),
+                Kind::EmbedBack => {}
                 Kind::AttentionBack => self.attention_back(index, tile, desk.scratch),
                 Kind::WeightGrad(matrix) => self.weight_grad(matrix, index, tile, desk.scratch),
                 Kind::NormGrad(norm) => self.norm_grad(norm, index, tile),

@@ -139,7 +139,7 @@ impl Machine<'_> {
             Kind::NormBack(Norm::First) => stream(layout.grads_into(block).dx),
             Kind::MaskMlp => stream(grads.masked_mlp),
             Kind::MaskAttn => stream(grads.masked_att),
-            Kind::MaskEmbed => stream(layout.grads_into(0).dx),
+            Kind::EmbedBack => stream(layout.grads_into(0).dx),
             Kind::MlpInput => (layout.dfc(block), c.fc_width()),
             Kind::FcInput | Kind::QkvInput => stream(grads.dnorm),
             Kind::AttnInput => (Buffer::floats(grads.datt, c.query_width()), c.query_width()),

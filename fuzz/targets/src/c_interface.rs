@@ -200,6 +200,7 @@ fn model(numbers: &mut Numbers<'_>, checkpoint: &[u8], told: &mut Told) -> Optio
         d_ff: numbers.size(),
         head_size: numbers.size(),
         window: numbers.size(),
+        previous_tokens: 0,
         bias: numbers.is(),
         qkv_bias: numbers.is(),
         qk_norm: numbers.is(),
@@ -207,12 +208,21 @@ fn model(numbers: &mut Numbers<'_>, checkpoint: &[u8], told: &mut Told) -> Optio
         rms_norm: numbers.is(),
         rotary: numbers.is(),
         swiglu: numbers.is(),
+        relu2: false,
         dropout: numbers.float(),
         norm_eps: numbers.float(),
         rope_theta: numbers.float(),
         logit_softcap: numbers.float(),
+        embedding_scale: 1.0,
     };
-    if numbers.is() {
+    let which = numbers.byte();
+    // Parts that came later than the first seeds, which have none of them.
+    if which & 2 == 2 {
+        model.relu2 = numbers.is();
+        model.previous_tokens = numbers.size();
+        model.embedding_scale = numbers.float();
+    }
+    if which & 1 == 1 {
         return Some(model);
     }
     let (from, len) = (checkpoint.as_ptr(), checkpoint.len());

@@ -226,6 +226,10 @@ train_flags! {
         /// for each column that are learnt, from zero on.
         #[arg(value_name = "N")]
         previous_tokens: usize,
+        /// The first block's input is X times the sum of the embeddings (Gemma has the root of the width; Granite's
+        /// embedding_multiplier); 1 leaves it as it is.
+        #[arg(value_name = "X", alias = "embedding-multiplier")]
+        embedding_scale: f32,
     }
     "Adapters (LoRA)" [] {
         /// Train adapters of this rank in the place of the weights of --base.

@@ -102,6 +102,7 @@ fn tiny() -> TrainSettings {
         window: None,
         logit_softcap: 0.0,
         previous_tokens: 0,
+        embedding_scale: 1.0,
         lora_rank: None,
         lora_alpha: None,
         lora_dropout: 0.0,

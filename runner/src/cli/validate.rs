@@ -127,6 +127,12 @@ impl TrainSettings {
             let problem = "it must be at least 0.001 and at most 1000000, or 0 for none";
             return Err(Invalid::new("logit_softcap", cap, problem));
         }
+        let scale = self.embedding_scale;
+        if !(1e-3..=1e6).contains(&scale) {
+            let problem =
+                "it must be at least 0.001 and at most 1000000; 1 leaves embeddings as they are";
+            return Err(Invalid::new("embedding_scale", scale, problem));
+        }
         let most = Architecture::MOST_PREVIOUS as u64;
         whole("previous_tokens", self.previous_tokens as u64, 0, most)?;
         self.check_bigrams()?;
@@ -349,6 +355,14 @@ mod tests {
             (refused(|s| s.head_size = Some(1 << 28)), "--head-size 268435456: the largest"),
             (refused(|s| s.window = Some(0)), "--window 0: it must be at least 1"),
             (refused(|s| s.previous_tokens = 17), "--previous-tokens 17: the largest"),
+            (
+                refused(|s| s.embedding_scale = 0.0),
+                "--embedding-scale 0: it must be at least 0.001",
+            ),
+            (
+                refused(|s| s.embedding_scale = f32::INFINITY),
+                "--embedding-scale inf: it must be at least 0.001",
+            ),
             (refused(|s| s.logit_softcap = -1.0), "--logit-softcap -1: it must be at least 0.001"),
             (
                 refused(|s| s.logit_softcap = f32::NAN),

@@ -41,7 +41,8 @@ impl Family {
     /// None does: says which part stands alone.
     pub(crate) fn of(config: &ModelConfig) -> Result<Self, String> {
         let arch = &config.arch;
-        let known = Architecture { logit_softcap: None, previous_tokens: 0, ..*arch };
+        let known =
+            Architecture { logit_softcap: None, previous_tokens: 0, embedding_scale: 1.0, ..*arch };
         let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
         let is_gpt2 = known == Architecture::GPT2 || known == squared;
         let obstacles = obstacles(arch, is_gpt2);
@@ -72,6 +73,12 @@ fn obstacles(arch: &Architecture, is_gpt2: bool) -> Vec<String> {
             arch.previous_tokens
         )
     });
+    let scale = (arch.embedding_scale != 1.0).then(|| {
+        format!(
+            "with --embedding-scale {}, by which embeddings are multiplied",
+            arch.embedding_scale
+        )
+    });
     let llamas = [
         (arch.norm == NormKind::Rms, "--norm rms"),
         (arch.rotary().is_some(), "--positions rotary"),
@@ -81,7 +88,7 @@ fn obstacles(arch: &Architecture, is_gpt2: bool) -> Vec<String> {
         .into_iter()
         .filter(|(is, _)| !is && !is_gpt2)
         .map(|(_, part)| format!("that is not GPT-2's, and has other parts, without {part}"));
-    cap.into_iter().chain(previous).chain(missing).collect()
+    cap.into_iter().chain(previous).chain(scale).chain(missing).collect()
 }
 
 /// The parts of a tensor that the files of the Llama family have by themselves, and their columns.
@@ -192,6 +199,8 @@ mod tests {
         for arch in [Architecture::GPT2, Architecture::LLAMA] {
             let refused = family(Architecture { previous_tokens: 3, ..arch }, false);
             assert!(refused.unwrap_err().contains("--previous-tokens 3"));
+            let refused = family(Architecture { embedding_scale: 8.0, ..arch }, false);
+            assert!(refused.unwrap_err().contains("--embedding-scale 8"));
             let refused = family(Architecture { logit_softcap: Some(15.0), ..arch }, false);
             assert!(refused.unwrap_err().contains("--logit-softcap 15"));
         }
@@ -199,13 +208,18 @@ mod tests {
         let much = Architecture {
             previous_tokens: 2,
             logit_softcap: Some(9.0),
+            embedding_scale: 0.5,
             norm: NormKind::Layer,
             ..odd
         };
         let refused = family(much, false).unwrap_err();
-        for part in
-            ["--logit-softcap 9", "--previous-tokens 2", "--norm rms", "--activation swiglu"]
-        {
+        for part in [
+            "--logit-softcap 9",
+            "--previous-tokens 2",
+            "--embedding-scale 0.5",
+            "--norm rms",
+            "--activation swiglu",
+        ] {
             assert!(refused.contains(part), "{refused}");
         }
         assert!(!refused.contains("--positions"), "{refused}");

@@ -20,7 +20,7 @@ use crate::tokenizer::{self, usage::Usage};
 use crate::trained::Trained;
 
 /// The settings that a base decides.
-pub(crate) const DECIDED: [&str; 19] = [
+pub(crate) const DECIDED: [&str; 20] = [
     "n_layer",
     "n_head",
     "n_kv_head",
@@ -40,6 +40,7 @@ pub(crate) const DECIDED: [&str; 19] = [
     "window",
     "logit_softcap",
     "previous_tokens",
+    "embedding_scale",
 ];
 /// Longest sequences of a model that was made elsewhere, unless they are told: it may be for many more
 /// tokens than a text has, or than fit into the memory of a batch.
@@ -84,13 +85,14 @@ pub(crate) fn settle(
         window,
         logit_softcap,
         previous_tokens,
+        embedding_scale,
         ..
     } = Parts::from(&c.arch);
     (settings.norm, settings.positions, settings.activation) = (norm, positions, activation);
     (settings.rope_theta, settings.n_kv_head) = (rope_theta, n_kv_head);
     (settings.head_size, settings.qkv_bias, settings.qk_norm) = (head_size, qkv_bias, qk_norm);
     (settings.window, settings.logit_softcap) = (window, logit_softcap.unwrap_or(0.0));
-    settings.previous_tokens = previous_tokens;
+    (settings.previous_tokens, settings.embedding_scale) = (previous_tokens, embedding_scale);
     if !is_set("block_size") {
         settings.block_size = c.block_size.min(BLOCK);
     }

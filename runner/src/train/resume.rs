@@ -13,7 +13,7 @@ use crate::model;
 use crate::settings::{TokenizerChoice, TrainSettings, TuningChoice};
 
 /// What decides the meaning of weights and of the position in the data.
-const FIXED: [&str; 36] = [
+const FIXED: [&str; 37] = [
     "base",
     "val_fraction",
     "text_field",
@@ -41,6 +41,7 @@ const FIXED: [&str; 36] = [
     "window",
     "logit_softcap",
     "previous_tokens",
+    "embedding_scale",
     "lora_rank",
     "lora_alpha",
     "lora_dropout",

@@ -62,6 +62,7 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         window: None,
         logit_softcap: 0.0,
         previous_tokens: 0,
+        embedding_scale: 1.0,
         lora_rank: None,
         lora_alpha: None,
         lora_dropout: 0.0,
