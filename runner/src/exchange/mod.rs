@@ -11,17 +11,19 @@ pub(crate) use tokens::{Around, End, checked_tokenizer};
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::Header;
-use cllm_core::{ConfigError, ModelConfig, ParamSpec, ParamTable};
+use cllm_core::{ConfigError, ModelConfig, Param, ParamSpec, ParamTable};
 
 use crate::checkpoint::{self, Meta};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lora;
+use crate::model;
 use crate::tokenizer::{
     self,
     usage::{self, Usage},
 };
 use crate::train::folder::RunFolder;
+use crate::trained::Trained;
 
 /// What became of a model of other programs.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,6 +134,25 @@ pub(crate) fn origin_of(from: &Path) -> Option<String> {
         Some(name) => Some(name.replace("--", "/")),
         None => whole.to_str().map(str::to_owned),
     }
+}
+
+/// The weights of a model, as programs take them that multiply no embeddings: tables of embeddings are multiplied
+/// already, which [`Family::of`] refuses where the output projection is one of them.
+///
+/// # Errors
+/// The checkpoint cannot be read.
+pub(crate) fn parameters(trained: &Trained) -> Result<Vec<f32>> {
+    let config = trained.config();
+    let mut arena = trained.parameters()?;
+    let scale = config.arch.embedding_scale;
+    if scale != 1.0 {
+        let table = ParamTable::new(config).map_err(model::config_error)?;
+        let tables = [Param::TokenTable, Param::PositionTable];
+        for spec in tables.into_iter().filter_map(|param| table.spec(param)) {
+            arena[spec.range()].iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+    Ok(arena)
 }
 
 /// A tensor and its values, if the model has it.

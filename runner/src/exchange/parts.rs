@@ -45,7 +45,7 @@ impl Family {
             Architecture { logit_softcap: None, previous_tokens: 0, embedding_scale: 1.0, ..*arch };
         let squared = Architecture { activation: Activation::Relu2, ..Architecture::GPT2 };
         let is_gpt2 = known == Architecture::GPT2 || known == squared;
-        let obstacles = obstacles(arch, is_gpt2);
+        let obstacles = obstacles(config, is_gpt2);
         match obstacles.as_slice() {
             [] if is_gpt2 => Ok(Self::Gpt2),
             [_, ..] => Err(format!(
@@ -65,7 +65,8 @@ impl Family {
 }
 
 /// All parts for which no family has a name, of a model that is GPT-2's but for them or is to be Llama's.
-fn obstacles(arch: &Architecture, is_gpt2: bool) -> Vec<String> {
+fn obstacles(config: &ModelConfig, is_gpt2: bool) -> Vec<String> {
+    let arch = &config.arch;
     let cap = arch.logit_softcap.map(|cap| format!("with --logit-softcap {cap}"));
     let previous = (arch.previous_tokens > 0).then(|| {
         format!(
@@ -73,9 +74,11 @@ fn obstacles(arch: &Architecture, is_gpt2: bool) -> Vec<String> {
             arch.previous_tokens
         )
     });
-    let scale = (arch.embedding_scale != 1.0).then(|| {
+    // A table that the output projection does not read is multiplied on its way out.
+    let scale = (arch.embedding_scale != 1.0 && config.tied).then(|| {
         format!(
-            "with --embedding-scale {}, by which embeddings are multiplied",
+            "with --embedding-scale {}, which multiplies the rows of a table that is the output \
+             projection too (without --tied there are two)",
             arch.embedding_scale
         )
     });
@@ -204,6 +207,9 @@ mod tests {
             let refused = family(Architecture { logit_softcap: Some(15.0), ..arch }, false);
             assert!(refused.unwrap_err().contains("--logit-softcap 15"));
         }
+        let multiplied = Architecture { embedding_scale: 8.0, ..Architecture::LLAMA };
+        let untied = ModelConfig { tied: false, ..config(multiplied, false) };
+        assert_eq!(Family::of(&untied), Ok(Family::Llama));
         // All that is in the way at once.
         let much = Architecture {
             previous_tokens: 2,

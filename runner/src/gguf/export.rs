@@ -15,7 +15,7 @@ use super::value::Value;
 use super::write::{self, Planned};
 use super::{keys, rope, tokens};
 use crate::error::{Error, Result};
-use crate::exchange::{row_by_output, with_values};
+use crate::exchange::{self, row_by_output, with_values};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::usage::Usage;
@@ -66,7 +66,7 @@ pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     // Before the weights are read: whether it can be written.
     let io = |e| Error::io("write", out, &e);
     let mut file = AtomicFile::create(out)?;
-    let arena = trained.parameters()?;
+    let arena = exchange::parameters(&trained)?;
     let tensors = with_values(family, config, &arena).map_err(model::config_error)?;
     let tensors: Vec<_> = tensors
         .iter()

@@ -17,7 +17,9 @@ use super::names::{self, Named, Place};
 use super::weights::dtype;
 use super::{CONFIG, INDEX, WEIGHTS, config};
 use crate::error::{Error, Result};
-use crate::exchange::{Element, ExportSettings, Family, check_held, row_by_output, with_values};
+use crate::exchange::{
+    self, Element, ExportSettings, Family, check_held, row_by_output, with_values,
+};
 use crate::files::{self, AtomicFile};
 use crate::model;
 use crate::tokenizer::{
@@ -64,7 +66,7 @@ pub fn export(settings: &ExportSettings) -> Result<()> {
     }
     // Last: a folder with it is whole.
     texts.push((CONFIG, text));
-    let parameters = trained.parameters()?;
+    let parameters = exchange::parameters(&trained)?;
     let tensors = tensors(config, family, &parameters)?;
     let is_new = !out.exists();
     files::create_dir(out)?;
