@@ -39,7 +39,7 @@ def main() -> None:
         worse += loss > former
         print(f"| {turn} | {before:.2f} | {former:.4f} | {now:.2f} | {loss:.4f} | {ratios[-1]:.3f} |", flush=True)
     print(f"\nmedian {median(ratios):.3f} of the time; worse in {worse} of {repeats}")
-    sys.exit(worse > 0)
+    sys.exit(worse > 0 or median(ratios) > 1 / 3)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ fn exports_say_what_others_cannot_express_and_work_without_it() {
     };
     again("--previous-tokens 0");
     export("--out other").refused(1, &["other programs", "--activation swiglu"]);
-    // With the gate that others know too it is a Qwen3.
+    // A table that is the output projection too cannot be multiplied for one of both.
+    again("--previous-tokens 0 --activation swiglu --tied true");
+    export("--out other").refused(1, &["other programs", "--embedding-scale 16"]);
+    // With the gate that others know too it is a Qwen3, of a table that is multiplied on its way out.
     again("--previous-tokens 0 --activation swiglu");
     export("--format gguf --out model.gguf").done();
     export("--out model").done();
