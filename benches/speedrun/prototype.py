@@ -209,7 +209,7 @@ class Model:
                 self.of[f"{layer}.values"] = torch.zeros(vocabulary, d)
             if r.skip:
                 self.of[f"{layer}.skip"] = torch.tensor([1.0, 0.0])
-            if r.share:
+            if r.share and layer:
                 self.of[f"{layer}.share"] = torch.zeros(d)
             if r.scale:
                 self.of[f"{layer}.scale"] = torch.ones(1)

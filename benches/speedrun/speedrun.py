@@ -169,7 +169,7 @@ def tokens(args: argparse.Namespace) -> None:
     recipe = tomllib.loads(args.recipe.read_text())
     limit = 2 * recipe["batch_size"] * (args.steps or recipe["max_steps"]) * block
     sizes = [[f"--{name.replace('_', '-')}", recipe[name]] for name in SIZES]
-    given = [*sum(sizes, []), "--tied", str(recipe["tied"]).lower(), "--bias", "false", "--dropout", 0, "--beta2", args.beta2,
+    given = [*sum(sizes, []), "--tied", "true", "--bias", "false", "--dropout", 0, "--beta2", args.beta2,
              "--weight-decay", 0.1, "--lr-schedule", "linear", "--min-lr", 0, "--data", SHARDS]
 
     def adamw(batch: int, rate: float, seed: int) -> float:

@@ -208,7 +208,7 @@ typedef struct CllmModel {
   float rope_theta;
   // Logits are kept between it and its negative; 0: they are as they are.
   float logit_softcap;
-  // The first block's input is so many times the sum of the embeddings; 1: the sum itself.
+  // The first block's input is so many times the sum of the embeddings; 0 or 1: the sum itself.
   float embedding_scale;
 } CllmModel;
 
@@ -359,8 +359,8 @@ enum CllmStatus cllm_trainer_save(struct CllmTrainer *trainer,
                                   size_t *written,
                                   struct CllmError *error);
 
-// A checkpoint's model, for whoever plans memory for it. Models with parts that a `CllmModel` has no words for are refused
-// (scaled rotary positions), though a generator may run them.
+// A checkpoint's model, for whoever plans memory for it. Models with parts that a `CllmModel` has no words for (scaled
+// rotary positions) are refused, though a generator may run them.
 //
 // # Safety
 // Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.

@@ -159,8 +159,8 @@ pub unsafe extern "C" fn cllm_trainer_save(
     }
 }
 
-/// A checkpoint's model, for whoever plans memory for it. Models with parts that a `CllmModel` has no words for are refused
-/// (scaled rotary positions), though a generator may run them.
+/// A checkpoint's model, for whoever plans memory for it. Models with parts that a `CllmModel` has no words for (scaled
+/// rotary positions) are refused, though a generator may run them.
 ///
 /// # Safety
 /// Pointers are null or point at what their types say, `checkpoint` at as many bytes as `bytes` says.

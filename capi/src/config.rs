@@ -101,7 +101,7 @@ pub struct CllmModel {
     pub rope_theta: f32,
     /// Logits are kept between it and its negative; 0: they are as they are.
     pub logit_softcap: f32,
-    /// The first block's input is so many times the sum of the embeddings; 1: the sum itself.
+    /// The first block's input is so many times the sum of the embeddings; 0 or 1: the sum itself.
     pub embedding_scale: f32,
 }
 
@@ -230,7 +230,11 @@ impl CllmModel {
                 window: given(self.window),
                 logit_softcap: (self.logit_softcap != 0.0).then_some(self.logit_softcap),
                 previous_tokens: self.previous_tokens as usize,
-                embedding_scale: self.embedding_scale,
+                embedding_scale: if self.embedding_scale == 0.0 {
+                    1.0
+                } else {
+                    self.embedding_scale
+                },
             },
         }
     }

@@ -93,6 +93,7 @@ static void the_same_model(void) {
     spelled.head_size = 8;
     spelled.window = TOKENS;
     spelled.qkv_bias = true;
+    spelled.embedding_scale = 0;
     size_t bytes, same_bytes;
     Made first = made(&short_, 7), second = made(&spelled, 7);
     DONE(cllm_trainer_initialise(first.trainer, &error));

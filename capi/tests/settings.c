@@ -41,7 +41,7 @@ static void models(void) {
     REFUSES(model, norm_eps, -1, "norm_eps");
     REFUSES(model, logit_softcap, NAN, "softcap");
     REFUSES(model, logit_softcap, -30, "softcap");
-    REFUSES(model, embedding_scale, 0, "embedding_scale");
+    REFUSES(model, embedding_scale, -2, "embedding_scale");
     REFUSES(model, embedding_scale, NAN, "embedding_scale");
     REFUSES(llama, relu2, true, "swiglu and relu2");
     REFUSES(model, previous_tokens, UINT32_MAX, "previous_tokens");

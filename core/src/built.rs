@@ -8,7 +8,7 @@
 //! | `dropout` | masks of dropout |
 //! | `fresh` | weights packed on the way ([`Packing::Fresh`](crate::Packing::Fresh)) |
 //! | `halves` | activations in memory as bf16 where the CPU multiplies it; the same bits without |
-//! | `llama` | RMS norms, rotary positions, SwiGLU, norms of heads, shared keys and values, capped logits |
+//! | `llama` | RMS norms, rotary positions, SwiGLU, norms of heads, shared keys and values, squared ReLU, capped logits, embeddings of previous tokens, multiplied embeddings |
 //! | `optimizers` | other optimizers than AdamW |
 //! | `pieces` | a step shared by several trainers, each of which updates a piece ([`Plan::with_piece`](crate::Plan::with_piece)) |
 //! | `recompute` | [`Mode::Recompute`](crate::Mode::Recompute) |

@@ -302,7 +302,7 @@ pub struct TrainSettings {
     pub sample_interval: u64,
 }
 
-/// For runs that began before there was a choice.
+/// For runs that began before there was a choice, as what follows.
 const fn default_embedding_scale() -> f32 {
     1.0
 }

@@ -61,7 +61,7 @@ fn parameters_bytes_and_flops_are_those_worked_out_by_hand() {
 }
 
 #[test]
-fn what_counting_takes_is_told_and_has_to_fit() {
+fn what_counting_takes_is_told() {
     assert_eq!(plan(&SMALL)["counting_bytes"], json!(0));
     let counting =
         [&SMALL[..], &["--bigram-init", "--no-tied", "--norm", "rms", "--no-bias"]].concat();

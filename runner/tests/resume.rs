@@ -223,8 +223,8 @@ fn a_run_with_the_parts_of_newer_recipes_goes_on_with_the_same_bits() {
     let (whole, halves) = (later(a.path()), later(b.path()));
     assert_eq!(train(&whole), Ok(Outcome::Finished));
     assert_eq!(train_to(&halves, "\"event\":\"step\",\"step\":5,"), Ok(Outcome::Interrupted));
-    let refused = train(&TrainSettings { logit_softcap: 0.0, ..resumed(&halves) }).unwrap_err();
-    assert!(refused.to_string().starts_with("--logit-softcap: the run in"), "{refused}");
+    let refused = train(&TrainSettings { embedding_scale: 1.0, ..resumed(&halves) }).unwrap_err();
+    assert!(refused.to_string().starts_with("--embedding-scale: the run in"), "{refused}");
     assert_eq!(train(&resumed(&halves)), Ok(Outcome::Finished));
     assert_eq!((sha(&halves), course(&halves)), (sha(&whole), course(&whole)));
     assert_ne!(sha(&whole), undisturbed(plain.path()), "the parts do nothing");

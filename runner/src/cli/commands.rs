@@ -31,13 +31,15 @@ pub(super) fn train(args: TrainArgs) -> Result<Status> {
 
 /// Trains as resolved.
 pub(super) fn run(resolved: &Resolved) -> Result<Status> {
-    if let Some(warning) = resolved.warning() {
-        say!("cllm: {warning}");
-    }
-    if let Some(hint) = resolved.hint().filter(|_| !resolved.settings.quiet) {
-        say!("cllm: {hint}");
-    }
-    Ok(match train::train(&resolved.settings)? {
+    let say = || {
+        if let Some(warning) = resolved.warning() {
+            say!("cllm: {warning}");
+        }
+        if let Some(hint) = resolved.hint().filter(|_| !resolved.settings.quiet) {
+            say!("cllm: {hint}");
+        }
+    };
+    Ok(match train::train_behind(&resolved.settings, &say)? {
         Outcome::Finished => Status::Done,
         Outcome::Interrupted => Status::Interrupted,
     })

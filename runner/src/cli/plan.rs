@@ -158,7 +158,7 @@ impl Report<'_> {
     }
 
     fn fits(&self) -> Option<bool> {
-        self.memory.map(|memory| self.total_bytes() + self.counting_bytes() <= memory.available)
+        self.memory.map(|memory| self.total_bytes() <= memory.available)
     }
 
     fn json(&self) -> Value {
@@ -254,13 +254,12 @@ impl Report<'_> {
         }
         line("  total", pair(self.total_bytes() as usize));
         if let bytes @ 1.. = self.counting_bytes() {
-            line(
-                "  besides",
-                format!("{}, before the first step (--bigram-init)", pair(bytes as usize)),
-            );
+            let bytes = pair(bytes as usize);
+            line("  besides", format!("{bytes} at most, before the first step (--bigram-init)"));
         }
         if let (Some(memory), Some(fits)) = (self.memory, self.fits()) {
-            let verdict = if fits { "fits" } else { "DOES NOT FIT: `cllm train` will refuse it" };
+            let verdict =
+                verdict(fits, self.total_bytes() + self.counting_bytes() <= memory.available);
             line(
                 "this machine",
                 format!(
@@ -293,6 +292,15 @@ impl Report<'_> {
             );
         }
         text
+    }
+}
+
+/// What to say of a run that fits or not, and of what it takes at most besides.
+const fn verdict(fits: bool, fits_with_most: bool) -> &'static str {
+    match (fits, fits_with_most) {
+        (false, _) => "DOES NOT FIT: `cllm train` will refuse it",
+        (true, false) => "fits, but not beside what --bigram-init takes of a long text",
+        (true, true) => "fits",
     }
 }
 
@@ -340,5 +348,16 @@ mod tests {
         assert_eq!(human_time(600.0), "10.0 min");
         assert_eq!(human_time(36_000.0), "10.0 h");
         assert_eq!(human_time(864_000.0), "10.0 days");
+    }
+
+    #[test]
+    fn what_counting_takes_may_be_too_much_where_the_rest_is_not() {
+        let all =
+            [(true, true), (true, false), (false, false)].map(|(run, most)| verdict(run, most));
+        assert_eq!(all[0], "fits");
+        assert!(
+            all[1].starts_with("fits, but not") && all[2].starts_with("DOES NOT FIT"),
+            "{all:?}"
+        );
     }
 }

@@ -28,7 +28,7 @@ pub struct Resolved {
     pub settings: TrainSettings,
     /// What everything started from; `None` if that was the run that is resumed.
     pub preset: Option<Preset>,
-    /// Whether more than the text to learn from decided for the recipe.
+    /// Whether anybody has said by which recipe to learn, rather than what and how long alone.
     is_chosen: bool,
     origins: BTreeMap<&'static str, Origin>,
 }
@@ -164,8 +164,8 @@ impl TrainArgs {
             settings.momentum = None;
         }
         settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
-        let is_named =
-            preset.or(file.preset).is_some() || config.is_some() || base.preset.is_none();
+        let is_named = preset.or(file.preset).is_some() || config.is_some();
+        let is_named = is_named || base.preset != Some(Preset::Tiny);
         let is_chosen = is_named
             || !origins.keys().all(|key| OF_TEXT.contains(key) || train::is_of_session(key));
         Ok(Resolved { settings, preset: base.preset, is_chosen, origins })

@@ -78,7 +78,7 @@ fn obstacles(config: &ModelConfig, is_gpt2: bool) -> Vec<String> {
     let scale = (arch.embedding_scale != 1.0 && config.tied).then(|| {
         format!(
             "with --embedding-scale {}, which multiplies the rows of a table that is the output \
-             projection too (without --tied there are two)",
+             projection too (with --tied false there are two)",
             arch.embedding_scale
         )
     });

@@ -74,11 +74,25 @@ pub enum Outcome {
 /// # Errors
 /// Wrong settings, data, memory, files or numbers; existing checkpoints stay.
 pub fn train(settings: &TrainSettings) -> Result<Outcome> {
+    train_behind(settings, &|| {})
+}
+
+/// As [`train`]; `say` is called before, by the first of the processes alone.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_behind(settings: &TrainSettings, say: &dyn Fn()) -> Result<Outcome> {
     let mut stdout = std::io::stdout();
     let is_terminal = stdout.is_terminal();
     match launch::ranks()? {
-        None => run(settings, &Alone, None, (&mut stdout, is_terminal)),
+        None => {
+            say();
+            run(settings, &Alone, None, (&mut stdout, is_terminal))
+        }
         Some(ranks) => {
+            if ranks.rank() == 0 {
+                say();
+            }
             let settings = shared(settings, &*ranks);
             let ended = run(&settings, &*ranks, None, (&mut stdout, is_terminal));
             ended.inspect_err(|error| give_up(&*ranks, error))
