@@ -164,9 +164,9 @@ impl TrainArgs {
             settings.momentum = None;
         }
         settings.check().map_err(|wrong| report(&wrong, &origins, config.as_ref(), base.preset))?;
-        let is_named = preset.or(file.preset).is_some() || config.is_some();
-        let is_named = is_named || base.preset != Some(Preset::Tiny);
-        let is_chosen = is_named
+        let is_chosen = preset.or(file.preset).is_some()
+            || config.is_some()
+            || base.preset != Some(Preset::Tiny)
             || !origins.keys().all(|key| OF_TEXT.contains(key) || train::is_of_session(key));
         Ok(Resolved { settings, preset: base.preset, is_chosen, origins })
     }
