@@ -11,7 +11,7 @@ pub(crate) use tokens::{Around, End, checked_tokenizer};
 use std::path::{Path, PathBuf};
 
 use cllm_core::checkpoint::Header;
-use cllm_core::{ConfigError, ModelConfig, Param, ParamSpec, ParamTable};
+use cllm_core::{Architecture, ConfigError, ModelConfig, Param, ParamSpec, ParamTable};
 
 use crate::checkpoint::{self, Meta};
 use crate::error::{Error, Result};
@@ -136,18 +136,32 @@ pub(crate) fn origin_of(from: &Path) -> Option<String> {
     }
 }
 
-/// The weights of a model, as programs take them that multiply no embeddings: tables of embeddings are multiplied
-/// already, which [`Family::of`] refuses where the output projection is one of them.
+/// The config of a model as programs have it that multiply no embeddings: tables of embeddings are multiplied already,
+/// so that the output projection, which is not, is a matrix of its own.
+pub(crate) fn config_elsewhere(config: &ModelConfig) -> ModelConfig {
+    let tied = config.tied && config.arch.embedding_scale == 1.0;
+    ModelConfig { tied, arch: Architecture { embedding_scale: 1.0, ..config.arch }, ..*config }
+}
+
+/// The weights of a model as those of [`config_elsewhere`].
 ///
 /// # Errors
 /// The checkpoint cannot be read.
 pub(crate) fn parameters(trained: &Trained) -> Result<Vec<f32>> {
-    let config = trained.config();
+    let scale = trained.config().arch.embedding_scale;
     let mut arena = trained.parameters()?;
-    let scale = config.arch.embedding_scale;
     if scale != 1.0 {
-        let table = ParamTable::new(config).map_err(model::config_error)?;
+        let config = config_elsewhere(trained.config());
+        let table = ParamTable::new(&config).map_err(model::config_error)?;
         let tables = [Param::TokenTable, Param::PositionTable];
+        if let (true, Some(tokens), Some(head)) =
+            (trained.config().tied, table.spec(Param::TokenTable), table.spec(Param::Head))
+        {
+            // Behind all others, which lie where they did.
+            arena.resize(head.offset, 0.0);
+            arena.extend_from_within(tokens.range());
+            arena.resize(table.arena_len(), 0.0);
+        }
         for spec in tables.into_iter().filter_map(|param| table.spec(param)) {
             arena[spec.range()].iter_mut().for_each(|value| *value *= scale);
         }

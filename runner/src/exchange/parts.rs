@@ -74,14 +74,6 @@ fn obstacles(config: &ModelConfig, is_gpt2: bool) -> Vec<String> {
             arch.previous_tokens
         )
     });
-    // A table that the output projection does not read is multiplied on its way out.
-    let scale = (arch.embedding_scale != 1.0 && config.tied).then(|| {
-        format!(
-            "with --embedding-scale {}, which multiplies the rows of a table that is the output \
-             projection too (with --tied false there are two)",
-            arch.embedding_scale
-        )
-    });
     let llamas = [
         (arch.norm == NormKind::Rms, "--norm rms"),
         (arch.rotary().is_some(), "--positions rotary"),
@@ -91,7 +83,7 @@ fn obstacles(config: &ModelConfig, is_gpt2: bool) -> Vec<String> {
         .into_iter()
         .filter(|(is, _)| !is && !is_gpt2)
         .map(|(_, part)| format!("that is not GPT-2's, and has other parts, without {part}"));
-    cap.into_iter().chain(previous).chain(scale).chain(missing).collect()
+    cap.into_iter().chain(previous).chain(missing).collect()
 }
 
 /// The parts of a tensor that the files of the Llama family have by themselves, and their columns.
@@ -202,30 +194,23 @@ mod tests {
         for arch in [Architecture::GPT2, Architecture::LLAMA] {
             let refused = family(Architecture { previous_tokens: 3, ..arch }, false);
             assert!(refused.unwrap_err().contains("--previous-tokens 3"));
-            let refused = family(Architecture { embedding_scale: 8.0, ..arch }, false);
-            assert!(refused.unwrap_err().contains("--embedding-scale 8"));
             let refused = family(Architecture { logit_softcap: Some(15.0), ..arch }, false);
             assert!(refused.unwrap_err().contains("--logit-softcap 15"));
         }
+        // Tables are multiplied on their way out.
         let multiplied = Architecture { embedding_scale: 8.0, ..Architecture::LLAMA };
-        let untied = ModelConfig { tied: false, ..config(multiplied, false) };
-        assert_eq!(Family::of(&untied), Ok(Family::Llama));
+        assert_eq!(family(multiplied, false), Ok(Family::Llama));
         // All that is in the way at once.
         let much = Architecture {
             previous_tokens: 2,
             logit_softcap: Some(9.0),
-            embedding_scale: 0.5,
             norm: NormKind::Layer,
             ..odd
         };
         let refused = family(much, false).unwrap_err();
-        for part in [
-            "--logit-softcap 9",
-            "--previous-tokens 2",
-            "--embedding-scale 0.5",
-            "--norm rms",
-            "--activation swiglu",
-        ] {
+        for part in
+            ["--logit-softcap 9", "--previous-tokens 2", "--norm rms", "--activation swiglu"]
+        {
             assert!(refused.contains(part), "{refused}");
         }
         assert!(!refused.contains("--positions"), "{refused}");

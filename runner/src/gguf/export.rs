@@ -40,7 +40,7 @@ pub struct ExportSettings {
 /// weights that the type cannot hold; a file that is there already or cannot be written.
 pub fn export(settings: &ExportSettings) -> Result<Vec<String>> {
     let trained = Trained::open(&settings.checkpoint)?;
-    let (config, out) = (trained.config(), &settings.out);
+    let (config, out) = (&exchange::config_elsewhere(trained.config()), &settings.out);
     files::refuse_to_replace(out)?;
     let family = keys::family(config)
         .map_err(|e| Error::failure(format!("{}: {e}", trained.path().display())))?;

@@ -354,7 +354,6 @@ fn models_that_other_programs_do_not_know_are_not_exported() {
         ),
         (Architecture { logit_softcap: Some(15.0), ..Architecture::LLAMA }, "--logit-softcap 15"),
         (Architecture { previous_tokens: 2, ..Architecture::LLAMA }, "--previous-tokens 2"),
-        (Architecture { embedding_scale: 2.0, ..Architecture::LLAMA }, "--embedding-scale 2"),
     ];
     for (n, (arch, words)) in cases.into_iter().enumerate() {
         let config = model(arch);

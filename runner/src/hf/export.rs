@@ -35,7 +35,7 @@ use crate::trained::Trained;
 /// are not numbers of the wanted type; a folder that has such files or cannot be written.
 pub fn export(settings: &ExportSettings) -> Result<()> {
     let trained = Trained::open(&settings.checkpoint)?;
-    let config = trained.config();
+    let config = &exchange::config_elsewhere(trained.config());
     let tokenizer = if trained.has_tokenizer() { Some(trained.tokenizer(None)?) } else { None };
     let bad = |e: String| Error::failure(format!("{}: {e}", settings.checkpoint.display()));
     let family = Family::of(config).map_err(bad)?;
