@@ -8,24 +8,11 @@
 # taken from Debian's package where apt-get is there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. benches/peers/tcmalloc.sh
+. tests/support/python.sh
 peers=target/peers
-mkdir -p "$peers"
-
-wanted=$(sha256sum < benches/peers/requirements.txt)
-if [ "$(cat "$peers/venv.sha256" 2> /dev/null)" != "$wanted" ]; then
-    echo "run.sh: installing benches/peers/requirements.txt into $peers/venv" >&2
-    python3 -m venv --clear "$peers/venv"
-    "$peers/venv/bin/pip" install --quiet --requirement benches/peers/requirements.txt
-    echo "$wanted" > "$peers/venv.sha256"
-fi
-if [ ! -d "$peers/debian/usr" ]; then
-    # Unpacked, not installed: no root is needed.
-    mkdir -p "$peers/debian"
-    if ! (cd "$peers/debian" && apt-get --quiet=2 download libtcmalloc-minimal4 \
-            && dpkg-deb --extract libtcmalloc-minimal4_*.deb .) 2> "$peers/debian.log"; then
-        echo "run.sh: no tcmalloc: $(tail -n 1 "$peers/debian.log")" >&2
-    fi
-fi
+want_python "$peers" benches/peers/requirements.txt
+want_tcmalloc "$peers"
 # llama.cpp is compared on generation alone.
 if [[ " $* " == *E-* ]]; then
     wanted=$(sha256sum < benches/peers/requirements-llama.txt)
@@ -42,4 +29,4 @@ if [[ " $* " == *E-* ]]; then
         fi
     fi
 fi
-exec "$peers/venv/bin/python" benches/peers/pytorch/compare.py "$@"
+exec "$PYTHON" benches/peers/pytorch/compare.py "$@"

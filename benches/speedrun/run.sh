@@ -5,10 +5,12 @@
 # Usage: benches/speedrun/run.sh [--text PATH] [--seeds N] [--seconds S] [--recipe FILE] [--steps N] ...
 #        benches/speedrun/run.sh ablate [--text PATH] [--seeds N] [--recipe FILE] [--without FLAGS]...
 #
-# PyTorch is that of benches/peers/run.sh, which is set up if it is not there. For a quiet machine.
+# PyTorch and its libraries are those of benches/peers/run.sh, set up if they are not there. For a quiet machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/support/python.sh
+. benches/peers/tcmalloc.sh
 want_python target/peers benches/peers/requirements.txt
+want_tcmalloc target/peers
 cargo build --quiet --locked --release --package cllm
 PYTHONDONTWRITEBYTECODE=1 exec "$PYTHON" benches/speedrun/speedrun.py "$@"
