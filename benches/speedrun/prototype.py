@@ -2,7 +2,7 @@
 
     prototype.py SHARDS [--seeds N] [--shape characters] VARIANT...
 
-The base is the recipe of `characters.toml` (or that for byte pairs with Muon), by PyTorch alone and in f32; a VARIANT names what is
+The base is the recipe of `characters.toml` (or of `reference.toml`), by PyTorch alone and in f32; a VARIANT names what is
 otherwise, as `"rate=2e-2 skip=true"`, by the fields of `Recipe` below. All variants see as many tokens. Prints, for each of
 them, the mean loss of validation tokens with a 95 % interval (Student's t), the difference to the base by seed
 with its own, and the time of a step by that of the base's: of an eager program, so a hint at most.
@@ -421,7 +421,6 @@ def trained(recipe: Recipe, train: torch.Tensor, val: torch.Tensor, vocabulary: 
 
 SHAPES = {
     "characters": "",
-    # `reference.toml`, but for 40 steps of Muon in place of 30 of AdamW.
     "reference": "width=256 heads=8 length=128 batch=8 steps=40 rate=3e-3 previous=0 enlarged=1 zero_init=true counts=4 softcap=10",
 }
 
