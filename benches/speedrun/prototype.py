@@ -47,9 +47,10 @@ class Recipe:
     first_momentum: float = 0.0
     momentum_steps: int = 0
     nesterov: bool = True
-    newton_schulz: int = 5
-    # Newton-Schulz with the factors of each step that Amsel et al. ("The Polar Express", 2025) found.
-    polar: bool = False
+    # Steps of Muon's iteration, and the smallest singular value that they are fitted for (`fitted`); of 0, the
+    # polynomial of Jordan et al. (2024) each time, of which there are five.
+    newton_schulz: int = 3
+    lower: float = 3e-4
     # A second moment for each output of a matrix behind the polynomial (Li et al., "NorMuon", 2025); its decay. With next to
     # none all outputs of a step are of one length, as `cllm` has them.
     normuon: float = 1e-6
@@ -291,21 +292,35 @@ class Model:
         return F.cross_entropy(logits, targets.flatten())
 
 
-JORDAN = [(3.4445, -4.775, 2.0315)] * 10
-POLAR = [
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-]
+JORDAN = (3.4445, -4.775, 2.0315)
+
+
+@cache
+def fitted(lower: float, steps: int) -> list[tuple[float, float, float]]:
+    """Factors of a polynomial a x + b x^3 + c x^5 for each step, which together take all of [lower, 1] as near to 1 as such
+    steps can: each is the best one for what the step before leaves (Amsel et al., "The Polar Express", 2025, section 3)."""
+    upper, found = 1.0, []
+    for _ in range(steps):
+        # Remez: errors of one size and of signs in turns at both ends and at the two extrema between them.
+        inner = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
+        for _ in range(100):
+            places = (lower, inner[0], inner[1], upper)
+            rows = [[x, x**3, x**5, sign] for x, sign in zip(places, (1, -1, 1, -1))]
+            a, b, c, _ = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64), torch.ones(4, dtype=torch.float64)).tolist()
+            root = math.sqrt(9 * b * b - 20 * a * c)
+            inner = tuple(math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1))
+        found.append((a, b, c))
+        lower = a * lower + b * lower**3 + c * lower**5
+        upper = 2 - lower
+    return found
 
 
 def orthogonalised(x: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """Muon's direction of some matrices of one shape [N, outputs, inputs]: core/src/muon.rs has the formulas."""
     wide = x if x.shape[1] <= x.shape[2] else x.mT
-    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) * (1.02 if recipe.polar else 1.0) + 1e-7)
-    for a, b, c in (POLAR if recipe.polar else JORDAN)[: recipe.newton_schulz]:
+    wide = wide / ((1.02 if recipe.lower else 1.0) * wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    steps = recipe.newton_schulz
+    for a, b, c in fitted(recipe.lower, steps) if recipe.lower else [JORDAN] * steps:
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     return wide if x.shape[1] <= x.shape[2] else wide.mT

@@ -23,15 +23,17 @@ fn orthogonal(u: &[f64], rows: usize, cols: usize) -> Vec<f64> {
         let sum = |i: usize, j: usize| (0..k).map(|p| a[i * k + p] * b[p * n + j]).sum();
         (0..a.len() / k * n).map(|at| sum(at / n, at % n)).collect()
     };
-    let norm = u.iter().map(|x| x * x).sum::<f64>().sqrt() + 1e-7;
+    let norm = 1.02 * u.iter().map(|x| x * x).sum::<f64>().sqrt() + 1e-7;
     let mut x: Vec<f64> = u.iter().map(|x| x / norm).collect();
-    for _ in 0..5 {
+    for [a, b, c] in
+        [[8.5011, -25.2295, 18.7258], [4.2345, -3.1446, 0.5847], [4.1628, -3.0948, 0.5790]]
+    {
         let gram = times(&x, &turned(&x, (rows, cols)), rows);
         let square = times(&gram, &gram, rows);
         let poly: Vec<f64> =
-            gram.iter().zip(&square).map(|(a, s)| -4.775 * a + 2.0315 * s).collect();
+            gram.iter().zip(&square).map(|(gram, square)| b * gram + c * square).collect();
         let moved = times(&poly, &x, cols);
-        x = x.iter().zip(moved).map(|(x, moved)| 3.4445 * x + moved).collect();
+        x = x.iter().zip(moved).map(|(x, moved)| a * x + moved).collect();
     }
     x
 }
