@@ -64,7 +64,12 @@ fn weights_follow_the_formulas_from_the_gradients() {
         [OptimizerKind::AdamW, OptimizerKind::Momentum, OptimizerKind::Sgd, OptimizerKind::Muon];
     for kind in kinds {
         let (plan, lr) = (plan(kind, Kernels::scalar()), rate(kind));
-        let settings = Optimizer { grad_clip: Some(0.1), ..of(kind) };
+        let settings = Optimizer {
+            grad_clip: Some(0.1),
+            embedding_lr_scale: 0.5,
+            head_lr_scale: 0.25,
+            ..of(kind)
+        };
         with_trainer(&plan, Kernels::scalar(), 9, |trainer| {
             let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
             let mut weights = wide(trainer.parameters());
@@ -74,7 +79,7 @@ fn weights_follow_the_formulas_from_the_gradients() {
                 clipped += u32::from(scale < 1.0);
                 let grads = wide(trainer.gradients());
                 let (beta1, beta2) = (f64::from(settings.beta1), f64::from(settings.beta2));
-                let (momentum, lr) = (f64::from(settings.momentum), f64::from(lr));
+                let momentum = f64::from(settings.momentum);
                 let t = number as i32 + 1;
                 for spec in plan.table().iter() {
                     let of_block = |param: Param| matches!(param, Param::Block(..)) && spec.decay;
@@ -83,6 +88,12 @@ fn weights_follow_the_formulas_from_the_gradients() {
                         continue;
                     }
                     let decay = if spec.decay { f64::from(settings.weight_decay) } else { 0.0 };
+                    let lr = f64::from(lr)
+                        * match spec.param {
+                            Param::TokenTable | Param::PositionTable => 0.5,
+                            Param::Head => 0.25,
+                            _ => 1.0,
+                        };
                     for i in spec.range() {
                         let g = grads[i] * f64::from(scale);
                         weights[i] -= lr * decay * weights[i];

@@ -11,8 +11,8 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
 use cllm_core::{
-    Batch, Engine, EngineError, Evaluator, Line, Loss, Mode, Op, Optimizer, Plan, PlanError, Pool,
-    Pools, Queue, SeatError, Slot, StepError, Trainer, Worker,
+    Batch, Engine, EngineError, Evaluator, Line, Loss, Mode, Op, Optimizer, OptimizerKind, Plan,
+    PlanError, Pool, Pools, Queue, SeatError, Slot, StepError, Trainer, Worker,
 };
 
 use crate::config::{CllmModel, CllmPlan, planned};
@@ -88,8 +88,30 @@ pub struct CllmOptimizer {
     pub momentum: f32,
     /// Decoupled decay of matrices.
     pub weight_decay: f32,
+    /// Learning rate of the tables of tokens and positions, by that of the step: 1 by default, which 0 stands for too.
+    pub embedding_lr_scale: f32,
+    /// That of the output projection, likewise. A tied model's is the token table, and goes by that one's.
+    pub head_lr_scale: f32,
     /// Largest global norm of the gradient; 0 does not clip.
     pub grad_clip: f32,
+}
+
+impl CllmOptimizer {
+    /// The core's settings.
+    fn of(self, kind: OptimizerKind) -> Optimizer {
+        let scale = |given: f32| if given == 0.0 { 1.0 } else { given };
+        Optimizer {
+            kind,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            embedding_lr_scale: scale(self.embedding_lr_scale),
+            head_lr_scale: scale(self.head_lr_scale),
+            grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
+        }
+    }
 }
 
 /// What an update did.
@@ -107,10 +129,17 @@ pub struct CllmUpdate {
 /// nanoGPT's settings of AdamW, and a momentum of 0.9.
 #[unsafe(no_mangle)]
 pub extern "C" fn cllm_optimizer_default() -> CllmOptimizer {
-    let Optimizer { kind: _, beta1, beta2, eps, momentum, weight_decay, grad_clip } =
-        Optimizer::default();
-    let grad_clip = grad_clip.unwrap_or(0.0);
-    CllmOptimizer { beta1, beta2, eps, momentum, weight_decay, grad_clip }
+    let usual = Optimizer::default();
+    CllmOptimizer {
+        beta1: usual.beta1,
+        beta2: usual.beta2,
+        eps: usual.eps,
+        momentum: usual.momentum,
+        weight_decay: usual.weight_decay,
+        embedding_lr_scale: usual.embedding_lr_scale,
+        head_lr_scale: usual.head_lr_scale,
+        grad_clip: usual.grad_clip.unwrap_or(0.0),
+    }
 }
 
 /// Where the pieces of a plan lie.
@@ -406,16 +435,13 @@ pub unsafe extern "C" fn cllm_trainer_update(
         told(error, || {
             let mut call = Call::begin(trainer)?;
             let update = wanted(update, "update")?;
-            let CllmOptimizer { beta1, beta2, eps, momentum, weight_decay, grad_clip } =
-                if optimizer.is_null() {
-                    cllm_optimizer_default()
-                } else {
-                    read(optimizer, "optimizer")?
-                };
-            let grad_clip = (grad_clip != 0.0).then_some(grad_clip);
+            let given = if optimizer.is_null() {
+                cllm_optimizer_default()
+            } else {
+                read(optimizer, "optimizer")?
+            };
             let trainer = call.trainer()?;
-            let kind = trainer.plan().optimizer();
-            let settings = Optimizer { kind, beta1, beta2, eps, momentum, weight_decay, grad_clip };
+            let settings = given.of(trainer.plan().optimizer());
             // What is refused leaves the step as it was.
             settings.validate().map_err(Failed::of(CllmStatus::BadSetting))?;
             if !(learning_rate >= 0.0 && learning_rate.is_finite()) {

@@ -1,6 +1,8 @@
 //! The numbers of an update: the optimizer's settings and the clip by global norm.
 
 use crate::built::OPTIMIZERS;
+use crate::params::Param;
+use crate::plan::Trained;
 use cllm_kernels::{AdamW, Sgd};
 use core::fmt;
 use core::str::FromStr;
@@ -93,6 +95,10 @@ pub struct Optimizer {
     pub momentum: f32,
     /// Decoupled decay of matrices; norms and biases never decay.
     pub weight_decay: f32,
+    /// Learning rate of the tables of tokens and positions, by that of the step.
+    pub embedding_lr_scale: f32,
+    /// That of the output projection. A tied model's is the token table, and goes by that one's.
+    pub head_lr_scale: f32,
     /// Largest global norm of the gradient; `None` does not clip.
     pub grad_clip: Option<f32>,
 }
@@ -107,6 +113,8 @@ impl Default for Optimizer {
             eps: 1e-8,
             momentum: 0.9,
             weight_decay: 0.1,
+            embedding_lr_scale: 1.0,
+            head_lr_scale: 1.0,
             grad_clip: Some(1.0),
         }
     }
@@ -131,13 +139,14 @@ impl core::error::Error for OptimizerError {}
 
 impl Optimizer {
     /// Checks every setting: decays from 0 to below 1, the others finite and at least 0
-    /// (the clip above 0).
+    /// (the clip and the scales of rates above 0).
     ///
     /// # Errors
     /// The first one out of range.
     pub fn validate(&self) -> Result<(), OptimizerError> {
         let below_one = |x: f32| (0.0..1.0).contains(&x);
         let natural = |x: f32| x >= 0.0 && x.is_finite();
+        let positive = |x: f32| natural(x) && x > 0.0;
         let clip = self.grad_clip.unwrap_or(1.0);
         for (setting, value, good) in [
             ("beta1", self.beta1, below_one(self.beta1)),
@@ -145,7 +154,9 @@ impl Optimizer {
             ("eps", self.eps, natural(self.eps)),
             ("momentum", self.momentum, below_one(self.momentum)),
             ("weight_decay", self.weight_decay, natural(self.weight_decay)),
-            ("grad_clip", clip, natural(clip) && clip > 0.0),
+            ("embedding_lr_scale", self.embedding_lr_scale, positive(self.embedding_lr_scale)),
+            ("head_lr_scale", self.head_lr_scale, positive(self.head_lr_scale)),
+            ("grad_clip", clip, positive(clip)),
         ] {
             if !good {
                 return Err(OptimizerError { setting, value });
@@ -169,6 +180,15 @@ impl Optimizer {
         }
     }
 
+    /// What of an update is a tensor's own.
+    pub(crate) const fn by_tensor(&self) -> ByTensor {
+        ByTensor {
+            weight_decay: self.weight_decay,
+            embedding_lr_scale: self.embedding_lr_scale,
+            head_lr_scale: self.head_lr_scale,
+        }
+    }
+
     fn adamw(&self, lr: f32, updates: u64) -> AdamW {
         let correction = |beta: f32| (1.0 - libm::pow(f64::from(beta), updates as f64)) as f32;
         AdamW {
@@ -180,6 +200,30 @@ impl Optimizer {
             correction1: correction(self.beta1),
             correction2: correction(self.beta2),
             grad_scale: 1.0,
+        }
+    }
+}
+
+/// What of an update is a tensor's own: decay, and rate by that of the step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ByTensor {
+    weight_decay: f32,
+    embedding_lr_scale: f32,
+    head_lr_scale: f32,
+}
+
+impl ByTensor {
+    /// Decoupled decay of a tensor.
+    pub(crate) const fn decay(&self, tensor: Trained) -> f32 {
+        if tensor.decay { self.weight_decay } else { 0.0 }
+    }
+
+    /// Its rate by that of the step.
+    pub(crate) const fn lr_scale(&self, tensor: Trained) -> f32 {
+        match tensor.param {
+            Some(Param::TokenTable | Param::PositionTable) => self.embedding_lr_scale,
+            Some(Param::Head) => self.head_lr_scale,
+            _ => 1.0,
         }
     }
 }
@@ -199,6 +243,15 @@ pub(crate) enum Rule {
 impl Rule {
     /// For runs without an update.
     pub(crate) const NONE: Self = Self::Sgd(Sgd { lr: 0.0, decay: 0.0, grad_scale: 0.0 });
+
+    /// The same at so many times the rate.
+    pub(crate) fn at_lr_scale(mut self, scale: f32) -> Self {
+        match &mut self {
+            Self::AdamW(adamw) | Self::AdamW8(adamw, _) | Self::Muon(adamw, _) => adamw.lr *= scale,
+            Self::Momentum(sgd, _) | Self::Sgd(sgd) => sgd.lr *= scale,
+        }
+        self
+    }
 }
 
 /// What an update did.

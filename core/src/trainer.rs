@@ -28,7 +28,7 @@ use crate::engine::{Engine, EngineError, Idle, Spin};
 use crate::init;
 use crate::line::{Line, floats, floats_mut};
 use crate::moments::{Moments, MomentsMut};
-use crate::optimizer::{Optimizer, OptimizerError, Rule, UpdateReport};
+use crate::optimizer::{ByTensor, Optimizer, OptimizerError, Rule, UpdateReport};
 use crate::plan::{Packing, Plan, PlanError, Pool};
 use crate::program::Run;
 use crate::shared::Shared;
@@ -94,7 +94,7 @@ struct Inputs<'b> {
     dropout: Option<DropoutKey>,
     adapter_dropout: Option<DropoutKey>,
     rule: Option<Rule>,
-    weight_decay: f32,
+    by_tensor: ByTensor,
     grad_clip: Option<f32>,
     /// The update is left out if the gradient's norm is above.
     most: f64,
@@ -198,7 +198,7 @@ impl<'a> Machine<'a> {
             dropout: inputs.dropout,
             adapter_dropout: inputs.adapter_dropout,
             rule: inputs.rule.unwrap_or(Rule::NONE),
-            weight_decay: inputs.weight_decay,
+            by_tensor: inputs.by_tensor,
             grad_clip: inputs.grad_clip,
             most: inputs.most,
             outcome: &self.outcome,
@@ -498,7 +498,7 @@ impl<'a> Trainer<'a> {
         self.machine.packed_is_current &= self.machine.plan.adapters().is_some();
         Ok(Inputs {
             rule: Some(optimizer.rule(lr, self.updates + 1)),
-            weight_decay: optimizer.weight_decay,
+            by_tensor: optimizer.by_tensor(),
             grad_clip: optimizer.grad_clip,
             most: f64::MAX,
             ..Inputs::default()

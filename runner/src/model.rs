@@ -273,6 +273,7 @@ pub fn schedule(settings: &TrainSettings) -> Result<Schedule> {
 /// Names the flag that makes no sense.
 pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
     let TrainSettings { beta1, beta2, adam_eps, weight_decay, grad_clip, .. } = *settings;
+    let TrainSettings { embedding_lr_scale, head_lr_scale, .. } = *settings;
     let kind = settings.optimizer;
     let momentum = settings.momentum.or(settings.optimizer.usual_momentum());
     let momentum = momentum.unwrap_or(Optimizer::default().momentum);
@@ -286,9 +287,26 @@ pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
             return Err(Error::usage(format!("{flag} {value}: it must be at least 0")));
         }
     }
+    for (flag, scale) in
+        [("--embedding-lr-scale", embedding_lr_scale), ("--head-lr-scale", head_lr_scale)]
+    {
+        if !(scale > 0.0 && scale.is_finite()) {
+            return Err(Error::usage(format!("{flag} {scale}: it must be above 0")));
+        }
+    }
     if !(adam_eps > 0.0 && adam_eps.is_finite()) {
         return Err(Error::usage(format!("--adam-eps {adam_eps}: it must be above 0")));
     }
     let grad_clip = (grad_clip > 0.0).then_some(grad_clip);
-    Ok(Optimizer { kind, beta1, beta2, eps: adam_eps, momentum, weight_decay, grad_clip })
+    Ok(Optimizer {
+        kind,
+        beta1,
+        beta2,
+        eps: adam_eps,
+        momentum,
+        weight_decay,
+        embedding_lr_scale,
+        head_lr_scale,
+        grad_clip,
+    })
 }

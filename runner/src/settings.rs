@@ -177,7 +177,7 @@ pub struct TrainSettings {
     #[serde(default)]
     pub previous_tokens: usize,
     /// What embeddings are multiplied by.
-    #[serde(default = "default_embedding_scale")]
+    #[serde(default = "one")]
     pub embedding_scale: f32,
     /// Rank of the adapters that are trained in the place of a base's weights; `None` trains those.
     #[serde(default)]
@@ -215,6 +215,12 @@ pub struct TrainSettings {
     pub lr_decay_steps: Option<u64>,
     /// Decoupled weight decay of matrices.
     pub weight_decay: f32,
+    /// Learning rate of the tables of tokens and positions, by that of the rest.
+    #[serde(default = "one")]
+    pub embedding_lr_scale: f32,
+    /// That of an output projection of its own.
+    #[serde(default = "one")]
+    pub head_lr_scale: f32,
     /// How weights follow from gradients, and what is remembered for it.
     #[serde(default, with = "optimizer_name")]
     pub optimizer: OptimizerKind,
@@ -303,7 +309,7 @@ pub struct TrainSettings {
 }
 
 /// For runs that began before there was a choice, as what follows.
-const fn default_embedding_scale() -> f32 {
+const fn one() -> f32 {
     1.0
 }
 

@@ -35,6 +35,12 @@ const PARTS: &[Part] = &[
     ("logit-softcap", |s| TrainSettings { logit_softcap: 3.0, ..s }),
     ("previous-tokens", |s| TrainSettings { previous_tokens: 3, ..s }),
     ("embedding-scale", |s| TrainSettings { embedding_scale: 8.0, ..s }),
+    ("rates of tables and output projection", |s| TrainSettings {
+        tied: false,
+        embedding_lr_scale: 0.5,
+        head_lr_scale: 0.15,
+        ..s
+    }),
     ("window", |s| TrainSettings { window: Some(7), ..s }),
     ("schedule linear", |s| TrainSettings {
         lr_schedule: ScheduleChoice::Linear,

@@ -160,7 +160,7 @@ impl<'p> Program<'p> {
             // Where there is no training there is no room for what it leaves.
             adapter_dropout: dropout.filter(|_| self.plan.mode.trains()),
             rule: Optimizer { kind: self.plan.optimizer(), ..Optimizer::default() }.rule(1e-3, 1),
-            weight_decay: 0.1,
+            by_tensor: Optimizer::default().by_tensor(),
             grad_clip: Some(1.0),
             most: f64::MAX,
             outcome: &outcome,

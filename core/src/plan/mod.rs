@@ -24,7 +24,7 @@ pub use grain::ROW_BLOCK;
 pub(crate) use layout::{Layout, Panels};
 pub(crate) use muon::{parts as muon_parts, taken as muon_takes};
 pub use piece::Piece;
-pub(crate) use trained::LOADED_ROWS;
+pub(crate) use trained::{LOADED_ROWS, Trained};
 
 use crate::adapter::{AdapterTable, Adapters};
 use crate::arithmetic::{least, most, ok, some};

@@ -4,7 +4,7 @@ use super::{BatchShape, COLUMN_BLOCK, Plan};
 use crate::adapter::AdapterTable;
 use crate::arithmetic::{least, most, some};
 use crate::built::ADAPTERS;
-use crate::params::ParamTable;
+use crate::params::{Param, ParamTable};
 use crate::program::Matrix;
 
 /// Rows of a matrix that is kept as panels which are handed over at a time: whole panels, and whole pieces of
@@ -18,6 +18,8 @@ pub(crate) struct Trained {
     pub(crate) len: usize,
     /// Weight decay applies.
     pub(crate) decay: bool,
+    /// Which of the model's parameters it is; `None` for a factor of an adapter.
+    pub(crate) param: Option<Param>,
 }
 
 impl Plan {
@@ -84,17 +86,18 @@ impl Plan {
 
     /// One of them.
     pub(crate) const fn trained(&self, index: usize) -> Option<Trained> {
-        let (offset, len, decay) = match self.adapters() {
+        let (offset, len, decay, param) = match self.adapters() {
             Some(table) => {
                 let factor = some!(table.get(index));
-                (factor.offset, factor.len(), true)
+                (factor.offset, factor.len(), true, None)
             }
             None => {
-                let place = some!(self.table.place(some!(self.table.param(index))));
-                (place.offset, place.rows * place.cols, !place.vector)
+                let param = some!(self.table.param(index));
+                let place = some!(self.table.place(param));
+                (place.offset, place.rows * place.cols, !place.vector, Some(param))
             }
         };
-        Some(Trained { offset, len, decay })
+        Some(Trained { offset, len, decay, param })
     }
 
     /// Floating-point operations of a step of one batch, counted as by [`ModelConfig::step_flops`]. Where

@@ -20,7 +20,7 @@ pub(crate) use update::norm_of;
 
 use crate::built::{ADAPTERS, DOCUMENTS, DROPOUT, HALVES, LLAMA, OPTIMIZERS, RECOMPUTE};
 use crate::engine::{Activity, Job, Observer, Shape, Taken};
-use crate::optimizer::{Rule, UpdateReport};
+use crate::optimizer::{ByTensor, Rule, UpdateReport};
 use crate::params::{Param, ParamSpec};
 use crate::plan::{Buffer, Plan};
 use crate::primitive::{AtomicU32, AtomicWord, Bits, Ordering, wide};
@@ -148,7 +148,7 @@ pub(crate) struct Step<'a> {
     pub(crate) adapter_dropout: Option<DropoutKey>,
     /// The update, but for its decay and scale, which are the tensor's and the clip's.
     pub(crate) rule: Rule,
-    pub(crate) weight_decay: f32,
+    pub(crate) by_tensor: ByTensor,
     pub(crate) grad_clip: Option<f32>,
     /// There is no update if the gradient's norm is above.
     pub(crate) most: f64,

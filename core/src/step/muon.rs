@@ -45,7 +45,7 @@ impl Step<'_> {
         }
         let x = orthogonalize(self.kernels, room, (rows, cols), scratch);
         let longer = rows.max(cols) as f32;
-        let decay = if tensor.decay { self.weight_decay } else { 0.0 };
+        let decay = self.by_tensor.decay(tensor);
         let step = Sgd { lr: adamw.lr, decay, grad_scale: LIKE_ADAMW * libm::sqrtf(longer) };
         for (row, x) in x.chunks_exact(cols).enumerate() {
             // SAFETY: the tile owns its columns of the tensor; nobody reads weights during an update.

@@ -102,7 +102,7 @@ impl Step<'_> {
         let Some(tensor) = self.plan.trained(index) else { return };
         let Range { start: at, end } = span;
         let len = end - at;
-        let decay = if tensor.decay { self.weight_decay } else { 0.0 };
+        let decay = self.by_tensor.decay(tensor);
         // SAFETY: the tile owns its piece of weights and moments, of those of 8 bits whole blocks with their
         // scales; gradients are done.
         unsafe {
@@ -110,7 +110,7 @@ impl Step<'_> {
             let grads = self.grads.slice(at, len);
             let arena = self.plan.own_len();
             let floats = |at: usize| self.moments.slice_mut(at, len);
-            match self.rule {
+            match self.rule.at_lr_scale(self.by_tensor.lr_scale(tensor)) {
                 Rule::AdamW(adamw) => {
                     let adamw = AdamW { decay, grad_scale: scale, ..adamw };
                     self.kernels.adamw(

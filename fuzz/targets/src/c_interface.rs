@@ -329,6 +329,8 @@ fn step(
                 eps: numbers.float(),
                 momentum: numbers.float(),
                 weight_decay: numbers.float(),
+                embedding_lr_scale: numbers.float(),
+                head_lr_scale: numbers.float(),
                 grad_clip: numbers.float(),
             };
             let optimizer = if numbers.is() { &raw const optimizer } else { null() };

@@ -283,6 +283,12 @@ train_flags! {
         /// Decoupled weight decay of matrices.
         #[arg(value_name = "X")]
         weight_decay: f32,
+        /// Learning rate of the tables of tokens and positions, as so many times --learning-rate.
+        #[arg(value_name = "X")]
+        embedding_lr_scale: f32,
+        /// Learning rate of an output projection of its own (--tied false), as so many times --learning-rate.
+        #[arg(value_name = "X")]
+        head_lr_scale: f32,
         /// adamw; adamw8, the same with moments in 8 bits; momentum; sgd; or muon for matrices of blocks and adamw
         /// for the rest. Beside its weights and gradient a parameter takes 8, 2.1, 4, 0 or, in those matrices, 4
         /// bytes of memory, and so much more of a checkpoint. momentum and sgd want rates some hundred times

@@ -119,6 +119,8 @@ fn tiny() -> TrainSettings {
         lr_schedule: ScheduleChoice::Cosine,
         lr_decay_steps: None,
         weight_decay: 0.1,
+        embedding_lr_scale: 1.0,
+        head_lr_scale: 1.0,
         optimizer: OptimizerKind::AdamW,
         momentum: None,
         beta1: 0.9,

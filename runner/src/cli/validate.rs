@@ -201,6 +201,7 @@ impl TrainSettings {
             let problem = format!("it must not exceed --learning-rate {}", self.learning_rate);
             return Err(Invalid::new("min_lr", min, problem));
         }
+        self.check_lr_scales()?;
         if let Some(momentum) = self.momentum {
             share("momentum", f64::from(momentum), momentum)?;
             if self.optimizer.usual_momentum().is_none() {
@@ -215,6 +216,31 @@ impl TrainSettings {
         share("beta2", f64::from(self.beta2), self.beta2)?;
         if !(self.adam_eps > 0.0 && self.adam_eps.is_finite()) {
             return Err(Invalid::new("adam_eps", self.adam_eps, "it must be a positive number"));
+        }
+        Ok(())
+    }
+
+    fn check_lr_scales(&self) -> core::result::Result<(), Invalid> {
+        for (field, scale, there) in [
+            ("embedding_lr_scale", self.embedding_lr_scale, true),
+            ("head_lr_scale", self.head_lr_scale, !self.tied),
+        ] {
+            if !(1e-3..=1e3).contains(&scale) {
+                return Err(Invalid::new(
+                    field,
+                    scale,
+                    "it must be at least 0.001 and at most 1000",
+                ));
+            }
+            if scale != 1.0 && self.lora_rank.is_some() {
+                let problem = "adapters are all that is trained: leave it out, or --lora-rank";
+                return Err(Invalid::new(field, scale, problem));
+            }
+            if scale != 1.0 && !there {
+                let problem = "a tied model's output projection is the token table: give --tied false, or \
+                               leave it out (--embedding-lr-scale has the table's)";
+                return Err(Invalid::new(field, scale, problem));
+            }
         }
         Ok(())
     }
@@ -439,6 +465,8 @@ mod tests {
                 (refused(|s| s.learning_rate = bad), "--learning-rate"),
                 (refused(|s| s.min_lr = Some(bad)), "--min-lr"),
                 (refused(|s| s.weight_decay = bad), "--weight-decay"),
+                (refused(|s| s.embedding_lr_scale = bad), "--embedding-lr-scale"),
+                (refused(|s| s.head_lr_scale = bad), "--head-lr-scale"),
                 (refused(|s| s.grad_clip = bad), "--grad-clip"),
                 (refused(|s| s.dropout = bad), "--dropout"),
                 (refused(|s| s.momentum = Some(bad)), "--momentum"),
@@ -461,6 +489,17 @@ mod tests {
             );
             assert!(unused.starts_with(&told), "{unused}");
         }
+        let zero = refused(|s| s.embedding_lr_scale = 0.0);
+        assert_eq!(zero, "--embedding-lr-scale 0: it must be at least 0.001 and at most 1000");
+        let tied = refused(|s| (s.tied, s.head_lr_scale) = (true, 0.5));
+        assert!(
+            tied.starts_with("--head-lr-scale 0.5: a tied model's output projection"),
+            "{tied}"
+        );
+        let adapters = refused(|s| {
+            (s.lora_rank, s.base, s.embedding_lr_scale) = (Some(4), Some("base".into()), 0.5);
+        });
+        assert!(adapters.starts_with("--embedding-lr-scale 0.5: adapters are all"), "{adapters}");
         let above = refused(|s| s.min_lr = Some(0.5));
         assert_eq!(above, "--min-lr 0.5: it must not exceed --learning-rate 0.002");
     }

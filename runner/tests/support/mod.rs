@@ -78,6 +78,8 @@ pub(crate) fn settings(dir: &Path) -> TrainSettings {
         lr_schedule: ScheduleChoice::Cosine,
         lr_decay_steps: None,
         weight_decay: 0.1,
+        embedding_lr_scale: 1.0,
+        head_lr_scale: 1.0,
         optimizer: OptimizerKind::AdamW,
         momentum: None,
         beta1: 0.9,
