@@ -87,6 +87,34 @@ static void the_same_run(void) {
     free(anew);
 }
 
+/* A step of a model with an output projection of its own, by settings: the checkpoint behind it. */
+static uint8_t *after_a_step(const CllmOptimizer *optimizer, size_t *bytes) {
+    CllmModel untied = cllm_model_gpt2(40, TOKENS, 1, 2, 16);
+    untied.tied = false;
+    Made made_ = made(&untied, 7);
+    DONE(cllm_trainer_initialise(made_.trainer, &error));
+    DONE(cllm_trainer_accumulate(made_.trainer, &batch, 0, NULL, &error));
+    DONE(cllm_trainer_update(made_.trainer, optimizer, 1e-2f, NULL, &error));
+    uint8_t *checkpoint = saved(made_.trainer, true, bytes);
+    ended(made_);
+    return checkpoint;
+}
+
+/* Rates of tables and output projections: of 0, as who does not know of them has them, those of the rest. */
+static void rates_of_their_own(void) {
+    size_t bytes, same_bytes;
+    CllmOptimizer optimizer = cllm_optimizer_default();
+    uint8_t *usual = after_a_step(NULL, &bytes);
+    for (int scale = 0; scale < 4; scale++) {
+        optimizer.embedding_lr_scale = scale == 2 ? 0.5f : (float)(scale == 1);
+        optimizer.head_lr_scale = scale == 3 ? 0.5f : (float)(scale == 1);
+        uint8_t *other = after_a_step(&optimizer, &same_bytes);
+        HOLDS(same_bytes == bytes && (memcmp(usual, other, bytes) == 0) == (scale < 2));
+        free(other);
+    }
+    free(usual);
+}
+
 static void the_same_model(void) {
     CllmModel short_ = cllm_model_gpt2(40, TOKENS, 1, 2, 16), spelled = short_;
     spelled.n_kv_head = 2;
@@ -164,6 +192,7 @@ static void the_model_of_a_checkpoint(void) {
 int main(void) {
     fill_text(tokens, targets, ALL);
     the_same_run();
+    rates_of_their_own();
     the_same_model();
     the_model_of_a_checkpoint();
     return verdict();

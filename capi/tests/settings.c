@@ -189,6 +189,9 @@ static void steps(void) {
     REFUSES_OF(eps, -1, "eps");
     REFUSES_OF(weight_decay, -1, "weight_decay");
     REFUSES_OF(weight_decay, INFINITY, "weight_decay");
+    REFUSES_OF(embedding_lr_scale, -1, "embedding_lr_scale");
+    REFUSES_OF(embedding_lr_scale, NAN, "embedding_lr_scale");
+    REFUSES_OF(head_lr_scale, INFINITY, "head_lr_scale");
     REFUSES_OF(grad_clip, -1, "grad_clip");
     REFUSES_OF(grad_clip, NAN, "grad_clip");
     REFUSED(cllm_trainer_update(trainer, NULL, INFINITY, NULL, &error), BAD_SETTING, "learning rate");
