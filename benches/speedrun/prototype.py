@@ -37,7 +37,7 @@ class Recipe:
     width: int = 128
     length: int = 64
     batch: int = 12
-    steps: int = 180
+    steps: int = 220
     warmup: int = 5
     rate: float = 3e-2
     # Share of the run at the end over which the rate falls to zero.
@@ -436,7 +436,7 @@ def trained(recipe: Recipe, train: torch.Tensor, val: torch.Tensor, vocabulary: 
 
 SHAPES = {
     "characters": "",
-    "reference": "width=256 heads=8 length=128 batch=8 steps=40 rate=3e-3 previous=0 enlarged=1 zero_init=true counts=4 softcap=10",
+    "reference": "width=256 heads=8 length=128 batch=8 steps=60 warmup=2 rate=1e-2 table_rate=0.25 head_rate=0.05 momentum=0.8 previous=0 enlarged=1 zero_init=true counts=4 softcap=10",
 }
 
 
