@@ -37,7 +37,7 @@ class Recipe:
     width: int = 128
     length: int = 64
     batch: int = 12
-    steps: int = 220
+    steps: int = 260
     warmup: int = 5
     rate: float = 3e-2
     # Share of the run at the end over which the rate falls to zero.
@@ -47,10 +47,12 @@ class Recipe:
     first_momentum: float = 0.0
     momentum_steps: int = 0
     nesterov: bool = True
-    # Steps of Muon's iteration, and the smallest singular value that they are fitted for (`fitted`); of 0, the
-    # polynomial of Jordan et al. (2024) each time, of which there are five.
+    # Steps of Muon's iteration, and the smallest singular value that they are fitted for; of 0, the polynomial of Jordan et
+    # al. (2024) each time, of which there are five. No step is fitted to values below `cushion` of its largest: without
+    # one it would take some in between to nothing.
     newton_schulz: int = 3
-    lower: float = 3e-4
+    lower: float = 1e-3
+    cushion: float = 0.02407327424182761
     # A second moment for each output of a matrix behind the polynomial (Li et al., "NorMuon", 2025); its decay. With next to
     # none all outputs of a step are of one length, as `cllm` has them.
     normuon: float = 1e-6
@@ -296,22 +298,24 @@ JORDAN = (3.4445, -4.775, 2.0315)
 
 
 @cache
-def fitted(lower: float, steps: int) -> list[tuple[float, float, float]]:
+def fitted(lower: float, steps: int, cushion: float) -> list[tuple[float, float, float]]:
     """Factors of a polynomial a x + b x^3 + c x^5 for each step, which together take all of [lower, 1] as near to 1 as such
-    steps can: each is the best one for what the step before leaves (Amsel et al., "The Polar Express", 2025, section 3)."""
+    steps can, but for the cushion (Amsel et al., "The Polar Express", 2025, section 3)."""
     upper, found = 1.0, []
     for _ in range(steps):
         # Remez: errors of one size and of signs in turns at both ends and at the two extrema between them.
-        inner = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
+        low = max(lower, cushion * upper)
+        inner = (3 * low + upper) / 4, (low + 3 * upper) / 4
         for _ in range(100):
-            places = (lower, inner[0], inner[1], upper)
+            places = (low, inner[0], inner[1], upper)
             rows = [[x, x**3, x**5, sign] for x, sign in zip(places, (1, -1, 1, -1))]
             a, b, c, _ = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64), torch.ones(4, dtype=torch.float64)).tolist()
             root = math.sqrt(9 * b * b - 20 * a * c)
             inner = tuple(math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1))
-        found.append((a, b, c))
-        lower = a * lower + b * lower**3 + c * lower**5
-        upper = 2 - lower
+        # What becomes of all of [lower, upper] lies around 1.
+        ends = [a * x + b * x**3 + c * x**5 for x in (lower, upper)]
+        found.append(tuple(2 * factor / sum(ends) for factor in (a, b, c)))
+        lower, upper = (2 * end / sum(ends) for end in ends)
     return found
 
 
@@ -320,7 +324,7 @@ def orthogonalised(x: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     wide = x if x.shape[1] <= x.shape[2] else x.mT
     wide = wide / ((1.02 if recipe.lower else 1.0) * wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     steps = recipe.newton_schulz
-    for a, b, c in fitted(recipe.lower, steps) if recipe.lower else [JORDAN] * steps:
+    for a, b, c in fitted(recipe.lower, steps, recipe.cushion) if recipe.lower else [JORDAN] * steps:
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     return wide if x.shape[1] <= x.shape[2] else wide.mT

@@ -21,7 +21,7 @@ pub enum OptimizerKind {
     /// Gradient descent: nothing.
     Sgd,
     /// Muon for the matrices of blocks (Jordan et al., 2024): a sum of gradients, 4 bytes, of which all singular
-    /// values are brought near 1. AdamW for all else. The rate is one for both: Muon's steps are as long as
+    /// values are brought near 1. AdamW for all else. The rate is one for both, but for scales: Muon's steps are as long as
     /// AdamW's usually are (Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2).
     Muon,
 }
@@ -95,7 +95,8 @@ pub struct Optimizer {
     pub momentum: f32,
     /// Decoupled decay of matrices; norms and biases never decay.
     pub weight_decay: f32,
-    /// Learning rate of the tables of tokens and positions, by that of the step.
+    /// Learning rate of the tables of tokens and positions, by that of the step; their decay goes by it too. Adapters
+    /// have that of the step.
     pub embedding_lr_scale: f32,
     /// That of the output projection. A tied model's is the token table, and goes by that one's.
     pub head_lr_scale: f32,

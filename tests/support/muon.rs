@@ -26,7 +26,7 @@ fn orthogonal(u: &[f64], rows: usize, cols: usize) -> Vec<f64> {
     let norm = 1.02 * u.iter().map(|x| x * x).sum::<f64>().sqrt() + 1e-7;
     let mut x: Vec<f64> = u.iter().map(|x| x / norm).collect();
     for [a, b, c] in
-        [[8.5011, -25.2295, 18.7258], [4.2345, -3.1446, 0.5847], [4.1628, -3.0948, 0.5790]]
+        [[8.2872, -23.5959, 17.3004], [4.1071, -2.9478, 0.5448], [3.9487, -2.9089, 0.5518]]
     {
         let gram = times(&x, &turned(&x, (rows, cols)), rows);
         let square = times(&gram, &gram, rows);

@@ -283,7 +283,8 @@ train_flags! {
         /// Decoupled weight decay of matrices.
         #[arg(value_name = "X")]
         weight_decay: f32,
-        /// Learning rate of the tables of tokens and positions, as so many times --learning-rate.
+        /// Learning rate of the tables of tokens and positions, as so many times --learning-rate; their weight decay goes
+        /// by it too.
         #[arg(value_name = "X")]
         embedding_lr_scale: f32,
         /// Learning rate of an output projection of its own (--tied false), as so many times --learning-rate.
