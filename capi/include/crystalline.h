@@ -240,8 +240,8 @@ typedef struct CllmOptimizer {
   float momentum;
   // Decoupled decay of matrices.
   float weight_decay;
-  // Learning rate of the tables of tokens and positions, by that of the step: 1 by default, which 0 stands for too. Their decay goes
-  // by it as well. Adapters have the rate of the step.
+  // Learning rate of the tables of tokens and positions, by that of the step: 1 by default, which 0 stands for too.
+  // Their decay goes by it as well. Adapters have the rate of the step.
   float embedding_lr_scale;
   // That of the output projection, likewise. A tied model's is the token table, and goes by that one's.
   float head_lr_scale;

@@ -88,8 +88,8 @@ pub struct CllmOptimizer {
     pub momentum: f32,
     /// Decoupled decay of matrices.
     pub weight_decay: f32,
-    /// Learning rate of the tables of tokens and positions, by that of the step: 1 by default, which 0 stands for too. Their decay goes
-    /// by it as well. Adapters have the rate of the step.
+    /// Learning rate of the tables of tokens and positions, by that of the step: 1 by default, which 0 stands for too.
+    /// Their decay goes by it as well. Adapters have the rate of the step.
     pub embedding_lr_scale: f32,
     /// That of the output projection, likewise. A tied model's is the token table, and goes by that one's.
     pub head_lr_scale: f32,

@@ -29,11 +29,12 @@ use crate::arithmetic::{least, most, some};
 use crate::plan::to_lines;
 use cllm_kernels::{Footprint, Kernels, MatMut, MatRef, Sgd};
 
-/// The polynomials' factors, step by step: of X, of its Gram matrix times X, and of the square of that times X. Together they
-/// take all singular values from 1e-3 to 1 as near to one value as three such steps can, but for a cushion (Amsel et al., "The
-/// Polar Express", 2025, section 3, whose factors these are): `fitted(1e-3, 3)` of `benches/speedrun/prototype.py`, rounded.
-/// Those above 0.002 end between 0.18 and 1.87. Fitted to 3e-4 without a cushion one of 0.82 ended at 0.04, and in bf16 with
-/// another sign at times; with twice as much of it the recipe for characters ended 0.004 higher (five seeds).
+/// The polynomials' factors, step by step: of X, of its Gram matrix times X, and of the square of that times X. Together
+/// they take all singular values from 1e-3 to 1 as near to one value as three such steps can, but for a cushion (Amsel
+/// et al., "The Polar Express", 2025, section 3, whose factors these are, rounded; `fitted` of
+/// `benches/speedrun/prototype.py` finds them). Those above 0.002 end between 0.18 and 1.87. Fitted to 3e-4 without a
+/// cushion one of 0.82 ended at 0.04, and in bf16 with another sign at times; with a cushion twice as large the recipe
+/// for characters ended 0.004 higher (220 steps, five seeds).
 const FACTORS: [[f32; 3]; 3] =
     [[8.2872, -23.5959, 17.3004], [4.1071, -2.9478, 0.5448], [3.9487, -2.9089, 0.5518]];
 

@@ -21,8 +21,8 @@ pub enum OptimizerKind {
     /// Gradient descent: nothing.
     Sgd,
     /// Muon for the matrices of blocks (Jordan et al., 2024): a sum of gradients, 4 bytes, of which all singular
-    /// values are brought near 1. AdamW for all else. The rate is one for both, but for scales: Muon's steps are as long as
-    /// AdamW's usually are (Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2).
+    /// values are brought near 1. AdamW for all else. The rate is one for both, but for scales: Muon's steps are as
+    /// long as AdamW's usually are (Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2).
     Muon,
 }
 

@@ -287,15 +287,14 @@ pub fn optimizer(settings: &TrainSettings) -> Result<Optimizer> {
             return Err(Error::usage(format!("{flag} {value}: it must be at least 0")));
         }
     }
-    for (flag, scale) in
-        [("--embedding-lr-scale", embedding_lr_scale), ("--head-lr-scale", head_lr_scale)]
-    {
-        if !(scale > 0.0 && scale.is_finite()) {
-            return Err(Error::usage(format!("{flag} {scale}: it must be above 0")));
+    for (flag, value) in [
+        ("--embedding-lr-scale", embedding_lr_scale),
+        ("--head-lr-scale", head_lr_scale),
+        ("--adam-eps", adam_eps),
+    ] {
+        if !(value > 0.0 && value.is_finite()) {
+            return Err(Error::usage(format!("{flag} {value}: it must be above 0")));
         }
-    }
-    if !(adam_eps > 0.0 && adam_eps.is_finite()) {
-        return Err(Error::usage(format!("--adam-eps {adam_eps}: it must be above 0")));
     }
     let grad_clip = (grad_clip > 0.0).then_some(grad_clip);
     Ok(Optimizer {

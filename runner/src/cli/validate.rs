@@ -221,26 +221,22 @@ impl TrainSettings {
     }
 
     fn check_lr_scales(&self) -> core::result::Result<(), Invalid> {
-        for (field, scale, there) in [
-            ("embedding_lr_scale", self.embedding_lr_scale, true),
-            ("head_lr_scale", self.head_lr_scale, !self.tied),
-        ] {
+        for (field, scale) in
+            [("embedding_lr_scale", self.embedding_lr_scale), ("head_lr_scale", self.head_lr_scale)]
+        {
             if !(1e-3..=1e3).contains(&scale) {
-                return Err(Invalid::new(
-                    field,
-                    scale,
-                    "it must be at least 0.001 and at most 1000",
-                ));
+                let problem = "it must be at least 0.001 and at most 1000";
+                return Err(Invalid::new(field, scale, problem));
             }
             if scale != 1.0 && self.lora_rank.is_some() {
                 let problem = "adapters are all that is trained: leave it out, or --lora-rank";
                 return Err(Invalid::new(field, scale, problem));
             }
-            if scale != 1.0 && !there {
-                let problem = "a tied model's output projection is the token table: give --tied false, or \
-                               leave it out (--embedding-lr-scale has the table's)";
-                return Err(Invalid::new(field, scale, problem));
-            }
+        }
+        if self.head_lr_scale != 1.0 && self.tied {
+            let problem = "a tied model's output projection is the token table: give --tied false, or leave it \
+                           out (--embedding-lr-scale has the table's)";
+            return Err(Invalid::new("head_lr_scale", self.head_lr_scale, problem));
         }
         Ok(())
     }
