@@ -73,6 +73,7 @@ mod json;
 mod last_words;
 #[cfg(any(feature = "hf", feature = "gguf"))]
 pub mod llmc;
+mod lock;
 pub mod lora;
 pub mod memory;
 pub mod model;

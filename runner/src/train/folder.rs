@@ -10,7 +10,7 @@
 //! ```
 
 use core::cmp::Reverse;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,7 @@ use serde::Deserialize;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::lock::Lock;
 use crate::settings::TrainSettings;
 
 const SETTINGS: &str = "settings.json";
@@ -52,7 +53,7 @@ fn sum(text: &[u8]) -> Option<String> {
 pub struct RunFolder {
     dir: PathBuf,
     /// Released when dropped, and by the system when the process is killed.
-    _lock: Option<File>,
+    _lock: Option<Lock>,
     /// It was made for this process: dropped with nothing in it, it goes again.
     is_new: bool,
 }
@@ -137,14 +138,14 @@ impl RunFolder {
                 dir.display()
             ))
         })?;
-        if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            return Err(Error::failure(format!(
+        let lock = Lock::take(file).map_err(|_| {
+            Error::failure(format!(
                 "{}: another process is training in this folder; wait for it or choose another \
                  --out-dir",
                 dir.display()
-            )));
-        }
-        let folder = Self { dir: dir.to_path_buf(), _lock: Some(file), is_new };
+            ))
+        })?;
+        let folder = Self { dir: dir.to_path_buf(), _lock: Some(lock), is_new };
         folder.remove_leftovers()?;
         Ok(folder)
     }

@@ -8,11 +8,11 @@
 use super::key::{Key, Part};
 use crate::error::{Error, Result};
 use crate::files::{SETTINGS, create_dir, open_own, read_text, write_atomic};
+use crate::lock::Lock;
 use cllm_core::Blocking;
 use core::fmt::Write as _;
 use core::time::Duration;
 use std::ffi::OsString;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use toml::Spanned;
@@ -104,18 +104,20 @@ pub(super) fn replace(path: &Path, key: &Key, found: Option<Entry>) -> Result<bo
 ///
 /// # Errors
 /// The file to lock cannot be made, or another process has kept it for longer than `patience`.
-fn lock(path: &Path, patience: Duration) -> Result<File> {
+fn lock(path: &Path, patience: Duration) -> Result<Lock> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".lock");
     let beside = path.with_file_name(name);
-    let file = open_own(&beside).map_err(|cause| Error::io("write", &beside, &cause))?;
+    let mut file = open_own(&beside).map_err(|cause| Error::io("write", &beside, &cause))?;
     let begin = Instant::now();
     loop {
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) if begin.elapsed() < patience => {
+        match Lock::take(file) {
+            Ok(lock) => return Ok(lock),
+            Err(held) if begin.elapsed() < patience => {
+                file = held;
                 std::thread::sleep(PAUSE);
             }
-            Err(TryLockError::WouldBlock) => {
+            Err(_) => {
                 return Err(Error::failure(format!(
                     "cannot write {}: for {} s another process has held the lock {}; once that \
                      has ended, tune again",
@@ -124,8 +126,6 @@ fn lock(path: &Path, patience: Duration) -> Result<File> {
                     beside.display()
                 )));
             }
-            // A file system without locks is no reason to refuse to store.
-            Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
         }
     }
 }
