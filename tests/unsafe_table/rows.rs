@@ -117,6 +117,7 @@ pub(crate) const ROWS: &[Row] = &[
         &[
             "kernels/tests/gemm.rs::every_stride_accumulation_and_epilogue_matches_the_reference",
             "kernels/tests/gemm.rs::products_that_pack_both_operands_match_the_reference",
+            "kernels/tests/unpacked.rs::unpacked_operands_have_the_same_bits_wherever_they_lie",
         ],
     ),
     Row::new(
@@ -125,7 +126,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["benches/code_size.sh"],
     ),
     Row::new(
-        "kernels/src/gemm/{micro,narrow,few,format}.rs",
+        "kernels/src/gemm/{micro,narrow,few,beside,format}.rs",
         "sums of a tile in registers",
         &["kernels/tests/gemm.rs::every_odd_size_in_each_dimension_matches_the_reference"],
     ),

@@ -294,6 +294,7 @@ impl Strip {
                 a_row: self.a_row,
                 a_col: self.a_col,
                 b: b.wrapping_add(j / S::NR * panel),
+                b_row: S::NR,
                 c,
                 c_row: self.c.stride,
                 start: c,

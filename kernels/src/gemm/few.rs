@@ -19,7 +19,7 @@
 
 use super::format::Dot;
 use super::narrow::Narrow;
-use super::{KC, LINE, Place, RawGemm, Rows, Sums, epilogue, micro};
+use super::{KC, LINE, Place, RawGemm, Rows, Sums, beside, epilogue, micro};
 use crate::elements::Floats;
 use crate::simd::Simd;
 
@@ -107,13 +107,14 @@ unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part)
         a_row: a.row,
         a_col: 1,
         b: g.b.wrapping_add(of.j / S::NR * g.b_panel + done * S::NR),
+        b_row: S::NR,
         c: if through { sums } else { c },
         c_row: if through { S::NR } else { g.c_row },
         start: c,
         start_row: g.c_row,
         stream: false,
     };
-    let panels = micro::Panels {
+    let panels = beside::Panels {
         stride: g.b_panel,
         // Panels lie apart in C, one behind the other in the buffer.
         c_stride: if through { of.rows * S::NR } else { S::NR },
@@ -127,7 +128,7 @@ unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part)
         if cols < of.panels * S::NR {
             micro::run(s, f, &tile, (of.rows, cols), accumulate, &mut ());
         } else {
-            micro::side_by_side(s, f, &tile, &panels, (of.rows, of.panels), accumulate);
+            beside::side_by_side(s, f, &tile, &panels, (of.rows, of.panels), accumulate);
         }
         if through {
             let mut p = 0;

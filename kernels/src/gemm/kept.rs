@@ -140,6 +140,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                         a_row: a.row,
                         a_col: 1,
                         b: panel(j / S::NR).wrapping_add(done * S::NR),
+                        b_row: S::NR,
                         c: sums,
                         c_row: S::NR,
                         start: sums,

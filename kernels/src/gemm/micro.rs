@@ -16,13 +16,16 @@ use crate::built::COMPACT;
 use crate::simd::{Simd, load_up_to, store_up_to};
 use core::hint::black_box;
 
-/// One tile's operands. A as in `RawGemm`; B is one panel of `NR` columns.
+/// One tile's operands. A as in `RawGemm`; B is one panel of `NR` columns, or as many of a matrix.
 pub(crate) struct Tile {
     pub(crate) kc: usize,
     pub(crate) a: *const f32,
     pub(crate) a_row: usize,
     pub(crate) a_col: usize,
     pub(crate) b: *const f32,
+    /// Words from a row of B to the next: `NR`, unless columns of A lie apart (`a_col != 1`) and code
+    /// need not be [`COMPACT`].
+    pub(crate) b_row: usize,
     /// Where the result goes.
     pub(crate) c: *mut f32,
     pub(crate) c_row: usize,
@@ -51,7 +54,7 @@ pub(crate) trait Shared {
 ///
 /// # Safety
 /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
-/// accumulate, its start for `rows x cols`;
+/// accumulate, its start for `rows x cols`; `b_row` is as [`Tile`] says;
 /// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`. Or a tile of [`narrow`].
 #[inline(always)]
 pub(crate) unsafe fn run<S: Simd, F: Dot<S>>(
@@ -207,6 +210,7 @@ pub(super) unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, co
 ) {
     debug_assert!(V * S::LANES <= S::NR && cols <= V * S::LANES && M <= 16);
     debug_assert!(t.a_row == 1 || M == 1 || ALONG);
+    debug_assert!(t.b_row == S::NR || !ALONG && !COMPACT);
     let mut sums = [[s.splat(0.0); V]; M];
     let turns = t.kc / UNROLL;
     let near = fetch.near_turns().min(turns);
@@ -323,6 +327,8 @@ struct Operands<const M: usize, const ALONG: bool> {
     /// Words from an element of a row to the next.
     along: usize,
     b: *const f32,
+    /// Words from a row of B to the next, if A's rows are not adjacent.
+    b_row: usize,
 }
 
 impl<const M: usize, const ALONG: bool> Operands<M, ALONG> {
@@ -346,7 +352,7 @@ impl<const M: usize, const ALONG: bool> Operands<M, ALONG> {
                 (true, _) => hidden(t.a.wrapping_add(i * Self::GROUP * apart)),
             };
         }
-        Self { rows, apart, along, b: t.b }
+        Self { rows, apart, along, b: t.b, b_row: t.b_row }
     }
 
     /// Where each row goes on.
@@ -367,7 +373,8 @@ impl<const M: usize, const ALONG: bool> Operands<M, ALONG> {
             let next = row.wrapping_add(steps * self.along);
             *row = if ALONG && Self::GROUP > 1 { hidden(next) } else { next };
         }
-        self.b = self.b.wrapping_add(steps * S::NR);
+        let b_row = if ALONG || COMPACT { S::NR } else { self.b_row };
+        self.b = self.b.wrapping_add(steps * b_row);
     }
 
     /// One turn: [`UNROLL`] steps.
@@ -434,149 +441,12 @@ fn hidden(p: *const f32) -> *const f32 {
     black_box(p)
 }
 
-/// Panels of B next to each other, for [`side_by_side`].
-pub(super) struct Panels {
-    /// Words between two panels.
-    pub(super) stride: usize,
-    /// Floats between two panels' parts of C.
-    pub(super) c_stride: usize,
-    /// How many words ahead of their use lines are asked for; 0 for not at all.
-    pub(super) ahead: usize,
-    /// Rows of words that each panel has from here on.
-    pub(super) left: usize,
-}
-
-/// A tile of several panels of B, or of one with its lines asked for ahead.
-///
-/// # Safety
-/// As for [`run`], with `a_col == 1` and all of `panels` panels' columns: C has a part for each,
-/// `c_stride` apart, its start one `NR` apart. `rows <= MR`; 4 panels are for one row, 2 for up
-/// to 3.
-#[inline(always)]
-pub(super) unsafe fn side_by_side<S: Simd, F: Dot<S>>(
-    s: S,
-    f: F,
-    t: &Tile,
-    p: &Panels,
-    (rows, panels): (usize, usize),
-    accumulate: bool,
-) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        if S::NR == 2 * S::LANES {
-            beside::<S, F, 2>(s, f, t, p, (rows, panels), accumulate);
-        } else {
-            beside::<S, F, 4>(s, f, t, p, (rows, panels), accumulate);
-        }
-    }
-}
-
-/// # Safety
-/// As for [`side_by_side`], `NR == V * LANES`.
-#[inline(always)]
-unsafe fn beside<S: Simd, F: Dot<S>, const V: usize>(
-    s: S,
-    f: F,
-    t: &Tile,
-    p: &Panels,
-    (rows, panels): (usize, usize),
-    accumulate: bool,
-) {
-    // SAFETY: passed on from the caller; each arm is given exactly its rows and panels.
-    unsafe {
-        match (rows, panels) {
-            (1, 4) => stream::<S, F, 1, 4, V>(s, f, t, p, accumulate),
-            (1, 2) => stream::<S, F, 1, 2, V>(s, f, t, p, accumulate),
-            (1, _) => stream::<S, F, 1, 1, V>(s, f, t, p, accumulate),
-            (2, 2) => stream::<S, F, 2, 2, V>(s, f, t, p, accumulate),
-            (2, _) => stream::<S, F, 2, 1, V>(s, f, t, p, accumulate),
-            // Of vectors of several lanes these would be 24 sums: `few` asks for one panel then.
-            (3, 2) if V == 2 || S::LANES == 1 => stream::<S, F, 3, 2, V>(s, f, t, p, accumulate),
-            (3, _) => stream::<S, F, 3, 1, V>(s, f, t, p, accumulate),
-            (4, _) => stream::<S, F, 4, 1, V>(s, f, t, p, accumulate),
-            _ if S::MR == 4 => {}
-            (5, _) => stream::<S, F, 5, 1, V>(s, f, t, p, accumulate),
-            (6, _) => stream::<S, F, 6, 1, V>(s, f, t, p, accumulate),
-            _ if S::MR == 6 => {}
-            (7, _) => stream::<S, F, 7, 1, V>(s, f, t, p, accumulate),
-            (8, _) => stream::<S, F, 8, 1, V>(s, f, t, p, accumulate),
-            (9, _) => stream::<S, F, 9, 1, V>(s, f, t, p, accumulate),
-            (10, _) => stream::<S, F, 10, 1, V>(s, f, t, p, accumulate),
-            (11, _) => stream::<S, F, 11, 1, V>(s, f, t, p, accumulate),
-            _ => stream::<S, F, 12, 1, V>(s, f, t, p, accumulate),
-        }
-    }
-}
-
-/// [`tile`] over `P` whole panels at one time, `V` vectors a row of each.
-///
-/// # Safety
-/// As for [`side_by_side`], with `rows == M` and `panels == P`.
-#[inline(always)]
-unsafe fn stream<S: Simd, F: Dot<S>, const M: usize, const P: usize, const V: usize>(
-    s: S,
-    f: F,
-    t: &Tile,
-    p: &Panels,
-    accumulate: bool,
-) {
-    debug_assert!(V * S::LANES == S::NR && M <= S::MR);
-    let mut sums = [[[s.splat(0.0); V]; M]; P];
-    let mut rows = [t.a; M];
-    for (i, row) in rows.iter_mut().enumerate() {
-        *row = black_box(t.a.wrapping_add(i * t.a_row));
-    }
-    let mut panels = [t.b; P];
-    for (q, panel) in panels.iter_mut().enumerate() {
-        *panel = t.b.wrapping_add(q * p.stride);
-    }
-    // Behind the last panel's end the next group of them begins.
-    let near = (p.left * S::NR).saturating_sub(p.ahead) / (UNROLL * S::NR);
-    // SAFETY: kc words of each row of A and kc rows of each panel, as the caller promised.
-    unsafe {
-        for turn in 0..t.kc / UNROLL {
-            if p.ahead > 0 {
-                let skips = if turn < near { 0 } else { (P - 1) * p.stride };
-                for panel in panels {
-                    let mut line = 0;
-                    while line < UNROLL * S::NR {
-                        s.prefetch_near(panel.wrapping_add(p.ahead + skips + line));
-                        line += super::LINE;
-                    }
-                }
-            }
-            for u in 0..UNROLL {
-                for (sums, panel) in sums.iter_mut().zip(panels) {
-                    step(s, f, sums, &rows, u, panel.wrapping_add(u * S::NR));
-                }
-            }
-            rows = rows.map(|row| row.wrapping_add(UNROLL));
-            panels = panels.map(|panel| panel.wrapping_add(UNROLL * S::NR));
-        }
-        for u in 0..t.kc % UNROLL {
-            for (sums, panel) in sums.iter_mut().zip(panels) {
-                step(s, f, sums, &rows, u, panel.wrapping_add(u * S::NR));
-            }
-        }
-        for (q, sums) in sums.iter().enumerate() {
-            for (i, sum) in sums.iter().enumerate() {
-                for (v, &lanes) in sum.iter().enumerate() {
-                    let at = v * S::LANES;
-                    let c = t.c.add(q * p.c_stride + i * t.c_row + at);
-                    let start = t.start.wrapping_add(q * S::NR + i * t.start_row + at);
-                    s.store(c, if accumulate { s.add(lanes, s.load(start)) } else { lanes });
-                }
-            }
-        }
-    }
-}
-
 /// One step of the inner dimension: `sums += A[.., p] B[p, ..]`.
 ///
 /// # Safety
 /// `rows` point to rows of A of which element `at` is valid, `b` to `NR` floats.
 #[inline(always)]
-unsafe fn step<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
+pub(super) unsafe fn step<S: Simd, F: Dot<S>, const M: usize, const V: usize>(
     s: S,
     f: F,
     sums: &mut [[S::V; V]; M],

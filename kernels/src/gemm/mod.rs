@@ -29,6 +29,7 @@
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
 //! caller's tiles.
 
+mod beside;
 pub(crate) mod both;
 mod compact;
 pub(crate) mod epilogue;
@@ -348,6 +349,7 @@ unsafe fn block<S: Simd, F: Format<S>>(
                 a_row: a.row,
                 a_col: a.col,
                 b: panel(j / S::NR),
+                b_row: S::NR,
                 c: g.c.wrapping_add(i * g.c_row + j),
                 c_row: g.c_row,
                 start: g.c.wrapping_add(i * g.c_row + j),

@@ -41,13 +41,14 @@ impl Small {
         m <= ROWS && 0 < n && n <= f.nr && k <= KC
     }
 
-    /// Overwrites C, or adds to it, by the tiles of a format with register blocks of `most` rows.
+    /// Overwrites C, or adds to it, by the tiles of a format with register blocks of `f`.
     ///
     /// # Safety
     /// A, the panel and C are valid memory of the format's words and of this shape, which
     /// [`Small::suits`]; C overlaps none of the others, and the CPU has the tile's instructions.
     #[inline(always)]
-    pub(crate) unsafe fn multiply(&self, tile: TileFn, most: usize, narrow: Narrow) {
+    pub(crate) unsafe fn multiply(&self, tile: TileFn, f: Footprint, narrow: Narrow) {
+        let most = f.mr;
         // Few: counted, and halved, without a division, which would take as long as some steps.
         let mut groups = 1;
         while groups * most < self.m {
@@ -70,6 +71,7 @@ impl Small {
                 a_row: self.a_row,
                 a_col: 1,
                 b: self.b,
+                b_row: f.nr,
                 c,
                 c_row: self.c_row,
                 start: c,
