@@ -365,7 +365,7 @@ fn check_unpacked(kernels: &Kernels, case: Case, rng: &mut Rng) {
 }
 
 #[test]
-fn products_that_pack_both_operands_match_the_reference() {
+fn products_of_unpacked_operands_match_the_reference() {
     each_dtype(|kernels| {
         let mut rng = Rng::new(7);
         for bits in 0..8 {

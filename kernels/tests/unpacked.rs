@@ -62,18 +62,18 @@ fn streamed_results_have_the_same_bits() {
         for (m, n, k) in
             [(12, 32, 7), (13, 48, 256), (33, 64, 40), (5, 100, 300), (40, 16, 1), (64, 95, 255)]
         {
-            let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
+            let (at, b) = (Grid::random(&mut rng, k, m), Grid::random(&mut rng, k, n));
             let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, k).unwrap()];
             let mut want = vec![0.0; m * n];
             let out = MatMut::new(&mut want, m, n, n);
-            kernels.gemm_unpacked(a.view(), b.view(), out, Write::Overwrite, &mut scratch);
+            kernels.gemm_unpacked(at.view().t(), b.view(), out, Write::Overwrite, &mut scratch);
             for (off, between) in [(0, 0), (0, LINE), (8, 0), (0, 8), (1, 3)] {
                 const UNTOUCHED: f32 = -77.25;
                 let row = n.next_multiple_of(LINE) + between;
                 let mut memory = vec![UNTOUCHED; LINE + off + m * row];
                 let first = memory.as_ptr().align_offset(64) + off;
                 let out = MatMut::new(&mut memory[first..first + (m - 1) * row + n], m, n, row);
-                kernels.gemm_unpacked(a.view(), b.view(), out, Write::Stream, &mut scratch);
+                kernels.gemm_unpacked(at.view().t(), b.view(), out, Write::Stream, &mut scratch);
                 for (at, x) in memory.iter().enumerate() {
                     let (i, j) = (at.wrapping_sub(first) / row, at.wrapping_sub(first) % row);
                     let inside = at >= first && i < m && j < n;
@@ -100,7 +100,7 @@ fn sums_of_columns_beside_a_product_have_the_bits_of_column_sum() {
             (13, 17, 1100),
         ] {
             for accumulate in [false, true] {
-                let (a, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
+                let (at, b) = (Grid::random(&mut rng, k, m), Grid::random(&mut rng, k, n));
                 let before = Grid::random(&mut rng, 1, (m + 1) * n);
                 let start =
                     |_: usize| (before.slice()[..m * n].to_vec(), before.slice()[m * n..].to_vec());
@@ -110,7 +110,7 @@ fn sums_of_columns_beside_a_product_have_the_bits_of_column_sum() {
                 let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, k).unwrap()];
                 let into = |c| MatMut::new(c, m, n, n);
                 kernels.gemm_unpacked(
-                    a.view(),
+                    at.view().t(),
                     b.view(),
                     into(&mut want_c),
                     accumulate,
@@ -118,7 +118,7 @@ fn sums_of_columns_beside_a_product_have_the_bits_of_column_sum() {
                 );
                 kernels.column_sum(b.view(), &mut want, accumulate);
                 kernels.gemm_unpacked_with_sums(
-                    a.view(),
+                    at.view().t(),
                     b.view(),
                     into(&mut c),
                     sums.slice_mut(),

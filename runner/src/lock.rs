@@ -6,6 +6,7 @@
 //! hear of a process that there is not. So it is given back before the file is closed.
 
 use std::fs::{File, TryLockError};
+use std::path::Path;
 
 /// The lock of a file, until it is dropped.
 #[derive(Debug)]
@@ -22,6 +23,23 @@ impl Lock {
             Err(TryLockError::WouldBlock) => Err(file),
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Self(file)),
         }
+    }
+
+    /// Whether the file at `path` is the one that is locked: whoever held the lock until now may have
+    /// removed it, and another have made one anew, which is locked by itself.
+    pub(crate) fn is_of(&self, path: &Path) -> bool {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let [ours, there] = [self.0.metadata(), path.metadata()].map(|of| {
+                let of = of.ok()?;
+                Some((of.dev(), of.ino()))
+            });
+            ours.is_some() && ours == there
+        }
+        // Elsewhere what is open is not removed.
+        #[cfg(not(unix))]
+        path.exists()
     }
 }
 
@@ -47,5 +65,20 @@ mod tests {
         drop(lock);
         assert!(Lock::take(open()).is_ok(), "given back");
         drop(of_a_child);
+    }
+
+    #[test]
+    fn a_lock_of_a_file_that_is_gone_is_of_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = Lock::take(File::create(&path).unwrap()).unwrap();
+        assert!(lock.is_of(&path));
+        #[cfg(unix)]
+        {
+            std::fs::remove_file(&path).unwrap();
+            assert!(!lock.is_of(&path), "gone");
+            File::create(&path).unwrap();
+            assert!(!lock.is_of(&path), "another");
+        }
     }
 }

@@ -96,7 +96,7 @@ unsafe fn stream<S: Simd, F: Dot<S>, const M: usize, const P: usize, const V: us
     p: &Panels,
     accumulate: bool,
 ) {
-    debug_assert!(V * S::LANES == S::NR && M <= S::MR);
+    debug_assert!(V * S::LANES == S::NR && M <= S::MR && t.b_row == S::NR);
     let mut sums = [[[s.splat(0.0); V]; M]; P];
     let mut rows = [t.a; M];
     for (i, row) in rows.iter_mut().enumerate() {

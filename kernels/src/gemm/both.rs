@@ -9,7 +9,8 @@
 //!
 //! To pack floats as well took 9 % of a gradient's time and made the loop 7 % faster: without it gradients
 //! of weights have 1.05 to 1.10 of the speed (Zen 4, AVX-512, one thread and two, 256 to 3,072 columns of 256 to
-//! 4,096 tokens, in turns), with AVX2 and AVX 1.00 to 1.05.
+//! 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar
+//! ones 0.93 to 1.09.
 
 use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
@@ -20,7 +21,7 @@ use crate::elements::RawOperand;
 use crate::footprint::{Footprint, least, some};
 use crate::simd::Simd;
 
-/// Floats of scratch for an `m x n` result of `k` products each: one block of either.
+/// Floats of scratch for an `m x n` result of `k` products each: at most one block of either.
 pub(crate) const fn scratch_len(f: Footprint, m: usize, n: usize, k: usize) -> Option<usize> {
     let words = f.words(least(KC, k));
     some!(packed_a_len(m, words, f.mr)).checked_add(some!(packed_b_len(words, n, f.nr)))
@@ -30,14 +31,14 @@ pub(crate) const fn scratch_len(f: Footprint, m: usize, n: usize, k: usize) -> O
 #[inline(always)]
 fn lies<S: Simd, F: Format<S>>(row: usize) -> bool {
     let is_plain = F::IS_PLAIN && !COMPACT;
-    is_plain && (S::LANES == LINE || !(row * size_of::<f32>()).is_multiple_of(CROWDED))
+    is_plain && (S::LANES == LINE || !row.is_multiple_of(CROWDED))
 }
 
-/// Bytes between rows that drive one another out of L1: where they are a multiple of this apart, `KC`
+/// Words between rows that drive one another out of L1: where they are a multiple of 1 KiB apart, `KC`
 /// rows meet in at most a quarter of its sets. Vectors of a line read two lines of B a step and wait for
 /// the multiply-adds anyway; shorter ones wait for L2 (Zen 4, one thread, rows 4 KiB apart, the speed of packing
 /// first: AVX-512 1.02 to 1.05, AVX2 0.70 to 0.73, AVX 0.73 to 0.75; 2 KiB 0.91 to 0.96, 1 KiB 0.97).
-const CROWDED: usize = 1024;
+const CROWDED: usize = 1024 / size_of::<f32>();
 
 /// `C (+)= A B` with `a` an `m x k` and `b` a `k x n` matrix (those of `g` are ignored).
 ///
@@ -76,7 +77,10 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         // What is added to again had better stay in cache.
         let stream = g.stream && !accumulate && kc == g.k && is_lines(g.c, g.c_row);
         let (a, b) = (a.skip(0, depth), b.skip(depth, 0));
-        // SAFETY: rows depth .. depth + kc of both operands, into scratch of the size promised. What is
+        // SAFETY: `kc` rows of both operands, packed into scratch of the size promised, or read in place: of A
+        // the `rows` elements of a tile, of B whole panels, which end at `there` or before. Those are `b.row`
+        // apart only where words are floats, which tiles are not, and A's columns are not adjacent (`a.col > 1`,
+        // or a register block if it is packed): as a tile demands. What is
         // streamed begins at lines (`is_lines`; tiles begin at multiples of NR columns, which are whole
         // lines), is overwritten once, and fenced below.
         unsafe {
@@ -91,7 +95,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             let mut next = Grid::new(a.skip(0, kc).flip(), left, g.m);
             let mut later = Grid::new(b.skip(kc, 0), left, g.n);
             let turns = F::turns(words);
-            let mut fetch = Ahead { near: Near::NONE, far: Run::none(packed_b) };
+            let mut fetch = Ahead { near: Near::NONE, far: Run::none(g.c) };
             let mut j = 0;
             while j < g.n {
                 let cols = S::NR.min(g.n - j);
@@ -111,7 +115,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                         fetch.far = next
                             .piece(turns)
                             .or_else(|| later.piece(turns))
-                            .unwrap_or(Run::none(packed_b));
+                            .unwrap_or(Run::none(panel));
                     }
                     let (a, a_row, a_col) = match (a_lies, F::TILES) {
                         (true, _) => (a.skip(i, 0).ptr, 1, a.col),

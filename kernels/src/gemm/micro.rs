@@ -1,6 +1,6 @@
 //! The micro-kernel: an `M x NR` tile of sums held in registers.
 //!
-//! Each step of the inner dimension loads one row of the packed panel and
+//! Each step of the inner dimension loads one row of a panel and
 //! broadcasts `M` elements of A: `M * NR / LANES` multiply-adds for
 //! `M + NR / LANES` loads, which on 6x16 with AVX2 leaves the loads off the
 //! critical path.

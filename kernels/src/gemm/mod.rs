@@ -3,8 +3,8 @@
 //! `B` is *packed*: panels of `NR` columns, each panel stored row after row, the
 //! last one padded with zeros. Weights are packed once a step and then used by
 //! every block of tokens. `A` is read where it lies, with any strides: the
-//! micro-kernel broadcasts single elements of it, so a packed copy buys nothing
-//! unless the columns are far apart (weight gradients, [`both`]).
+//! micro-kernel broadcasts single elements of it, so a packed copy buys nothing. Nor
+//! does one of a `B` that is used once (weight gradients, [`both`]), but in some places.
 //!
 //! ```text
 //! for each block of KC rows of B                 (a panel's block stays in L1)

@@ -128,6 +128,7 @@ unsafe fn by_rows<S: Simd, const N: usize>(
 /// As for [`tile`], of A and B.
 #[inline(always)]
 unsafe fn sums<S: Simd, F: Dot<S>, const N: usize>(s: S, f: F, t: &Tile) -> [S::V; N] {
+    debug_assert_eq!(t.b_row, S::NR);
     let mut sums = [s.splat(0.0); N];
     let (mut a, mut b) = (t.a, t.b);
     for _ in 0..t.kc / S::LANES {

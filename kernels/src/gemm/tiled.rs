@@ -199,6 +199,7 @@ unsafe fn block<const TALL: bool>(
                 tiles.zero::<3>();
             }
         }
+        debug_assert_eq!(t.b_row, MAX_COLS);
         let low = t.a.wrapping_add(HIGH * t.a_row);
         let mut near = fetch.near_turns();
         for w in (0..t.kc).step_by(LINE) {

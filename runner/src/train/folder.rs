@@ -27,6 +27,8 @@ const SETTINGS: &str = "settings.json";
 /// Key of the checksum that ends them.
 const SUM: &str = "crc32";
 const LOCK: &str = ".lock";
+/// How often the lock is taken at most: a file system may tell a file by other numbers each time.
+const TRIES: usize = 16;
 const EXTENSION: &str = "cllm";
 
 /// How much of a checkpoint is verified.
@@ -129,22 +131,30 @@ impl RunFolder {
     /// # Errors
     /// The folder cannot be written, or another process trains in it.
     pub fn lock(dir: &Path) -> Result<Self> {
-        let is_new = !dir.exists();
-        files::create_dir(dir)?;
         let path = dir.join(LOCK);
-        let file = files::open_own(&path).map_err(|e| {
-            Error::failure(format!(
-                "cannot write into the run folder {}: {LOCK}: {e}",
-                dir.display()
-            ))
-        })?;
-        let lock = Lock::take(file).map_err(|_| {
-            Error::failure(format!(
-                "{}: another process is training in this folder; wait for it or choose another \
-                 --out-dir",
-                dir.display()
-            ))
-        })?;
+        let mut tries = 1;
+        let (lock, is_new) = loop {
+            let is_new = !dir.exists();
+            files::create_dir(dir)?;
+            let file = files::open_own(&path).map_err(|e| {
+                Error::failure(format!(
+                    "cannot write into the run folder {}: {LOCK}: {e}",
+                    dir.display()
+                ))
+            })?;
+            let lock = Lock::take(file).map_err(|_| {
+                Error::failure(format!(
+                    "{}: another process is training in this folder; wait for it or choose \
+                     another --out-dir",
+                    dir.display()
+                ))
+            })?;
+            // A process that has just left an empty folder may have removed it since it was opened.
+            if lock.is_of(&path) || tries == TRIES {
+                break (lock, is_new);
+            }
+            tries += 1;
+        };
         let folder = Self { dir: dir.to_path_buf(), _lock: Some(lock), is_new };
         folder.remove_leftovers()?;
         Ok(folder)
