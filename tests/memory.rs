@@ -20,6 +20,8 @@ use support::tables::tables;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Queries of a block of attention's backward pass, of vectors.
+const QUERIES: usize = 48;
 const SHAPE: BatchShape = BatchShape { sequences: 4, tokens: 64 };
 
 fn config() -> ModelConfig {
@@ -149,13 +151,21 @@ fn every_other_line_is_used(plan: &Plan, kernels: &'static Kernels, idle: impl F
         assert_eq!(zeros, 0, "{isa}: lines of {} stayed zero", pool.name());
     }
     let untouched = |line: &Line| line.0.map(f32::to_bits) == poison.0.map(f32::to_bits);
+    // However far apart rows are.
+    let lying = kernels.footprint().lying_scratch_len((32, Some(256)), (32, Some(256)), 1);
+    let in_place = lying == Some(0);
     for (pool, lines) in pools.iter().zip(&lines) {
         let (guard, planned) = lines.split_last().unwrap();
         assert!(untouched(guard), "{isa}: {} wrote past the plan", pool.name());
         let found: Vec<usize> = (0..planned.len()).filter(|i| untouched(&planned[*i])).collect();
-        let what = format!("{isa}: idle of {} lines of {}", planned.len(), pool.name());
-        assert_eq!(found.len(), idle(*pool), "{what}");
-        assert!(found.windows(2).all(|pair| pair[0] + 1 < pair[1]), "{what}: {found:?}");
+        let what = format!("{isa}: idle of {} lines of {}: {found:?}", planned.len(), pool.name());
+        // Gradients that are read where they lie leave scratch to attention. Of the scores of a block
+        // of queries, and of their gradients, there are a line between rows and some behind the diagonal.
+        let scores = if *pool == Pool::Scratch && in_place { 2 * QUERIES * 2 } else { 0 };
+        assert!((idle(*pool)..=idle(*pool) + scores).contains(&found.len()), "{what}");
+        let together = if scores > 0 { 2 } else { 1 };
+        let mut runs = found.windows(together + 1);
+        assert!(runs.all(|run| run[0] + together < run[together]), "{what}");
     }
     assert_eq!(ops[plan.ops()], Op::EMPTY);
     assert!(ops[..plan.ops()].iter().all(|op| *op != Op::EMPTY));

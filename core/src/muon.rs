@@ -63,14 +63,21 @@ impl Room {
     pub(crate) const fn new(rows: usize, cols: usize, kernels: Footprint) -> Option<Self> {
         let (short, long) = (least(rows, cols), most(rows, cols));
         let (tile, side) = (least(TILE, short), least(TILE, long));
-        // The Gram matrix is as deep as the longer side; results of its products with X are as long.
-        let gram = some!(kernels.unpacked_scratch_len(tile, tile, long));
-        let wide = some!(kernels.unpacked_scratch_len(tile, side, short));
-        let tall = some!(kernels.unpacked_scratch_len(side, tile, short));
+        // The Gram matrix is as deep as the longer side; results of its products with X are as long. All lie row by
+        // row.
+        let is_wide = rows <= cols;
+        let x = if is_wide { None } else { Some(cols) };
+        let gram = some!(symmetric_len(kernels, short, (x, x), long));
+        let square = some!(symmetric_len(kernels, short, (None, Some(short)), short));
+        let last = if is_wide {
+            kernels.lying_scratch_len((tile, None), (side, Some(cols)), short)
+        } else {
+            kernels.lying_scratch_len((side, None), (tile, Some(short)), short)
+        };
         Some(Self {
             matrix: some!(to_lines(some!(rows.checked_mul(cols)))),
             gram: some!(to_lines(some!(short.checked_mul(short)))),
-            products: some!(to_lines(most(gram, most(wide, tall)))),
+            products: some!(to_lines(most(gram, most(square, some!(last))))),
         })
     }
 
@@ -148,6 +155,20 @@ fn even(kernels: &Kernels, x: &mut [f32], factors: &mut [f32]) {
 pub(crate) fn add(kernels: &Kernels, to: &mut [f32], factor: f32, from: &[f32]) {
     // A step of gradient descent is just that.
     kernels.sgd(&Sgd { lr: 1.0, decay: 0.0, grad_scale: -factor }, to, from);
+}
+
+/// Floats of scratch that [`symmetric`] wants for a C of `n` rows: those of its last whole band, or of the rest.
+const fn symmetric_len(
+    kernels: Footprint,
+    n: usize,
+    (a, b): (Option<usize>, Option<usize>),
+    depth: usize,
+) -> Option<usize> {
+    let bands = least(n, TILE) / BAND * BAND;
+    let rest = if n < TILE { n % BAND } else { 0 };
+    let of_bands = kernels.lying_scratch_len((least(BAND, bands), a), (bands, b), depth);
+    let of_rest = kernels.lying_scratch_len((rest, a), (least(n, TILE), b), depth);
+    Some(most(some!(of_bands), if rest == 0 { 0 } else { some!(of_rest) }))
 }
 
 /// `C = A B` as [`product`] has it, where C is symmetric to the bit: an element above the diagonal adds the same products

@@ -137,7 +137,23 @@ impl Footprint {
     /// As [`Kernels::unpacked_scratch_len`].
     #[must_use]
     pub const fn unpacked_scratch_len(self, m: usize, n: usize, k: usize) -> Option<usize> {
-        gemm::both::scratch_len(self, m, n, k)
+        gemm::both::scratch_len(self, (m, false), (n, false), k)
+    }
+
+    /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for operands that may be read where they lie: at most
+    /// [`Footprint::unpacked_scratch_len`]. Elements between two columns of A, if elements of a column are
+    /// adjacent, and between two rows of B, if elements of a row are: of a weight's gradient `X^T dY` between two rows
+    /// of X and of dY.
+    #[must_use]
+    pub const fn lying_scratch_len(
+        self,
+        (m, a_col): (usize, Option<usize>),
+        (n, b_row): (usize, Option<usize>),
+        k: usize,
+    ) -> Option<usize> {
+        let a_lies = matches!(a_col, Some(col) if gemm::both::a_lies(self, col));
+        let b_lies = matches!(b_row, Some(row) if gemm::both::lies(self, row));
+        gemm::both::scratch_len(self, (m, a_lies), (n, b_lies), k)
     }
 
     /// As [`Kernels::fresh_scratch_len`].

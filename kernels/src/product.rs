@@ -5,6 +5,7 @@ use crate::built::{COMPACT, HALVES};
 use crate::elements::{Bf16, Operand, OperandMut, RawOperand};
 use crate::footprint::{Footprint, some};
 use crate::gated::{RawGated, RawGatedBackward};
+use crate::gemm::both;
 use crate::gemm::kept::{self, Halved};
 use crate::gemm::micro::TileFn;
 use crate::gemm::narrow::Narrow;
@@ -420,7 +421,8 @@ impl Kernels {
     }
 
     /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result of
-    /// `k` products each.
+    /// `k` products each, at most: of operands that are read where they lie less
+    /// ([`Footprint::lying_scratch_len`]).
     #[must_use]
     pub const fn unpacked_scratch_len(&self, m: usize, n: usize, k: usize) -> Option<usize> {
         self.footprint().unpacked_scratch_len(m, n, k)
@@ -497,8 +499,10 @@ impl Kernels {
         if a.half || b.half {
             let _ = self.keeps();
         }
+        let (a_lies, b_lies) = both::lying(self.footprint(), a, b);
+        let need = both::scratch_len(self.footprint(), (m, a_lies), (n, b_lies), k);
         assert!(
-            self.unpacked_scratch_len(m, n, k).is_some_and(|need| need <= scratch.len()),
+            need.is_some_and(|need| need <= scratch.len()),
             "gemm_unpacked: scratch is too short"
         );
         let sums = sums.map(|sums| {

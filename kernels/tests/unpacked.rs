@@ -29,14 +29,18 @@ fn unpacked_operands_have_the_same_bits_wherever_they_lie() {
             };
             let (a_packed, b_packed) = (turned(&at, m), turned(&b, n));
             for accumulate in [false, true] {
-                let mut product = |a: MatRef<'_>, b: MatRef<'_>| {
+                let most = kernels.unpacked_scratch_len(m, n, k).unwrap();
+                let mut product = |a: MatRef<'_>, b: MatRef<'_>, len: usize| {
                     let mut c = vec![0.5; m * n];
                     let out = MatMut::new(&mut c, m, n, n);
-                    kernels.gemm_unpacked(a, b, out, accumulate, &mut scratch);
+                    kernels.gemm_unpacked(a, b, out, accumulate, &mut scratch[..len]);
                     c.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
                 };
-                let want =
-                    product(MatRef::new(&a_packed, m, k, k), MatRef::new(&b_packed, n, k, k).t());
+                let want = product(
+                    MatRef::new(&a_packed, m, k, k),
+                    MatRef::new(&b_packed, n, k, k).t(),
+                    most,
+                );
                 // Dense; of lines; 1 KiB apart, which is packed where vectors are short.
                 for a_row in [m, m.next_multiple_of(16) + 16, m.next_multiple_of(256)] {
                     for b_row in [n, n.next_multiple_of(16) + 16, n.next_multiple_of(256)] {
@@ -44,7 +48,10 @@ fn unpacked_operands_have_the_same_bits_wherever_they_lie() {
                         let (a, b) = (MatRef::new(&a, k, m, a_row), MatRef::new(&b, k, n, b_row));
                         let what =
                             format!("{kernels:?} {m}x{n}x{k}, rows {a_row} and {b_row} apart");
-                        assert_eq!(product(a.t(), b), want, "{what}");
+                        // No scratch but what such operands want.
+                        let (x, dy) = ((m, Some(a_row)), (n, Some(b_row)));
+                        let need = kernels.footprint().lying_scratch_len(x, dy, k).unwrap();
+                        assert_eq!(product(a.t(), b, need), want, "{what}");
                     }
                 }
             }

@@ -115,7 +115,7 @@ impl Layout {
         let losses = some!(bump.take(n));
         let group = head_rows(n, c.vocab_size);
         let logits_buffers = least(grain.logits_rows.div_ceil(group), n.div_ceil(group));
-        let vocab = some!(row_stride(c.vocab_size, size_of::<f32>()));
+        let vocab = some!(logits_stride(c));
         let logits = some!(bump.copies(logits_buffers, group, vocab));
         let mut grads = GradBuffers::NONE;
         let mut squares = 0;
@@ -360,6 +360,11 @@ const fn muon_scratch_len(c: &ModelConfig, held: usize, kernels: Footprint) -> u
     }
 }
 
+/// Floats from a row of logits to the next.
+const fn logits_stride(c: &ModelConfig) -> Option<usize> {
+    row_stride(c.vocab_size, size_of::<f32>())
+}
+
 /// Floats of scratch that the kernels want of one worker, adapters aside; `None` on overflow.
 const fn scratch_len(
     c: &ModelConfig,
@@ -404,13 +409,21 @@ const fn scratch_len(
     if !train {
         return Some(len);
     }
-    // The largest tile of any weight's gradient, as it is stored.
-    let stored = [qkv, att, into_fc, mlp, (c.vocab_size, d)];
+    // The largest tile of any weight's gradient, as it is stored; of operands in rows so far apart.
+    let (wider, vocab) = (some!(Wider::new(c, kernels)).stride, some!(logits_stride(c)));
+    let stored = [
+        (qkv, (d, c.qkv_width())),
+        (att, (c.query_width(), d)),
+        (into_fc, (d, wider)),
+        (mlp, (wider, d)),
+        ((c.vocab_size, d), (vocab, d)),
+    ];
     i = 0;
     while i < stored.len() {
-        let (rows, cols) = stored[i];
+        let ((rows, cols), (x, dy)) = stored[i];
         let (rows, cols) = (least(grain.weight_rows, rows), least(grain.weight_cols, cols));
-        len = most(len, some!(kernels.unpacked_scratch_len(rows, cols, n)));
+        let (x, dy) = ((rows, Some(x)), (cols, Some(dy)));
+        len = most(len, some!(kernels.lying_scratch_len(x, dy, n)));
         i += 1;
     }
     let back = some!(kernels.attention_backward_scratch_len(t, head_size));

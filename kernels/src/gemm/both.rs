@@ -21,29 +21,53 @@ use crate::elements::RawOperand;
 use crate::footprint::{Footprint, least, some};
 use crate::simd::Simd;
 
-/// Floats of scratch for an `m x n` result of `k` products each: at most one block of either.
-pub(crate) const fn scratch_len(f: Footprint, m: usize, n: usize, k: usize) -> Option<usize> {
+/// Floats of scratch for an `m x n` result of `k` products each: a block of A, unless it lies as it is to be, and of the
+/// columns of B that do not.
+pub(crate) const fn scratch_len(
+    f: Footprint,
+    (m, a_lies): (usize, bool),
+    (n, b_lies): (usize, bool),
+    k: usize,
+) -> Option<usize> {
     let words = f.words(least(KC, k));
+    let m = if a_lies { 0 } else { m };
+    let n = n - there(f, n, b_lies);
     some!(packed_a_len(m, words, f.mr)).checked_add(some!(packed_b_len(words, n, f.nr)))
 }
 
+/// Columns of B that are read where they lie: whole panels. The last one is filled up with zeros.
+const fn there(f: Footprint, n: usize, lies: bool) -> usize {
+    // Columns of a panel are a power of two: this is a multiple of them without a division.
+    if lies { n & !(f.nr - 1) } else { 0 }
+}
+
+/// Whether A need not be packed, whose columns are adjacent words so far apart. If rows are adjacent as well, they are
+/// for another kind of tile.
+pub(crate) const fn a_lies(f: Footprint, col: usize) -> bool {
+    col != 1 && lies(f, col)
+}
+
 /// Whether words that are adjacent, in rows so many words apart, need not be packed.
+pub(crate) const fn lies(f: Footprint, row: usize) -> bool {
+    f.plain && !COMPACT && (f.nr > LINE || !row.is_multiple_of(CROWDED))
+}
+
+/// Whether A and B need not be packed.
 #[inline(always)]
-fn lies<S: Simd, F: Format<S>>(row: usize) -> bool {
-    let is_plain = F::IS_PLAIN && !COMPACT;
-    is_plain && (S::LANES == LINE || !row.is_multiple_of(CROWDED))
+pub(crate) fn lying(f: Footprint, a: RawOperand, b: RawOperand) -> (bool, bool) {
+    (a.row == 1 && a_lies(f, a.col), b.col == 1 && lies(f, b.row))
 }
 
 /// Words between rows that drive one another out of L1: where they are a multiple of 1 KiB apart, `KC`
-/// rows meet in at most a quarter of its sets. Vectors of a line read two lines of B a step and wait for
-/// the multiply-adds anyway; shorter ones wait for L2 (Zen 4, one thread, rows 4 KiB apart, the speed of packing
+/// rows meet in at most a quarter of its sets. Panels of more than a line have vectors of one, which
+/// wait for the multiply-adds anyway; shorter ones wait for L2 (Zen 4, one thread, rows 4 KiB apart, the speed of packing
 /// first: AVX-512 1.02 to 1.05, AVX2 0.70 to 0.73, AVX 0.73 to 0.75; 2 KiB 0.91 to 0.96, 1 KiB 0.97).
 const CROWDED: usize = 1024 / size_of::<f32>();
 
 /// `C (+)= A B` with `a` an `m x k` and `b` a `k x n` matrix (those of `g` are ignored).
 ///
 /// # Safety
-/// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats. Halves are
+/// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats of operands that are [`lying`] so. Halves are
 /// operands of a format that keeps them. If sums are wanted, their kernel is for B's kind, rows of
 /// which are contiguous, and their place is valid for `g.n` floats.
 #[inline(always)]
@@ -61,13 +85,11 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         }
         return;
     }
-    // Whether A is read where it lies, and how many columns of B are: the last panel is filled up with
-    // zeros. Columns of A that are adjacent as well would be rows for another kind of tile.
-    let a_lies = a.row == 1 && a.col > 1 && lies::<S, F>(a.col);
-    let there = if b.col == 1 && lies::<S, F>(b.row) { g.n / S::NR * S::NR } else { 0 };
+    let (a_lies, b_lies) = lying(F::FOOTPRINT, a, b);
+    let there = there(F::FOOTPRINT, g.n, b_lies);
     let mut unit = f.unit();
     let packed_b = g.scratch;
-    let b_len = packed_b_len(F::words(KC.min(g.k)), g.n, S::NR).unwrap_or(0);
+    let b_len = packed_b_len(F::words(KC.min(g.k)), g.n - there, S::NR).unwrap_or(0);
     let packed_a = packed_b.wrapping_add(b_len);
     let mut depth = 0;
     loop {
