@@ -455,3 +455,39 @@ fn evaluation_needs_less_and_gives_the_same_loss() {
     let refused = Evaluator::new(&small, kernels, d.parts().0, &engine);
     assert_eq!(refused.unwrap_err(), PlanError::WrongEngine);
 }
+
+/// Tiles of matrices that are no whole panels, and few tokens: no product wants more than what is planned, of gradients
+/// and of Muon's. Heads are narrow, so that attention does not want most of it.
+#[test]
+fn scratch_suffices_for_matrices_of_any_sizes() {
+    let shape = BatchShape { sequences: 24, tokens: 3 };
+    let tables: Vec<_> = tables().collect();
+    for (d_model, d_ff, vocab_size) in
+        [(48, 700, 255), (272, 40, 600), (16, 16, 1000), (32, 257, 33)]
+    {
+        let arch = Architecture { n_kv_head: Some(1), ..Architecture::LLAMA };
+        let usual = ModelConfig { block_size: 3, n_head: 8, d_model, d_ff, vocab_size, ..config() };
+        let llama = ModelConfig { bias: false, tied: true, arch, ..usual };
+        for (config, kernels) in
+            [usual, llama].into_iter().flat_map(|c| tables.iter().map(move |k| (c, *k)))
+        {
+            for (kind, packing) in [
+                (OptimizerKind::Muon, Packing::Once),
+                (OptimizerKind::AdamW, Packing::Once),
+                (OptimizerKind::AdamW, Packing::Fresh),
+            ] {
+                let tiling = Tiling { packing: Some(packing), ..Tiling::default() };
+                let plan = Plan::with_tiling(&config, shape, 1, &tiling, Mode::Train, kernels);
+                let plan = plan.unwrap().with_optimizer(kind);
+                let mut memory = Memory::new(&plan);
+                let (pools, queue) = memory.parts();
+                let engine = Engine::new(&plan, queue).unwrap();
+                let mut trainer = Trainer::new(&plan, kernels, pools, &engine, 1).unwrap();
+                trainer.initialise();
+                let (tokens, targets) = ids(&plan);
+                step(&mut trainer, &tokens, &targets);
+                assert!(trainer.parameters().iter().all(|x| x.is_finite()));
+            }
+        }
+    }
+}

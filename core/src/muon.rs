@@ -62,18 +62,18 @@ impl Room {
     /// Of a matrix of so many rows and columns; `None` on overflow.
     pub(crate) const fn new(rows: usize, cols: usize, kernels: Footprint) -> Option<Self> {
         let (short, long) = (least(rows, cols), most(rows, cols));
-        let (tile, side) = (least(TILE, short), least(TILE, long));
         // The Gram matrix is as deep as the longer side; results of its products with X are as long. All lie row by
         // row.
         let is_wide = rows <= cols;
         let x = if is_wide { None } else { Some(cols) };
         let gram = some!(symmetric_len(kernels, short, (x, x), long));
         let square = some!(symmetric_len(kernels, short, (None, Some(short)), short));
-        let last = if is_wide {
-            kernels.lying_scratch_len((tile, None), (side, Some(cols)), short)
+        let (left, right) = if is_wide {
+            ((short, None), (long, Some(cols)))
         } else {
-            kernels.lying_scratch_len((side, None), (tile, Some(short)), short)
+            ((long, None), (short, Some(short)))
         };
+        let last = kernels.lying_tiles_scratch_len(left, right, short, (TILE, TILE));
         Some(Self {
             matrix: some!(to_lines(some!(rows.checked_mul(cols)))),
             gram: some!(to_lines(some!(short.checked_mul(short)))),
@@ -164,10 +164,10 @@ const fn symmetric_len(
     (a, b): (Option<usize>, Option<usize>),
     depth: usize,
 ) -> Option<usize> {
-    let bands = least(n, TILE) / BAND * BAND;
-    let rest = if n < TILE { n % BAND } else { 0 };
-    let of_bands = kernels.lying_scratch_len((least(BAND, bands), a), (bands, b), depth);
-    let of_rest = kernels.lying_scratch_len((rest, a), (least(n, TILE), b), depth);
+    let (bands, rest) = (n / BAND * BAND, n % BAND);
+    let tile = (BAND, TILE);
+    let of_bands = kernels.lying_tiles_scratch_len((bands, a), (bands, b), depth, tile);
+    let of_rest = kernels.lying_tiles_scratch_len((rest, a), (n, b), depth, tile);
     Some(most(some!(of_bands), if rest == 0 { 0 } else { some!(of_rest) }))
 }
 

@@ -156,6 +156,22 @@ impl Footprint {
         gemm::both::scratch_len(self, (m, a_lies), (n, b_lies), k)
     }
 
+    /// [`Footprint::lying_scratch_len`] for each tile, of at most so many rows and columns, of a result: the last
+    /// columns may want more than others, where they are no whole panels.
+    #[must_use]
+    pub const fn lying_tiles_scratch_len(
+        self,
+        (m, a_col): (usize, Option<usize>),
+        (n, b_row): (usize, Option<usize>),
+        k: usize,
+        (rows, cols): (usize, usize),
+    ) -> Option<usize> {
+        let a = (least(m, rows), a_col);
+        let whole = some!(self.lying_scratch_len(a, (least(n, cols), b_row), k));
+        let rest = some!(self.lying_scratch_len(a, (n % cols, b_row), k));
+        Some(most(whole, rest))
+    }
+
     /// As [`Kernels::fresh_scratch_len`].
     #[must_use]
     pub const fn fresh_scratch_len(

@@ -142,3 +142,32 @@ fn sums_of_columns_beside_a_product_have_the_bits_of_column_sum() {
         }
     });
 }
+
+/// The last tile may have fewer columns and want more: no whole panels.
+#[test]
+fn scratch_of_tiles_suffices_for_each_of_them() {
+    const K: usize = 300;
+    each_dtype(|kernels| {
+        let f = kernels.footprint();
+        let strides = [None, Some(1), Some(250), Some(256), Some(1024)];
+        for (a, b) in strides.into_iter().flat_map(|a| strides.map(|b| (a, b))) {
+            for (m, n, (rows, cols)) in [
+                (50, 700, (32, 256)),
+                (300, 96, (256, 256)),
+                (1, 1, (256, 96)),
+                (256, 257, (256, 64)),
+                (40, 31, (12, 30)),
+            ] {
+                let all = f.lying_tiles_scratch_len((m, a), (n, b), K, (rows, cols)).unwrap();
+                let mut most = 0;
+                for i in (0..m).step_by(rows) {
+                    for j in (0..n).step_by(cols) {
+                        let (a, b) = ((rows.min(m - i), a), (cols.min(n - j), b));
+                        most = most.max(f.lying_scratch_len(a, b, K).unwrap());
+                    }
+                }
+                assert_eq!(all, most, "{kernels:?} {m}x{n} by {rows}x{cols}, {a:?} {b:?}");
+            }
+        }
+    });
+}

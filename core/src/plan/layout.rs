@@ -421,9 +421,9 @@ const fn scratch_len(
     i = 0;
     while i < stored.len() {
         let ((rows, cols), (x, dy)) = stored[i];
-        let (rows, cols) = (least(grain.weight_rows, rows), least(grain.weight_cols, cols));
         let (x, dy) = ((rows, Some(x)), (cols, Some(dy)));
-        len = most(len, some!(kernels.lying_scratch_len(x, dy, n)));
+        let tile = (grain.weight_rows, grain.weight_cols);
+        len = most(len, some!(kernels.lying_tiles_scratch_len(x, dy, n, tile)));
         i += 1;
     }
     let back = some!(kernels.attention_backward_scratch_len(t, head_size));
