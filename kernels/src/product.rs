@@ -541,7 +541,7 @@ impl Kernels {
 
 /// Elements of `size` bytes from a row of `cols` of them to the next, for rows that begin where cache
 /// lines do and are not a multiple of 4 KiB apart: those would all lie in the same few places of
-/// the L1 cache, and a weight's gradient takes 1.05 times as long (Zen 4, AVX-512). `None` on overflow.
+/// the L1 cache, and a weight's gradient takes 1.05 times as long (Zen 5, AVX-512). `None` on overflow.
 ///
 /// # Panics
 /// If no whole number of elements makes a line of 64 bytes.

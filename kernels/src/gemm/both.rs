@@ -8,7 +8,7 @@
 //! bias, which is the sum of `dY`'s rows, is made of the same blocks while they are in cache.
 //!
 //! To pack floats as well took 9 % of a gradient's time and made the loop 7 % faster: without it gradients
-//! of weights have 1.05 to 1.10 of the speed (Zen 4, AVX-512, one thread and two, 256 to 3,072 columns of 256 to
+//! of weights have 1.05 to 1.10 of the speed (Zen 5, AVX-512, one thread and two, 256 to 3,072 columns of 256 to
 //! 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar
 //! ones 0.93 to 1.09.
 
@@ -60,7 +60,7 @@ pub(crate) fn lying(f: Footprint, a: RawOperand, b: RawOperand) -> (bool, bool) 
 
 /// Words between rows that drive one another out of L1: where they are a multiple of 1 KiB apart, `KC`
 /// rows meet in at most a quarter of its sets. Panels of more than a line have vectors of one, which
-/// wait for the multiply-adds anyway; shorter ones wait for L2 (Zen 4, one thread, rows 4 KiB apart, the speed of packing
+/// wait for the multiply-adds anyway; shorter ones wait for L2 (Zen 5, one thread, rows 4 KiB apart, the speed of packing
 /// first: AVX-512 1.02 to 1.05, AVX2 0.70 to 0.73, AVX 0.73 to 0.75; 2 KiB 0.91 to 0.96, 1 KiB 0.97).
 const CROWDED: usize = 1024 / size_of::<f32>();
 
