@@ -6,21 +6,28 @@
 //!
 //! ```text
 //! for each SLAB_COLUMNS columns of B
-//!   for each depth of SLAB_WORDS in all           (B: memory -> L2, once)
-//!     pack B's part
-//!     C's columns (+)= A's part times it          (as any packed product)
+//!   for each depth of SLAB_WORDS in all
+//!     pack B's part                               (L2)
+//!     C's columns (+)= A's part times it          (as any packed product),
+//!       while the next part of B is asked for     (memory -> L2, once)
 //!     last depth: through the epilogue
 //! ```
+//!
+//! What is packed next is on its way while its forerunner is multiplied: GPT-2 124M's step for 256 tokens has
+//! 1.04 of the speed of packing what comes from memory then (Zen 4, AVX-512, two threads, medians of four
+//! turns; f32 1.039, bf16 1.042).
 //!
 //! A slab is made of whole panels and ends at a multiple of [`crate::KC`], so the bits are those
 //! of [`Kernels::gemm`].
 
 use crate::elements::{Operand, OperandMut};
 use crate::footprint::{Footprint, least};
+use crate::gemm::fetch::Grid;
 use crate::gemm::kept::Halved;
 use crate::gemm::{KC, RawEpilogue, RawGemm};
 use crate::mat::MatRef;
 use crate::{Finish, Kernels};
+use core::ptr::NonNull;
 
 /// Columns of a slab: a multiple of every panel. A is read once for each.
 const SLAB_COLUMNS: usize = 256;
@@ -98,6 +105,14 @@ impl Kernels {
                 let part = most.min(k - depth);
                 let last = depth + part == k;
                 let from = a.skip(0, depth);
+                let (soon, at) = if last { (0, j + cols) } else { (depth + part, j) };
+                let (rows, width) = (most.min(k - soon), SLAB_COLUMNS.min(n - at));
+                let next = b.skip(soon, at);
+                let next = match b.col {
+                    1 => Grid::new(next, rows, width),
+                    _ => Grid::new(next.flip(), width, rows),
+                };
+                let mut next = next.in_pairs();
                 let g = RawGemm {
                     m,
                     n: cols,
@@ -118,6 +133,7 @@ impl Kernels {
                     },
                     sums: None,
                     scratch,
+                    ahead: (at < n).then_some(NonNull::from(&mut next)),
                 };
                 // SAFETY: the part of B is inside it and the slab has room for its panels; the
                 // views are valid for the shapes checked above, `c` and `scratch` are

@@ -408,6 +408,7 @@ impl Kernels {
             epilogue: RawEpilogue::new(&finish, m, n, c.half),
             sums: None,
             scratch: scratch.as_mut_ptr(),
+            ahead: None,
         };
         // SAFETY: the views are valid for the shapes just checked; `c` and `scratch` are
         // exclusive, and scratch is long enough. If something is of halves the table keeps
@@ -531,6 +532,7 @@ impl Kernels {
             epilogue: RawEpilogue::NONE,
             sums,
             scratch: scratch.as_mut_ptr(),
+            ahead: None,
         };
         // SAFETY: the views are valid for the shapes just checked; `c`, `sums` and `scratch` are
         // exclusive, and scratch is long enough; sums are made by this table's kernel for B's

@@ -9,6 +9,7 @@
 //! (Granite Rapids, whose L3 is far; AVX-512, one thread and two, seven pairs in turns).
 
 use super::LINE;
+use crate::built::COMPACT;
 use crate::elements::RawOperand;
 use crate::simd::Simd;
 
@@ -47,6 +48,23 @@ pub(crate) struct Ahead {
     pub(crate) far: Run,
 }
 
+impl Ahead {
+    /// Has a `whole` tile of so many turns ask for the next of some lines, if there are any, instead of others. Only
+    /// whole tiles ask; `cached` is what a tile reads.
+    #[inline(always)]
+    pub(crate) fn instead(
+        &mut self,
+        grid: Option<&mut Grid>,
+        whole: bool,
+        turns: usize,
+        cached: *const f32,
+    ) {
+        if let Some(grid) = grid.filter(|_| whole && !COMPACT) {
+            self.far = grid.piece(turns).unwrap_or(Run::none(cached));
+        }
+    }
+}
+
 impl Fetch for Ahead {
     #[inline(always)]
     fn near_turns(&self) -> usize {
@@ -71,6 +89,7 @@ impl Fetch for Ahead {
     #[inline(always)]
     fn far<S: Simd>(&mut self, s: S) {
         s.prefetch(self.far.next.cast());
+        s.prefetch(self.far.next.wrapping_add(self.far.pair).cast());
         self.far.next = self.far.next.wrapping_add(self.far.step);
     }
 }
@@ -142,6 +161,8 @@ pub(crate) struct Run {
     next: *const u8,
     /// Bytes between two lines: none if there is nothing to ask for.
     step: usize,
+    /// Bytes from each of them to another one: none if there is no other.
+    pair: usize,
 }
 
 impl Run {
@@ -154,18 +175,18 @@ impl Run {
             lines if lines <= turns => BYTES,
             _ => 2 * BYTES,
         };
-        Self { next: next.cast(), step }
+        Self { next: next.cast(), step, pair: 0 }
     }
 
     /// The line at `p` over and over, which is in cache: nothing, without a branch.
     #[inline(always)]
     pub(crate) fn none(p: *const f32) -> Self {
-        Self { next: p.cast(), step: 0 }
+        Self { next: p.cast(), step: 0, pair: 0 }
     }
 }
 
-/// The lines of some rows of a matrix, a piece of them with each tile: a column of lines of so many
-/// rows as the tile has turns.
+/// The lines of some rows of a matrix, a piece of them with each tile: a column of lines, or of pairs of lines,
+/// of so many rows as the tile has turns.
 pub(crate) struct Grid {
     m: RawOperand,
     /// Elements of a line.
@@ -174,6 +195,8 @@ pub(crate) struct Grid {
     cols: usize,
     row: usize,
     col: usize,
+    /// Bytes between the lines of a pair: none if they are asked for one by one.
+    pair: usize,
 }
 
 impl Grid {
@@ -182,7 +205,12 @@ impl Grid {
         // Far columns are lines of their own: not worth it.
         let rows = if m.col == 1 { rows } else { 0 };
         let line = BYTES / m.element_bytes();
-        Self { m, line, rows, cols, row: 0, col: 0 }
+        Self { m, line, rows, cols, row: 0, col: 0, pair: 0 }
+    }
+
+    /// The same, two lines a turn: for what comes from memory, and is more than the turns that there are.
+    pub(crate) fn in_pairs(self) -> Self {
+        Self { pair: BYTES, ..self }
     }
 
     /// What goes with the next tile; `None` if all has been asked for.
@@ -192,11 +220,13 @@ impl Grid {
             return None;
         }
         let next = self.m.skip(self.row, self.col).ptr.cast();
-        self.col += self.line;
+        self.col += self.line * (1 + self.pair / BYTES);
         if self.col >= self.cols {
             (self.row, self.col) = (self.row + turns.max(1), 0);
         }
-        Some(Run { next, step: self.m.row.wrapping_mul(self.m.element_bytes()) })
+        let step = self.m.row.wrapping_mul(self.m.element_bytes());
+        // A pair's second line may be behind the last column: it is asked for in vain.
+        Some(Run { next, step, pair: self.pair })
     }
 }
 
@@ -207,22 +237,43 @@ mod tests {
     #[test]
     fn a_grid_asks_for_every_line_of_floats_and_of_bf16() {
         const ROWS: usize = 4;
-        const LINES: usize = 3;
+        const LINES: usize = 4;
         let memory = [0.0_f32; ROWS * LINES * LINE];
         let start = memory.as_ptr().addr();
-        for half in [false, true] {
+        for (half, pairs) in [(false, false), (false, true), (true, false), (true, true)] {
             let elements = LINES * BYTES / RawOperand::bytes_of(half);
             let m = RawOperand { ptr: memory.as_ptr(), row: elements, col: 1, half };
-            let mut grid = Grid::new(m, ROWS, elements);
+            let grid = Grid::new(m, ROWS, elements);
+            let mut grid = if pairs { grid.in_pairs() } else { grid };
             let mut asked = [0; ROWS * LINES];
             while let Some(run) = grid.piece(2) {
                 for turn in 0..2 {
-                    let line = run.next.wrapping_add(turn * run.step).addr() - start;
-                    assert!(line.is_multiple_of(BYTES));
-                    asked[line / BYTES] += 1;
+                    for other in [0, run.pair].into_iter().take(1 + usize::from(pairs)) {
+                        let line = run.next.wrapping_add(turn * run.step + other).addr() - start;
+                        assert!(line.is_multiple_of(BYTES));
+                        asked[line / BYTES] += 1;
+                    }
                 }
             }
-            assert_eq!(asked, [1; ROWS * LINES], "half: {half}");
+            assert_eq!(asked, [1; ROWS * LINES], "half: {half}, pairs: {pairs}");
+        }
+    }
+
+    #[test]
+    fn only_whole_tiles_take_a_piece_of_what_is_ahead() {
+        if COMPACT {
+            return;
+        }
+        let memory = [0.0_f32; 2 * LINE];
+        let m = RawOperand { ptr: memory.as_ptr(), row: LINE, col: 1, half: false };
+        let mut grid = Grid::new(m, 2, LINE);
+        let cached = memory[LINE..].as_ptr();
+        let mut ahead = Ahead { near: Near::NONE, far: Run::none(cached) };
+        for (whole, first, step) in
+            [(false, cached, 0), (true, memory.as_ptr(), BYTES), (true, cached, 0)]
+        {
+            ahead.instead(Some(&mut grid), whole, 2, cached);
+            assert_eq!((ahead.far.next, ahead.far.step), (first.cast(), step));
         }
     }
 }

@@ -122,7 +122,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
             let c = g.c.cast::<Element<S, F>>().wrapping_add(i * g.c_row + j);
             let mut depth = 0;
             // SAFETY: the tile is inside C and the buffer holds MR x NR floats, which later
-            // products find as the ones before left them.
+            // products find as the ones before left them; what is ahead is ours.
             unsafe {
                 loop {
                     let kc = KC.min(g.k - depth);
@@ -147,6 +147,9 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                         start_row: S::NR,
                         stream: false,
                     };
+                    let whole = (rows, cols) == (F::MR, S::NR);
+                    let grid = g.ahead.map(|mut grid| grid.as_mut());
+                    fetch.instead(grid, whole, F::turns(tile.kc), tile.b);
                     f.multiply(s, unit, &tile, (rows, cols), depth > 0, &mut fetch);
                     depth += kc;
                     if depth == g.k {

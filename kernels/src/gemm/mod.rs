@@ -53,7 +53,9 @@ use crate::elements::{Bf16, Elements, Floats, RawOperand};
 use crate::footprint::{Footprint, least, most};
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
+use core::ptr::NonNull;
 pub(crate) use epilogue::RawEpilogue;
+use fetch::Grid;
 use format::{Dot, Format, Single};
 use narrow::Narrow;
 
@@ -92,6 +94,8 @@ pub(crate) struct RawGemm {
     pub(crate) sums: Option<ColumnSums>,
     /// Room for operands in another format.
     pub(crate) scratch: *mut f32,
+    /// What whole tiles ask for instead of the next panel, if anything: nobody else's during the product.
+    pub(crate) ahead: Option<NonNull<Grid>>,
 }
 
 /// Where the sums of a matrix's columns go, and what makes them.
@@ -365,8 +369,12 @@ unsafe fn block<S: Simd, F: Format<S>>(
             } else {
                 fetch::Near::NONE
             };
-            // SAFETY: the tile is inside C, and C holds the sum of the products before.
-            unsafe { place(s, f, unit, g, &at, tile, accumulate, last, &mut fetch) };
+            // SAFETY: the tile is inside C, and C holds the sum of the products before; what is ahead is ours.
+            unsafe {
+                let grid = g.ahead.map(|mut grid| grid.as_mut());
+                fetch.instead(grid, (rows, cols) == (F::MR, S::NR), turns, tile.b);
+                place(s, f, unit, g, &at, tile, accumulate, last, &mut fetch);
+            }
             i += rows;
         }
         j += cols;
