@@ -139,7 +139,8 @@ impl Kernels {
                 // views are valid for the shapes checked above, `c` and `scratch` are
                 // exclusive, and scratch is long enough for the whole product's rows. The
                 // table keeps bf16 if there are matrices of it (`keeps`), whose rows are words
-                // as they lie, and goes through all of k at once if C is one.
+                // as they lie, and goes through all of k at once if C is one. `next` outlives the product,
+                // which alone uses it.
                 unsafe {
                     let source = b.skip(depth, j);
                     (self.products.pack_b)(source, part, cols, slab);

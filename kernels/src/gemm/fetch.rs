@@ -1,7 +1,8 @@
 //! Cache lines that are asked for ahead of their use, while the sums of a tile are made.
 //!
 //! What a tile meets next lies where the CPU does not see it coming: C's own rows, those of the
-//! epilogue's operands, the next panel, the next block of tokens. A request for a line that
+//! epilogue's operands, the next panel, the next block of tokens, the part of a weight that is packed
+//! next, rows of A that are far apart. A request for a line that
 //! is not in L1 holds one of the few places in which misses wait (some 10 to 16) until
 //! it comes; many at once hold them all, and the loop's own loads wait behind them.
 //! So the loop asks for a few with each of its *turns*, some 50 cycles apart: a step of the
@@ -49,18 +50,13 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Has a `whole` tile of so many turns ask for the next of some lines, if there are any, instead of others. Only
-    /// whole tiles ask; `cached` is what a tile reads.
+    /// Has a tile of so many turns ask for the next lines of a grid, if there is one; once all have
+    /// been asked for, and where the tile is of a kind that does `not` ask, for those of `panel`.
     #[inline(always)]
-    pub(crate) fn instead(
-        &mut self,
-        grid: Option<&mut Grid>,
-        whole: bool,
-        turns: usize,
-        cached: *const f32,
-    ) {
-        if let Some(grid) = grid.filter(|_| whole && !COMPACT) {
-            self.far = grid.piece(turns).unwrap_or(Run::none(cached));
+    pub(crate) fn instead(&mut self, grid: Option<&mut Grid>, not: bool, turns: usize, panel: Run) {
+        if let Some(grid) = grid.filter(|_| !COMPACT) {
+            let run = if not { None } else { grid.piece(turns) };
+            self.far = run.unwrap_or(panel);
         }
     }
 }
@@ -89,6 +85,7 @@ impl Fetch for Ahead {
     #[inline(always)]
     fn far<S: Simd>(&mut self, s: S) {
         s.prefetch(self.far.next.cast());
+        // Twice the same line costs less than to ask whether there is a second.
         s.prefetch(self.far.next.wrapping_add(self.far.pair).cast());
         self.far.next = self.far.next.wrapping_add(self.far.step);
     }
@@ -157,6 +154,7 @@ impl Near {
 }
 
 /// Lines at even distances, for a use that is far.
+#[derive(Clone, Copy)]
 pub(crate) struct Run {
     next: *const u8,
     /// Bytes between two lines: none if there is nothing to ask for.
@@ -208,21 +206,25 @@ impl Grid {
         Self { m, line, rows, cols, row: 0, col: 0, pair: 0 }
     }
 
-    /// The same, two lines a turn: for what comes from memory, and is more than the turns that there are.
+    /// The same, two lines a turn: where there are more lines than turns.
     pub(crate) fn in_pairs(self) -> Self {
         Self { pair: BYTES, ..self }
     }
 
-    /// What goes with the next tile; `None` if all has been asked for.
+    /// What goes with the next tile; `None` if all has been asked for, or the tile has no turns.
+    ///
+    /// The last rows are as many as there are turns, so that some are asked for twice rather than those behind
+    /// them; if there are fewer rows than turns, what lies behind them is asked for too.
     #[inline(always)]
     pub(crate) fn piece(&mut self, turns: usize) -> Option<Run> {
-        if self.row >= self.rows || self.cols == 0 {
+        if self.row >= self.rows || self.cols == 0 || turns == 0 {
             return None;
         }
-        let next = self.m.skip(self.row, self.col).ptr.cast();
+        let row = self.row.min(self.rows.saturating_sub(turns));
+        let next = self.m.skip(row, self.col).ptr.cast();
         self.col += self.line * (1 + self.pair / BYTES);
         if self.col >= self.cols {
-            (self.row, self.col) = (self.row + turns.max(1), 0);
+            (self.row, self.col) = (self.row + turns, 0);
         }
         let step = self.m.row.wrapping_mul(self.m.element_bytes());
         // A pair's second line may be behind the last column: it is asked for in vain.
@@ -234,46 +236,69 @@ impl Grid {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_grid_asks_for_every_line_of_floats_and_of_bf16() {
-        const ROWS: usize = 4;
-        const LINES: usize = 4;
-        let memory = [0.0_f32; ROWS * LINES * LINE];
-        let start = memory.as_ptr().addr();
-        for (half, pairs) in [(false, false), (false, true), (true, false), (true, true)] {
-            let elements = LINES * BYTES / RawOperand::bytes_of(half);
-            let m = RawOperand { ptr: memory.as_ptr(), row: elements, col: 1, half };
-            let grid = Grid::new(m, ROWS, elements);
-            let mut grid = if pairs { grid.in_pairs() } else { grid };
-            let mut asked = [0; ROWS * LINES];
-            while let Some(run) = grid.piece(2) {
-                for turn in 0..2 {
-                    for other in [0, run.pair].into_iter().take(1 + usize::from(pairs)) {
-                        let line = run.next.wrapping_add(turn * run.step + other).addr() - start;
-                        assert!(line.is_multiple_of(BYTES));
-                        asked[line / BYTES] += 1;
+    /// How often each line of some rows is asked for, and how often others are.
+    fn asked(grid: Grid, rows: usize, lines: usize, turns: usize) -> ([u32; 16], u32) {
+        let start = grid.m.ptr.addr();
+        let (mut grid, mut asked, mut others) = (grid, [0; 16], 0);
+        while let Some(run) = grid.piece(turns) {
+            for turn in 0..turns {
+                for other in [0, run.pair].into_iter().take(1 + usize::from(run.pair > 0)) {
+                    let line = run.next.wrapping_add(turn * run.step + other).addr() - start;
+                    assert!(line.is_multiple_of(BYTES));
+                    // Of a row that is one line longer than the matrix.
+                    let (row, at) = (line / BYTES / (lines + 1), line / BYTES % (lines + 1));
+                    if row < rows && at < lines {
+                        asked[row * lines + at] += 1;
+                    } else {
+                        others += 1;
                     }
                 }
             }
-            assert_eq!(asked, [1; ROWS * LINES], "half: {half}, pairs: {pairs}");
+        }
+        (asked, others)
+    }
+
+    #[test]
+    fn a_grid_asks_for_every_line_of_floats_and_of_bf16() {
+        let memory = [0.0_f32; 16 * LINE];
+        for half in [false, true] {
+            let line = BYTES / RawOperand::bytes_of(half);
+            let grid = |rows: usize, lines: usize| {
+                let row = (lines + 1) * line;
+                let m = RawOperand { ptr: memory.as_ptr(), row, col: 1, half };
+                Grid::new(m, rows, lines * line)
+            };
+            let once = |lines: usize| core::array::from_fn(|i| u32::from(i < lines));
+            assert_eq!(asked(grid(4, 3), 4, 3, 2), (once(12), 0), "half: {half}");
+            assert_eq!(asked(grid(4, 4).in_pairs(), 4, 4, 2), (once(16), 0), "half: {half}");
+            // The second line of the last pair of each row.
+            assert_eq!(asked(grid(4, 3).in_pairs(), 4, 3, 2), (once(12), 4), "half: {half}");
+            // The second row twice; and behind the rows only if they are fewer than the turns.
+            let (twice, others) = asked(grid(3, 2), 3, 2, 2);
+            assert_eq!((&twice[..6], others), (&[1, 1, 2, 2, 1, 1][..], 0), "half: {half}");
+            assert_eq!(asked(grid(1, 2), 1, 2, 2), (once(2), 2), "half: {half}");
+            assert_eq!(asked(grid(1, 2), 1, 2, 0), (once(0), 0), "half: {half}");
         }
     }
 
     #[test]
-    fn only_whole_tiles_take_a_piece_of_what_is_ahead() {
+    fn tiles_ask_for_the_panel_once_a_grid_is_used_up() {
         if COMPACT {
             return;
         }
-        let memory = [0.0_f32; 2 * LINE];
-        let m = RawOperand { ptr: memory.as_ptr(), row: LINE, col: 1, half: false };
-        let mut grid = Grid::new(m, 2, LINE);
-        let cached = memory[LINE..].as_ptr();
-        let mut ahead = Ahead { near: Near::NONE, far: Run::none(cached) };
-        for (whole, first, step) in
-            [(false, cached, 0), (true, memory.as_ptr(), BYTES), (true, cached, 0)]
-        {
-            ahead.instead(Some(&mut grid), whole, 2, cached);
-            assert_eq!((ahead.far.next, ahead.far.step), (first.cast(), step));
-        }
+        let memory = [0.0_f32; 4 * LINE];
+        let m = RawOperand { ptr: memory.as_ptr(), row: 2 * LINE, col: 1, half: false };
+        let mut grid = Grid::new(m, 1, LINE);
+        let panel = Run::new(memory[LINE..].as_ptr(), LINE, 1);
+        let before = Run::none(memory[3 * LINE..].as_ptr());
+        let mut ahead = Ahead { near: Near::NONE, far: before };
+        let mut asks = |grid: Option<&mut Grid>, not: bool| {
+            ahead.instead(grid, not, 2, panel);
+            (ahead.far.next, ahead.far.step)
+        };
+        assert_eq!(asks(None, false), (before.next, 0));
+        assert_eq!(asks(Some(&mut grid), true), (panel.next, BYTES));
+        assert_eq!(asks(Some(&mut grid), false), (memory.as_ptr().cast(), 2 * BYTES));
+        assert_eq!(asks(Some(&mut grid), false), (panel.next, BYTES));
     }
 }

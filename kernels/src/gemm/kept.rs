@@ -147,9 +147,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                         start_row: S::NR,
                         stream: false,
                     };
-                    let whole = (rows, cols) == (F::MR, S::NR);
-                    let grid = g.ahead.map(|mut grid| grid.as_mut());
-                    fetch.instead(grid, whole, F::turns(tile.kc), tile.b);
+                    g.fetch_ahead::<S, F>(&mut fetch, &at, F::turns(tile.kc), next);
                     f.multiply(s, unit, &tile, (rows, cols), depth > 0, &mut fetch);
                     depth += kc;
                     if depth == g.k {

@@ -94,8 +94,30 @@ pub(crate) struct RawGemm {
     pub(crate) sums: Option<ColumnSums>,
     /// Room for operands in another format.
     pub(crate) scratch: *mut f32,
-    /// What whole tiles ask for instead of the next panel, if anything: nobody else's during the product.
+    /// What tiles ask for before the next panel, if anything: a grid that is there, and nobody else's, during the
+    /// product. Products of a few rows, and those of [`both`], do not ask for it.
     pub(crate) ahead: Option<NonNull<Grid>>,
+}
+
+impl RawGemm {
+    /// Has the tile at `at`, of so many turns, ask for what is ahead, or for what is left of `panel`.
+    ///
+    /// # Safety
+    /// `ahead` is as it is to be.
+    #[inline(always)]
+    unsafe fn fetch_ahead<S: Simd, F: Format<S>>(
+        &self,
+        fetch: &mut fetch::Ahead,
+        at: &Place,
+        turns: usize,
+        panel: fetch::Run,
+    ) {
+        // Tiles of vectors that are not whole have other loops, which ask for nothing.
+        let not = !F::TILES && (at.rows, at.cols) != (F::MR, S::NR);
+        // SAFETY: passed on from the caller; the reference goes no further than this call.
+        let grid = self.ahead.map(|mut grid| unsafe { grid.as_mut() });
+        fetch.instead(grid, not, turns, panel);
+    }
 }
 
 /// Where the sums of a matrix's columns go, and what makes them.
@@ -154,7 +176,7 @@ fn few_rows<S: Simd, F: Dot<S>>(k: usize) -> usize {
 ///
 /// # Safety
 /// All of A, of the first `k` rows of the panels of B, of C and of the epilogue's
-/// operands is valid memory; C overlaps none of the others.
+/// operands is valid memory; C overlaps none of the others; what is [`RawGemm::ahead`] is as it says.
 #[inline(always)]
 pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
     if g.m == 0 || g.n == 0 {
@@ -176,20 +198,17 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
             // Without an inner dimension A has no memory to point into.
             let ptr = g.a.wrapping_add(first * g.a_row + depth * g.a_col);
             let mut a = Rows { ptr, row: g.a_row, col: g.a_col, rows: first..g.m };
-            let (mut after, of_few);
+            let (mut after, crowded);
             let mut g = g;
-            // SAFETY: passed on from the caller; the copy has room for `KC` elements of `MR` rows.
+            // SAFETY: passed on from the caller; the copy has room for `KC` elements of `MR` rows; `after`
+            // lives as long as what points to it.
             unsafe {
                 if is_crowded {
                     a = Rows { rows: first..(first + S::MR).min(g.m), ..a };
-                    let next = match a.rows.end < g.m {
-                        true => ptr.wrapping_add(a.rows.len() * g.a_row),
-                        false => g.a.wrapping_add(depth + kc),
-                    };
-                    after = Grid::new(RawOperand::floats(next, g.a_row, 1), S::MR, KC).in_pairs();
+                    after = rows_after::<S>(g, &a, depth, kc);
                     let ahead = g.ahead.or(Some(NonNull::from(&mut after)));
-                    of_few = RawGemm { ahead, ..*g };
-                    (a, g) = (copy.rows(&a, kc), &of_few);
+                    crowded = RawGemm { ahead, ..*g };
+                    (a, g) = (copy.rows(&a, kc), &crowded);
                 }
                 block(s, f, &mut (), g, &a, depth, kc);
             }
@@ -213,14 +232,31 @@ const CROWDED_COLS: usize = 4096;
 /// such that a copy pays.
 ///
 /// With rows 4 KiB apart products of 192 x 256 x 1024 and 96 x 1024 x 1024 are made 1.05 times as fast, of
-/// 96 x 4096 x 1024 as fast as without (Zen 4, AVX-512, one thread, in turns). No CPU sees such rows coming: with the
-/// next ones asked for meanwhile 4096 x 256 x 1024 by blocks of 96 rows is 1.07 times as fast as without (102 and
-/// 109 GFLOP/s of 117), 4096 x 1024 x 1024 1.02 times.
+/// 96 x 4096 x 1024 as fast as without (Zen 4, AVX-512, one thread, in turns).
 #[inline(always)]
 fn is_crowded<S: Simd>(g: &RawGemm) -> bool {
     let apart = g.a_row * size_of::<f32>();
     let is_far = g.a_col == 1 && apart > 0 && apart.is_multiple_of(PERIOD);
     !COMPACT && S::MR > WAYS && is_far && (S::NR + 1..=CROWDED_COLS).contains(&g.n)
+}
+
+/// What of a crowded A is asked for while the rows of a register block are multiplied: of every few blocks the rows
+/// behind, as many as a tile has turns; of the last block those of the next depth. No CPU sees such rows
+/// coming: 4096 x 256 x 1024 by blocks of 96 rows is 1.07 times as fast as without, 4096 x 1024 x 1024 1.02
+/// times (Zen 4, AVX-512, one thread, in turns).
+#[inline(always)]
+fn rows_after<S: Simd>(g: &RawGemm, a: &Rows, depth: usize, kc: usize) -> Grid {
+    let turns = <Single as Format<S>>::turns(KC);
+    let soon = (depth + kc).min(g.k);
+    let (row, col, rows) = match g.m - a.rows.end {
+        0 if soon == g.k => (0, 0, 0),
+        0 => (0, soon, g.m),
+        left if (a.rows.start / S::MR).is_multiple_of(turns / S::MR) => (a.rows.end, depth, left),
+        _ => (0, 0, 0),
+    };
+    let cols = KC.min(g.k - col);
+    let at = RawOperand::floats(g.a, g.a_row, 1).skip(row, col);
+    Grid::new(at, least(rows, turns), cols).in_pairs()
 }
 
 /// Room for the rows of a register block: next to each other they do not meet in the cache.
@@ -382,8 +418,7 @@ unsafe fn block<S: Simd, F: Format<S>>(
             };
             // SAFETY: the tile is inside C, and C holds the sum of the products before; what is ahead is ours.
             unsafe {
-                let grid = g.ahead.map(|mut grid| grid.as_mut());
-                fetch.instead(grid, (rows, cols) == (F::MR, S::NR), turns, tile.b);
+                g.fetch_ahead::<S, F>(&mut fetch, &at, turns, next);
                 place(s, f, unit, g, &at, tile, accumulate, last, &mut fetch);
             }
             i += rows;
