@@ -20,6 +20,7 @@
 //! A slab is made of whole panels and ends at a multiple of [`crate::KC`], so the bits are those
 //! of [`Kernels::gemm`].
 
+use crate::built::COMPACT;
 use crate::elements::{Operand, OperandMut};
 use crate::footprint::{Footprint, least};
 use crate::gemm::fetch::Grid;
@@ -133,7 +134,7 @@ impl Kernels {
                     },
                     sums: None,
                     scratch,
-                    ahead: (at < n).then_some(NonNull::from(&mut next)),
+                    ahead: (!COMPACT && at < n).then_some(NonNull::from(&mut next)),
                 };
                 // SAFETY: the part of B is inside it and the slab has room for its panels; the
                 // views are valid for the shapes checked above, `c` and `scratch` are
