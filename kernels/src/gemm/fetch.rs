@@ -50,12 +50,18 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Has a tile of so many turns ask for the next lines of a grid, if there is one; once all have
-    /// been asked for, and where the tile is of a kind that does `not` ask, for those of `panel`.
+    /// Has a tile of so many turns ask for the next lines of a grid, if there is one: for those of `panel` once
+    /// all have been asked for, and where the tile is none that `asks`, for which no lines are taken.
     #[inline(always)]
-    pub(crate) fn instead(&mut self, grid: Option<&mut Grid>, not: bool, turns: usize, panel: Run) {
+    pub(crate) fn instead(
+        &mut self,
+        grid: Option<&mut Grid>,
+        asks: bool,
+        turns: usize,
+        panel: Run,
+    ) {
         if let Some(grid) = grid.filter(|_| !COMPACT) {
-            let run = if not { None } else { grid.piece(turns) };
+            let run = if asks { grid.piece(turns) } else { None };
             self.far = run.unwrap_or(panel);
         }
     }
@@ -292,13 +298,13 @@ mod tests {
         let panel = Run::new(memory[LINE..].as_ptr(), LINE, 1);
         let before = Run::none(memory[3 * LINE..].as_ptr());
         let mut ahead = Ahead { near: Near::NONE, far: before };
-        let mut asks = |grid: Option<&mut Grid>, not: bool| {
-            ahead.instead(grid, not, 2, panel);
+        let mut far = |grid: Option<&mut Grid>, asks: bool| {
+            ahead.instead(grid, asks, 2, panel);
             (ahead.far.next, ahead.far.step)
         };
-        assert_eq!(asks(None, false), (before.next, 0));
-        assert_eq!(asks(Some(&mut grid), true), (panel.next, BYTES));
-        assert_eq!(asks(Some(&mut grid), false), (memory.as_ptr().cast(), 2 * BYTES));
-        assert_eq!(asks(Some(&mut grid), false), (panel.next, BYTES));
+        assert_eq!(far(None, true), (before.next, 0));
+        assert_eq!(far(Some(&mut grid), false), (panel.next, BYTES));
+        assert_eq!(far(Some(&mut grid), true), (memory.as_ptr().cast(), 2 * BYTES));
+        assert_eq!(far(Some(&mut grid), true), (panel.next, BYTES));
     }
 }

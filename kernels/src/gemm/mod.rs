@@ -113,10 +113,10 @@ impl RawGemm {
         panel: fetch::Run,
     ) {
         // Tiles of vectors that are not whole have other loops, which ask for nothing.
-        let not = !F::TILES && (at.rows, at.cols) != (F::MR, S::NR);
+        let asks = F::TILES || (at.rows, at.cols) == (F::MR, S::NR);
         // SAFETY: passed on from the caller; the reference goes no further than this call.
         let grid = self.ahead.map(|mut grid| unsafe { grid.as_mut() });
-        fetch.instead(grid, not, turns, panel);
+        fetch.instead(grid, asks, turns, panel);
     }
 }
 
