@@ -5,6 +5,7 @@
 mod aligned;
 mod ours;
 mod peers;
+mod place;
 mod problem;
 mod report;
 mod shapes;
@@ -17,6 +18,7 @@ use cllm_kernels::{Dtype, Isa, Kernels};
 use core::time::Duration;
 use ours::{Ours, Packing};
 use peers::OpenBlas;
+use place::Places;
 use problem::Problem;
 use report::{Entry, Line, Report};
 use std::path::PathBuf;
@@ -90,9 +92,12 @@ fn run(options: &Options) -> Result<(), String> {
     let single = Kernels::for_isa(isa).ok_or(format!("--isa {isa}: this CPU lacks it"))?;
     let half = single.with_dtype(Dtype::Bf16);
     let half = (wide && half.is_native()).then_some(half);
+    let places = if threads == 2 { Some(Places::two()?) } else { None };
+    peers::start_threads(threads)?;
     let blas = options.openblas.as_ref().filter(|_| floats);
     let blas = blas.map(|path| OpenBlas::load(path, threads)).transpose()?;
     let torch = options.python.as_ref().map(|path| Torch::start(path, threads)).transpose()?;
+    let rest = Rest { places, python: torch.as_ref().map(Torch::process) };
 
     println!("{isa}, threads: {threads}, medians of {} samples in turns, GFLOP/s", options.runs);
     if let Some(blas) = &blas {
@@ -106,7 +111,7 @@ fn run(options: &Options) -> Result<(), String> {
         let problem = Problem::new(product);
         let mut entries = Vec::new();
         if floats {
-            let ours = |packing| Box::new(Ours::new(single, &problem, packing, threads));
+            let ours = |packing| Box::new(Ours::new(single, &problem, packing, places));
             let mut list = vec![
                 contender("cllm", ours(Packing::Before)),
                 contender("cllm+pack", ours(Packing::Within)),
@@ -121,10 +126,10 @@ fn run(options: &Options) -> Result<(), String> {
             if let Some(torch) = &torch {
                 list.push(contender("torch", torch.product(&problem, "f32")?));
             }
-            entries.push(measure("f32", single, list, &problem, options)?);
+            entries.push(measure("f32", single, list, &problem, options, rest)?);
         }
         if let Some(half) = half {
-            let ours = |packing| Box::new(Ours::new(half, &problem, packing, threads));
+            let ours = |packing| Box::new(Ours::new(half, &problem, packing, places));
             let mut list = vec![
                 contender("cllm", ours(Packing::Before)),
                 contender("cllm+pack", ours(Packing::Within)),
@@ -132,7 +137,7 @@ fn run(options: &Options) -> Result<(), String> {
             if let Some(torch) = &torch {
                 list.push(contender("torch", torch.product(&problem, "bf16")?));
             }
-            entries.push(measure("bf16", half, list, &problem, options)?);
+            entries.push(measure("bf16", half, list, &problem, options, rest)?);
         }
         report.add(Line { product: problem.product.clone(), entries });
     }
@@ -152,8 +157,8 @@ fn measure(
     mut list: Vec<Contender<'_>>,
     problem: &Problem,
     options: &Options,
+    rest: Rest,
 ) -> Result<Entry, String> {
-    let threads = usize::from(options.threads);
     let mut c = Aligned::zeros(Role::C, problem.expected.len());
     for contender in &mut list {
         c.fill(f32::NAN);
@@ -174,26 +179,39 @@ fn measure(
             }
         }
         contender.calls = Calls::of(seconds);
-        rest(contender, threads);
+        rest.after(contender)?;
     }
     let flops = problem.product.flops() as f64;
     let (mut peaks, count) = (Vec::new(), list.len());
     for run in 0..usize::from(options.runs) {
-        peaks.push(ours::peak(kernels, threads));
+        peaks.push(ours::peak(kernels, rest.places));
         for turn in 0..count {
             let contender = &mut list[(run + turn) % count];
             let time = contender.sampler.sample(&mut c, contender.calls)?;
             contender.rates.push(flops * f64::from(contender.calls.timed) / time.as_secs_f64());
-            rest(contender, threads);
+            rest.after(contender)?;
         }
     }
     let rates = list.into_iter().map(|one| (one.name, median(one.rates))).collect();
     Ok(Entry { dtype, peak: median(peaks), rates })
 }
 
-fn rest(contender: &Contender<'_>, threads: usize) {
-    if contender.spins && threads > 1 {
-        std::thread::sleep(REST);
+/// What is between the samples of two libraries.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// Where the threads of each are, if it has two.
+    places: Option<Places>,
+    /// PyTorch's process.
+    python: Option<u32>,
+}
+
+impl Rest {
+    /// Waits until threads that look for work are asleep, and puts new ones where they belong.
+    fn after(self, contender: &Contender<'_>) -> Result<(), String> {
+        if contender.spins && self.places.is_some() {
+            std::thread::sleep(REST);
+        }
+        place::put_all(self.places, self.python)
     }
 }
 

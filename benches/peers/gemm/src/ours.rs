@@ -6,6 +6,7 @@
 //! are not packed lie so; they are brought there before the timing, as PyTorch's are.
 
 use crate::aligned::{Aligned, Role};
+use crate::place::Places;
 use crate::problem::Problem;
 use crate::shapes::Layout;
 use crate::timing::{Calls, Sampler, together};
@@ -60,10 +61,11 @@ pub struct Ours<'a> {
     /// A, and B if it is not packed, as bf16 where the kernels keep that.
     halves: [Option<Aligned>; 2],
     parts: Vec<Tile>,
+    places: Option<Places>,
 }
 
 impl<'a> Ours<'a> {
-    /// Prepares a product on `threads` threads.
+    /// Prepares a product, on two threads if there are places for them.
     ///
     /// # Panics
     /// If the sizes overflow.
@@ -72,7 +74,7 @@ impl<'a> Ours<'a> {
         kernels: &'static Kernels,
         problem: &'a Problem,
         packing: Packing,
-        threads: usize,
+        places: Option<Places>,
     ) -> Self {
         let (k, n) = (problem.product.k, problem.product.n);
         let mut packed = Aligned::zeros(Role::B, 0);
@@ -86,8 +88,8 @@ impl<'a> Ours<'a> {
         let a = kernels.keeps_halves().then(of_a);
         let of_b = || halves(kernels, Role::B, &problem.b, n);
         let b = (kernels.keeps_halves() && gradient).then(of_b);
-        let parts = parts(problem, packing, kernels, threads);
-        Self { kernels, problem, packing, packed, halves: [a, b], parts }
+        let parts = parts(problem, packing, kernels, places.is_some());
+        Self { kernels, problem, packing, packed, halves: [a, b], parts, places }
     }
 
     fn share<'c>(&self, tiles: Vec<(Tile, MatMut<'c>)>, packs: Range<usize>) -> Share<'c> {
@@ -151,7 +153,7 @@ impl Sampler for Ours<'_> {
                 self.share(tiles.into_iter().zip(&mut views).collect(), part.cols.clone())
             })
             .collect();
-        Ok(together(&mut shares, calls, |share| self.compute(share)))
+        Ok(together(&mut shares, calls, self.places, |share| self.compute(share)))
     }
 }
 
@@ -215,13 +217,12 @@ fn row_range<'a>(m: Operand<'a>, rows: &Range<usize>) -> Operand<'a> {
 }
 
 /// What each thread gets: all, or the halves of the rows or of the columns.
-fn parts(problem: &Problem, packing: Packing, kernels: &Kernels, threads: usize) -> Vec<Tile> {
+fn parts(problem: &Problem, packing: Packing, kernels: &Kernels, shared: bool) -> Vec<Tile> {
     let product = &problem.product;
     let (m, n) = (product.m, product.n);
-    if threads == 1 || product.flops() < WORTH_SHARING {
+    if !shared || product.flops() < WORTH_SHARING {
         return vec![Tile { rows: 0..m, cols: 0..n }];
     }
-    assert_eq!(threads, 2, "products are cut in halves only");
     let by_columns = if product.is_weight_gradient() {
         n >= m
     } else if packing == Packing::Within {
@@ -290,15 +291,15 @@ fn views<'c, 't>(
 }
 
 /// Floating-point operations a second at most: multiply-adds, or products of bf16, in registers
-/// of `threads` threads at a time.
+/// of one thread, or of two at a time.
 #[must_use]
-pub fn peak(kernels: &Kernels, threads: usize) -> f64 {
+pub fn peak(kernels: &Kernels, places: Option<Places>) -> f64 {
     // Some 100 us.
     const ITERATIONS: u64 = 100_000;
     const PASSES: u32 = 40;
-    let mut states = vec![0_u64; threads];
+    let mut states = vec![0_u64; 1 + usize::from(places.is_some())];
     let calls = Calls { warm: 4, timed: PASSES };
-    let time = together(&mut states, calls, |flops| {
+    let time = together(&mut states, calls, places, |flops| {
         let (done, checksum) = kernels.fma_peak_pass(black_box(ITERATIONS));
         black_box(checksum);
         *flops = done;

@@ -7,6 +7,15 @@ use core::ffi::{CStr, c_char, c_int};
 use libloading::{Library, Symbol};
 use std::path::Path;
 
+/// Starts the threads that `gemm` uses, of which the caller is one.
+///
+/// # Errors
+/// If there are such threads already.
+pub fn start_threads(threads: usize) -> Result<(), String> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+    pool.build_global().map_err(|e| e.to_string())
+}
+
 /// The `gemm` crate, on `threads` threads of rayon's.
 #[expect(unsafe_code, reason = "it takes pointers")]
 pub fn gemm(problem: &Problem, threads: usize) -> Box<dyn Sampler + '_> {

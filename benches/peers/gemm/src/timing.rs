@@ -1,5 +1,6 @@
 //! Timing calls, on one thread or on several that start and end each call together.
 
+use crate::place::Places;
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -55,7 +56,14 @@ impl<F: FnMut(&mut [f32])> Sampler for Function<F> {
 ///
 /// A call begins when all threads are there for it, and ends when all are done: what a product
 /// costs that one thread hands out and waits for, to threads that are awake.
-pub fn together<S: Send>(states: &mut [S], calls: Calls, work: impl Fn(&mut S) + Sync) -> Duration {
+///
+/// With `places` the second thread is put where others' second threads are.
+pub fn together<S: Send>(
+    states: &mut [S],
+    calls: Calls,
+    places: Option<Places>,
+    work: impl Fn(&mut S) + Sync,
+) -> Duration {
     let Some((first, others)) = states.split_first_mut() else { return Duration::ZERO };
     let meeting = Meeting { parties: others.len() as u64 + 1, arrivals: AtomicU64::new(0) };
     let run = |state: &mut S, calls: u32, meetings: &mut u64| {
@@ -67,7 +75,12 @@ pub fn together<S: Send>(states: &mut [S], calls: Calls, work: impl Fn(&mut S) +
     };
     std::thread::scope(|scope| {
         for state in others {
-            scope.spawn(|| run(state, calls.warm + calls.timed, &mut 0));
+            scope.spawn(|| {
+                if let Some(places) = places {
+                    places.put_second();
+                }
+                run(state, calls.warm + calls.timed, &mut 0);
+            });
         }
         let mut meetings = 0;
         run(first, calls.warm, &mut meetings);

@@ -43,6 +43,11 @@ impl Torch {
         Ok(torch)
     }
 
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The next line.
     fn answer(&self) -> Result<String, String> {
         let mut line = String::new();
