@@ -10,6 +10,7 @@
 //! (Granite Rapids, whose L3 is far; AVX-512, one thread and two, seven pairs in turns).
 
 use super::LINE;
+use super::micro::UNROLL;
 use crate::built::COMPACT;
 use crate::elements::RawOperand;
 use crate::simd::Simd;
@@ -94,6 +95,79 @@ impl Fetch for Ahead {
         // Twice the same line costs less than to ask whether there is a second.
         s.prefetch(self.far.next.wrapping_add(self.far.pair).cast());
         self.far.next = self.far.next.wrapping_add(self.far.step);
+    }
+}
+
+/// With those of [`Ahead`], the rows of A that the next tile multiplies: of each as many lines as this one's
+/// rows have.
+pub(crate) struct WithRows {
+    pub(crate) ahead: Ahead,
+    rows: NextRows,
+    turn: usize,
+}
+
+impl WithRows {
+    pub(crate) fn new(ahead: Ahead, rows: NextRows) -> Self {
+        Self { ahead, rows, turn: 0 }
+    }
+}
+
+/// Turns in which a tile uses up a line of each of its rows of A.
+const LINE_TURNS: usize = LINE / UNROLL;
+
+impl Fetch for WithRows {
+    #[inline(always)]
+    fn near_turns(&self) -> usize {
+        self.ahead.near_turns()
+    }
+    #[inline(always)]
+    fn early<S: Simd>(&mut self, s: S) {
+        self.ahead.early(s);
+    }
+    #[inline(always)]
+    fn near<S: Simd>(&mut self, s: S) {
+        self.ahead.near(s);
+    }
+    #[inline(always)]
+    fn far<S: Simd>(&mut self, s: S) {
+        self.ahead.far(s);
+        for line in self.rows.lines(self.turn, S::MR) {
+            s.prefetch(line.cast());
+        }
+        self.turn += 1;
+    }
+}
+
+/// Rows of A, as many as a register block has.
+#[derive(Clone, Copy)]
+pub(crate) struct NextRows {
+    first: *const u8,
+    /// Bytes from each to the next, and of a line: none if there is nothing to ask for.
+    row: usize,
+    line: usize,
+}
+
+impl NextRows {
+    /// Rows of words, `row` apart.
+    #[inline(always)]
+    pub(crate) fn new(first: *const f32, row: usize) -> Self {
+        Self { first: first.cast(), row: row.wrapping_mul(size_of::<f32>()), line: BYTES }
+    }
+
+    /// The line at `p`, which is in cache, over and over: nothing, without a branch.
+    #[inline(always)]
+    pub(crate) fn none(p: *const f32) -> Self {
+        Self { first: p.cast(), row: 0, line: 0 }
+    }
+
+    /// Those of a turn: in [`LINE_TURNS`] of them a line of each of `mr` rows.
+    #[inline(always)]
+    fn lines(self, turn: usize, mr: usize) -> impl Iterator<Item = *const u8> {
+        let rows = mr.div_ceil(LINE_TURNS);
+        let skipped = turn / LINE_TURNS * self.line;
+        let first = (turn % LINE_TURNS * rows).wrapping_mul(self.row).wrapping_add(skipped);
+        let first = self.first.wrapping_add(first);
+        (0..rows).map(move |i| first.wrapping_add(i.wrapping_mul(self.row)))
     }
 }
 
@@ -285,6 +359,36 @@ mod tests {
             assert_eq!(asked(grid(1, 2), 1, 2, 2), (once(2), 2), "half: {half}");
             assert_eq!(asked(grid(1, 2), 1, 2, 0), (once(0), 0), "half: {half}");
         }
+    }
+
+    #[test]
+    fn a_tile_asks_for_every_line_of_the_next_rows_that_it_uses_of_its_own() {
+        let row = 5 * LINE;
+        let memory = [0.0_f32; 16 * 5 * LINE];
+        let next = NextRows::new(memory.as_ptr(), row);
+        // Three lines of each of so many rows as a register block has; more are asked for if they are no multiple of
+        // the turns of a line.
+        for most in [4, 6, 12] {
+            let rows = most_rows(most);
+            let mut asked = [0; 16 * 5];
+            for turn in 0..3 * LINE_TURNS {
+                for line in next.lines(turn, most) {
+                    asked[(line.addr() - memory.as_ptr().addr()) / BYTES] += 1;
+                }
+            }
+            let expected = core::array::from_fn(|at| u32::from(at / 5 < rows && at % 5 < 3));
+            assert_eq!(asked, expected, "{most} rows");
+            let none = NextRows::none(memory.as_ptr());
+            assert!(
+                (0..99)
+                    .all(|turn| none.lines(turn, most).all(|line| line == memory.as_ptr().cast()))
+            );
+        }
+    }
+
+    /// Rows that are asked for where a register block has `mr`.
+    fn most_rows(mr: usize) -> usize {
+        mr.next_multiple_of(LINE_TURNS)
     }
 
     #[test]

@@ -57,7 +57,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
         let most = if in_place { g.m } else { ROWS };
         let rows = first..(first + most).min(g.m);
         let words = F::words(g.k);
-        let mut a = Rows { ptr: g.a, row: g.a_row / F::DEPTH, col: 1, rows: rows.clone() };
+        let mut a =
+            Rows { ptr: g.a, row: g.a_row / F::DEPTH, col: 1, rows: rows.clone(), next: None };
         // SAFETY: rows are inside A, and scratch has room for so many; the rest is passed on
         // from the caller.
         unsafe {

@@ -30,6 +30,7 @@
 //! caller's tiles.
 
 mod beside;
+pub(crate) mod block;
 pub(crate) mod both;
 mod compact;
 pub(crate) mod epilogue;
@@ -52,12 +53,12 @@ use crate::built::COMPACT;
 use crate::elements::{Bf16, Elements, Floats, RawOperand};
 use crate::footprint::{Footprint, least, most};
 use crate::simd::Simd;
+use block::{MAX_COLS, Place, Rows, Sums, block};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 pub(crate) use epilogue::RawEpilogue;
-use fetch::Grid;
+use fetch::{Grid, NextRows};
 use format::{Dot, Format, Single};
-use narrow::Narrow;
 
 /// Depth of a block of the inner dimension of every product.
 ///
@@ -183,7 +184,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
         return;
     }
     if !COMPACT && g.m <= few::ROWS && g.a_col == 1 {
-        let a = Rows { ptr: g.a, row: g.a_row, col: 1, rows: 0..g.m };
+        let a = Rows { ptr: g.a, row: g.a_row, col: 1, rows: 0..g.m, next: None };
         // SAFETY: passed on from the caller.
         return unsafe { few::gemm(s, f, g, &a) };
     }
@@ -197,19 +198,14 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
         while first < g.m {
             // Without an inner dimension A has no memory to point into.
             let ptr = g.a.wrapping_add(first * g.a_row + depth * g.a_col);
-            let mut a = Rows { ptr, row: g.a_row, col: g.a_col, rows: first..g.m };
-            let (mut after, crowded);
-            let mut g = g;
-            // SAFETY: passed on from the caller; the copy has room for `KC` elements of `MR` rows; `after`
-            // lives as long as what points to it.
+            let mut a = Rows { ptr, row: g.a_row, col: g.a_col, rows: first..g.m, next: None };
+            // SAFETY: passed on from the caller; the copy has room for `KC` elements of `MR` rows.
             unsafe {
                 if is_crowded {
-                    a = Rows { rows: first..(first + S::MR).min(g.m), ..a };
-                    after = rows_after::<S>(g, &a, depth, kc);
-                    let ahead = g.ahead.or(Some(NonNull::from(&mut after)));
-                    crowded = RawGemm { ahead, ..*g };
-                    (a, g) = (copy.rows(&a, kc), &crowded);
+                    let end = (first + S::MR).min(g.m);
+                    a = copy.rows(&Rows { rows: first..end, ..a }, kc);
                 }
+                a.next = next_rows::<S>(g, a.rows.end, depth, kc);
                 block(s, f, &mut (), g, &a, depth, kc);
             }
             first = a.rows.end;
@@ -240,23 +236,16 @@ fn is_crowded<S: Simd>(g: &RawGemm) -> bool {
     !COMPACT && S::MR > WAYS && is_far && (S::NR + 1..=CROWDED_COLS).contains(&g.n)
 }
 
-/// What of a crowded A is asked for while the rows of a register block are multiplied: of every few blocks the rows
-/// behind, as many as a tile has turns; of the last block those of the next depth. No CPU sees such rows
-/// coming: 4096 x 256 x 1024 by blocks of 96 rows is 1.07 times as fast as without, 4096 x 1024 x 1024 1.02
-/// times (Zen 4, AVX-512, one thread, in turns).
+/// The rows of A behind those before `end`, of `kc` elements from `depth` on: if no register block of them is left,
+/// the first of the next elements.
 #[inline(always)]
-fn rows_after<S: Simd>(g: &RawGemm, a: &Rows, depth: usize, kc: usize) -> Grid {
-    let turns = <Single as Format<S>>::turns(KC);
-    let soon = (depth + kc).min(g.k);
-    let (row, col, rows) = match g.m - a.rows.end {
-        0 if soon == g.k => (0, 0, 0),
-        0 => (0, soon, g.m),
-        left if (a.rows.start / S::MR).is_multiple_of(turns / S::MR) => (a.rows.end, depth, left),
-        _ => (0, 0, 0),
+fn next_rows<S: Simd>(g: &RawGemm, end: usize, depth: usize, kc: usize) -> Option<NextRows> {
+    let (row, col) = match g.m.saturating_sub(end) {
+        left if left >= S::MR => (end, depth),
+        _ if g.m >= S::MR && depth + kc < g.k => (0, depth + kc),
+        _ => return None,
     };
-    let cols = KC.min(g.k - col);
-    let at = RawOperand::floats(g.a, g.a_row, 1).skip(row, col);
-    Grid::new(at, least(rows, turns), cols).in_pairs()
+    Some(NextRows::new(g.a.wrapping_add(row * g.a_row + col * g.a_col), g.a_row))
 }
 
 /// Room for the rows of a register block: next to each other they do not meet in the cache.
@@ -275,7 +264,7 @@ impl Copied {
             // SAFETY: row i of both; nobody else knows of the copy.
             unsafe { to.add(i * KC).copy_from_nonoverlapping(a.ptr.add(i * a.row), kc) };
         }
-        Rows { ptr: to, row: KC, col: 1, rows: a.rows.clone() }
+        Rows { ptr: to, row: KC, col: 1, rows: a.rows.clone(), next: None }
     }
 }
 
@@ -291,7 +280,7 @@ pub(crate) unsafe fn converted<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
         return unsafe { in_blocks(s, f, Floats, g) };
     }
     let words = F::words(g.k);
-    let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: 0..g.m };
+    let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: 0..g.m, next: None };
     // SAFETY: rows are inside A, and scratch has room for all their words.
     unsafe {
         for row in 0..g.m {
@@ -331,7 +320,13 @@ unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, 
         loop {
             let kc = KC.min(g.k - depth);
             let words = F::words(kc);
-            let a = Rows { ptr: scratch.cast_const(), row: words, col: 1, rows: rows.clone() };
+            let a = Rows {
+                ptr: scratch.cast_const(),
+                row: words,
+                col: 1,
+                rows: rows.clone(),
+                next: None,
+            };
             // SAFETY: rows and products are inside A, and scratch has room for so many.
             unsafe {
                 for (i, row) in rows.clone().enumerate() {
@@ -350,83 +345,6 @@ unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, 
     }
 }
 
-/// Some rows of A, in words of a format: word (i, p) is `ptr[i * row + p * col]`.
-#[derive(Clone)]
-struct Rows {
-    ptr: *const f32,
-    row: usize,
-    col: usize,
-    /// Which rows of C they make.
-    rows: core::ops::Range<usize>,
-}
-
-/// `kc` products from `depth` on of some rows of C: see the module's pseudocode.
-///
-/// # Safety
-/// As for [`in_place`], B packed in the format; `a` is valid for its rows of `kc` elements, that
-/// is for the words that they take.
-#[inline(always)]
-unsafe fn block<S: Simd, F: Format<S>>(
-    s: S,
-    f: F,
-    unit: &mut F::Unit,
-    g: &RawGemm,
-    a: &Rows,
-    depth: usize,
-    kc: usize,
-) {
-    let words = F::words(kc);
-    let mut j = 0;
-    while j < g.n {
-        let cols = S::NR.min(g.n - j);
-        let panel = |number: usize| g.b.wrapping_add(number * g.b_panel + F::words(depth) * S::NR);
-        let next = if j + cols < g.n { words * S::NR } else { 0 };
-        let groups = a.rows.len().div_ceil(F::MR);
-        let turns = F::turns(words);
-        let next = fetch::Run::new(panel(j / S::NR + 1), next, groups * turns);
-        let mut fetch = fetch::Ahead { near: fetch::Near::NONE, far: next };
-        let mut i = a.rows.start;
-        while i < a.rows.end {
-            let left = a.rows.end - i;
-            let rows = if a.col == 1 {
-                Narrow::of::<S, F>().height(left, cols, F::MR)
-            } else {
-                F::MR.min(left)
-            };
-            let from = a.ptr.wrapping_add((i - a.rows.start) * a.row);
-            let tile = micro::Tile {
-                kc: words,
-                a: from,
-                a_row: a.row,
-                a_col: a.col,
-                b: panel(j / S::NR),
-                b_row: S::NR,
-                c: g.c.wrapping_add(i * g.c_row + j),
-                c_row: g.c_row,
-                start: g.c.wrapping_add(i * g.c_row + j),
-                start_row: g.c_row,
-                stream: false,
-            };
-            let accumulate = g.accumulate || depth > 0;
-            let last = depth + kc == g.k;
-            let at = Place { i, j, rows, cols };
-            fetch.near = if last && !COMPACT {
-                let soon = at.soon::<S, F>(&a.rows, g.n);
-                epilogue::ahead(&g.epilogue, g.c.cast_const(), g.c_row, &soon)
-            } else {
-                fetch::Near::NONE
-            };
-            // SAFETY: the tile is inside C, and C holds the sum of the products before; what is ahead is ours.
-            unsafe {
-                g.fetch_ahead::<S, F>(&mut fetch, &at, turns, next);
-                place(s, f, unit, g, &at, tile, accumulate, last, &mut fetch);
-            }
-            i += rows;
-        }
-        j += cols;
-    }
-}
-
 /// Floats of a cache line.
 pub(crate) const LINE: usize = 16;
 
@@ -434,81 +352,4 @@ pub(crate) const LINE: usize = 16;
 #[inline(always)]
 fn is_lines(at: *const f32, row: usize) -> bool {
     (at.addr() | (row * size_of::<f32>())).is_multiple_of(LINE * size_of::<f32>())
-}
-
-/// A tile of C.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    i: usize,
-    j: usize,
-    rows: usize,
-    cols: usize,
-}
-
-impl Place {
-    /// The tile whose lines are asked for during this one: itself, or where tiles take less time
-    /// than memory the next in the order of the drivers, of `rows` of C and its first `n` columns.
-    #[inline(always)]
-    fn soon<S: Simd, F: Format<S>>(self, rows: &core::ops::Range<usize>, n: usize) -> Self {
-        if !F::TILES {
-            return self;
-        }
-        let (mut i, mut j) = (self.i + self.rows, self.j);
-        if i == rows.end {
-            (i, j) = (rows.start, j + self.cols);
-        }
-        Self { i, j, rows: F::MR.min(rows.end - i), cols: S::NR.min(n.saturating_sub(j)) }
-    }
-}
-
-/// One tile, of which these may be the `last` products.
-///
-/// Before an epilogue the sums go to a buffer, and through the epilogue from there to C.
-///
-/// # Safety
-/// As for [`Format::multiply`], the tile being the place in C; passed on from [`block`].
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a product, a place in it, and what is there")]
-unsafe fn place<S: Simd, F: Format<S>>(
-    s: S,
-    f: F,
-    unit: &mut F::Unit,
-    g: &RawGemm,
-    at: &Place,
-    tile: micro::Tile,
-    accumulate: bool,
-    last: bool,
-    fetch: &mut fetch::Ahead,
-) {
-    let mut buffer = Sums::uninit();
-    let through = last && !g.epilogue.is_none();
-    let (sums, c) = (buffer.as_mut_ptr(), tile.c);
-    let tile = if through { micro::Tile { c: sums, c_row: S::NR, ..tile } } else { tile };
-    // SAFETY: the buffer holds MR x NR floats and is read where it was written.
-    unsafe {
-        f.multiply(s, unit, &tile, (at.rows, at.cols), accumulate, fetch);
-        if through {
-            epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, sums, c, g.c_row, at);
-        }
-    }
-}
-
-/// Columns and elements of the largest register block.
-const MAX_COLS: usize = 32;
-const MAX_TILE: usize = 32 * MAX_COLS;
-
-/// Room for a tile's sums, in whole lines.
-#[repr(align(64))]
-struct Sums(MaybeUninit<[f32; MAX_TILE]>);
-
-impl Sums {
-    #[inline(always)]
-    fn uninit() -> Self {
-        Self(MaybeUninit::uninit())
-    }
-
-    #[inline(always)]
-    fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
-    }
 }
