@@ -542,21 +542,22 @@ impl Kernels {
 }
 
 /// Elements of `size` bytes from a row of `cols` of them to the next, for rows that begin where cache
-/// lines do and are not a multiple of 2 KiB apart: those would all lie in the same few places of
-/// the L1 cache. With 4 KiB a weight's gradient takes 1.05 times as long (Zen 5, AVX-512), with 2 and 6 KiB products
-/// of bf16 into bf16 1.4 times (384 x 256 x 1024 and 384 x 768 x 3072, Zen 4, AVX-512). `None` on overflow.
+/// lines do and are not a multiple of 4 KiB apart, of elements smaller than `f32` of 2 KiB: those would all lie in the same
+/// few places of the L1 cache. A weight's gradient takes 1.05 times as long (`f32`, Zen 5, AVX-512), products of bf16
+/// into bf16 with rows of 2 and 6 KiB 1.4 times (384 x 256 x 1024 and 384 x 768 x 3072, Zen 4, AVX-512), those of `f32`
+/// with rows of 2 KiB no longer. `None` on overflow.
 ///
 /// # Panics
 /// If no whole number of elements makes a line of 64 bytes.
 #[must_use]
 pub const fn row_stride(cols: usize, size: usize) -> Option<usize> {
     const LINE: usize = 64;
-    const PERIOD: usize = 2048;
     assert!(size > 0 && LINE.is_multiple_of(size), "elements of this size make no line");
     let line = LINE / size;
+    let period = if size < size_of::<f32>() { 2048 } else { 4096 };
     let whole = some!(cols.checked_next_multiple_of(line));
     let bytes = some!(whole.checked_mul(size));
-    if bytes > 0 && bytes.is_multiple_of(PERIOD) { whole.checked_add(line) } else { Some(whole) }
+    if bytes > 0 && bytes.is_multiple_of(period) { whole.checked_add(line) } else { Some(whole) }
 }
 
 #[cfg(test)]
@@ -564,7 +565,7 @@ mod tests {
     use super::row_stride;
 
     #[test]
-    fn rows_are_whole_lines_and_not_2_kib_apart() {
+    fn rows_are_whole_lines_and_not_a_period_of_the_cache_apart() {
         for (cols, size, stride) in [
             (0, 4, 0),
             (1, 4, 16),
@@ -572,7 +573,8 @@ mod tests {
             (1000, 4, 1008),
             (1009, 4, 1040),
             (1024, 4, 1040),
-            (512, 4, 528),
+            (512, 4, 512),
+            (512, 2, 512),
             (1024, 2, 1056),
             (2048, 2, 2080),
             (5000, 4, 5008),

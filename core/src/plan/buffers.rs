@@ -34,7 +34,7 @@
 //! What only products read (`fc_pre`, its gradient, all outputs of norms and GELU) is of bf16
 //! where the kernels keep that: see [`Buffer`].
 //! Rows of `fc_pre`, of its gradient and of logits are whole cache lines, and have one more, which
-//! nobody touches, where they would be a multiple of 2 KiB apart ([`row_stride`]).
+//! nobody touches, where they would be a multiple of 4 KiB apart, or of 2 KiB of bf16 ([`row_stride`]).
 
 use super::{Grain, Mode, PARTIAL_ROWS, to_lines};
 use crate::adapter::AdapterTable;

@@ -19,8 +19,22 @@ pub(super) struct Rows {
     pub(super) col: usize,
     /// Which rows of C they make.
     pub(super) rows: core::ops::Range<usize>,
-    /// Rows that are multiplied after these.
-    pub(super) next: Option<NextRows>,
+    /// Which are asked for meanwhile.
+    pub(super) asks: Asks,
+}
+
+/// What of A is asked for while some of its rows are multiplied. It goes into L2: what has just been written, to scratch,
+/// is there.
+#[derive(Clone, Copy)]
+pub(super) enum Asks {
+    Nothing,
+    /// While the first panel is gone through, each register block of these rows before its turn; behind the last what
+    /// is multiplied then.
+    These {
+        then: Option<NextRows>,
+    },
+    /// While the last whole panel is gone through.
+    Behind(NextRows),
 }
 
 /// `kc` products from `depth` on of some rows of C: see the module's pseudocode.
@@ -39,6 +53,7 @@ pub(super) unsafe fn block<S: Simd, F: Format<S>>(
     kc: usize,
 ) {
     let words = F::words(kc);
+    let mut buffer = Sums::uninit();
     let mut j = 0;
     while j < g.n {
         let cols = S::NR.min(g.n - j);
@@ -51,12 +66,19 @@ pub(super) unsafe fn block<S: Simd, F: Format<S>>(
         let mut i = a.rows.start;
         let accumulate = g.accumulate || depth > 0;
         let last = depth + kc == g.k;
+        let asks = match a.asks {
+            Asks::Nothing => false,
+            Asks::These { .. } => j == 0,
+            Asks::Behind(_) => g.n - j < 2 * S::NR,
+        };
         if !COMPACT && !F::TILES && a.col == 1 && cols == S::NR {
-            let of = Panel { words, at: panel(j / S::NR), next, j, accumulate, last };
+            let sums = buffer.as_mut_ptr();
+            let of = Panel { words, at: panel(j / S::NR), next, j, accumulate, last, sums };
             let far = &mut fetch.far;
-            // SAFETY: as below.
+            // SAFETY: passed on from the caller; A's elements, the format and the panel are as asked for just now, there is
+            // an epilogue at the end of the depth only, and the buffer holds MR x NR floats.
             i = unsafe {
-                match (last && !g.epilogue.is_none(), g.ahead.is_some(), j == 0) {
+                match (last && !g.epilogue.is_none(), g.ahead.is_some(), asks) {
                     (false, true, _) => {
                         whole::<S, F, false, true, false>(s, f, unit, g, a, &of, far)
                     }
@@ -125,7 +147,10 @@ struct Panel {
     /// Its first column.
     j: usize,
     accumulate: bool,
+    /// Whether these are the last products.
     last: bool,
+    /// Room for a tile.
+    sums: *mut f32,
 }
 
 /// The register blocks of some rows of C that are whole, and the first row behind them: with `THROUGH` through the
@@ -141,8 +166,11 @@ struct Panel {
 /// While the first panel is gone through, the next rows of A are asked for, which may be in L3: with both
 /// 4096 x 256 x 256 is 1.035 times as fast in `f32` and 1.03 in bf16, 4096 x 1024 x 256 1.025 times.
 ///
+/// Rows behind the last whole register block are not asked for, nor are any with `AHEAD`.
+///
 /// # Safety
-/// As for [`block`].
+/// As for [`block`], with elements of a row of A next to each other, a format of vectors, and a whole panel with what
+/// is to be done with it at this depth; `THROUGH` at the last products only, and with room for a tile's sums.
 #[inline(always)]
 unsafe fn whole<S: Simd, F: Format<S>, const THROUGH: bool, const AHEAD: bool, const ROWS: bool>(
     s: S,
@@ -153,13 +181,12 @@ unsafe fn whole<S: Simd, F: Format<S>, const THROUGH: bool, const AHEAD: bool, c
     panel: &Panel,
     far: &mut Run,
 ) -> usize {
-    let mut buffer = Sums::uninit();
     let mut i = a.rows.start;
     let mut from = a.ptr;
     while a.rows.end - i >= F::MR {
         let at = Place { i, j: panel.j, rows: F::MR, cols: S::NR };
         let c = g.c.wrapping_add(i * g.c_row + panel.j);
-        let (to, to_row) = if THROUGH { (buffer.as_mut_ptr(), S::NR) } else { (c, g.c_row) };
+        let (to, to_row) = if THROUGH { (panel.sums, S::NR) } else { (c, g.c_row) };
         let tile = Tile {
             kc: panel.words,
             a: from,
@@ -173,6 +200,7 @@ unsafe fn whole<S: Simd, F: Format<S>, const THROUGH: bool, const AHEAD: bool, c
             start_row: g.c_row,
             stream: false,
         };
+        // Without an epilogue as `epilogue::ahead` has it, but known beforehand.
         let near = match (THROUGH, panel.last) {
             (true, _) => epilogue::ahead(&g.epilogue, g.c.cast_const(), g.c_row, &at),
             (_, true) => Near::new((c.cast_const(), g.c_row), None, (F::MR, S::NR)),
@@ -181,17 +209,18 @@ unsafe fn whole<S: Simd, F: Format<S>, const THROUGH: bool, const AHEAD: bool, c
         i += F::MR;
         let behind = from.wrapping_add(F::MR * a.row);
         let mut ahead = Ahead { near, far: *far };
-        // SAFETY: passed on from the caller, and what is ahead is ours; the buffer holds MR x NR floats and is read where
-        // it was written.
+        // SAFETY: passed on from the caller, and what is ahead is ours; sums are read where they were written.
         unsafe {
             if AHEAD {
                 g.fetch_ahead::<S, F>(&mut ahead, &at, F::turns(panel.words), panel.next);
             }
             if ROWS {
-                let next = match a.next {
-                    _ if a.rows.end - i >= F::MR => NextRows::new(behind, a.row),
-                    next => next.unwrap_or(NextRows::none(from)),
+                let next = match a.asks {
+                    Asks::Behind(next) => Some(next),
+                    Asks::These { then } if a.rows.end - i < F::MR => then,
+                    _ => Some(NextRows::new(behind, a.row)),
                 };
+                let next = next.unwrap_or(NextRows::none(from));
                 let mut fetch = WithRows::new(ahead, next);
                 f.multiply(s, unit, &tile, (F::MR, S::NR), panel.accumulate, &mut fetch);
                 ahead = fetch.ahead;
@@ -200,8 +229,7 @@ unsafe fn whole<S: Simd, F: Format<S>, const THROUGH: bool, const AHEAD: bool, c
             }
             *far = ahead.far;
             if THROUGH {
-                let sums = buffer.as_mut_ptr();
-                epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, sums, c, g.c_row, &at);
+                epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, panel.sums, c, g.c_row, &at);
             }
         }
         from = behind;

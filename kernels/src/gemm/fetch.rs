@@ -2,7 +2,7 @@
 //!
 //! What a tile meets next lies where the CPU does not see it coming: C's own rows, those of the
 //! epilogue's operands, the next panel, the next block of tokens, the part of a weight that is packed
-//! next, rows of A that are far apart. A request for a line that
+//! next, the next rows of A. A request for a line that
 //! is not in L1 holds one of the few places in which misses wait (some 10 to 16) until
 //! it comes; many at once hold them all, and the loop's own loads wait behind them.
 //! So the loop asks for a few with each of its *turns*, some 50 cycles apart: a step of the
@@ -98,8 +98,8 @@ impl Fetch for Ahead {
     }
 }
 
-/// With those of [`Ahead`], the rows of A that the next tile multiplies: of each as many lines as this one's
-/// rows have.
+/// With those of [`Ahead`], rows of A for a tile that comes later: of each as many lines as this one's rows have whole
+/// ones. If rows of a register block are no multiple of the turns of a line, some rows behind those are asked for too.
 pub(crate) struct WithRows {
     pub(crate) ahead: Ahead,
     rows: NextRows,

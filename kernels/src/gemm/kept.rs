@@ -12,7 +12,7 @@
 use super::fetch::{Ahead, Near, Run};
 use super::format::Format;
 use super::narrow::Narrow;
-use super::{KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
+use super::{Asks, KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
 use crate::elements::{Elements, Floats};
 use crate::footprint::{Footprint, least};
 use crate::simd::Simd;
@@ -57,13 +57,19 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
         let most = if in_place { g.m } else { ROWS };
         let rows = first..(first + most).min(g.m);
         let words = F::words(g.k);
-        let mut a =
-            Rows { ptr: g.a, row: g.a_row / F::DEPTH, col: 1, rows: rows.clone(), next: None };
+        let mut a = Rows {
+            ptr: g.a,
+            row: g.a_row / F::DEPTH,
+            col: 1,
+            rows: rows.clone(),
+            asks: Asks::These { then: None },
+        };
         // SAFETY: rows are inside A, and scratch has room for so many; the rest is passed on
         // from the caller.
         unsafe {
             if !in_place {
-                a = Rows { ptr: g.scratch.cast_const(), row: words, ..a };
+                let ptr = g.scratch.cast_const();
+                a = Rows { ptr, row: words, asks: Asks::Nothing, ..a };
                 for (i, row) in rows.clone().enumerate() {
                     let to = g.scratch.wrapping_add(i * words);
                     if halves.a {

@@ -53,7 +53,7 @@ use crate::built::COMPACT;
 use crate::elements::{Bf16, Elements, Floats, RawOperand};
 use crate::footprint::{Footprint, least, most};
 use crate::simd::Simd;
-use block::{MAX_COLS, Place, Rows, Sums, block};
+use block::{Asks, MAX_COLS, Place, Rows, Sums, block};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 pub(crate) use epilogue::RawEpilogue;
@@ -184,7 +184,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
         return;
     }
     if !COMPACT && g.m <= few::ROWS && g.a_col == 1 {
-        let a = Rows { ptr: g.a, row: g.a_row, col: 1, rows: 0..g.m, next: None };
+        let a = Rows { ptr: g.a, row: g.a_row, col: 1, rows: 0..g.m, asks: Asks::Nothing };
         // SAFETY: passed on from the caller.
         return unsafe { few::gemm(s, f, g, &a) };
     }
@@ -198,14 +198,16 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
         while first < g.m {
             // Without an inner dimension A has no memory to point into.
             let ptr = g.a.wrapping_add(first * g.a_row + depth * g.a_col);
-            let mut a = Rows { ptr, row: g.a_row, col: g.a_col, rows: first..g.m, next: None };
+            let asks = Asks::These { then: next_rows::<S>(g, g.m, depth, kc) };
+            let mut a = Rows { ptr, row: g.a_row, col: g.a_col, rows: first..g.m, asks };
             // SAFETY: passed on from the caller; the copy has room for `KC` elements of `MR` rows.
             unsafe {
                 if is_crowded {
-                    let end = (first + S::MR).min(g.m);
-                    a = copy.rows(&Rows { rows: first..end, ..a }, kc);
+                    let rows = first..(first + S::MR).min(g.m);
+                    let next = next_rows::<S>(g, rows.end, depth, kc);
+                    a = copy.rows(&Rows { rows, ..a }, kc);
+                    a.asks = next.map_or(Asks::Nothing, Asks::Behind);
                 }
-                a.next = next_rows::<S>(g, a.rows.end, depth, kc);
                 block(s, f, &mut (), g, &a, depth, kc);
             }
             first = a.rows.end;
@@ -240,7 +242,7 @@ fn is_crowded<S: Simd>(g: &RawGemm) -> bool {
 /// the first of the next elements.
 #[inline(always)]
 fn next_rows<S: Simd>(g: &RawGemm, end: usize, depth: usize, kc: usize) -> Option<NextRows> {
-    let (row, col) = match g.m.saturating_sub(end) {
+    let (row, col) = match g.m - end {
         left if left >= S::MR => (end, depth),
         _ if g.m >= S::MR && depth + kc < g.k => (0, depth + kc),
         _ => return None,
@@ -264,7 +266,7 @@ impl Copied {
             // SAFETY: row i of both; nobody else knows of the copy.
             unsafe { to.add(i * KC).copy_from_nonoverlapping(a.ptr.add(i * a.row), kc) };
         }
-        Rows { ptr: to, row: KC, col: 1, rows: a.rows.clone(), next: None }
+        Rows { ptr: to, row: KC, col: 1, rows: a.rows.clone(), asks: Asks::Nothing }
     }
 }
 
@@ -280,7 +282,8 @@ pub(crate) unsafe fn converted<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
         return unsafe { in_blocks(s, f, Floats, g) };
     }
     let words = F::words(g.k);
-    let a = Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: 0..g.m, next: None };
+    let a =
+        Rows { ptr: g.scratch.cast_const(), row: words, col: 1, rows: 0..g.m, asks: Asks::Nothing };
     // SAFETY: rows are inside A, and scratch has room for all their words.
     unsafe {
         for row in 0..g.m {
@@ -325,7 +328,7 @@ unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, 
                 row: words,
                 col: 1,
                 rows: rows.clone(),
-                next: None,
+                asks: Asks::Nothing,
             };
             // SAFETY: rows and products are inside A, and scratch has room for so many.
             unsafe {

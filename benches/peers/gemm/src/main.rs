@@ -160,6 +160,7 @@ fn measure(
     rest: Rest,
 ) -> Result<Entry, String> {
     let mut c = Aligned::zeros(Role::C, problem.expected.len());
+    place::put_all(rest.places, rest.python)?;
     for contender in &mut list {
         c.fill(f32::NAN);
         contender.sampler.sample(&mut c, contender.calls)?;
@@ -169,6 +170,8 @@ fn measure(
         {
             return Err(format!("{}, {dtype}, {:?}: {error}", contender.name, problem.product));
         }
+        // Its threads have been started by now.
+        rest.after(contender)?;
         let mut seconds = f64::INFINITY;
         for timed in [1, 10] {
             let calls = Calls { warm: 1, timed };

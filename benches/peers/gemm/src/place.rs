@@ -37,29 +37,38 @@ impl Places {
     }
 
     /// Puts a thread on the first or second CPU; 0 is the caller.
-    fn put(self, thread: u32, place: usize) {
+    ///
+    /// # Errors
+    /// If the system does not let it.
+    fn put(self, thread: u32, place: usize) -> Result<(), String> {
         let mut only = rustix::thread::CpuSet::new();
         only.set(self.cpus[place]);
         let thread = i32::try_from(thread).ok().and_then(rustix::process::Pid::from_raw);
-        // A thread that has ended since is in nobody's way.
-        let _ = rustix::thread::sched_setaffinity(thread, &only);
+        match rustix::thread::sched_setaffinity(thread, &only) {
+            // A thread that has ended since is in nobody's way.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => Err(format!("a thread cannot be put on CPU {}: {e}", self.cpus[place])),
+        }
     }
 
     /// Puts the caller on the second CPU.
+    ///
+    /// # Panics
+    /// If the system does not let it.
     pub fn put_second(self) {
-        self.put(0, 1);
+        self.put(0, 1).unwrap();
     }
 
     /// Puts the first thread of a process on the first CPU and all others on the second.
     ///
     /// # Errors
-    /// If the system does not say which there are.
+    /// If the system does not say which there are, or does not let it.
     pub fn put_threads(self, process: u32) -> Result<(), String> {
         let directory = format!("/proc/{process}/task");
         for entry in std::fs::read_dir(&directory).map_err(|e| format!("{directory}: {e}"))? {
             let name = entry.map_err(|e| format!("{directory}: {e}"))?.file_name();
             if let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) {
-                self.put(thread, usize::from(thread != process));
+                self.put(thread, usize::from(thread != process))?;
             }
         }
         Ok(())
