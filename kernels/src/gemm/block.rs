@@ -6,7 +6,7 @@ use super::fetch::{Ahead, Near, NextRows, Run, WithRows};
 use super::format::Format;
 use super::micro::Tile;
 use super::narrow::Narrow;
-use crate::built::COMPACT;
+use crate::built::{APART, COMPACT};
 use crate::elements::Floats;
 use crate::simd::Simd;
 use core::mem::MaybeUninit;
@@ -71,7 +71,7 @@ pub(super) unsafe fn block<S: Simd, F: Format<S>>(
             Asks::These { .. } => j == 0,
             Asks::Behind(_) => g.n - j < 2 * S::NR,
         };
-        if !COMPACT && !F::TILES && a.col == 1 && cols == S::NR {
+        if APART && !F::TILES && a.col == 1 && cols == S::NR {
             let sums = buffer.as_mut_ptr();
             let of = Panel { words, at: panel(j / S::NR), next, j, accumulate, last, sums };
             let far = &mut fetch.far;
