@@ -37,13 +37,13 @@ pub(super) enum Asks {
     Behind(NextRows),
 }
 
-/// `kc` products from `depth` on of some rows of C: see the module's pseudocode.
+/// `kc` products from `depth` on of some rows of C: see the module's pseudocode. Without `ROWS` none of A are asked for.
 ///
 /// # Safety
 /// As for [`super::in_place`], B packed in the format; `a` is valid for its rows of `kc` elements, that
 /// is for the words that they take.
 #[inline(always)]
-pub(super) unsafe fn block<S: Simd, F: Format<S>>(
+pub(super) unsafe fn block<S: Simd, F: Format<S>, const ROWS: bool>(
     s: S,
     f: F,
     unit: &mut F::Unit,
@@ -66,34 +66,28 @@ pub(super) unsafe fn block<S: Simd, F: Format<S>>(
         let mut i = a.rows.start;
         let accumulate = g.accumulate || depth > 0;
         let last = depth + kc == g.k;
-        let asks = match a.asks {
-            Asks::Nothing => false,
-            Asks::These { .. } => j == 0,
-            Asks::Behind(_) => g.n - j < 2 * S::NR,
-        };
-        if APART && !F::TILES && a.col == 1 && cols == S::NR {
+        if const { APART && S::LANES > 1 && !F::TILES } && a.col == 1 && cols == S::NR {
+            let asks = match a.asks {
+                Asks::Nothing => false,
+                Asks::These { .. } => j == 0,
+                Asks::Behind(_) => g.n - j < 2 * S::NR,
+            };
             let sums = buffer.as_mut_ptr();
             let of = Panel { words, at: panel(j / S::NR), next, j, accumulate, last, sums };
             let far = &mut fetch.far;
             // SAFETY: passed on from the caller; A's elements, the format and the panel are as asked for just now, there is
             // an epilogue at the end of the depth only, and the buffer holds MR x NR floats.
             i = unsafe {
-                match (last && !g.epilogue.is_none(), g.ahead.is_some(), asks) {
-                    (false, true, _) => {
+                match (last && !g.epilogue.is_none(), ROWS && asks) {
+                    // The way through an epilogue is long: few copies of it.
+                    (true, true) => whole::<S, F, true, true, ROWS>(s, f, unit, g, a, &of, far),
+                    (true, false) => whole::<S, F, true, true, false>(s, f, unit, g, a, &of, far),
+                    (false, _) if g.ahead.is_some() => {
                         whole::<S, F, false, true, false>(s, f, unit, g, a, &of, far)
                     }
-                    (false, false, true) => {
-                        whole::<S, F, false, false, true>(s, f, unit, g, a, &of, far)
-                    }
-                    (false, false, false) => {
+                    (false, true) => whole::<S, F, false, false, ROWS>(s, f, unit, g, a, &of, far),
+                    (false, false) => {
                         whole::<S, F, false, false, false>(s, f, unit, g, a, &of, far)
-                    }
-                    (true, true, _) => whole::<S, F, true, true, false>(s, f, unit, g, a, &of, far),
-                    (true, false, true) => {
-                        whole::<S, F, true, false, true>(s, f, unit, g, a, &of, far)
-                    }
-                    (true, false, false) => {
-                        whole::<S, F, true, false, false>(s, f, unit, g, a, &of, far)
                     }
                 }
             };
@@ -166,7 +160,7 @@ struct Panel {
 /// While the first panel is gone through, the next rows of A are asked for, which may be in L3: with both
 /// 4096 x 256 x 256 is 1.035 times as fast in `f32` and 1.03 in bf16, 4096 x 1024 x 256 1.025 times.
 ///
-/// Rows behind the last whole register block are not asked for, nor are any with `AHEAD`.
+/// Rows behind the last whole register block are not asked for.
 ///
 /// # Safety
 /// As for [`block`], with elements of a row of A next to each other, a format of vectors, and a whole panel with what

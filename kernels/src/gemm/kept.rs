@@ -88,7 +88,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
                 loop {
                     let kc = KC.min(g.k - depth);
                     let part = Rows { ptr: a.ptr.wrapping_add(F::words(depth)), ..a.clone() };
-                    block(s, f, &mut unit, g, &part, depth, kc);
+                    block::<_, _, true>(s, f, &mut unit, g, &part, depth, kc);
                     depth += kc;
                     if depth == g.k {
                         break;

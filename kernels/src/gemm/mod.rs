@@ -208,7 +208,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
                     a = copy.rows(&Rows { rows, ..a }, kc);
                     a.asks = next.map_or(Asks::Nothing, Asks::Behind);
                 }
-                block(s, f, &mut (), g, &a, depth, kc);
+                block::<_, _, true>(s, f, &mut (), g, &a, depth, kc);
             }
             first = a.rows.end;
         }
@@ -337,7 +337,7 @@ unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, 
                     let from = from.wrapping_add(row * g.a_row + depth * g.a_col);
                     pack::row(s, f, m, (from, g.a_col), kc, scratch.wrapping_add(i * words));
                 }
-                block(s, f, &mut unit, g, &a, depth, kc);
+                block::<_, _, false>(s, f, &mut unit, g, &a, depth, kc);
             }
             depth += kc;
             if depth == g.k {
