@@ -198,15 +198,17 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
         while first < g.m {
             // Without an inner dimension A has no memory to point into.
             let ptr = g.a.wrapping_add(first * g.a_row + depth * g.a_col);
-            let asks = Asks::These { then: next_rows::<S>(g, g.m, depth, kc) };
-            let mut a = Rows { ptr, row: g.a_row, col: g.a_col, rows: first..g.m, asks };
+            let end = if is_crowded { (first + S::MR).min(g.m) } else { g.m };
+            let then = next_rows::<S>(g, end, depth, kc);
+            let asks = match is_crowded {
+                true => then.map_or(Asks::Nothing, Asks::Behind),
+                false => Asks::These { then },
+            };
+            let mut a = Rows { ptr, row: g.a_row, col: g.a_col, rows: first..end, asks };
             // SAFETY: passed on from the caller; the copy has room for `KC` elements of `MR` rows.
             unsafe {
                 if is_crowded {
-                    let rows = first..(first + S::MR).min(g.m);
-                    let next = next_rows::<S>(g, rows.end, depth, kc);
-                    a = copy.rows(&Rows { rows, ..a }, kc);
-                    a.asks = next.map_or(Asks::Nothing, Asks::Behind);
+                    a = copy.rows(&a, kc);
                 }
                 block::<_, _, true>(s, f, &mut (), g, &a, depth, kc);
             }
@@ -266,7 +268,7 @@ impl Copied {
             // SAFETY: row i of both; nobody else knows of the copy.
             unsafe { to.add(i * KC).copy_from_nonoverlapping(a.ptr.add(i * a.row), kc) };
         }
-        Rows { ptr: to, row: KC, col: 1, rows: a.rows.clone(), asks: Asks::Nothing }
+        Rows { ptr: to, row: KC, col: 1, ..a.clone() }
     }
 }
 
