@@ -196,7 +196,8 @@ fn a_closed_standard_output_ends_the_program_quietly() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut plan = command(Path::new("."));
-    let output = plan.args(["plan", "--no-estimate"]).stdout(writer).output().unwrap();
+    let output =
+        plan.args(["plan", "--no-estimate", "--dtype", "f32"]).stdout(writer).output().unwrap();
     // As shells have it for SIGPIPE.
     assert_eq!(output.status.code(), Some(141));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -207,7 +208,8 @@ fn a_closed_standard_output_ends_the_program_quietly() {
 fn a_full_standard_output_is_an_error() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut plan = command(Path::new("."));
-    let output = plan.args(["plan", "--no-estimate"]).stdout(full).output().unwrap();
+    let output =
+        plan.args(["plan", "--no-estimate", "--dtype", "f32"]).stdout(full).output().unwrap();
     Ran::from(output).refused(1, &["standard output", "No space left"]);
 }
 
