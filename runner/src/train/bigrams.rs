@@ -24,7 +24,7 @@
 //!
 //! All of it is one thread's work, and so has the same bits for any number of workers.
 
-use cllm_core::{Kernels, NormKind, Param, Trainer};
+use cllm_core::{Dtype, Kernels, NormKind, Param, Trainer};
 use cllm_kernels::{MatMut, MatRef};
 
 use crate::data::stream::TokenStream;
@@ -147,8 +147,10 @@ impl Counted {
         Self { shares, starts, columns, values }
     }
 
-    /// B and Q above, `vocab x rank` both, from random numbers of that shape.
+    /// B and Q above, `vocab x rank` both, from random numbers of that shape. Products are of floats, whatever those of
+    /// the model are: columns at right angles by bf16 are not, and factors of what they span lose what was counted.
     fn factors(&self, first: Vec<f32>, rank: usize, kernels: &Kernels) -> (Vec<f32>, Vec<f32>) {
+        let kernels = kernels.with_dtype(Dtype::F32);
         let vocab = self.shares.len();
         let mut q = first;
         if vocab == rank {
@@ -304,7 +306,8 @@ mod tests {
         let rank = (d - TAKEN).min(n);
         let random =
             (0..n * rank).map(|i| ((i * i * 31 + i * 7) % 101) as f32 / 50.0 - 1.0).collect();
-        let (left, right) = counted.factors(random, rank, Kernels::detect());
+        let kernels = Kernels::detect().with_dtype(Dtype::Bf16);
+        let (left, right) = counted.factors(random, rank, kernels);
         let (e, h) = rows(&counted.shares, &left, &right, d);
         let mut worst = 0.0_f64;
         for a in 0..n {
