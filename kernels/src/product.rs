@@ -7,9 +7,9 @@ use crate::footprint::{Footprint, some};
 use crate::gated::{RawGated, RawGatedBackward};
 use crate::gemm::both;
 use crate::gemm::kept::{self, Halved};
-use crate::gemm::micro::TileFn;
 use crate::gemm::narrow::Narrow;
 use crate::gemm::pack::PackFn;
+use crate::gemm::parts::Edges;
 use crate::gemm::small::Small;
 use crate::gemm::{ColumnSums, RawEpilogue, RawGemm, SumKernel};
 use crate::mat::{MatMut, MatRef};
@@ -103,7 +103,7 @@ pub(crate) struct Products {
     pub(crate) gemm: unsafe fn(&RawGemm),
     pub(crate) gemm_both: unsafe fn(&RawGemm, RawOperand, RawOperand),
     /// What products of one panel are made of, if their A are words as it lies.
-    pub(crate) tile: Option<TileFn>,
+    pub(crate) edges: Option<Edges>,
     pub(crate) narrow: Narrow,
     pub(crate) pack_b: PackFn,
     pub(crate) peak: unsafe fn(u64) -> (u64, f32),
@@ -372,7 +372,7 @@ impl Kernels {
         let f = self.footprint();
         let as_words = a.col == 1 && (halves.a || f.plain);
         if !COMPACT
-            && let Some(tile) = self.products.tile
+            && let Some(edges) = &self.products.edges
             && Small::suits(f, m, n, k)
             && as_words
             && !halves.c
@@ -390,7 +390,7 @@ impl Kernels {
                 accumulate,
             };
             // SAFETY: as below.
-            return unsafe { small.multiply(tile, f, self.products.narrow) };
+            return unsafe { small.multiply(edges, f, self.products.narrow) };
         }
         let g = RawGemm {
             m,

@@ -13,11 +13,15 @@ use crate::elements::RawOperand;
 use crate::elementwise;
 use crate::embedding::{self, RawEmbedding};
 use crate::gated::{self, RawGated, RawGatedBackward};
+use crate::gemm::beside::{self, Panels};
+use crate::gemm::block::{self, Panel};
+use crate::gemm::fetch::Run;
 use crate::gemm::format::{Format, Rounded, Single};
-use crate::gemm::micro::{self, Tile};
-use crate::gemm::narrow::Narrow;
+use crate::gemm::micro::Tile;
+use crate::gemm::narrow::{self, Narrow};
 use crate::gemm::pack;
-use crate::gemm::{self, RawGemm};
+use crate::gemm::parts::{Edges, Parts, Shared, Whole};
+use crate::gemm::{self, RawGemm, Rows, edge, few};
 use crate::isa::Isa;
 use crate::norm::{self, RawNorm};
 use crate::peak;
@@ -85,7 +89,7 @@ macro_rules! kernel {
 /// Builds the kernels of products of one format.
 macro_rules! products {
     ($module:ident, $dtype:expr, $lanes:ty, $token:expr, $Format:ty, $format:expr,
-        $driver:ident, $peak:ident, $heads:expr, $keeps:expr, $tile:expr
+        $driver:ident, $peak:ident, $heads:expr, $keeps:expr, $edges:expr
         $(, $feature:literal)?) => {
         mod $module {
             use super::*;
@@ -115,7 +119,7 @@ macro_rules! products {
                 footprint: <$Format as Format<$lanes>>::FOOTPRINT,
                 gemm: product,
                 gemm_both: product_of_both,
-                tile: $tile,
+                edges: $edges,
                 narrow: Narrow::of::<$lanes, $Format>(),
                 pack_b,
                 peak,
@@ -126,12 +130,83 @@ macro_rules! products {
     };
 }
 
-/// Builds the function that all kernels of a format in vectors have their tiles from.
-macro_rules! tile {
-    ($name:ident, $token:expr, $format:expr $(, $feature:literal)?) => {
-        $(#[target_feature(enable = $feature)])?
-        unsafe fn $name(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
-            kernel!(micro::any($token, $format, t, rows, cols, accumulate))
+/// Builds the functions that all kernels of a format in vectors have the large parts of products from.
+macro_rules! parts {
+    ($module:ident, $token:expr, $format:expr $(, $feature:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn wide<const ALONG: bool>(
+                t: &Tile,
+                rows: usize,
+                cols: usize,
+                accumulate: bool,
+            ) {
+                kernel!(edge::tile::<_, _, ALONG, true>($token, $format, t, rows, cols, accumulate))
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn half<const ALONG: bool>(
+                t: &Tile,
+                rows: usize,
+                cols: usize,
+                accumulate: bool,
+            ) {
+                kernel!(edge::tile::<_, _, ALONG, false>($token, $format, t, rows, cols, accumulate))
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn few(g: &RawGemm, a: &Rows) {
+                kernel!(few::gemm($token, $format, g, a))
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn beside(t: &Tile, p: &Panels, rows: usize, panels: usize, accumulate: bool) {
+                kernel!(beside::side_by_side($token, $format, t, p, (rows, panels), accumulate))
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn whole<const THROUGH: bool, const AHEAD: bool, const ROWS: bool>(
+                g: &RawGemm,
+                a: &Rows,
+                panel: &Panel,
+                far: &mut Run,
+            ) -> usize {
+                kernel!(block::whole::<_, _, THROUGH, AHEAD, ROWS>(
+                    $token, $format, g, a, panel, far
+                ))
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn block(g: &RawGemm, a: &Rows, depth: usize, kc: usize) {
+                kernel!(block::block($token, $format, &mut (), g, a, depth, kc))
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn narrow(t: &Tile, _: usize, cols: usize, accumulate: bool) {
+                kernel!(narrow::tile($token, $format, t, cols, accumulate))
+            }
+
+            /// One does for all where code is compact.
+            const ONE: Edges = Edges { half: half::<false>, wide: half::<false>, narrow };
+            const ALONG: Edges = Edges { half: half::<true>, wide: wide::<true>, narrow };
+            const ACROSS: Edges = Edges { wide: wide::<false>, ..ONE };
+
+            pub(crate) const PARTS: Parts = Parts {
+                along: if COMPACT { ONE } else { ALONG },
+                across: if COMPACT { ONE } else { ACROSS },
+                few,
+                beside,
+                block,
+                whole: Whole {
+                    plain: whole::<false, false, false>,
+                    rows: whole::<false, false, true>,
+                    ahead: whole::<false, true, false>,
+                    through: whole::<true, true, false>,
+                    through_rows: whole::<true, true, true>,
+                },
+            };
         }
     };
 }
@@ -226,16 +301,16 @@ macro_rules! kernel_table {
                 kernel!(elementwise::sum_squares(token(), src, n))
             }
 
-            tile!(tile, token(), Single $(, $feature)?);
+            parts!(parts, token(), Single $(, $feature)?);
             heads!(single_heads, token(), Single $(, $feature)?);
             products!(single, Dtype::F32, $lanes, token(), Single, Single,
-                in_place, $peak, single_heads::HEADS, None, Some(tile) $(, $feature)?);
+                in_place, $peak, single_heads::HEADS, None, Some(parts::PARTS.along) $(, $feature)?);
             heads!(rounded_heads, token(), Rounded $(, $feature)?);
             products!(rounded, Dtype::Bf16, $lanes, token(), Rounded, Rounded,
                 converted, $peak, rounded_heads::HEADS, None, None
                 $(, $feature)?);
-            impl micro::Shared for $lanes {
-                const TILE: micro::TileFn = tile;
+            impl Shared for $lanes {
+                const PARTS: Parts = parts::PARTS;
                 const PACK_SINGLE: pack::PackFn = single::pack_b;
                 const PACK_ROUNDED: pack::PackFn = rounded::pack_b;
             }
@@ -337,8 +412,8 @@ pub(crate) mod avx512bf16 {
     use crate::product::Keeps;
     use crate::simd::avx512::Avx512;
 
-    tile!(
-        tile,
+    parts!(
+        parts,
         Avx512::assume(),
         Paired::assume(),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
@@ -362,7 +437,7 @@ pub(crate) mod avx512bf16 {
         dot_pass,
         paired_heads::HEADS,
         Some(KEEPS),
-        Some(tile),
+        Some(PARTS.along),
         "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"
     );
 
@@ -412,7 +487,7 @@ pub(crate) mod avx512bf16 {
         kernel!(kept::gemm(s, m.0, g, halves))
     }
 
-    pub(crate) const TILE: micro::TileFn = tile;
+    pub(crate) const PARTS: Parts = parts::PARTS;
     pub(crate) const PACK_B: pack::PackFn = paired::pack_b;
 
     pub(crate) const KEEPS: Keeps = Keeps {

@@ -112,7 +112,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["kernels/tests/amx.rs::every_product_has_the_bits_of_the_instruction"],
     ),
     Row::new(
-        "kernels/src/gemm/{mod,block,both,small}.rs",
+        "kernels/src/gemm/{mod,block,both,small,parts}.rs",
         "drivers of products: blocks of pointers",
         &[
             "kernels/tests/gemm.rs::every_stride_accumulation_and_epilogue_matches_the_reference",
@@ -126,7 +126,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["benches/code_size.sh"],
     ),
     Row::new(
-        "kernels/src/gemm/{micro,narrow,few,beside,format}.rs",
+        "kernels/src/gemm/{micro,edge,narrow,few,beside,format}.rs",
         "sums of a tile in registers",
         &["kernels/tests/gemm.rs::every_odd_size_in_each_dimension_matches_the_reference"],
     ),

@@ -11,7 +11,7 @@ use crate::simd::Simd;
 use core::hint::black_box;
 
 /// Panels of B next to each other, for [`side_by_side`].
-pub(super) struct Panels {
+pub(crate) struct Panels {
     /// Words between two panels.
     pub(super) stride: usize,
     /// Floats between two panels' parts of C.
@@ -29,7 +29,7 @@ pub(super) struct Panels {
 /// `c_stride` apart, its start one `NR` apart. `rows <= MR`; 4 panels are for one row, 2 for up
 /// to 3.
 #[inline(always)]
-pub(super) unsafe fn side_by_side<S: Simd, F: Dot<S>>(
+pub(crate) unsafe fn side_by_side<S: Simd, F: Dot<S>>(
     s: S,
     f: F,
     t: &Tile,
@@ -39,7 +39,7 @@ pub(super) unsafe fn side_by_side<S: Simd, F: Dot<S>>(
 ) {
     // SAFETY: passed on from the caller.
     unsafe {
-        if S::NR == 2 * S::LANES {
+        if const { S::NR == 2 * S::LANES } {
             beside::<S, F, 2>(s, f, t, p, (rows, panels), accumulate);
         } else {
             beside::<S, F, 4>(s, f, t, p, (rows, panels), accumulate);
@@ -70,10 +70,8 @@ unsafe fn beside<S: Simd, F: Dot<S>, const V: usize>(
             (3, 2) if V == 2 || S::LANES == 1 => stream::<S, F, 3, 2, V>(s, f, t, p, accumulate),
             (3, _) => stream::<S, F, 3, 1, V>(s, f, t, p, accumulate),
             (4, _) => stream::<S, F, 4, 1, V>(s, f, t, p, accumulate),
-            _ if S::MR == 4 => {}
             (5, _) => stream::<S, F, 5, 1, V>(s, f, t, p, accumulate),
             (6, _) => stream::<S, F, 6, 1, V>(s, f, t, p, accumulate),
-            _ if S::MR == 6 => {}
             (7, _) => stream::<S, F, 7, 1, V>(s, f, t, p, accumulate),
             (8, _) => stream::<S, F, 8, 1, V>(s, f, t, p, accumulate),
             (9, _) => stream::<S, F, 9, 1, V>(s, f, t, p, accumulate),
@@ -96,7 +94,11 @@ unsafe fn stream<S: Simd, F: Dot<S>, const M: usize, const P: usize, const V: us
     p: &Panels,
     accumulate: bool,
 ) {
-    debug_assert!(V * S::LANES == S::NR && M <= S::MR && t.b_row == S::NR);
+    // No code for rows that a register block has not: see `micro::whole`.
+    if const { M > S::MR } {
+        return;
+    }
+    debug_assert!(V * S::LANES == S::NR && t.b_row == S::NR);
     let mut sums = [[[s.splat(0.0); V]; M]; P];
     let mut rows = [t.a; M];
     for (i, row) in rows.iter_mut().enumerate() {

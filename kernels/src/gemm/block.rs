@@ -3,8 +3,8 @@
 use super::RawGemm;
 use super::epilogue;
 use super::fetch::{Ahead, Near, NextRows, Run, WithRows};
-use super::format::Format;
-use super::micro::Tile;
+use super::format::{Dot, Format};
+use super::micro::{self, Tile};
 use super::narrow::Narrow;
 use crate::built::{APART, COMPACT};
 use crate::elements::Floats;
@@ -13,7 +13,7 @@ use core::mem::MaybeUninit;
 
 /// Some rows of A, in words of a format: word (i, p) is `ptr[i * row + p * col]`.
 #[derive(Clone)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     pub(super) ptr: *const f32,
     pub(super) row: usize,
     pub(super) col: usize,
@@ -26,7 +26,7 @@ pub(super) struct Rows {
 /// What of A is asked for while some of its rows are multiplied. It goes into L2: what has just been written, to scratch,
 /// is there.
 #[derive(Clone, Copy)]
-pub(super) enum Asks {
+pub(crate) enum Asks {
     Nothing,
     /// While the first panel is gone through, each register block of these rows before its turn; behind the last what
     /// is multiplied then.
@@ -37,13 +37,13 @@ pub(super) enum Asks {
     Behind(NextRows),
 }
 
-/// `kc` products from `depth` on of some rows of C: see the module's pseudocode. Without `ROWS` none of A are asked for.
+/// `kc` products from `depth` on of some rows of C: see the module's pseudocode.
 ///
 /// # Safety
 /// As for [`super::in_place`], B packed in the format; `a` is valid for its rows of `kc` elements, that
 /// is for the words that they take.
 #[inline(always)]
-pub(super) unsafe fn block<S: Simd, F: Format<S>, const ROWS: bool>(
+pub(crate) unsafe fn block<S: Simd, F: Format<S>>(
     s: S,
     f: F,
     unit: &mut F::Unit,
@@ -66,7 +66,7 @@ pub(super) unsafe fn block<S: Simd, F: Format<S>, const ROWS: bool>(
         let mut i = a.rows.start;
         let accumulate = g.accumulate || depth > 0;
         let last = depth + kc == g.k;
-        if const { APART && S::LANES > 1 && !F::TILES } && a.col == 1 && cols == S::NR {
+        if const { lean::<S, F>() } && a.col == 1 && cols == S::NR {
             let asks = match a.asks {
                 Asks::Nothing => false,
                 Asks::These { .. } => j == 0,
@@ -74,22 +74,18 @@ pub(super) unsafe fn block<S: Simd, F: Format<S>, const ROWS: bool>(
             };
             let sums = buffer.as_mut_ptr();
             let of = Panel { words, at: panel(j / S::NR), next, j, accumulate, last, sums };
-            let far = &mut fetch.far;
             // SAFETY: passed on from the caller; A's elements, the format and the panel are as asked for just now, there is
             // an epilogue at the end of the depth only, and the buffer holds MR x NR floats.
             i = unsafe {
-                match (last && !g.epilogue.is_none(), ROWS && asks) {
+                let whole = match (last && !g.epilogue.is_none(), asks) {
                     // The way through an epilogue is long: few copies of it.
-                    (true, true) => whole::<S, F, true, true, ROWS>(s, f, unit, g, a, &of, far),
-                    (true, false) => whole::<S, F, true, true, false>(s, f, unit, g, a, &of, far),
-                    (false, _) if g.ahead.is_some() => {
-                        whole::<S, F, false, true, false>(s, f, unit, g, a, &of, far)
-                    }
-                    (false, true) => whole::<S, F, false, false, ROWS>(s, f, unit, g, a, &of, far),
-                    (false, false) => {
-                        whole::<S, F, false, false, false>(s, f, unit, g, a, &of, far)
-                    }
-                }
+                    (true, true) => F::WHOLE.through_rows,
+                    (true, false) => F::WHOLE.through,
+                    (false, _) if g.ahead.is_some() => F::WHOLE.ahead,
+                    (false, true) => F::WHOLE.rows,
+                    (false, false) => F::WHOLE.plain,
+                };
+                whole(g, a, &of, &mut fetch.far)
             };
         }
         while i < a.rows.end {
@@ -131,8 +127,13 @@ pub(super) unsafe fn block<S: Simd, F: Format<S>, const ROWS: bool>(
     }
 }
 
+/// Whether there are loops for [`whole`] register blocks alone.
+const fn lean<S: Simd, F: Format<S>>() -> bool {
+    APART && S::LANES > 1 && !F::TILES
+}
+
 /// A panel, and what becomes of the products with it.
-struct Panel {
+pub(crate) struct Panel {
     /// A block of its rows, of so many words.
     at: *const f32,
     words: usize,
@@ -166,15 +167,24 @@ struct Panel {
 /// As for [`block`], with elements of a row of A next to each other, a format of vectors, and a whole panel with what
 /// is to be done with it at this depth; `THROUGH` at the last products only, and with room for a tile's sums.
 #[inline(always)]
-unsafe fn whole<S: Simd, F: Format<S>, const THROUGH: bool, const AHEAD: bool, const ROWS: bool>(
+pub(crate) unsafe fn whole<
+    S: Simd,
+    F: Dot<S>,
+    const THROUGH: bool,
+    const AHEAD: bool,
+    const ROWS: bool,
+>(
     s: S,
     f: F,
-    unit: &mut F::Unit,
     g: &RawGemm,
     a: &Rows,
     panel: &Panel,
     far: &mut Run,
 ) -> usize {
+    if const { !lean::<S, F>() } {
+        // Not called: `block` has no other loops then.
+        return a.rows.start;
+    }
     let mut i = a.rows.start;
     let mut from = a.ptr;
     while a.rows.end - i >= F::MR {
@@ -216,10 +226,10 @@ unsafe fn whole<S: Simd, F: Format<S>, const THROUGH: bool, const AHEAD: bool, c
                 };
                 let next = next.unwrap_or(NextRows::none(from));
                 let mut fetch = WithRows::new(ahead, next);
-                f.multiply(s, unit, &tile, (F::MR, S::NR), panel.accumulate, &mut fetch);
+                micro::whole::<S, F, _, true>(s, f, &tile, panel.accumulate, &mut fetch);
                 ahead = fetch.ahead;
             } else {
-                f.multiply(s, unit, &tile, (F::MR, S::NR), panel.accumulate, &mut ahead);
+                micro::whole::<S, F, _, true>(s, f, &tile, panel.accumulate, &mut ahead);
             }
             *far = ahead.far;
             if THROUGH {
@@ -285,7 +295,13 @@ unsafe fn place<S: Simd, F: Format<S>>(
     let tile = if through { Tile { c: sums, c_row: S::NR, ..tile } } else { tile };
     // SAFETY: the buffer holds MR x NR floats and is read where it was written.
     unsafe {
-        f.multiply(s, unit, &tile, (at.rows, at.cols), accumulate, fetch);
+        let size = (at.rows, at.cols);
+        // What lean loops have left of adjacent words is at an edge of C, and words that are no floats are adjacent.
+        if const { lean::<S, F>() && F::IS_PLAIN } && tile.a_col != 1 || const { !lean::<S, F>() } {
+            f.multiply(s, unit, &tile, size, accumulate, fetch);
+        } else {
+            f.apart(s, unit, &tile, size, accumulate);
+        }
         if through {
             epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, sums, c, g.c_row, at);
         }

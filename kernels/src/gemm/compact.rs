@@ -27,6 +27,6 @@ pub(super) unsafe fn by_rows<S: Simd, F: Dot<S>, const V: usize>(
             ..*t
         };
         // SAFETY: a row of A and of C, as the caller promised.
-        unsafe { tile::<S, F, 1, V, false>(s, f, &row, cols, accumulate, &mut ()) };
+        unsafe { tile::<S, F, _, 1, V, false>(s, f, &row, cols, accumulate, &mut ()) };
     }
 }

@@ -20,6 +20,8 @@ use crate::simd::Simd;
 /// gone when it is used. In the loops of vectors none of it branches: with branches they were slower
 /// by more than what it gained.
 pub(crate) trait Fetch {
+    /// Whether there can be near lines at all.
+    const HAS_NEAR: bool = true;
     /// How many times near lines are asked for: a row each time.
     fn near_turns(&self) -> usize;
     /// Asks for the near ones of a turn, into L2.
@@ -32,6 +34,7 @@ pub(crate) trait Fetch {
 
 /// None.
 impl Fetch for () {
+    const HAS_NEAR: bool = false;
     #[inline(always)]
     fn near_turns(&self) -> usize {
         0

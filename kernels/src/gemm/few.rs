@@ -41,7 +41,7 @@ const AHEAD: usize = 2048;
 /// As for [`super::in_place`], B packed in the format; `a` is valid for its rows of all words,
 /// which are at most [`ROWS`], and `a.col == 1`.
 #[inline(always)]
-pub(super) unsafe fn gemm<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
+pub(crate) unsafe fn gemm<S: Simd, F: Dot<S>>(s: S, _: F, g: &RawGemm, a: &Rows) {
     let m = a.rows.len();
     // Groups of one size, or one less: a thin last one would wait for its own few sums.
     let most = m.div_ceil(m.div_ceil(S::MR));
@@ -65,7 +65,7 @@ pub(super) unsafe fn gemm<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows)
                 let rows = Narrow::of::<S, F>().height(m - i, cols, most);
                 let of = Part { i, j, rows, depth, kc, panels, fetches: i == 0 };
                 // SAFETY: the part is inside the product, and its panels are whole, or one.
-                unsafe { part(s, f, g, a, &of) };
+                unsafe { part::<S, F>(s, g, a, &of) };
                 i += rows;
             }
             depth += kc;
@@ -92,7 +92,7 @@ struct Part {
 /// # Safety
 /// As for [`gemm`]; all panels are whole if there are several.
 #[inline(always)]
-unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part) {
+unsafe fn part<S: Simd, F: Dot<S>>(s: S, g: &RawGemm, a: &Rows, of: &Part) {
     let done = F::words(of.depth);
     let (words, first) = (F::words(of.kc), a.rows.start + of.i);
     let cols = (of.panels * S::NR).min(g.n - of.j);
@@ -126,9 +126,10 @@ unsafe fn part<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows, of: &Part)
     // buffer holds as much.
     unsafe {
         if cols < of.panels * S::NR {
-            micro::run(s, f, &tile, (of.rows, cols), accumulate, &mut ());
+            // Not a whole panel: a tile at the edge.
+            F::PARTS.edge::<S, F>(&tile, of.rows, cols)(&tile, of.rows, cols, accumulate);
         } else {
-            beside::side_by_side(s, f, &tile, &panels, (of.rows, of.panels), accumulate);
+            (F::PARTS.beside)(&tile, &panels, of.rows, of.panels, accumulate);
         }
         if through {
             let mut p = 0;

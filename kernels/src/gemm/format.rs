@@ -18,8 +18,10 @@
 
 use super::LINE;
 use super::fetch::Fetch;
-use super::micro::{self, Tile, TileFn};
+use super::micro::{self, Tile};
 use super::pack::PackFn;
+use super::parts::{Parts, Whole};
+use super::{RawGemm, Rows, block};
 use crate::elements::{Elements, Floats};
 use crate::footprint::Footprint;
 use crate::simd::{MOST_LANES, Simd};
@@ -54,6 +56,9 @@ pub(crate) trait Format<S: Simd>: Copy {
     ///
     /// All that packs B calls it: it is large, and what it is called for are whole matrices.
     const PACK_B: PackFn;
+
+    /// The loops over whole register blocks, if there are any: not of tiles.
+    const WHOLE: Whole = Whole::NONE;
 
     /// A unit that nothing is set up for yet.
     fn unit(self) -> Self::Unit;
@@ -106,6 +111,24 @@ pub(crate) trait Format<S: Simd>: Copy {
         unsafe { self.multiply(s, unit, t, size, accumulate, &mut ()) }
     }
 
+    /// [`block`](block::block) of a product; in vectors by a function that all products of the format share.
+    ///
+    /// # Safety
+    /// As for it.
+    #[inline(always)]
+    unsafe fn block(
+        self,
+        s: S,
+        unit: &mut Self::Unit,
+        g: &RawGemm,
+        a: &Rows,
+        depth: usize,
+        kc: usize,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { block::block(s, self, unit, g, a, depth, kc) }
+    }
+
     /// Operands that lie in memory as this format's words are made of them: floats, where
     /// there is nothing else.
     type Kept: Elements<S, Self>;
@@ -142,8 +165,8 @@ pub(crate) trait Format<S: Simd>: Copy {
 
 /// A format whose words are multiplied in vectors.
 pub(crate) trait Dot<S: Simd>: Format<S> {
-    /// Tiles of this format's products.
-    const TILE: TileFn;
+    /// Parts of this format's products.
+    const PARTS: Parts;
 
     /// `sum` plus the products of the words of `a` and `b`, lane by lane.
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
@@ -153,6 +176,7 @@ pub(crate) trait Dot<S: Simd>: Format<S> {
 macro_rules! in_vectors {
     ($S:ty) => {
         type Unit = ();
+        const WHOLE: Whole = <Self as Dot<$S>>::PARTS.whole;
 
         #[inline(always)]
         fn unit(self) {}
@@ -181,7 +205,15 @@ macro_rules! in_vectors {
             accumulate: bool,
         ) {
             // SAFETY: passed on from the caller.
-            unsafe { (<Self as Dot<$S>>::TILE)(t, rows, cols, accumulate) }
+            unsafe {
+                <Self as Dot<$S>>::PARTS.edge::<$S, Self>(t, rows, cols)(t, rows, cols, accumulate)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn block(self, _: $S, (): &mut (), g: &RawGemm, a: &Rows, depth: usize, kc: usize) {
+            // SAFETY: passed on from the caller.
+            unsafe { (<Self as Dot<$S>>::PARTS.block)(g, a, depth, kc) }
         }
     };
 }
@@ -227,7 +259,7 @@ impl<S: Simd> Format<S> for Single {
 }
 
 impl<S: Simd> Dot<S> for Single {
-    const TILE: TileFn = S::TILE;
+    const PARTS: Parts = S::PARTS;
 
     #[inline(always)]
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
@@ -284,7 +316,7 @@ impl<S: Simd> Format<S> for Rounded {
 }
 
 impl<S: Simd> Dot<S> for Rounded {
-    const TILE: TileFn = S::TILE;
+    const PARTS: Parts = S::PARTS;
 
     #[inline(always)]
     fn dot(self, s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
@@ -320,7 +352,9 @@ pub(crate) use paired::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod paired {
-    use super::{Dot, Fetch, Format, PackFn, Tile, TileFn, flushed_bits, micro};
+    use super::{
+        Dot, Fetch, Format, PackFn, Parts, RawGemm, Rows, Tile, Whole, flushed_bits, micro,
+    };
     use crate::elements::{Elements, Halves};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;
@@ -394,7 +428,7 @@ mod paired {
     }
 
     impl Dot<Avx512> for Paired {
-        const TILE: TileFn = crate::shells::avx512bf16::TILE;
+        const PARTS: Parts = crate::shells::avx512bf16::PARTS;
 
         #[inline(always)]
         fn dot(self, _: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {

@@ -12,7 +12,7 @@
 use super::fetch::{Ahead, Near, Run};
 use super::format::Format;
 use super::narrow::Narrow;
-use super::{Asks, KC, Place, ROWS, RawGemm, Rows, Sums, block, epilogue, in_blocks, micro, pack};
+use super::{Asks, KC, Place, ROWS, RawGemm, Rows, Sums, epilogue, in_blocks, micro, pack};
 use crate::elements::{Elements, Floats};
 use crate::footprint::{Footprint, least};
 use crate::simd::Simd;
@@ -88,7 +88,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
                 loop {
                     let kc = KC.min(g.k - depth);
                     let part = Rows { ptr: a.ptr.wrapping_add(F::words(depth)), ..a.clone() };
-                    block::<_, _, true>(s, f, &mut unit, g, &part, depth, kc);
+                    f.block(s, &mut unit, g, &part, depth, kc);
                     depth += kc;
                     if depth == g.k {
                         break;

@@ -7,11 +7,8 @@
 //!
 //! Elements of A and B are words of a [`Format`]; `kc` counts words.
 
-use super::compact;
 use super::fetch::Fetch;
 use super::format::Dot;
-use super::narrow::{self, Narrow};
-use super::pack::PackFn;
 use crate::built::COMPACT;
 use crate::simd::{Simd, load_up_to, store_up_to};
 use core::hint::black_box;
@@ -37,20 +34,7 @@ pub(crate) struct Tile {
     pub(crate) stream: bool,
 }
 
-/// A tile of any size, of one format and instruction set: [`any`] in a function of its own.
-///
-/// All products of a format share it, for it is large: it has a loop for each number of rows.
-pub(crate) type TileFn = unsafe fn(&Tile, usize, usize, bool);
-
-/// The functions of an instruction set that kernels of the formats that every set has share.
-pub(crate) trait Shared {
-    /// Of both formats: what they multiply are floats.
-    const TILE: TileFn;
-    const PACK_SINGLE: PackFn;
-    const PACK_ROUNDED: PackFn;
-}
-
-/// One tile: a whole one here, at the edges of C by [`Dot::TILE`], which asks for no lines.
+/// One tile: a whole one here, at the edges of C by [`Dot::PARTS`], which asks for no lines.
 ///
 /// # Safety
 /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
@@ -75,122 +59,43 @@ pub(crate) unsafe fn run<S: Simd, F: Dot<S>>(
     }
     if COMPACT {
         // SAFETY: passed on from the caller.
-        return unsafe { (F::TILE)(t, rows, cols, accumulate) };
+        return unsafe { F::PARTS.edge::<S, F>(t, rows, cols)(t, rows, cols, accumulate) };
     }
     // SAFETY: passed on from the caller.
     unsafe {
-        match (S::MR, t.a_col) {
-            _ if rows < S::MR || cols < S::NR => (F::TILE)(t, rows, cols, accumulate),
-            #[cfg(target_arch = "wasm32")]
-            (4, 1) if S::NR == 2 * S::LANES => {
-                tile::<S, F, 4, 2, true>(s, f, t, cols, accumulate, fetch)
-            }
-            #[cfg(target_arch = "wasm32")]
-            (4, _) if S::NR == 2 * S::LANES => {
-                tile::<S, F, 4, 2, false>(s, f, t, cols, accumulate, fetch)
-            }
-            (4, 1) => tile::<S, F, 4, 4, true>(s, f, t, cols, accumulate, fetch),
-            (4, _) => tile::<S, F, 4, 4, false>(s, f, t, cols, accumulate, fetch),
-            (6, 1) => tile::<S, F, 6, 2, true>(s, f, t, cols, accumulate, fetch),
-            (6, _) => tile::<S, F, 6, 2, false>(s, f, t, cols, accumulate, fetch),
-            (_, 1) => tile::<S, F, 12, 2, true>(s, f, t, cols, accumulate, fetch),
-            (_, _) => tile::<S, F, 12, 2, false>(s, f, t, cols, accumulate, fetch),
+        if rows < S::MR || cols < S::NR {
+            F::PARTS.edge::<S, F>(t, rows, cols)(t, rows, cols, accumulate);
+        } else if t.a_col == 1 {
+            whole::<S, F, _, true>(s, f, t, accumulate, fetch);
+        } else {
+            whole::<S, F, _, false>(s, f, t, accumulate, fetch);
         }
     }
 }
 
-/// Dispatches on the numbers of rows and of vectors, so that edges keep their sums in
-/// registers too, and on the direction in which A is contiguous, so that addresses are cheap.
+/// A whole register block. What a set of instructions has not is left out before there is code of it
+/// (`if const`), here and below: for the optimiser to find that out of each arm took longer than all the rest.
 ///
 /// # Safety
-/// As for [`run`].
+/// As for [`tile`] of `MR` rows and `NR` columns.
 #[inline(always)]
-pub(crate) unsafe fn any<S: Simd, F: Dot<S>>(
+pub(super) unsafe fn whole<S: Simd, F: Dot<S>, T: Fetch, const ALONG: bool>(
     s: S,
     f: F,
     t: &Tile,
-    rows: usize,
-    cols: usize,
     accumulate: bool,
+    fetch: &mut T,
 ) {
-    if Narrow::of::<S, F>().is(rows, S::MR) {
-        // SAFETY: passed on from the caller.
-        return unsafe { narrow::tile(s, f, t, cols, accumulate) };
-    }
-    if COMPACT {
-        // SAFETY: passed on from the caller.
-        return unsafe {
-            // Scalars and NEON have four vectors in `NR`, the others two.
-            match S::NR / S::LANES {
-                4 => compact::by_rows::<S, F, 4>(s, f, t, rows, cols, accumulate),
-                _ => compact::by_rows::<S, F, 2>(s, f, t, rows, cols, accumulate),
-            }
-        };
-    }
-    // SAFETY: passed on from the caller.
+    // SAFETY: passed on from the caller; each arm is for its block.
     unsafe {
-        if S::LANES == 1 {
-            turned::<S, F, 4>(s, f, t, rows, cols, accumulate);
-        } else if cols <= S::LANES {
-            // The last columns of a matrix: the rest of the panel is of zeros.
-            turned::<S, F, 1>(s, f, t, rows, cols, accumulate);
-        } else if S::NR == 2 * S::LANES || cols <= 2 * S::LANES {
-            turned::<S, F, 2>(s, f, t, rows, cols, accumulate);
+        if const { S::MR == 4 && S::NR == 2 * S::LANES } {
+            tile::<S, F, T, 4, 2, ALONG>(s, f, t, S::NR, accumulate, fetch);
+        } else if const { S::MR == 4 } {
+            tile::<S, F, T, 4, 4, ALONG>(s, f, t, S::NR, accumulate, fetch);
+        } else if const { S::MR == 6 } {
+            tile::<S, F, T, 6, 2, ALONG>(s, f, t, S::NR, accumulate, fetch);
         } else {
-            turned::<S, F, 4>(s, f, t, rows, cols, accumulate);
-        }
-    }
-}
-
-/// # Safety
-/// As for [`run`], `cols <= V * LANES`.
-#[inline(always)]
-unsafe fn turned<S: Simd, F: Dot<S>, const V: usize>(
-    s: S,
-    f: F,
-    t: &Tile,
-    rows: usize,
-    cols: usize,
-    accumulate: bool,
-) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        if t.a_col == 1 {
-            sized::<S, F, V, true>(s, f, t, rows, cols, accumulate);
-        } else {
-            sized::<S, F, V, false>(s, f, t, rows, cols, accumulate);
-        }
-    }
-}
-
-/// # Safety
-/// As for [`turned`]; `ALONG` says that `a_col == 1`, otherwise `a_row == 1`.
-#[inline(always)]
-unsafe fn sized<S: Simd, F: Dot<S>, const V: usize, const ALONG: bool>(
-    s: S,
-    f: F,
-    t: &Tile,
-    rows: usize,
-    cols: usize,
-    accumulate: bool,
-) {
-    // SAFETY: passed on from the caller; each arm is given exactly its rows.
-    unsafe {
-        match rows {
-            1 => tile::<S, F, 1, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            2 => tile::<S, F, 2, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            3 => tile::<S, F, 3, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            4 => tile::<S, F, 4, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            _ if S::MR == 4 => {}
-            5 => tile::<S, F, 5, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            6 => tile::<S, F, 6, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            _ if S::MR == 6 => {}
-            7 => tile::<S, F, 7, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            8 => tile::<S, F, 8, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            9 => tile::<S, F, 9, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            10 => tile::<S, F, 10, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            11 => tile::<S, F, 11, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
-            _ => tile::<S, F, 12, V, ALONG>(s, f, t, cols, accumulate, &mut ()),
+            tile::<S, F, T, 12, 2, ALONG>(s, f, t, S::NR, accumulate, fetch);
         }
     }
 }
@@ -200,42 +105,56 @@ unsafe fn sized<S: Simd, F: Dot<S>, const V: usize, const ALONG: bool>(
 /// # Safety
 /// As for [`sized`], with `rows == M` and `cols <= V * LANES`.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: bool>(
+pub(super) unsafe fn tile<
+    S: Simd,
+    F: Dot<S>,
+    T: Fetch,
+    const M: usize,
+    const V: usize,
+    const ALONG: bool,
+>(
     s: S,
     f: F,
     t: &Tile,
     cols: usize,
     accumulate: bool,
-    fetch: &mut impl Fetch,
+    fetch: &mut T,
 ) {
     debug_assert!(V * S::LANES <= S::NR && cols <= V * S::LANES && M <= 16);
     debug_assert!(t.a_row == 1 || M == 1 || ALONG);
     debug_assert!(t.b_row == S::NR || !ALONG && !COMPACT);
     let mut sums = [[s.splat(0.0); V]; M];
     let turns = t.kc / UNROLL;
-    let near = fetch.near_turns().min(turns);
-    let late = if near == 0 { 0 } else { LATE.min(turns - near) };
     let mut from = Operands::<M, ALONG>::new(t);
     // SAFETY: kc steps of one column of A and one row of B each, as the caller promised.
     unsafe {
-        let early = near.min(turns - near - late);
-        for _ in 0..early {
-            fetch.early(s);
-            fetch.far(s);
-            from.turn(s, f, &mut sums);
-        }
-        for _ in early + near + late..turns {
-            fetch.far(s);
-            from.turn(s, f, &mut sums);
-        }
-        for _ in 0..near {
-            fetch.near(s);
-            fetch.far(s);
-            from.turn(s, f, &mut sums);
-        }
-        for _ in 0..late {
-            fetch.far(s);
-            from.turn(s, f, &mut sums);
+        if const { T::HAS_NEAR } {
+            let near = fetch.near_turns().min(turns);
+            let late = if near == 0 { 0 } else { LATE.min(turns - near) };
+            let early = near.min(turns - near - late);
+            for _ in 0..early {
+                fetch.early(s);
+                fetch.far(s);
+                from.turn(s, f, &mut sums);
+            }
+            for _ in early + near + late..turns {
+                fetch.far(s);
+                from.turn(s, f, &mut sums);
+            }
+            for _ in 0..near {
+                fetch.near(s);
+                fetch.far(s);
+                from.turn(s, f, &mut sums);
+            }
+            for _ in 0..late {
+                fetch.far(s);
+                from.turn(s, f, &mut sums);
+            }
+        } else {
+            for _ in 0..turns {
+                fetch.far(s);
+                from.turn(s, f, &mut sums);
+            }
         }
         for _ in 0..t.kc % UNROLL {
             from.step(s, f, &mut sums);

@@ -29,13 +29,14 @@
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
 //! caller's tiles.
 
-mod beside;
+pub(crate) mod beside;
 pub(crate) mod block;
 pub(crate) mod both;
 mod compact;
+pub(crate) mod edge;
 pub(crate) mod epilogue;
 pub(crate) mod fetch;
-mod few;
+pub(crate) mod few;
 pub(crate) mod format;
 #[cfg_attr(
     not(target_arch = "x86_64"),
@@ -45,6 +46,7 @@ pub(crate) mod kept;
 pub(crate) mod micro;
 pub(crate) mod narrow;
 pub(crate) mod pack;
+pub(crate) mod parts;
 pub(crate) mod small;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
@@ -53,7 +55,8 @@ use crate::built::COMPACT;
 use crate::elements::{Bf16, Elements, Floats, RawOperand};
 use crate::footprint::{Footprint, least, most};
 use crate::simd::Simd;
-use block::{Asks, MAX_COLS, Place, Rows, Sums, block};
+pub(crate) use block::Rows;
+use block::{Asks, MAX_COLS, Place, Sums};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 pub(crate) use epilogue::RawEpilogue;
@@ -186,7 +189,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
     if !COMPACT && g.m <= few::ROWS && g.a_col == 1 {
         let a = Rows { ptr: g.a, row: g.a_row, col: 1, rows: 0..g.m, asks: Asks::Nothing };
         // SAFETY: passed on from the caller.
-        return unsafe { few::gemm(s, f, g, &a) };
+        return unsafe { (<Single as Dot<S>>::PARTS.few)(g, &a) };
     }
     let is_crowded = is_crowded::<S>(g);
     let mut copy = Copied(MaybeUninit::uninit());
@@ -210,7 +213,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
                 if is_crowded {
                     a = copy.rows(&a, kc);
                 }
-                block::<_, _, true>(s, f, &mut (), g, &a, depth, kc);
+                Format::<S>::block(f, s, &mut (), g, &a, depth, kc);
             }
             first = a.rows.end;
         }
@@ -293,7 +296,7 @@ pub(crate) unsafe fn converted<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
             pack::row(s, f, Floats, (from, g.a_col), g.k, g.scratch.wrapping_add(row * words));
         }
         if g.m > 0 {
-            few::gemm(s, f, g, &a);
+            (F::PARTS.few)(g, &a);
         }
     }
 }
@@ -339,7 +342,7 @@ unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, 
                     let from = from.wrapping_add(row * g.a_row + depth * g.a_col);
                     pack::row(s, f, m, (from, g.a_col), kc, scratch.wrapping_add(i * words));
                 }
-                block::<_, _, false>(s, f, &mut unit, g, &a, depth, kc);
+                f.block(s, &mut unit, g, &a, depth, kc);
             }
             depth += kc;
             if depth == g.k {

@@ -58,7 +58,10 @@ impl Narrow {
 /// A is valid for `LANES` rows of `kc` adjacent words, B for `kc` rows of `NR`, C and, to accumulate, its
 /// start for `LANES x cols`; `cols` is at most that of [`Narrow::of`].
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, F: Dot<S>>(s: S, f: F, t: &Tile, cols: usize, accumulate: bool) {
+pub(crate) unsafe fn tile<S: Simd, F: Dot<S>>(s: S, f: F, t: &Tile, cols: usize, accumulate: bool) {
+    if const { Narrow::of::<S, F>().cols == 0 } {
+        return;
+    }
     // SAFETY: passed on from the caller; a panel has columns of zeros behind those of B.
     unsafe {
         match cols {
@@ -67,7 +70,7 @@ pub(super) unsafe fn tile<S: Simd, F: Dot<S>>(s: S, f: F, t: &Tile, cols: usize,
             3..=4 => one_by_one(s, t, &sums::<S, F, 4>(s, f, t), cols, accumulate),
             // Half of a vector's lanes, or all of them: then a column to a lane wastes none.
             _ if S::LANES == 16 => by_rows(s, t, &sums::<S, F, 8>(s, f, t), cols, accumulate),
-            _ => micro::tile::<S, F, 8, 1, true>(s, f, t, cols, accumulate, &mut ()),
+            _ => micro::tile::<S, F, _, 8, 1, true>(s, f, t, cols, accumulate, &mut ()),
         }
     }
 }

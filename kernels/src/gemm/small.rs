@@ -11,8 +11,9 @@
 //! ```
 
 use super::KC;
-use super::micro::{Tile, TileFn};
+use super::micro::Tile;
 use super::narrow::Narrow;
+use super::parts::Edges;
 use crate::footprint::Footprint;
 
 /// Most rows that are taken so: with more of them the lines of C had better be asked for ahead.
@@ -47,7 +48,7 @@ impl Small {
     /// A, the panel and C are valid memory of the format's words and of this shape, which
     /// [`Small::suits`]; C overlaps none of the others, and the CPU has the tile's instructions.
     #[inline(always)]
-    pub(crate) unsafe fn multiply(&self, tile: TileFn, f: Footprint, narrow: Narrow) {
+    pub(crate) unsafe fn multiply(&self, edges: &Edges, f: Footprint, narrow: Narrow) {
         let most = f.mr;
         // Few: counted, and halved, without a division, which would take as long as some steps.
         let mut groups = 1;
@@ -80,7 +81,10 @@ impl Small {
             };
             // SAFETY: rows inside of A and C, at most those of a register block, or those of a tile of
             // few columns; all columns of the panel that C has.
-            unsafe { tile(&of, rows, self.n, self.accumulate) };
+            unsafe {
+                let tile = edges.of(f, narrow, rows, self.n);
+                tile(&of, rows, self.n, self.accumulate);
+            }
             i += rows;
             groups -= 1;
         }

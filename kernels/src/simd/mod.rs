@@ -18,7 +18,7 @@ pub(crate) mod scalar;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 pub(crate) mod simd128;
 
-use crate::gemm::micro::Shared;
+use crate::gemm::parts::Shared;
 
 /// Lanes of the widest vectors.
 pub(crate) const MOST_LANES: usize = 16;

@@ -125,25 +125,25 @@ fn the_code_of_one_table_does_not_pass_for_another() {
     for fault in ["gelu: uses no whole vectors", "adamw: has no loop", "% of it in whole vectors"] {
         assert!(scalar.contains(fault), "{fault}: {scalar}");
     }
-    assert!(scalar.contains("single::product: its largest micro-kernel has 0 multiply-adds"));
+    assert!(scalar.contains("parts::whole: its largest micro-kernel has 0 multiply-adds"));
     assert!(complaints("avx2", &shells("avx512")).contains("gelu: has instructions of AVX512"));
     assert!(complaints("scalar", &shells("avx")).contains("scale: has instructions of AVX"));
     let unpaired = complaints("avx512bf16", &shells("avx512"));
-    assert!(unpaired.contains("single::product: its largest micro-kernel has 0"), "{unpaired}");
+    assert!(unpaired.contains("parts::whole: its largest micro-kernel has 0"), "{unpaired}");
     let untiled = complaints("amx_bf16", &shells("avx512bf16"));
-    assert!(untiled.contains("paired::product: multiplies outside of tiles"), "{untiled}");
+    assert!(untiled.contains("paired::product_of_both: multiplies outside of tiles"), "{untiled}");
     let fused = complaints("avx", &shells("avx2"));
-    assert!(fused.contains("single::product: has instructions of AVX2, FMA"), "{fused}");
+    assert!(fused.contains("parts::whole: has instructions of AVX2, FMA"), "{fused}");
     assert!(complaints("avx2", &[]).contains("looks at nothing"));
     let outside = rules::check_outside(shells("avx").iter());
     assert!(outside.iter().any(|fault| fault.contains("AVX")), "{outside:?}");
 }
 
-/// The product of a table with some instruction of its largest micro-kernel replaced.
-fn planted(module: &str, format: &str, bytes: &[u8]) -> Vec<Function> {
-    let name = format!("{SHELLS}{module}::{format}::product");
+/// A table with some instruction of a kernel's largest micro-kernel replaced.
+fn planted(module: &str, kernel: &str, bytes: &[u8]) -> Vec<Function> {
+    let name = format!("{SHELLS}{module}::{kernel}");
     let mut shells = shells(module);
-    let product = shells.iter_mut().find(|f| f.name == name).expect("every table has a product");
+    let product = shells.iter_mut().find(|f| f.name == name).expect("every table has products");
     let multiply_adds = |f: &Function, range: &core::ops::RangeInclusive<usize>| {
         f.code[range.clone()].iter().filter(|i| code::vector_bits(i) > 128).count()
     };
@@ -156,9 +156,13 @@ fn planted(module: &str, format: &str, bytes: &[u8]) -> Vec<Function> {
 
 #[test]
 fn faults_in_a_micro_kernel_are_found() {
-    for (module, format) in
-        [("avx2", "single"), ("avx512", "single"), ("avx512bf16", "paired"), ("amx_bf16", "tiled")]
-    {
+    for (module, kernel) in [
+        ("avx2", "parts::whole"),
+        ("avx2", "parts::wide"),
+        ("avx512", "parts::whole"),
+        ("avx512bf16", "paired::product_of_both"),
+        ("amx_bf16", "tiled::product"),
+    ] {
         for (what, bytes, complaint) in [
             // vmovaps [rsp+32], ymm0
             ("spill", &[0xc5, 0xfc, 0x29, 0x44, 0x24, 0x20][..], "keeps sums in memory: 1 moves"),
@@ -173,12 +177,12 @@ fn faults_in_a_micro_kernel_are_found() {
             // vaddss xmm0, xmm0, xmm1
             ("single", &[0xc5, 0xfa, 0x58, 0xc1], "computes on single floats"),
         ] {
-            let faults = complaints(module, &planted(module, format, bytes));
-            let at = format!("{format}::product: a micro-kernel {complaint}");
+            let faults = complaints(module, &planted(module, kernel, bytes));
+            let at = format!("{kernel}: a micro-kernel {complaint}");
             assert!(faults.contains(&at), "{module} {what}: {faults}");
         }
         // A plain move of a general register: nothing is wrong with it.
-        let faults = complaints(module, &planted(module, format, &[0x48, 0x89, 0xc3]));
+        let faults = complaints(module, &planted(module, kernel, &[0x48, 0x89, 0xc3]));
         assert!(!faults.contains("a micro-kernel"), "{module}: {faults}");
     }
 }

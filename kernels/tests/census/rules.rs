@@ -11,7 +11,7 @@
 use crate::code::{Function, vector_bits};
 use core::ops::RangeInclusive;
 use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A table of kernels, and what is asked of its code.
 #[derive(Clone, Copy, Debug)]
@@ -232,10 +232,23 @@ impl Table {
         let mut counts = Counts { functions: functions.len(), ..Counts::default() };
         let mut wrong: Vec<String> =
             functions.iter().filter_map(|f| foreign(f, self.features)).collect();
+        let mut largest = BTreeMap::new();
         for function in functions {
             self.count(function, &mut counts);
-            if self.bits > 0 {
-                self.check_function(function, &mut counts, &mut wrong);
+            if self.bits > 0
+                && let Some(block) = self.check_function(function, &mut counts, &mut wrong)
+            {
+                let largest = largest.entry(&function.name).or_insert(0);
+                *largest = block.max(*largest);
+            }
+        }
+        // Of several functions of one name, one for each constant parameter, some do more between two multiply-adds.
+        for (name, largest) in largest {
+            if largest < self.block {
+                wrong.push(format!(
+                    "{name}: its largest micro-kernel has {largest} multiply-adds of vectors, not {}",
+                    self.block
+                ));
             }
         }
         if functions.is_empty() {
@@ -274,10 +287,32 @@ impl Table {
         }
     }
 
-    fn check_function(&self, function: &Function, counts: &mut Counts, wrong: &mut Vec<String>) {
+    /// Whether a kernel only calls others: products in vectors are made of parts.
+    fn drives(&self, kernel: &str) -> bool {
+        self.multiply_add != MultiplyAdd::Tiles && kernel == "product"
+    }
+
+    /// Whether a kernel is made of micro-kernels.
+    fn has_micro_kernels(&self, kernel: &str) -> bool {
+        match self.multiply_add {
+            MultiplyAdd::Tiles => ["product", "product_of_both"].contains(&kernel),
+            _ => ["whole", "product_of_both", "wide", "half"].contains(&kernel),
+        }
+    }
+
+    /// What is wrong with a kernel, and of one that has whole register blocks the multiply-adds of its largest micro-kernel.
+    fn check_function(
+        &self,
+        function: &Function,
+        counts: &mut Counts,
+        wrong: &mut Vec<String>,
+    ) -> Option<usize> {
         let mut say = |what: &str| wrong.push(format!("{}: {what}", function.name));
         let kernel = function.name.rsplit("::").next().unwrap_or_default();
         let loops = || function.loops.iter().map(|l| &function.code[l.clone()]);
+        if self.drives(kernel) {
+            return None;
+        }
         if !function.code.iter().any(|i| self.is_whole(i)) {
             say("uses no whole vectors");
         }
@@ -285,12 +320,12 @@ impl Table {
             let mut arithmetics = code.iter().filter(|i| arithmetic(i).is_some()).peekable();
             arithmetics.peek().is_some() && arithmetics.all(|i| self.is_whole(i))
         };
-        // Packing moves and computes nothing.
-        if kernel != "pack_b" && !loops().any(computes) {
+        // Packing moves and computes nothing; tiles of few columns transpose what they load.
+        if !["pack_b", "narrow"].contains(&kernel) && !loops().any(computes) {
             say("has no loop that computes in whole vectors");
         }
-        if !["product", "product_of_both", "tile"].contains(&kernel) {
-            return;
+        if !self.has_micro_kernels(kernel) {
+            return None;
         }
         // They round differently: see `gemm::tiled`.
         let in_vectors = |i: &Instruction| arithmetic(i) == Some(Arithmetic::Pairs);
@@ -303,12 +338,8 @@ impl Table {
             counts.micro += 1;
             self.check_micro(function, range, counts, &mut say);
         }
-        if largest < self.block {
-            say(&format!(
-                "its largest micro-kernel has {largest} multiply-adds of vectors, not {}",
-                self.block
-            ));
-        }
+        // Half a panel's columns are half a register block.
+        (kernel != "half").then_some(largest)
     }
 
     /// The loops whose instructions are multiply-adds by half or more, or by a quarter where each

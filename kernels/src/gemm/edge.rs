@@ -1,0 +1,93 @@
+//! Tiles at the edges of C, and others that are no whole register block.
+//!
+//! Each number of rows has a loop of its own, so that sums are in registers; so has half a panel of columns, and each
+//! direction in which A is contiguous, so that addresses are cheap. They ask for no lines.
+
+use super::compact;
+use super::format::Dot;
+use super::micro::{self, Tile};
+use crate::built::COMPACT;
+use crate::simd::Simd;
+
+/// A tile of `rows` rows and of `cols` columns: more than half of a panel's with `WIDE`, otherwise at most so many.
+/// `ALONG` says that `a_col == 1`, otherwise `a_row == 1`. Where code is [`COMPACT`] any of these does for all.
+///
+/// # Safety
+/// As for [`micro::run`].
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, F: Dot<S>, const ALONG: bool, const WIDE: bool>(
+    s: S,
+    f: F,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    // SAFETY: passed on from the caller. Vectors are those of the columns, of which a panel has two or four.
+    unsafe {
+        if const { COMPACT && S::NR == 4 * S::LANES } {
+            compact::by_rows::<S, F, 4>(s, f, t, rows, cols, accumulate);
+        } else if const { COMPACT } {
+            compact::by_rows::<S, F, 2>(s, f, t, rows, cols, accumulate);
+        } else if const { WIDE && S::NR == 4 * S::LANES } {
+            sized::<S, F, 4, ALONG>(s, f, t, rows, cols, accumulate);
+        } else if const { WIDE || S::LANES == 1 } {
+            sized::<S, F, 2, ALONG>(s, f, t, rows, cols, accumulate);
+        } else if const { S::NR == 2 * S::LANES } {
+            // The last columns of a matrix: the rest of the panel is of zeros.
+            sized::<S, F, 1, ALONG>(s, f, t, rows, cols, accumulate);
+        } else if cols <= S::LANES {
+            sized::<S, F, 1, ALONG>(s, f, t, rows, cols, accumulate);
+        } else {
+            sized::<S, F, 2, ALONG>(s, f, t, rows, cols, accumulate);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`tile`], `cols <= V * LANES`.
+#[inline(always)]
+unsafe fn sized<S: Simd, F: Dot<S>, const V: usize, const ALONG: bool>(
+    s: S,
+    f: F,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    // SAFETY: passed on from the caller; each arm is given exactly its rows.
+    unsafe {
+        match rows {
+            1 => lower::<S, F, 1, V, ALONG>(s, f, t, cols, accumulate),
+            2 => lower::<S, F, 2, V, ALONG>(s, f, t, cols, accumulate),
+            3 => lower::<S, F, 3, V, ALONG>(s, f, t, cols, accumulate),
+            4 => lower::<S, F, 4, V, ALONG>(s, f, t, cols, accumulate),
+            5 => lower::<S, F, 5, V, ALONG>(s, f, t, cols, accumulate),
+            6 => lower::<S, F, 6, V, ALONG>(s, f, t, cols, accumulate),
+            7 => lower::<S, F, 7, V, ALONG>(s, f, t, cols, accumulate),
+            8 => lower::<S, F, 8, V, ALONG>(s, f, t, cols, accumulate),
+            9 => lower::<S, F, 9, V, ALONG>(s, f, t, cols, accumulate),
+            10 => lower::<S, F, 10, V, ALONG>(s, f, t, cols, accumulate),
+            11 => lower::<S, F, 11, V, ALONG>(s, f, t, cols, accumulate),
+            _ => lower::<S, F, 12, V, ALONG>(s, f, t, cols, accumulate),
+        }
+    }
+}
+
+/// A tile of `M` rows, if a register block has so many.
+///
+/// # Safety
+/// As for [`sized`], with `rows == M`.
+#[inline(always)]
+unsafe fn lower<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG: bool>(
+    s: S,
+    f: F,
+    t: &Tile,
+    cols: usize,
+    accumulate: bool,
+) {
+    if const { M <= S::MR } {
+        // SAFETY: passed on from the caller.
+        unsafe { micro::tile::<S, F, _, M, V, ALONG>(s, f, t, cols, accumulate, &mut ()) };
+    }
+}
