@@ -116,51 +116,29 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             let left = KC.min(g.k - depth - kc);
             let mut next = Grid::new(a.skip(0, kc).flip(), left, g.m);
             let mut later = Grid::new(b.skip(kc, 0), left, g.n);
-            let turns = F::turns(words);
-            let mut fetch = Ahead { near: Near::NONE, far: Run::none(g.c) };
-            let mut j = 0;
-            while j < g.n {
-                let cols = S::NR.min(g.n - j);
-                let (panel, b_row) = match j < there {
-                    true => (b.skip(0, j).ptr, b.row),
-                    false => (packed_b.add((j - there) * words).cast_const(), S::NR),
+            let asks = Asks { turns: F::turns(words), next: &mut next, later: &mut later };
+            let left = match (a_lies, F::TILES) {
+                (true, _) => Left { ptr: a.ptr, block: F::MR, row: 1, col: a.col },
+                (_, true) => Left { ptr: packed_a, block: words * F::MR, row: words, col: 1 },
+                (_, false) => Left { ptr: packed_a, block: words * F::MR, row: 1, col: F::MR },
+            };
+            let mut column = Column {
+                words,
+                left,
+                panel: packed_b,
+                b_row: S::NR,
+                j: 0,
+                accumulate,
+                stream,
+                asks,
+            };
+            while column.j < g.n {
+                (column.panel, column.b_row) = match column.j < there {
+                    true => (b.skip(0, column.j).ptr, b.row),
+                    false => (packed_b.add((column.j - there) * words).cast_const(), S::NR),
                 };
-                let mut i = 0;
-                while i < g.m {
-                    let rows = F::MR.min(g.m - i);
-                    let c = g.c.add(i * g.c_row + j);
-                    if accumulate {
-                        let c = (c.cast_const(), g.c_row);
-                        fetch.near = Near::new(c, None, (rows, cols));
-                    }
-                    if !COMPACT {
-                        fetch.far = next
-                            .piece(turns)
-                            .or_else(|| later.piece(turns))
-                            .unwrap_or(Run::none(panel));
-                    }
-                    let (a, a_row, a_col) = match (a_lies, F::TILES) {
-                        (true, _) => (a.skip(i, 0).ptr, 1, a.col),
-                        (_, true) => (packed_a.add(i * words).cast_const(), words, 1),
-                        (_, false) => (packed_a.add(i * words).cast_const(), 1, F::MR),
-                    };
-                    let tile = micro::Tile {
-                        kc: words,
-                        a,
-                        a_row,
-                        a_col,
-                        b: panel,
-                        b_row,
-                        c,
-                        c_row: g.c_row,
-                        start: c,
-                        start_row: g.c_row,
-                        stream,
-                    };
-                    f.multiply(s, &mut unit, &tile, (rows, cols), accumulate, &mut fetch);
-                    i += rows;
-                }
-                j += cols;
+                column.multiply(s, f, &mut unit, g);
+                column.j += S::NR.min(g.n - column.j);
             }
         }
         if stream {
@@ -169,6 +147,121 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         depth += kc;
         if depth == g.k {
             return;
+        }
+    }
+}
+
+/// A block of A's columns: register blocks `block` words apart.
+struct Left {
+    ptr: *const f32,
+    block: usize,
+    row: usize,
+    col: usize,
+}
+
+/// Lines of the next block of depth.
+struct Asks<'a> {
+    turns: usize,
+    next: &'a mut Grid,
+    later: &'a mut Grid,
+}
+
+impl Asks<'_> {
+    /// What goes with a tile; the line at `p`, which is in cache, if all has been asked for.
+    #[inline(always)]
+    fn piece(&mut self, p: *const f32) -> Run {
+        if COMPACT {
+            return Run::none(p);
+        }
+        let run = self.next.piece(self.turns);
+        run.or_else(|| self.later.piece(self.turns)).unwrap_or(Run::none(p))
+    }
+}
+
+/// `words` words of depth of a panel of C.
+struct Column<'a> {
+    words: usize,
+    left: Left,
+    panel: *const f32,
+    b_row: usize,
+    /// Its first column.
+    j: usize,
+    accumulate: bool,
+    stream: bool,
+    asks: Asks<'a>,
+}
+
+impl Column<'_> {
+    /// All tiles of a column: whole register blocks, in a loop that decides nothing else (see [`block`](super::block)),
+    /// and what is left.
+    ///
+    /// # Safety
+    /// Left and right are valid for the depth, C for the column, whole lines of it if they are streamed.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, F: Format<S>>(
+        &mut self,
+        s: S,
+        f: F,
+        unit: &mut F::Unit,
+        g: &RawGemm,
+    ) {
+        let cols = S::NR.min(g.n - self.j);
+        let mut c = g.c.wrapping_add(self.j);
+        let mut a = self.left.ptr;
+        let mut i = 0;
+        if !COMPACT && cols == S::NR {
+            while g.m - i >= F::MR {
+                let mut fetch = Ahead {
+                    near: self.near(c, g.c_row, (F::MR, S::NR)),
+                    far: self.asks.piece(self.panel),
+                };
+                let tile = self.tile(a, c, g.c_row);
+                // SAFETY: passed on from the caller.
+                unsafe { f.across(s, unit, &tile, self.accumulate, &mut fetch) };
+                c = c.wrapping_add(F::MR * g.c_row);
+                a = a.wrapping_add(self.left.block);
+                i += F::MR;
+            }
+        }
+        while i < g.m {
+            let rows = F::MR.min(g.m - i);
+            let tile = self.tile(a, c, g.c_row);
+            // SAFETY: as above.
+            unsafe {
+                if const { F::TILES } {
+                    let near = self.near(c, g.c_row, (rows, cols));
+                    let mut fetch = Ahead { near, far: self.asks.piece(self.panel) };
+                    f.multiply(s, unit, &tile, (rows, cols), self.accumulate, &mut fetch);
+                } else {
+                    f.apart(s, unit, &tile, (rows, cols), self.accumulate);
+                }
+            }
+            c = c.wrapping_add(F::MR * g.c_row);
+            a = a.wrapping_add(self.left.block);
+            i += rows;
+        }
+    }
+
+    /// Lines of C that a tile adds to.
+    #[inline(always)]
+    fn near(&self, c: *mut f32, c_row: usize, size: (usize, usize)) -> Near {
+        if self.accumulate { Near::new((c.cast_const(), c_row), None, size) } else { Near::NONE }
+    }
+
+    #[inline(always)]
+    fn tile(&self, a: *const f32, c: *mut f32, c_row: usize) -> micro::Tile {
+        micro::Tile {
+            kc: self.words,
+            a,
+            a_row: self.left.row,
+            a_col: self.left.col,
+            b: self.panel,
+            b_row: self.b_row,
+            c,
+            c_row,
+            start: c,
+            start_row: c_row,
+            stream: self.stream,
         }
     }
 }

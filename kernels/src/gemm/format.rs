@@ -93,6 +93,24 @@ pub(crate) trait Format<S: Simd>: Copy {
         fetch: &mut impl Fetch,
     );
 
+    /// [`Format::multiply`] of a whole register block; where there are no tiles, of columns of A whose words are
+    /// adjacent (`a_row == 1`).
+    ///
+    /// # Safety
+    /// As for [`Format::multiply`], of `MR x NR`.
+    #[inline(always)]
+    unsafe fn across(
+        self,
+        s: S,
+        unit: &mut Self::Unit,
+        t: &Tile,
+        accumulate: bool,
+        fetch: &mut impl Fetch,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.multiply(s, unit, t, (Self::MR, S::NR), accumulate, fetch) }
+    }
+
     /// [`Format::multiply`] that asks for no lines: in vectors, by a function that all small
     /// products of the format share.
     ///
@@ -193,6 +211,19 @@ macro_rules! in_vectors {
         ) {
             // SAFETY: passed on from the caller.
             unsafe { micro::run(s, self, t, size, accumulate, fetch) }
+        }
+
+        #[inline(always)]
+        unsafe fn across(
+            self,
+            s: $S,
+            (): &mut (),
+            t: &Tile,
+            accumulate: bool,
+            fetch: &mut impl Fetch,
+        ) {
+            // SAFETY: passed on from the caller.
+            unsafe { micro::whole::<$S, Self, _, false>(s, self, t, accumulate, fetch) }
         }
 
         #[inline(always)]
