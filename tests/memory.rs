@@ -256,7 +256,9 @@ fn of_rows_a_period_of_the_cache_apart_all_but_a_line_is_used() {
         ..config()
     };
     let best = Kernels::detect();
-    for kernels in [best, best.with_dtype(Dtype::Bf16)] {
+    // Where bf16 is rounded rows are as for floats, and scratch has room for products of few rows that are not here.
+    let halves = Some(best.with_dtype(Dtype::Bf16)).filter(|kernels| kernels.keeps_halves());
+    for kernels in [Some(best), halves].into_iter().flatten() {
         let element = if kernels.keeps_halves() { 2 } else { 4 };
         let behind = |cols: usize| usize::from((cols * element).is_multiple_of(1024 * element));
         let (width, wider) = (behind(config.d_model), behind(config.d_ff));
