@@ -55,7 +55,7 @@ pub(super) fn bytes(vocab: usize, d: usize, tokens: u64) -> usize {
     // A pair, its column and its value, which grow to twice what they hold.
     let counted = tokens.min(MOST) as usize * (8 + 2 * 8) + vocab * 12;
     // Two factors and two between them (or E and H), what the triangle is made in, and panels of products.
-    counted + 16 * vocab * d + 12 * d * d + (1 << 22)
+    counted + 16 * vocab * d + 1024 * vocab + 12 * d * d + (1 << 22)
 }
 
 /// Sets the token table and the output projection of `trainer`, whose other weights are there, from the pairs of `text`.
