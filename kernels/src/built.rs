@@ -15,8 +15,8 @@
 
 /// Less code before speed.
 pub(crate) const COMPACT: bool = cfg!(feature = "compact");
-/// Loops of their own for what a panel can be (`gemm::block`). Without optimisation each of them has all its vectors on the
-/// stack, of a function that has them all: more than the 2 MiB that a thread has.
+/// Loops of their own for what a panel can be (`gemm::block`). Without optimisation a loop has all its vectors on the
+/// stack: with all loops in one function that was more than the 2 MiB that a thread has.
 pub(crate) const APART: bool = !COMPACT && !cfg!(unoptimized);
 /// Attention from a first key on.
 pub(crate) const DOCUMENTS: bool = cfg!(feature = "documents");

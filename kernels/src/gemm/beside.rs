@@ -95,6 +95,7 @@ unsafe fn stream<S: Simd, F: Dot<S>, const M: usize, const P: usize, const V: us
     accumulate: bool,
 ) {
     // No code for rows that a register block has not: see `micro::whole`.
+    debug_assert!(M <= S::MR);
     if const { M > S::MR } {
         return;
     }

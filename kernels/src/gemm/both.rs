@@ -192,11 +192,11 @@ struct Column<'a> {
 }
 
 impl Column<'_> {
-    /// All tiles of a column: whole register blocks, in a loop that decides nothing else (see [`block`](super::block)),
-    /// and what is left.
+    /// All tiles of a column: whole register blocks, in a loop of their own (see [`block`](super::block)), and what is left.
     ///
     /// # Safety
-    /// Left and right are valid for the depth, C for the column, whole lines of it if they are streamed.
+    /// Left and right are valid for the depth: register blocks of A `left.block` apart, of `row == 1` in a format without
+    /// tiles; rows of the panel `b_row` apart. C is valid for the column, whole lines of it if they are streamed.
     #[inline(always)]
     unsafe fn multiply<S: Simd, F: Format<S>>(
         &mut self,

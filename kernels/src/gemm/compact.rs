@@ -5,8 +5,8 @@ use super::format::Dot;
 use super::micro::{Tile, tile};
 use crate::simd::Simd;
 
-/// [`micro::any`](super::micro::any) in little code: a row after the other, whatever lies where. The additions are the same, in the same
-/// order.
+/// [`edge::tile`](super::edge::tile) in little code: a row after the other, whatever lies where. The additions are the
+/// same, in the same order.
 ///
 /// # Safety
 /// As for [`micro::run`](super::micro::run), with `V` vectors in `NR`.

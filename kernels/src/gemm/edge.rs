@@ -10,10 +10,10 @@ use crate::built::COMPACT;
 use crate::simd::Simd;
 
 /// A tile of `rows` rows and of `cols` columns: more than half of a panel's with `WIDE`, otherwise at most so many.
-/// `ALONG` says that `a_col == 1`, otherwise `a_row == 1`. Where code is [`COMPACT`] any of these does for all.
+/// Where code is [`COMPACT`] any of these does for all.
 ///
 /// # Safety
-/// As for [`micro::run`].
+/// As for [`micro::run`]; the columns are as `WIDE` says, and `ALONG` says that `a_col == 1`, otherwise `a_row == 1`.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, F: Dot<S>, const ALONG: bool, const WIDE: bool>(
     s: S,
@@ -86,6 +86,7 @@ unsafe fn lower<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG:
     cols: usize,
     accumulate: bool,
 ) {
+    debug_assert!(M <= S::MR);
     if const { M <= S::MR } {
         // SAFETY: passed on from the caller.
         unsafe { micro::tile::<S, F, _, M, V, ALONG>(s, f, t, cols, accumulate, &mut ()) };

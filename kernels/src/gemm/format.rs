@@ -93,11 +93,10 @@ pub(crate) trait Format<S: Simd>: Copy {
         fetch: &mut impl Fetch,
     );
 
-    /// [`Format::multiply`] of a whole register block; where there are no tiles, of columns of A whose words are
-    /// adjacent (`a_row == 1`).
+    /// [`Format::multiply`] of a whole register block of columns of A.
     ///
     /// # Safety
-    /// As for [`Format::multiply`], of `MR x NR`.
+    /// As for [`Format::multiply`], of `MR x NR`, with `a_row == 1` in a format without [`Format::TILES`].
     #[inline(always)]
     unsafe fn across(
         self,
@@ -111,8 +110,8 @@ pub(crate) trait Format<S: Simd>: Copy {
         unsafe { self.multiply(s, unit, t, (Self::MR, S::NR), accumulate, fetch) }
     }
 
-    /// [`Format::multiply`] that asks for no lines: in vectors, by a function that all small
-    /// products of the format share.
+    /// [`Format::multiply`] that asks for no lines: in vectors, by a function that all edges and
+    /// small products of the format share.
     ///
     /// # Safety
     /// As for [`Format::multiply`].

@@ -39,7 +39,7 @@ pub(crate) struct Tile {
 /// # Safety
 /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to
 /// accumulate, its start for `rows x cols`; `b_row` is as [`Tile`] says;
-/// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`. Or a tile of [`narrow`].
+/// `rows <= MR <= 12`, `cols <= NR`; `a_col == 1` or `a_row == 1`. Or a tile of [`super::narrow`].
 #[inline(always)]
 pub(crate) unsafe fn run<S: Simd, F: Dot<S>>(
     s: S,
@@ -103,7 +103,7 @@ pub(super) unsafe fn whole<S: Simd, F: Dot<S>, T: Fetch, const ALONG: bool>(
 /// `C[M x cols] (+)= A[M x kc] B[kc x NR]`, of whose columns the first `V` vectors.
 ///
 /// # Safety
-/// As for [`sized`], with `rows == M` and `cols <= V * LANES`.
+/// As for [`run`], with `rows == M`, `cols <= V * LANES`, and `a_col == 1` if `ALONG`, otherwise `a_row == 1`.
 #[inline(always)]
 pub(super) unsafe fn tile<
     S: Simd,

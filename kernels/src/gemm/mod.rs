@@ -23,7 +23,8 @@
 //!
 //! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]), but
 //! for tiles ([`tiled`]). A panel and a few groups of rows are multiplied without any loops but
-//! those of the micro-kernel ([`small`]). Of few columns a row is a lane ([`narrow`]).
+//! those of the micro-kernel ([`small`]). Of few columns a row is a lane ([`narrow`]). What all of these are made of,
+//! tiles at the edges of C ([`edge`]) among it, are functions of their own ([`parts`]).
 //!
 //! The structure is that of Goto and van de Geijn, "Anatomy of High-Performance
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the

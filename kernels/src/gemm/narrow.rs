@@ -59,6 +59,7 @@ impl Narrow {
 /// start for `LANES x cols`; `cols` is at most that of [`Narrow::of`].
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, F: Dot<S>>(s: S, f: F, t: &Tile, cols: usize, accumulate: bool) {
+    debug_assert!(Narrow::of::<S, F>().cols > 0);
     if const { Narrow::of::<S, F>().cols == 0 } {
         return;
     }

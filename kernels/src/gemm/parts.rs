@@ -31,7 +31,7 @@ pub(crate) type WholeFn = unsafe fn(&RawGemm, &Rows, &Panel, &mut Run) -> usize;
 /// [`beside::side_by_side`](super::beside::side_by_side).
 pub(crate) type BesideFn = unsafe fn(&Tile, &Panels, usize, usize, bool);
 
-/// Those of one format and instruction set.
+/// Those of one format and instruction set. The CPU has what its token stands for: who has a token may call them.
 #[derive(Clone, Copy)]
 pub(crate) struct Parts {
     /// Tiles at the edges of C, where elements of a row of A are adjacent, and where those of a column are.
@@ -57,7 +57,7 @@ pub(crate) struct Whole {
 
 impl Whole {
     pub(crate) const NONE: Self = {
-        unsafe fn none(_: &RawGemm, _: &Rows, _: &Panel, _: &mut Run) -> usize {
+        fn none(_: &RawGemm, _: &Rows, _: &Panel, _: &mut Run) -> usize {
             unreachable!("tiles have no loops for whole register blocks")
         }
         Self { plain: none, rows: none, ahead: none, through: none, through_rows: none }

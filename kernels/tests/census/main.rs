@@ -106,6 +106,11 @@ fn every_table_has_every_kernel() {
     }
     let products: BTreeSet<_> =
         all.iter().filter_map(|name| name.strip_prefix("single::")).collect();
+    let parts = |names: &BTreeSet<String>| -> BTreeSet<_> {
+        names.iter().filter(|name| name.starts_with("parts::")).cloned().collect()
+    };
+    assert!(parts(&all).len() > 5, "{all:?}");
+    assert_eq!(parts(&names("avx512bf16")), parts(&all));
     for (module, format) in [("avx512bf16", "paired::"), ("amx_bf16", "tiled::")] {
         let pairs = names(module);
         let pairs: BTreeSet<_> =
@@ -160,6 +165,7 @@ fn faults_in_a_micro_kernel_are_found() {
         ("avx2", "parts::whole"),
         ("avx2", "parts::wide"),
         ("avx512", "parts::whole"),
+        ("avx512bf16", "parts::whole"),
         ("avx512bf16", "paired::product_of_both"),
         ("amx_bf16", "tiled::product"),
     ] {

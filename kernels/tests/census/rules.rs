@@ -4,7 +4,7 @@
 //! |---|---|
 //! | nothing beyond the set's own instructions | the program starts on weaker CPUs |
 //! | a vector loop in every kernel that computes | nothing fell back to single floats |
-//! | the full register block, unrolled, in every product | the micro-kernel was compiled as written |
+//! | the full register block, unrolled, in what multiplies those | the micro-kernel was compiled as written |
 //! | in micro-kernels no call, no single floats, no sums in memory | its sums stay in registers |
 //! | nearly all arithmetic in whole vectors | scalar edges stay edges |
 
@@ -12,6 +12,9 @@ use crate::code::{Function, vector_bits};
 use core::ops::RangeInclusive;
 use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Kernels that have loops over the full register block.
+const WITH_BLOCKS: [&str; 4] = ["product", "product_of_both", "whole", "wide"];
 
 /// A table of kernels, and what is asked of its code.
 #[derive(Clone, Copy, Debug)]
@@ -287,16 +290,16 @@ impl Table {
         }
     }
 
-    /// Whether a kernel only calls others: products in vectors are made of parts.
-    fn drives(&self, kernel: &str) -> bool {
-        self.multiply_add != MultiplyAdd::Tiles && kernel == "product"
+    /// Whether a function only calls others, the parts that products in vectors are made of.
+    fn drives(name: &str) -> bool {
+        ["single::product", "rounded::product", "paired::product"].iter().any(|f| name.ends_with(f))
     }
 
     /// Whether a kernel is made of micro-kernels.
     fn has_micro_kernels(&self, kernel: &str) -> bool {
         match self.multiply_add {
-            MultiplyAdd::Tiles => ["product", "product_of_both"].contains(&kernel),
-            _ => ["whole", "product_of_both", "wide", "half"].contains(&kernel),
+            MultiplyAdd::Tiles => WITH_BLOCKS[..2].contains(&kernel),
+            _ => WITH_BLOCKS.contains(&kernel) || ["half", "beside", "block"].contains(&kernel),
         }
     }
 
@@ -310,7 +313,7 @@ impl Table {
         let mut say = |what: &str| wrong.push(format!("{}: {what}", function.name));
         let kernel = function.name.rsplit("::").next().unwrap_or_default();
         let loops = || function.loops.iter().map(|l| &function.code[l.clone()]);
-        if self.drives(kernel) {
+        if Self::drives(&function.name) {
             return None;
         }
         if !function.code.iter().any(|i| self.is_whole(i)) {
@@ -338,8 +341,7 @@ impl Table {
             counts.micro += 1;
             self.check_micro(function, range, counts, &mut say);
         }
-        // Half a panel's columns are half a register block.
-        (kernel != "half").then_some(largest)
+        WITH_BLOCKS.contains(&kernel).then_some(largest)
     }
 
     /// The loops whose instructions are multiply-adds by half or more, or by a quarter where each
