@@ -8,6 +8,7 @@
 # Features of cllm-core are weighed in the scalar image, one by one.
 #
 # Usage: benches/code_size.sh           (a minute of CPU; leaves target/code_size)
+#        benches/code_size.sh --few     of features all at once (the gate: a quarter of it)
 #        benches/code_size.sh --each    also features in the image for AVX2 (100 s of CPU)
 #        benches/code_size.sh --bless   all of these, and commits the sizes anew
 #
@@ -21,8 +22,8 @@ baseline=benches/code_size.txt
 fault=0
 
 case ${1:-} in
-    '' | --each | --bless) ;;
-    *) echo "benches/code_size.sh: $1: use --each, --bless or nothing" >&2; exit 2 ;;
+    '' | --few | --each | --bless) ;;
+    *) echo "benches/code_size.sh: $1: use --few, --each, --bless or nothing" >&2; exit 2 ;;
 esac
 for tool in size nm objcopy; do
     if ! command -v "$tool" > /dev/null; then
@@ -133,12 +134,13 @@ mkdir -p "$work"
 weigh scalar 64
 weigh avx2 160
 with_features='scalar'
+features='adapters documents dropout fresh halves llama optimizers pieces recompute workers default'
 compared='^(scalar.*|avx2)$'
-if [ -n "${1:-}" ]; then
-    with_features='scalar avx2'
-    compared=
-fi
-for feature in adapters documents dropout fresh halves llama optimizers pieces recompute workers default; do
+case ${1:-} in
+    --few) features=default compared='^(scalar(,cllm-core/default)?|avx2)$' ;;
+    --each | --bless) with_features='scalar avx2' compared= ;;
+esac
+for feature in $features; do
     for isa in $with_features; do
         build "$isa,cllm-core/$feature"
     done
