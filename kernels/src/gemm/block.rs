@@ -153,10 +153,10 @@ pub(crate) struct Panel {
 ///
 /// What is done between two blocks fills, while their sums are made, the window in which the CPU looks for work, and
 /// keeps the next block out of it. So there is little of it: a loop for each of what a panel can be, in which nothing
-/// is decided for each tile, but for `AHEAD` before an epilogue. That takes 30 to 40 cycles of a tile with AVX-512, 60 to 100 with AVX2 (Zen 4, one thread, in
-/// turns): products of `f32` with 256 elements of depth are 1.01 to 1.02 times as fast, of bf16 1.02, of `f32` with 64
-/// elements 1.03 and 1.06, with 16 elements 1.10 and 1.21, with 4 elements 1.3. One loop for all of these gained half
-/// of it.
+/// is decided for each tile, but for `AHEAD` before an epilogue. That takes 30 to 40 cycles of a tile with AVX-512, 60 to
+/// 100 with AVX2 (Zen 4, one thread, in turns): products of `f32` with 256 elements of depth are 1.01 to 1.02 times as
+/// fast, of bf16 1.02, of `f32` with 64 elements 1.03 and 1.06, with 16 elements 1.10 and 1.21, with 4 elements 1.3. One
+/// loop for all of these gained half of it.
 ///
 /// While the first panel is gone through, the next rows of A are asked for, which may be in L3: with both
 /// 4096 x 256 x 256 is 1.035 times as fast in `f32` and 1.03 in bf16, 4096 x 1024 x 256 1.025 times.

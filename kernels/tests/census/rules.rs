@@ -298,7 +298,7 @@ impl Table {
     /// Whether a kernel is made of micro-kernels.
     fn has_micro_kernels(&self, kernel: &str) -> bool {
         match self.multiply_add {
-            MultiplyAdd::Tiles => WITH_BLOCKS[..2].contains(&kernel),
+            MultiplyAdd::Tiles => ["product", "product_of_both"].contains(&kernel),
             _ => WITH_BLOCKS.contains(&kernel) || ["half", "beside", "block"].contains(&kernel),
         }
     }
