@@ -127,6 +127,8 @@ fn batches_made_ready_allocate_nothing_in_either_thread() {
 /// Runs a step in pools of a pattern: of each pool `idle` lines of the plan stay as they are, each of
 /// them alone, and so does what is beyond it.
 fn every_other_line_is_used(plan: &Plan, kernels: &'static Kernels, idle: impl Fn(Pool) -> usize) {
+    // Plans are for CPUs that pack, whatever this one does.
+    let kernels = kernels.with_packing(true);
     let isa = kernels.set();
     let poison = Line([f32::from_bits(0x7fc0_dead); LANES]);
     let (tokens, targets) = ids(plan);

@@ -45,6 +45,9 @@ pub struct Footprint {
     pub(crate) plain: bool,
     /// Words are read in tiles: rows have whole lines of them.
     pub(crate) tiles: bool,
+    /// There are CPUs on which floats are packed although they are words as they lie
+    /// ([`Kernels::with_packing`]): their sizes are for all.
+    pub(crate) packs: bool,
 }
 
 /// `?` of an `Option` in a `const fn`.
@@ -141,7 +144,8 @@ impl Footprint {
     }
 
     /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for operands that may be read where they lie: at most
-    /// [`Footprint::unpacked_scratch_len`]. Elements between two columns of A, if elements of a column are
+    /// [`Footprint::unpacked_scratch_len`], and that where some CPUs pack them all the same
+    /// ([`Kernels::with_packing`]). Elements between two columns of A, if elements of a column are
     /// adjacent, and between two rows of B, if elements of a row are: of a weight's gradient `X^T dY` between two rows
     /// of X and of dY.
     #[must_use]
@@ -151,8 +155,8 @@ impl Footprint {
         (n, b_row): (usize, Option<usize>),
         k: usize,
     ) -> Option<usize> {
-        let a_lies = matches!(a_col, Some(col) if gemm::both::a_lies(self, col));
-        let b_lies = matches!(b_row, Some(row) if gemm::both::lies(self, row));
+        let a_lies = !self.packs && matches!(a_col, Some(col) if gemm::both::a_lies(self, col));
+        let b_lies = !self.packs && matches!(b_row, Some(row) if gemm::both::lies(self, row));
         gemm::both::scratch_len(self, (m, a_lies), (n, b_lies), k)
     }
 
@@ -232,6 +236,7 @@ impl Footprint {
 
 #[cfg(test)]
 mod tests {
+    use crate::built::COMPACT;
     use crate::{Dtype, Isa, KernelSet, Kernels};
 
     #[test]
@@ -250,11 +255,22 @@ mod tests {
         let own = own.into_iter().filter(|(isa, _)| isa.is_compiled());
         assert_eq!(known, 2 + own.map(|(_, sets)| sets).sum::<usize>());
         // And whatever is handed out has a name.
-        for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
+        for isa in Isa::ALL {
+            let Some(kernels) = Kernels::for_isa(isa) else { continue };
             let others = [kernels, kernels.converting(), kernels.with_dtype(Dtype::Bf16)];
-            for kernels in others {
+            let each =
+                others.into_iter().flat_map(|k| [k, k.with_packing(false), k.with_packing(true)]);
+            for kernels in each {
                 assert!(KernelSet::ALL.contains(&kernels.set()));
                 assert_eq!(kernels.set().footprint(), Some(kernels.footprint()));
+            }
+            for kernels in others {
+                let [lying, packing] = [false, true].map(|packs| kernels.with_packing(packs));
+                assert_eq!((lying.set(), packing.set()), (kernels.set(), kernels.set()));
+                assert_eq!((lying.isa, packing.isa), (isa, isa));
+                assert_eq!(packing.packs, isa == Isa::Amx || isa >= Isa::Avx && !COMPACT);
+                assert_eq!(lying.packs, isa == Isa::Amx);
+                assert_eq!(packing.with_dtype(kernels.dtype()).packs, packing.packs);
             }
         }
         // There is no such thing as native products of bf16 in scalar kernels.

@@ -132,6 +132,7 @@ impl Kernels {
                     } else {
                         RawEpilogue::NONE
                     },
+                    lies: (false, false),
                     sums: None,
                     scratch,
                     ahead: (!COMPACT && at < n).then_some(NonNull::from(&mut next)),

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
+use crate::built::COMPACT;
 use core::fmt;
 use core::str::FromStr;
 
@@ -104,6 +105,16 @@ impl Isa {
     }
 }
 
+/// Whether this CPU, which runs vectors, multiplies operands that are used once faster if floats are packed too: see
+/// [`Kernels::with_packing`](crate::Kernels::with_packing). Asks the CPU each time.
+pub(crate) fn had_rather_pack() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if !COMPACT && Isa::Avx.is_supported() {
+        return detect::is_intel();
+    }
+    false
+}
+
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -148,6 +159,13 @@ mod detect {
 
     pub(super) fn avx512() -> bool {
         has_avx512::get()
+    }
+
+    /// The maker's name of CPUID leaf 0: `GenuineIntel`.
+    pub(super) fn is_intel() -> bool {
+        let leaf = core::arch::x86_64::__cpuid(0);
+        let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+        name.as_flattened() == b"GenuineIntel"
     }
 
     /// Bit 5 of EAX of CPUID leaf 7.1, which `cpufeatures` does not know.

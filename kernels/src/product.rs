@@ -406,6 +406,7 @@ impl Kernels {
             accumulate,
             stream: false,
             epilogue: RawEpilogue::new(&finish, m, n, c.half),
+            lies: (false, false),
             sums: None,
             scratch: scratch.as_mut_ptr(),
             ahead: None,
@@ -500,8 +501,10 @@ impl Kernels {
         if a.half || b.half {
             let _ = self.keeps();
         }
-        let (a_lies, b_lies) = both::lying(self.footprint(), a, b);
-        let need = both::scratch_len(self.footprint(), (m, a_lies), (n, b_lies), k);
+        // What is wanted of the caller does not depend on the CPU.
+        let lying = both::lying(self.footprint(), a, b);
+        let spared = if self.footprint().packs { (false, false) } else { lying };
+        let need = both::scratch_len(self.footprint(), (m, spared.0), (n, spared.1), k);
         assert!(
             need.is_some_and(|need| need <= scratch.len()),
             "gemm_unpacked: scratch is too short"
@@ -530,6 +533,7 @@ impl Kernels {
             accumulate: write == Write::Accumulate,
             stream: write == Write::Stream,
             epilogue: RawEpilogue::NONE,
+            lies: if self.packs { (false, false) } else { lying },
             sums,
             scratch: scratch.as_mut_ptr(),
             ahead: None,

@@ -318,6 +318,7 @@ macro_rules! kernel_table {
             pub(crate) const TABLE: Kernels = Kernels {
                 isa: $isa,
                 lanes: <$lanes as Simd>::LANES,
+                packs: false,
                 products: single::PRODUCTS,
                 norm_forward,
                 norm_backward,
@@ -343,6 +344,14 @@ macro_rules! kernel_table {
             pub(crate) const ROUNDED: Products = rounded::PRODUCTS;
             pub(crate) static F32: Kernels = TABLE;
             pub(crate) static BF16: Kernels = Kernels { products: ROUNDED, ..TABLE };
+            $(
+                #[doc = concat!("Both for CPUs with ", $feature, " that had rather pack.")]
+                #[cfg(target_arch = "x86_64")]
+                pub(crate) static PACKING: [Kernels; 2] = [
+                    Kernels { packs: true, ..TABLE },
+                    Kernels { packs: true, products: ROUNDED, ..TABLE },
+                ];
+            )?
         }
     };
     (@shells $($feature:literal)?;
@@ -500,7 +509,9 @@ pub(crate) mod avx512bf16 {
         swiglu_backward,
     };
 
-    pub(crate) static BF16: Kernels = Kernels { products: paired::PRODUCTS, ..avx512::TABLE };
+    const TABLE: Kernels = Kernels { products: paired::PRODUCTS, ..avx512::TABLE };
+    pub(crate) static BF16: Kernels = TABLE;
+    pub(crate) static PACKING: Kernels = Kernels { packs: true, ..TABLE };
 }
 
 /// The kernels of AVX-512 with products of bf16 in tiles. What reads and writes bf16 without
@@ -544,7 +555,8 @@ pub(crate) mod amx_bf16 {
 
     const KEEPS: Keeps = Keeps { product, ..avx512bf16::KEEPS };
 
-    const TABLE: Kernels = Kernels { isa: Isa::Amx, ..avx512::TABLE };
+    // No other maker's CPUs have tiles (see `had_rather_pack`).
+    const TABLE: Kernels = Kernels { isa: Isa::Amx, packs: true, ..avx512::TABLE };
     pub(crate) static F32: Kernels = TABLE;
     pub(crate) static CONVERTING: Kernels = Kernels { products: avx512::ROUNDED, ..TABLE };
     pub(crate) static BF16: Kernels = Kernels { products: tiled::PRODUCTS, ..TABLE };

@@ -30,9 +30,10 @@ fn unpacked_operands_have_the_same_bits_wherever_they_lie() {
             let (a_packed, b_packed) = (turned(&at, m), turned(&b, n));
             for accumulate in [false, true] {
                 let most = scratch.len();
-                let mut product = |a: MatRef<'_>, b: MatRef<'_>, len: usize| {
+                let mut product = |a: MatRef<'_>, b: MatRef<'_>, len: usize, packs: bool| {
                     let mut c = vec![0.5; m * n];
                     let out = MatMut::new(&mut c, m, n, n);
+                    let kernels = kernels.with_packing(packs);
                     kernels.gemm_unpacked(a, b, out, accumulate, &mut scratch[..len]);
                     c.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
                 };
@@ -40,6 +41,7 @@ fn unpacked_operands_have_the_same_bits_wherever_they_lie() {
                     MatRef::new(&a_packed, m, k, k),
                     MatRef::new(&b_packed, n, k, k).t(),
                     most,
+                    true,
                 );
                 // Dense; of lines; 1 KiB apart, which is packed where vectors are short.
                 for a_row in [m, m.next_multiple_of(16) + 16, m.next_multiple_of(256)] {
@@ -51,7 +53,9 @@ fn unpacked_operands_have_the_same_bits_wherever_they_lie() {
                         // No scratch but what such operands want.
                         let (x, dy) = ((m, Some(a_row)), (n, Some(b_row)));
                         let need = kernels.footprint().lying_scratch_len(x, dy, k).unwrap();
-                        assert_eq!(product(a.t(), b, need), want, "{what}");
+                        for packs in [false, true] {
+                            assert_eq!(product(a.t(), b, need, packs), want, "{what}, {packs}");
+                        }
                     }
                 }
             }

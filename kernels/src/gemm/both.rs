@@ -52,7 +52,8 @@ pub(crate) const fn lies(f: Footprint, row: usize) -> bool {
     f.plain && !COMPACT && (f.nr > LINE || !row.is_multiple_of(CROWDED))
 }
 
-/// Whether A and B need not be packed.
+/// Whether A and B need not be packed: they are where they lie unless the CPU is one that had
+/// rather they were ([`Kernels::with_packing`](crate::Kernels::with_packing)).
 #[inline(always)]
 pub(crate) fn lying(f: Footprint, a: RawOperand, b: RawOperand) -> (bool, bool) {
     (a.row == 1 && a_lies(f, a.col), b.col == 1 && lies(f, b.row))
@@ -67,7 +68,8 @@ const CROWDED: usize = 1024 / size_of::<f32>();
 /// `C (+)= A B` with `a` an `m x k` and `b` a `k x n` matrix (those of `g` are ignored).
 ///
 /// # Safety
-/// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats of operands that are [`lying`] so. Halves are
+/// As for [`super::in_place`], with `g.scratch` valid for [`scratch_len`] floats of operands that are read where they lie
+/// as `g.lies` has it, which only those are that are [`lying`]. Halves are
 /// operands of a format that keeps them. If sums are wanted, their kernel is for B's kind, rows of
 /// which are contiguous, and their place is valid for `g.n` floats.
 #[inline(always)]
@@ -85,7 +87,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         }
         return;
     }
-    let (a_lies, b_lies) = lying(F::FOOTPRINT, a, b);
+    // Of formats that have none of it no code is made for it.
+    let (a_lies, b_lies) = if F::IS_PLAIN && !COMPACT { g.lies } else { (false, false) };
     let there = there(F::FOOTPRINT, g.n, b_lies);
     let mut unit = f.unit();
     let packed_b = g.scratch;
