@@ -3,14 +3,17 @@
 //! `dW = X^T dY` sums over all tokens, in blocks of `KC` of them, in their fixed order. A step of a tile
 //! wants some adjacent elements of a token's row of either, so floats are read where they lie: a block
 //! of both is asked for into L2 while the one before is multiplied, and a step's three or four lines come from
-//! there while it waits for its multiply-adds. Operands that have to become other words, or whose
-//! rows would drive one another out of the cache, are packed into scratch, block by block. The gradient of a
-//! bias, which is the sum of `dY`'s rows, is made of the same blocks while they are in cache.
+//! there while it waits for its multiply-adds. Operands that have to become other words, whose
+//! rows would drive one another out of the cache, or which this CPU had rather pack, are packed into scratch: of A
+//! a block, of B one panel after the other, each right before it is multiplied, so that the same few lines of L1
+//! take them all. The gradient of a bias, which is the sum of `dY`'s rows, is made of the same blocks while they are in cache.
 //!
-//! To pack floats as well took 9 % of a gradient's time and made the loop 7 % faster: without it gradients
-//! of weights have 1.05 to 1.10 of the speed (Zen 5, AVX-512, one thread and two, 256 to 3,072 columns of 256 to
-//! 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar
-//! ones 0.93 to 1.09.
+//! To pack floats as well, all of a block at once, took 9 % of a gradient's time and made the loop 7 % faster: without
+//! it gradients of weights have 1.05 to 1.10 of the speed (Zen 5, AVX-512, one thread and two, 256 to 3,072 columns of
+//! 256 to 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar ones 0.93 to 1.09. Intel's CPUs wait for a line of L2
+//! longer than for the multiply-adds of a step: with packing they have 1.04 to 1.7 times the speed (Granite Rapids, AVX-512,
+//! one thread), with AVX2 1.03 to 1.6; of that panels in turn are 1.01 to 1.03, and to ask for each while the one
+//! before is multiplied rather than for all of a block 1.02.
 
 use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
@@ -21,8 +24,8 @@ use crate::elements::RawOperand;
 use crate::footprint::{Footprint, least, some};
 use crate::simd::Simd;
 
-/// Floats of scratch for an `m x n` result of `k` products each: a block of A, unless it lies as it is to be, and of the
-/// columns of B that do not.
+/// Floats of scratch for an `m x n` result of `k` products each: a block of A, and a panel of B, unless they lie as they
+/// are to be.
 pub(crate) const fn scratch_len(
     f: Footprint,
     (m, a_lies): (usize, bool),
@@ -31,7 +34,7 @@ pub(crate) const fn scratch_len(
 ) -> Option<usize> {
     let words = f.words(least(KC, k));
     let m = if a_lies { 0 } else { m };
-    let n = n - there(f, n, b_lies);
+    let n = least(n - there(f, n, b_lies), f.nr);
     some!(packed_a_len(m, words, f.mr)).checked_add(some!(packed_b_len(words, n, f.nr)))
 }
 
@@ -92,7 +95,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
     let there = there(F::FOOTPRINT, g.n, b_lies);
     let mut unit = f.unit();
     let packed_b = g.scratch;
-    let b_len = packed_b_len(F::words(KC.min(g.k)), g.n - there, S::NR).unwrap_or(0);
+    let panels = (g.n - there).min(S::NR);
+    let b_len = packed_b_len(F::words(KC.min(g.k)), panels, S::NR).unwrap_or(0);
     let packed_a = packed_b.wrapping_add(b_len);
     let mut depth = 0;
     loop {
@@ -109,17 +113,19 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         // streamed begins at lines (`is_lines`; tiles begin at multiples of NR columns, which are whole
         // lines), is overwritten once, and fenced below.
         unsafe {
-            (F::PACK_B)(b.skip(0, there), kc, g.n - there, packed_b);
             if let Some(sums) = &g.sums {
                 sums.add(b, kc, g.n, accumulate);
             }
             if !a_lies {
                 pack_a(s, f, a, g.m, kc, packed_a);
             }
-            let left = KC.min(g.k - depth - kc);
-            let mut next = Grid::new(a.skip(0, kc).flip(), left, g.m);
-            let mut later = Grid::new(b.skip(kc, 0), left, g.n);
-            let asks = Asks { turns: F::turns(words), next: &mut next, later: &mut later };
+            let rest = KC.min(g.k - depth - kc);
+            let asks = Asks {
+                turns: F::turns(words),
+                panel: Grid::new(b, 0, 0),
+                next: Grid::new(a.skip(0, kc).flip(), rest, g.m),
+                later: Grid::new(b.skip(kc, 0), rest, there),
+            };
             let left = match (a_lies, F::TILES) {
                 (true, _) => Left { ptr: a.ptr, block: F::MR, row: 1, col: a.col },
                 (_, true) => Left { ptr: packed_a, block: words * F::MR, row: words, col: 1 },
@@ -136,12 +142,23 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                 asks,
             };
             while column.j < g.n {
-                (column.panel, column.b_row) = match column.j < there {
-                    true => (b.skip(0, column.j).ptr, b.row),
-                    false => (packed_b.add((column.j - there) * words).cast_const(), S::NR),
+                let cols = S::NR.min(g.n - column.j);
+                if column.j < there {
+                    (column.panel, column.b_row) = (b.skip(0, column.j).ptr, b.row);
+                } else {
+                    (F::PACK_B)(b.skip(0, column.j), kc, cols, packed_b);
+                    (column.panel, column.b_row) = (packed_b.cast_const(), S::NR);
+                }
+                let behind = column.j + cols;
+                column.asks.panel = if behind < there {
+                    Grid::new(b, 0, 0)
+                } else if behind < g.n {
+                    Grid::new(b.skip(0, behind), kc, S::NR.min(g.n - behind))
+                } else {
+                    Grid::new(b.skip(kc, there), rest, S::NR.min(g.n - there))
                 };
                 column.multiply(s, f, &mut unit, g);
-                column.j += S::NR.min(g.n - column.j);
+                column.j += cols;
             }
         }
         if stream {
@@ -162,27 +179,28 @@ struct Left {
     col: usize,
 }
 
-/// Lines of the next block of depth.
-struct Asks<'a> {
+/// Lines of the panel that is packed next, and of the next block of depth: of A and of what is not packed of B.
+struct Asks {
     turns: usize,
-    next: &'a mut Grid,
-    later: &'a mut Grid,
+    panel: Grid,
+    next: Grid,
+    later: Grid,
 }
 
-impl Asks<'_> {
+impl Asks {
     /// What goes with a tile; the line at `p`, which is in cache, if all has been asked for.
     #[inline(always)]
     fn piece(&mut self, p: *const f32) -> Run {
         if COMPACT {
             return Run::none(p);
         }
-        let run = self.next.piece(self.turns);
+        let run = self.panel.piece(self.turns).or_else(|| self.next.piece(self.turns));
         run.or_else(|| self.later.piece(self.turns)).unwrap_or(Run::none(p))
     }
 }
 
 /// `words` words of depth of a panel of C.
-struct Column<'a> {
+struct Column {
     words: usize,
     left: Left,
     panel: *const f32,
@@ -191,10 +209,10 @@ struct Column<'a> {
     j: usize,
     accumulate: bool,
     stream: bool,
-    asks: Asks<'a>,
+    asks: Asks,
 }
 
-impl Column<'_> {
+impl Column {
     /// All tiles of a column: whole register blocks, in a loop of their own (see [`block`](super::block)), and what is left.
     ///
     /// # Safety
