@@ -161,7 +161,7 @@ fn every_other_line_is_used(plan: &Plan, kernels: &'static Kernels, idle: impl F
         assert!(untouched(guard), "{isa}: {} wrote past the plan", pool.name());
         let found: Vec<usize> = (0..planned.len()).filter(|i| untouched(&planned[*i])).collect();
         let what = format!("{isa}: idle of {} lines of {}: {found:?}", planned.len(), pool.name());
-        // Gradients that are read where they lie leave scratch to attention. Of the scores of a block
+        // Gradients whose operands all CPUs read where they lie leave scratch to attention. Of the scores of a block
         // of queries, and of their gradients, there are a line between rows and some behind the diagonal.
         let scores = if *pool == Pool::Scratch && in_place { 2 * QUERIES * 2 } else { 0 };
         assert!((idle(*pool)..=idle(*pool) + scores).contains(&found.len()), "{what}");

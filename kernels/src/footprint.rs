@@ -45,9 +45,9 @@ pub struct Footprint {
     pub(crate) plain: bool,
     /// Words are read in tiles: rows have whole lines of them.
     pub(crate) tiles: bool,
-    /// There are CPUs on which floats are packed although they are words as they lie
-    /// ([`Kernels::with_packing`]): their sizes are for all.
-    pub(crate) packs: bool,
+    /// Some CPUs pack floats although those are words as they lie ([`Kernels::with_packing`]): sizes are
+    /// for those too.
+    pub(crate) may_pack: bool,
 }
 
 /// `?` of an `Option` in a `const fn`.
@@ -155,8 +155,8 @@ impl Footprint {
         (n, b_row): (usize, Option<usize>),
         k: usize,
     ) -> Option<usize> {
-        let a_lies = !self.packs && matches!(a_col, Some(col) if gemm::both::a_lies(self, col));
-        let b_lies = !self.packs && matches!(b_row, Some(row) if gemm::both::lies(self, row));
+        let a_lies = !self.may_pack && matches!(a_col, Some(col) if gemm::both::a_lies(self, col));
+        let b_lies = !self.may_pack && matches!(b_row, Some(row) if gemm::both::lies(self, row));
         gemm::both::scratch_len(self, (m, a_lies), (n, b_lies), k)
     }
 

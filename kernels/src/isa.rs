@@ -2,7 +2,6 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
-use crate::built::COMPACT;
 use core::fmt;
 use core::str::FromStr;
 
@@ -98,21 +97,21 @@ impl Isa {
         }
     }
 
+    /// Whether this CPU, which runs this set, multiplies floats that are used once faster if they are packed: see
+    /// [`Kernels::with_packing`](crate::Kernels::with_packing). Asks the CPU each time, if it matters to the set.
+    pub(crate) fn had_rather_pack(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if !crate::built::COMPACT && matches!(self, Self::Avx | Self::Avx2 | Self::Avx512) {
+            return detect::is_intel();
+        }
+        false
+    }
+
     /// The strongest one that this CPU runs.
     #[must_use]
     pub fn best() -> Self {
         Self::ALL.into_iter().rev().find(|isa| isa.is_supported()).unwrap_or(Self::Scalar)
     }
-}
-
-/// Whether this CPU, which runs vectors, multiplies operands that are used once faster if floats are packed too: see
-/// [`Kernels::with_packing`](crate::Kernels::with_packing). Asks the CPU each time.
-pub(crate) fn had_rather_pack() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if !COMPACT && Isa::Avx.is_supported() {
-        return detect::is_intel();
-    }
-    false
 }
 
 impl fmt::Display for Isa {

@@ -423,7 +423,7 @@ impl Kernels {
     }
 
     /// Floats of scratch that [`Kernels::gemm_unpacked`] wants for an `m x n` result of
-    /// `k` products each, at most: of operands that are read where they lie less
+    /// `k` products each, at most: where all CPUs read operands where they lie less
     /// ([`Footprint::lying_scratch_len`]).
     #[must_use]
     pub const fn unpacked_scratch_len(&self, m: usize, n: usize, k: usize) -> Option<usize> {
@@ -503,7 +503,7 @@ impl Kernels {
         }
         // What is wanted of the caller does not depend on the CPU.
         let lying = both::lying(self.footprint(), a, b);
-        let spared = if self.footprint().packs { (false, false) } else { lying };
+        let spared = if self.footprint().may_pack { (false, false) } else { lying };
         let need = both::scratch_len(self.footprint(), (m, spared.0), (n, spared.1), k);
         assert!(
             need.is_some_and(|need| need <= scratch.len()),

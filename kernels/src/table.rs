@@ -7,12 +7,13 @@
 
 use crate::adamw::AdamW;
 use crate::adamw8::{Dither, MOMENTS_BLOCK, Moments8, RawMoments8};
+#[cfg(target_arch = "x86_64")]
 use crate::built::COMPACT;
 use crate::dropout::Dropout;
 use crate::embedding::RawEmbedding;
 use crate::footprint::Footprint;
 use crate::gated::{RawGated, RawGatedBackward};
-use crate::isa::{Isa, had_rather_pack};
+use crate::isa::Isa;
 use crate::norm::RawNorm;
 use crate::product::{Dtype, Products};
 use crate::rotary::RawRotary;
@@ -43,7 +44,7 @@ use crate::softmax::RawCrossEntropy;
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) lanes: usize,
-    /// As [`Kernels::with_packing`] has it.
+    /// Whether floats that are used once are packed: see [`Kernels::with_packing`].
     pub(crate) packs: bool,
     pub(crate) products: Products,
     pub(crate) norm_forward: unsafe fn(&RawNorm),
@@ -197,13 +198,14 @@ impl Kernels {
     /// The strongest kernels that this CPU runs.
     #[must_use]
     pub fn detect() -> &'static Self {
-        Self::tables(Isa::best(), had_rather_pack())[0]
+        let isa = Isa::best();
+        Self::tables(isa, isa.had_rather_pack())[0]
     }
 
     /// The kernels of `isa`, `None` if this CPU (or its system) does not run it.
     #[must_use]
     pub fn for_isa(isa: Isa) -> Option<&'static Self> {
-        isa.is_supported().then(|| Self::tables(isa, had_rather_pack())[0])
+        isa.is_supported().then(|| Self::tables(isa, isa.had_rather_pack())[0])
     }
 
     /// The kernels of the same instruction set with products of `dtype`: by instructions of
@@ -249,14 +251,14 @@ impl Kernels {
     }
 
     /// The same kernels, with the same bits, which pack floats that are used once
-    /// ([`Kernels::gemm_unpacked`]), or read them where they lie if that does. Without, AMD's CPUs are faster (see
-    /// `gemm::both`), with it Intel's: [`Kernels::detect`] and [`Kernels::for_isa`] ask the CPU. Tables had on the
-    /// caller's word do without until they are told. It makes a difference to AVX, AVX2 and AVX-512 alone;
-    /// [`Isa::Amx`], which only Intel's have, packs always, and so does compact code.
+    /// ([`Kernels::gemm_unpacked`]), or which read them where they lie as far as that is as good. [`Kernels::detect`] and
+    /// [`Kernels::for_isa`] ask the CPU who made it: with AMD's reading is faster (see `gemm::both`), with Intel's
+    /// packing. Tables had on the caller's word read until they are told. It makes a difference to AVX, AVX2 and
+    /// AVX-512 alone: [`Isa::Amx`], which only Intel's have, always packs, and so does compact code.
     ///
     /// Gradients of the reference's weights have 1.04 to 1.7 times the speed of those read where they lie on one
     /// thread of a Granite Rapids Xeon with AVX-512, 1.03 to 1.6 times with AVX2, and its step in `f32` 1.09 times
-    /// (with two threads and AVX-512 1.07).
+    /// (with two threads and AVX-512 1.07). No other of Intel's CPUs was measured.
     #[must_use]
     pub fn with_packing(&self, packs: bool) -> &'static Self {
         let [floats, rounded] = Self::tables(self.isa, packs);
@@ -269,22 +271,19 @@ impl Kernels {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn pairs(packs: bool) -> &'static Self {
-        if packs { &shells::avx512bf16::PACKING } else { &shells::avx512bf16::BF16 }
-    }
-
-    /// With products of `f32`, and of bf16 by conversion; that pack, if there is a difference.
+    /// With products of `f32`, and of bf16 by conversion; if there is a difference such that pack.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "of x86-64 alone"))]
     fn tables(isa: Isa, packs: bool) -> [&'static Self; 2] {
-        // Compact code packs anyway.
-        let packs = packs && !COMPACT;
+        #[cfg(target_arch = "x86_64")]
+        if packs && !COMPACT {
+            match isa {
+                Isa::Avx => return shells::avx::PACKING.each_ref(),
+                Isa::Avx2 => return shells::avx2::PACKING.each_ref(),
+                Isa::Avx512 => return shells::avx512::PACKING.each_ref(),
+                _ => {}
+            }
+        }
         match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx if packs => shells::avx::PACKING.each_ref(),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 if packs => shells::avx2::PACKING.each_ref(),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if packs => shells::avx512::PACKING.each_ref(),
             Isa::Scalar => [&shells::scalar::F32, &shells::scalar::BF16],
             #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
             Isa::Neon => [&shells::neon::F32, &shells::neon::BF16],
@@ -301,6 +300,12 @@ impl Kernels {
             // Of other CPUs, so nobody gets here with it.
             _ => [&shells::scalar::F32, &shells::scalar::BF16],
         }
+    }
+
+    /// With AVX-512's products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    fn pairs(packs: bool) -> &'static Self {
+        if packs && !COMPACT { &shells::avx512bf16::PACKING } else { &shells::avx512bf16::BF16 }
     }
 
     /// The AVX kernels, on the caller's word.

@@ -5,15 +5,15 @@
 //! of both is asked for into L2 while the one before is multiplied, and a step's three or four lines come from
 //! there while it waits for its multiply-adds. Operands that have to become other words, whose
 //! rows would drive one another out of the cache, or which this CPU had rather pack, are packed into scratch: of A
-//! a block, of B one panel after the other, each right before it is multiplied, so that the same few lines of L1
-//! take them all. The gradient of a bias, which is the sum of `dY`'s rows, is made of the same blocks while they are in cache.
+//! a block, of B one panel after the other, each right before it is multiplied, so that they all go through the same 32 KiB
+//! at most. The gradient of a bias, which is the sum of `dY`'s rows, is made of the same blocks while they are in cache.
 //!
 //! To pack floats as well, all of a block at once, took 9 % of a gradient's time and made the loop 7 % faster: without
 //! it gradients of weights have 1.05 to 1.10 of the speed (Zen 5, AVX-512, one thread and two, 256 to 3,072 columns of
-//! 256 to 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar ones 0.93 to 1.09. Intel's CPUs wait for a line of L2
-//! longer than for the multiply-adds of a step: with packing they have 1.04 to 1.7 times the speed (Granite Rapids, AVX-512,
-//! one thread), with AVX2 1.03 to 1.6; of that panels in turn are 1.01 to 1.03, and to ask for each while the one
-//! before is multiplied rather than for all of a block 1.02.
+//! 256 to 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar ones 0.93 to 1.09. A Granite Rapids Xeon, with twice as
+//! many multiply-adds a cycle, waits for those lines: it has 1.04 to 1.7 times the speed with packing (AVX-512, one
+//! thread; AVX2 1.03 to 1.6), 1.01 to 1.03 of it for panels in turn, and 1.02 for asking for each while the one before is multiplied,
+//! rather than for all of a block.
 
 use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
@@ -55,8 +55,8 @@ pub(crate) const fn lies(f: Footprint, row: usize) -> bool {
     f.plain && !COMPACT && (f.nr > LINE || !row.is_multiple_of(CROWDED))
 }
 
-/// Whether A and B need not be packed: they are where they lie unless the CPU is one that had
-/// rather they were ([`Kernels::with_packing`](crate::Kernels::with_packing)).
+/// Whether A and B need not be packed. Kernels that pack
+/// ([`Kernels::with_packing`](crate::Kernels::with_packing)) do so all the same.
 #[inline(always)]
 pub(crate) fn lying(f: Footprint, a: RawOperand, b: RawOperand) -> (bool, bool) {
     (a.row == 1 && a_lies(f, a.col), b.col == 1 && lies(f, b.row))
@@ -90,8 +90,10 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         }
         return;
     }
-    // Of formats that have none of it no code is made for it.
+    // Formats that read nothing where it lies have no code for it.
     let (a_lies, b_lies) = if F::IS_PLAIN && !COMPACT { g.lies } else { (false, false) };
+    let lying = lying(F::FOOTPRINT, a, b);
+    debug_assert!(a_lies <= lying.0 && b_lies <= lying.1);
     let there = there(F::FOOTPRINT, g.n, b_lies);
     let mut unit = f.unit();
     let packed_b = g.scratch;
@@ -109,7 +111,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         // SAFETY: `kc` rows of both operands, packed into scratch of the size promised, or read in place: of A
         // the `rows` elements of a tile, of B whole panels, which end at `there` or before. Those are `b.row`
         // apart only where words are floats, which tiles are not, and A's columns are not adjacent (`a.col > 1`,
-        // or a register block if it is packed): as a tile demands. What is
+        // or a register block if it is packed): as a tile demands. A panel is written over the one before, whose tiles
+        // are done, and ends before packed A. What is
         // streamed begins at lines (`is_lines`; tiles begin at multiples of NR columns, which are whole
         // lines), is overwritten once, and fenced below.
         unsafe {
@@ -153,9 +156,11 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                 column.asks.panel = if behind < there {
                     Grid::new(b, 0, 0)
                 } else if behind < g.n {
-                    Grid::new(b.skip(0, behind), kc, S::NR.min(g.n - behind))
+                    panel_lines(b.skip(0, behind), kc, S::NR.min(g.n - behind))
+                } else if rest > 0 {
+                    panel_lines(b.skip(kc, there), rest, S::NR.min(g.n - there))
                 } else {
-                    Grid::new(b.skip(kc, there), rest, S::NR.min(g.n - there))
+                    Grid::new(b, 0, 0)
                 };
                 column.multiply(s, f, &mut unit, g);
                 column.j += cols;
@@ -169,6 +174,12 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             return;
         }
     }
+}
+
+/// Those of a panel of `b`. A row of it, of one or two lines, at a time: the fewer tiles it takes, the more are left for A.
+fn panel_lines(b: RawOperand, rows: usize, cols: usize) -> Grid {
+    let grid = Grid::new(b, rows, cols);
+    if cols * b.element_bytes() > LINE * size_of::<f32>() { grid.in_pairs() } else { grid }
 }
 
 /// A block of A's columns: register blocks `block` words apart.

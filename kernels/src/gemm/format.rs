@@ -47,7 +47,7 @@ pub(crate) trait Format<S: Simd>: Copy {
         depth: Self::DEPTH,
         plain: Self::IS_PLAIN,
         tiles: Self::TILES,
-        packs: Self::IS_PLAIN && S::LANES > 1 && cfg!(target_arch = "x86_64"),
+        may_pack: Self::IS_PLAIN && S::LANES > 1 && cfg!(target_arch = "x86_64"),
     };
 
     /// What a thread sets up to multiply, from the first product of a call to the last.

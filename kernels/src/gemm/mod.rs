@@ -95,7 +95,7 @@ pub(crate) struct RawGemm {
     /// Products of [`both`]: keep what is written out of the caches, where that can be.
     pub(crate) stream: bool,
     pub(crate) epilogue: RawEpilogue,
-    /// Products of [`both`]: whether A and B are read where they lie, which are [`both::lying`] so.
+    /// Products of [`both`]: whether A and B, if they lie as [`both::lying`] wants, are read there.
     pub(crate) lies: (bool, bool),
     /// Products of [`both`]: what becomes of the sums of B's columns.
     pub(crate) sums: Option<ColumnSums>,

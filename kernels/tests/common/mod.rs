@@ -23,10 +23,15 @@ pub(crate) fn each_isa(test: impl Fn(&'static Kernels)) {
     }
 }
 
-/// As [`each_isa`], for products: operands of each type, converted or not.
+/// As [`each_isa`], for products: operands of each type, converted or not, packed or read where they lie.
 pub(crate) fn each_dtype(test: impl Fn(&'static Kernels)) {
     each_isa(|kernels| {
         test(kernels);
+        for other in [false, true].map(|packs| kernels.with_packing(packs)) {
+            if !core::ptr::eq(other, kernels) {
+                test(other);
+            }
+        }
         test(kernels.converting());
         let native = kernels.with_dtype(Dtype::Bf16);
         assert_eq!(native.is_native(), kernels.isa().has_bf16());
