@@ -25,8 +25,13 @@ pub(crate) struct Lines {
 
 impl Lines {
     fn allocate(plan: &Plan, pool: Pool) -> Result<Self> {
-        let lines = Self::zeroed(plan.lines(pool));
-        let lines = lines.map_err(|cause| refused(pool, plan.bytes(pool), &cause))?;
+        let lines = Self::zeroed_in_huge_pages(plan.lines(pool));
+        lines.map_err(|cause| refused(pool, plan.bytes(pool), &cause))
+    }
+
+    /// So many, in huge pages where the system has them.
+    pub(crate) fn zeroed_in_huge_pages(len: usize) -> std::io::Result<Self> {
+        let lines = Self::zeroed(len)?;
         #[cfg(target_os = "linux")]
         if let Some(map) = &lines.map {
             // Advice only: without huge pages everything works as before.
@@ -42,6 +47,14 @@ impl Lines {
         }
         let map = MmapMut::map_anon(len.saturating_mul(size_of::<Line>()))?;
         Ok(Self { map: Some(map), len })
+    }
+
+    /// All of them, for reading.
+    pub(crate) fn view(&self) -> &[Line] {
+        let Some(map) = &self.map else { return &[] };
+        let start = map.as_ptr().cast::<Line>();
+        // SAFETY: as in `get`, but that the borrow is shared.
+        unsafe { core::slice::from_raw_parts(start, self.len) }
     }
 
     /// All of them.

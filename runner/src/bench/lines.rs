@@ -1,20 +1,26 @@
-//! Floats from the start of a cache line on, as the core's pools have them: some kernels are far
+//! Floats from the start of a cache line on and in huge pages, as the core's pools have them: some kernels are far
 //! faster there than where an allocator happens to put a vector.
 
-use cllm_core::{LANES, Line, floats, floats_mut};
+use crate::memory;
+use cllm_core::{LANES, floats, floats_mut};
 use core::ops::{Deref, DerefMut};
 
 /// So many floats.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Lines {
-    lines: Vec<Line>,
+    lines: memory::Lines,
     len: usize,
 }
 
 impl Lines {
     /// Zeros.
+    ///
+    /// # Panics
+    /// If the system has no memory for them, as a vector would.
+    #[expect(clippy::expect_used, reason = "a vector would end the process")]
     pub(super) fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line::ZERO; len.div_ceil(LANES)], len }
+        let lines = memory::Lines::zeroed_in_huge_pages(len.div_ceil(LANES));
+        Self { lines: lines.expect("no memory for a benchmark's operands"), len }
     }
 
     /// The same number everywhere.
@@ -25,16 +31,24 @@ impl Lines {
     }
 }
 
+impl Clone for Lines {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeros(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
 impl Deref for Lines {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &floats(&self.lines)[..self.len]
+        &floats(self.lines.view())[..self.len]
     }
 }
 
 impl DerefMut for Lines {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut floats_mut(&mut self.lines)[..self.len]
+        &mut floats_mut(self.lines.get())[..self.len]
     }
 }
