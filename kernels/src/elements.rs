@@ -104,7 +104,7 @@ impl RawOperand {
 
     /// Floats: element (i, j) is `ptr[i * row + j * col]`.
     #[inline(always)]
-    pub(crate) fn floats(ptr: *const f32, row: usize, col: usize) -> Self {
+    pub(crate) const fn floats(ptr: *const f32, row: usize, col: usize) -> Self {
         Self { ptr, row, col, half: false }
     }
 

@@ -502,9 +502,8 @@ impl Kernels {
             let _ = self.keeps();
         }
         // What is wanted of the caller does not depend on the CPU.
-        let lying = both::lying(self.footprint(), a, b);
-        let spared = if self.footprint().may_pack { (false, false) } else { lying };
-        let need = both::scratch_len(self.footprint(), (m, spared.0), (n, spared.1), k);
+        let (a_col, b_row) = ((a.row == 1).then_some(a.col), (b.col == 1).then_some(b.row));
+        let need = self.footprint().lying_scratch_len((m, a_col), (n, b_row), k);
         assert!(
             need.is_some_and(|need| need <= scratch.len()),
             "gemm_unpacked: scratch is too short"
@@ -533,7 +532,7 @@ impl Kernels {
             accumulate: write == Write::Accumulate,
             stream: write == Write::Stream,
             epilogue: RawEpilogue::NONE,
-            lies: if self.packs { (false, false) } else { lying },
+            lies: if self.packs { (false, false) } else { both::lying(self.footprint(), a, b) },
             sums,
             scratch: scratch.as_mut_ptr(),
             ahead: None,

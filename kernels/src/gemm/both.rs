@@ -125,7 +125,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             let rest = KC.min(g.k - depth - kc);
             let asks = Asks {
                 turns: F::turns(words),
-                panel: Grid::new(b, 0, 0),
+                panel: Grid::NONE,
                 next: Grid::new(a.skip(0, kc).flip(), rest, g.m),
                 later: Grid::new(b.skip(kc, 0), rest, there),
             };
@@ -154,13 +154,13 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                 }
                 let behind = column.j + cols;
                 column.asks.panel = if behind < there {
-                    Grid::new(b, 0, 0)
+                    Grid::NONE
                 } else if behind < g.n {
                     panel_lines(b.skip(0, behind), kc, S::NR.min(g.n - behind))
                 } else if rest > 0 {
                     panel_lines(b.skip(kc, there), rest, S::NR.min(g.n - there))
                 } else {
-                    Grid::new(b, 0, 0)
+                    Grid::NONE
                 };
                 column.multiply(s, f, &mut unit, g);
                 column.j += cols;

@@ -281,6 +281,17 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
+    /// No lines.
+    pub(crate) const NONE: Self = Self {
+        m: RawOperand::floats(core::ptr::null(), 0, 1),
+        line: LINE,
+        rows: 0,
+        cols: 0,
+        row: 0,
+        col: 0,
+        pair: 0,
+    };
+
     /// `rows` rows of `cols` elements.
     pub(crate) fn new(m: RawOperand, rows: usize, cols: usize) -> Self {
         // Far columns are lines of their own: not worth it.
