@@ -12,7 +12,7 @@
 //! it gradients of weights have 1.05 to 1.10 of the speed (Zen 5, AVX-512, one thread and two, 256 to 3,072 columns of
 //! 256 to 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar ones 0.93 to 1.09. A Granite Rapids Xeon, with twice as
 //! many multiply-adds a cycle, waits for those lines: it has 1.04 to 1.7 times the speed with packing (AVX-512, one
-//! thread; AVX2 1.03 to 1.6), 1.01 to 1.03 of it for panels in turn, and 1.02 for asking for each while the one before is multiplied,
+//! thread; AVX2 1.03 to 1.6; operands in pages of 4 KiB), 1.01 to 1.03 of it for panels in turn, and 1.02 for asking for each while the one before is multiplied,
 //! rather than for all of a block.
 
 use super::fetch::{Ahead, Grid, Near, Run};
