@@ -256,9 +256,10 @@ impl Kernels {
     /// packing. Tables had on the caller's word read until they are told. It makes a difference to AVX, AVX2 and
     /// AVX-512 alone: [`Isa::Amx`], which only Intel's have, always packs, and so does compact code.
     ///
-    /// Gradients of the reference's weights have 1.04 to 1.7 times the speed of those read where they lie on one
-    /// thread of a Granite Rapids Xeon with AVX-512, 1.03 to 1.6 times with AVX2, and its step in `f32` 1.09 times
-    /// (with two threads and AVX-512 1.07). No other of Intel's CPUs was measured.
+    /// Gradients of the reference's weights have 1.07 to 1.6 times the speed of those read where they lie on one
+    /// thread of a Granite Rapids Xeon with AVX-512, the head's with AVX2 1.5 times (the others' rows are so far apart
+    /// that they are packed anyway), and its step in `f32` 1.09 times (with two threads and AVX-512 1.07). No other of
+    /// Intel's CPUs was measured.
     #[must_use]
     pub fn with_packing(&self, packs: bool) -> &'static Self {
         let [floats, rounded] = Self::tables(self.isa, packs);

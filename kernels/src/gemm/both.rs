@@ -5,15 +5,17 @@
 //! of both is asked for into L2 while the one before is multiplied, and a step's three or four lines come from
 //! there while it waits for its multiply-adds. Operands that have to become other words, whose
 //! rows would drive one another out of the cache, or which this CPU had rather pack, are packed into scratch: of A
-//! a block, of B one panel after the other, each right before it is multiplied, so that they all go through the same 32 KiB
-//! at most. The gradient of a bias, which is the sum of `dY`'s rows, is made of the same blocks while they are in cache.
+//! a block, of B one panel after the other, or a few at a time where they are narrow, right before they are multiplied,
+//! so that they all go through the same 32 or 64 KiB. The gradient of a bias, which is the sum of `dY`'s rows, is made of
+//! the same blocks while they are in cache.
 //!
 //! To pack floats as well, all of a block at once, took 9 % of a gradient's time and made the loop 7 % faster: without
 //! it gradients of weights have 1.05 to 1.10 of the speed (Zen 5, AVX-512, one thread and two, 256 to 3,072 columns of
-//! 256 to 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar ones 0.93 to 1.09. A Granite Rapids Xeon, with twice as
-//! many multiply-adds a cycle, waits for those lines: it has 1.04 to 1.7 times the speed with packing (AVX-512, one
-//! thread; AVX2 1.03 to 1.6; operands in pages of 4 KiB), 1.01 to 1.03 of it for panels in turn, and 1.02 for asking for each while the one before is multiplied,
-//! rather than for all of a block.
+//! 256 to 4,096 tokens, in turns), with AVX2 and AVX 0.98 to 1.06, scalar ones 0.93 to 1.09. A Granite Rapids Xeon, with
+//! twice as many multiply-adds a cycle, waits for those lines: with packing the reference's have 1.07 to 1.6 times the
+//! speed (AVX-512, one thread, in huge pages; AVX2, which packs most of them anyway for how far apart their rows are, 1.00
+//! to 1.01, the head's 1.5), 1.01 to 1.03 of it for panels in turn, and 1.02 for asking for each while the one before is
+//! multiplied, rather than for all of a block. Groups of panels are told of at [`GROUP`].
 
 use super::fetch::{Ahead, Grid, Near, Run};
 use super::format::Format;
@@ -24,8 +26,8 @@ use crate::elements::RawOperand;
 use crate::footprint::{Footprint, least, some};
 use crate::simd::Simd;
 
-/// Floats of scratch for an `m x n` result of `k` products each: a block of A, and a panel of B, unless they lie as they
-/// are to be.
+/// Floats of scratch for an `m x n` result of `k` products each: a block of A, and a panel of B or a group of them, unless
+/// they lie as they are to be.
 pub(crate) const fn scratch_len(
     f: Footprint,
     (m, a_lies): (usize, bool),
@@ -34,9 +36,21 @@ pub(crate) const fn scratch_len(
 ) -> Option<usize> {
     let words = f.words(least(KC, k));
     let m = if a_lies { 0 } else { m };
-    let n = least(n - there(f, n, b_lies), f.nr);
+    let n = least(n - there(f, n, b_lies), group(f));
     some!(packed_a_len(m, words, f.mr)).checked_add(some!(packed_b_len(words, n, f.nr)))
 }
+
+/// Columns of B that are packed at a time: panels of a line in groups, others one by one.
+const fn group(f: Footprint) -> usize {
+    if !COMPACT && f.nr == LINE { GROUP } else { f.nr }
+}
+
+/// Columns of a group of panels of a line: of each of `KC` rows some adjacent lines are read, not one.
+///
+/// With AVX2 gradients of the reference's weights of 768 and 1,024 columns have 1.05 times the speed that they have with
+/// panels packed one by one, those of 256 columns 0.99 to 1.01; with AVX all of them 0.99 to 1.02. Panels of two lines, with
+/// AVX-512, two or eight at a time, have 0.96 to 0.98 (Granite Rapids, one thread, in turns).
+const GROUP: usize = 4 * LINE;
 
 /// Columns of B that are read where they lie: whole panels. The last one is filled up with zeros.
 const fn there(f: Footprint, n: usize, lies: bool) -> usize {
@@ -97,7 +111,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
     let there = there(F::FOOTPRINT, g.n, b_lies);
     let mut unit = f.unit();
     let packed_b = g.scratch;
-    let panels = (g.n - there).min(S::NR);
+    let group = group(F::FOOTPRINT);
+    let panels = (g.n - there).min(group);
     let b_len = packed_b_len(F::words(KC.min(g.k)), panels, S::NR).unwrap_or(0);
     let packed_a = packed_b.wrapping_add(b_len);
     let mut depth = 0;
@@ -111,8 +126,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         // SAFETY: `kc` rows of both operands, packed into scratch of the size promised, or read in place: of A
         // the `rows` elements of a tile, of B whole panels, which end at `there` or before. Those are `b.row`
         // apart only where words are floats, which tiles are not, and A's columns are not adjacent (`a.col > 1`,
-        // or a register block if it is packed): as a tile demands. A panel is written over the one before, whose tiles
-        // are done, and ends before packed A. What is
+        // or a register block if it is packed): as a tile demands. Panels are written over those before, whose tiles
+        // are done, and end before packed A. What is
         // streamed begins at lines (`is_lines`; tiles begin at multiples of NR columns, which are whole
         // lines), is overwritten once, and fenced below.
         unsafe {
@@ -125,7 +140,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             let rest = KC.min(g.k - depth - kc);
             let asks = Asks {
                 turns: F::turns(words),
-                panel: Grid::NONE,
+                panel: panel_lines(b.skip(0, there), kc, group.min(g.n - there)),
                 next: Grid::new(a.skip(0, kc).flip(), rest, g.m),
                 later: Grid::new(b.skip(kc, 0), rest, there),
             };
@@ -145,25 +160,24 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
                 asks,
             };
             while column.j < g.n {
-                let cols = S::NR.min(g.n - column.j);
                 if column.j < there {
                     (column.panel, column.b_row) = (b.skip(0, column.j).ptr, b.row);
-                } else {
-                    (F::PACK_B)(b.skip(0, column.j), kc, cols, packed_b);
+                } else if (column.j - there).is_multiple_of(group) {
+                    let end = g.n.min(column.j + group);
+                    (F::PACK_B)(b.skip(0, column.j), kc, end - column.j, packed_b);
                     (column.panel, column.b_row) = (packed_b.cast_const(), S::NR);
-                }
-                let behind = column.j + cols;
-                column.asks.panel = if behind < there {
-                    Grid::NONE
-                } else if behind < g.n {
-                    panel_lines(b.skip(0, behind), kc, S::NR.min(g.n - behind))
-                } else if rest > 0 {
-                    panel_lines(b.skip(kc, there), rest, S::NR.min(g.n - there))
+                    column.asks.panel = if end < g.n {
+                        panel_lines(b.skip(0, end), kc, group.min(g.n - end))
+                    } else if rest > 0 {
+                        panel_lines(b.skip(kc, there), rest, group.min(g.n - there))
+                    } else {
+                        Grid::NONE
+                    };
                 } else {
-                    Grid::NONE
-                };
+                    column.panel = column.panel.wrapping_add(words * S::NR);
+                }
                 column.multiply(s, f, &mut unit, g);
-                column.j += cols;
+                column.j += S::NR.min(g.n - column.j);
             }
         }
         if stream {
