@@ -11,9 +11,15 @@ use common::{Grid, Rng, each_dtype};
 fn unpacked_operands_have_the_same_bits_wherever_they_lie() {
     each_dtype(|kernels| {
         let mut rng = Rng::new(17);
-        for (m, n, k) in
-            [(1, 32, 9), (12, 32, 256), (13, 33, 300), (50, 70, 513), (24, 100, 1), (3, 5, 40)]
-        {
+        for (m, n, k) in [
+            (1, 32, 9),
+            (12, 32, 256),
+            (13, 33, 300),
+            (50, 70, 513),
+            (24, 100, 1),
+            (3, 5, 40),
+            (6, 150, 300),
+        ] {
             let (at, b) = (Grid::random(&mut rng, k, m), Grid::random(&mut rng, k, n));
             let mut scratch = vec![0.0; kernels.unpacked_scratch_len(m, n, k).unwrap()];
             // Elements of `from` in rows so far apart.

@@ -6,7 +6,7 @@
 //! there while it waits for its multiply-adds. Operands that have to become other words, whose
 //! rows would drive one another out of the cache, or which this CPU had rather pack, are packed into scratch: of A
 //! a block, of B one panel after the other, or a few at a time where they are narrow, right before they are multiplied,
-//! so that they all go through the same 32 or 64 KiB. The gradient of a bias, which is the sum of `dY`'s rows, is made of
+//! so that they all go through the same 32 or 64 KiB at most. The gradient of a bias, which is the sum of `dY`'s rows, is made of
 //! the same blocks while they are in cache.
 //!
 //! To pack floats as well, all of a block at once, took 9 % of a gradient's time and made the loop 7 % faster: without
@@ -40,15 +40,16 @@ pub(crate) const fn scratch_len(
     some!(packed_a_len(m, words, f.mr)).checked_add(some!(packed_b_len(words, n, f.nr)))
 }
 
-/// Columns of B that are packed at a time: panels of a line in groups, others one by one.
+/// Columns of B that are packed at a time: panels of a line in groups, where x86-64's floats may be packed, others one by
+/// one.
 const fn group(f: Footprint) -> usize {
-    if !COMPACT && f.nr == LINE { GROUP } else { f.nr }
+    if f.may_pack && f.nr == LINE && !COMPACT { GROUP } else { f.nr }
 }
 
 /// Columns of a group of panels of a line: of each of `KC` rows some adjacent lines are read, not one.
 ///
 /// With AVX2 gradients of the reference's weights of 768 and 1,024 columns have 1.05 times the speed that they have with
-/// panels packed one by one, those of 256 columns 0.99 to 1.01; with AVX all of them 0.99 to 1.02. Panels of two lines, with
+/// panels packed one by one, those of 256 columns 0.99 to 1.0; with AVX all of them 0.99 to 1.02. Panels of two lines, with
 /// AVX-512, two or eight at a time, have 0.96 to 0.98 (Granite Rapids, one thread, in turns).
 const GROUP: usize = 4 * LINE;
 
@@ -140,7 +141,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             let rest = KC.min(g.k - depth - kc);
             let asks = Asks {
                 turns: F::turns(words),
-                panel: panel_lines(b.skip(0, there), kc, group.min(g.n - there)),
+                panel: Grid::NONE,
                 next: Grid::new(a.skip(0, kc).flip(), rest, g.m),
                 later: Grid::new(b.skip(kc, 0), rest, there),
             };
@@ -162,6 +163,9 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             while column.j < g.n {
                 if column.j < there {
                     (column.panel, column.b_row) = (b.skip(0, column.j).ptr, b.row);
+                    if column.j + S::NR == there && there < g.n {
+                        column.asks.panel = panel_lines(b.skip(0, there), kc, g.n - there);
+                    }
                 } else if (column.j - there).is_multiple_of(group) {
                     let end = g.n.min(column.j + group);
                     (F::PACK_B)(b.skip(0, column.j), kc, end - column.j, packed_b);
@@ -190,7 +194,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
     }
 }
 
-/// Those of a panel of `b`. A row of it, of one or two lines, at a time: the fewer tiles it takes, the more are left for A.
+/// Those of a panel of `b`, or of a group of them. Two lines of a row at a time, if it has two or more: the fewer tiles it
+/// takes, the more are left for A.
 fn panel_lines(b: RawOperand, rows: usize, cols: usize) -> Grid {
     let grid = Grid::new(b, rows, cols);
     if cols * b.element_bytes() > LINE * size_of::<f32>() { grid.in_pairs() } else { grid }
@@ -204,7 +209,7 @@ struct Left {
     col: usize,
 }
 
-/// Lines of the panel that is packed next, and of the next block of depth: of A and of what is not packed of B.
+/// Lines of the panel that is packed next or of a group of them, and of the next block of depth: of A and of what is not packed of B.
 struct Asks {
     turns: usize,
     panel: Grid,

@@ -1,15 +1,15 @@
-//! Tiles at the edges of C, and others that are no whole register block.
+//! Tiles at the edges of C, and others by themselves.
 //!
 //! Each number of rows has a loop of its own, so that sums are in registers; so has half a panel of columns, and each
-//! direction in which A is contiguous, so that addresses are cheap. They ask for no lines, but for those of C that a whole
-//! register block of columns of A adds to.
+//! direction in which A is contiguous, so that addresses are cheap. They ask for no lines, but
+//! with AVX-512 for those of C that a whole register block of columns of A adds to.
 
 use super::compact;
 use super::fetch::{Ahead, Near, Run};
 use super::format::Dot;
 use super::micro::{self, Tile};
 use crate::built::COMPACT;
-use crate::simd::Simd;
+use crate::simd::{MOST_LANES, Simd};
 
 /// A tile of `rows` rows and of `cols` columns: more than half of a panel's with `WIDE`, otherwise at most so many.
 /// Where code is [`COMPACT`] any of these does for all.
@@ -78,8 +78,10 @@ unsafe fn sized<S: Simd, F: Dot<S>, const V: usize, const ALONG: bool>(
 
 /// A tile of `M` rows, if a register block has so many.
 ///
-/// With lines of C asked for the backward pass of attention takes 0.96 of the time (a sequence of 2,048, heads of 64; of
-/// 128 tokens and heads of 32 as long as without; Granite Rapids, AVX-512, `f32`, two threads, in turns).
+/// Gradients of keys and values are added to for 48 queries at a time, and those of a long sequence lie in L2 or further.
+/// With their lines asked for the backward pass of attention takes 0.96 of the time (a sequence of 2,048, heads of 64), with
+/// 128 tokens and heads of 32 up to 1.02; with pairs of bf16, AVX2 and AVX the long one takes 1.01, 1.015 and 1.01: those do
+/// not ask (Granite Rapids, two threads, in turns).
 ///
 /// # Safety
 /// As for [`sized`], with `rows == M`.
@@ -97,14 +99,18 @@ unsafe fn lower<S: Simd, F: Dot<S>, const M: usize, const V: usize, const ALONG:
     }
     // SAFETY: passed on from the caller.
     unsafe {
-        if const { !ALONG && !COMPACT && S::LANES > 1 && M == S::MR && V * S::LANES == S::NR } {
-            // Gradients of keys and values, which lie in L2 or further, and are added to for a few queries at a time.
+        if const { asks::<S, F>() && !ALONG && M == S::MR && V * S::LANES == S::NR } {
+            let near = Near::new((t.start, t.start_row), None, (M, S::NR));
             if accumulate && cols == S::NR {
-                let near = Near::new((t.c.cast_const(), t.c_row), None, (M, S::NR));
                 let mut fetch = Ahead { near, far: Run::none(t.b) };
                 return micro::tile::<S, F, _, M, V, ALONG>(s, f, t, S::NR, true, &mut fetch);
             }
         }
         micro::tile::<S, F, _, M, V, ALONG>(s, f, t, cols, accumulate, &mut ());
     }
+}
+
+/// Whether tiles ask for lines of C: see [`lower`].
+const fn asks<S: Simd, F: Dot<S>>() -> bool {
+    !COMPACT && F::DEPTH == 1 && S::LANES == MOST_LANES
 }

@@ -111,7 +111,7 @@ pub(crate) trait Format<S: Simd>: Copy {
         unsafe { self.multiply(s, unit, t, (Self::MR, S::NR), accumulate, fetch) }
     }
 
-    /// [`Format::multiply`] that asks for no lines: in vectors, by a function that all edges and
+    /// [`Format::multiply`] that asks for few lines or none: in vectors, by a function that all edges and
     /// small products of the format share.
     ///
     /// # Safety
