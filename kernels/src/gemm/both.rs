@@ -6,8 +6,8 @@
 //! there while it waits for its multiply-adds. Operands that have to become other words, whose
 //! rows would drive one another out of the cache, or which this CPU had rather pack, are packed into scratch: of A
 //! a block, of B one panel after the other, or a few at a time where they are narrow, right before they are multiplied,
-//! so that they all go through the same 32 or 64 KiB at most. The gradient of a bias, which is the sum of `dY`'s rows, is made of
-//! the same blocks while they are in cache.
+//! so that they all go through the same 32 or 64 KiB at most. The gradient of a bias, which is the sum of `dY`'s rows, is
+//! made of the same blocks while they are in cache.
 //!
 //! To pack floats as well, all of a block at once, took 9 % of a gradient's time and made the loop 7 % faster: without
 //! it gradients of weights have 1.05 to 1.10 of the speed (Zen 5, AVX-512, one thread and two, 256 to 3,072 columns of
@@ -50,7 +50,8 @@ const fn group(f: Footprint) -> usize {
 ///
 /// With AVX2 gradients of the reference's weights of 768 and 1,024 columns have 1.05 times the speed that they have with
 /// panels packed one by one, those of 256 columns 0.99 to 1.0; with AVX all of them 0.99 to 1.02. Panels of two lines, with
-/// AVX-512, two or eight at a time, have 0.96 to 0.98 (Granite Rapids, one thread, in turns).
+/// AVX-512, two or eight at a time, have 0.96 to 0.98 (Granite Rapids, one thread, in turns). AMD's CPUs, on which rows
+/// that are [`CROWDED`] go through groups too, were not timed.
 const GROUP: usize = 4 * LINE;
 
 /// Columns of B that are read where they lie: whole panels. The last one is filled up with zeros.
@@ -128,9 +129,8 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
         // the `rows` elements of a tile, of B whole panels, which end at `there` or before. Those are `b.row`
         // apart only where words are floats, which tiles are not, and A's columns are not adjacent (`a.col > 1`,
         // or a register block if it is packed): as a tile demands. Panels are written over those before, whose tiles
-        // are done, and end before packed A. What is
-        // streamed begins at lines (`is_lines`; tiles begin at multiples of NR columns, which are whole
-        // lines), is overwritten once, and fenced below.
+        // are done, and end before packed A. What is streamed begins at lines (`is_lines`; tiles begin at multiples
+        // of NR columns, which are whole lines), is overwritten once, and fenced below.
         unsafe {
             if let Some(sums) = &g.sums {
                 sums.add(b, kc, g.n, accumulate);
@@ -209,7 +209,8 @@ struct Left {
     col: usize,
 }
 
-/// Lines of the panel that is packed next or of a group of them, and of the next block of depth: of A and of what is not packed of B.
+/// Lines of the panel that is packed next or of a group of them, and of the next block of depth: of A and of what is not
+/// packed of B.
 struct Asks {
     turns: usize,
     panel: Grid,
