@@ -40,8 +40,9 @@ def output(command: list[str | Path], **more) -> str:
 def run_cllm(
     cllm: Path, work: Work, dtype: str, threads: int, steps: int, via: list[str]
 ) -> Sample:
-    """One `cllm train`. A step's time is that of its own report: without logging, the
-    validation and the checkpoint after the last step, and reading the data."""
+    """One `cllm train`. A step's time is that of its own report: from taking a batch, which
+    is made ready while others are trained on, to the update; without logging, and the validation and
+    the checkpoint after the last step."""
     out = PEERS / "run"
     shutil.rmtree(out, ignore_errors=True)
     flags = ["--threads", str(threads), "--dtype", dtype]

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from works import PEERS
 
-PYTHON = PEERS / "venv" / "bin" / "python"
-IOMP = PEERS / "venv" / "lib" / "libiomp5.so"
+# That of run.sh: of target/peers/venv, or what PYTHON names.
+PYTHON = Path(sys.executable)
+IOMP = Path(sys.prefix) / "lib" / "libiomp5.so"
 TCMALLOC = PEERS / "debian" / "usr" / "lib" / "x86_64-linux-gnu" / "libtcmalloc_minimal.so.4"
 
 LIBRARIES = {

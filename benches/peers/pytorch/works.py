@@ -117,11 +117,11 @@ def run(command: list[str | Path], **more) -> subprocess.CompletedProcess:
 
 def train_command(cllm: Path, work: Work, out: Path, steps: int, *flags: str) -> list[str | Path]:
     """`cllm train` on a work, with every step logged as JSON and nothing else done that it
-    can do without."""
+    can do without. Sizes of blocks are those of every machine with such caches."""
     return [
         cllm, "train", *work.flags, "--max-steps", str(steps), "--log-interval", "1",
         "--eval-batches", "1", "--keep-checkpoints", "1", "--sample-tokens", "0",
-        "--log-format", "json", "--out-dir", out, *flags,
+        "--tuning", "off", "--log-format", "json", "--out-dir", out, *flags,
     ]
 
 
