@@ -65,7 +65,8 @@ for isa in $isas; do
             export OPENBLAS_CORETYPE=$core ATEN_CPU_CAPABILITY=$aten
             export MKL_ENABLE_INSTRUCTIONS=$mkl ONEDNN_MAX_CPU_ISA=$onednn
             # Operands in huge pages where the system has them, whoever multiplies them: as the pools of a step.
-            export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+            # An empty GLIBC_TUNABLES does without.
+            export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
             export MATMUL_NUM_THREADS=$count OMP_NUM_THREADS=$count RAYON_NUM_THREADS=$count
             "$work/$build/release/peers-gemm" --isa "$isa" --threads "$count" --runs "$runs" \
                 ${options[@]+"${options[@]}"} "$@"
