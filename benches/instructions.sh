@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Counts the instructions of fixed pieces of work (core/benches/instructions.rs: every kernel in
+# Counts the instructions of fixed pieces of work (core/benches/instructions.rs: kernels in
 # scalar and AVX2 code, a small training step, the ring) under callgrind, prints them beside the
 # committed counts of benches/instructions.txt, and fails if one is more than 2 % above.
 #

@@ -54,6 +54,11 @@ pub fn gemm_rate(
     (2 * rows * inner * cols) as f64 / seconds
 }
 
+/// Bytes of each of the two buffers of [`copy_rate`] that stay in every CPU's level 2.
+pub const CACHED: usize = 64 * 1024;
+/// Bytes of each that do not stay in most CPUs' caches.
+pub const FAR: usize = 32 << 20;
+
 /// Bytes a second that one thread moves between two buffers of `bytes` bytes each, read
 /// and written bytes both counted.
 ///

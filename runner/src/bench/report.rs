@@ -1,7 +1,7 @@
 //! The kernels' rates beside what the machine can do at most.
 
 use super::cases::{Case, Work, visit};
-use super::machine::{copy_rate, fma_peak};
+use super::machine::{CACHED, FAR, copy_rate, fma_peak};
 use super::timing::fastest;
 use cllm_core::{Dtype, Isa, KernelSet, Kernels};
 use core::fmt::Write as _;
@@ -110,8 +110,8 @@ impl Report {
             dtype,
             peak_gflops: 0.0,
             f32_peak_gflops: 0.0,
-            cache_copy_gb_per_s: copy_rate(64 * 1024, time) / 1e9,
-            memory_copy_gb_per_s: copy_rate(32 << 20, time) / 1e9,
+            cache_copy_gb_per_s: copy_rate(CACHED, time) / 1e9,
+            memory_copy_gb_per_s: copy_rate(FAR, time) / 1e9,
         };
         let mut measured: Vec<(KernelSet, String, Work, f64)> = Vec::new();
         let mut own_peaks: Vec<(KernelSet, f64)> = Vec::new();
