@@ -70,9 +70,10 @@ use format::{Dot, Format, Single};
 /// several calls, each over some of `k` and all but the first accumulating, with the
 /// bits of one call, if they meet at multiples of this.
 ///
-/// A panel block is `256 * 16 * 4` bytes = 16 KiB, half of a 32 KiB L1; the other
+/// A block of a panel of 16 columns is `256 * 16 * 4` bytes = 16 KiB, half of a 32 KiB L1; the other
 /// half holds the rows of A and C that stream by. 512 gave 0.95 to 1.02 of its speed on
-/// the reference products (Zen 3, one thread, in turns).
+/// the reference products (Zen 3, one thread, in turns). A panel of AVX-512 is twice as wide, and
+/// all of such an L1.
 pub const KC: usize = 256;
 
 /// A product over raw memory. Built by the safe methods of [`crate::Kernels`].
