@@ -16,12 +16,13 @@ cllm=${CLLM:-target/release/cllm}
 seeds=${1:-3}
 threads=${2:-2}
 shift $(($# < 2 ? $# : 2))
+export PYTHONPATH=benches/common PYTHONDONTWRITEBYTECODE=1
 exec python3 - "$cllm" "$seeds" "$threads" "$@" <<'PYTHON'
-import json
-import subprocess
 import sys
 import tempfile
 from statistics import mean
+
+from runs import finished
 
 cllm, seeds, threads, *more = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 ALLOWED = 0.005
@@ -30,14 +31,10 @@ ALLOWED = 0.005
 def val_loss(preset, dtype, seed):
     """The loss that a whole run ends with."""
     with tempfile.TemporaryDirectory() as out:
-        command = [cllm, "train", "--preset", preset, "--dtype", dtype, "--seed", str(seed)]
-        command += ["--threads", threads, "--eval-batches", "0", "--sample-tokens", "0"]
+        command = [cllm, "train", "--preset", preset, "--dtype", dtype, "--seed", seed]
+        command += ["--threads", threads, "--eval-batches", 0, "--sample-tokens", 0]
         command += ["--log-format", "json", "--out-dir", f"{out}/run", *more]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr}")
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    return next(event for event in events if event["event"] == "done")["val_loss"]
+        return finished(command).done["val_loss"]
 
 
 apart = {}

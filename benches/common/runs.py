@@ -44,11 +44,17 @@ def train(cllm: str, flags: list, steps: int, report_every: int | None = None) -
     command += ["--log-interval", report_every or steps, "--eval-batches", 1]
     # Sizes of blocks as the core has them, whatever the user has stored.
     command += ["--tuning", "off", "--sample-tokens", 0, "--log-format", "json", "--out-dir", OUT]
+    run = finished(command)
+    shutil.rmtree(OUT)
+    return run
+
+
+def finished(command: list) -> Run:
+    """What a `cllm train --log-format json` reported; one that fails ends the program."""
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(words)}\nended with {done.returncode}:\n{done.stderr}")
-    shutil.rmtree(OUT)
     events = {}
     for line in done.stdout.splitlines():
         event = json.loads(line)

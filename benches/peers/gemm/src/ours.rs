@@ -2,7 +2,7 @@
 //!
 //! The kernels leave threads and blocks of rows to their caller, so this does what the step
 //! does: blocks of 96 rows with a packed matrix, gradients of weights by tiles of 256 x 256
-//! (which a step takes up to 2 MiB of level 2; beyond it takes up to 512). Two
+//! (a step has up to 512 where level 2 is 2 MiB or more). Two
 //! threads get a half each. Where a step keeps in memory as bf16 what only products read, operands that
 //! are not packed lie so; they are brought there before the timing, as PyTorch's are.
 
@@ -18,8 +18,8 @@ use core::time::Duration;
 
 /// Rows of a block, as in `core/src/plan/grain.rs`.
 const ROW_BLOCK: usize = 96;
-/// Rows and columns of a tile of a weight's gradient: what `core/src/plan/blocking.rs` takes for 512 KiB to
-/// 2 MiB of level 2. Other sizes made 0.98 to 1.03 of a step.
+/// Rows and columns of a tile of a weight's gradient: what `core/src/plan/blocking.rs` takes from 512 KiB
+/// of level 2 on, below 2 MiB. Other sizes made 0.98 to 1.03 of a step.
 const WEIGHT_TILE: usize = 256;
 /// Products smaller than this are left to one thread: some 2 us.
 const WORTH_SHARING: u64 = 1 << 18;
