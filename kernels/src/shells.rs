@@ -519,7 +519,7 @@ pub(crate) mod avx512bf16 {
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx_bf16 {
     use super::*;
-    use crate::gemm::kept::{self, Halved};
+    use crate::gemm::kept::Halved;
     use crate::gemm::tiled::Tiled;
     use crate::product::Keeps;
     use crate::simd::avx512::Avx512;
@@ -538,7 +538,7 @@ pub(crate) mod amx_bf16 {
         Avx512::assume(),
         Tiled,
         Tiled::assume(),
-        tiles,
+        in_tiles,
         tile_pass,
         tiled_heads::HEADS,
         Some(KEEPS),
@@ -548,7 +548,7 @@ pub(crate) mod amx_bf16 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     unsafe fn product(g: &RawGemm, halves: Halved) {
-        kernel!(kept::gemm(Avx512::assume(), Tiled::assume(), g, halves))
+        kernel!(gemm::tiles::gemm(Avx512::assume(), Tiled::assume(), g, halves))
     }
 
     pub(crate) const PACK_B: pack::PackFn = tiled::pack_b;

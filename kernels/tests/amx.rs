@@ -2,7 +2,9 @@
 
 mod common;
 
-use cllm_kernels::{Bf16, Dtype, Epilogue, Isa, Kernels, MatMut, MatRef, Operand, Packed};
+use cllm_kernels::{
+    Bf16, Dtype, Epilogue, Isa, Kernels, MatMut, MatRef, Operand, OperandMut, Packed,
+};
 use common::{Rng, room};
 
 /// The kernels, or a word that they are not tested here.
@@ -105,6 +107,157 @@ fn rows_in_place_and_copied_give_the_same_bits() {
                 assert!(product(a) == want, "{m} rows {stride} apart from {start} on");
             }
         }
+    }
+}
+
+/// Rows of bf16 may lie less than their length apart: what is read may overlap.
+#[test]
+fn rows_that_overlap_are_read_where_they_are() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = Rng::new(4);
+    let (n, k, stride) = (40, 64, 32);
+    let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
+    kernels.pack(MatRef::new(&random(&mut rng, k * n), k, n, n), &mut packed);
+    for m in [1, 2, 33] {
+        // Not a word more than they have.
+        let len = (m - 1) * stride + k;
+        let floats = random(&mut rng, len);
+        let mut halves = vec![Bf16::default(); 32 + len];
+        let line = (0..32).find(|at| halves[*at..].as_ptr().addr() % 64 == 0).unwrap();
+        for (to, from) in halves[line..].iter_mut().zip(&floats) {
+            *to = Bf16::from_f32(*from);
+        }
+        let product = |a: Operand<'_>| {
+            let mut c = vec![0.0; m * n];
+            let out = MatMut::new(&mut c, m, n, n);
+            let scratch = &mut room(kernels, m, k);
+            kernels.gemm(a, Packed::new(&packed, k, n), out, false, Epilogue::None, scratch);
+            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let in_place = Operand::Half(MatRef::new(&halves[line..line + len], m, k, stride));
+        assert!(
+            product(in_place) == product(MatRef::new(&floats, m, k, stride).into()),
+            "{m} rows"
+        );
+    }
+}
+
+/// A matrix of bf16, and its floats.
+fn halves(floats: &[f32]) -> Vec<Bf16> {
+    floats.iter().map(|x| Bf16::from_f32(*x)).collect()
+}
+
+/// A part of one of two matrices, of the floats or of the others.
+fn written<'a>(
+    (is_float, at, (rows, cols, stride)): (bool, usize, (usize, usize, usize)),
+    floats: &'a mut [f32],
+    halves: &'a mut [Bf16],
+) -> OperandMut<'a> {
+    match is_float {
+        true => OperandMut::Float(MatMut::new(&mut floats[at..], rows, cols, stride)),
+        false => OperandMut::Half(MatMut::new(&mut halves[at..], rows, cols, stride)),
+    }
+}
+
+/// What is behind a tile is done while the next one is multiplied, in an order that depends on how many columns there are.
+/// Calls for single tiles have no next one.
+#[test]
+fn products_in_one_call_have_the_bits_of_single_tiles() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = Rng::new(3);
+    // Few columns, more, and more than stay in L2; deep ones take several blocks, as do many rows.
+    let shapes = [(70, 256, 32), (150, 200, 600), (70, 300, 600), (130, 520, 64), (40, 1100, 256)];
+    for (m, n, k) in shapes {
+        let (a, b) = (random(&mut rng, m * k), random(&mut rng, k * n));
+        let (bias, before) = (random(&mut rng, n), random(&mut rng, m * n));
+        let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
+        kernels.pack(MatRef::new(&b, k, n, n), &mut packed);
+        let half_a = halves(&a);
+        for kind in 0..6 {
+            // Rows of C that are whole cache lines, and others.
+            for stride in [n.next_multiple_of(32), n + 2] {
+                let mut c = vec![0.0_f32; m * stride];
+                for (i, row) in before.chunks(n).enumerate() {
+                    c[i * stride..][..n].copy_from_slice(row);
+                }
+                let half_c = halves(&c);
+                let product = |height: usize, width: usize| {
+                    let (mut c, mut other) = (c.clone(), c.clone());
+                    let (mut half_c, mut half_other) = (half_c.clone(), half_c.clone());
+                    for i in (0..m).step_by(height) {
+                        for j in (0..n).step_by(width) {
+                            let (rows, cols) = (height.min(m - i), width.min(n - j));
+                            let bias = &bias[j..j + cols];
+                            let b = kernels.packed_columns(Packed::new(&packed, k, n), j..j + cols);
+                            let a = match kind % 2 {
+                                0 => Operand::Float(MatRef::new(&a[i * k..], rows, k, k)),
+                                _ => Operand::Half(MatRef::new(&half_a[i * k..], rows, k, k)),
+                            };
+                            let size = (rows, cols, stride);
+                            let to = (kind < 4, i * stride + j, size);
+                            let pre = written(to, &mut other, &mut half_other);
+                            let out = written(to, &mut c, &mut half_c);
+                            let epilogue = match (kind, pre) {
+                                (0, _) => Epilogue::None,
+                                (1, _) => Epilogue::Bias(bias),
+                                (2, OperandMut::Float(other)) => {
+                                    let residual = other.into_ref();
+                                    Epilogue::Residual { bias: Some(bias), residual, dropout: None }
+                                }
+                                (3 | 4, pre) => Epilogue::Gelu { bias: Some(bias), pre },
+                                (_, pre) => Epilogue::GeluGrad { pre },
+                            };
+                            let scratch = kernels.gemm_into_halves_scratch_len(rows, k);
+                            let scratch = scratch.max(kernels.gemm_scratch_len(rows, k));
+                            kernels.gemm(a, b, out, kind < 3, epilogue, &mut vec![0.0; scratch]);
+                        }
+                    }
+                    let floats =
+                        [c, other].map(|m| m.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+                    (floats, [half_c, half_other])
+                };
+                let what = format!("{m}x{n}x{k}, epilogue {kind}, rows {stride} apart");
+                let (whole, tiles) = (product(m, n), product(32, 32));
+                assert!(whole == tiles, "{what}");
+                assert!(
+                    whole.0[0] != c.iter().map(|x| x.to_bits()).collect::<Vec<_>>() || kind > 3
+                );
+                assert!(whole.1[0] != half_c || kind < 4, "{what}: nothing was written");
+            }
+        }
+    }
+}
+
+/// Gradients of weights pack some columns at a time, and sum those then.
+#[test]
+fn gradients_of_many_columns_have_the_bits_of_single_panels() {
+    let Some(kernels) = kernels() else { return };
+    let mut rng = Rng::new(5);
+    let (m, n, k) = (70, 600, 300);
+    let (a, b) = (halves(&random(&mut rng, k * m)), halves(&random(&mut rng, k * n)));
+    let before = random(&mut rng, m * n + n);
+    for accumulate in [false, true] {
+        let product = |height: usize, width: usize| {
+            let (mut c, mut sums) = (before[..m * n].to_vec(), before[m * n..].to_vec());
+            for i in (0..m).step_by(height) {
+                for j in (0..n).step_by(width) {
+                    let (rows, cols) = (height.min(m - i), width.min(n - j));
+                    let a = Operand::Half(MatRef::new(&a[i..], k, rows, m)).t();
+                    let b = Operand::Half(MatRef::new(&b[j..], k, cols, n));
+                    let out = MatMut::new(&mut c[i * n + j..], rows, cols, n);
+                    let scratch =
+                        &mut vec![0.0; kernels.unpacked_scratch_len(rows, cols, k).unwrap()];
+                    if i == 0 {
+                        let sums = &mut sums[j..j + cols];
+                        kernels.gemm_unpacked_with_sums(a, b, out, sums, accumulate, scratch);
+                    } else {
+                        kernels.gemm_unpacked(a, b, out, accumulate, scratch);
+                    }
+                }
+            }
+            [c, sums].map(|m| m.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        assert!(product(m, n) == product(32, 32), "accumulate: {accumulate}");
     }
 }
 

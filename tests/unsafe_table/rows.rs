@@ -107,8 +107,8 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new("kernels/src/simd/neon.rs", "intrinsics of 64-bit ARM", &["tests/aarch64.sh"]),
     Row::new("kernels/src/simd/simd128.rs", "intrinsics of WebAssembly", &["tests/wasm.sh"]),
     Row::new(
-        "kernels/src/{amx,gemm/tiled}.rs",
-        "instructions of AMX by `asm!`, and their tiles",
+        "kernels/src/{amx,gemm/tiled,gemm/tiles}.rs",
+        "AMX by `asm!`, products by tiles",
         &["kernels/tests/amx.rs::every_product_has_the_bits_of_the_instruction"],
     ),
     Row::new(

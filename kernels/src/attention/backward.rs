@@ -238,7 +238,7 @@ impl<'a> Block<'a> {
                 for (from, to) in [(q, areas.q_rows), (dout, areas.dout_rows)] {
                     if F::TILES {
                         let from = RawOperand::floats(from.ptr, 1, from.stride);
-                        pack::pack_a(s, f, from, head, rows, to);
+                        pack::rows(s, f, from, (head, rows), to);
                     } else {
                         let from = RawOperand::floats(from.ptr, from.stride, 1);
                         (F::PACK_B)(from, rows, head, to);

@@ -66,7 +66,7 @@ pub(crate) unsafe fn block<S: Simd, F: Format<S>>(
         let mut i = a.rows.start;
         let accumulate = g.accumulate || depth > 0;
         let last = depth + kc == g.k;
-        if const { lean::<S, F>() } && a.col == 1 && cols == S::NR {
+        if const { lean::<S>() } && a.col == 1 && cols == S::NR {
             let asks = match a.asks {
                 Asks::Nothing => false,
                 Asks::These { .. } => j == 0,
@@ -111,8 +111,7 @@ pub(crate) unsafe fn block<S: Simd, F: Format<S>>(
             };
             let at = Place { i, j, rows, cols };
             fetch.near = if last && !COMPACT {
-                let soon = at.soon::<S, F>(&a.rows, g.n);
-                epilogue::ahead(&g.epilogue, g.c.cast_const(), g.c_row, &soon)
+                epilogue::ahead(&g.epilogue, g.c.cast_const(), g.c_row, &at)
             } else {
                 Near::NONE
             };
@@ -128,8 +127,8 @@ pub(crate) unsafe fn block<S: Simd, F: Format<S>>(
 }
 
 /// Whether there are loops for [`whole`] register blocks alone.
-const fn lean<S: Simd, F: Format<S>>() -> bool {
-    APART && S::LANES > 1 && !F::TILES
+const fn lean<S: Simd>() -> bool {
+    APART && S::LANES > 1
 }
 
 /// A panel, and what becomes of the products with it.
@@ -181,7 +180,7 @@ pub(crate) unsafe fn whole<
     panel: &Panel,
     far: &mut Run,
 ) -> usize {
-    if const { !lean::<S, F>() } {
+    if const { !lean::<S>() } {
         // Not called: `block` has no other loops then.
         return a.rows.start;
     }
@@ -250,26 +249,6 @@ pub(crate) struct Place {
     pub(super) cols: usize,
 }
 
-impl Place {
-    /// The tile whose lines are asked for during this one: itself, or where tiles take less time
-    /// than memory the next in the order of the drivers, of `rows` of C and its first `n` columns.
-    #[inline(always)]
-    pub(super) fn soon<S: Simd, F: Format<S>>(
-        self,
-        rows: &core::ops::Range<usize>,
-        n: usize,
-    ) -> Self {
-        if !F::TILES {
-            return self;
-        }
-        let (mut i, mut j) = (self.i + self.rows, self.j);
-        if i == rows.end {
-            (i, j) = (rows.start, j + self.cols);
-        }
-        Self { i, j, rows: F::MR.min(rows.end - i), cols: S::NR.min(n.saturating_sub(j)) }
-    }
-}
-
 /// One tile, of which these may be the `last` products.
 ///
 /// Before an epilogue the sums go to a buffer, and through the epilogue from there to C.
@@ -297,7 +276,7 @@ unsafe fn place<S: Simd, F: Format<S>>(
     unsafe {
         let size = (at.rows, at.cols);
         // What lean loops have left of adjacent words is at an edge of C, and words that are no floats are adjacent.
-        if const { lean::<S, F>() && F::IS_PLAIN } && tile.a_col != 1 || const { !lean::<S, F>() } {
+        if const { lean::<S>() && F::IS_PLAIN } && tile.a_col != 1 || const { !lean::<S>() } {
             f.multiply(s, unit, &tile, size, accumulate, fetch);
         } else {
             f.apart(s, unit, &tile, size, accumulate);

@@ -147,7 +147,7 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(
             };
             let left = match (a_lies, F::TILES) {
                 (true, _) => Left { ptr: a.ptr, block: F::MR, row: 1, col: a.col },
-                (_, true) => Left { ptr: packed_a, block: words * F::MR, row: words, col: 1 },
+                (_, true) => Left { ptr: packed_a, block: words * F::MR, row: LINE, col: F::MR },
                 (_, false) => Left { ptr: packed_a, block: words * F::MR, row: 1, col: F::MR },
             };
             let mut column = Column {
@@ -248,7 +248,7 @@ impl Column {
     ///
     /// # Safety
     /// Left and right are valid for the depth: register blocks of A `left.block` apart, of `row == 1` in a format without
-    /// tiles; rows of the panel `b_row` apart. C is valid for the column, whole lines of it if they are streamed.
+    /// tiles, otherwise as [`pack_a`] has them; rows of the panel `b_row` apart. C is valid for the column, whole lines of it if they are streamed.
     #[inline(always)]
     unsafe fn multiply<S: Simd, F: Format<S>>(
         &mut self,

@@ -259,6 +259,12 @@ impl Run {
         Self { next: next.cast(), step, pair: 0 }
     }
 
+    /// All lines from `next` on, two each time.
+    #[inline(always)]
+    pub(crate) fn in_pairs(next: *const f32) -> Self {
+        Self { next: next.cast(), step: 2 * BYTES, pair: BYTES }
+    }
+
     /// The line at `p` over and over, which is in cache: nothing, without a branch.
     #[inline(always)]
     pub(crate) fn none(p: *const f32) -> Self {

@@ -16,7 +16,6 @@
 //! instructions that convert make zeros of denormals before they round: so does every path to
 //! a word of [`Paired`], or bits would depend on which elements go through vectors.
 
-use super::LINE;
 use super::fetch::Fetch;
 use super::micro::{self, Tile};
 use super::pack::PackFn;
@@ -36,8 +35,8 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// Rows of a register block; its columns are [`Simd::NR`].
     const MR: usize = S::MR;
 
-    /// Whether words are read in tiles: a row of A in one piece, in packed A too, that has whole
-    /// lines of words, zeros at the end. Scratch that begins where a cache line does is faster.
+    /// Whether words are read in tiles: rows of A have whole lines of words, zeros at the end, and lie in one piece, or
+    /// packed for gradients of weights in such lines. Scratch that begins where a cache line does is faster.
     const TILES: bool = false;
 
     /// These, as sizes are computed from.
@@ -64,14 +63,6 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// A unit that nothing is set up for yet.
     fn unit(self) -> Self::Unit;
 
-    /// Whether rows of `k` kept elements, `row` words apart, are words as they lie.
-    #[inline(always)]
-    fn takes(a: *const f32, row: usize, k: usize) -> bool {
-        let line = LINE * size_of::<f32>();
-        let are_lines = k.is_multiple_of(LINE * Self::DEPTH) && row.is_multiple_of(LINE);
-        !Self::TILES || are_lines && a.addr().is_multiple_of(line)
-    }
-
     /// How often a tile's loop over `kc` words asks for a far line.
     #[inline(always)]
     fn turns(kc: usize) -> usize {
@@ -83,7 +74,7 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// # Safety
     /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to accumulate, its start
     /// for the size, `rows x cols`; `rows <= MR`, `cols <= NR`; `a_col == 1`, or `a_row == 1` in a format
-    /// without [`Format::TILES`], where `kc` is whole lines.
+    /// without [`Format::TILES`]. With it `kc` is whole lines, and `a_col` what lies from a line of a row to its next, in lines.
     unsafe fn multiply(
         self,
         s: S,

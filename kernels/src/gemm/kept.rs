@@ -1,8 +1,7 @@
 //! Products of operands that lie in memory as bf16, and products whose results will.
 //!
 //! ```text
-//! A of floats: its words, a block of rows at a time, in scratch; of bf16: as they lie, if the
-//!              format takes them so ([`Format::takes`]), or copied there
+//! A of floats: its words, a block of rows at a time, in scratch; of bf16: as they lie
 //! C of floats: the blocks of the other drivers
 //! C of bf16:   for each panel, for each group of rows
 //!                the sums of one block of depth after the other, in a buffer
@@ -12,7 +11,7 @@
 use super::fetch::{Ahead, Near, Run};
 use super::format::Format;
 use super::narrow::Narrow;
-use super::{Asks, KC, Place, ROWS, RawGemm, Rows, Sums, epilogue, in_blocks, micro, pack};
+use super::{Asks, KC, Place, ROWS, RawGemm, Rows, Sums, epilogue, micro, pack};
 use crate::elements::{Elements, Floats};
 use crate::footprint::{Footprint, least};
 use crate::simd::Simd;
@@ -24,7 +23,7 @@ pub(crate) struct Halved {
     pub(crate) c: bool,
 }
 
-/// Floats of scratch that [`gemm`] wants for `m` rows of `k` elements.
+/// Floats of scratch that [`gemm`], or with tiles [`tiles::gemm`](super::tiles::gemm), wants for `m` rows of `k` elements.
 pub(crate) const fn scratch_len(f: Footprint, halves: Halved, m: usize, k: usize) -> usize {
     match halves {
         Halved { a: true, .. } if !f.tiles => 0,
@@ -33,7 +32,7 @@ pub(crate) const fn scratch_len(f: Footprint, halves: Halved, m: usize, k: usize
     }
 }
 
-/// The driver for operands or results that are kept as bf16.
+/// The driver for operands or results that are kept as bf16, but for those by tiles ([`tiles`](super::tiles)).
 ///
 /// Rows of A are words as they lie. Sums of C have no place in C before they are whole, so
 /// a tile goes through all of the inner dimension at once, in the order of the other drivers.
@@ -45,16 +44,11 @@ pub(crate) const fn scratch_len(f: Footprint, halves: Halved, m: usize, k: usize
 /// `g.scratch` valid for [`scratch_len`] floats.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves: Halved) {
-    let in_place = halves.a && F::takes(g.a, g.a_row / F::DEPTH, g.k);
-    if !in_place && !halves.c {
-        // SAFETY: passed on from the caller.
-        return unsafe { in_blocks(s, f, f.kept(), g) };
-    }
     let mut unit = f.unit();
     let mut first = 0;
     while first < g.m && g.n > 0 {
         // Rows of A that are words already need not be taken in blocks.
-        let most = if in_place { g.m } else { ROWS };
+        let most = if halves.a { g.m } else { ROWS };
         let rows = first..(first + most).min(g.m);
         let words = F::words(g.k);
         let mut a = Rows {
@@ -67,18 +61,13 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
         // SAFETY: rows are inside A, and scratch has room for so many; the rest is passed on
         // from the caller.
         unsafe {
-            if !in_place {
+            if !halves.a {
                 let ptr = g.scratch.cast_const();
                 a = Rows { ptr, row: words, asks: Asks::Nothing, ..a };
                 for (i, row) in rows.clone().enumerate() {
+                    let from = g.a.wrapping_add(row * g.a_row);
                     let to = g.scratch.wrapping_add(i * words);
-                    if halves.a {
-                        let from = g.a.cast::<Element<S, F>>().wrapping_add(row * g.a_row);
-                        pack::row(s, f, f.kept(), (from, 1), g.k, to);
-                    } else {
-                        let from = g.a.wrapping_add(row * g.a_row);
-                        pack::row(s, f, Floats, (from, g.a_col), g.k, to);
-                    }
+                    pack::row(s, f, Floats, (from, g.a_col), g.k, to);
                 }
             }
             if halves.c {
@@ -135,9 +124,8 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                     let kc = KC.min(g.k - depth);
                     let done = F::words(depth);
                     fetch.near = if depth + kc == g.k {
-                        let soon = at.soon::<S, F>(&a.rows, g.n);
                         let c = g.c.cast::<Element<S, F>>().cast_const();
-                        epilogue::ahead(&g.epilogue, c, g.c_row, &soon)
+                        epilogue::ahead(&g.epilogue, c, g.c_row, &at)
                     } else {
                         Near::NONE
                     };

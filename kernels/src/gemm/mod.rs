@@ -21,8 +21,8 @@
 //! In a [`Format`] other than plain floats, A is brought into it on the way, a block of rows and
 //! of depth at a time, in scratch of the caller's.
 //!
-//! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]), but
-//! for tiles ([`tiled`]). A panel and a few groups of rows are multiplied without any loops but
+//! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]), and so
+//! have products by tiles of matrices ([`tiles`]). A panel and a few groups of rows are multiplied without any loops but
 //! those of the micro-kernel ([`small`]). Of few columns a row is a lane ([`narrow`]). What all of these are made of,
 //! tiles at the edges of C ([`edge`]) among it, are functions of their own ([`parts`]).
 //!
@@ -51,9 +51,11 @@ pub(crate) mod parts;
 pub(crate) mod small;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiled;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiles;
 
 use crate::built::COMPACT;
-use crate::elements::{Bf16, Elements, Floats, RawOperand};
+use crate::elements::{Bf16, Floats, RawOperand};
 use crate::footprint::{Footprint, least, most};
 use crate::simd::Simd;
 pub(crate) use block::Rows;
@@ -102,7 +104,7 @@ pub(crate) struct RawGemm {
     pub(crate) sums: Option<ColumnSums>,
     /// Room for operands in another format.
     pub(crate) scratch: *mut f32,
-    /// What tiles ask for before the next panel, if anything: a grid that is there, and nobody else's, during the
+    /// What tiles ask for before the next panel, of matrices ([`tiles`]) instead of it, if anything: a grid that is there, and nobody else's, during the
     /// product. Products of a few rows, and those of [`both`], do not ask for it.
     pub(crate) ahead: Option<NonNull<Grid>>,
 }
@@ -165,7 +167,7 @@ impl ColumnSums {
 /// 256 tokens took 0.94 of the time that it took with 96 (Granite Rapids, AMX, two threads, in turns).
 const ROWS: usize = 128;
 
-/// Floats of scratch that [`converted`] and [`tiles`] want for up to `m` rows of up to `k` elements.
+/// Floats of scratch that [`converted`] and [`in_tiles`] want for up to `m` rows of up to `k` elements.
 pub(crate) const fn scratch_len(f: Footprint, m: usize, k: usize) -> usize {
     let block = least(m, ROWS) * f.words(least(k, KC));
     // Not by `few_rows`: more rows of fewer elements may go through it.
@@ -288,7 +290,7 @@ impl Copied {
 pub(crate) unsafe fn converted<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
     if COMPACT || g.m > few_rows::<S, F>(g.k) {
         // SAFETY: passed on from the caller.
-        return unsafe { in_blocks(s, f, Floats, g) };
+        return unsafe { in_blocks(s, f, g) };
     }
     let words = F::words(g.k);
     let a =
@@ -305,24 +307,24 @@ pub(crate) unsafe fn converted<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
     }
 }
 
-/// The driver for formats of [`Format::TILES`]: few rows are tiles of few rows, for other
+/// The driver for [`Format::TILES`], of floats: few rows are tiles of few rows, for other
 /// instructions would give other bits.
 ///
 /// # Safety
 /// As for [`converted`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) unsafe fn tiles<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
+pub(crate) unsafe fn in_tiles(s: crate::simd::avx512::Avx512, f: tiled::Tiled, g: &RawGemm) {
     // SAFETY: passed on from the caller.
-    unsafe { in_blocks(s, f, Floats, g) }
+    unsafe { tiles::gemm(s, f, g, kept::Halved::default()) }
 }
 
-/// [`converted`] for any number of rows, of an A of one kind of elements.
+/// [`converted`] for any number of rows.
 ///
 /// # Safety
-/// As for [`converted`], A being of the kind.
+/// As for [`converted`].
 #[inline(always)]
-unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, g: &RawGemm) {
+unsafe fn in_blocks<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
     let mut unit = f.unit();
     let scratch = g.scratch;
     let mut first = 0;
@@ -342,9 +344,8 @@ unsafe fn in_blocks<S: Simd, F: Format<S>, M: Elements<S, F>>(s: S, f: F, m: M, 
             // SAFETY: rows and products are inside A, and scratch has room for so many.
             unsafe {
                 for (i, row) in rows.clone().enumerate() {
-                    let from = g.a.cast::<M::Element>();
-                    let from = from.wrapping_add(row * g.a_row + depth * g.a_col);
-                    pack::row(s, f, m, (from, g.a_col), kc, scratch.wrapping_add(i * words));
+                    let from = g.a.wrapping_add(row * g.a_row + depth * g.a_col);
+                    pack::row(s, f, Floats, (from, g.a_col), kc, scratch.wrapping_add(i * words));
                 }
                 f.block(s, &mut unit, g, &a, depth, kc);
             }

@@ -27,7 +27,9 @@
 //! use that.
 //!
 //! Tiles that do not begin at cache lines load eight times slower (measured on Granite Rapids:
-//! 30 ns instead of 3.5), so rows of A are copied where they do not: [`Format::takes`].
+//! 30 ns instead of 3.5), so rows of A are copied where they do not (`are_lines` of [`tiles`](super::tiles)).
+//!
+//! While tiles are multiplied, the vector units are idle: [`Beside`].
 
 use super::fetch::Fetch;
 use super::format::{Format, Paired};
@@ -55,11 +57,10 @@ impl Tiled {
     }
 }
 
-/// Far lines that are asked for with each 32 of the inner dimension: those of a panel's next, if
-/// a third of them go with a tile.
-const TURNS: usize = 10;
+/// How often far lines are asked for with each 32 of the inner dimension, two at a time or one.
+pub(super) const TURNS: usize = 10;
 /// Rows of near ones: all, with [`super::KC`].
-const NEAR: usize = 4;
+pub(super) const NEAR: usize = 4;
 
 /// Rows of a tile.
 const HIGH: usize = 16;
@@ -98,8 +99,9 @@ impl Format<Avx512> for Tiled {
         accumulate: bool,
         fetch: &mut impl Fetch,
     ) {
-        // SAFETY: passed on from the caller.
-        unsafe { multiply(s, unit, t, size, accumulate, fetch) }
+        let near = fetch.near_turns();
+        // SAFETY: passed on from the caller; to ask for lines wants nothing.
+        unsafe { multiply(s, unit, t, size, accumulate, &mut Asking { fetch, near }) }
     }
 
     #[inline(always)]
@@ -125,18 +127,62 @@ impl Format<Avx512> for Tiled {
     }
 }
 
+/// What a thread does beside each 32 of the inner dimension, whose products wait for one another.
+pub(super) trait Beside {
+    /// Asks for lines.
+    fn lines(&mut self, s: Avx512);
+    /// Times there is more to do.
+    fn turns(&self) -> usize;
+    /// A part of that.
+    ///
+    /// # Safety
+    /// As who made the value says.
+    unsafe fn turn(&mut self, s: Avx512);
+}
+
+/// Asks for lines.
+struct Asking<'a, F> {
+    fetch: &'a mut F,
+    /// Rows of near ones that are left.
+    near: usize,
+}
+
+impl<F: Fetch> Beside for Asking<'_, F> {
+    #[inline(always)]
+    fn turns(&self) -> usize {
+        0
+    }
+    #[inline(always)]
+    unsafe fn turn(&mut self, _: Avx512) {}
+    #[inline(always)]
+    fn lines(&mut self, s: Avx512) {
+        if self.near > 0 {
+            for _ in 0..NEAR {
+                self.fetch.near(s);
+            }
+            self.near = self.near.saturating_sub(NEAR);
+        }
+        for _ in 0..TURNS {
+            self.fetch.far(s);
+        }
+    }
+}
+
+/// One tile of sums.
+///
 /// # Safety
-/// As for [`Format::multiply`].
+/// As for [`Format::multiply`], and for a turn of what is done beside it.
 #[inline(always)]
-unsafe fn multiply(
+pub(super) unsafe fn multiply(
     s: Avx512,
     unit: &mut Tiles,
     t: &Tile,
     (rows, cols): (usize, usize),
     accumulate: bool,
-    fetch: &mut impl Fetch,
+    beside: &mut impl Beside,
 ) {
-    debug_assert!(t.a_col == 1 && t.kc.is_multiple_of(LINE));
+    debug_assert!(t.a_col == 1 || (t.a_col, t.a_row) == (2 * HIGH, LINE));
+    debug_assert!(t.kc.is_multiple_of(LINE));
     let mut buffer = Sums::uninit();
     let held = buffer.as_mut_ptr();
     let whole = cols == MAX_COLS;
@@ -154,9 +200,9 @@ unsafe fn multiply(
         let direct = whole && !t.stream && is_lines(t.c, t.c_row);
         let to = if direct { (t.c, t.c_row) } else { (held, MAX_COLS) };
         if rows > HIGH {
-            block::<true>(s, unit, t, start, to, fetch);
+            block::<true>(s, unit, t, start, to, beside);
         } else {
-            block::<false>(s, unit, t, start, to, fetch);
+            block::<false>(s, unit, t, start, to, beside);
         }
         if t.stream && cols.is_multiple_of(LINE) {
             stream_rows(s, (held, MAX_COLS), (t.c, t.c_row), (rows, cols));
@@ -170,8 +216,8 @@ unsafe fn multiply(
 /// lower tiles.
 ///
 /// # Safety
-/// The tiles have the shape of the block; A is valid for its rows of `kc` words, B for `kc` rows
-/// of 32, both places for the block's rows of 32 floats.
+/// The tiles have the shape of the block; A is valid for its rows of `kc` words, their lines `a_col` lines apart, B for `kc` rows
+/// of 32, both places for the block's rows of 32 floats. And as for a turn of what is done beside it.
 #[inline(always)]
 unsafe fn block<const TALL: bool>(
     s: Avx512,
@@ -179,7 +225,7 @@ unsafe fn block<const TALL: bool>(
     t: &Tile,
     start: Option<(*const f32, usize)>,
     (to, to_row): (*mut f32, usize),
-    fetch: &mut impl Fetch,
+    beside: &mut impl Beside,
 ) {
     // SAFETY: passed on from the caller: the second column of tiles is 16 words on, the
     // second row 16 rows.
@@ -200,35 +246,46 @@ unsafe fn block<const TALL: bool>(
             }
         }
         debug_assert_eq!(t.b_row, MAX_COLS);
-        let low = t.a.wrapping_add(HIGH * t.a_row);
-        let mut near = fetch.near_turns();
-        for w in (0..t.kc).step_by(LINE) {
-            if near > 0 {
-                for _ in 0..NEAR {
-                    fetch.near(s);
-                }
-                near = near.saturating_sub(NEAR);
-            }
-            for _ in 0..TURNS {
-                fetch.far(s);
-            }
-            let (a, b) = (t.a.add(w), t.b.add(w * MAX_COLS));
-            tiles.load::<4>(a, t.a_row);
-            tiles.load::<6>(b, MAX_COLS);
-            tiles.dot::<0, 4, 6>();
-            tiles.load_right::<7>(b, MAX_COLS);
-            tiles.dot::<1, 4, 7>();
-            if TALL {
-                tiles.load::<5>(low.add(w), t.a_row);
-                tiles.dot::<2, 5, 6>();
-                tiles.dot::<3, 5, 7>();
-            }
+        let turns = t.kc / LINE;
+        // Loops apart: one that does nothing else has no other loops in it.
+        let some = beside.turns().min(turns);
+        for turn in 0..some {
+            step::<TALL>(tiles, t, turn);
+            beside.lines(s);
+            beside.turn(s);
+        }
+        for turn in some..turns {
+            step::<TALL>(tiles, t, turn);
+            beside.lines(s);
         }
         tiles.store::<0>(to, to_row);
         tiles.store::<1>(to.add(LINE), to_row);
         if TALL {
             tiles.store::<2>(to.add(HIGH * to_row), to_row);
             tiles.store::<3>(to.add(HIGH * to_row + LINE), to_row);
+        }
+    }
+}
+
+/// The products with the `turn`th 32 of the inner dimension; `TALL` if there are lower tiles.
+///
+/// # Safety
+/// As for [`block`], whose sums the tiles hold.
+#[inline(always)]
+unsafe fn step<const TALL: bool>(tiles: &mut Tiles, t: &Tile, turn: usize) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let a = t.a.add(turn * LINE * t.a_col);
+        let b = t.b.add(turn * LINE * MAX_COLS);
+        tiles.load::<4>(a, t.a_row);
+        tiles.load::<6>(b, MAX_COLS);
+        tiles.dot::<0, 4, 6>();
+        tiles.load_right::<7>(b, MAX_COLS);
+        tiles.dot::<1, 4, 7>();
+        if TALL {
+            tiles.load::<5>(a.add(HIGH * t.a_row), t.a_row);
+            tiles.dot::<2, 5, 6>();
+            tiles.dot::<3, 5, 7>();
         }
     }
 }
