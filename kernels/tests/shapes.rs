@@ -146,9 +146,13 @@ fn products_check_every_operand() {
             "sums of a transpose" => with_sums(mat(&ZEROS, 5, 4).t(), 5);
         }
         assert_eq!(kernels.unpacked_scratch_len(usize::MAX, 1, 1), None);
-        // Of B there is room for a panel, or for four, whatever its width.
-        let are_narrow = matches!(kernels.isa(), Isa::Avx | Isa::Avx2);
-        let cols = if are_narrow && kernels.dtype() == Dtype::F32 { 64 } else { kernels.panel() };
+        // Of B there is room for a panel, or for four or eight, whatever its width.
+        let panels = match (kernels.isa(), kernels.dtype()) {
+            (Isa::Avx | Isa::Avx2, Dtype::F32) => 4,
+            (Isa::Amx, Dtype::Bf16) if kernels.is_native() => 8,
+            _ => 1,
+        };
+        let cols = panels * kernels.panel();
         let few = kernels.unpacked_scratch_len(1, cols, 1);
         assert_eq!(kernels.unpacked_scratch_len(1, usize::MAX, 1), few);
         assert!(few > kernels.unpacked_scratch_len(1, cols - kernels.panel(), 1));
