@@ -166,7 +166,7 @@ fn measure(
         contender.sampler.sample(&mut c, contender.calls)?;
         // PyTorch's result is in the other process, where it was checked.
         if contender.name != "torch"
-            && let Some(error) = problem.error(&c)
+            && let Some(error) = problem.error(&c, contender.sampler.rounds())
         {
             return Err(format!("{}, {dtype}, {:?}: {error}", contender.name, problem.product));
         }

@@ -4,7 +4,8 @@
 //! does: blocks of 96 rows with a packed matrix, gradients of weights by tiles of 256 x 256
 //! (a step has up to 512 where level 2 is 2 MiB or more). Two
 //! threads get a half each. Where a step keeps in memory as bf16 what only products read, operands that
-//! are not packed lie so; they are brought there before the timing, as PyTorch's are.
+//! are not packed lie so; they are brought there before the timing, as PyTorch's are. Results that a step keeps as bf16
+//! ([`Product::is_kept`](crate::shapes::Product)) are, as PyTorch's all are; others are of `f32`.
 
 use crate::aligned::{Aligned, Role};
 use crate::place::Places;
@@ -47,7 +48,7 @@ struct Tile {
 
 /// What one thread does.
 struct Share<'a> {
-    tiles: Vec<(Tile, MatMut<'a>)>,
+    tiles: Vec<(Tile, OperandMut<'a>)>,
     /// Columns of B that it packs for itself.
     packs: Range<usize>,
     packed: Aligned,
@@ -62,6 +63,8 @@ pub struct Ours<'a> {
     packed: Aligned,
     /// A, and B if it is not packed, as bf16 where the kernels keep that.
     halves: [Option<Aligned>; 2],
+    /// C, if the kernels keep it as bf16.
+    kept: Option<Aligned>,
     parts: Vec<Tile>,
     places: Option<Places>,
 }
@@ -91,10 +94,13 @@ impl<'a> Ours<'a> {
         let of_b = || halves(kernels, Role::B, &problem.b, n);
         let b = (kernels.keeps_halves() && gradient).then(of_b);
         let parts = parts(problem, packing, kernels, places.is_some());
-        Self { kernels, problem, packing, packed, halves: [a, b], parts, places }
+        let keeps = kernels.keeps_halves_of(product.n) && product.is_kept;
+        let len = || kernels.operand_len(product.m, product.n).unwrap();
+        let kept = keeps.then(|| Aligned::zeros(Role::C, len()));
+        Self { kernels, problem, packing, packed, halves: [a, b], kept, parts, places }
     }
 
-    fn share<'c>(&self, tiles: Vec<(Tile, MatMut<'c>)>, packs: Range<usize>) -> Share<'c> {
+    fn share<'c>(&self, tiles: Vec<(Tile, OperandMut<'c>)>, packs: Range<usize>) -> Share<'c> {
         let (kernels, k) = (self.kernels, self.problem.product.k);
         let packed = match self.packing {
             Packing::Within => Aligned::zeros(Role::B, kernels.packed_len(k, packs.len()).unwrap()),
@@ -103,7 +109,8 @@ impl<'a> Ours<'a> {
         let scratch = if self.problem.product.is_weight_gradient() {
             kernels.unpacked_scratch_len(WEIGHT_TILE, WEIGHT_TILE, k).unwrap()
         } else {
-            kernels.gemm_scratch_len(ROW_BLOCK, k)
+            let halves = kernels.gemm_into_halves_scratch_len(ROW_BLOCK, k);
+            kernels.gemm_scratch_len(ROW_BLOCK, k).max(halves)
         };
         Share { tiles, packs, packed, scratch: Aligned::zeros(Role::Scratch, scratch) }
     }
@@ -122,6 +129,7 @@ impl<'a> Ours<'a> {
             for (Tile { rows, cols }, c) in tiles {
                 let a = row_range(a, rows);
                 let b = row_range(b.t(), cols).t();
+                let OperandMut::Float(c) = c else { unreachable!("gradients are of f32") };
                 kernels.gemm_unpacked(a, b, c.reborrow(), false, scratch);
             }
             return;
@@ -138,16 +146,51 @@ impl<'a> Ours<'a> {
         };
         for (Tile { rows, .. }, c) in tiles {
             let a = row_range(a, rows);
-            kernels.gemm(a, packed, c.reborrow(), false, Epilogue::None, scratch);
+            kernels.gemm(a, packed, reborrow(c), false, Epilogue::None, scratch);
         }
     }
 }
 
 impl Sampler for Ours<'_> {
+    fn rounds(&self) -> bool {
+        self.kept.is_some()
+    }
+
     fn sample(&mut self, c: &mut [f32], calls: Calls) -> Result<Duration, String> {
+        let mut kept = self.kept.take();
+        let time = self.time(c, kept.as_deref_mut(), calls);
+        if let Some(kept) = &kept {
+            let (m, n) = (self.problem.product.m, self.problem.product.n);
+            if let Operand::Half(kept) = self.kernels.operand(kept, m, n) {
+                for (row, to) in c.chunks_exact_mut(n).enumerate() {
+                    for (to, from) in to.iter_mut().zip(kept.row(row)) {
+                        *to = from.to_f32();
+                    }
+                }
+            }
+        }
+        self.kept = kept;
+        Ok(time)
+    }
+}
+
+impl Ours<'_> {
+    /// The time of some products, into `c` or what is kept of it.
+    fn time(&self, c: &mut [f32], kept: Option<&mut [f32]>, calls: Calls) -> Duration {
         let n = self.problem.product.n;
         let cut: Vec<Vec<Tile>> = self.parts.iter().map(|part| tiles(self.problem, part)).collect();
-        let mut views = views(c, n, cut.iter().flatten()).into_iter();
+        let mut views = match kept {
+            Some(kept) => {
+                let stride = self.kernels.operand_stride(n).unwrap();
+                let views = views::<Bf16>(kept, (n, stride), cut.iter().flatten());
+                views.into_iter().map(OperandMut::Half).collect()
+            }
+            None => {
+                let views = views::<f32>(c, (n, n), cut.iter().flatten());
+                views.into_iter().map(OperandMut::Float).collect::<Vec<_>>()
+            }
+        }
+        .into_iter();
         let mut shares: Vec<_> = cut
             .into_iter()
             .zip(&self.parts)
@@ -155,7 +198,7 @@ impl Sampler for Ours<'_> {
                 self.share(tiles.into_iter().zip(&mut views).collect(), part.cols.clone())
             })
             .collect();
-        Ok(together(&mut shares, calls, self.places, |share| self.compute(share)))
+        together(&mut shares, calls, self.places, |share| self.compute(share))
     }
 }
 
@@ -263,30 +306,51 @@ fn tiles(problem: &Problem, part: &Tile) -> Vec<Tile> {
     list
 }
 
-/// Writable views of tiles of `c`, which has `n` columns.
+/// What the kernels write.
+///
+/// # Safety
+/// It may have any bits, and lie where floats do.
+#[expect(unsafe_code, reason = "results of either kind lie in memory of floats")]
+unsafe trait Element: Copy {}
+#[expect(unsafe_code, reason = "a float")]
+// SAFETY: a float.
+unsafe impl Element for f32 {}
+#[expect(unsafe_code, reason = "16 bits")]
+// SAFETY: any 16 bits are one, and lie at even addresses.
+unsafe impl Element for Bf16 {}
+
+fn reborrow<'a>(m: &'a mut OperandMut<'_>) -> OperandMut<'a> {
+    match m {
+        OperandMut::Float(m) => OperandMut::Float(m.reborrow()),
+        OperandMut::Half(m) => OperandMut::Half(m.reborrow()),
+    }
+}
+
+/// Writable views of tiles of `c`, which has `n` columns, rows being `stride` elements apart.
 ///
 /// # Panics
 /// If tiles overlap, or one is outside.
-fn views<'c, 't>(
+fn views<'c, 't, E: Element>(
     c: &'c mut [f32],
-    n: usize,
+    (n, stride): (usize, usize),
     tiles: impl Iterator<Item = &'t Tile> + Clone,
-) -> Vec<MatMut<'c>> {
+) -> Vec<MatMut<'c, E>> {
+    let len = size_of_val(c) / size_of::<E>();
     let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
     for (i, a) in tiles.clone().enumerate() {
-        assert!(a.cols.end <= n && a.rows.end * n <= c.len(), "{a:?} is outside");
+        assert!(a.cols.end <= n && a.rows.end * stride <= len, "{a:?} is outside");
         for b in tiles.clone().skip(i + 1) {
             assert!(apart(&a.rows, &b.rows) || apart(&a.cols, &b.cols), "{a:?} and {b:?} overlap");
         }
     }
-    let start = c.as_mut_ptr();
+    let start = c.as_mut_ptr().cast::<E>();
     let view = |Tile { rows, cols }: &Tile| {
         #[expect(unsafe_code, reason = "halves of rows cannot be told apart by slices")]
         // SAFETY: the tile is inside C and overlaps no other, as just checked; C is borrowed
-        // exclusively for 'c.
+        // exclusively for 'c; its floats may be read and written as either kind of elements.
         unsafe {
-            let first = start.add(rows.start * n + cols.start);
-            MatMut::from_raw(first, rows.len(), cols.len(), n)
+            let first = start.add(rows.start * stride + cols.start);
+            MatMut::from_raw(first, rows.len(), cols.len(), stride)
         }
     };
     tiles.map(view).collect()

@@ -6,6 +6,7 @@
 
 use crate::aligned::{Aligned, Role};
 use crate::shapes::{Layout, Product};
+use cllm_kernels::Bf16;
 
 /// Operands and result of a [`Product`].
 pub struct Problem {
@@ -45,12 +46,13 @@ impl Problem {
         Self { product, a, b, expected }
     }
 
-    /// The first element of C that is wrong, in words.
+    /// The first element of C that is wrong, in words; sums are rounded to bf16 if it `rounds`.
     #[must_use]
-    pub fn error(&self, c: &[f32]) -> Option<String> {
-        let wrong = c.iter().zip(&self.expected).position(|(got, want)| got != want)?;
+    pub fn error(&self, c: &[f32], rounds: bool) -> Option<String> {
+        let right = |sum: f32| if rounds { Bf16::from_f32(sum).to_f32() } else { sum };
+        let wrong = c.iter().zip(&self.expected).position(|(got, want)| *got != right(*want))?;
         let (row, col) = (wrong / self.product.n, wrong % self.product.n);
-        Some(format!("C[{row}, {col}] is {} and not {}", c[wrong], self.expected[wrong]))
+        Some(format!("C[{row}, {col}] is {} and not {}", c[wrong], right(self.expected[wrong])))
     }
 
     /// Distances of a row and of a column of A, in elements.

@@ -26,11 +26,14 @@ pub struct Product {
     pub a: Layout,
     /// Of B.
     pub b: Layout,
+    /// A step keeps its result in memory as bf16, where it has products of bf16.
+    pub is_kept: bool,
 }
 
 impl Product {
     fn new(group: &'static str, name: impl Into<String>, m: usize, n: usize, k: usize) -> Self {
-        Self { group, name: name.into(), m, n, k, a: Layout::Plain, b: Layout::Plain }
+        let (a, b) = (Layout::Plain, Layout::Plain);
+        Self { group, name: name.into(), m, n, k, a, b, is_kept: false }
     }
 
     fn with(self, a: Layout, b: Layout) -> Self {
@@ -100,8 +103,12 @@ fn reference() -> Vec<Product> {
         } else {
             (Layout::Plain, Layout::Transposed, (inputs, outputs))
         };
-        list.push(of("X W", TOKENS, outputs, inputs).with(Layout::Plain, straight));
-        list.push(of("dY W^T", TOKENS, inputs, outputs).with(Layout::Plain, turned));
+        // The two ends of the activation between fc and mlp_out: what attention, norms and the loss read is of floats, as
+        // what is added to the tokens' rows.
+        let forward = of("X W", TOKENS, outputs, inputs).with(Layout::Plain, straight);
+        list.push(Product { is_kept: name == "fc", ..forward });
+        let back = of("dY W^T", TOKENS, inputs, outputs).with(Layout::Plain, turned);
+        list.push(Product { is_kept: name == "mlp_out", ..back });
         list.push(of("X^T dY", m, n, TOKENS).with(Layout::Transposed, Layout::Plain));
     }
     list

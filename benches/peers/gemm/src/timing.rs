@@ -34,6 +34,11 @@ pub trait Sampler {
     /// # Errors
     /// If it cannot be called.
     fn sample(&mut self, c: &mut [f32], calls: Calls) -> Result<Duration, String>;
+
+    /// Whether what is in `c` then has been rounded to bf16.
+    fn rounds(&self) -> bool {
+        false
+    }
 }
 
 /// A function, with whatever threads it has of its own.
