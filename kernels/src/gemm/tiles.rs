@@ -39,8 +39,8 @@ const MR: usize = <Tiled as Format<Avx512>>::MR;
 /// Words of a part of B that stay in L2, beside rows of A and of C, while each group of rows goes through them:
 /// 512 KiB. CPUs with tiles have 2 MiB. One of 5,000 columns, 2.5 MiB, took 1.7 times as long that way.
 const STAYS: usize = 512 * 1024 / size_of::<f32>();
-/// Columns up to which they are gone through panel by panel all the same: a step's products with 256 columns took 1.05 times
-/// as long the other way.
+/// Columns up to which they are gone through panel by panel all the same: a step's products with 256 columns took 0.98 to
+/// 1.13 times as long the other way.
 const FEW_COLS: usize = 256;
 /// How often with each 32 of the depth two lines of the next panel are asked for, while each group of rows goes through a
 /// panel. While the first one goes through all, it is [`TURNS`] times (16 took 1.02 times as long with GELU as 8). If there is
