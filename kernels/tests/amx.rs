@@ -75,6 +75,19 @@ fn every_product_has_the_bits_of_the_instruction() {
     }
 }
 
+/// The bits of a product and nothing else.
+fn product_of(
+    kernels: &Kernels,
+    a: Operand<'_>,
+    b: Packed<'_>,
+    (m, n, k): (usize, usize, usize),
+) -> Vec<u32> {
+    let mut c = vec![0.0; m * n];
+    let out = MatMut::new(&mut c, m, n, n);
+    kernels.gemm(a, b, out, false, Epilogue::None, &mut room(kernels, m, k));
+    c.into_iter().map(f32::to_bits).collect()
+}
+
 /// Rows that are whole cache lines are multiplied where they lie, all others from a copy.
 #[test]
 fn rows_in_place_and_copied_give_the_same_bits() {
@@ -85,13 +98,8 @@ fn rows_in_place_and_copied_give_the_same_bits() {
         let (a, b) = (random(&mut rng, m * k), random(&mut rng, k * n));
         let mut packed = vec![0.0; kernels.packed_len(k, n).unwrap()];
         kernels.pack(MatRef::new(&b, k, n, n), &mut packed);
-        let product = |a: Operand<'_>| {
-            let mut c = vec![0.0; m * n];
-            let out = MatMut::new(&mut c, m, n, n);
-            let scratch = &mut room(kernels, m, k);
-            kernels.gemm(a, Packed::new(&packed, k, n), out, false, Epilogue::None, scratch);
-            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
+        let product =
+            |a: Operand<'_>| product_of(kernels, a, Packed::new(&packed, k, n), (m, n, k));
         let want = product(MatRef::new(&a, m, k, k).into());
         for gap in [0, 2, 32] {
             let stride = k + gap;
@@ -127,13 +135,8 @@ fn rows_that_overlap_are_read_where_they_are() {
         for (to, from) in halves[line..].iter_mut().zip(&floats) {
             *to = Bf16::from_f32(*from);
         }
-        let product = |a: Operand<'_>| {
-            let mut c = vec![0.0; m * n];
-            let out = MatMut::new(&mut c, m, n, n);
-            let scratch = &mut room(kernels, m, k);
-            kernels.gemm(a, Packed::new(&packed, k, n), out, false, Epilogue::None, scratch);
-            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
+        let product =
+            |a: Operand<'_>| product_of(kernels, a, Packed::new(&packed, k, n), (m, n, k));
         let in_place = Operand::Half(MatRef::new(&halves[line..line + len], m, k, stride));
         assert!(
             product(in_place) == product(MatRef::new(&floats, m, k, stride).into()),
@@ -142,7 +145,7 @@ fn rows_that_overlap_are_read_where_they_are() {
     }
 }
 
-/// A matrix of bf16, and its floats.
+/// Floats, rounded.
 fn halves(floats: &[f32]) -> Vec<Bf16> {
     floats.iter().map(|x| Bf16::from_f32(*x)).collect()
 }

@@ -60,7 +60,7 @@ impl Tiled {
 /// How often far lines are asked for with each 32 of the inner dimension, two at a time or one.
 pub(super) const TURNS: usize = 10;
 /// Rows of near ones: all, with [`super::KC`].
-pub(super) const NEAR: usize = 4;
+const NEAR: usize = 4;
 
 /// Rows of a tile.
 const HIGH: usize = 16;
@@ -156,15 +156,21 @@ impl<F: Fetch> Beside for Asking<'_, F> {
     unsafe fn turn(&mut self, _: Avx512) {}
     #[inline(always)]
     fn lines(&mut self, s: Avx512) {
-        if self.near > 0 {
-            for _ in 0..NEAR {
-                self.fetch.near(s);
-            }
-            self.near = self.near.saturating_sub(NEAR);
-        }
+        near_lines(s, self.fetch, &mut self.near);
         for _ in 0..TURNS {
             self.fetch.far(s);
         }
+    }
+}
+
+/// Asks for some near rows, of those that are left.
+#[inline(always)]
+pub(super) fn near_lines(s: Avx512, fetch: &mut impl Fetch, left: &mut usize) {
+    if *left > 0 {
+        for _ in 0..NEAR {
+            fetch.near(s);
+        }
+        *left = left.saturating_sub(NEAR);
     }
 }
 

@@ -26,7 +26,7 @@
 use super::fetch::{Ahead, Fetch, Near, Run};
 use super::format::Format;
 use super::kept::Halved;
-use super::tiled::{Beside, NEAR, TURNS, Tiled, multiply};
+use super::tiled::{Beside, TURNS, Tiled, multiply, near_lines};
 use super::{KC, LINE, MAX_COLS, Place, ROWS, RawGemm, Sums, epilogue, is_lines, micro, pack};
 use crate::amx::Tiles;
 use crate::built::COMPACT;
@@ -333,12 +333,7 @@ impl<M: Elements<Avx512, Tiled>> Behind<'_, M> {
 impl<M: Elements<Avx512, Tiled>> Beside for Behind<'_, M> {
     #[inline(always)]
     fn lines(&mut self, s: Avx512) {
-        if self.near > 0 {
-            for _ in 0..NEAR {
-                self.ahead.near(s);
-            }
-            self.near = self.near.saturating_sub(NEAR);
-        }
+        near_lines(s, &mut self.ahead, &mut self.near);
         // Numbers that are known when compiled: no loops.
         if self.far > 0 {
             for _ in 0..PANEL {
