@@ -180,7 +180,7 @@ macro_rules! parts {
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn block(g: &RawGemm, a: &Rows, depth: usize, kc: usize) {
-                kernel!(block::block($token, $format, &mut (), g, a, depth, kc))
+                kernel!(block::block($token, $format, g, a, depth, kc))
             }
 
             $(#[target_feature(enable = $feature)])?

@@ -3,7 +3,7 @@
 use super::RawGemm;
 use super::epilogue;
 use super::fetch::{Ahead, Near, NextRows, Run, WithRows};
-use super::format::{Dot, Format};
+use super::format::Dot;
 use super::micro::{self, Tile};
 use super::narrow::Narrow;
 use crate::built::{APART, COMPACT};
@@ -43,10 +43,9 @@ pub(crate) enum Asks {
 /// As for [`super::in_place`], B packed in the format; `a` is valid for its rows of `kc` elements, that
 /// is for the words that they take.
 #[inline(always)]
-pub(crate) unsafe fn block<S: Simd, F: Format<S>>(
+pub(crate) unsafe fn block<S: Simd, F: Dot<S>>(
     s: S,
     f: F,
-    unit: &mut F::Unit,
     g: &RawGemm,
     a: &Rows,
     depth: usize,
@@ -79,11 +78,11 @@ pub(crate) unsafe fn block<S: Simd, F: Format<S>>(
             i = unsafe {
                 let whole = match (last && !g.epilogue.is_none(), asks) {
                     // The way through an epilogue is long: few copies of it.
-                    (true, true) => F::WHOLE.through_rows,
-                    (true, false) => F::WHOLE.through,
-                    (false, _) if g.ahead.is_some() => F::WHOLE.ahead,
-                    (false, true) => F::WHOLE.rows,
-                    (false, false) => F::WHOLE.plain,
+                    (true, true) => F::PARTS.whole.through_rows,
+                    (true, false) => F::PARTS.whole.through,
+                    (false, _) if g.ahead.is_some() => F::PARTS.whole.ahead,
+                    (false, true) => F::PARTS.whole.rows,
+                    (false, false) => F::PARTS.whole.plain,
                 };
                 whole(g, a, &of, &mut fetch.far)
             };
@@ -118,7 +117,7 @@ pub(crate) unsafe fn block<S: Simd, F: Format<S>>(
             // SAFETY: the tile is inside C, and C holds the sum of the products before; what is ahead is ours.
             unsafe {
                 g.fetch_ahead::<S, F>(&mut fetch, &at, turns, next);
-                place(s, f, unit, g, &at, tile, accumulate, last, &mut fetch);
+                place(s, f, g, &at, tile, accumulate, last, &mut fetch);
             }
             i += rows;
         }
@@ -254,13 +253,12 @@ pub(crate) struct Place {
 /// Before an epilogue the sums go to a buffer, and through the epilogue from there to C.
 ///
 /// # Safety
-/// As for [`Format::multiply`], the tile being the place in C; passed on from [`block`].
+/// As for [`Format::multiply`](super::format::Format::multiply), the tile being the place in C; passed on from [`block`].
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a product, a place in it, and what is there")]
-unsafe fn place<S: Simd, F: Format<S>>(
+unsafe fn place<S: Simd, F: Dot<S>>(
     s: S,
     f: F,
-    unit: &mut F::Unit,
     g: &RawGemm,
     at: &Place,
     tile: Tile,
@@ -277,9 +275,9 @@ unsafe fn place<S: Simd, F: Format<S>>(
         let size = (at.rows, at.cols);
         // What lean loops have left of adjacent words is at an edge of C, and words that are no floats are adjacent.
         if const { lean::<S>() && F::IS_PLAIN } && tile.a_col != 1 || const { !lean::<S>() } {
-            f.multiply(s, unit, &tile, size, accumulate, fetch);
+            f.multiply(s, &mut (), &tile, size, accumulate, fetch);
         } else {
-            f.apart(s, unit, &tile, size, accumulate);
+            f.apart(s, &mut (), &tile, size, accumulate);
         }
         if through {
             epilogue::apply::<S, F, _>(s, Floats, &g.epilogue, sums, c, g.c_row, at);

@@ -19,8 +19,7 @@
 use super::fetch::Fetch;
 use super::micro::{self, Tile};
 use super::pack::PackFn;
-use super::parts::{Parts, Whole};
-use super::{RawGemm, Rows, block};
+use super::parts::Parts;
 use crate::elements::{Elements, Floats};
 use crate::footprint::Footprint;
 use crate::simd::{MOST_LANES, Simd};
@@ -56,9 +55,6 @@ pub(crate) trait Format<S: Simd>: Copy {
     ///
     /// All that packs B calls it: it is large, and what it is called for are whole matrices.
     const PACK_B: PackFn;
-
-    /// The loops over whole register blocks, if there are any: not of tiles.
-    const WHOLE: Whole = Whole::NONE;
 
     /// A unit that nothing is set up for yet.
     fn unit(self) -> Self::Unit;
@@ -120,24 +116,6 @@ pub(crate) trait Format<S: Simd>: Copy {
         unsafe { self.multiply(s, unit, t, size, accumulate, &mut ()) }
     }
 
-    /// [`block`](block::block) of a product; in vectors by a function that all products of the format share.
-    ///
-    /// # Safety
-    /// As for it.
-    #[inline(always)]
-    unsafe fn block(
-        self,
-        s: S,
-        unit: &mut Self::Unit,
-        g: &RawGemm,
-        a: &Rows,
-        depth: usize,
-        kc: usize,
-    ) {
-        // SAFETY: passed on from the caller.
-        unsafe { block::block(s, self, unit, g, a, depth, kc) }
-    }
-
     /// Operands that lie in memory as this format's words are made of them: floats, where
     /// there is nothing else.
     type Kept: Elements<S, Self>;
@@ -173,7 +151,7 @@ pub(crate) trait Format<S: Simd>: Copy {
 }
 
 /// A format whose words are multiplied in vectors.
-pub(crate) trait Dot<S: Simd>: Format<S> {
+pub(crate) trait Dot<S: Simd>: Format<S, Unit = ()> {
     /// Parts of this format's products.
     const PARTS: Parts;
 
@@ -185,7 +163,6 @@ pub(crate) trait Dot<S: Simd>: Format<S> {
 macro_rules! in_vectors {
     ($S:ty) => {
         type Unit = ();
-        const WHOLE: Whole = <Self as Dot<$S>>::PARTS.whole;
 
         #[inline(always)]
         fn unit(self) {}
@@ -230,12 +207,6 @@ macro_rules! in_vectors {
             unsafe {
                 <Self as Dot<$S>>::PARTS.edge::<$S, Self>(t, rows, cols)(t, rows, cols, accumulate)
             }
-        }
-
-        #[inline(always)]
-        unsafe fn block(self, _: $S, (): &mut (), g: &RawGemm, a: &Rows, depth: usize, kc: usize) {
-            // SAFETY: passed on from the caller.
-            unsafe { (<Self as Dot<$S>>::PARTS.block)(g, a, depth, kc) }
         }
     };
 }
@@ -374,9 +345,7 @@ pub(crate) use paired::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod paired {
-    use super::{
-        Dot, Fetch, Format, PackFn, Parts, RawGemm, Rows, Tile, Whole, flushed_bits, micro,
-    };
+    use super::{Dot, Fetch, Format, PackFn, Parts, Tile, flushed_bits, micro};
     use crate::elements::{Elements, Halves};
     use crate::simd::avx512::Avx512;
     use core::arch::x86_64::*;

@@ -9,7 +9,7 @@
 //! ```
 
 use super::fetch::{Ahead, Near, Run};
-use super::format::Format;
+use super::format::{Dot, Format};
 use super::narrow::Narrow;
 use super::{Asks, KC, Place, ROWS, RawGemm, Rows, Sums, epilogue, micro, pack};
 use crate::elements::{Elements, Floats};
@@ -43,8 +43,7 @@ pub(crate) const fn scratch_len(f: Footprint, halves: Halved, m: usize, k: usize
 /// number of elements, the last a zero if `k` is odd, and
 /// `g.scratch` valid for [`scratch_len`] floats.
 #[inline(always)]
-pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves: Halved) {
-    let mut unit = f.unit();
+pub(crate) unsafe fn gemm<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, halves: Halved) {
     let mut first = 0;
     while first < g.m && g.n > 0 {
         // Rows of A that are words already need not be taken in blocks.
@@ -71,13 +70,13 @@ pub(crate) unsafe fn gemm<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm, halves
                 }
             }
             if halves.c {
-                deep(s, f, &mut unit, g, &a);
+                deep(s, f, g, &a);
             } else {
                 let mut depth = 0;
                 loop {
                     let kc = KC.min(g.k - depth);
                     let part = Rows { ptr: a.ptr.wrapping_add(F::words(depth)), ..a.clone() };
-                    f.block(s, &mut unit, g, &part, depth, kc);
+                    (F::PARTS.block)(g, &part, depth, kc);
                     depth += kc;
                     if depth == g.k {
                         break;
@@ -98,7 +97,7 @@ type Element<S, F> = <<F as Format<S>>::Kept as Elements<S, F>>::Element;
 /// # Safety
 /// As for [`gemm`]; `a` is valid for its rows of `k` elements, in words.
 #[inline(always)]
-unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGemm, a: &Rows) {
+unsafe fn deep<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
     let mut buffer = Sums::uninit();
     let sums = buffer.as_mut_ptr();
     let mut j = 0;
@@ -143,7 +142,7 @@ unsafe fn deep<S: Simd, F: Format<S>>(s: S, f: F, unit: &mut F::Unit, g: &RawGem
                         stream: false,
                     };
                     g.fetch_ahead::<S, F>(&mut fetch, &at, F::turns(tile.kc), next);
-                    f.multiply(s, unit, &tile, (rows, cols), depth > 0, &mut fetch);
+                    f.multiply(s, &mut (), &tile, (rows, cols), depth > 0, &mut fetch);
                     depth += kc;
                     if depth == g.k {
                         break;

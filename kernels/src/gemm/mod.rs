@@ -188,7 +188,7 @@ fn few_rows<S: Simd, F: Dot<S>>(k: usize) -> usize {
 /// All of A, of the first `k` rows of the panels of B, of C and of the epilogue's
 /// operands is valid memory; C overlaps none of the others; what is [`RawGemm::ahead`] is as it says.
 #[inline(always)]
-pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
+pub(crate) unsafe fn in_place<S: Simd>(_: S, _: Single, g: &RawGemm) {
     if g.m == 0 || g.n == 0 {
         return;
     }
@@ -219,7 +219,7 @@ pub(crate) unsafe fn in_place<S: Simd>(s: S, f: Single, g: &RawGemm) {
                 if is_crowded {
                     a = copy.rows(&a, kc);
                 }
-                Format::<S>::block(f, s, &mut (), g, &a, depth, kc);
+                (<Single as Dot<S>>::PARTS.block)(g, &a, depth, kc);
             }
             first = a.rows.end;
         }
@@ -324,8 +324,7 @@ pub(crate) unsafe fn in_tiles(s: crate::simd::avx512::Avx512, f: tiled::Tiled, g
 /// # Safety
 /// As for [`converted`].
 #[inline(always)]
-unsafe fn in_blocks<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
-    let mut unit = f.unit();
+unsafe fn in_blocks<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm) {
     let scratch = g.scratch;
     let mut first = 0;
     while first < g.m && g.n > 0 {
@@ -347,7 +346,7 @@ unsafe fn in_blocks<S: Simd, F: Format<S>>(s: S, f: F, g: &RawGemm) {
                     let from = g.a.wrapping_add(row * g.a_row + depth * g.a_col);
                     pack::row(s, f, Floats, (from, g.a_col), kc, scratch.wrapping_add(i * words));
                 }
-                f.block(s, &mut unit, g, &a, depth, kc);
+                (F::PARTS.block)(g, &a, depth, kc);
             }
             depth += kc;
             if depth == g.k {

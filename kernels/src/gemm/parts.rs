@@ -55,15 +55,6 @@ pub(crate) struct Whole {
     pub(crate) through_rows: WholeFn,
 }
 
-impl Whole {
-    pub(crate) const NONE: Self = {
-        fn none(_: &RawGemm, _: &Rows, _: &Panel, _: &mut Run) -> usize {
-            unreachable!("tiles have no loops for whole register blocks")
-        }
-        Self { plain: none, rows: none, ahead: none, through: none, through_rows: none }
-    };
-}
-
 impl Parts {
     /// The function for a tile of so many rows and columns.
     #[inline(always)]
