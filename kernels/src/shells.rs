@@ -184,8 +184,8 @@ macro_rules! parts {
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn narrow(t: &Tile, _: usize, cols: usize, accumulate: bool) {
-                kernel!(narrow::tile($token, $format, t, cols, accumulate))
+            unsafe fn narrow(t: &Tile, rows: usize, cols: usize, accumulate: bool) {
+                kernel!(narrow::tile($token, $format, t, rows, cols, accumulate))
             }
 
             /// One does for all where code is compact.

@@ -9,8 +9,8 @@ use common::{Grid, Rng, each_dtype, room};
 /// Columns of the wider product: more than tiles of few columns have, on any instruction set.
 const WIDE: usize = 30;
 
-/// Rows: fewer than a vector's lanes, as many, and several groups with a rest.
-const ROWS: [usize; 8] = [1, 7, 8, 15, 16, 17, 31, 100];
+/// Rows: fewer than a vector's lanes, as many, and several groups with a rest; around those of the tallest tile.
+const ROWS: [usize; 10] = [1, 7, 8, 15, 16, 17, 31, 32, 33, 100];
 
 /// Depths around whole squares of 8 and of 16 words of one element or two, and around a block's.
 const DEPTHS: [usize; 12] = [1, 7, 8, 9, 15, 16, 17, 31, 33, KC, KC + 1, 2 * KC + 77];

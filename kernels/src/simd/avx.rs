@@ -26,6 +26,25 @@ pub(in crate::simd) fn lane_mask(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()) }
 }
 
+/// Transposes the two squares that each 128 bits of four vectors are.
+///
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+pub(in crate::simd) unsafe fn turn_fours([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    // SAFETY: register arithmetic.
+    unsafe {
+        let low = [_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d)];
+        let high = [_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d)];
+        [
+            _mm256_shuffle_ps::<0x44>(low[0], low[1]),
+            _mm256_shuffle_ps::<0xee>(low[0], low[1]),
+            _mm256_shuffle_ps::<0x44>(high[0], high[1]),
+            _mm256_shuffle_ps::<0xee>(high[0], high[1]),
+        ]
+    }
+}
+
 /// The first `n <= 8` bytes at `p`, zeros behind them.
 ///
 /// # Safety
@@ -154,19 +173,33 @@ macro_rules! shared_avx_operations {
             $crate::simd::prefetch_to_write(p);
         }
         #[inline(always)]
+        unsafe fn square(self, p: *const f32, row: usize) -> [__m256; $crate::simd::MOST_LANES] {
+            let mut columns = [self.splat(0.0); $crate::simd::MOST_LANES];
+            for c in [0, 4] {
+                let mut lines = [self.splat(0.0); 4];
+                // The upper 128 bits of line r are of row 4 + r: from memory they get there without a shuffle.
+                for (r, line) in lines.iter_mut().enumerate() {
+                    let at = |i: usize| p.wrapping_add(i * row + c);
+                    // SAFETY: four floats of a row of the square each, which are valid; the token stands for AVX.
+                    unsafe {
+                        let low = _mm256_castps128_ps256(_mm_loadu_ps(at(r)));
+                        *line = _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(at(4 + r)));
+                    }
+                }
+                // SAFETY: the token stands for AVX.
+                let some = unsafe { $crate::simd::avx::turn_fours(lines) };
+                columns[c..c + 4].copy_from_slice(&some);
+            }
+            columns
+        }
+        #[inline(always)]
         fn transpose(self, lines: &mut [__m256; $crate::simd::MOST_LANES]) {
             // SAFETY: register arithmetic; the token stands for AVX.
             unsafe {
                 let mut fours = [_mm256_setzero_ps(); 8];
                 for i in [0, 4] {
-                    // Two by two, then four by four, in each 128 bits apart.
-                    let [a, b, c, d] = [lines[i], lines[i + 1], lines[i + 2], lines[i + 3]];
-                    let low = [_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d)];
-                    let high = [_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d)];
-                    fours[i] = _mm256_shuffle_ps::<0x44>(low[0], low[1]);
-                    fours[i + 1] = _mm256_shuffle_ps::<0xee>(low[0], low[1]);
-                    fours[i + 2] = _mm256_shuffle_ps::<0x44>(high[0], high[1]);
-                    fours[i + 3] = _mm256_shuffle_ps::<0xee>(high[0], high[1]);
+                    let some = [lines[i], lines[i + 1], lines[i + 2], lines[i + 3]];
+                    fours[i..i + 4].copy_from_slice(&$crate::simd::avx::turn_fours(some));
                 }
                 for c in 0..4 {
                     let (a, b) = (fours[c], fours[4 + c]);

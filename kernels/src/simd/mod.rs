@@ -101,6 +101,20 @@ pub(crate) trait Simd: Copy + Shared {
 
     /// Transposes the square of the first `LANES` vectors.
     fn transpose(self, lines: &mut [Self::V; MOST_LANES]);
+    /// The columns of a square of floats whose rows are `row` apart: loaded, and transposed.
+    ///
+    /// # Safety
+    /// `p` is valid for `LANES` rows of as many floats.
+    #[inline(always)]
+    unsafe fn square(self, p: *const f32, row: usize) -> [Self::V; MOST_LANES] {
+        let mut lines = [self.splat(0.0); MOST_LANES];
+        for (i, line) in lines[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: passed on from the caller.
+            *line = unsafe { self.load(p.wrapping_add(i * row)) };
+        }
+        self.transpose(&mut lines);
+        lines
+    }
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
