@@ -7,14 +7,16 @@ use cllm_kernels::{Bf16, Epilogue, Kernels, MatMut, MatRef, Operand, OperandMut,
 use common::epilogues::{EPILOGUES, More, epilogue};
 use common::{Grid, Rng, each_dtype, panics};
 
-/// Rows, columns and depth: edges; several slabs of columns; several of depth in words of one
-/// element and of two.
-const SHAPES: [(usize, usize, usize); 8] = [
+/// Rows, columns and depth: edges; several slabs of columns; little depth, and as little behind a slab of it; several of
+/// depth in words of one element and of two.
+const SHAPES: [(usize, usize, usize); 10] = [
     (1, 1, 1),
     (5, 33, 0),
     (13, 256, 256),
     (97, 290, 257),
     (6, 600, 40),
+    (21, 300, 3),
+    (21, 300, 259),
     (7, 48, 1025),
     (12, 257, 2049),
     (3, 513, 2304),

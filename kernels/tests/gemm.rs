@@ -269,7 +269,9 @@ fn bf16_products_round_their_operands_and_nothing_else() {
 fn rows_4_kib_apart_give_the_bits_of_rows_beside_one_another() {
     each_dtype(|kernels| {
         let mut rng = Rng::new(7);
-        for (m, n, k) in [(17, 33, 1024), (40, 100, 300), (25, 65, 7), (30, 40, 0)] {
+        for (m, n, k) in
+            [(17, 33, 1024), (40, 100, 300), (25, 65, 7), (30, 40, 0), (25, 65, 3), (25, 65, 8)]
+        {
             let (near, b) = (Grid::random(&mut rng, m, k), Grid::random(&mut rng, k, n));
             let mut apart = Grid::blank(m, k, 1024 - k, 1);
             apart.fill(|i, p| near.at(i, p));

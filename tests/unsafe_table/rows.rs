@@ -112,7 +112,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["kernels/tests/amx.rs::every_product_has_the_bits_of_the_instruction"],
     ),
     Row::new(
-        "kernels/src/gemm/{mod,block,both,small}.rs",
+        "kernels/src/gemm/{mod,block,both,shallow,small}.rs",
         "drivers of products: blocks of pointers",
         &[
             "kernels/tests/gemm.rs::every_stride_accumulation_and_epilogue_matches_the_reference",

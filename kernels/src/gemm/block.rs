@@ -1,4 +1,5 @@
-//! Products of some rows of C, a tile after the other: the two inner loops of the drivers' pseudocode.
+//! Products of some rows of C, a tile after the other: the two inner loops of the drivers' pseudocode. Those of little
+//! depth have others ([`shallow`]).
 
 use super::RawGemm;
 use super::epilogue;
@@ -6,6 +7,7 @@ use super::fetch::{Ahead, Near, NextRows, Run, WithRows};
 use super::format::Dot;
 use super::micro::{self, Tile};
 use super::narrow::Narrow;
+use super::shallow;
 use crate::built::{APART, COMPACT};
 use crate::elements::Floats;
 use crate::simd::Simd;
@@ -52,6 +54,11 @@ pub(crate) unsafe fn block<S: Simd, F: Dot<S>>(
     kc: usize,
 ) {
     let words = F::words(kc);
+    if kc == g.k && g.epilogue.is_none() && shallow::suits::<S>(words, g.n) {
+        debug_assert_eq!(depth, 0);
+        // SAFETY: passed on from the caller; these are all products of the inner dimension.
+        return unsafe { shallow::gemm(s, f, g, a, words) };
+    }
     let mut buffer = Sums::uninit();
     let mut j = 0;
     while j < g.n {
@@ -270,7 +277,7 @@ unsafe fn place<S: Simd, F: Dot<S>>(
     let through = last && !g.epilogue.is_none();
     let (sums, c) = (buffer.as_mut_ptr(), tile.c);
     let tile = if through { Tile { c: sums, c_row: S::NR, ..tile } } else { tile };
-    // SAFETY: the buffer holds MR x NR floats and is read where it was written.
+    // SAFETY: the buffer holds the rows of a register block, and of a narrow tile, and is read where it was written.
     unsafe {
         let size = (at.rows, at.cols);
         // What lean loops have left of adjacent words is at an edge of C, and words that are no floats are adjacent.
@@ -285,9 +292,9 @@ unsafe fn place<S: Simd, F: Dot<S>>(
     }
 }
 
-/// Columns and elements of the largest register block.
+/// Columns and elements of the largest register block; a tile of few columns has no more rows of a panel.
 pub(super) const MAX_COLS: usize = 32;
-const MAX_TILE: usize = 32 * MAX_COLS;
+pub(super) const MAX_TILE: usize = 32 * MAX_COLS;
 
 /// Room for a tile's sums, in whole lines.
 #[repr(align(64))]
