@@ -10,7 +10,7 @@ use common::{Grid, Rng, each_dtype, room};
 const WIDE: usize = 30;
 
 /// Rows: fewer than a vector's lanes, as many, and several groups with a rest; around those of the tallest tile.
-const ROWS: [usize; 10] = [1, 7, 8, 15, 16, 17, 31, 32, 33, 100];
+const ROWS: [usize; 11] = [1, 7, 8, 15, 16, 17, 31, 32, 33, 43, 100];
 
 /// Depths around whole squares of 8 and of 16 words of one element or two, and around a block's.
 const DEPTHS: [usize; 12] = [1, 7, 8, 9, 15, 16, 17, 31, 33, KC, KC + 1, 2 * KC + 77];

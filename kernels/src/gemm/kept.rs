@@ -116,7 +116,7 @@ unsafe fn deep<S: Simd, F: Dot<S>>(s: S, f: F, g: &RawGemm, a: &Rows) {
             let at = Place { i, j, rows, cols };
             let c = g.c.cast::<Element<S, F>>().wrapping_add(i * g.c_row + j);
             let mut depth = 0;
-            // SAFETY: the tile is inside C and the buffer holds MR x NR floats, which later
+            // SAFETY: the tile is inside C and the buffer holds its rows of NR floats, which later
             // products find as the ones before left them; what is ahead is ours.
             unsafe {
                 loop {

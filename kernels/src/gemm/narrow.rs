@@ -10,18 +10,19 @@
 //!     sums of LANES rows += the square's column times an element of B
 //! ```
 //! The additions to an element of C are those of other tiles, in their order: the bits are the same. That leaves a
-//! column one chain of multiply-adds, each of which waits for the one before: one or two columns have tiles of
-//! [`several`] squares of rows, whose chains are under way together.
+//! column one chain of multiply-adds, each of which waits for the one before: with eight lanes one or two columns
+//! have tiles of several squares of rows, whose chains are under way together.
 //!
 //! Of 5 to 8 columns 8 lanes hold all: there a column is a lane as in other tiles, and a tile has 8 rows for
 //! a register block's 6, whose multiply-adds would wait for one another.
 
+use super::block::MAX_TILE;
 use super::format::{Dot, Format};
 use super::micro::{self, Tile};
 use crate::built::COMPACT;
 use crate::simd::{MOST_LANES, Simd};
 
-/// Squares of a tile of the most rows: a product's buffer holds the 32 of them.
+/// Squares of the tallest tile.
 const SQUARES: usize = 4;
 /// Most columns of such a tile.
 const FEW: usize = 2;
@@ -31,11 +32,11 @@ const FEW: usize = 2;
 /// Four of eight lanes take with AVX2 0.66 of the time for one column and 0.70 for two, with AVX 0.8 and 1.0. Of
 /// sixteen lanes a square takes as long to be transposed as a chain takes: two of them have 1.03 and 0.90 of the speed of
 /// one (1,024 x 256, Granite Rapids, one thread, in turns).
-const fn several<S: Simd>() -> usize {
+const fn most_squares<S: Simd>() -> usize {
     if S::LANES == 8 { SQUARES } else { 1 }
 }
 
-/// Most columns of such a tile, the rows that it has, and those of the tallest.
+/// The rows of such a tile, its most columns, and the rows of the tallest.
 #[derive(Clone, Copy)]
 pub(crate) struct Narrow {
     rows: usize,
@@ -47,7 +48,11 @@ impl Narrow {
     /// Those of a format: none where a register block has as many rows as a vector has lanes.
     pub(crate) const fn of<S: Simd, F: Format<S>>() -> Self {
         let has_some = !COMPACT && !F::TILES && S::LANES > S::MR;
-        Self { rows: S::LANES, cols: if has_some { 8 } else { 0 }, tall: several::<S>() * S::LANES }
+        Self {
+            rows: S::LANES,
+            cols: if has_some { 8 } else { 0 },
+            tall: most_squares::<S>() * S::LANES,
+        }
     }
 
     /// Whether a tile of so many rows is one of these, if other tiles have at most `most`.
@@ -88,19 +93,41 @@ pub(crate) unsafe fn tile<S: Simd, F: Dot<S>>(
     if const { Narrow::of::<S, F>().cols == 0 } {
         return;
     }
+    const { assert!(most_squares::<S>() * S::LANES * S::NR <= MAX_TILE, "sums of a tile have room") }
     // SAFETY: passed on from the caller; a panel has columns of zeros behind those of B.
     unsafe {
         match cols {
-            1 if several::<S>() > 1 => squares::<S, F, 1, SQUARES>(s, f, t, rows, cols, accumulate),
-            2 if several::<S>() > 1 => squares::<S, F, 2, SQUARES>(s, f, t, rows, cols, accumulate),
-            1 => squares::<S, F, 1, 1>(s, f, t, rows, cols, accumulate),
-            2 => squares::<S, F, 2, 1>(s, f, t, rows, cols, accumulate),
+            1 => few::<S, F, 1>(s, f, t, rows, cols, accumulate),
+            2 => few::<S, F, 2>(s, f, t, rows, cols, accumulate),
             3..=4 => squares::<S, F, 4, 1>(s, f, t, rows, cols, accumulate),
             // Half of a vector's lanes, or all of them: then a column to a lane wastes none.
             _ if S::LANES == 16 => {
                 by_rows(s, t, &sums::<S, F, 8, 1>(s, f, t, 1)[0], cols, accumulate);
             }
             _ => micro::tile::<S, F, _, 8, 1, true>(s, f, t, cols, accumulate, &mut ()),
+        }
+    }
+}
+
+/// A tile of [`FEW`] columns or less.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn few<S: Simd, F: Dot<S>, const N: usize>(
+    s: S,
+    f: F,
+    t: &Tile,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        if const { most_squares::<S>() == SQUARES } {
+            squares::<S, F, N, SQUARES>(s, f, t, rows, cols, accumulate);
+        } else {
+            squares::<S, F, N, 1>(s, f, t, rows, cols, accumulate);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! micro-kernel, which writes C. The additions are those of the other drivers, in their order.
 //!
 //! ```text
-//! for each group of M <= MR rows of A      (groups of one size, or one less; of few columns LANES)
+//! for each group of M <= MR rows of A      (groups of one size, or one less; of few columns those of `narrow`)
 //!   M x n sums in registers over k products, stored to C
 //! ```
 
