@@ -16,7 +16,10 @@ TCMALLOC = PEERS / "debian" / "usr" / "lib" / "x86_64-linux-gnu" / "libtcmalloc_
 LIBRARIES = {
     "default": "allocator of the C library, GNU OpenMP",
     "tuned": "tcmalloc, Intel's OpenMP runtime",
+    "huge": "as tuned, and large tensors in huge pages",
 }
+# Huge pages are no faster (README.md), so they are compared where they are asked for.
+USUAL = ["default", "tuned"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Setting:
 
 def environment(libraries: str, threads: int) -> dict[str, str]:
     """The environment of a PyTorch process, free of what this one's would add to it."""
-    ours = ("OMP_", "KMP_", "MKL_", "GOMP_", "ONEDNN_", "TORCH", "LD_PRELOAD")
+    ours = ("THP_", "OMP_", "KMP_", "MKL_", "GOMP_", "ONEDNN_", "TORCH", "LD_PRELOAD")
     variables = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     variables["OMP_NUM_THREADS"] = str(threads)
     variables["TORCHINDUCTOR_CACHE_DIR"] = str(PEERS / "inductor")
-    if libraries == "tuned":
+    if libraries != "default":
         preload = [str(path) for path in (IOMP, TCMALLOC) if path.exists()]
         variables |= {
             "LD_PRELOAD": ":".join(preload),
@@ -56,6 +59,9 @@ def environment(libraries: str, threads: int) -> dict[str, str]:
             "KMP_BLOCKTIME": "1",
             "KMP_AFFINITY": "granularity=fine,compact,1,0",
         }
+    if libraries == "huge":
+        # Read by PyTorch's allocator, which then asks the system for them from 2 MiB on.
+        variables["THP_MEM_ALLOC_ENABLE"] = "1"
     return variables
 
 
@@ -67,7 +73,7 @@ def available(kinds: list[str]) -> tuple[list[Setting], list[str]]:
     if absent := [path.name for path in (IOMP, TCMALLOC) if not path.exists()]:
         missing.append(f"without {' and '.join(absent)}, which could not be had (run.sh says why)")
     if len(absent) < 2:
-        libraries.append("tuned")
+        libraries += ["tuned", "huge"]
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if "compiled" in kinds and not compiler:
         missing.append("without torch.compile, which needs a C++ compiler: install g++")
