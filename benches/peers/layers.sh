@@ -39,27 +39,36 @@ for peer in candle burn; do
         "$(field grad_norm_difference < "$work/$peer.json")"
 done
 
+time_peer() {
+    RAYON_NUM_THREADS=$2 "$work/release/peers-$1" "$start" --steps "$steps" | field tokens_per_s
+}
+
+time_cllm() {
+    rm -rf "$work/run"
+    "$cllm" train --preset reference --tuning off --data "$data" --max-steps 13 --log-interval 13 \
+        --threads "$1" --eval-batches 1 --sample-tokens 0 --log-format json \
+        --out-dir "$work/run" > "$work/log"
+    grep '"event":"step"' "$work/log" | field tokens_per_s
+}
+
 rm -rf "$work/figures" && mkdir -p "$work/figures"
 for run in $(seq "$runs"); do
     for count in $threads; do
-        for peer in candle burn; do
-            RAYON_NUM_THREADS=$count "$work/release/peers-$peer" "$start" --steps "$steps" \
-                | field tokens_per_s >> "$work/figures/$peer.$count"
+        order="candle burn cllm"
+        if [ $((run % 2)) = 0 ]; then order="cllm burn candle"; fi
+        for peer in $order; do
+            figure=$(if [ "$peer" = cllm ]; then time_cllm "$count"; else time_peer "$peer" "$count"; fi)
+            echo "$figure" >> "$work/figures/$peer.$count"
         done
-        rm -rf "$work/run"
-        "$cllm" train --preset reference --tuning off --data "$data" --max-steps 13 --log-interval 13 \
-            --threads "$count" --eval-batches 1 --sample-tokens 0 --log-format json \
-            --out-dir "$work/run" > "$work/log"
-        grep '"event":"step"' "$work/log" | field tokens_per_s >> "$work/figures/cllm.$count"
         echo "run $run, threads: $count" >&2
     done
 done
 printf '\n%-8s %8s %10s %12s\n' peer threads tokens/s "cllm is"
 for count in $threads; do
-    ours=$(median < "$work/figures/cllm.$count")
     for peer in candle burn cllm; do
-        theirs=$(median < "$work/figures/$peer.$count")
-        awk -v p="$peer" -v c="$count" -v t="$theirs" -v o="$ours" \
-            'BEGIN { printf "%-8s %8s %10.0f %11.1fx\n", p, c, t, o / t }'
+        speed=$(median < "$work/figures/$peer.$count")
+        ratio=$(paste "$work/figures/cllm.$count" "$work/figures/$peer.$count" \
+            | awk '{ print $1 / $2 }' | median)
+        printf '%-8s %8s %10.0f %11.1fx\n' "$peer" "$count" "$speed" "$ratio"
     done
 done
