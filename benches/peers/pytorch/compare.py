@@ -12,7 +12,7 @@ import generation
 import llmc
 import start
 from measure import Sample, run_cllm, torch_on
-from settings import LIBRARIES, USUAL, Setting, available
+from settings import LIBRARIES, Setting, available
 from table import Column, deviation, dump, print_table
 from works import CLLM, MODELS, PEERS, STEPS, WORKS, Work, build, make_data, make_start, start_file
 
@@ -127,8 +127,8 @@ def parse() -> argparse.Namespace:
                         help="numbers of threads (1,2)")
     parser.add_argument("--kinds", type=names(one_of(KINDS)), default=list(KINDS),
                         metavar="KIND,...", help="eager, compiled (both)")
-    parser.add_argument("--libraries", type=names(one_of(LIBRARIES)), default=USUAL,
-                        metavar="NAME,...", help=f"{', '.join(LIBRARIES)} ({','.join(USUAL)})")
+    parser.add_argument("--libraries", type=names(one_of(LIBRARIES)), default=list(LIBRARIES),
+                        metavar="NAME,...", help=f"{', '.join(LIBRARIES)} (all)")
     parser.add_argument("--llmc", type=Path, metavar="PATH",
                         help="folder of a built llm.c, to run its trainer on work B64 too")
     parser.add_argument("--cllm", type=Path, help="a built binary, instead of building one")

@@ -15,11 +15,8 @@ TCMALLOC = PEERS / "debian" / "usr" / "lib" / "x86_64-linux-gnu" / "libtcmalloc_
 
 LIBRARIES = {
     "default": "allocator of the C library, GNU OpenMP",
-    "tuned": "tcmalloc, Intel's OpenMP runtime",
-    "huge": "as tuned, and large tensors in huge pages",
+    "tuned": "tcmalloc, Intel's OpenMP runtime, huge pages",
 }
-# Huge pages are no faster (README.md), so they are compared where they are asked for.
-USUAL = ["default", "tuned"]
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,16 @@ def environment(libraries: str, threads: int) -> dict[str, str]:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     variables["OMP_NUM_THREADS"] = str(threads)
     variables["TORCHINDUCTOR_CACHE_DIR"] = str(PEERS / "inductor")
-    if libraries != "default":
+    if libraries == "tuned":
         preload = [str(path) for path in (IOMP, TCMALLOC) if path.exists()]
         variables |= {
             "LD_PRELOAD": ":".join(preload),
             # As PyTorch's tuning guide for CPUs has them.
             "KMP_BLOCKTIME": "1",
             "KMP_AFFINITY": "granularity=fine,compact,1,0",
+            # Has its allocator ask the system for huge pages, for tensors of 2 MiB and more.
+            "THP_MEM_ALLOC_ENABLE": "1",
         }
-    if libraries == "huge":
-        # Read by PyTorch's allocator, which then asks the system for them from 2 MiB on.
-        variables["THP_MEM_ALLOC_ENABLE"] = "1"
     return variables
 
 
@@ -73,7 +69,7 @@ def available(kinds: list[str]) -> tuple[list[Setting], list[str]]:
     if absent := [path.name for path in (IOMP, TCMALLOC) if not path.exists()]:
         missing.append(f"without {' and '.join(absent)}, which could not be had (run.sh says why)")
     if len(absent) < 2:
-        libraries += ["tuned", "huge"]
+        libraries.append("tuned")
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if "compiled" in kinds and not compiler:
         missing.append("without torch.compile, which needs a C++ compiler: install g++")
