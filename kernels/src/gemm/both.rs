@@ -265,7 +265,8 @@ impl Column {
     ///
     /// # Safety
     /// Left and right are valid for the depth: register blocks of A `left.block` apart, of `row == 1` in a format without
-    /// tiles, otherwise as [`pack_a`] has them; rows of the panel `b_row` apart. C is valid for the column, whole lines of it if they are streamed.
+    /// tiles, otherwise as [`pack_a`] has them; rows of the panel `b_row` apart. C is valid for the column, whole lines of it
+    /// if they are streamed.
     #[inline(always)]
     unsafe fn multiply<S: Simd, F: Format<S>>(
         &mut self,

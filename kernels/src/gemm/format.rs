@@ -70,7 +70,8 @@ pub(crate) trait Format<S: Simd>: Copy {
     /// # Safety
     /// A is valid for `rows x kc` words, B for `kc` rows of `NR`, C and, to accumulate, its start
     /// for the size, `rows x cols`; `rows <= MR`, `cols <= NR`; `a_col == 1`, or `a_row == 1` in a format
-    /// without [`Format::TILES`]. Or a tile of [`super::narrow`]. With it `kc` is whole lines, and `a_col` what lies from a line of a row to its next, in lines.
+    /// without [`Format::TILES`]. With [`Format::TILES`] `kc` is whole lines, and `a_col` what lies from a line of a row to
+    /// its next, in lines. Or, without them, a tile of [`super::narrow`].
     unsafe fn multiply(
         self,
         s: S,

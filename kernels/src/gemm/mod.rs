@@ -23,8 +23,9 @@
 //!
 //! Up to 16 rows, which read B once and do little with it, have loops of their own ([`few`]), and so
 //! have products by tiles of matrices ([`tiles`]). A panel and a few groups of rows are multiplied without any loops but
-//! those of the micro-kernel ([`small`]). Of few columns a row is a lane ([`narrow`]), and of little
-//! depth C is written row by row ([`shallow`]). What all of these are made of, tiles at the edges of C ([`edge`]) among it, are functions of their own ([`parts`]).
+//! those of the micro-kernel ([`small`]). Of few columns a row is a lane ([`narrow`]), and of little depth C is written
+//! row by row ([`shallow`]). What all of these are made of, tiles at the edges of C ([`edge`]) among it, are functions of
+//! their own ([`parts`]).
 //!
 //! The structure is that of Goto and van de Geijn, "Anatomy of High-Performance
 //! Matrix Multiplication" (2008), with the loops over L3 blocks left to the
@@ -105,8 +106,9 @@ pub(crate) struct RawGemm {
     pub(crate) sums: Option<ColumnSums>,
     /// Room for operands in another format.
     pub(crate) scratch: *mut f32,
-    /// What tiles ask for before the next panel, of matrices ([`tiles`]) instead of it, if anything: a grid that is there, and nobody else's, during the
-    /// product. Products of a few rows, of little depth, and those of [`both`], do not ask for it.
+    /// What tiles ask for before the next panel, of matrices ([`tiles`]) instead of it, if anything: a grid that is there,
+    /// and nobody else's, during the product. Products of a few rows, of little depth, and those of [`both`], do not ask
+    /// for it.
     pub(crate) ahead: Option<NonNull<Grid>>,
 }
 
