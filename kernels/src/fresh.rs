@@ -5,7 +5,7 @@
 //! what is wanted next into a *slab* that stays in cache, and memory for no more than that:
 //!
 //! ```text
-//! for each SLAB_COLUMNS columns of B
+//! for each slab_columns of B
 //!   for each depth of SLAB_WORDS in all
 //!     pack B's part                               (L2)
 //!     C's columns (+)= A's part times it          (as any packed product),
@@ -31,11 +31,18 @@ use crate::{Finish, Kernels};
 use core::ptr::NonNull;
 
 /// Columns of a slab: a multiple of every panel. A is read once for each.
-const SLAB_COLUMNS: usize = 256;
-/// Words of a slab along the inner dimension: with [`SLAB_COLUMNS`] 256 KiB. Slabs of 1 MiB took
-/// 1.02 of the time of GPT-2 124M's step for 256 tokens, slabs of one panel 1.08 of its products'
-/// (Granite Rapids, AVX-512, f32, in turns). Where C is of bf16 it goes through all of that dimension at once,
-/// and so does its slab.
+///
+/// With [`SLAB_WORDS`] 128 KiB, so that level 2 has room for it, for A's part and for the part of B that comes next, which is
+/// of floats even where words are of bf16. Eight weights of GPT-2 124M by 128 rows on each of two threads have
+/// 0.99 to 1.04 of the speed that they have with 256 columns in f32 (medians of seven turns), 1.01 to 1.03 in bf16 (nine), 1.01 to
+/// 1.11 in f32 with AVX2 (five; Zen 4, whose level 2 is 1 MiB). Products of tiles have not been tried with fewer.
+const fn slab_columns(f: Footprint) -> usize {
+    if f.tiles { 256 } else { 128 }
+}
+
+/// Words of a slab along the inner dimension. With 256 columns slabs of 1 MiB took 1.02 of the time of GPT-2 124M's step for 256
+/// tokens, slabs of one panel 1.08 of its products' (Granite Rapids, AVX-512, f32, in turns). Where C is of bf16 it goes through all
+/// of that dimension at once, and so does its slab.
 const SLAB_WORDS: usize = KC;
 
 /// Elements of the inner dimension of a slab.
@@ -45,7 +52,7 @@ const fn slab_depth(f: Footprint, k: usize, into_halves: bool) -> usize {
 
 /// Floats of a slab of a `k x n` matrix, `None` on overflow.
 pub(crate) const fn slab_len(f: Footprint, k: usize, n: usize, into_halves: bool) -> Option<usize> {
-    f.packed_len(slab_depth(f, k, into_halves), least(n, SLAB_COLUMNS))
+    f.packed_len(slab_depth(f, k, into_halves), least(n, slab_columns(f)))
 }
 
 impl Kernels {
@@ -93,13 +100,14 @@ impl Kernels {
             "gemm_fresh: scratch is too short"
         );
         let epilogue = RawEpilogue::new(&finish.into(), m, n, c.half);
-        let most = slab_depth(self.footprint(), k, c.half);
-        let slab = slab_len(self.footprint(), k, n, c.half).unwrap_or(0);
+        let f = self.footprint();
+        let (most, most_cols) = (slab_depth(f, k, c.half), slab_columns(f));
+        let slab = slab_len(f, k, n, c.half).unwrap_or(0);
         let (slab, scratch) = scratch.split_at_mut(slab);
         let (slab, scratch) = (slab.as_mut_ptr(), scratch.as_mut_ptr());
         let mut j = 0;
         while j < n {
-            let cols = SLAB_COLUMNS.min(n - j);
+            let cols = most_cols.min(n - j);
             let mut depth = 0;
             // `k == 0` still runs once, to overwrite C and apply the epilogue.
             loop {
@@ -107,7 +115,7 @@ impl Kernels {
                 let last = depth + part == k;
                 let from = a.skip(0, depth);
                 let (soon, at) = if last { (0, j + cols) } else { (depth + part, j) };
-                let (rows, width) = (most.min(k - soon), SLAB_COLUMNS.min(n - at));
+                let (rows, width) = (most.min(k - soon), most_cols.min(n - at));
                 let next = b.skip(soon, at);
                 let next = match b.col {
                     1 => Grid::new(next, rows, width),
