@@ -35,7 +35,7 @@ use core::ptr::NonNull;
 /// With [`SLAB_WORDS`] 128 KiB, so that level 2 has room for it, for A's part and for the part of B that comes next, which is
 /// of floats even where words are of bf16. Eight weights of GPT-2 124M by 128 rows on each of two threads have
 /// 0.99 to 1.04 of the speed that they have with 256 columns in f32 (medians of seven turns), 1.01 to 1.03 in bf16 (nine), 1.01 to
-/// 1.11 in f32 with AVX2 (five; Zen 4, whose level 2 is 1 MiB). Products of tiles have not been tried with fewer.
+/// 1.11 in f32 with AVX2 (five; Zen 4, whose level 2 is 1 MiB). A larger level 2 has not been tried with fewer than 256, nor have tiles.
 const fn slab_columns(f: Footprint) -> usize {
     if f.tiles { 256 } else { 128 }
 }
