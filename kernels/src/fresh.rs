@@ -131,6 +131,7 @@ impl Kernels {
                     a_col: a.col,
                     b: slab.cast_const(),
                     b_panel: self.packed_len(part, self.panel()).unwrap_or(0),
+                    uncached: false,
                     c: c.skip(0, j).ptr.cast_mut(),
                     c_row: c.row,
                     accumulate: depth > 0,

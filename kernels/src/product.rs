@@ -140,13 +140,21 @@ pub struct Packed<'a> {
     data: &'a [f32],
     k: usize,
     n: usize,
+    uncached: bool,
 }
 
 impl<'a> Packed<'a> {
     /// Names the shape of what [`Kernels::pack`] wrote to `data`.
     #[must_use]
     pub fn new(data: &'a [f32], k: usize, n: usize) -> Self {
-        Self { data, k, n }
+        Self { data, k, n, uncached: false }
+    }
+
+    /// The same, if it `is` so large, with what is read beside it, that no cache has it at its next use.
+    /// Of speed alone, where there are few rows.
+    #[must_use]
+    pub fn uncached(self, is: bool) -> Self {
+        Self { uncached: is, ..self }
     }
 }
 
@@ -401,6 +409,7 @@ impl Kernels {
             a_col: a.col,
             b: b.data.as_ptr(),
             b_panel: self.words(k) * self.panel(),
+            uncached: b.uncached,
             c: c.ptr.cast_mut(),
             c_row: c.row,
             accumulate,
@@ -527,6 +536,7 @@ impl Kernels {
             a_col: 0,
             b: core::ptr::null(),
             b_panel: 0,
+            uncached: false,
             c: c.ptr,
             c_row: c.row_stride,
             accumulate: write == Write::Accumulate,

@@ -91,7 +91,7 @@ fn check(kernels: &Kernels, case: Case, kind: usize, rng: &mut Rng) {
         }
     };
     let with_bias = matches!(kind, 1 | 3 | 5 | 6 | 8);
-    let packed_b = Packed::new(packed.slice(), k, n);
+    let packed_b = Packed::new(packed.slice(), k, n).uncached(rng.coin());
     let mut scratch = Grid::blank(1, kernels.gemm_scratch_len(m, k), 0, 1 + rng.below(7));
     let (a_view, scratch_view) = (view(&a, a_t), scratch.slice_mut());
     kernels.gemm(a_view, packed_b, c.view_mut(), accumulate, epilogue, scratch_view);

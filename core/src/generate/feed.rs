@@ -106,7 +106,8 @@ impl<'a> Feed<'a> {
         };
         let panels = |at: usize| {
             let len = self.kernels.packed_len(k, n).unwrap_or(0);
-            let weights = Packed::new(&self.packed[at..at + len], k, n);
+            let weights =
+                Packed::new(&self.packed[at..at + len], k, n).uncached(self.plan.is_uncached());
             self.kernels.packed_columns(weights, columns.clone())
         };
         // SAFETY: results are columns that are this tile's alone; what is read was written by

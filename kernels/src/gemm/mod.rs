@@ -93,6 +93,8 @@ pub(crate) struct RawGemm {
     /// Packed panels of B, `b_panel` words apart.
     pub(crate) b: *const f32,
     pub(crate) b_panel: usize,
+    /// Products of a few rows: B comes from memory.
+    pub(crate) uncached: bool,
     pub(crate) c: *mut f32,
     pub(crate) c_row: usize,
     /// Add to C instead of overwriting it.
