@@ -2,9 +2,10 @@
 //!
 //! Pools are anonymous mappings, not vectors: a vector of 64-byte aligned lines is
 //! zeroed by writing to it, which makes every page resident at once. A mapping is zero
-//! already and its pages appear when first written, for a plan's pools huge ones where the system
-//! has them (a first touch then costs a quarter). Generation takes small ones: huge ones read no
-//! faster there, and the cache of a whole context would be made resident with its first tokens.
+//! already and its pages appear when first written, for a plan's pools and packed weights huge ones
+//! where the system has them: a first touch then costs a quarter, and one row of weights is read faster
+//! (GPT-2 124M, one thread of Zen 4, in turns: 1.02 to 1.06 times as many tokens a second). The cache
+//! of generation takes small ones: that of a whole context would be made resident with its first tokens.
 #![expect(unsafe_code, reason = "views a mapping as cache lines")]
 
 mod machine;

@@ -56,7 +56,7 @@ impl Streams {
         Ok(Self {
             plan,
             kernels,
-            packed: lines(plan.packed_lines())?,
+            packed: Lines::zeroed_in_huge_pages(plan.packed_lines()).map_err(|e| refused(&e))?,
             texts: (0..texts.max(1)).map(|_| text()).collect::<Result<_>>()?,
             slots: filled(slots, Slot::new)?,
             words: filled(words, || AtomicU64::new(0))?,
